@@ -1,0 +1,111 @@
+"""What is switched on for a while on every ETHER layer of a model, and put back after."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ether_diffusion.tuner.linear import EtherLinear, make_rows
+from ether_diffusion.tuner.mixture import Mixture
+
+
+@contextmanager
+def prepared_adapters(model: nn.Module) -> Iterator[None]:
+    """Normalise the active adapters' vectors of all layers at once, instead of layer by layer.
+
+    Put it around one forward and its backward: the vectors must not change inside, and the backward of what
+    ran inside belongs inside too. The result is the same; narrow layers become faster (see the README).
+    """
+    layers = _ether_layers(model)
+    keyed: dict[torch.dtype, list[tuple[EtherLinear, str]]] = {}
+    for layer in layers:
+        weight = layer.base_linear.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        keyed.setdefault(dtype, []).extend((layer, name) for name in layer.active_scales())
+    before = [layer.prepared_rows for layer in layers]
+    try:
+        for layer in layers:
+            layer.prepared_rows = {}
+        for dtype, pairs in keyed.items():
+            made = make_rows([layer.vectors(name) for layer, name in pairs], dtype)
+            for (layer, name), sides in zip(pairs, made, strict=True):
+                layer.prepared_rows[name] = sides
+        yield
+    finally:
+        for layer, rows in zip(layers, before, strict=True):
+            layer.prepared_rows = rows
+
+
+@contextmanager
+def mixed_adapters(
+    model: nn.Module, names: Sequence[str | None], *, scales: Sequence[float] | None = None
+) -> Iterator[None]:
+    """Give each sample of the batches run inside its own adapter; None, or a scale of 0, is the base.
+
+    Sample i is computed with W + scales[i] (W' of names[i] - W), whatever adapters are otherwise active. A
+    batch may hold the samples several times over, one set after the other, as classifier-free guidance does.
+    Inference only: no gradient reaches the adapters, and they must not change inside.
+
+    Raises:
+        ValueError: no adapter is attached, a name is unknown, scales do not pair with names or are not
+            finite, or adapters are merged.
+    """
+    layers = _ether_layers(model)
+    scales = [1.0] * len(names) if scales is None else list(scales)
+    _check_mixture(layers, names, scales)
+    before = [layer.mixture for layer in layers]
+    try:
+        for layer in layers:
+            layer.mixture = _mixture(layer, names, scales)
+        yield
+    finally:
+        for layer, mixture in zip(layers, before, strict=True):
+            layer.mixture = mixture
+
+
+def _ether_layers(model: nn.Module) -> list[EtherLinear]:
+    layers = [module for module in model.modules() if isinstance(module, EtherLinear)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} carries no ETHER adapter; add or load one first")
+    return layers
+
+
+def _check_mixture(layers: list[EtherLinear], names: Sequence[str | None], scales: Sequence[float]) -> None:
+    known = {name for layer in layers for name in layer.r}
+    unknown = sorted({name for name in names if name is not None} - known)
+    if not names:
+        raise ValueError("mixed_adapters needs one adapter name (or None) per sample; found none")
+    if unknown:
+        raise ValueError(f"no adapter named {', '.join(unknown)}; loaded are {', '.join(sorted(known))}")
+    if len(scales) != len(names) or not all(map(math.isfinite, scales)):
+        raise ValueError(
+            f"mixed_adapters needs {len(names)} finite scales, one per name; found {list(scales)}"
+        )
+    if any(layer.merged for layer in layers):
+        raise ValueError("adapters are merged into the base; unmerge (unfuse) before mixed_adapters")
+
+
+@torch.no_grad()
+def _mixture(layer: EtherLinear, names: Sequence[str | None], scales: Sequence[float]) -> Mixture | None:
+    weight = layer.base_linear.weight
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    pairs = {name: layer.factors(name, wide) for name in set(names) if name in layer.r}
+    if not pairs:
+        return None
+    rank = max(len(down) for down, _ in pairs.values())
+    nothing = wide.new_zeros(rank, layer.in_features), wide.new_zeros(layer.out_features, rank)
+
+    def padded(name: str | None, scale: float) -> tuple[Tensor, Tensor]:
+        down, up = pairs.get(name, nothing) if name is not None else nothing
+        missing = rank - len(down)
+        return F.pad(down, (0, 0, 0, missing)), F.pad(up * scale, (0, missing))
+
+    stacked = [padded(name, scale) for name, scale in zip(names, scales, strict=True)]
+    return Mixture(
+        torch.stack([down for down, _ in stacked]).to(weight.dtype),
+        torch.stack([up for _, up in stacked]).to(weight.dtype),
+    )

@@ -1,0 +1,145 @@
+"""EtherLinear: an nn.Linear seen through its adapters, and merged with them and back."""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from ether_diffusion import reflections
+from ether_diffusion.fast_linear import reflected_linear
+from ether_diffusion.reflections import Rows
+from ether_diffusion.tuner.config import EtherConfig
+from ether_diffusion.tuner.layer import EtherLayer
+from ether_diffusion.tuner.mixture import Mixture
+
+SideRows = tuple[Rows | None, Rows | None]
+"""The rows of an adapter's input and output side; None where it has none."""
+
+
+class EtherLinear(nn.Module, EtherLayer):
+    """A Linear with W' = Σ over active adapters of s (W'_a - W), added to W.
+
+    W'_a is the weight as adapter a alone makes it: H_out W H_in. Several adapters add up, as their exported
+    LoRA files do, so neither their order nor the tool matters.
+    """
+
+    def __init__(
+        self, base_layer: nn.Linear, adapter_name: str, *, config: EtherConfig, num_blocks: int
+    ) -> None:
+        super().__init__()
+        self._init_adapters(base_layer)
+        self.register_buffer("pristine_weight", None, persistent=False)
+        self.pristine_weight: Tensor | None
+        self.prepared_rows: dict[str, SideRows] = {}
+        self.mixture: Mixture | None = None
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, num_blocks)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return x W'ᵀ + b (..., out) for x (..., in)."""
+        if self._disable_adapters and self.merged:
+            self.unmerge()
+        active = {} if self._disable_adapters or self.merged else self.active_scales()
+        base = self.base_linear
+        if self.mixture is not None and not self._disable_adapters:
+            return self.mixture.linear(x, base.weight, base.bias)
+        if not active:
+            result: Tensor = self.base_layer(x, *args, **kwargs)
+            return result
+        x = F.dropout(x, max(self.dropout[name] for name in active), self.training)
+        weight: Tensor = base.weight
+        bias: Tensor | None = base.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._adapted(x, weight, bias, active)
+
+    def _adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, active: dict[str, float]) -> Tensor:
+        if list(active.values()) != [1.0]:
+            down, up = self._summed_factors(weight, active)
+            return F.linear(x, weight, bias) + F.linear(F.linear(x, down), up)
+        (name,) = active
+        if torch.compiler.is_compiling() or weight.requires_grad:
+            # a compiler fuses the plain form just as well; autograd differentiates it for W too
+            return reflections.plain_linear(x, weight, bias, *self.vectors(name))
+        input_side, output_side = self.rows(name, weight.dtype)
+        return reflected_linear(x, weight, bias, input_side=input_side, output_side=output_side)
+
+    def rows(self, adapter_name: str, dtype: torch.dtype) -> SideRows:
+        """Return the rows of an adapter's two sides in `dtype`: the prepared ones, or made here."""
+        prepared = self.prepared_rows.get(adapter_name)
+        if prepared is not None and all(side is None or side.stack.dtype == dtype for side in prepared):
+            return prepared
+        return make_rows([self.vectors(adapter_name)], dtype)[0]
+
+    def factors(self, adapter_name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A (r, in) and B (out, r) with W'_a = W + B A for the given W (out, in), in its dtype."""
+        return reflections.factors(weight, *self.rows(adapter_name, weight.dtype))
+
+    def _summed_factors(self, weight: Tensor, scales: dict[str, float]) -> tuple[Tensor, Tensor]:
+        pairs = [(self.factors(name, weight), scale) for name, scale in scales.items()]
+        return torch.cat([down for (down, _), _ in pairs]), torch.cat([up * s for (_, up), s in pairs], dim=1)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return W'_a - W (out, in) of an adapter at scale 1, in float32; needed by PEFT's converters."""
+        down, up = self.factors(adapter, self._unmerged_weight().float())
+        return up @ down
+
+    def _unmerged_weight(self) -> Tensor:
+        weight: Tensor = (
+            self.base_linear.weight.detach() if self.pristine_weight is None else self.pristine_weight
+        )
+        return weight
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Replace the base's weight by W', keeping the weight itself for `unmerge`.
+
+        Raises:
+            ValueError: with `safe_merge`, W' is not finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.r]
+        if not names:
+            return
+        weight = self.base_linear.weight
+        pristine = self._unmerged_weight()
+        wide = pristine.to(torch.promote_types(pristine.dtype, torch.float32))
+        updates = [(*self.factors(name, wide), self.scale(name)) for name in names]
+        merged = reflections.merged_weight(weight.data, updates)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"merging adapter(s) {', '.join(names)} would give weights that are not finite")
+        self.pristine_weight = pristine
+        weight.data = merged
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the base's own weight back: the very tensor, so nothing drifts."""
+        if self.pristine_weight is None:
+            warnings.warn("no adapter is merged here; nothing to unmerge", stacklevel=2)
+            return
+        self.base_linear.weight.data = self.pristine_weight
+        self.pristine_weight = None
+        self.merged_adapters.clear()
+        for pushed in self.scales.values():  # diffusers' fuse_lora(lora_scale) leaves its factor behind
+            del pushed[1:]
+
+    def extra_repr(self) -> str:
+        """Say what is adapted: sizes, and blocks and scale of every adapter."""
+        adapters = ", ".join(
+            f"{name}: {blocks} blocks at {self.scale(name):g}" for name, blocks in self.r.items()
+        )
+        return f"in_features={self.in_features}, out_features={self.out_features}, adapters=({adapters})"
+
+
+def make_rows(vectors: list[Any], dtype: torch.dtype) -> list[SideRows]:
+    """Return the rows of many adapters' (input, output) vectors, all made in one go."""
+    flat = [side for pair in vectors for side in pair if side is not None]
+    made = iter(reflections.rows(flat, dtype))
+    return [
+        (None if first is None else next(made), None if second is None else next(made))
+        for first, second in vectors
+    ]

@@ -1,0 +1,141 @@
+"""EtherModel: which modules of a model are adapted, checked before any is touched."""
+
+import re
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _ExcludedModule,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from ether_diffusion.tuner.config import TARGET_PRESETS, EtherConfig
+from ether_diffusion.tuner.layer import EtherLayer
+from ether_diffusion.tuner.linear import EtherLinear
+
+
+class EtherModel(BaseTuner):
+    """Attaches ETHER adapters to the Linear modules that an EtherConfig names."""
+
+    prefix = "ether_"
+    tuner_layer_cls = EtherLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _prepare_adapter_config(self, peft_config: EtherConfig, model_config: dict[str, Any]) -> EtherConfig:
+        if peft_config.target_modules is None:
+            peft_config.target_modules = set(TARGET_PRESETS["attention"])
+        return peft_config
+
+    def _prepare_model(self, peft_config: EtherConfig, model: nn.Module) -> None:
+        """Check every target before the first is replaced, so that a refusal leaves the model as it was."""
+        config = _maybe_include_all_linear_layers(peft_config, model)
+        targets = _targets(config, model)
+        problems = [
+            p for name, module in targets.items() if (p := _problem(config, name, module)) is not None
+        ]
+        if problems:
+            raise ValueError(
+                "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
+            )
+        if targets:
+            _warn_of_unmatched(config, list(targets))
+
+    def _create_and_replace(
+        self,
+        peft_config: EtherConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        problem = _problem(peft_config, current_key, target)
+        if problem is not None:
+            raise ValueError(problem)
+        num_blocks = _num_blocks(peft_config, current_key)
+        if isinstance(target, EtherLinear):
+            target.update_layer(adapter_name, peft_config, num_blocks)
+            return
+        assert isinstance(target, nn.Linear)
+        layer = EtherLinear(target, adapter_name, config=peft_config, num_blocks=num_blocks)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+
+def _targets(config: EtherConfig, model: nn.Module) -> dict[str, nn.Module]:
+    adapted = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    )
+    result = {}
+    for name, module in model.named_modules():
+        found = name and not name.startswith(adapted) and check_target_module_exists(config, name)
+        if found and not isinstance(found, _ExcludedModule):
+            result[name] = module
+    return result
+
+
+def _num_blocks(config: EtherConfig, name: str) -> int:
+    key = get_pattern_key(config.num_blocks_pattern.keys(), name)
+    return config.num_blocks_pattern.get(key, config.num_blocks)
+
+
+def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
+    """Say in one sentence why a module cannot be adapted, or return None."""
+    if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer):
+        return (
+            f"{name} already carries an adapter of another method ({type(module).__name__}); unload it first"
+        )
+    base = module.base_linear if isinstance(module, EtherLayer) else module
+    if not isinstance(base, nn.Linear) or not _is_plain(base):
+        return (
+            f"{name} is a {_describe(base)}; ETHER adapts torch.nn.Linear with floating-point weights: "
+            "load the base unquantized or leave this module out with exclude_modules"
+        )
+    num_blocks = _num_blocks(config, name)
+    for side, width, wanted in (
+        ("in_features", base.in_features, config.has_input_side),
+        ("out_features", base.out_features, config.has_output_side),
+    ):
+        if wanted and width % num_blocks:
+            fitting = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
+            return f"num_blocks={num_blocks} does not divide {side}={width} of {name}; use one of {fitting}"
+    return None
+
+
+def _is_plain(base: nn.Linear) -> bool:
+    # quantized layers override forward, hold integers, or wrap their weight in a tensor class of their own
+    weight = base.weight.data
+    return (
+        type(base).forward is nn.Linear.forward
+        and type(weight) is torch.Tensor
+        and weight.is_floating_point()
+    )
+
+
+def _describe(module: nn.Module) -> str:
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    weight = getattr(module, "weight", None)
+    return kind if weight is None else f"{kind} with {weight.dtype} weights"
+
+
+def _warn_of_unmatched(config: EtherConfig, names: list[str]) -> None:
+    unmatched = [
+        pattern
+        for pattern in config.num_blocks_pattern
+        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
+    ]
+    if isinstance(config.target_modules, (set, list)):
+        unmatched += [
+            target
+            for target in sorted(config.target_modules)
+            if not any(name == target or name.endswith(f".{target}") for name in names)
+        ]
+    if unmatched:
+        warnings.warn(f"no adapted module matches {', '.join(unmatched)}; check the spelling", stacklevel=2)

@@ -1,0 +1,1 @@
+"""The diffusers face of ether-diffusion: pipelines that load ETHER adapters."""

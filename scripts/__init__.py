@@ -1,0 +1,1 @@
+"""Commands: each parses, builds a config and makes one call into the library."""
