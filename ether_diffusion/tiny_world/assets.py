@@ -1,0 +1,89 @@
+"""Fetching and reading the 3D emoji renders that Tiny World is composed from."""
+
+import json
+import logging
+import shutil
+import subprocess
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RUN_FOLDER = Path("~/.cache/ether_diffusion/tiny_world").expanduser()
+RENDERS_FOLDER = Path(__file__).with_name("renders")
+# Versions are pinned so that the same concepts give the same pictures.
+NPM_PACKAGES = (
+    "@lobehub/fluent-emoji-3d@1.1.0",
+    "unicode-emoji-json@0.9.0",
+    "emojibase-data@17.0.0",
+)
+RENDERS_ARCHIVE = "lobehub-fluent-emoji-3d-1.1.0.tgz"
+NAMES_ARCHIVE = "unicode-emoji-json-0.9.0.tgz"
+NAMES_MEMBER = "package/data-by-emoji.json"
+
+
+def fetch_renders(run_folder: Path) -> Path:
+    """Download the npm packages once and unpack the renders; return their folder.
+
+    Raises:
+        FileNotFoundError: npm is not installed and the archives are not there.
+    """
+    npm_folder = run_folder / "npm"
+    renders = npm_folder / "renders"
+    if renders.is_dir():
+        return renders
+    npm_folder.mkdir(parents=True, exist_ok=True)
+    if not (npm_folder / RENDERS_ARCHIVE).is_file():
+        _download_packages(npm_folder)
+    unfinished = npm_folder / "renders.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    with tarfile.open(npm_folder / RENDERS_ARCHIVE) as archive:
+        for member in archive.getmembers():
+            if member.isfile() and member.name.endswith(".webp"):
+                member.name = Path(member.name).name
+                archive.extract(member, unfinished, filter="data")
+    unfinished.rename(renders)
+    logger.info("unpacked %d renders into %s", len(list(renders.iterdir())), renders)
+    return renders
+
+
+def _download_packages(npm_folder: Path) -> None:
+    if shutil.which("npm") is None:
+        raise FileNotFoundError(
+            f"npm was not found and {npm_folder / RENDERS_ARCHIVE} does not exist; install Node.js, or put "
+            f"the archives of {', '.join(NPM_PACKAGES)} into {npm_folder}"
+        )
+    logger.info("fetching %s", ", ".join(NPM_PACKAGES))
+    subprocess.run(["npm", "pack", "--silent", *NPM_PACKAGES], cwd=npm_folder, check=True)
+
+
+def read_emoji_names(run_folder: Path) -> list[str]:
+    """Read the Unicode names of all emoji but flags from the fetched packages."""
+    with tarfile.open(run_folder / "npm" / NAMES_ARCHIVE) as archive:
+        member = archive.extractfile(NAMES_MEMBER)
+        assert member is not None, f"{NAMES_ARCHIVE} is pinned and has {NAMES_MEMBER}"
+        rows = json.load(member)
+    return [row["name"] for row in rows.values() if row["group"] != "Flags"]
+
+
+@lru_cache(maxsize=256)
+def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> Image.Image:
+    """Read one render as RGBA, cropped to its opaque box.
+
+    Raises:
+        FileNotFoundError: the folder has no such render.
+    """
+    path = renders_folder / f"{render}.webp"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; the package carries only the renders of its demos; others come from "
+            "scripts/train_tiny_world.py --stage data"
+        )
+    with Image.open(path) as picture:
+        rgba = picture.convert("RGBA")
+    box = rgba.getchannel("A").point(lambda alpha: 255 if alpha > 16 else 0).getbbox()
+    return rgba.crop(box)

@@ -1,0 +1,64 @@
+"""The concepts of Tiny World: those its model was trained on, and those kept from it as future subjects."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
+
+Split = Literal["trained", "held_out"]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing that can be drawn.
+
+    name is the word used in captions ("cat"), kind its hypernym ("animal"), emoji_name its Unicode name, and
+    render the stem of its WebP file (the code points in hexadecimal).
+    """
+
+    name: str
+    kind: str
+    emoji_name: str
+    render: str
+
+    @property
+    def phrase(self) -> str:
+        """The name with its article: "a cat", "an apple", "cherries"."""
+        return with_article(self.name)
+
+
+PLURALS = ("cherries",)
+
+
+def with_article(noun: str) -> str:
+    """Put "a" or "an" before a singular noun; plural names of the world stay bare."""
+    if noun.split()[-1] in PLURALS:
+        return noun
+    return f"an {noun}" if noun[0] in "aeiou" and not noun.startswith("uni") else f"a {noun}"
+
+
+def load_concepts(split: Split) -> tuple[Concept, ...]:
+    """Read the concepts of one split, in the order that gives each its class index."""
+    rows = json.loads(CONCEPTS_FILE.read_text(encoding="utf-8"))[split]
+    return tuple(Concept(**row) for row in rows)
+
+
+def all_concepts() -> tuple[Concept, ...]:
+    """The trained concepts followed by the held-out ones: the classes of the judge."""
+    return load_concepts("trained") + load_concepts("held_out")
+
+
+def find_concept(name: str) -> Concept:
+    """Find a concept of either split by its name.
+
+    Raises:
+        ValueError: no concept has this name.
+    """
+    concepts = all_concepts()
+    for concept in concepts:
+        if concept.name == name:
+            return concept
+    names = ", ".join(concept.name for concept in concepts)
+    raise ValueError(f"no concept is named {name!r}; the concepts of Tiny World are {names}")

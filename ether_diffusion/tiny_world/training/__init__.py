@@ -1,0 +1,1 @@
+"""Training of Tiny World: the data, autoencoder, CLIP, judge and UNet stages."""

@@ -1,0 +1,81 @@
+"""The export stage: the averaged weights as a stock Stable Diffusion pipeline in float16."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
+from ether_diffusion.tiny_world.judge import JUDGE_FILE, Judge
+from ether_diffusion.tiny_world.training.unet import SCHEDULE
+
+logger = logging.getLogger(__name__)
+
+MAX_MEGABYTES = 25.0
+LICENSE_FILES = ("NOTICE",)
+
+
+def export_pipeline(
+    folder: Path,
+    *,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+) -> None:
+    """Save the parts as a StableDiffusionPipeline in float16, licences beside it.
+
+    Raises:
+        ValueError: the folder came out bigger than what the package may carry.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+    _write_slow_tokenizer(tokenizer, folder / "tokenizer")
+    for name in LICENSE_FILES:
+        source = RENDERS_FOLDER / name
+        shutil.copyfile(source, folder / name)
+    megabytes = folder_megabytes(folder)
+    logger.info("exported %.2f MB into %s", megabytes, folder)
+    if megabytes > MAX_MEGABYTES:
+        raise ValueError(
+            f"{folder} is {megabytes:.1f} MB; at most {MAX_MEGABYTES} may be shipped: use a smaller UNet"
+        )
+
+
+def _write_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write vocab.json and merges.txt too, for tools that read CLIP tokenizers from them."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def export_judge(folder: Path, judge: Judge) -> None:
+    """Save the judge in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
+    save_file(tensors, folder / JUDGE_FILE)
+
+
+def folder_megabytes(folder: Path) -> float:
+    """Size of all files below a folder in MB (10^6 bytes)."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

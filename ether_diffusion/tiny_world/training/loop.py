@@ -1,0 +1,229 @@
+"""The training loop that all stages of Tiny World share: resumable, pausable, bounded in time."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+
+from ether_diffusion.tiny_world import WEIGHTS_FOLDER
+from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER
+from ether_diffusion.tiny_world.training.average import Average
+from ether_diffusion.tiny_world.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from ether_diffusion.tiny_world.training.clock import Clock
+from ether_diffusion.tiny_world.training.compiling import compile_blocks
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 100
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, where and with what a stage is trained."""
+
+    run_folder: Path = field(
+        default=DEFAULT_RUN_FOLDER, metadata={"help": "Folder of data, cached latents and checkpoints."}
+    )
+    time_budget_minutes: float = field(
+        default=60.0,
+        metadata={"help": "Stop, after a checkpoint, when this call has trained so many minutes."},
+    )
+    max_steps: int = field(
+        default=10_000_000, metadata={"help": "Stop, after a checkpoint, at this step of the stage."}
+    )
+    batch_size: int = field(
+        default=0, metadata={"help": "Samples of a step and process; 0 takes the stage's own."}
+    )
+    learning_rate: float = field(
+        default=0.0, metadata={"help": "Peak learning rate; 0 takes the stage's own."}
+    )
+    decay_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Last part of the budget over which the rate falls to 5 %; 0: constant."},
+    )
+    checkpoint_minutes: float = field(default=4.0, metadata={"help": "Minutes between checkpoints."})
+    sheet_minutes: float = field(default=12.0, metadata={"help": "Minutes between sample sheets."})
+    num_threads: int = field(
+        default=0, metadata={"help": "CPU threads of this process; 0 leaves torch's choice."}
+    )
+    mixed_precision: str = field(
+        default="bf16", metadata={"help": "Autocast of accelerate: bf16, fp16 or no."}
+    )
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the data, of the initial weights and of every draw."}
+    )
+    pause_file: Path | None = field(
+        default=None, metadata={"help": "While this file exists, training waits between steps."}
+    )
+    compiled: bool = field(
+        default=False,
+        metadata={"help": "Compile the blocks: minutes at first, then 1.2 times faster on a CPU."},
+    )
+    init_from: Path | None = field(
+        default=None, metadata={"help": "Exported pipeline that the UNet stage starts from."}
+    )
+    export_folder: Path = field(
+        default=WEIGHTS_FOLDER, metadata={"help": "Folder that the export stage writes."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction={self.decay_fraction} is no part of the budget; use 0 to 1")
+        if self.time_budget_minutes <= 0:
+            raise ValueError(
+                f"time_budget_minutes={self.time_budget_minutes} leaves no time; use more than 0"
+            )
+
+
+class Stage(Protocol):
+    """What the loop asks of a stage."""
+
+    name: str
+    batch_size: int
+    learning_rate: float
+    average_decay: float
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The module whose forward is the loss of a batch; its whole state is saved."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, object]]:
+        """Return AdamW's groups, each with its "lr"."""
+
+    def make_batch(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw a batch on the CPU; everything random comes from the generator."""
+
+    def write_sheet(self, path: Path, device: torch.device) -> None:
+        """Draw a sample sheet with the weights that the model now has."""
+
+
+def step_generator(seed: int, step: int, process_index: int) -> torch.Generator:
+    """Return the CPU generator of one step: a function of its arguments, so that resuming needs no state."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_009 + process_index)
+
+
+def _learning_rate_factor(step: int, elapsed: float, decay_fraction: float) -> float:
+    """Linear warm-up over 100 steps, then constant; linear fall to 5 % over the last part of the budget.
+
+    elapsed is the used part of the time budget, in [0, 1].
+    """
+    factor = min(1.0, (step + 1) / 100)
+    if decay_fraction > 0 and elapsed > 1 - decay_fraction:
+        factor *= max(0.05, (1 - elapsed) / decay_fraction)
+    return factor
+
+
+class Trainer:
+    """One stage in training: its wrapped model, optimizer, average, step and clocks."""
+
+    def __init__(self, stage: Stage, config: RunConfig) -> None:
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self.stage, self.config = stage, config
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.folder = config.run_folder / stage.name
+        self.batch_size = config.batch_size or stage.batch_size
+        groups = stage.parameter_groups(config.learning_rate or stage.learning_rate)
+        self.base_rates = [float(str(group["lr"])) for group in groups]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.model, self.optimizer = self.accelerator.prepare(stage.model, optimizer)
+        if config.compiled:
+            compile_blocks(stage.model)
+        self.average = Average(stage.model, stage.average_decay)
+        self.step, self.samples, self.train_seconds, self.stopping = 0, 0, 0.0, False
+        self.losses: list[float] = []
+        checkpoint = newest_checkpoint(self.folder)
+        if checkpoint is not None:
+            state = load_checkpoint(checkpoint, stage.model, average=self.average, optimizer=optimizer)
+            self.step, self.samples = int(state["step"]), int(state["samples"])
+            self.train_seconds = float(state["train_seconds"])
+            logger.info("%s goes on from step %d", stage.name, self.step)
+
+    def ask_to_stop(self, *_: object) -> None:
+        """Let the current step end, then save and stop; the handler of SIGTERM and SIGINT."""
+        self.stopping = True
+
+    def train_step(self, elapsed: float) -> float:
+        """Do one optimizer step; elapsed is the used part of the budget. Returns the loss."""
+        factor = _learning_rate_factor(self.step, elapsed, self.config.decay_fraction)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        generator = step_generator(self.config.seed, self.step, self.accelerator.process_index)
+        batch = self.stage.make_batch(self.batch_size, generator)
+        with self.accelerator.autocast():
+            loss = self.model(**{key: value.to(self.accelerator.device) for key, value in batch.items()})
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.samples += self.batch_size * self.accelerator.num_processes
+        self.average.update(self.stage.model, self.step)
+        return float(loss.detach())
+
+    def save(self) -> None:
+        """Write a checkpoint from the main process."""
+        if self.accelerator.is_main_process:
+            state: dict[str, int | float | str] = {
+                "step": self.step,
+                "samples": self.samples,
+                "train_seconds": round(self.train_seconds, 1),
+                "batch_size": self.batch_size,
+            }
+            save_checkpoint(
+                self.folder, self.stage.model, average=self.average, optimizer=self.optimizer, state=state
+            )
+
+    def write_sheet(self) -> None:
+        """Draw the averaged model's sample sheet from the main process."""
+        if self.accelerator.is_main_process:
+            path = self.folder / "sheets" / f"step-{self.step:08d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Sheets have other batch sizes, for which compiling would take minutes.
+            with self.average.swapped_in(self.stage.model), torch.compiler.set_stance("force_eager"):
+                self.stage.model.eval()
+                self.stage.write_sheet(path, self.accelerator.device)
+                self.stage.model.train()
+
+    def run(self) -> None:
+        """Train until the budget or max_steps is used up, then save a checkpoint and a sheet."""
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self.ask_to_stop)
+        config, clock = self.config, Clock(self.config.time_budget_minutes)
+        while self.step < config.max_steps and not self.stopping:
+            clock.wait_while_exists(config.pause_file)
+            if clock.elapsed() >= 1:
+                break
+            began = time.monotonic()
+            self.losses.append(self.train_step(clock.elapsed()))
+            self.train_seconds += time.monotonic() - began
+            if self.step % LOG_EVERY == 0:
+                self.log(clock.lap("log"))
+            if clock.is_due("save", config.checkpoint_minutes):
+                self.save()
+            if clock.is_due("sheet", config.sheet_minutes):
+                self.write_sheet()
+        self.save()
+        self.write_sheet()
+
+    def log(self, seconds: float) -> None:
+        """Log the mean loss and the speed of the last LOG_EVERY steps, which took so many seconds."""
+        rate = len(self.losses) * self.batch_size * self.accelerator.num_processes / seconds
+        loss = sum(self.losses) / len(self.losses)
+        form = "%s step %d samples %d loss %.4f %.1f samples/s %.1f min"
+        minutes = self.train_seconds / 60
+        logger.info(form, self.stage.name, self.step, self.samples, loss, rate, minutes)
+        self.losses.clear()
+
+
+def trainable(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Return the parameters that are to be trained, as a list."""
+    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -1,0 +1,23 @@
+"""Captions for sample sheets and scores, drawn from the world with fixed seeds."""
+
+import random
+
+from ether_diffusion.tiny_world.concepts import Concept, load_concepts
+from ether_diffusion.tiny_world.world import Scene, sample_scene
+
+
+def draw_scenes(count: int, *, seed: int, held_out_pair: bool | None = None) -> list[Scene]:
+    """Draw scenes whose concepts are spread evenly, each concept once before any comes twice."""
+    rng = random.Random(f"prompts/{seed}")
+    concepts = list(load_concepts("trained"))
+    chosen: list[Concept] = []
+    while len(chosen) < count:
+        chosen += rng.sample(concepts, len(concepts))
+    return [sample_scene(concept, rng, held_out_pair=held_out_pair) for concept in chosen[:count]]
+
+
+def sheet_captions(count: int = 48) -> list[str]:
+    """Captions of the sheets that the UNet stage draws while it trains."""
+    concepts = load_concepts("trained")
+    scenes = [sample_scene(concept, random.Random(f"sheet/{concept.name}")) for concept in concepts]
+    return [scene.caption() for scene in scenes[:count]]

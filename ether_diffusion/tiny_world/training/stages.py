@@ -1,0 +1,176 @@
+"""The stages of Tiny World's training, by name, in the order in which they run."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ether_diffusion.tiny_world.assets import fetch_renders, read_emoji_names
+from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
+from ether_diffusion.tiny_world.training.autoencoder import (
+    AutoencoderObjective,
+    AutoencoderStage,
+    DecoderStage,
+    build_vae,
+)
+from ether_diffusion.tiny_world.training.checkpoint import load_averaged, newest_checkpoint
+from ether_diffusion.tiny_world.training.clip import (
+    ClipObjective,
+    ClipStage,
+    build_image_tower,
+    build_text_tower,
+    tokenize,
+)
+from ether_diffusion.tiny_world.training.data import Composites, join_composites, prepare_composites
+from ether_diffusion.tiny_world.training.export import export_judge, export_pipeline
+from ether_diffusion.tiny_world.training.judging import JudgeStage
+from ether_diffusion.tiny_world.training.loop import RunConfig, Trainer
+from ether_diffusion.tiny_world.training.prompts import sheet_captions
+from ether_diffusion.tiny_world.training.tokenizer import train_tokenizer
+from ether_diffusion.tiny_world.training.unet import (
+    CachedLatents,
+    UNetStage,
+    build_unet,
+    cache_latents,
+    posterior_noise,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a pipeline."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+
+
+STAGES = ("data", "autoencoder", "decoder", "clip", "judge", "unet", "export")
+
+
+def prepare_tokenizer(run_folder: Path, captions: list[str]) -> CLIPTokenizer:
+    """Learn the tokenizer, or read it if it was learned before."""
+    folder = run_folder / "tokenizer"
+    if not (folder / "tokenizer_config.json").is_file():
+        fetch_renders(run_folder)
+        train_tokenizer(captions, read_emoji_names(run_folder)).save_pretrained(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def load_trained_vae(run_folder: Path) -> AutoencoderKL:
+    """Load the averaged autoencoder, or the one whose decoder was trained on."""
+    vae = build_vae()
+    folder = run_folder / "decoder"
+    folder = folder if newest_checkpoint(folder) else run_folder / "autoencoder"
+    step = load_averaged(folder, AutoencoderObjective(vae))
+    logger.info("autoencoder of %s, step %d", folder.name, step)
+    return vae.eval().requires_grad_(False)
+
+
+def _load_text_encoder(run_folder: Path, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Build the pipeline's text encoder with the weights of the CLIP stage's text tower."""
+    tower = build_text_tower(tokenizer)
+    load_averaged(run_folder / "clip", ClipObjective(tower, build_image_tower()))
+    text_encoder = CLIPTextModel(tower.config)
+    prefix = "text_model."
+    text_encoder.load_state_dict(
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tower.state_dict().items()
+            if name.startswith(prefix)
+        }
+    )
+    return text_encoder
+
+
+def load_parts(config: RunConfig, captions: list[str]) -> Parts:
+    """Put together what the UNet stage starts from: an exported pipeline, or what earlier stages left."""
+    if config.init_from is not None:
+        pipeline = StableDiffusionPipeline.from_pretrained(config.init_from, torch_dtype=torch.float32)
+        pipeline.text_encoder.set_attn_implementation("eager")
+        vae = pipeline.vae.eval().requires_grad_(False)
+        return Parts(pipeline.unet, pipeline.text_encoder, vae, pipeline.tokenizer)
+    tokenizer = prepare_tokenizer(config.run_folder, captions)
+    text_encoder = _load_text_encoder(config.run_folder, tokenizer)
+    return Parts(build_unet(), text_encoder, load_trained_vae(config.run_folder), tokenizer)
+
+
+def unet_stage(config: RunConfig, composites: Composites) -> UNetStage:
+    """Build the UNet stage with its cached latents."""
+    parts = load_parts(config, composites.captions)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    latents = cache_latents(composites, parts.vae, config.run_folder / "latents.safetensors", device=device)
+    if config.init_from is None:
+        parts.vae.register_to_config(scaling_factor=round(1 / latents[:4096].std().item(), 4))
+    data = CachedLatents(
+        latents=latents * float(parts.vae.config.scaling_factor),
+        input_ids=tokenize(parts.tokenizer, composites.captions),
+        noise_scale=posterior_noise(parts.vae),
+    )
+    return UNetStage(
+        data,
+        unet=parts.unet,
+        text_encoder=parts.text_encoder,
+        vae=parts.vae,
+        tokenizer=parts.tokenizer,
+        captions=sheet_captions(),
+    )
+
+
+def train_judge(config: RunConfig, composites: Composites) -> None:
+    """Train the judge on trained and held-out concepts, and export it into the run folder."""
+    held_out = prepare_composites(config.run_folder, "held_out", seed=config.seed)
+    stage = JudgeStage(join_composites(composites, held_out))
+    Trainer(stage, config).run()
+    load_averaged(config.run_folder / stage.name, stage.model)
+    export_judge(config.run_folder, stage.judge)
+
+
+def export(config: RunConfig, composites: Composites) -> None:
+    """Export the newest averaged weights to config.export_folder, with the judge if there is one."""
+    stage = unet_stage(config, composites)
+    step = load_averaged(config.run_folder / stage.name, stage.model)
+    logger.info("exporting the UNet of step %d", step)
+    export_pipeline(
+        config.export_folder,
+        unet=stage.unet,
+        text_encoder=stage.text_encoder,
+        vae=stage.vae,
+        tokenizer=stage.tokenizer,
+    )
+    if (config.run_folder / JUDGE_FILE).is_file():
+        export_judge(config.export_folder, load_judge(config.run_folder))
+
+
+def run_stage(name: str, config: RunConfig) -> None:
+    """Run one stage; each reads what its predecessors left in the run folder.
+
+    Raises:
+        ValueError: no stage has this name.
+    """
+    if name not in STAGES:
+        raise ValueError(f"no stage is named {name!r}; the stages are {', '.join(STAGES)}")
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    torch.manual_seed(config.seed)
+    composites = prepare_composites(config.run_folder, seed=config.seed)
+    if name == "autoencoder":
+        Trainer(AutoencoderStage(composites), config).run()
+    elif name == "decoder":
+        Trainer(DecoderStage(composites, load_trained_vae(config.run_folder)), config).run()
+    elif name == "clip":
+        tokenizer = prepare_tokenizer(config.run_folder, composites.captions)
+        Trainer(ClipStage(composites, tokenizer), config).run()
+    elif name == "judge":
+        train_judge(config, composites)
+    elif name == "unet":
+        Trainer(unet_stage(config, composites), config).run()
+    elif name == "export":
+        export(config, composites)

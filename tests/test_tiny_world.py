@@ -1,0 +1,175 @@
+"""Tiny World's scenes, captions, subjects and scores."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ether_diffusion.tiny_world.assets import RENDERS_FOLDER, read_render
+from ether_diffusion.tiny_world.backgrounds import COLOURS, Background, paint
+from ether_diffusion.tiny_world.concepts import (
+    Concept,
+    all_concepts,
+    find_concept,
+    load_concepts,
+    with_article,
+)
+from ether_diffusion.tiny_world.pictures import draw_scenes
+from ether_diffusion.tiny_world.scenery import SCENE_PHRASES
+from ether_diffusion.tiny_world.scores import background_accuracy, background_colours, top_accuracy
+from ether_diffusion.tiny_world.subjects import photos_of, subject_noun, unseen_prompts, write_photos
+from ether_diffusion.tiny_world.world import (
+    Scene,
+    draw,
+    is_held_out_pair,
+    object_box,
+    sample_scene,
+    training_caption,
+)
+
+BUNDLED = [concept for concept in all_concepts() if (RENDERS_FOLDER / f"{concept.render}.webp").is_file()]
+
+
+def scenes_of_many_kinds(count: int) -> list[Scene]:
+    rng = random.Random(7)
+    return [sample_scene(rng.choice(BUNDLED), rng) for _ in range(count)]
+
+
+def test_there_are_at_least_48_trained_and_16_held_out_concepts() -> None:
+    assert len(load_concepts("trained")) >= 48
+    assert len(load_concepts("held_out")) >= 16
+
+
+def test_no_held_out_concept_is_trained_under_another_name() -> None:
+    for field in ("name", "emoji_name", "render"):
+        trained = {getattr(concept, field) for concept in load_concepts("trained")}
+        held_out = {getattr(concept, field) for concept in load_concepts("held_out")}
+        assert not trained & held_out
+
+
+def test_held_out_concepts_are_of_every_kind_a_demo_needs() -> None:
+    kinds = Counter(concept.kind for concept in load_concepts("held_out"))
+    assert set(kinds) >= {"animal", "vehicle", "food", "object", "character"}
+
+
+def test_all_concept_names_differ() -> None:
+    names = [concept.name for concept in all_concepts()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("noun", "phrase"),
+    [("cat", "a cat"), ("apple", "an apple"), ("unicorn", "a unicorn"), ("cherries", "cherries")],
+)
+def test_articles_are_english(noun: str, phrase: str) -> None:
+    assert with_article(noun) == phrase
+
+
+def test_an_unknown_concept_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'dodo'"):
+        find_concept("dodo")
+
+
+def test_the_renders_of_every_held_out_concept_are_bundled() -> None:
+    for concept in load_concepts("held_out"):
+        assert read_render(concept.render).mode == "RGBA"
+
+
+def test_a_missing_render_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"1f98a\.webp"):
+        read_render("1f98a", tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(SCENE_PHRASES))
+def test_every_scenery_fills_the_picture(name: str) -> None:
+    picture = paint(Background("scene", name), 64, random.Random(0))
+    assert picture.size == (64, 64)
+    assert len(picture.getcolors(4096) or []) > 8
+
+
+def test_the_same_scene_gives_the_same_pixels() -> None:
+    for scene in scenes_of_many_kinds(8):
+        assert np.array_equal(np.asarray(draw(scene)), np.asarray(draw(scene)))
+
+
+def test_captions_name_concept_background_size_and_place() -> None:
+    concept = find_concept("apple")
+    scene = Scene(concept, Background("plain", "blue"), size="small", place="left")
+    assert scene.caption() == "a small apple on a blue background, on the left"
+    assert Scene(concept, Background("scene", "snow")).caption("sks food") == "a sks food in the snow"
+
+
+def test_size_words_are_true() -> None:
+    for scene in scenes_of_many_kinds(60):
+        left, top, right, bottom = object_box(scene)
+        longest = max(right - left, bottom - top) / 64
+        low, high = {"small": (0.4, 0.55), "medium": (0.6, 0.8), "big": (0.8, 1.0)}[scene.size]
+        assert low <= longest <= high
+
+
+def test_place_words_are_true() -> None:
+    seen = set()
+    for scene in scenes_of_many_kinds(200):
+        left, top, right, bottom = object_box(scene)
+        across, down = (left + right) / 2 - 32, (top + bottom) / 2 - 32
+        if scene.size == "small":
+            seen.add(scene.place)
+            assert {"left": across < -8, "right": across > 8, "top": down < -8, "bottom": down > 8}.get(
+                scene.place, abs(across) < 4 and abs(down) < 4
+            )
+    assert len(seen) == 5
+
+
+def test_a_share_of_the_pairs_is_held_out_and_never_sampled() -> None:
+    pairs = [
+        (concept, background)
+        for concept in load_concepts("trained")
+        for background in [Background("plain", colour) for colour in COLOURS]
+    ]
+    share = sum(is_held_out_pair(*pair) for pair in pairs) / len(pairs)
+    assert 0.02 < share < 0.1
+    assert not any(is_held_out_pair(scene.concept, scene.background) for scene in scenes_of_many_kinds(300))
+
+
+def test_a_few_training_captions_name_only_the_kind() -> None:
+    rng = random.Random(0)
+    scene = Scene(find_concept("cat"), Background("plain", "red"))
+    captions = Counter(training_caption(scene, rng) for _ in range(1000))
+    assert set(captions) == {"a cat on a red background", "an animal on a red background"}
+    assert 10 <= captions["an animal on a red background"] <= 90
+
+
+@pytest.mark.parametrize("concept", load_concepts("held_out"), ids=lambda concept: str(concept.name))
+def test_prompts_of_a_subject_show_backgrounds_that_its_photos_never_had(concept: Concept) -> None:
+    noun = subject_noun(concept)
+    captions = [photo.caption for photo in photos_of(concept)]
+    assert len(set(captions)) == 6
+    for prompt in unseen_prompts(concept):
+        assert noun in prompt
+        background = prompt.split(noun)[1]
+        assert not any(caption.endswith(background) for caption in captions)
+
+
+def test_photos_are_written_with_their_captions(tmp_path: Path) -> None:
+    paths = write_photos(find_concept("fox"), tmp_path, size=96)
+    rows = (tmp_path / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [path.name in row for path, row in zip(paths, rows, strict=True)] == [True] * 6
+    assert all("sks animal" in row and "fox on" not in row for row in rows)
+
+
+def test_the_background_colour_of_true_pictures_is_read_from_their_corners() -> None:
+    concept = find_concept("star")
+    scenes = [Scene(concept, Background("plain", colour)) for colour in COLOURS]
+    pictures = draw_scenes(scenes)
+    assert background_colours(pictures) == list(COLOURS)
+    assert background_accuracy(pictures, scenes) == 1.0
+
+
+def test_accuracy_counts_labels_among_the_first_ranks() -> None:
+    ranked = torch.tensor([[2, 0, 1], [1, 2, 0]])
+    labels = torch.tensor([0, 1])
+    assert top_accuracy(ranked, labels, 1) == 0.5
+    assert top_accuracy(ranked, labels, 2) == 1.0

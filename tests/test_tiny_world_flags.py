@@ -1,0 +1,37 @@
+"""The command line of Tiny World's training."""
+
+import argparse
+from pathlib import Path
+
+from ether_diffusion.tiny_world.evaluate import EvaluationConfig, parse_config
+from ether_diffusion.tiny_world.flags import add_flags
+from ether_diffusion.tiny_world.training.loop import RunConfig
+
+
+def test_every_field_of_a_config_is_a_flag_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, RunConfig)
+    assert RunConfig(**vars(parser.parse_args([]))) == RunConfig()
+
+
+def test_flags_have_the_types_of_their_fields() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, RunConfig)
+    words = ["--pause_file", "quiet", "--compiled", "--seed", "3", "--time_budget_minutes", "2"]
+    config = RunConfig(**vars(parser.parse_args(words)))
+    assert (config.pause_file, config.compiled, config.seed) == (Path("quiet"), True, 3)
+    assert config.time_budget_minutes == 2.0
+
+
+def test_the_evaluation_reads_its_command_line() -> None:
+    assert parse_config(["--base", "elsewhere", "--outside"]) == EvaluationConfig(
+        base="elsewhere", outside=True
+    )
+
+
+def test_the_help_has_every_flag_with_its_line() -> None:
+    parser = argparse.ArgumentParser(formatter_class=lambda prog: argparse.HelpFormatter(prog, width=300))
+    add_flags(parser, RunConfig)
+    lines = parser.format_help()
+    assert "Last part of the budget over which the rate falls to 5 %; 0: constant." in lines
+    assert all(f"--{name}" in lines for name in RunConfig.__dataclass_fields__)
