@@ -1,0 +1,232 @@
+"""load_ether and save_ether: adapters between files and pipelines or models."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import nn
+
+from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata, Fact
+from ether_diffusion.adapter_file.attach import (
+    adapter_config,
+    attach_adapter,
+    bare_model,
+    base_fingerprint,
+    check_fits,
+    detach_adapter,
+    ether_layers,
+)
+from ether_diffusion.adapter_file.fingerprint import BaseMatch
+from ether_diffusion.adapter_file.reader import read_from, refuse_missing
+from ether_diffusion.adapter_file.rollback import unchanged_on_failure
+from ether_diffusion.adapter_file.source import CONFIG_NAME, Source, find_source
+from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapter_file.writer import write_adapter
+
+DENOISERS = ("unet", "transformer", "prior")
+"""The component of a pipeline whose adapter lies in the folder itself: the first of these that it has."""
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""The components whose adapters lie in subfolders of their name."""
+
+logger = logging.getLogger(__name__)
+
+
+Match = BaseMatch | Literal["unknown"]
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline, as far as adapters are concerned."""
+
+    @property
+    def components(self) -> dict[str, object]:
+        """The parts of the pipeline by name."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_ether` did.
+
+    Attributes:
+        num_projections: modules that carry the adapter now.
+        base_match: whether the base is the one it was trained on; "unknown" where the file does not say.
+        components: projections by component of the pipeline, or by class for a bare model.
+    """
+
+    adapter_name: str
+    num_projections: int
+    base_match: Match
+    components: Mapping[str, int]
+
+
+def load_ether(
+    pipeline_or_model: Pipeline | nn.Module,
+    path_or_hub_id: str | Path,
+    *,
+    adapter_name: str = "default",
+    subfolder: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    require_same_base: bool = False,
+    activate: bool = True,
+    trainable: bool = False,
+) -> LoadReport:
+    """Load an adapter into a diffusers pipeline or a model, whole or not at all.
+
+    Of a pipeline, the UNet (or transformer) takes the adapter in the folder itself, and the text encoders
+    those in the subfolders of their names. Everything is checked before a model is touched, and a model is
+    as before if anything fails. The new adapter alone is then active, as with PEFT and diffusers; use
+    `set_adapters` to combine several.
+
+    Args:
+        path_or_hub_id: a folder, or a model of the Hugging Face Hub; what exists on disk is taken from there.
+        require_same_base: refuse other base weights of the same architecture, instead of warning.
+        activate: False leaves the adapters active that were.
+        trainable: True gives the adapter gradients, to train it further.
+
+    Raises:
+        FileNotFoundError: there is no such folder, model or file.
+        ValueError: the file is not a whole ETHER adapter, or not one of this model.
+    """
+    source = find_source(path_or_hub_id, revision=revision, local_files_only=local_files_only)
+    found = _read_parts(_parts(pipeline_or_model, subfolder), source)
+    matches = [
+        _check_part(part, adapter, adapter_name, require_same_base=require_same_base)
+        for part, adapter in found
+    ]
+    roots = [bare_model(part.model) for part, _ in found]
+    with unchanged_on_failure(roots, adapter_name):
+        for part, adapter in found:
+            attach_adapter(part.model, adapter, adapter_name, activate=activate, trainable=trainable)
+    components = {part.name: len(adapter.projections()) for part, adapter in found}
+    match = max(matches, key=("same", "unknown", "other weights").index)  # the worst of the components
+    report = LoadReport(adapter_name, sum(components.values()), match, components)
+    unchecked = (
+        "; it carries no fingerprint, so its base was checked by shape only" if match == "unknown" else ""
+    )
+    logger.info("loaded %s into %d projections%s", printable(source.name), report.num_projections, unchecked)
+    return report
+
+
+def save_ether(
+    pipeline_or_model: Pipeline | nn.Module,
+    folder: str | Path,
+    *,
+    adapter_name: str = "default",
+    trigger: str | None = None,
+    base_model: str | None = None,
+    training: Mapping[str, Fact] | None = None,
+) -> None:
+    """Write an adapter that a pipeline or a model carries, in PEFT's layout; the inverse of `load_ether`.
+
+    Args:
+        base_model: name or path of the base for people; None takes the one that the model was loaded from.
+        training: flat facts for the file's header and the model card, e.g. {"steps": 800}.
+
+    Raises:
+        ValueError: there is no such adapter, it cannot be read back, or `folder` holds the adapter of a text
+            encoder that this one lacks.
+    """
+    parts = [p for p in _parts(pipeline_or_model, None) if ether_layers(p.model, adapter_name)]
+    if not parts:
+        parts = _parts(pipeline_or_model, None)[:1]  # detach_adapter says what there is instead
+    folder = Path(folder)
+    stale = {name for name in TEXT_ENCODERS if (folder / name / CONFIG_NAME).exists()}
+    stale -= {part.subfolder for part in parts if part.subfolder is not None}
+    if stale:
+        raise ValueError(
+            f"{printable(folder)} holds adapters of {listed(sorted(stale))}, which {adapter_name!r} lacks; "
+            "loading would mix the two: save into another folder"
+        )
+    adapters = []
+    for part in parts:
+        name = base_model or _base_name(pipeline_or_model, part.model, adapter_name)
+        metadata = AdapterMetadata(base_model=name, trigger=trigger, training=dict(training or {}))
+        adapters.append(detach_adapter(part.model, adapter_name, metadata=metadata))
+    for part, adapter in zip(parts, adapters, strict=True):
+        write_adapter(folder / (part.subfolder or ""), adapter, card=part.subfolder is None)
+
+
+@dataclass(frozen=True)
+class _Part:
+    name: str
+    subfolder: str | None
+    model: nn.Module
+
+
+def _parts(pipeline_or_model: Pipeline | nn.Module, subfolder: str | None) -> list[_Part]:
+    if isinstance(pipeline_or_model, nn.Module):
+        return [_Part(type(bare_model(pipeline_or_model)).__name__, subfolder, pipeline_or_model)]
+    if not hasattr(pipeline_or_model, "components"):
+        raise ValueError(
+            f"{type(pipeline_or_model).__name__} is neither a torch module nor a diffusers pipeline; "
+            "give one of them"
+        )
+    components = pipeline_or_model.components
+    denoisers = [name for name in DENOISERS if isinstance(components.get(name), nn.Module)][:1]
+    wanted = denoisers + [name for name in TEXT_ENCODERS if name in components]
+    parts = []
+    for name in wanted:
+        model = components[name]
+        if isinstance(model, nn.Module):
+            inner = None if name in denoisers else name
+            parts.append(_Part(name, "/".join(filter(None, (subfolder, inner))) or None, model))
+    return parts
+
+
+def _read_parts(parts: list[_Part], source: Source) -> list[tuple[_Part, Adapter]]:
+    found = [(part, adapter) for part in parts if (adapter := read_from(source, part.subfolder)) is not None]
+    if not found:
+        refuse_missing(source, parts[0].subfolder if parts else None, CONFIG_NAME)
+    if source.folder is not None and len(parts) > 1:
+        there = {name for name in TEXT_ENCODERS if (source.folder / name / CONFIG_NAME).exists()}
+        unused = there - {part.name for part in parts}
+        if unused:
+            raise ValueError(
+                f"{printable(source.name)} holds an adapter of {listed(sorted(unused))}, which this pipeline "
+                "lacks; load it into the pipeline it was made for"
+            )
+    return found
+
+
+def _check_part(part: _Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
+    check_fits(part.model, adapter, adapter_name, part.name)
+    theirs = adapter.metadata.base_fingerprint
+    ours = base_fingerprint(part.model, list(adapter.projections())) if theirs is not None else None
+    if theirs is None or ours is None:
+        if require_same_base:
+            raise ValueError(
+                "require_same_base: the adapter or the model has no fingerprint to compare; leave it out"
+            )
+        return "unknown"
+    match = theirs.compare(ours)
+    made_for = f"{printable(adapter.metadata.base_model or 'a base')} ({theirs.id})"
+    given = f"{printable(_name_of(part.model) or part.name)} ({ours.id})"
+    if match == "other architecture":
+        raise ValueError(
+            f"the adapter was made for {made_for}, another architecture than {given}; load that base"
+        )
+    if match == "other weights":
+        sentence = (
+            f"the adapter was made for {made_for}, and {given} has other weights of the same architecture"
+        )
+        if require_same_base:
+            raise ValueError(f"{sentence}; load that base, or leave out require_same_base")
+        warnings.warn(f"{sentence}; the pictures may differ", stacklevel=3)
+    return match
+
+
+def _base_name(pipeline_or_model: Pipeline | nn.Module, model: nn.Module, adapter_name: str) -> str | None:
+    configured: str | None = adapter_config(model, adapter_name).base_model_name_or_path
+    return configured or _name_of(pipeline_or_model) or _name_of(model)
+
+
+def _name_of(owner: Pipeline | nn.Module) -> str | None:
+    root = bare_model(owner) if isinstance(owner, nn.Module) else owner
+    config = getattr(root, "config", None)
+    name = (
+        config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
+    )
+    return name if isinstance(name, str) and name else None

@@ -1,0 +1,82 @@
+"""Writing an adapter, so that a crash at any moment leaves whole files: aside, fsynced, renamed."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ether_diffusion.adapter_file.adapter import Adapter
+from ether_diffusion.adapter_file.model_card import is_ours, model_card
+from ether_diffusion.adapter_file.reader import LORA_NAME, check_consistent
+from ether_diffusion.adapter_file.schema import config_bytes, metadata_header, parse_config, parse_metadata
+from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapter_file.tensor_file import parse_tensors, tensor_bytes
+from ether_diffusion.adapter_file.wording import printable
+
+CARD_NAME = "README.md"
+
+logger = logging.getLogger(__name__)
+
+
+def write_adapter(folder: str | Path, adapter: Adapter, *, card: bool = True) -> None:
+    """Write adapter_config.json, adapter_model.safetensors and, with `card`, README.md into `folder`.
+
+    The folder is made where it is missing; other files in it stay. An adapter that is there is replaced, the
+    tensors last. A README.md is replaced only if it was written here and nobody edited it since.
+
+    Raises:
+        ValueError: `read_adapter` would refuse what was to be written; nothing is written then.
+        NotADirectoryError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{printable(folder)} is a file; give a folder to write the adapter into")
+    files = {
+        CONFIG_NAME: config_bytes(adapter.config),
+        TENSORS_NAME: tensor_bytes(adapter.tensors, metadata_header(adapter.metadata)),
+    }
+    _check_readable(files)
+    readme = folder / CARD_NAME
+    if card and readme.exists() and not is_ours(readme):
+        logger.info("left %s as it is: it was edited, or not written by ether-diffusion", printable(readme))
+    elif card:
+        text = model_card(adapter, has_lora_export=(folder / LORA_NAME).exists())
+        files = {CARD_NAME: text.encode(), **files}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(folder, files)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into `folder`: all of them aside and to the disk, then renamed in the order given."""
+    aside = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
+    try:
+        for name, data in files.items():
+            with aside[name].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, path in aside.items():
+            path.replace(folder / name)
+    finally:
+        for path in aside.values():
+            path.unlink(missing_ok=True)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_readable(files: Mapping[str, bytes]) -> None:
+    where = "the adapter to be written"
+    config = parse_config(files[CONFIG_NAME], where)
+    if config.modules_to_save:
+        raise ValueError(f"{where} has modules_to_save, which is not part of the format; use save_pretrained")
+    tensors, header = parse_tensors(files[TENSORS_NAME], where)
+    check_consistent(config, tensors, parse_metadata(header, where), where)
