@@ -1,0 +1,59 @@
+"""Small models built from configs, with fixed seeds: nothing here reaches a hub."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+UNetInputs = tuple[Tensor, Tensor, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    """A UNet with 32 attention projections over widths 32 and 64, always with the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            norm_num_groups=8,
+        ).eval()
+
+
+@pytest.fixture
+def unet() -> UNet2DConditionModel:
+    return tiny_unet()
+
+
+@pytest.fixture
+def unet_inputs() -> UNetInputs:
+    return torch.randn(2, 4, 8, 8), torch.tensor([1, 500]), torch.randn(2, 7, 32)
+
+
+@pytest.fixture
+def predict(unet_inputs: UNetInputs) -> Callable[..., Tensor]:
+    """Return a function that runs a UNet on fixed inputs without gradients."""
+
+    def run(model: nn.Module, **options: object) -> Tensor:
+        with torch.no_grad():
+            sample: Tensor = model(
+                *(x.to(_dtype(model)) if x.is_floating_point() else x for x in unet_inputs), **options
+            )[0]
+        return sample
+
+    return run
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(p.dtype for name, p in model.named_parameters() if "ether_" not in name)
