@@ -1,5 +1,6 @@
 """Training of Tiny World: resume, averages, tokenizer, objectives; all in small."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,12 @@ import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
-from ether_diffusion.tiny_world.training.autoencoder import AutoencoderStage, psnr
+from ether_diffusion.tiny_world.training.autoencoder import LATENT_NOISE, DecoderStage, build_vae, psnr
 from ether_diffusion.tiny_world.training.average import Average
 from ether_diffusion.tiny_world.training.checkpoint import newest_checkpoint
 from ether_diffusion.tiny_world.training.clip import build_text_tower, tokenize
 from ether_diffusion.tiny_world.training.clock import Clock
-from ether_diffusion.tiny_world.training.data import Composites
+from ether_diffusion.tiny_world.training.data import Composites, join_composites
 from ether_diffusion.tiny_world.training.loop import Batch, RunConfig, Trainer, step_generator
 from ether_diffusion.tiny_world.training.tokenizer import IDENTIFIERS, train_tokenizer
 from ether_diffusion.tiny_world.training.unet import SCHEDULE, UNetObjective
@@ -191,12 +192,28 @@ def test_equal_pictures_have_infinite_psnr_and_an_error_of_one_step_48_db() -> N
     assert float(psnr(picture, picture + 2 / 255)) == pytest.approx(48.13, abs=0.01)
 
 
-def test_the_autoencoder_halves_its_loss_in_a_few_steps(tmp_path: Path) -> None:
-    pixels = torch.randint(0, 255, (16, 3, 1, 1), dtype=torch.uint8).expand(16, 3, 64, 64).contiguous()
-    torch.manual_seed(0)
-    stage = AutoencoderStage(Composites(pixels, torch.arange(16), [""] * 16))
-    trainer = Trainer(stage, config_for(tmp_path, 40))
-    first = trainer.train_step(0.0)
-    for _ in range(39):
-        last = trainer.train_step(0.0)
-    assert last < first / 2
+def plain_composites() -> Composites:
+    pixels = torch.randint(0, 255, (4, 3, 1, 1), dtype=torch.uint8).expand(4, 3, 64, 64).contiguous()
+    return Composites(pixels, torch.arange(4), [""] * 4)
+
+
+def test_the_posterior_has_a_constant_deviation() -> None:
+    posterior = build_vae().encode(torch.randn(2, 3, 64, 64)).latent_dist
+    torch.testing.assert_close(posterior.std, torch.full_like(posterior.std, LATENT_NOISE))
+
+
+def test_training_the_decoder_on_leaves_latents_as_they_are(tmp_path: Path) -> None:
+    vae = build_vae()
+    images = torch.randn(1, 3, 64, 64)
+    latents = vae.encode(images).latent_dist.mean.detach()
+    pictures = vae.decode(latents).sample.detach()
+    Trainer(DecoderStage(plain_composites(), vae), replace(config_for(tmp_path, 1), batch_size=1)).train_step(
+        0.0
+    )
+    assert torch.equal(vae.encode(images).latent_dist.mean, latents)
+    assert not torch.equal(vae.decode(latents).sample, pictures)
+
+
+def test_joined_composites_number_the_second_classes_after_the_first() -> None:
+    joined = join_composites(plain_composites(), plain_composites())
+    assert joined.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
