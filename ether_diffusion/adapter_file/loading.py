@@ -10,21 +10,15 @@ from typing import Literal, Protocol
 from torch import nn
 
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata, Fact
-from ether_diffusion.adapter_file.attach import (
-    adapter_config,
-    attach_adapter,
-    bare_model,
-    base_fingerprint,
-    check_fits,
-    detach_adapter,
-    ether_layers,
-)
+from ether_diffusion.adapter_file.attach import attach_adapter, detach_adapter
 from ether_diffusion.adapter_file.fingerprint import BaseMatch
+from ether_diffusion.adapter_file.fit import check_targets, check_widths
+from ether_diffusion.adapter_file.models import adapter_config, bare_model, base_fingerprint, ether_layers
 from ether_diffusion.adapter_file.reader import read_from, refuse_missing
 from ether_diffusion.adapter_file.rollback import unchanged_on_failure
 from ether_diffusion.adapter_file.source import CONFIG_NAME, Source, find_source
 from ether_diffusion.adapter_file.wording import listed, printable
-from ether_diffusion.adapter_file.writer import write_adapter
+from ether_diffusion.adapter_file.writer import check_writable, write_adapter
 
 DENOISERS = ("unet", "transformer", "prior")
 """The component of a pipeline whose adapter lies in the folder itself: the first of these that it has."""
@@ -91,7 +85,10 @@ def load_ether(
         ValueError: the file is not a whole ETHER adapter, or not one of this model.
     """
     source = find_source(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-    found = _read_parts(_parts(pipeline_or_model, subfolder), source)
+    parts = _parts(pipeline_or_model, subfolder)
+    if source.folder is not None:
+        _check_unused(pipeline_or_model, parts, source.folder / (subfolder or ""))
+    found = _read_parts(parts, source, subfolder)
     matches = [
         _check_part(part, adapter, adapter_name, require_same_base=require_same_base)
         for part, adapter in found
@@ -129,22 +126,17 @@ def save_ether(
         ValueError: there is no such adapter, it cannot be read back, or `folder` holds the adapter of a text
             encoder that this one lacks.
     """
-    parts = [p for p in _parts(pipeline_or_model, None) if ether_layers(p.model, adapter_name)]
-    if not parts:
-        parts = _parts(pipeline_or_model, None)[:1]  # detach_adapter says what there is instead
-    folder = Path(folder)
-    stale = {name for name in TEXT_ENCODERS if (folder / name / CONFIG_NAME).exists()}
-    stale -= {part.subfolder for part in parts if part.subfolder is not None}
-    if stale:
-        raise ValueError(
-            f"{printable(folder)} holds adapters of {listed(sorted(stale))}, which {adapter_name!r} lacks; "
-            "loading would mix the two: save into another folder"
-        )
+    everything = _parts(pipeline_or_model, None)
+    # where none carries it, detach_adapter says of the first what it carries instead
+    parts = [part for part in everything if ether_layers(part.model, adapter_name)] or everything[:1]
     adapters = []
     for part in parts:
         name = base_model or _base_name(pipeline_or_model, part.model, adapter_name)
         metadata = AdapterMetadata(base_model=name, trigger=trigger, training=dict(training or {}))
         adapters.append(detach_adapter(part.model, adapter_name, metadata=metadata))
+        check_writable(adapters[-1])
+    folder = Path(folder)
+    _check_stale(folder, {part.subfolder for part in parts}, adapter_name)
     for part, adapter in zip(parts, adapters, strict=True):
         write_adapter(folder / (part.subfolder or ""), adapter, card=part.subfolder is None)
 
@@ -176,45 +168,67 @@ def _parts(pipeline_or_model: Pipeline | nn.Module, subfolder: str | None) -> li
     return parts
 
 
-def _read_parts(parts: list[_Part], source: Source) -> list[tuple[_Part, Adapter]]:
+def _read_parts(parts: list[_Part], source: Source, subfolder: str | None) -> list[tuple[_Part, Adapter]]:
     found = [(part, adapter) for part in parts if (adapter := read_from(source, part.subfolder)) is not None]
     if not found:
-        refuse_missing(source, parts[0].subfolder if parts else None, CONFIG_NAME)
-    if source.folder is not None and len(parts) > 1:
-        there = {name for name in TEXT_ENCODERS if (source.folder / name / CONFIG_NAME).exists()}
-        unused = there - {part.name for part in parts}
-        if unused:
-            raise ValueError(
-                f"{printable(source.name)} holds an adapter of {listed(sorted(unused))}, which this pipeline "
-                "lacks; load it into the pipeline it was made for"
-            )
+        refuse_missing(source, subfolder, CONFIG_NAME)
     return found
 
 
+def _check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[_Part], folder: Path) -> None:
+    """Say which adapters in a folder nothing is there to take: refused of a pipeline, told of a model."""
+    there = {name for name in TEXT_ENCODERS if (folder / name / CONFIG_NAME).exists()}
+    unused = listed(sorted(there - {part.name for part in parts}))
+    if unused and not isinstance(pipeline_or_model, nn.Module):
+        raise ValueError(
+            f"{printable(folder)} holds an adapter of {unused}, which this pipeline lacks; load "
+            "it into the pipeline it was made for"
+        )
+    if unused:
+        warnings.warn(
+            f"{printable(folder)} also holds an adapter of {unused}, which is not loaded; give the "
+            "pipeline to load both",
+            stacklevel=3,
+        )
+
+
+def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> None:
+    there = {name for name in (None, *TEXT_ENCODERS) if (folder / (name or "") / CONFIG_NAME).exists()}
+    stale = sorted(name or "the denoiser" for name in there - written)
+    if stale:
+        raise ValueError(
+            f"{printable(folder)} holds adapters of {listed(stale)}, which {adapter_name!r} lacks; loading "
+            "would mix the two: save into another folder"
+        )
+
+
 def _check_part(part: _Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
-    check_fits(part.model, adapter, adapter_name, part.name)
+    made_for = printable(adapter.metadata.base_model or "another base")
+    given = printable(_name_of(part.model) or f"this {type(bare_model(part.model)).__name__}")
+    check_targets(part.model, adapter, adapter_name, made_for=made_for, given=given)
     theirs = adapter.metadata.base_fingerprint
-    ours = base_fingerprint(part.model, list(adapter.projections())) if theirs is not None else None
-    if theirs is None or ours is None:
+    if theirs is None:
+        check_widths(part.model, adapter, made_for=made_for, given=given)
         if require_same_base:
             raise ValueError(
-                "require_same_base: the adapter or the model has no fingerprint to compare; leave it out"
+                "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
             )
         return "unknown"
+    ours = base_fingerprint(part.model, list(adapter.projections()))
+    assert ours is not None
+    made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
+    check_widths(part.model, adapter, made_for=made_for, given=given)
     match = theirs.compare(ours)
-    made_for = f"{printable(adapter.metadata.base_model or 'a base')} ({theirs.id})"
-    given = f"{printable(_name_of(part.model) or part.name)} ({ours.id})"
     if match == "other architecture":
         raise ValueError(
-            f"the adapter was made for {made_for}, another architecture than {given}; load that base"
+            f"the adapter was made for {made_for}, another architecture than {given}; "
+            "load the base it was made for"
         )
     if match == "other weights":
-        sentence = (
-            f"the adapter was made for {made_for}, and {given} has other weights of the same architecture"
-        )
+        sentence = f"the adapter was made for {made_for}; {given} has the same architecture and other weights"
         if require_same_base:
             raise ValueError(f"{sentence}; load that base, or leave out require_same_base")
-        warnings.warn(f"{sentence}; the pictures may differ", stacklevel=3)
+        warnings.warn(f"{sentence}, so results may differ", stacklevel=3)
     return match
 
 

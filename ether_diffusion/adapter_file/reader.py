@@ -112,10 +112,12 @@ def allowed_blocks(config: EtherConfig, module: str) -> set[int]:
     blocks is allowed everywhere instead, and the tensors say where it holds.
     """
     if all(is_plain(pattern) for pattern in config.num_blocks_pattern):
-        for pattern, num_blocks in config.num_blocks_pattern.items():
-            if f".{module}".endswith(f".{pattern}"):
-                return {num_blocks}
-        return {config.num_blocks}
+        named = {
+            num_blocks
+            for pattern, num_blocks in config.num_blocks_pattern.items()
+            if f".{module}".endswith(f".{pattern}")
+        }
+        return named or {config.num_blocks}
     return {config.num_blocks, *config.num_blocks_pattern.values()}
 
 
@@ -129,6 +131,8 @@ def refuse_missing(source: Source, subfolder: str | None, name: str) -> NoReturn
     kind = recognise(source, subfolder)
     if kind is not None:
         raise ValueError(f"{place} holds no ETHER adapter: {kind}")
+    if source.folder is None and source.local_files_only:
+        raise FileNotFoundError(f"{name} of {place} has not been downloaded; leave out local_files_only")
     raise FileNotFoundError(
         f"{place} has no {name}; give the folder of an ETHER adapter, as save_ether writes it"
     )

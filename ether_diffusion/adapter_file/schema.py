@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, cast
@@ -124,7 +125,8 @@ def config_bytes(config: EtherConfig) -> bytes:
     stored = {
         name: sorted(value) if isinstance(value, set) else value for name, value in asdict(config).items()
     }
-    return (json.dumps(stored, indent=2, sort_keys=True) + "\n").encode()
+    # not sort_keys: the first of num_blocks_pattern that matches is the one that holds
+    return (json.dumps(dict(sorted(stored.items())), indent=2) + "\n").encode()
 
 
 def _check_unknown(unknown: Mapping[str, Json], where: str) -> None:
@@ -133,6 +135,10 @@ def _check_unknown(unknown: Mapping[str, Json], where: str) -> None:
         raise ValueError(
             f"{where} sets {listed(telling)}, which this release does not know; upgrade ether-diffusion, "
             "or remove the entry if it is not meant for ETHER"
+        )
+    if unknown:
+        warnings.warn(
+            f"{where} has the unknown entries {listed(unknown)}; they are empty, so ignored", stacklevel=2
         )
 
 

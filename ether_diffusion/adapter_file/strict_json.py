@@ -7,6 +7,7 @@ from typing import NoReturn
 from ether_diffusion.adapter_file.wording import printable
 
 MAX_DEPTH = 8
+MAX_DIGITS = 20
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -38,8 +39,8 @@ def parse_json(text: str | bytes, where: str) -> Json:
         return number
 
     def whole(digits: str) -> int:
-        if len(digits) > 18:
-            raise ValueError(f"{where} holds a number of {len(digits)} digits; use at most 18")
+        if len(digits) > MAX_DIGITS:
+            raise ValueError(f"{where} holds a number of {len(digits)} digits; use at most {MAX_DIGITS}")
         return int(digits)
 
     try:
@@ -54,6 +55,10 @@ def parse_json(text: str | bytes, where: str) -> Json:
         raise ValueError(f"{where} is nested too deeply; at most {MAX_DEPTH} levels are read") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{where} is not valid JSON ({printable(error)}); fetch or save it again") from None
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} holds half of a surrogate pair, which is no text; save it again") from None
     if _depth(value) > MAX_DEPTH:
         raise ValueError(f"{where} is nested too deeply; at most {MAX_DEPTH} levels are read")
     return value

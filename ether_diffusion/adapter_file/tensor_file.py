@@ -21,6 +21,8 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**20
 MAX_METADATA_BYTES = 64 * 2**10
 MAX_TENSORS = 4096
+SAFE_EXPONENT = 30
+"""Blocks whose largest entry is within 2^-30 and 2^30 keep their norm."""
 
 PEFT_PREFIX = "base_model.model."
 KEY = re.compile(r"(?:[A-Za-z0-9_]{1,64}\.){1,32}ether_(?:input|output)_[uv]")
@@ -29,7 +31,7 @@ NOT_ONE = "{where} is not a safetensors adapter ({reason}); fetch or save it aga
 
 
 def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors, by their name in the model, and the header's metadata.
+    """Return the tensors in float32, by their name in the model, and the header's metadata.
 
     Raises:
         ValueError: anything but a whole, bounded safetensors file with ETHER vectors that can be normalised.
@@ -43,12 +45,14 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
         loaded = safetensors.torch.load(data)
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(NOT_ONE.format(where=where, reason=printable(error))) from None
-    tensors = {name.removeprefix(PEFT_PREFIX): loaded[name] for name in sorted(loaded)}
+    tensors = {
+        name.removeprefix(PEFT_PREFIX): _usable(loaded[name], printable(name), where)
+        for name in sorted(loaded)
+    }
     if len(tensors) < len(loaded):
         raise ValueError(
             f"{where} holds tensors both with and without the prefix {PEFT_PREFIX}; keep one set"
         )
-    _check_values(tensors, where)
     return tensors, metadata
 
 
@@ -135,17 +139,24 @@ def _check_entries(header: Mapping[str, Json], where: str) -> None:
             )
 
 
-def _check_values(tensors: Mapping[str, Tensor], where: str) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{where}: {name} holds NaN or infinite numbers; the training diverged, use another save"
-            )
-        if (tensor == 0).all(dim=1).any():
-            block = int((tensor == 0).all(dim=1).nonzero()[0])
-            raise ValueError(
-                f"{where}: block {block} of {name} is zero and has no direction; use another save"
-            )
+def _usable(tensor: Tensor, name: str, where: str) -> Tensor:
+    """Return the vectors in float32; a block whose norm float32 could not square is scaled by a power of two.
+
+    Only directions matter, and such a factor leaves them exactly as they are.
+    """
+    if not torch.isfinite(tensor).all():
+        raise ValueError(
+            f"{where}: {name} holds NaN or infinite numbers; the training diverged, use another save"
+        )
+    wide = tensor.double()
+    largest = wide.abs().amax(dim=1, keepdim=True)
+    is_zero = largest < torch.finfo(torch.float64).tiny
+    if is_zero.any():
+        block = int(is_zero.flatten().nonzero()[0])
+        raise ValueError(f"{where}: block {block} of {name} is zero and has no direction; use another save")
+    exponent = torch.frexp(largest).exponent
+    fits = (exponent > -SAFE_EXPONENT) & (exponent < SAFE_EXPONENT)
+    return (wide * 2.0 ** torch.where(fits, 0, -exponent).double()).float()
 
 
 def _shapes(header: Mapping[str, Json]) -> dict[str, tuple[int, ...]]:

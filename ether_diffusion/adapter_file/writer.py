@@ -31,11 +31,7 @@ def write_adapter(folder: str | Path, adapter: Adapter, *, card: bool = True) ->
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{printable(folder)} is a file; give a folder to write the adapter into")
-    files = {
-        CONFIG_NAME: config_bytes(adapter.config),
-        TENSORS_NAME: tensor_bytes(adapter.tensors, metadata_header(adapter.metadata)),
-    }
-    _check_readable(files)
+    files = check_writable(adapter)
     readme = folder / CARD_NAME
     if card and readme.exists() and not is_ours(readme):
         logger.info("left %s as it is: it was edited, or not written by ether-diffusion", printable(readme))
@@ -44,6 +40,23 @@ def write_adapter(folder: str | Path, adapter: Adapter, *, card: bool = True) ->
         files = {CARD_NAME: text.encode(), **files}
     folder.mkdir(parents=True, exist_ok=True)
     write_files(folder, files)
+
+
+def check_writable(adapter: Adapter) -> dict[str, bytes]:
+    """Return the files of an adapter, which `read_adapter` reads.
+
+    Raises:
+        ValueError: it would refuse them.
+    """
+    where = "the adapter to be written"
+    config_file = config_bytes(adapter.config)
+    config = parse_config(config_file, where)
+    if config.modules_to_save:
+        raise ValueError(f"{where} has modules_to_save, which is not part of the format; use save_pretrained")
+    tensors_file = tensor_bytes(adapter.tensors, metadata_header(adapter.metadata))
+    tensors, header = parse_tensors(tensors_file, where)
+    check_consistent(config, tensors, parse_metadata(header, where), where)
+    return {CONFIG_NAME: config_file, TENSORS_NAME: tensors_file}
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -71,12 +84,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _check_readable(files: Mapping[str, bytes]) -> None:
-    where = "the adapter to be written"
-    config = parse_config(files[CONFIG_NAME], where)
-    if config.modules_to_save:
-        raise ValueError(f"{where} has modules_to_save, which is not part of the format; use save_pretrained")
-    tensors, header = parse_tensors(files[TENSORS_NAME], where)
-    check_consistent(config, tensors, parse_metadata(header, where), where)

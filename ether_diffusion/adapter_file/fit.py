@@ -1,0 +1,137 @@
+"""Whether an adapter fits a model, asked without touching the model."""
+
+import re
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ether_diffusion.adapter_file.adapter import Adapter
+from ether_diffusion.adapter_file.models import bare_model, base_layer
+from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.tuner import EtherConfig, EtherModel
+from ether_diffusion.tuner.config import ATTENTION
+
+
+def check_targets(
+    model: nn.Module, adapter: Adapter, adapter_name: str, *, made_for: str, given: str
+) -> None:
+    """Check that a model can take an adapter under a name, and has just the modules that it is for.
+
+    Raises:
+        ValueError: the name is taken or cannot be one, adapters are merged, or modules are missing, left over
+            or of an unsupported kind.
+    """
+    root = bare_model(model)
+    _check_name(root, adapter_name)
+    _check_state(model, given)
+    modules = dict(root.named_modules())
+    names = adapter.projections().keys()
+    absent = [name for name in names if name not in modules]
+    if absent:
+        raise ValueError(
+            f"the adapter was made for {made_for}: {len(absent)} of its {len(names)} projections are not in "
+            f"{given} ({listed(absent)}); load the base it was made for"
+        )
+    unadapted = sorted(plain_targets(root, adapter.config) - names)
+    if unadapted:
+        raise ValueError(
+            f"the adapter lacks {len(unadapted)} projections that its configuration targets in {given} "
+            f"({listed(unadapted)}); it is not whole, or was made for another base than this"
+        )
+    problems = [problem for name in names if (problem := _problem(name, modules[name])) is not None]
+    if problems:
+        raise ValueError(
+            "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if problems[3:] else "")
+        )
+
+
+def check_widths(model: nn.Module, adapter: Adapter, *, made_for: str, given: str) -> None:
+    """Check that the vectors are as long as the model's modules are wide.
+
+    Raises:
+        ValueError: some are not; the message names both bases.
+    """
+    modules = dict(bare_model(model).named_modules())
+    wrong = []
+    for name, (input_side, output_side) in adapter.projections().items():
+        linear = base_layer(modules[name])
+        assert isinstance(linear, nn.Linear)
+        for label, side, width in (
+            ("input", input_side, linear.in_features),
+            ("output", output_side, linear.out_features),
+        ):
+            if side is not None and side.u.numel() != width:
+                wrong.append(f"{name} has {label} width {width}, in the adapter {side.u.numel()}")
+    if wrong:
+        raise ValueError(
+            f"the adapter was made for {made_for}, another architecture than {given} ({listed(wrong, 3)}); "
+            "load the base it was made for"
+        )
+
+
+def _check_state(model: nn.Module, given: str) -> None:
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, PeftModel) and not isinstance(model.base_model, EtherModel):
+        method = type(model.base_model).__name__
+        raise ValueError(
+            f"{given} is a PeftModel of another method ({method}); load into its get_base_model()"
+        )
+    merged = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
+    if merged:
+        raise ValueError(
+            f"{listed(sorted(merged))} is merged into {given}; unmerge (unfuse) before loading another"
+        )
+
+
+def _problem(name: str, module: nn.Module) -> str | None:
+    linear = base_layer(module)
+    if isinstance(linear, BaseTunerLayer):
+        return (
+            f"{name} already carries an adapter of another method ({type(linear).__name__}); unload it first"
+        )
+    if not isinstance(linear, nn.Linear) or not torch.is_floating_point(linear.weight):
+        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
+        return f"{name} is a {kind}; ETHER adapts torch.nn.Linear with floating-point weights"
+    if linear.weight.is_meta:
+        return f"{name} has no weights here (meta device); load the adapter before offloading the model"
+    return None
+
+
+def _check_name(root: nn.Module, adapter_name: str) -> None:
+    if not adapter_name or not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name):
+        raise ValueError(
+            f"adapter_name={adapter_name!r} cannot name an adapter; use 1 to 100 characters, no dots"
+        )
+    if adapter_name in getattr(root, "peft_config", {}):
+        raise ValueError(
+            f"the model already has an adapter named {adapter_name!r}; choose another adapter_name "
+            "or delete it first"
+        )
+    # PEFT finds an adapter's parameters by this name between dots
+    if any(adapter_name in name.split(".") for name, _ in root.named_modules()):
+        raise ValueError(
+            f"adapter_name={adapter_name!r} is also the name of a part of the model; choose another"
+        )
+
+
+def plain_targets(root: nn.Module, config: EtherConfig) -> set[str]:
+    """Return the Linear modules that the configuration names; none where it uses a regex.
+
+    A stranger's regex is never evaluated; then the number of norms in the fingerprint says what is whole.
+    """
+    targets, excluded = config.target_modules, config.exclude_modules or set()
+    if isinstance(targets, str) or isinstance(excluded, str) or config.layers_to_transform is not None:
+        return set()
+    named = {
+        name for name, module in root.named_modules() if name and isinstance(base_layer(module), nn.Linear)
+    }
+    inside = {name for name in named if name.endswith(".base_layer")}
+
+    def matches(name: str, wanted: set[str]) -> bool:
+        return any(f".{name}".endswith(f".{suffix}") for suffix in wanted)
+
+    return {
+        n for n in named - inside if matches(n, set(targets or ATTENTION)) and not matches(n, set(excluded))
+    }

@@ -1,0 +1,57 @@
+"""Models as adapters see them: without the wrappers of PEFT and torch.compile, and their own weights."""
+
+from typing import cast
+
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ether_diffusion.adapter_file.fingerprint import BaseFingerprint, fingerprint
+from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherLinear
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Return the model whose module names an adapter's tensors use: without PeftModel and torch.compile."""
+    model = getattr(model, "_orig_mod", model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def ether_layers(model: nn.Module, adapter_name: str) -> dict[str, EtherLinear]:
+    """Return the layers of a model that carry an adapter, by their sorted names in the bare model."""
+    found = {
+        name: module
+        for name, module in bare_model(model).named_modules()
+        if isinstance(module, EtherLinear) and adapter_name in module.r
+    }
+    return dict(sorted(found.items()))
+
+
+def adapter_config(model: nn.Module, adapter_name: str) -> EtherConfig:
+    """Return the configuration of an adapter that a model carries.
+
+    Raises:
+        ValueError: the model carries no ETHER adapter of that name.
+    """
+    if not ether_layers(model, adapter_name):
+        carried = sorted({name for m in model.modules() if isinstance(m, EtherLayer) for name in m.r})
+        raise ValueError(
+            f"{type(model).__name__} carries no ETHER adapter named {adapter_name!r}; "
+            f"it has {listed(carried) or 'none'}"
+        )
+    return cast(dict[str, EtherConfig], bare_model(model).peft_config)[adapter_name]
+
+
+def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | None:
+    """Return the fingerprint of the named modules' own weights, merged or not; None on the meta device."""
+    modules = dict(bare_model(model).named_modules())
+    return fingerprint({name: _pristine_weight(modules[name]) for name in names})
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """Return the frozen layer under ETHER adapters, or the module itself."""
+    return module.base_linear if isinstance(module, EtherLayer) else module
+
+
+def _pristine_weight(module: nn.Module) -> Tensor:
+    pristine = module.pristine_weight if isinstance(module, EtherLinear) else None
+    return cast(Tensor, base_layer(module).weight) if pristine is None else pristine
