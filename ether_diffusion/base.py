@@ -1,0 +1,55 @@
+"""Base models: the border to diffusers, where every frozen part is loaded."""
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+
+from ether_diffusion.adapter_file.strict_json import parse_json
+from ether_diffusion.tiny_world import resolve_base
+
+
+def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
+    """Load a base from a folder, a hub id or the alias "tiny_world", each part in the dtype it is stored in.
+
+    A folder may hold a whole pipeline, or a UNet by itself.
+
+    Raises:
+        FileNotFoundError: a path that is not there, or a folder that holds neither.
+    """
+    resolved = resolve_base(name)
+    folder = Path(resolved)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or resolved.startswith("."):
+            raise FileNotFoundError(
+                f"{resolved} is not the folder of a base model, nor a hub id like owner/name"
+            )
+        folder = Path(DiffusionPipeline.download(resolved))
+    if (folder / "model_index.json").is_file():
+        return DiffusionPipeline.from_pretrained(str(folder), dtype=_stored_dtypes(folder))
+    if (folder / "config.json").is_file():
+        config = parse_json((folder / "config.json").read_bytes(), f"{folder}/config.json")
+        if isinstance(config, dict) and config.get("_class_name") == UNet2DConditionModel.__name__:
+            return UNet2DConditionModel.from_pretrained(str(folder), dtype=_stored_dtype(folder))
+    raise FileNotFoundError(
+        f"{folder} holds no model_index.json and no UNet's config.json; name a folder in diffusers' layout"
+    )
+
+
+def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    return {part.name: _stored_dtype(part) for part in sorted(folder.iterdir()) if part.is_dir()}
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype of the first floating-point tensor in a folder's safetensors; float32 without any."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                dtype = _FLOATS.get(file.get_slice(key).get_dtype())
+                if dtype is not None:
+                    return dtype
+    return torch.float32
+
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

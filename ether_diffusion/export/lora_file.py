@@ -1,0 +1,101 @@
+"""Write an adapter as one LoRA file."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ether_diffusion.adapter_file import Adapter
+from ether_diffusion.adapter_file.adapter import AdapterMetadata
+from ether_diffusion.adapter_file.fingerprint import fingerprint
+from ether_diffusion.adapter_file.writer import write_files
+from ether_diffusion.export.components import Adapters, adapted_weights, component_of, read_adapters
+from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
+from ether_diffusion.export.header import NOTE, lora_header
+from ether_diffusion.export.keys import lora_keys
+
+EXPORT_NAME = "pytorch_lora_weights.safetensors"
+"""The name that diffusers prefers over every other file of a folder."""
+EXPORT_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def export_lora(
+    adapter: Adapter | Adapters | str | Path,
+    base: DiffusionPipeline | nn.Module,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    export_name: str = EXPORT_NAME,
+    rebake: bool = False,
+) -> Path:
+    """Write an adapter as a LoRA file into `folder` and return its path; strength 1 is as trained.
+
+    `adapter` is a folder, a hub id, or values read before; `base` is a pipeline, or a UNet by itself. The
+    file holds the base's weights and is exact on that base only; with `rebake` it is made on another base of
+    the same architecture, by the same reflections of other weights.
+
+    Raises:
+        ValueError: the adapter does not fit the base, was trained on other weights and `rebake` is not set,
+            changes modules that LoRA files cannot name, or a file that is no export stands in the way.
+    """
+    if dtype not in EXPORT_DTYPES.values():
+        raise ValueError(f"dtype={dtype} is not exported; use torch.float16 or torch.float32")
+    path = lora_path(folder, export_name)
+    adapters = read_adapters(adapter)
+    two = getattr(base, "text_encoder_2", None) is not None
+    plans = []
+    for component, part in adapters.items():
+        keys = lora_keys(part.projections(), component, has_two_text_encoders=two)
+        weights = adapted_weights(part, component_of(base, component), rebake=rebake)
+        plans.append((part, keys, weights))
+    factors: dict[str, LoraFactors] = {}
+    for part, keys, weights in plans:
+        for name, sides in part.projections().items():
+            factors[keys[name]] = stored_factors(lora_factors(weights[name], *sides), dtype)
+    tensors, rank = lora_tensors(factors)
+    first, _, weights = plans[0]
+    metadata = _metadata_on_base(first.metadata, weights, base)
+    unet = getattr(base, "unet", base)
+    header = lora_header(replace(first, metadata=metadata), rank=rank, title=path.stem, unet=unet)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_files(path.parent, {path.name: save(tensors, metadata=header)})
+    return path
+
+
+def _metadata_on_base(
+    metadata: AdapterMetadata, weights: Mapping[str, Tensor], base: DiffusionPipeline | nn.Module
+) -> AdapterMetadata:
+    """Return the metadata with the name and fingerprint of the base that the export is made on."""
+    found, trained_on = fingerprint(weights), metadata.base_fingerprint
+    if found is None or (trained_on is not None and trained_on.compare(found) == "same"):
+        return metadata
+    name = getattr(getattr(base, "config", None), "_name_or_path", None)
+    return replace(metadata, base_model=str(name) if name else None, base_fingerprint=found)
+
+
+def lora_path(folder: str | Path, export_name: str = EXPORT_NAME) -> Path:
+    """Return the path of the LoRA file to be written; an earlier export may be there, and nothing else.
+
+    Raises:
+        ValueError: the name is no file name, or a file that is no export has it.
+    """
+    name = export_name if export_name.endswith(".safetensors") else f"{export_name}.safetensors"
+    if not name.removesuffix(".safetensors") or Path(name).name != name or "\\" in name:
+        raise ValueError(f"export_name={export_name!r} is not a file name; use letters, digits, - and _")
+    path = Path(folder) / name
+    if path.exists() and not _is_export(path):
+        raise ValueError(f"{path} is there already and is no export; move it, or choose another export_name")
+    return path
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return NOTE in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
