@@ -1,0 +1,32 @@
+"""The command `ether`: look into adapters, export them, merge them, convert them."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from ether_diffusion.scripts.adapter_commands import add_adapter_commands
+
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 for what the user can mend, said in one sentence."""
+    parser = argparse.ArgumentParser(prog="ether", description=__doc__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    add_adapter_commands(commands)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        parsed.run(parsed)
+    except (ValueError, OSError) as error:
+        if parsed.debug:
+            raise
+        print(f"ether {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The command `ether`, run as users run it: in a process of its own, with its exit code and its words."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import tiny_sd
+
+from ether_diffusion import EtherConfig
+from ether_diffusion.adapter_file import load_ether, read_adapter, save_ether
+from ether_diffusion.scripts import ether
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Run `ether ARGUMENTS` in a new process."""
+    return subprocess.run(
+        [sys.executable, "-m", "ether_diffusion.scripts.ether", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, another base, a UNet by itself, an adapter and an official checkpoint."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    pipe = tiny_sd()
+    pipe.save_pretrained(folder / "base")
+    pipe.unet.save_pretrained(folder / "unet")
+    tiny_sd(seed=7).save_pretrained(folder / "other")
+    pipe.unet.add_adapter(EtherConfig(variant="ether_plus", init_weights=False), "default")
+    save_ether(
+        pipe, folder / "adapter", trigger="a photo of sks dog", base_model="tiny", training={"steps": 800}
+    )
+    vectors = {f"transformer.h.0.attn.attn.ether_R{x}": torch.randn(1, 4, 8) for x in "qv"}
+    torch.save({"model": vectors}, folder / "official.pth")
+    return folder
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path) -> Path:
+    """A fresh view of what was made: links, so that what a command writes lies beside them."""
+    for part in made.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    return tmp_path
+
+
+def test_the_console_script_is_this_command() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["ether"] == f"{ether.__name__}:main"
+
+
+def test_help_names_every_command(work: Path) -> None:
+    done = run("--help", cwd=work)
+    assert done.returncode == 0
+    for command in ("inspect", "export", "merge", "convert"):
+        assert command in done.stdout
+
+
+def test_inspect_says_what_an_adapter_holds(work: Path) -> None:
+    done = run("inspect", "adapter", "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)["unet"]
+    adapter = read_adapter(work / "adapter")
+    assert adapter.metadata.base_fingerprint is not None
+    assert facts == {
+        "variant": "ether_plus",
+        "sides": "both",
+        "num_blocks": 4,
+        "num_blocks_pattern": {},
+        "projections": 32,
+        "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
+        "trigger": "a photo of sks dog",
+        "base_model": "tiny",
+        "base_fingerprint": adapter.metadata.base_fingerprint.id,
+        "training": {"steps": 800},
+        "file_bytes": (work / "adapter" / "adapter_model.safetensors").stat().st_size,
+    }
+
+
+def test_inspect_prints_lines_for_people(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ether.main(["inspect", str(work / "adapter")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  trigger: a photo of sks dog" in lines
+    assert "  training: steps=800" in lines
+
+
+def test_export_writes_a_file_that_diffusers_loads(work: Path) -> None:
+    done = run("export", "adapter", "--base", "base", "--output", "lora", "--dtype", "float32", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(Path("lora", "pytorch_lora_weights.safetensors"))
+    pipe = DiffusionPipeline.from_pretrained(work / "base")
+    pipe.load_lora_weights(work / "lora")
+    assert pipe.get_list_adapters() == {"unet": ["default_0"]}
+
+
+def test_export_takes_a_unet_a_name_and_another_base(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", str(work / "adapter"), "--output", str(work / "lora"), "--export_name", "sks"]
+    assert ether.main([*arguments, "--base", str(work / "unet")]) == 0
+    first = load_file(work / "lora" / "sks.safetensors")
+    assert {tensor.dtype for tensor in first.values()} == {torch.float16}
+    assert ether.main([*arguments, "--base", str(work / "other"), "--rebake"]) == 0
+    second = load_file(work / "lora" / "sks.safetensors")
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_export_writes_beside_the_adapter_by_default(work: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "copy"
+    beside.mkdir()
+    for file in (work / "adapter").iterdir():
+        (beside / file.name).write_bytes(file.read_bytes())
+    assert ether.main(["export", str(beside), "--base", str(work / "base")]) == 0
+    assert (beside / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_merge_writes_a_pipeline_that_stock_diffusers_loads(work: Path) -> None:
+    done = run("merge", "adapter", "--base", "base", "--output", "merged", "--scale", "0.5", cwd=work)
+    assert done.returncode == 0, done.stderr
+    pipe = DiffusionPipeline.from_pretrained(work / "base")
+    load_ether(pipe, work / "adapter")
+    merged = DiffusionPipeline.from_pretrained(work / "merged")
+    x = torch.randn(1, 4, 8, 8), torch.tensor(5), torch.randn(1, 7, 32)
+    with torch.no_grad():
+        native = pipe.unet(*x, cross_attention_kwargs={"scale": 0.5}).sample
+        torch.testing.assert_close(merged.unet(*x).sample, native, rtol=1e-4, atol=1e-5)
+
+
+def test_merge_takes_a_unet_by_itself(work: Path) -> None:
+    merge = ["merge", str(work / "adapter"), "--base", str(work / "unet"), "--output", str(work / "merged")]
+    assert ether.main(merge) == 0
+    UNet2DConditionModel.from_pretrained(work / "merged")
+
+
+def test_convert_writes_an_adapter(work: Path) -> None:
+    done = run("convert", "official.pth", "--output", "converted", "--architecture", "llama", cwd=work)
+    assert done.returncode == 0, done.stderr
+    adapter = read_adapter(work / "converted")
+    assert adapter.config.sides == "output"
+    assert set(adapter.projections()) == {f"model.layers.0.self_attn.{x}_proj" for x in "qv"}
+
+
+def listing(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+WRONG: list[tuple[str, list[str], str]] = [
+    ("no adapter", ["inspect", "nowhere"], "nowhere"),
+    ("not an adapter", ["inspect", "unet"], "unet"),
+    ("no base", ["export", "adapter", "--base", "./nowhere", "--output", "out"], "nowhere is not the folder"),
+    (
+        "an empty base",
+        ["export", "adapter", "--base", "empty", "--output", "out"],
+        "holds no model_index.json",
+    ),
+    ("other weights", ["export", "adapter", "--base", "other", "--output", "out"], "--rebake"),
+    (
+        "a path as name",
+        ["export", "adapter", "--base", "base", "--export_name", "../x"],
+        "is not a file name",
+    ),
+    ("a foreign file", ["export", "adapter", "--base", "base", "--output", "foreign"], "is no export"),
+    ("a full folder", ["merge", "adapter", "--base", "base", "--output", "foreign"], "not empty"),
+    ("other weights", ["merge", "adapter", "--base", "other", "--output", "out"], "--rebake"),
+    (
+        "an infinite scale",
+        ["merge", "adapter", "--base", "base", "--output", "out", "--scale", "inf"],
+        "finite",
+    ),
+    (
+        "no checkpoint",
+        ["convert", "none.pth", "--output", "out", "--architecture", "phi"],
+        "none.pth is not a file",
+    ),
+    (
+        "no torch file",
+        ["convert", "text.pth", "--output", "out", "--architecture", "phi"],
+        "not a torch checkpoint",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [pytest.param(a, w, id=f"{a[0]}: {i}") for i, a, w in WRONG])
+def test_a_users_error_is_one_sentence_and_changes_nothing(
+    work: Path,
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (work / "empty").mkdir()
+    (work / "foreign").mkdir()
+    save_file({"x": torch.ones(1)}, work / "foreign" / "pytorch_lora_weights.safetensors")
+    (work / "text.pth").write_text("hello")
+    before = listing(work)
+    monkeypatch.chdir(work)
+    assert ether.main(arguments) == 2
+    captured = capsys.readouterr()
+    message = captured.err.strip().splitlines()[-1]
+    assert message.startswith(f"ether {arguments[0]}: ")
+    assert words in message
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert listing(work) == before
+
+
+def test_an_error_leaves_a_process_with_code_2_and_no_traceback(work: Path) -> None:
+    done = run("merge", "adapter", "--base", "other", "--output", "out", cwd=work)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("ether merge: the base's weights")
+    assert not (work / "out").exists()
+
+
+def test_debug_shows_the_traceback(work: Path) -> None:
+    done = run("--debug", "inspect", "nowhere", cwd=work)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["export", "adapter"], ["merge", "a", "--base", "b"]])
+def test_a_command_line_that_does_not_parse_ends_with_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ether.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: ether" in capsys.readouterr().err
