@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ether_diffusion import reflections
-from ether_diffusion.reflections import Rows
+from ether_diffusion.reflections import Rows, along_rows
 
 
 def reflected_linear(
@@ -88,25 +88,18 @@ def _crossing(weight: Tensor, input_side: Rows | None, output_side: Rows | None)
     return max(in_features, out_features)
 
 
-def _along(x: Tensor, rows: Tensor) -> Tensor:
-    """Return x rowsᵀ (tokens, k); which operand comes first decides the speed by up to three (measured)."""
-    if x.dtype == torch.float32 and x.numel() <= 2**19:
-        return (rows @ x.t()).t()
-    return x @ rows.t()
-
-
 def _activation_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, input_side: Rows | None, output_side: Rows | None
 ) -> tuple[Tensor, list[Tensor]]:
     kept = []
     if input_side is not None:
-        along = _along(x, input_side.left)
+        along = along_rows(x, input_side.left)
         kept.append(along)
         x = torch.addmm(x, along, input_side.right, alpha=input_side.scale)
     if output_side is None:
         return F.linear(x, weight, bias), kept
     y = F.linear(x, weight)
-    along = _along(y, output_side.left)
+    along = along_rows(y, output_side.left)
     kept += [along, y]
     y = torch.addmm(y, along, output_side.right, alpha=output_side.scale)
     return y if bias is None else y.add_(bias), kept
@@ -123,12 +116,12 @@ def _activation_backward(
     grad_in = grad_out = None
     if output_side is not None:
         *kept, along, y = kept
-        across = _along(grad, output_side.right)
+        across = along_rows(grad, output_side.right)
         grad_out = _stack_gradient(output_side, across.t(), y, along.t(), grad)
         grad = torch.addmm(grad, across, output_side.left, alpha=output_side.scale)
     grad_x = grad @ weight
     if input_side is not None:
-        across = _along(grad_x, input_side.right)
+        across = along_rows(grad_x, input_side.right)
         grad_in = _stack_gradient(input_side, across.t(), x, kept[0].t(), grad_x)
         grad_x.addmm_(across, input_side.left, alpha=input_side.scale)
     return grad_x, grad_in, grad_out
@@ -138,7 +131,7 @@ def _factored_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, input_side: Rows | None, output_side: Rows | None
 ) -> tuple[Tensor, list[Tensor]]:
     down, up = reflections.factors(weight, input_side, output_side)
-    along = _along(x, down)
+    along = along_rows(x, down)
     return F.linear(x, weight, bias).addmm_(along, up.t()), [along, up]
 
 
@@ -151,7 +144,7 @@ def _factored_backward(
     output_side: Rows | None,
 ) -> tuple[None, Tensor | None, Tensor | None]:
     along, up = kept
-    grad_down = _along(grad, up.t()).t() @ x
+    grad_down = along_rows(grad, up.t()).t() @ x
     return None, *_factor_gradients(weight, up, grad_down, along.t() @ grad, input_side, output_side)
 
 

@@ -37,7 +37,7 @@ class Base(nn.Module):
         self.head = nn.Linear(HEIGHT, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.to_q(x))  # type: ignore[no-any-return]
+        return self.head(self.to_q(x))
 
 
 def make_config(variant: str, sides: str, num_blocks: int, *, init_weights: bool = False) -> EtherConfig:

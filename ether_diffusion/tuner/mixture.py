@@ -25,7 +25,9 @@ class Mixture(NamedTuple):
                 f"the batch has {batch} rows and mixed_adapters names {samples} adapters; name one per sample"
                 " (classifier-free guidance may double the batch)"
             )
-        down, up = (f.repeat(batch // samples, 1, 1) for f in (self.down.to(x.dtype), self.up.to(x.dtype)))
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        if batch > samples:
+            down, up = down.repeat(batch // samples, 1, 1), up.repeat(batch // samples, 1, 1)
         tokens = x.reshape(batch, -1, weight.shape[1])
         if tokens.shape[1] >= 2 * weight.shape[0]:
             weights = torch.baddbmm(weight.expand(batch, -1, -1), up, down)
