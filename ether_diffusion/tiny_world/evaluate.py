@@ -11,12 +11,19 @@ from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER, fetch_renders
+from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
 from ether_diffusion.tiny_world.flags import add_flags
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
 from ether_diffusion.tiny_world.outside_judge import nearest_concepts
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
-from ether_diffusion.tiny_world.scores import background_accuracy, rank_concepts, top_accuracy
+from ether_diffusion.tiny_world.scores import (
+    background_accuracy,
+    caption_likeness,
+    rank_captions,
+    rank_concepts,
+    top_accuracy,
+)
 from ether_diffusion.tiny_world.training.autoencoder import psnr, reconstruct
 from ether_diffusion.tiny_world.training.prompts import draw_scenes as draw_prompts
 from ether_diffusion.tiny_world.training.sheets import to_pictures, write_contact_sheet
@@ -64,6 +71,8 @@ class Evaluation:
         base = Path(resolve_base(config.base))
         self.config = config
         self.judge = load_judge(base if (base / JUDGE_FILE).is_file() else config.run_folder)
+        has_clip = (base / IMAGE_TOWER_FOLDER).is_dir()
+        self.clip = load_tiny_clip(base) if has_clip else None
         self.renders = fetch_renders(config.run_folder)
         self.pipeline = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
 
@@ -84,11 +93,16 @@ class Evaluation:
         trained = load_concepts("trained")
         labels = torch.tensor([trained.index(scene.concept) for scene in scenes])
         ranked = rank_concepts(self.judge, pictures, num_concepts=len(trained))
-        return {
+        scores = {
             f"{name}_top1": top_accuracy(ranked, labels, 1),
             f"{name}_top5": top_accuracy(ranked, labels, 5),
             f"{name}_background": background_accuracy(pictures, scenes),
         }
+        if self.clip is not None:
+            zero_shot = rank_captions(self.clip, pictures, scenes)
+            scores[f"{name}_zero_shot_top1"] = top_accuracy(zero_shot, labels, 1)
+            scores[f"{name}_clip_t"] = caption_likeness(self.clip, pictures, scenes)
+        return scores
 
     def score_known_pairs(self) -> Scores:
         """Score captions of pairs that training showed, their true pictures and reconstructions."""

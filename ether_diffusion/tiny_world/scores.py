@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ether_diffusion.tiny_world.backgrounds import COLOURS
+from ether_diffusion.tiny_world.clip import TinyClip
+from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.judge import Judge
 from ether_diffusion.tiny_world.world import Scene
 
@@ -18,6 +20,21 @@ def rank_concepts(judge: Judge, images: torch.Tensor, *, num_concepts: int | Non
     logits = torch.cat([judge(images[start : start + 64].float()) for start in range(0, len(images), 64)])
     ranked: torch.Tensor = logits[:, :num_concepts].argsort(dim=1, descending=True)
     return ranked
+
+
+def rank_captions(clip: TinyClip, images: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
+    """Rank the trained concepts (b, num_concepts) by the likeness of pictures and captions with them."""
+    rows = []
+    for embedding, scene in zip(clip.embed_images(images), scenes, strict=True):
+        captions = [scene.caption(concept.name) for concept in load_concepts("trained")]
+        rows.append(clip.embed_texts(captions) @ embedding)
+    return torch.stack(rows).argsort(dim=1, descending=True)
+
+
+def caption_likeness(clip: TinyClip, images: torch.Tensor, scenes: Sequence[Scene]) -> float:
+    """Mean cosine of pictures and their captions (CLIP-T, by Tiny World's own CLIP)."""
+    captions = clip.embed_texts([scene.caption() for scene in scenes])
+    return float((clip.embed_images(images) * captions).sum(1).mean())
 
 
 def top_accuracy(ranked: torch.Tensor, labels: torch.Tensor, count: int) -> float:

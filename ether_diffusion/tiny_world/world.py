@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -156,8 +156,3 @@ def object_box(
     box = draw_object(scene, size, renders_folder=renders_folder).getbbox()
     assert box is not None, "an object is never wholly transparent"
     return box
-
-
-def with_background(scene: Scene, background: Background) -> Scene:
-    """Return the same object over another background."""
-    return replace(scene, background=background)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
@@ -15,7 +16,7 @@ from transformers import (
 
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.training.data import Composites
-from ether_diffusion.tiny_world.training.loop import Batch
+from ether_diffusion.tiny_world.training.loop import Batch, trainable
 from ether_diffusion.tiny_world.training.tokenizer import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class ClipStage:
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """One group."""
-        return [{"params": list(self.model.parameters()), "lr": learning_rate}]
+        return [{"params": trainable(self.model.parameters()), "lr": learning_rate}]
 
     def make_batch(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw composites with their captions and classes."""
@@ -131,3 +132,35 @@ class ClipStage:
         predicted = self.model.concept_head(image_embeddings).argmax(1).cpu()
         accuracy = (predicted == self.composites.labels[indices]).float().mean().item()
         logger.info("caption retrieval %.3f of 256, concept head %.3f", retrieved, accuracy)
+
+
+class ImageTowerStage(ClipStage):
+    """The image tower in training against a finished text encoder, of which only a projection learns."""
+
+    name = "image_tower"
+
+    def __init__(self, composites: Composites, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+        super().__init__(composites, tokenizer)
+        load_text_encoder(self.model.text, text_encoder)
+        self.model.text.text_model.requires_grad_(False)
+
+
+TEXT_PREFIX = "text_model."
+
+
+def load_text_encoder(tower: CLIPTextModelWithProjection, text_encoder: CLIPTextModel) -> None:
+    """Give a text tower the weights of a pipeline's text encoder."""
+    weights = {TEXT_PREFIX + name: tensor for name, tensor in text_encoder.state_dict().items()}
+    tower.load_state_dict(weights | {"text_projection.weight": tower.text_projection.weight})
+
+
+def to_text_encoder(tower: CLIPTextModelWithProjection) -> CLIPTextModel:
+    """Build a pipeline's text encoder with the weights of a text tower."""
+    text_encoder = CLIPTextModel(tower.config)
+    weights = {
+        name.removeprefix(TEXT_PREFIX): tensor
+        for name, tensor in tower.state_dict().items()
+        if name.startswith(TEXT_PREFIX)
+    }
+    text_encoder.load_state_dict(weights)
+    return text_encoder

@@ -13,9 +13,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
+from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, PROJECTION_FILE
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, Judge
 from ether_diffusion.tiny_world.training.unet import SCHEDULE
 
@@ -33,11 +39,7 @@ def export_pipeline(
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
 ) -> None:
-    """Save the parts as a StableDiffusionPipeline in float16, licences beside it.
-
-    Raises:
-        ValueError: the folder came out bigger than what the package may carry.
-    """
+    """Save the parts as a StableDiffusionPipeline in float16, licences beside it."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -53,12 +55,6 @@ def export_pipeline(
     for name in LICENSE_FILES:
         source = RENDERS_FOLDER / name
         shutil.copyfile(source, folder / name)
-    megabytes = folder_megabytes(folder)
-    logger.info("exported %.2f MB into %s", megabytes, folder)
-    if megabytes > MAX_MEGABYTES:
-        raise ValueError(
-            f"{folder} is {megabytes:.1f} MB; at most {MAX_MEGABYTES} may be shipped: use a smaller UNet"
-        )
 
 
 def _write_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -74,6 +70,30 @@ def export_judge(folder: Path, judge: Judge) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
     save_file(tensors, folder / JUDGE_FILE)
+
+
+def export_image_tower(
+    folder: Path, text: CLIPTextModelWithProjection, image: CLIPVisionModelWithProjection
+) -> None:
+    """Save the image tower and the text tower's projection in float16."""
+    tower = folder / IMAGE_TOWER_FOLDER
+    image.half().save_pretrained(tower)
+    projection = text.text_projection.weight.detach().half().contiguous()
+    save_file({"text_projection": projection}, tower / PROJECTION_FILE)
+
+
+def check_size(folder: Path) -> None:
+    """Log the size of an exported folder.
+
+    Raises:
+        ValueError: it is bigger than what the package may carry.
+    """
+    megabytes = folder_megabytes(folder)
+    logger.info("%s has %.2f MB", folder, megabytes)
+    if megabytes > MAX_MEGABYTES:
+        raise ValueError(
+            f"{folder} is {megabytes:.1f} MB; at most {MAX_MEGABYTES} may be shipped: use a smaller UNet"
+        )
 
 
 def folder_megabytes(folder: Path) -> float:

@@ -20,12 +20,19 @@ from ether_diffusion.tiny_world.training.checkpoint import load_averaged, newest
 from ether_diffusion.tiny_world.training.clip import (
     ClipObjective,
     ClipStage,
+    ImageTowerStage,
     build_image_tower,
     build_text_tower,
+    to_text_encoder,
     tokenize,
 )
 from ether_diffusion.tiny_world.training.data import Composites, join_composites, prepare_composites
-from ether_diffusion.tiny_world.training.export import export_judge, export_pipeline
+from ether_diffusion.tiny_world.training.export import (
+    check_size,
+    export_image_tower,
+    export_judge,
+    export_pipeline,
+)
 from ether_diffusion.tiny_world.training.judging import JudgeStage
 from ether_diffusion.tiny_world.training.loop import RunConfig, Trainer
 from ether_diffusion.tiny_world.training.prompts import sheet_captions
@@ -51,7 +58,7 @@ class Parts:
     tokenizer: CLIPTokenizer
 
 
-STAGES = ("data", "autoencoder", "decoder", "clip", "judge", "unet", "export")
+STAGES = ("data", "autoencoder", "decoder", "clip", "judge", "unet", "image_tower", "export")
 
 
 def prepare_tokenizer(run_folder: Path, captions: list[str]) -> CLIPTokenizer:
@@ -78,16 +85,7 @@ def _load_text_encoder(run_folder: Path, tokenizer: CLIPTokenizer) -> CLIPTextMo
     """Build the pipeline's text encoder with the weights of the CLIP stage's text tower."""
     tower = build_text_tower(tokenizer)
     load_averaged(run_folder / "clip", ClipObjective(tower, build_image_tower()))
-    text_encoder = CLIPTextModel(tower.config)
-    prefix = "text_model."
-    text_encoder.load_state_dict(
-        {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tower.state_dict().items()
-            if name.startswith(prefix)
-        }
-    )
-    return text_encoder
+    return to_text_encoder(tower)
 
 
 def load_parts(config: RunConfig, captions: list[str]) -> Parts:
@@ -133,11 +131,26 @@ def train_judge(config: RunConfig, composites: Composites) -> None:
     export_judge(config.run_folder, stage.judge)
 
 
-def export(config: RunConfig, composites: Composites) -> None:
-    """Export the newest averaged weights to config.export_folder, with the judge if there is one."""
+def finished_unet_stage(config: RunConfig, composites: Composites) -> UNetStage:
+    """Build the UNet stage with the averaged weights of its newest checkpoint."""
     stage = unet_stage(config, composites)
     step = load_averaged(config.run_folder / stage.name, stage.model)
-    logger.info("exporting the UNet of step %d", step)
+    logger.info("UNet of step %d", step)
+    return stage
+
+
+def image_tower_stage(config: RunConfig, composites: Composites) -> ImageTowerStage:
+    """Build the image tower's stage, with the CLIP stage's image tower to start from."""
+    unet = finished_unet_stage(config, composites)
+    stage = ImageTowerStage(composites, unet.tokenizer, unet.text_encoder)
+    before = ClipObjective(build_text_tower(unet.tokenizer), stage.model.image)
+    load_averaged(config.run_folder / "clip", before)
+    return stage
+
+
+def export(config: RunConfig, composites: Composites) -> None:
+    """Export the newest averaged weights to config.export_folder, with the judge if there is one."""
+    stage = finished_unet_stage(config, composites)
     export_pipeline(
         config.export_folder,
         unet=stage.unet,
@@ -147,6 +160,11 @@ def export(config: RunConfig, composites: Composites) -> None:
     )
     if (config.run_folder / JUDGE_FILE).is_file():
         export_judge(config.export_folder, load_judge(config.run_folder))
+    if newest_checkpoint(config.run_folder / "image_tower"):
+        tower = image_tower_stage(config, composites)
+        load_averaged(config.run_folder / tower.name, tower.model)
+        export_image_tower(config.export_folder, tower.model.text, tower.model.image)
+    check_size(config.export_folder)
 
 
 def run_stage(name: str, config: RunConfig) -> None:
@@ -172,5 +190,7 @@ def run_stage(name: str, config: RunConfig) -> None:
         train_judge(config, composites)
     elif name == "unet":
         Trainer(unet_stage(config, composites), config).run()
+    elif name == "image_tower":
+        Trainer(image_tower_stage(config, composites), config).run()
     elif name == "export":
         export(config, composites)
