@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ether_diffusion.adapter_file.strict_json import parse_json
 from ether_diffusion.tiny_world import resolve_base
@@ -17,6 +17,8 @@ def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
 
     Raises:
         FileNotFoundError: a path that is not there, or a folder that holds neither.
+        OSError: the Hub does not give it.
+        ValueError: its files are damaged, or do not fit together.
     """
     resolved = resolve_base(name)
     folder = Path(resolved)
@@ -26,6 +28,13 @@ def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
                 f"{resolved} is not the folder of a base model, nor a hub id like owner/name"
             )
         folder = Path(DiffusionPipeline.download(resolved))
+    try:
+        return _load_folder(folder)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"the base in {folder} is damaged; fetch or save it again ({error})") from error
+
+
+def _load_folder(folder: Path) -> DiffusionPipeline | UNet2DConditionModel:
     if (folder / "model_index.json").is_file():
         return DiffusionPipeline.from_pretrained(str(folder), dtype=_stored_dtypes(folder))
     if (folder / "config.json").is_file():

@@ -320,6 +320,15 @@ def test_an_adapter_at_the_identity_exports_zeros() -> None:
     assert torch.equal(up @ down, torch.zeros(64, 96, dtype=torch.float16))
 
 
+def test_the_rank_is_at_most_the_input_width() -> None:
+    weight = torch.randn(16, 8)
+    u, v = torch.randn(8, 1), torch.randn(8, 1)
+    sides = (Vectors(u, v), Vectors(torch.randn(8, 2), torch.randn(8, 2)))
+    down, up = lora_factors(weight, *sides)
+    assert len(down) == 8
+    torch.testing.assert_close(up @ down, dense_update(weight, sides), rtol=0, atol=1e-13)
+
+
 def test_an_update_too_large_for_float16_is_refused() -> None:
     with pytest.raises(ValueError, match="export in float32"):
         stored_factors(LoraFactors(torch.full((1, 2), 1e6), torch.full((2, 1), 1e6)), torch.float16)
@@ -411,6 +420,21 @@ def test_modules_without_a_key_are_refused_by_name(trained: Path) -> None:
     adapter = Adapter(EtherConfig(), {f"{name}.ether_input_u": vectors.u.detach()})
     with pytest.raises(ValueError, match=r"no key for time_embedding\.linear_1"):
         export_lora(adapter, pipe, trained)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_base_without_weights_is_refused(trained: Path) -> None:
+    with pytest.raises(ValueError, match="on the meta device"):
+        export_lora(trained, tiny_sd().unet.to("meta"), trained)
+
+
+def test_the_same_base_in_half_precision_needs_no_rebake(trained: Path, tmp_path: Path) -> None:
+    half = load_file(
+        export_lora(trained, tiny_sd().to(torch.float16), tmp_path / "half", dtype=torch.float32)
+    )
+    full = load_file(export_lora(trained, tiny_sd(), tmp_path / "full", dtype=torch.float32))
+    for key in full:
+        torch.testing.assert_close(half[key], full[key], rtol=1e-2, atol=1e-3)  # the base's own rounding
 
 
 @pytest.mark.usefixtures("untouched")

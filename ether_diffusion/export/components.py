@@ -92,6 +92,8 @@ def _own_weight(name: str, module: nn.Module | None) -> Tensor:
         if module.merged:
             raise ValueError(f"an adapter is merged into {name} of the base; unmerge it first")
         module = module.get_base_layer()
+    if isinstance(module, nn.Linear) and module.weight.is_meta:
+        raise ValueError(f"{name} of the base has no weights, it is on the meta device; load them first")
     if not isinstance(module, nn.Linear):
         found = "has no such module" if module is None else f"has a {type(module).__name__} there"
         raise ValueError(f"the adapter changes the Linear {name}, but the base {found}; use another base")
