@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import UNetInputs, tiny_unet
 from diffusers import UNet2DConditionModel
+from tiny_pipelines import tiny_sd
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -297,3 +298,38 @@ def test_a_compiled_block_predicts_and_learns_the_same_without_a_graph_break(
     assert_close(compiled_y, y)
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_a_pipelines_own_methods_weigh_fuse_and_unload(predict: Predict) -> None:
+    pipe = tiny_sd()
+    before = predict(pipe.unet)
+    pipe.unet.add_adapter(EtherConfig(), "a")
+    pipe.unet.add_adapter(EtherConfig(variant="ether_plus", init_weights=False), "b")
+    pipe.set_adapters(["a", "b"], [0.5, 0.25])
+    loose = predict(pipe.unet)
+    pipe.fuse_lora(adapter_names=["a", "b"])
+    assert_close(predict(pipe.unet), loose)
+    pipe.unfuse_lora()
+    assert pipe.get_active_adapters() == ["a", "b"]
+    pipe.delete_adapters("a")
+    assert pipe.get_list_adapters() == {"unet": ["b"]}
+    pipe.unload_lora_weights()
+    assert torch.equal(predict(pipe.unet), before)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_a_pipeline_samples_with_a_scale_in_the_call(scale: float) -> None:
+    pipe = tiny_sd()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.add_adapter(EtherConfig(), "a")
+
+    def image(**options: object) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        latents: Tensor = pipe(
+            "a b", num_inference_steps=2, output_type="latent", generator=generator, **options
+        ).images
+        return latents
+
+    in_the_call = image(cross_attention_kwargs={"scale": scale})
+    pipe.set_adapters(["a"], [scale])
+    assert torch.equal(image(), in_the_call)

@@ -61,8 +61,9 @@ def test_a_language_model_learns_saves_and_loads(
     model, losses = trained(variant, target_modules)
     assert losses[-1] < losses[0] - 0.02
     model.save_pretrained(str(tmp_path))
-    loaded = PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
-    assert torch.equal(logits(loaded), logits(model))
+    for low_cpu_mem_usage in (False, True):
+        loaded = PeftModel.from_pretrained(tiny_llama(), str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
+        assert torch.equal(logits(loaded), logits(model))
     assert_close(logits(loaded.merge_and_unload()), logits(model))
 
 
