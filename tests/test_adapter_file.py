@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from huggingface_hub import ModelCard
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import DryRunFileInfo, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
@@ -50,16 +51,17 @@ CONFIGS = [
 
 def small_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
     torch.manual_seed(seed)
-    settings_ = {"cross_attention_dim": 32, "block_out_channels": (32, 64)} | changes
-    return UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=8,
-        **settings_,
-    ).eval()
+    form = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**(form | changes)).eval()
 
 
 def adapted_unet(**config: Any) -> UNet2DConditionModel:
@@ -241,7 +243,39 @@ def test_an_adapter_of_half_precision_is_held_in_float32(tmp_path: Path) -> None
     assert dtypes == {torch.float32}
 
 
+def test_a_compiled_model_saves_and_loads_under_the_names_of_the_model_itself(tmp_path: Path) -> None:
+    unet = adapted_unet()
+    save_ether(torch.compile(unet), tmp_path)  # type: ignore[arg-type]
+    fresh = small_unet()
+    load_ether(torch.compile(fresh), tmp_path)  # type: ignore[arg-type]
+    assert exactly_equal(output(fresh), output(unet))
+
+
+def test_a_unet_of_the_form_of_stable_diffusion_1_5_takes_128_projections(tmp_path: Path) -> None:
+    down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    form: dict[str, Any] = {"down_block_types": down, "block_out_channels": (16,) * 4, "layers_per_block": 2}
+    form |= {"up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3}
+    unet = small_unet(**form)
+    unet.add_adapter(EtherConfig())
+    save_ether(unet, tmp_path)
+    assert load_ether(small_unet(**form), tmp_path).num_projections == 128
+
+
 # pipelines
+
+
+def test_a_pipeline_of_diffusers_saves_and_loads_as_its_unet_does(tmp_path: Path) -> None:
+    unet = adapted_unet()
+    save_ether(DDPMPipeline(unet, DDPMScheduler()), tmp_path)
+    pipe = DDPMPipeline(small_unet(), DDPMScheduler())
+    assert load_ether(pipe, tmp_path).components == {"unet": 32}
+    assert exactly_equal(output(pipe.unet), output(unet))
+
+
+def test_a_pipeline_with_a_transformer_takes_the_adapter_of_the_folder_into_it(tmp_path: Path) -> None:
+    save_ether(adapted_unet(), tmp_path)
+    pipe = SimpleNamespace(components={"transformer": small_unet(), "text_encoder": small_text_encoder()})
+    assert load_ether(pipe, tmp_path).components == {"transformer": 32}
 
 
 def pipeline(*, text_encoder: bool = True, adapt_text: bool = False) -> SimpleNamespace:
@@ -573,3 +607,57 @@ def test_a_folder_is_taken_before_the_hub(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read_adapter("somebody/cat").projections()) == 32
+
+
+def test_a_pipeline_loads_offline_what_was_downloaded(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_ether(pipeline(), "somebody/dog").components == {"unet": 32}
+
+
+class StandInHub:
+    """A Hub with one model, whose files have the sizes given; what it gives out is counted."""
+
+    def __init__(self, folder: Path, **sizes: int) -> None:
+        self.folder, self.sizes, self.fetched = folder, sizes, list[str]()
+
+    def download(
+        self, repo_id: str, filename: str, *, subfolder: str | None, dry_run: bool = False, **_: object
+    ) -> str | DryRunFileInfo:
+        path = self.folder / (subfolder or "") / filename
+        if not path.exists():
+            raise EntryNotFoundError(f"no {filename}")
+        if dry_run:
+            size = self.sizes.get(path.stem, path.stat().st_size)
+            return DryRunFileInfo("0" * 40, size, filename, str(path), is_cached=False, will_download=True)
+        self.fetched.append(filename)
+        return str(path)
+
+
+def test_a_hub_adapter_is_fetched_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_ether(adapted_unet(), tmp_path)
+    hub = StandInHub(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.download)
+    assert load_ether(pipeline(), "somebody/dog").components == {"unet": 32}
+    assert hub.fetched == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_file_of_the_hub_that_is_too_large_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_ether(adapted_unet(), tmp_path)
+    hub = StandInHub(tmp_path, adapter_model=10**9)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.download)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors has 1000000000 bytes"):
+        load_ether(small_unet(), "somebody/dog")
+    assert hub.fetched == ["adapter_config.json"]
+
+
+def test_a_lora_of_the_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", StandInHub(tmp_path).download)
+    monkeypatch.setattr(
+        "huggingface_hub.file_exists", lambda _, name, **__: name == "pytorch_lora_weights.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"this is a LoRA; use pipe\.load_lora_weights"):
+        load_ether(small_unet(), "somebody/lora")

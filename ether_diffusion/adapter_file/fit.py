@@ -2,10 +2,9 @@
 
 import re
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from ether_diffusion.adapter_file.adapter import Adapter
 from ether_diffusion.adapter_file.models import bare_model, base_layer
@@ -37,7 +36,7 @@ def check_targets(
     unadapted = sorted(plain_targets(root, adapter.config) - names)
     if unadapted:
         raise ValueError(
-            f"the adapter lacks {len(unadapted)} projections that its configuration targets in {given} "
+            f"the adapter lacks projections that its configuration targets in {given} "
             f"({listed(unadapted)}); it is not whole, or was made for another base than this"
         )
     problems = [problem for name in names if (problem := _problem(name, modules[name])) is not None]
@@ -63,7 +62,7 @@ def check_widths(model: nn.Module, adapter: Adapter, *, made_for: str, given: st
             ("output", output_side, linear.out_features),
         ):
             if side is not None and side.u.numel() != width:
-                wrong.append(f"{name} has {label} width {width}, in the adapter {side.u.numel()}")
+                wrong.append(f"{name}: {label} width {width} here and {side.u.numel()} in the adapter")
     if wrong:
         raise ValueError(
             f"the adapter was made for {made_for}, another architecture than {given} ({listed(wrong, 3)}); "
@@ -91,12 +90,16 @@ def _problem(name: str, module: nn.Module) -> str | None:
         return (
             f"{name} already carries an adapter of another method ({type(linear).__name__}); unload it first"
         )
-    if not isinstance(linear, nn.Linear) or not torch.is_floating_point(linear.weight):
+    if not isinstance(linear, nn.Linear) or not _is_plain(linear.weight.data):
         kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
         return f"{name} is a {kind}; ETHER adapts torch.nn.Linear with floating-point weights"
     if linear.weight.is_meta:
         return f"{name} has no weights here (meta device); load the adapter before offloading the model"
     return None
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return type(weight) is Tensor and weight.is_floating_point()  # quantized weights have types of their own
 
 
 def _check_name(root: nn.Module, adapter_name: str) -> None:

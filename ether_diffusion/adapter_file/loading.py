@@ -203,7 +203,7 @@ def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> N
 
 
 def _check_part(part: _Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
-    made_for = printable(adapter.metadata.base_model or "another base")
+    made_for = printable(adapter.metadata.base_model or "an unnamed base")
     given = printable(_name_of(part.model) or f"this {type(bare_model(part.model)).__name__}")
     check_targets(part.model, adapter, adapter_name, made_for=made_for, given=given)
     theirs = adapter.metadata.base_fingerprint

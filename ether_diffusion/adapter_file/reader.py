@@ -132,7 +132,7 @@ def refuse_missing(source: Source, subfolder: str | None, name: str) -> NoReturn
     if kind is not None:
         raise ValueError(f"{place} holds no ETHER adapter: {kind}")
     if source.folder is None and source.local_files_only:
-        raise FileNotFoundError(f"{name} of {place} has not been downloaded; leave out local_files_only")
+        raise FileNotFoundError(f"{name} of {place} has not been downloaded; allow access to the Hub")
     raise FileNotFoundError(
         f"{place} has no {name}; give the folder of an ETHER adapter, as save_ether writes it"
     )

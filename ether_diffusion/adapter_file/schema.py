@@ -103,7 +103,7 @@ def parse_config(data: bytes, where: str) -> EtherConfig:
         if isinstance(method, str):
             rank = found.get("r")
             kind = foreign_method(printable(method, 40), rank if isinstance(rank, int) else None)
-            raise ValueError(f"{where} is of no ETHER adapter: {kind}")
+            raise ValueError(f"{where} is not of an ETHER adapter: {kind}")
         raise ValueError(f'{where} does not say "peft_type": "ETHER"; it is not an adapter of this kind')
     known = {name: value for name, value in found.items() if name in _CONFIG_SCHEMA}
     _check_unknown({name: value for name, value in found.items() if name not in _CONFIG_SCHEMA}, where)
@@ -158,7 +158,9 @@ def parse_metadata(header: Mapping[str, str], where: str) -> AdapterMetadata:
 
     def refused(name: str, needed: str) -> ValueError:
         value = printable(json.dumps(entries.get(name)))
-        return ValueError(f"{where}: the metadata entry ether.{name} is {value}; it must be {needed}")
+        return ValueError(
+            f"{where}: the metadata entry ether.{name} is {value}; it must be {needed}: save it again"
+        )
 
     version = entries.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -170,7 +172,9 @@ def parse_metadata(header: Mapping[str, str], where: str) -> AdapterMetadata:
         )
     known = {field.name for field in fields(AdapterMetadata)}
     if not entries.keys() <= known:
-        raise ValueError(f"{where} has unknown metadata entries {listed(sorted(entries.keys() - known))}")
+        raise ValueError(
+            f"{where} has unknown metadata entries {listed(sorted(entries.keys() - known))}; upgrade"
+        )
     for name in ("base_model", "trigger"):
         if not isinstance(entries.get(name), str | None):
             raise refused(name, "text or null")

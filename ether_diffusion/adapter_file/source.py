@@ -76,7 +76,7 @@ class Source:
                 assert isinstance(planned, huggingface_hub.DryRunFileInfo)
                 _check_size(f"{printable(self.name)}/{name}", planned.file_size or 0, max_bytes)
             return Path(str(fetch()))
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 return None
             if isinstance(error, LocalEntryNotFoundError) and self.local_files_only:
@@ -101,11 +101,11 @@ def find_source(path_or_hub_id: str | Path, *, revision: str | None, local_files
         exists, is_folder = path.exists(), path.is_dir()
     except (OSError, ValueError):  # a NUL or a name too long for the file system
         exists, is_folder = False, False
-    if is_folder:
+    if is_folder and str(path_or_hub_id):  # Path("") is the working directory
         if revision is not None:
             raise ValueError(f"{shown} is a folder, which has no revisions; leave revision out")
         return Source(str(path), path)
-    if exists:
+    if exists and not is_folder:
         raise ValueError(
             f"{shown} is a file{_kind_of(path)}; give the folder that holds {CONFIG_NAME} and {TENSORS_NAME}"
         )
@@ -115,7 +115,9 @@ def find_source(path_or_hub_id: str | Path, *, revision: str | None, local_files
         except HFValidationError:
             pass
         else:
+            local_files_only = local_files_only or huggingface_hub.is_offline_mode()
             return Source(path_or_hub_id, None, revision, local_files_only)
+    shown = shown or "(an empty name)"
     raise FileNotFoundError(
         f"there is no folder {shown}; give an adapter's folder or a Hub id like name/adapter"
     )
