@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +39,7 @@ from ether_diffusion.adapter_file import (
     write_adapter,
 )
 from ether_diffusion.adapter_file.schema import metadata_header, parse_metadata
+from ether_diffusion.tuner import EtherLinear
 
 CONFIGS = [
     {"variant": "ether"},
@@ -335,6 +338,48 @@ def test_a_text_encoder_that_does_not_fit_leaves_the_unet_untouched(tmp_path: Pa
     assert {name: type(module) for name, module in pipe.components["unet"].named_modules()} == before
 
 
+def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_ether(pipeline(adapt_text=True), tmp_path)
+    pipe, layers = pipeline(), iter(range(100))
+    before = output(pipe.components["unet"])
+    update = EtherLinear.update_layer
+
+    def failing(self: EtherLinear, *arguments: Any) -> None:
+        if next(layers) == 33:  # the second of the text encoder's
+            raise MemoryError("no memory left")
+        update(self, *arguments)
+
+    monkeypatch.setattr(EtherLinear, "update_layer", failing)
+    with pytest.raises(MemoryError, match="no memory left"):
+        load_ether(pipe, tmp_path)
+    for part in ("unet", "text_encoder"):
+        assert not any(isinstance(module, EtherLinear) for module in pipe.components[part].modules())
+        assert not hasattr(pipe.components[part], "peft_config")
+        assert all(parameter.requires_grad for parameter in pipe.components[part].parameters())
+    assert exactly_equal(output(pipe.components["unet"]), before)
+
+
+def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_ether(adapted_unet(), tmp_path)
+    model = get_peft_model(small_unet(), EtherConfig(num_blocks=2))
+    before, flags = output(model), [p.requires_grad for p in model.parameters()]
+    names = list(model.state_dict())
+    monkeypatch.setattr(
+        "ether_diffusion.adapter_file.attach.set_peft_model_state_dict",
+        lambda *_: (_ for _ in ()).throw(MemoryError("no memory left")),
+    )
+    with pytest.raises(MemoryError, match="no memory left"):
+        load_ether(model, tmp_path, adapter_name="dog")
+    assert list(model.peft_config) == ["default"]
+    assert list(model.state_dict()) == names
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert exactly_equal(output(model), before)
+
+
 # the base's fingerprint
 
 
@@ -516,6 +561,35 @@ def test_a_failed_write_leaves_the_adapter_that_was_there(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("moment", range(6))
+def test_an_interruption_at_any_step_of_writing_leaves_the_old_or_the_new_adapter_whole(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = detach_adapter(adapted_unet(), "default")
+    new = Adapter(old.config, {name: -2 * tensor for name, tensor in old.tensors.items()}, old.metadata)
+    write_adapter(tmp_path, old)
+    steps = iter(range(100))
+
+    def interrupted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: object) -> object:
+            if next(steps) == moment:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        return run
+
+    monkeypatch.setattr(os, "fsync", interrupted(os.fsync))
+    monkeypatch.setattr(Path, "replace", interrupted(Path.replace))
+    with pytest.raises(KeyboardInterrupt):
+        write_adapter(tmp_path, new)
+    read = read_adapter(tmp_path).tensors
+    assert any(
+        all(exactly_equal(read[name], tensor) for name, tensor in whole.tensors.items())
+        for whole in (old, new)
+    )
+    assert not list(tmp_path.glob("*.part"))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_what_could_not_be_read_back_is_not_written(value: float, tmp_path: Path) -> None:
     unet = adapted_unet()
@@ -555,6 +629,26 @@ def test_the_model_card_tells_of_the_export_that_lies_beside_it(tmp_path: Path) 
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
     save_ether(adapted_unet(), tmp_path)
     assert "pipe.load_lora_weights(" in (tmp_path / "README.md").read_text()
+
+
+def test_the_model_card_of_a_language_model_speaks_of_no_pictures(tmp_path: Path) -> None:
+    config = EtherConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    save_ether(get_peft_model(small_llama(), config), tmp_path, base_model="some/llama")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag is None
+    assert 'AutoModelForCausalLM.from_pretrained("some/llama")' in card.text
+
+
+def test_the_example_of_the_model_card_runs(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    DDPMPipeline(small_unet(), DDPMScheduler()).save_pretrained(base)
+    save_ether(adapted_unet(), tmp_path / "adapter", base_model=str(base))
+    text = ModelCard.load(tmp_path / "adapter" / "README.md").text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace("path or Hub id of this adapter", str(tmp_path / "adapter"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert exactly_equal(output(names["pipe"].unet), output(adapted_unet()))
 
 
 def test_a_local_path_is_not_given_to_the_hub_as_the_base(tmp_path: Path) -> None:

@@ -52,12 +52,19 @@ def fingerprint(weights: Mapping[str, Tensor]) -> BaseFingerprint | None:
     if any(weights[name].is_meta for name in names):
         return None
     shapes = json.dumps([(name, list(weights[name].shape)) for name in names])
-    norms = [torch.linalg.vector_norm(weights[name].detach(), dtype=torch.float64).item() for name in names]
+    norms = [_norm(weights[name].detach()) for name in names]
     return BaseFingerprint(
         architecture=hashlib.sha256(shapes.encode()).hexdigest()[:12],
         norms=tuple(float(f"{norm:.9g}") for norm in norms),
         rounding=float(f"{max((_rounding(weights[name]) for name in names), default=0.0):.3g}"),
     )
+
+
+def _norm(weight: Tensor) -> float:
+    if weight.device.type == "mps":  # has no float64
+        weight = weight.cpu()
+    norm: float = torch.linalg.vector_norm(weight, dtype=torch.float64).item()
+    return norm
 
 
 def _rounding(weight: Tensor) -> float:

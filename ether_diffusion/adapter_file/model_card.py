@@ -1,12 +1,14 @@
 """The model card beside an adapter: what the Hub shows, and how to load what is there."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion.adapter_file.adapter import Adapter
+from ether_diffusion.adapter_file.wording import printable
 
 _MARK = (
     "\n<!-- written by ether-diffusion, sha256 of the above: {digest}; once edited, it is left alone -->\n"
@@ -23,12 +25,13 @@ def model_card(adapter: Adapter, *, has_lora_export: bool) -> str:
     base_model = metadata.base_model or adapter.config.base_model_name_or_path
     # the Hub refuses a card whose base_model is no Hub id, e.g. a local path
     is_hub_id = base_model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is not None
+    is_for_text = adapter.config.task_type is not None  # PEFT sets it on language models
     data = ModelCardData(
         base_model=base_model if is_hub_id else None,
         instance_prompt=metadata.trigger,
         library_name="peft",
-        pipeline_tag="text-to-image",
-        tags=["ether", "text-to-image", "diffusers"],
+        pipeline_tag=None if is_for_text else "text-to-image",
+        tags=["ether"] if is_for_text else ["ether", "text-to-image", "diffusers"],
     )
     text = f"---\n{data.to_yaml()}\n---\n\n{_body(adapter, base_model, has_lora_export)}"
     text = str(ModelCard(text))  # parses the YAML that was made
@@ -52,24 +55,18 @@ def _body(adapter: Adapter, base_model: str | None, has_lora_export: bool) -> st
     metadata, config = adapter.metadata, adapter.config
     method = {"ether": "ETHER", "ether_plus": "ETHER+"}[config.variant]
     count = len(adapter.projections())
-    base = f"`{base_model}`" if base_model else "its base model"
+    base = "its base model" if base_model is None else f"`{printable(base_model).replace('`', '')}`"
     lines = [
         f"# {method} adapter",
         "",
-        f"A {method} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of {count} projections "
+        f"An {method} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of {count} projections "
         f"for {base}: sides `{config.sides}`, {config.num_blocks} blocks.",
         "",
     ]
     if metadata.trigger:
         lines += ["## Trigger", "", _fenced(metadata.trigger), ""]
-    example = [
-        "from diffusers import DiffusionPipeline",
-        "from ether_diffusion import load_ether",
-        "",
-        f"pipe = DiffusionPipeline.from_pretrained({base_model or 'path or Hub id of the base'!r})",
-        'load_ether(pipe, "path or Hub id of this adapter")',
-    ]
-    lines += ["## Use", "", _fenced("\n".join(example), "python"), ""]
+    example = _example(base_model or "path or Hub id of the base", is_for_text=config.task_type is not None)
+    lines += ["## Use", "", _fenced(example, "python"), ""]
     if has_lora_export:
         lora = 'pipe.load_lora_weights("path or Hub id of this adapter")'
         lines += ["Without ether-diffusion, its exact export to LoRA:", "", _fenced(lora, "python"), ""]
@@ -79,6 +76,18 @@ def _body(adapter: Adapter, base_model: str | None, has_lora_export: bool) -> st
         facts = "\n".join(f"{name}: {value}" for name, value in metadata.training.items())
         lines += ["## Training", "", _fenced(facts), ""]
     return "\n".join(lines)
+
+
+def _example(base_model: str, *, is_for_text: bool) -> str:
+    library, loader, name = "diffusers", "DiffusionPipeline", "pipe"
+    if is_for_text:
+        library, loader, name = "transformers", "AutoModelForCausalLM", "model"
+    return (
+        f"from {library} import {loader}\n"
+        "from ether_diffusion import load_ether\n\n"
+        f"{name} = {loader}.from_pretrained({json.dumps(base_model)})\n"
+        f'load_ether({name}, "path or Hub id of this adapter")'
+    )
 
 
 def _fenced(text: str, language: str = "") -> str:
