@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import dense_weight, in_float64
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, convert_to_lora, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -218,3 +218,21 @@ def test_casting_the_model_leaves_the_adapter_in_float32_untouched() -> None:
     model.to(torch.bfloat16).float()
     after = [layer.ether_input_u["default"], layer.ether_output_v["default"]]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("variant", ["ether", "ether_plus"])
+@torch.no_grad()
+def test_pefts_converter_finds_the_same_update(variant: str) -> None:
+    model, layer, x = make(variant, "input", 4, torch.float32)
+    expected = layer(x)
+    config, tensors = convert_to_lora(model, rank=8)
+    converted = get_peft_model(copy.deepcopy(model).unload(), config)
+    set_peft_model_state_dict(converted, tensors)
+    assert_close(converted.base_model.model.to_q(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_weight_offloaded_from_under_its_adapter_is_an_error_in_words() -> None:
+    _, layer, x = make("ether", "input", 4, torch.float32)
+    layer.base_linear.to("meta")
+    with pytest.raises(ValueError, match="offloaded layer by layer; fuse the adapter first"):
+        layer(x)

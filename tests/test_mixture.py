@@ -75,6 +75,17 @@ def test_a_batch_doubled_for_guidance_repeats_the_adapters(unet: UNet2DCondition
 
 
 @torch.no_grad()
+def test_what_is_otherwise_active_plays_no_part(unet: UNet2DConditionModel) -> None:
+    unet.set_adapters(["plus"])  # in force also where "self" has no projection
+    given = inputs(2)
+    with mixed_adapters(unet, ["self", None]):
+        mixed = unet(*given)[0]
+    for i, name in enumerate(["self", None]):
+        row = tuple(x[i : i + 1] for x in given)
+        assert_close(mixed[i : i + 1], merged_row(unet, name, 1.0, row), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@torch.no_grad()
 def test_what_was_active_is_active_again(unet: UNet2DConditionModel, predict: Callable[..., Tensor]) -> None:
     unet.set_adapters(["plus"], [0.5])
     before = predict(unet)

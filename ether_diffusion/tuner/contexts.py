@@ -90,13 +90,11 @@ def _check_mixture(layers: list[EtherLinear], names: Sequence[str | None], scale
 
 
 @torch.no_grad()
-def _mixture(layer: EtherLinear, names: Sequence[str | None], scales: Sequence[float]) -> Mixture | None:
+def _mixture(layer: EtherLinear, names: Sequence[str | None], scales: Sequence[float]) -> Mixture:
     weight = layer.base_linear.weight
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     pairs = {name: layer.factors(name, wide) for name in set(names) if name in layer.r}
-    if not pairs:
-        return None
-    rank = max(len(down) for down, _ in pairs.values())
+    rank = max((len(down) for down, _ in pairs.values()), default=1)
     nothing = wide.new_zeros(rank, layer.in_features), wide.new_zeros(layer.out_features, rank)
 
     def padded(name: str | None, scale: float) -> tuple[Tensor, Tensor]:

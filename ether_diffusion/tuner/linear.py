@@ -38,16 +38,25 @@ class EtherLinear(nn.Module, EtherLayer):
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, num_blocks)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return x W'ᵀ + b (..., out) for x (..., in)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W'ᵀ + b (..., out) for x (..., in).
+
+        Raises:
+            ValueError: the base's weight has been offloaded from under the adapter.
+        """
         if self._disable_adapters and self.merged:
             self.unmerge()
         active = {} if self._disable_adapters or self.merged else self.active_scales()
         base = self.base_linear
+        if base.weight.is_meta and not x.is_meta and (active or self.mixture is not None):
+            raise ValueError(
+                "the weight under an adapter is offloaded layer by layer; fuse the adapter first, or offload "
+                "whole models (enable_model_cpu_offload instead of enable_sequential_cpu_offload)"
+            )
         if self.mixture is not None and not self._disable_adapters:
             return self.mixture.linear(x, base.weight, base.bias)
         if not active:
-            result: Tensor = self.base_layer(x, *args, **kwargs)
+            result: Tensor = self.base_layer(x)
             return result
         x = F.dropout(x, max(self.dropout[name] for name in active), self.training)
         weight: Tensor = base.weight
