@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def test_the_first_snippet_trains_saves_and_loads(tmp_path: Path, monkeypatch: p
     code = snippet("StableDiffusionPipeline.from_pretrained")
     code = code.replace("stable-diffusion-v1-5/stable-diffusion-v1-5", str(tmp_path / "base"))
     here, there = code.split("load_ether(pipe")
-    exec(here, scope := {})
+    scope: dict[str, Any] = {}
+    exec(here, scope)
     fresh = type(scope["pipe"]).from_pretrained(tmp_path / "base")  # "in another process, on the same base"
     exec("load_ether(pipe" + there, scope | {"pipe": fresh})
     assert fresh.get_active_adapters() == ["dog"]
@@ -38,7 +40,8 @@ def test_the_first_snippet_trains_saves_and_loads(tmp_path: Path, monkeypatch: p
 def test_the_configuration_of_the_readme_is_accepted() -> None:
     code = snippet("num_blocks_pattern")
     unet = tiny_unet()
-    exec("from ether_diffusion import EtherConfig\nconfig = " + code.strip(), scope := {})
+    scope: dict[str, Any] = {}
+    exec("from ether_diffusion import EtherConfig\nconfig = " + code.strip(), scope)
     unet.add_adapter(scope["config"])
 
 
@@ -52,8 +55,9 @@ def test_the_snippet_of_mixed_adapters_gives_a_row_each() -> None:
         "timesteps": torch.tensor([1, 2, 3]),
         "text": torch.randn(3, 7, 32),
     }
-    exec(snippet("mixed_adapters"), found := {"torch": torch, "pipe": pipe, **given})
-    assert found["noise"].shape == (3, 4, 8, 8)
+    scope: dict[str, Any] = {"torch": torch, "pipe": pipe, **given}
+    exec(snippet("mixed_adapters"), scope)
+    assert scope["noise"].shape == (3, 4, 8, 8)
 
 
 def test_the_snippet_of_prepared_adapters_reaches_the_vectors() -> None:

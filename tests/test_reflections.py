@@ -1,6 +1,7 @@
 """The factors against the paper's dense matrices, in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -120,10 +121,11 @@ def test_output_side_ether_changes_the_hyperspherical_energy() -> None:
 
 
 def test_one_block_on_the_input_side_is_pefts_hra_of_rank_one() -> None:
-    model = nn.Sequential(nn.Linear(WIDTH, HEIGHT)).double()
-    weight = model[0].weight.detach().clone()
+    projection = nn.Linear(WIDTH, HEIGHT, dtype=torch.float64)
+    weight = projection.weight.detach().clone()
+    model: Any = nn.Sequential(projection)
     with pytest.warns(UserWarning, match="symmetric initialization"):
-        hra = get_peft_model(model, HRAConfig(r=1, target_modules=["0"]), autocast_adapter_dtype=False)
+        hra: Any = get_peft_model(model, HRAConfig(r=1, target_modules=["0"]), autocast_adapter_dtype=False)
     u = hra.base_model.model[0].hra_u["default"].detach()  # (WIDTH, 1)
     (rows,) = reflections.rows([Vectors(u.t(), None)], torch.float64)
     down, up = reflections.factors(weight, rows, None)

@@ -95,9 +95,9 @@ def test_num_blocks_can_differ_by_module(unet: UNet2DConditionModel) -> None:
 
 
 def test_layers_to_transform_selects_by_index() -> None:
-    layers = nn.ModuleList(nn.ModuleDict({"to_q": nn.Linear(8, 8)}) for _ in range(3))
+    layers = [nn.ModuleDict({"to_q": nn.Linear(8, 8)}) for _ in range(3)]
     attach(
-        nn.ModuleDict({"decoder": nn.ModuleDict({"layers": layers})}),
+        nn.ModuleDict({"decoder": nn.ModuleDict({"layers": nn.ModuleList(layers)})}),
         target_modules=["to_q"],
         layers_to_transform=[0, 2],
     )

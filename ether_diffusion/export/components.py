@@ -9,9 +9,8 @@ from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import Adapter
-from ether_diffusion.adapter_file.fingerprint import fingerprint
-from ether_diffusion.adapter_file.reader import read_adapter, read_from
+from ether_diffusion.adapter_file import Adapter, fingerprint, read_adapter
+from ether_diffusion.adapter_file.reader import read_from
 from ether_diffusion.adapter_file.source import find_source
 
 logger = logging.getLogger(__name__)
@@ -30,6 +29,8 @@ def read_adapters(adapter: Adapter | Adapters | str | Path) -> dict[Component, A
     if isinstance(adapter, Adapter):
         return {"unet": adapter}
     if isinstance(adapter, Mapping):
+        if not adapter:
+            raise ValueError("no adapter was given; give at least one component's")
         return dict(adapter)
     source = find_source(adapter, revision=None, local_files_only=False)
     found: dict[Component, Adapter] = {}

@@ -10,10 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import Adapter
-from ether_diffusion.adapter_file.adapter import AdapterMetadata
-from ether_diffusion.adapter_file.fingerprint import fingerprint
-from ether_diffusion.adapter_file.writer import write_files
+from ether_diffusion.adapter_file import Adapter, fingerprint, write_files
 from ether_diffusion.export.components import Adapters, adapted_weights, component_of, read_adapters
 from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.export.header import NOTE, lora_header
@@ -59,23 +56,21 @@ def export_lora(
             factors[keys[name]] = stored_factors(lora_factors(weights[name], *sides), dtype)
     tensors, rank = lora_tensors(factors)
     first, _, weights = plans[0]
-    metadata = _metadata_on_base(first.metadata, weights, base)
     unet = getattr(base, "unet", base)
-    header = lora_header(replace(first, metadata=metadata), rank=rank, title=path.stem, unet=unet)
+    header = lora_header(_on_base(first, weights, base), rank=rank, title=path.stem, unet=unet)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_files(path.parent, {path.name: save(tensors, metadata=header)})
     return path
 
 
-def _metadata_on_base(
-    metadata: AdapterMetadata, weights: Mapping[str, Tensor], base: DiffusionPipeline | nn.Module
-) -> AdapterMetadata:
-    """Return the metadata with the name and fingerprint of the base that the export is made on."""
-    found, trained_on = fingerprint(weights), metadata.base_fingerprint
+def _on_base(adapter: Adapter, weights: Mapping[str, Tensor], base: DiffusionPipeline | nn.Module) -> Adapter:
+    """Return the adapter with the name and fingerprint of the base that the export is made on."""
+    found, trained_on = fingerprint(weights), adapter.metadata.base_fingerprint
     if found is None or (trained_on is not None and trained_on.compare(found) == "same"):
-        return metadata
+        return adapter
     name = getattr(getattr(base, "config", None), "_name_or_path", None)
-    return replace(metadata, base_model=str(name) if name else None, base_fingerprint=found)
+    metadata = replace(adapter.metadata, base_model=str(name) if name else None, base_fingerprint=found)
+    return replace(adapter, metadata=metadata)
 
 
 def lora_path(folder: str | Path, export_name: str = EXPORT_NAME) -> Path:
