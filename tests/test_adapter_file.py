@@ -308,6 +308,13 @@ def test_a_pipeline_takes_back_the_adapters_of_unet_and_text_encoder(tmp_path: P
     assert exactly_equal(encoded(fresh), encoded(pipe))
 
 
+def test_what_holds_no_model_that_can_be_adapted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has none of unet, transformer"):
+        save_ether(SimpleNamespace(components={"vae": nn.Linear(2, 2)}), tmp_path)
+    with pytest.raises(ValueError, match="str is neither a torch module nor a diffusers pipeline"):
+        load_ether("model", tmp_path)  # type: ignore[arg-type]
+
+
 def test_a_pipeline_without_the_text_encoder_refuses_its_adapter(tmp_path: Path) -> None:
     save_ether(pipeline(adapt_text=True), tmp_path)
     pipe = pipeline(text_encoder=False)

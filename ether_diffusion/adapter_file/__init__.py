@@ -3,8 +3,9 @@
 from ether_diffusion.adapter_file.adapter import FORMAT_VERSION, Adapter, AdapterMetadata
 from ether_diffusion.adapter_file.attach import detach_adapter
 from ether_diffusion.adapter_file.fingerprint import BaseFingerprint, BaseMatch, fingerprint
-from ether_diffusion.adapter_file.loading import LoadReport, Pipeline, load_ether, save_ether
+from ether_diffusion.adapter_file.loading import LoadReport, load_ether, save_ether
 from ether_diffusion.adapter_file.models import base_fingerprint
+from ether_diffusion.adapter_file.parts import Pipeline
 from ether_diffusion.adapter_file.reader import read_adapter
 from ether_diffusion.adapter_file.writer import write_adapter, write_files
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import nn
 
@@ -14,29 +14,17 @@ from ether_diffusion.adapter_file.attach import attach_adapter, detach_adapter
 from ether_diffusion.adapter_file.fingerprint import BaseMatch
 from ether_diffusion.adapter_file.fit import check_targets, check_widths
 from ether_diffusion.adapter_file.models import adapter_config, bare_model, base_fingerprint, ether_layers
+from ether_diffusion.adapter_file.parts import TEXT_ENCODERS, Part, Pipeline, find_parts
 from ether_diffusion.adapter_file.reader import read_from, refuse_missing
 from ether_diffusion.adapter_file.rollback import unchanged_on_failure
 from ether_diffusion.adapter_file.source import CONFIG_NAME, Source, find_source
 from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.adapter_file.writer import check_writable, write_adapter
 
-DENOISERS = ("unet", "transformer", "prior")
-"""The component of a pipeline whose adapter lies in the folder itself: the first of these that it has."""
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""The components whose adapters lie in subfolders of their name."""
-
 logger = logging.getLogger(__name__)
 
 
 Match = BaseMatch | Literal["unknown"]
-
-
-class Pipeline(Protocol):
-    """A diffusers pipeline, as far as adapters are concerned."""
-
-    @property
-    def components(self) -> dict[str, object]:
-        """The parts of the pipeline by name."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ def load_ether(
         ValueError: the file is not a whole ETHER adapter, or not one of this model.
     """
     source = find_source(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-    parts = _parts(pipeline_or_model, subfolder)
+    parts = find_parts(pipeline_or_model, subfolder)
     if source.folder is not None:
         _check_unused(pipeline_or_model, parts, source.folder / (subfolder or ""))
     found = _read_parts(parts, source, subfolder)
@@ -97,14 +85,7 @@ def load_ether(
     with unchanged_on_failure(roots, adapter_name):
         for part, adapter in found:
             attach_adapter(part.model, adapter, adapter_name, activate=activate, trainable=trainable)
-    components = {part.name: len(adapter.projections()) for part, adapter in found}
-    match = max(matches, key=("same", "unknown", "other weights").index)  # the worst of the components
-    report = LoadReport(adapter_name, sum(components.values()), match, components)
-    unchecked = (
-        "; it carries no fingerprint, so its base was checked by shape only" if match == "unknown" else ""
-    )
-    logger.info("loaded %s into %d projections%s", printable(source.name), report.num_projections, unchecked)
-    return report
+    return _reported(adapter_name, source, matches, found)
 
 
 def save_ether(
@@ -126,7 +107,7 @@ def save_ether(
         ValueError: there is no such adapter, it cannot be read back, or `folder` holds the adapter of a text
             encoder that this one lacks.
     """
-    everything = _parts(pipeline_or_model, None)
+    everything = find_parts(pipeline_or_model, None)
     # where none carries it, detach_adapter says of the first what it carries instead
     parts = [part for part in everything if ether_layers(part.model, adapter_name)] or everything[:1]
     adapters = []
@@ -141,41 +122,14 @@ def save_ether(
         write_adapter(folder / (part.subfolder or ""), adapter, card=part.subfolder is None)
 
 
-@dataclass(frozen=True)
-class _Part:
-    name: str
-    subfolder: str | None
-    model: nn.Module
-
-
-def _parts(pipeline_or_model: Pipeline | nn.Module, subfolder: str | None) -> list[_Part]:
-    if isinstance(pipeline_or_model, nn.Module):
-        return [_Part(type(bare_model(pipeline_or_model)).__name__, subfolder, pipeline_or_model)]
-    if not hasattr(pipeline_or_model, "components"):
-        raise ValueError(
-            f"{type(pipeline_or_model).__name__} is neither a torch module nor a diffusers pipeline; "
-            "give one of them"
-        )
-    components = pipeline_or_model.components
-    denoisers = [name for name in DENOISERS if isinstance(components.get(name), nn.Module)][:1]
-    wanted = denoisers + [name for name in TEXT_ENCODERS if name in components]
-    parts = []
-    for name in wanted:
-        model = components[name]
-        if isinstance(model, nn.Module):
-            inner = None if name in denoisers else name
-            parts.append(_Part(name, "/".join(filter(None, (subfolder, inner))) or None, model))
-    return parts
-
-
-def _read_parts(parts: list[_Part], source: Source, subfolder: str | None) -> list[tuple[_Part, Adapter]]:
+def _read_parts(parts: list[Part], source: Source, subfolder: str | None) -> list[tuple[Part, Adapter]]:
     found = [(part, adapter) for part in parts if (adapter := read_from(source, part.subfolder)) is not None]
     if not found:
         refuse_missing(source, subfolder, CONFIG_NAME)
     return found
 
 
-def _check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[_Part], folder: Path) -> None:
+def _check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[Part], folder: Path) -> None:
     """Say which adapters in a folder nothing is there to take: refused of a pipeline, told of a model."""
     there = {name for name in TEXT_ENCODERS if (folder / name / CONFIG_NAME).exists()}
     unused = listed(sorted(there - {part.name for part in parts}))
@@ -192,6 +146,19 @@ def _check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[_Part], f
         )
 
 
+def _reported(
+    adapter_name: str, source: Source, matches: list[Match], found: list[tuple[Part, Adapter]]
+) -> LoadReport:
+    components = {part.name: len(adapter.projections()) for part, adapter in found}
+    match = max(matches, key=("same", "unknown", "other weights").index)  # the worst of the components
+    unchecked = (
+        "; it carries no fingerprint, so its base was checked by shape only" if match == "unknown" else ""
+    )
+    total = sum(components.values())
+    logger.info("loaded %s into %d projections%s", printable(source.name), total, unchecked)
+    return LoadReport(adapter_name, total, match, components)
+
+
 def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> None:
     there = {name for name in (None, *TEXT_ENCODERS) if (folder / (name or "") / CONFIG_NAME).exists()}
     stale = sorted(name or "the denoiser" for name in there - written)
@@ -202,7 +169,7 @@ def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> N
         )
 
 
-def _check_part(part: _Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
+def _check_part(part: Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
     made_for = printable(adapter.metadata.base_model or "an unnamed base")
     given = printable(_name_of(part.model) or f"this {type(bare_model(part.model)).__name__}")
     check_targets(part.model, adapter, adapter_name, made_for=made_for, given=given)

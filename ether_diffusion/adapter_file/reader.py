@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ether_diffusion.adapter_file import tensor_file
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata, vector_names
+from ether_diffusion.adapter_file.config_schema import MAX_CONFIG_BYTES, parse_config
 from ether_diffusion.adapter_file.foreign import foreign_kind
-from ether_diffusion.adapter_file.schema import MAX_CONFIG_BYTES, parse_config, parse_metadata
+from ether_diffusion.adapter_file.schema import parse_metadata
 from ether_diffusion.adapter_file.source import CONFIG_NAME, PICKLE_NAME, TENSORS_NAME, Source, find_source
 from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.tuner import EtherConfig

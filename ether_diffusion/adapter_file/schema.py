@@ -1,145 +1,18 @@
-"""What adapter_config.json and the header's metadata may hold: closed schemas, checked before use."""
+"""What the header's `ether.*` entries may hold: a closed schema, checked before use."""
 
 import json
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, cast
 
 from ether_diffusion.adapter_file.adapter import FORMAT_VERSION, AdapterMetadata, Fact
 from ether_diffusion.adapter_file.fingerprint import BaseFingerprint
-from ether_diffusion.adapter_file.foreign import foreign_method
-from ether_diffusion.adapter_file.strict_json import Json, parse_json
+from ether_diffusion.adapter_file.strict_json import Json, is_number, is_whole, parse_json
 from ether_diffusion.adapter_file.wording import listed, printable
-from ether_diffusion.tuner import EtherConfig
 
-MAX_CONFIG_BYTES = 2**20
-MAX_BLOCKS = 65536
 PREFIX = "ether."
-
-_Check = Callable[[Json], bool]
-
-
-def _is_text(value: Json) -> bool:
-    return isinstance(value, str)
-
-
-def _is_whole(value: Json) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Json) -> bool:
-    return _is_whole(value) or isinstance(value, float)
-
-
-def _is_list_of(check: _Check) -> _Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _is_mapping_to(check: _Check) -> _Check:
-    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
-
-
-def _any_of(*checks: _Check) -> _Check:
-    return lambda value: any(check(value) for check in checks)
-
-
-def _is_null(value: Json) -> bool:
-    return value is None
-
-
-def _is_flag(value: Json) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_block_count(value: Json) -> bool:
-    return _is_whole(value) and 1 <= cast(int, value) <= MAX_BLOCKS
-
-
-_TEXT_OR_NULL = "text or null", _any_of(_is_text, _is_null)
-_NAMES = "a name, a list of names or null", _any_of(_is_text, _is_list_of(_is_text), _is_null)
-_CONFIG_SCHEMA: dict[str, tuple[str, _Check]] = {
-    "peft_type": ("ETHER", _is_text),
-    "task_type": _TEXT_OR_NULL,
-    "auto_mapping": ("names by key, or null", _any_of(_is_mapping_to(_any_of(_is_text, _is_null)), _is_null)),
-    "peft_version": _TEXT_OR_NULL,
-    "base_model_name_or_path": _TEXT_OR_NULL,
-    "revision": _TEXT_OR_NULL,
-    "inference_mode": ("true or false", _is_flag),
-    "variant": ("text", _is_text),
-    "num_blocks": (f"a whole number from 1 to {MAX_BLOCKS}", _is_block_count),
-    "sides": _TEXT_OR_NULL,
-    "target_modules": _NAMES,
-    "exclude_modules": _NAMES,
-    "num_blocks_pattern": (
-        f"whole numbers from 1 to {MAX_BLOCKS} by module name",
-        _is_mapping_to(_is_block_count),
-    ),
-    "dropout": ("a number from 0 to below 1", _is_number),
-    "init_weights": ("true or false", _is_flag),
-    "layers_to_transform": (
-        "a whole number, a list of them or null",
-        _any_of(_is_whole, _is_list_of(_is_whole), _is_null),
-    ),
-    "layers_pattern": _NAMES,
-    "modules_to_save": ("a list of names or null", _any_of(_is_list_of(_is_text), _is_null)),
-}
-
-
-def parse_config(data: bytes, where: str) -> EtherConfig:
-    """Return the configuration; classes that it names (auto_mapping) are dropped, never imported.
-
-    Raises:
-        ValueError: another method's, malformed, or with a field that is unknown or out of range.
-    """
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ValueError(f"{where} has {len(data)} bytes; a configuration has at most {MAX_CONFIG_BYTES}")
-    found = parse_json(data, where)
-    if not isinstance(found, dict):
-        raise ValueError(f"{where} is not a JSON object; save the adapter again")
-    method = found.get("peft_type")
-    if not isinstance(method, str) or method.upper() != "ETHER":
-        if isinstance(method, str):
-            rank = found.get("r")
-            kind = foreign_method(printable(method, 40), rank if isinstance(rank, int) else None)
-            raise ValueError(f"{where} is not of an ETHER adapter: {kind}")
-        raise ValueError(f'{where} does not say "peft_type": "ETHER"; it is not an adapter of this kind')
-    known = {name: value for name, value in found.items() if name in _CONFIG_SCHEMA}
-    _check_unknown({name: value for name, value in found.items() if name not in _CONFIG_SCHEMA}, where)
-    for name, value in known.items():
-        needed, is_valid = _CONFIG_SCHEMA[name]
-        if not is_valid(value):
-            raise ValueError(f"{where}: {name} is {printable(json.dumps(value))}; it must be {needed}")
-    arguments: Any = {
-        name: value for name, value in known.items() if name not in ("peft_type", "auto_mapping")
-    }
-    try:
-        return EtherConfig(**arguments)
-    except ValueError as error:
-        raise ValueError(f"{where}: {printable(error, 400)}") from None
-
-
-def config_bytes(config: EtherConfig) -> bytes:
-    """Return adapter_config.json: the same configuration gives the same bytes."""
-    stored = {
-        name: sorted(value) if isinstance(value, set) else value for name, value in asdict(config).items()
-    }
-    # not sort_keys: the first of num_blocks_pattern that matches is the one that holds
-    return (json.dumps(dict(sorted(stored.items())), indent=2) + "\n").encode()
-
-
-def _check_unknown(unknown: Mapping[str, Json], where: str) -> None:
-    telling = [name for name, value in unknown.items() if value not in (None, False, [], {}, "")]
-    if telling:
-        raise ValueError(
-            f"{where} sets {listed(telling)}, which this release does not know; upgrade ether-diffusion, "
-            "or remove the entry if it is not meant for ETHER"
-        )
-    if unknown:
-        warnings.warn(
-            f"{where} has the unknown entries {listed(unknown)}; they are empty, so ignored", stacklevel=2
-        )
+FINGERPRINT_SCHEMA = "null or {architecture: text, norms: numbers from 0, rounding: 0 to 0.1}"
 
 
 def parse_metadata(header: Mapping[str, str], where: str) -> AdapterMetadata:
@@ -155,61 +28,74 @@ def parse_metadata(header: Mapping[str, str], where: str) -> AdapterMetadata:
     }
     if not entries:
         return AdapterMetadata()
-
-    def refused(name: str, needed: str) -> ValueError:
-        value = printable(json.dumps(entries.get(name)))
-        return ValueError(
-            f"{where}: the metadata entry ether.{name} is {value}; it must be {needed}: save it again"
-        )
-
-    version = entries.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise refused("format_version", "a whole number from 1")
-    if version > FORMAT_VERSION:
+    _check_version(entries.get("format_version"), where)
+    unknown = entries.keys() - {field.name for field in fields(AdapterMetadata)}
+    if unknown:
         raise ValueError(
-            f"{where} was made by a newer release (format {version}; this one reads up to {FORMAT_VERSION}); "
-            "upgrade ether-diffusion"
+            f"{where} has unknown metadata entries {listed(sorted(unknown))}; upgrade ether-diffusion"
         )
-    known = {field.name for field in fields(AdapterMetadata)}
-    if not entries.keys() <= known:
-        raise ValueError(
-            f"{where} has unknown metadata entries {listed(sorted(entries.keys() - known))}; upgrade"
-        )
-    for name in ("base_model", "trigger"):
-        if not isinstance(entries.get(name), str | None):
-            raise refused(name, "text or null")
     training = entries.get("training", {})
-    if not isinstance(training, dict) or not all(
-        isinstance(fact, str | int | float) for fact in training.values()
+    for name, is_valid, needed in (
+        ("base_model", isinstance(entries.get("base_model"), str | None), "text or null"),
+        ("trigger", isinstance(entries.get("trigger"), str | None), "text or null"),
+        ("training", _is_flat(training), "a flat object of text, numbers and true or false"),
+        ("base_fingerprint", _is_fingerprint(entries.get("base_fingerprint")), FINGERPRINT_SCHEMA),
     ):
-        raise refused("training", "a flat object of text, numbers and true or false")
+        if not is_valid:
+            raise _refused(name, entries[name], needed, where)
     return AdapterMetadata(
-        format_version=version,
         base_model=cast(str | None, entries.get("base_model")),
-        base_fingerprint=_fingerprint(entries.get("base_fingerprint"), refused),
+        base_fingerprint=_fingerprint(cast(dict[str, Any] | None, entries.get("base_fingerprint"))),
         trigger=cast(str | None, entries.get("trigger")),
         training=cast(dict[str, Fact], training),
     )
 
 
-def _fingerprint(found: Json, refused: Callable[[str, str], ValueError]) -> BaseFingerprint | None:
+def _check_version(version: Json, where: str) -> None:
+    if not is_whole(version) or cast(int, version) < 1:
+        raise _refused("format_version", version, "a whole number from 1", where)
+    if cast(int, version) > FORMAT_VERSION:
+        raise ValueError(
+            f"{where} was made by a newer release (format {version}; this one reads up to {FORMAT_VERSION}); "
+            "upgrade ether-diffusion"
+        )
+
+
+def _refused(name: str, value: Json, needed: str, where: str) -> ValueError:
+    found = printable(json.dumps(value))
+    return ValueError(
+        f"{where}: the metadata entry ether.{name} is {found}; it must be {needed}: save it again"
+    )
+
+
+def _is_flat(training: Json) -> bool:
+    return isinstance(training, dict) and all(
+        isinstance(fact, str | int | float) for fact in training.values()
+    )
+
+
+def _is_fingerprint(found: Json) -> bool:
+    if found is None:
+        return True
+    if not isinstance(found, dict) or found.keys() != {"architecture", "norms", "rounding"}:
+        return False
+    architecture, norms, rounding = found["architecture"], found["norms"], found["rounding"]
+    return (
+        isinstance(architecture, str)
+        and architecture.isalnum()
+        and len(architecture) <= 64
+        and isinstance(norms, list)
+        and all(is_number(norm) and cast(float, norm) >= 0 for norm in norms)
+        and is_number(rounding)
+        and 0 <= cast(float, rounding) <= 0.1
+    )
+
+
+def _fingerprint(found: dict[str, Any] | None) -> BaseFingerprint | None:
     if found is None:
         return None
-    error = refused(
-        "base_fingerprint", "null or {architecture: text, norms: numbers from 0, rounding: 0 to 0.1}"
-    )
-    if not isinstance(found, dict) or found.keys() != {"architecture", "norms", "rounding"}:
-        raise error
-    architecture, norms, rounding = found["architecture"], found["norms"], found["rounding"]
-    if not isinstance(architecture, str) or not 1 <= len(architecture) <= 64 or not architecture.isalnum():
-        raise error
-    if not isinstance(norms, list) or not all(_is_number(norm) and cast(float, norm) >= 0 for norm in norms):
-        raise error
-    if not _is_number(rounding) or not 0 <= cast(float, rounding) <= 0.1:
-        raise error
-    return BaseFingerprint(
-        architecture, tuple(float(cast(float, norm)) for norm in norms), float(cast(float, rounding))
-    )
+    norms = tuple(float(norm) for norm in found["norms"])
+    return BaseFingerprint(found["architecture"], norms, float(found["rounding"]))
 
 
 def metadata_header(metadata: AdapterMetadata) -> dict[str, str]:

@@ -18,50 +18,66 @@ def parse_json(text: str | bytes, where: str) -> Json:
     Raises:
         ValueError: not JSON, a key given twice, a number that is not finite, nesting over MAX_DEPTH.
     """
-
-    def no_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-        seen: dict[str, Json] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise ValueError(f"{where} gives the key {printable(key)} twice; a key may stand once")
-            seen[key] = value
-        return seen
-
-    def no_constant(name: str) -> NoReturn:
-        raise ValueError(f"{where} holds {name}, which is not a JSON number; use a finite one")
-
-    def finite(digits: str) -> float:
-        number = float(digits)
-        if not math.isfinite(number):
-            raise ValueError(
-                f"{where} holds {printable(digits, 20)}, which is out of range; use a finite number"
-            )
-        return number
-
-    def whole(digits: str) -> int:
-        if len(digits) > MAX_DIGITS:
-            raise ValueError(f"{where} holds a number of {len(digits)} digits; use at most {MAX_DIGITS}")
-        return int(digits)
-
     try:
         value: Json = json.loads(
             text,
-            object_pairs_hook=no_duplicates,
-            parse_constant=no_constant,
-            parse_float=finite,
-            parse_int=whole,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_whole,
         )
+        json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; at most {MAX_DEPTH} levels are read") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where} is not valid JSON ({printable(error)}); fetch or save it again") from None
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{where} holds half of a surrogate pair, which is no text; save it again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where} is not valid JSON ({printable(error)}); fetch or save it again") from None
+    except _JsonError as refusal:
+        raise ValueError(f"{where} {refusal}") from None
     if _depth(value) > MAX_DEPTH:
         raise ValueError(f"{where} is nested too deeply; at most {MAX_DEPTH} levels are read")
     return value
+
+
+def is_whole(value: Json) -> bool:
+    """Say whether a value is a whole number; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Json) -> bool:
+    """Say whether a value is a number; true and false are not."""
+    return is_whole(value) or isinstance(value, float)
+
+
+class _JsonError(Exception):
+    """What a hook found; `parse_json` says where."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    seen: dict[str, Json] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise _JsonError(f"gives the key {printable(key)} twice; a key may stand once")
+        seen[key] = value
+    return seen
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _JsonError(f"holds {name}, which is not a JSON number; use a finite one")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _JsonError(f"holds {printable(digits, 20)}, which is out of range; use a finite number")
+    return number
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise _JsonError(f"holds a number of {len(digits)} digits; use at most {MAX_DIGITS}")
+    return int(digits)
 
 
 def _depth(value: Json) -> int:

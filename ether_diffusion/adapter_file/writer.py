@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ether_diffusion.adapter_file.adapter import Adapter
+from ether_diffusion.adapter_file.config_schema import config_bytes, parse_config
 from ether_diffusion.adapter_file.model_card import is_ours, model_card
 from ether_diffusion.adapter_file.reader import LORA_NAME, check_consistent
-from ether_diffusion.adapter_file.schema import config_bytes, metadata_header, parse_config, parse_metadata
+from ether_diffusion.adapter_file.schema import metadata_header, parse_metadata
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapter_file.tensor_file import parse_tensors, tensor_bytes
 from ether_diffusion.adapter_file.wording import printable
