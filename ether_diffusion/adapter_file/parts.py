@@ -54,7 +54,7 @@ def find_parts(pipeline_or_model: Pipeline | nn.Module, subfolder: str | None) -
             parts.append(Part(name, "/".join(filter(None, (subfolder, inner))) or None, model))
     if not parts:
         raise ValueError(
-            f"{type(pipeline_or_model).__name__} has none of {', '.join(DENOISERS + TEXT_ENCODERS)}; give the "
-            "model itself"
+            f"{type(pipeline_or_model).__name__} has none of {', '.join(DENOISERS + TEXT_ENCODERS)}; "
+            "give the model itself"
         )
     return parts

@@ -1,0 +1,82 @@
+"""Small models that adapters are tried on, and what they compute."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
+
+from ether_diffusion import EtherConfig
+
+
+def small_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    form = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**(form | changes)).eval()
+
+
+def adapted_unet(**config: Any) -> UNet2DConditionModel:
+    unet = small_unet()
+    unet.add_adapter(EtherConfig(**config))
+    return unet
+
+
+def small_text_encoder(seed: int = 0) -> CLIPTextModel:
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    return CLIPTextModel(config).eval()
+
+
+def small_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def output(unet: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    sample, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 32, generator=generator)
+    with torch.no_grad():
+        result: Tensor = unet(sample, torch.tensor([3, 700]), text, return_dict=False)[0]
+    return result
+
+
+def exactly_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other)
+
+
+def pipeline(*, text_encoder: bool = True, adapt_text: bool = False) -> SimpleNamespace:
+    parts: dict[str, object] = {"unet": small_unet(), "vae": None, "scheduler": object()}
+    if text_encoder:
+        parts["text_encoder"] = small_text_encoder()
+    if adapt_text:
+        torch.manual_seed(2)
+        parts["unet"].add_adapter(EtherConfig())  # type: ignore[attr-defined]
+        parts["text_encoder"].add_adapter(EtherConfig(target_modules=["q_proj"]))  # type: ignore[attr-defined]
+    return SimpleNamespace(components=parts)
+
+
+def encoded(pipe: SimpleNamespace) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = pipe.components["text_encoder"](torch.arange(10)[None])[0]
+    return result

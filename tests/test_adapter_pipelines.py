@@ -1,0 +1,127 @@
+"""A pipeline's adapters are saved and loaded together, whole or not at all."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from diffusers import DDPMPipeline, DDPMScheduler
+from peft import get_peft_model
+from small_models import (
+    adapted_unet,
+    encoded,
+    exactly_equal,
+    output,
+    pipeline,
+    small_llama,
+    small_text_encoder,
+    small_unet,
+)
+from torch import nn
+
+from ether_diffusion import EtherConfig
+from ether_diffusion.adapter_file import load_ether, save_ether
+from ether_diffusion.tuner import EtherLinear
+
+
+def test_a_pipeline_of_diffusers_saves_and_loads_as_its_unet_does(tmp_path: Path) -> None:
+    unet = adapted_unet()
+    save_ether(DDPMPipeline(unet, DDPMScheduler()), tmp_path)
+    pipe = DDPMPipeline(small_unet(), DDPMScheduler())
+    assert load_ether(pipe, tmp_path).components == {"unet": 32}
+    assert exactly_equal(output(pipe.unet), output(unet))
+
+
+def test_a_pipeline_with_a_transformer_takes_the_adapter_of_the_folder_into_it(tmp_path: Path) -> None:
+    save_ether(adapted_unet(), tmp_path)
+    pipe = SimpleNamespace(components={"transformer": small_unet(), "text_encoder": small_text_encoder()})
+    assert load_ether(pipe, tmp_path).components == {"transformer": 32}
+
+
+def test_a_pipeline_takes_back_the_adapters_of_unet_and_text_encoder(tmp_path: Path) -> None:
+    pipe, fresh = pipeline(adapt_text=True), pipeline()
+    save_ether(pipe, tmp_path)
+    assert (tmp_path / "text_encoder" / "adapter_model.safetensors").exists()
+    report = load_ether(fresh, tmp_path, adapter_name="dog")
+    assert report.components == {"unet": 32, "text_encoder": 2}
+    assert exactly_equal(output(fresh.components["unet"]), output(pipe.components["unet"]))
+    assert exactly_equal(encoded(fresh), encoded(pipe))
+
+
+def test_what_holds_no_model_that_can_be_adapted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has none of unet, transformer"):
+        save_ether(SimpleNamespace(components={"vae": nn.Linear(2, 2)}), tmp_path)
+    with pytest.raises(ValueError, match="str is neither a torch module nor a diffusers pipeline"):
+        load_ether("model", tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_pipeline_without_the_text_encoder_refuses_its_adapter(tmp_path: Path) -> None:
+    save_ether(pipeline(adapt_text=True), tmp_path)
+    pipe = pipeline(text_encoder=False)
+    with pytest.raises(ValueError, match="an adapter of text_encoder, which this pipeline lacks"):
+        load_ether(pipe, tmp_path)
+    assert not hasattr(pipe.components["unet"], "peft_config")
+
+
+def test_a_bare_unet_is_told_of_the_text_encoders_adapter_that_it_leaves(tmp_path: Path) -> None:
+    save_ether(pipeline(adapt_text=True), tmp_path)
+    with pytest.warns(UserWarning, match="also holds an adapter of text_encoder, which is not loaded"):
+        load_ether(small_unet(), tmp_path)
+
+
+def test_a_unet_alone_is_not_saved_over_an_adapter_with_a_text_encoder(tmp_path: Path) -> None:
+    save_ether(pipeline(adapt_text=True), tmp_path)
+    with pytest.raises(ValueError, match="holds adapters of text_encoder, which 'default' lacks"):
+        save_ether(adapted_unet(), tmp_path)
+
+
+def test_a_text_encoder_that_does_not_fit_leaves_the_unet_untouched(tmp_path: Path) -> None:
+    save_ether(pipeline(adapt_text=True), tmp_path)
+    pipe = pipeline()
+    pipe.components["text_encoder"] = small_llama()
+    before = {name: type(module) for name, module in pipe.components["unet"].named_modules()}
+    with pytest.raises(ValueError, match="2 of its 2 projections are not in"):
+        load_ether(pipe, tmp_path)
+    assert {name: type(module) for name, module in pipe.components["unet"].named_modules()} == before
+
+
+def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_ether(pipeline(adapt_text=True), tmp_path)
+    pipe, layers = pipeline(), iter(range(100))
+    before = output(pipe.components["unet"])
+    update = EtherLinear.update_layer
+
+    def failing(self: EtherLinear, *arguments: Any) -> None:
+        if next(layers) == 33:  # the second of the text encoder's
+            raise MemoryError("no memory left")
+        update(self, *arguments)
+
+    monkeypatch.setattr(EtherLinear, "update_layer", failing)
+    with pytest.raises(MemoryError, match="no memory left"):
+        load_ether(pipe, tmp_path)
+    for part in ("unet", "text_encoder"):
+        assert not any(isinstance(module, EtherLinear) for module in pipe.components[part].modules())
+        assert not hasattr(pipe.components[part], "peft_config")
+        assert all(parameter.requires_grad for parameter in pipe.components[part].parameters())
+    assert exactly_equal(output(pipe.components["unet"]), before)
+
+
+def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_ether(adapted_unet(), tmp_path)
+    model = get_peft_model(small_unet(), EtherConfig(num_blocks=2))
+    before, flags = output(model), [p.requires_grad for p in model.parameters()]
+    names = list(model.state_dict())
+    monkeypatch.setattr(
+        "ether_diffusion.adapter_file.attach.set_peft_model_state_dict",
+        lambda *_: (_ for _ in ()).throw(MemoryError("no memory left")),
+    )
+    with pytest.raises(MemoryError, match="no memory left"):
+        load_ether(model, tmp_path, adapter_name="dog")
+    assert list(model.peft_config) == ["default"]
+    assert list(model.state_dict()) == names
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert exactly_equal(output(model), before)
