@@ -104,6 +104,14 @@ def test_an_unknown_field_without_content_is_ignored_with_a_warning(folder: Path
         load_ether(small_unet(), folder)
 
 
+@pytest.mark.parametrize("targets", [None, [], "", "all-linear", ["to_q"], ["no_such_module", "to_k"]])
+def test_the_tensors_say_what_is_adapted_whatever_the_configuration_targets(
+    targets: object, folder: Path
+) -> None:
+    rewrite_config(folder, target_modules=targets)
+    assert load_ether(small_unet(), folder).num_projections == 32
+
+
 def test_a_configuration_of_500_megabytes_is_refused_before_it_is_read(
     base: UNet2DConditionModel, folder: Path
 ) -> None:

@@ -136,5 +136,7 @@ def plain_targets(root: nn.Module, config: EtherConfig) -> set[str]:
         return any(f".{name}".endswith(f".{suffix}") for suffix in wanted)
 
     return {
-        n for n in named - inside if matches(n, set(targets or ATTENTION)) and not matches(n, set(excluded))
+        n
+        for n in named - inside
+        if matches(n, set(ATTENTION if targets is None else targets)) and not matches(n, set(excluded))
     }
