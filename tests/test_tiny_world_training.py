@@ -180,7 +180,7 @@ class NoText(torch.nn.Module):
 
 def test_the_unet_objective_is_zero_for_the_velocity_of_diffusers() -> None:
     latents, noise = torch.randn(6, 4, 16, 16), torch.randn(6, 4, 16, 16)
-    objective = UNetObjective(PerfectUNet(latents, noise), NoText())  # type: ignore[arg-type]
+    objective = UNetObjective(PerfectUNet(latents, noise), NoText())
     timesteps = torch.tensor([0, 1, 300, 700, 998, 999])
     loss = objective(latents, noise, timesteps, torch.zeros(6, 24, dtype=torch.long))
     assert float(loss) < 1e-8
