@@ -94,6 +94,27 @@ def test_num_blocks_can_differ_by_module(unet: UNet2DConditionModel) -> None:
     assert {b for n, b in blocks.items() if n.startswith("up") and n.endswith("to_q")} == {4}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_longest_matching_pattern_holds_whatever_the_order(
+    unet: UNet2DConditionModel, order: int
+) -> None:
+    patterns = [("mid_block.*", 2), ("mid_block.*to_q", 8)][::order]
+    attach(unet, num_blocks_pattern=dict(patterns))
+    blocks = {n: m.r["default"] for n, m in unet.named_modules() if isinstance(m, EtherLinear)}
+    assert {b for n, b in blocks.items() if n.startswith("mid_block") and n.endswith("to_q")} == {8}
+    assert {b for n, b in blocks.items() if n.startswith("mid_block") and n.endswith("to_k")} == {2}
+
+
+def test_an_adapter_added_to_a_model_in_use_drops_nothing_out(unet: UNet2DConditionModel) -> None:
+    attach(unet.eval(), dropout=0.5)
+    assert not any(module.training for module in unet.modules())
+
+
+def test_a_target_that_is_excluded_is_not_called_misspelt(unet: UNet2DConditionModel) -> None:
+    attach(unet, target_modules=["to_q", "to_k"], exclude_modules=["to_k"])
+    assert {n.rpartition(".")[2] for n, m in unet.named_modules() if isinstance(m, EtherLinear)} == {"to_q"}
+
+
 def test_layers_to_transform_selects_by_index() -> None:
     layers = [nn.ModuleDict({"to_q": nn.Linear(8, 8)}) for _ in range(3)]
     attach(

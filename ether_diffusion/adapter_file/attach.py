@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 from peft import PeftModel, inject_adapter_in_model, set_peft_model_state_dict
-from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata
@@ -83,11 +82,8 @@ def _exact_config(root: nn.Module, adapter: Adapter) -> EtherConfig:
     config = adapter.config
     names = list(adapter.projections())
     blocks = {key.rpartition(".")[0]: len(tensor) for key, tensor in adapter.tensors.items()}
-    if not all(map(is_plain, config.num_blocks_pattern)) or any(
-        n
-        != config.num_blocks_pattern.get(get_pattern_key(config.num_blocks_pattern, name), config.num_blocks)
-        for name, n in blocks.items()
-    ):
+    is_safe = all(map(is_plain, config.num_blocks_pattern))
+    if not is_safe or any(n != config.blocks_of(name) for name, n in blocks.items()):
         # (^…) because PEFT puts an optional prefix before a pattern
         exact = {f"(^{re.escape(name)})": n for name, n in blocks.items() if n != config.num_blocks}
         config = replace(config, num_blocks_pattern=exact)

@@ -113,8 +113,7 @@ def config_bytes(config: EtherConfig) -> bytes:
     stored = {
         name: sorted(value) if isinstance(value, set) else value for name, value in asdict(config).items()
     }
-    # not sort_keys: the first of num_blocks_pattern that matches is the one that holds
-    return (json.dumps(dict(sorted(stored.items())), indent=2) + "\n").encode()
+    return (json.dumps(stored, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _check_unknown(unknown: Mapping[str, Json], where: str) -> None:

@@ -1,5 +1,6 @@
 """EtherConfig: what an ETHER adapter is, as PEFT stores it in adapter_config.json."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -15,6 +16,11 @@ TARGET_PRESETS = {"attention": ATTENTION, "attention_and_feedforward": (*ATTENTI
 """Named sets of target modules: all attention projections, and with them GEGLU's, as control adapters use."""
 
 _DEFAULT_SIDES: dict[Variant, Sides] = {"ether": "input", "ether_plus": "both"}
+
+
+def matches_module(pattern: str, module: str) -> bool:
+    """Say whether a name or regex means a module of this full name, or the end of it after a dot."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 @dataclass
@@ -56,7 +62,10 @@ class EtherConfig(PeftConfig):
     )
     num_blocks_pattern: dict[str, int] = field(
         default_factory=dict,
-        metadata={"help": "Module name or regex -> num_blocks, where it differs, e.g. {'mid_block.*': 8}."},
+        metadata={
+            "help": "Module name or regex -> num_blocks, where it differs, e.g. {'mid_block.*': 8}. Of several "
+            "that match a module, the longest holds."
+        },
     )
     dropout: float = field(
         default=0.0,
@@ -107,6 +116,12 @@ class EtherConfig(PeftConfig):
     def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         if value not in choices:
             raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, choices))}")
+
+    def blocks_of(self, module: str) -> int:
+        """Return the number of blocks a side of the module of this name has."""
+        # by length and not by order: PEFT sorts the patterns when it saves them
+        matching = [pattern for pattern in self.num_blocks_pattern if matches_module(pattern, module)]
+        return self.num_blocks_pattern[max(sorted(matching), key=len)] if matching else self.num_blocks
 
     @property
     def has_input_side(self) -> bool:

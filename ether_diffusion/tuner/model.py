@@ -1,6 +1,5 @@
 """EtherModel: which modules of a model are adapted, checked before any is touched."""
 
-import re
 import warnings
 from typing import Any, ClassVar
 
@@ -12,10 +11,9 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ether_diffusion.tuner.config import TARGET_PRESETS, EtherConfig
+from ether_diffusion.tuner.config import TARGET_PRESETS, EtherConfig, matches_module
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
 
@@ -44,7 +42,7 @@ class EtherModel(BaseTuner):
                 "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
             )
         if targets:
-            _warn_of_unmatched(config, list(targets))
+            _warn_of_unmatched(config, model, list(targets))
 
     def _create_and_replace(
         self,
@@ -58,12 +56,13 @@ class EtherModel(BaseTuner):
         problem = _problem(peft_config, current_key, target)
         if problem is not None:
             raise ValueError(problem)
-        num_blocks = _num_blocks(peft_config, current_key)
+        num_blocks = peft_config.blocks_of(current_key)
         if isinstance(target, EtherLinear):
             target.update_layer(adapter_name, peft_config, num_blocks)
             return
         assert isinstance(target, nn.Linear)
         layer = EtherLinear(target, adapter_name, config=peft_config, num_blocks=num_blocks)
+        layer.train(target.training)  # or dropout would be on in a model that is in use
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -81,11 +80,6 @@ def _targets(config: EtherConfig, model: nn.Module) -> dict[str, nn.Module]:
     return result
 
 
-def _num_blocks(config: EtherConfig, name: str) -> int:
-    key = get_pattern_key(config.num_blocks_pattern.keys(), name)
-    return config.num_blocks_pattern.get(key, config.num_blocks)
-
-
 def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
     """Say in one sentence why a module cannot be adapted, or return None."""
     if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer):
@@ -98,7 +92,7 @@ def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
             f"{name} is a {_describe(base)}; ETHER adapts torch.nn.Linear with floating-point weights: "
             "load the base unquantized or leave this module out with exclude_modules"
         )
-    num_blocks = _num_blocks(config, name)
+    num_blocks = config.blocks_of(name)
     for side, width, wanted in (
         ("in_features", base.in_features, config.has_input_side),
         ("out_features", base.out_features, config.has_output_side),
@@ -125,13 +119,14 @@ def _describe(module: nn.Module) -> str:
     return kind if weight is None else f"{kind} with {weight.dtype} weights"
 
 
-def _warn_of_unmatched(config: EtherConfig, names: list[str]) -> None:
+def _warn_of_unmatched(config: EtherConfig, model: nn.Module, adapted: list[str]) -> None:
     unmatched = [
         pattern
         for pattern in config.num_blocks_pattern
-        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
+        if not any(matches_module(pattern, name) for name in adapted)
     ]
     if isinstance(config.target_modules, (set, list)):
+        names = [name for name, _ in model.named_modules()]  # those excluded too: they are spelt right
         unmatched += [
             target
             for target in sorted(config.target_modules)
