@@ -53,13 +53,14 @@ def test_the_wheel_installs_one_top_level_name(wheel: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {"ether_diffusion"}
 
 
-def test_the_wheel_holds_every_module_of_the_checkout(wheel: Path) -> None:
+def test_the_wheel_holds_every_module_and_all_data_of_the_checkout(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     expected = {
         f"ether_diffusion/{path.relative_to(ROOT / 'ether_diffusion')}"
         for path in (ROOT / "ether_diffusion").rglob("*")
-        if path.suffix in {".py", ".typed"} and not any(parent.is_symlink() for parent in path.parents)
+        if path.suffix in {".py", ".typed", ".json", ".webp", ".safetensors", ".txt"}
+        and not any(parent.is_symlink() for parent in path.parents)
     } | {
         f"ether_diffusion/{folder}/{path.relative_to(ROOT / folder)}"
         for folder in ("pipelines", "ui", "scripts")

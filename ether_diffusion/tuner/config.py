@@ -63,8 +63,8 @@ class EtherConfig(PeftConfig):
     num_blocks_pattern: dict[str, int] = field(
         default_factory=dict,
         metadata={
-            "help": "Module name or regex -> num_blocks, where it differs, e.g. {'mid_block.*': 8}. Of several "
-            "that match a module, the longest holds."
+            "help": "Module name or regex -> num_blocks, where it differs, e.g. {'mid_block.*': 8}. "
+            "Of several that match a module, the longest holds."
         },
     )
     dropout: float = field(
