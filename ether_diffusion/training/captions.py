@@ -1,0 +1,164 @@
+"""From captions to prompts: one for every photo, by rules that drop nobody's words in silence.
+
+A photo's caption is its sidecar (`a.txt`, `a.caption` or `a.jpg.txt` for `a.jpg`) or its row in
+metadata.jsonl or metadata.csv. Several that say the same are fine; where they differ, it is an error. A photo
+without one gets the instance prompt. Then the template is filled: `{caption}` by either, and `{token}`, also
+inside captions, by the trigger word.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.training.caption_files import FoundCaption, match_captions, read_caption_files
+from ether_diffusion.training.photos import Photo
+from ether_diffusion.training.plain_files import NAME_LIMIT, list_files
+
+MAX_CHARACTERS = 10_000
+_JOINERS = "\u200c\u200d"
+"""Invisible, and right in Persian, Indic scripts and emoji."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a photo is trained with; `source` is a file or a line of one, None for the instance prompt."""
+
+    photo: Photo
+    prompt: str
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Captions:
+    """One caption per photo, in the photos' order; `num_fallbacks` of them are the instance prompt."""
+
+    captions: tuple[Caption, ...]
+    num_fallbacks: int
+    warnings: tuple[str, ...]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the SHA-256 of each prompt by its photo's file, fit for JSON and `compare_fingerprints`."""
+        return {f"prompt of {_shown(caption.photo)}": _sha256(caption.prompt) for caption in self.captions}
+
+
+def read_captions(
+    folder: str | Path,
+    photos: Sequence[Photo],
+    *,
+    instance_prompt: str | None = None,
+    token: str | None = None,
+    template: str = "{caption}",
+    follow_symlinks: bool = False,
+) -> Captions:
+    """Find each photo's caption in the folder and make its prompt; nothing is written.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: texts that cannot be read, contradict each other, are missing or too long; all are listed.
+    """
+    filling = _Filling(instance_prompt, token, template)
+    filling.check()
+    paths = list_files(folder, "the captions")
+    found, problems = read_caption_files(paths, None if follow_symlinks else Path(folder))
+    by_photo, warnings = match_captions(found, [photo.path.name for photo in photos])
+    captions: list[Caption] = []
+    for photo in photos:
+        texts = {_one_line(caption.text): caption for caption in by_photo.get(photo.path.name, [])}
+        texts.pop("", None)
+        if len(texts) > 1:
+            problems.append(_conflict(photo, texts))
+            continue
+        text, own = next(iter(texts.items()), (instance_prompt or "", None))
+        problems += filling.problems(text, _shown(photo) if own is None else own.shown)
+        captions.append(Caption(photo, filling.fill(text), None if own is None else own.source))
+    if problems:
+        reasons = ";\n  ".join(problems)
+        raise ValueError(f"captions in {printable(folder, NAME_LIMIT)} cannot be used:\n  {reasons}")
+    num_fallbacks = sum(caption.source is None for caption in captions)
+    remarks = (*warnings, *_remarks_on_files(found), *_remarks(captions, filling))
+    return Captions(tuple(captions), num_fallbacks, remarks)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """How a caption becomes a prompt. In captions, braces other than those of `{token}` are plain text."""
+
+    instance_prompt: str | None
+    token: str | None
+    template: str
+
+    def check(self) -> None:
+        texts = {"instance prompt": self.instance_prompt, "token": self.token, "template": self.template}
+        for name, text in texts.items():
+            if text is not None and not text.strip():
+                raise ValueError(f"the {name} is empty; leave it out or write one")
+            if text is not None and len(text) > MAX_CHARACTERS:
+                raise ValueError(f"the {name} has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+        unknown = set(re.findall(r"\{\w*\}", self.template)) - {"{token}", "{caption}"}
+        if unknown:
+            raise ValueError(f"the template has {listed(sorted(unknown))}; use {{token}} and {{caption}}")
+
+    def fill(self, caption: str) -> str:
+        prompt = self.template.replace("{caption}", caption)
+        return prompt if self.token is None else prompt.replace("{token}", self.token)
+
+    def problems(self, caption: str, source: str) -> list[str]:
+        prompt = self.fill(caption)
+        if not caption and "{caption}" in self.template:
+            return [f"{source} has no caption, and there is no instance prompt; write either"]
+        if self.token is None and "{token}" in prompt:
+            return [f"{source} asks for {{token}}, and none is given; give the trigger word as token"]
+        if len(prompt) > MAX_CHARACTERS:
+            return [f"{source} makes a prompt of {len(prompt)} characters; at most {MAX_CHARACTERS} are read"]
+        return []
+
+    def lacks_token(self, prompt: str) -> bool:
+        if self.token is None:
+            return False
+        return re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", prompt, re.IGNORECASE) is None
+
+
+def _conflict(photo: Photo, texts: dict[str, FoundCaption]) -> str:
+    sides = " and ".join(f'"{printable(text)}" in {caption.shown}' for text, caption in texts.items())
+    return f"{_shown(photo)} has different captions, {sides}; keep one"
+
+
+def _remarks_on_files(found: list[FoundCaption]) -> Iterator[str]:
+    empty = [caption.source for caption in found if not caption.text.strip()]
+    if empty:
+        yield f"{listed(empty)}: empty; the instance prompt stands in"
+    several = [caption.source for caption in found if "\n" in caption.text.strip()]
+    if several:
+        yield f"{listed(several)}: of several lines, which are read as one caption"
+
+
+def _remarks(captions: list[Caption], filling: _Filling) -> Iterator[str]:
+    own = [caption for caption in captions if caption.source is not None]
+    if own and len(own) < len(captions):
+        missing = [caption.photo.path.name for caption in captions if caption.source is None]
+        share = f"{len(missing)} of {len(captions)} photos"
+        yield f"{share} have no caption and get the instance prompt: {listed(missing)}"
+    if own and "{caption}" not in filling.template:
+        yield f"the template has no {{caption}}, so that the captions of {len(own)} photos are not used"
+    lacking = [caption.photo.path.name for caption in captions if filling.lacks_token(caption.prompt)]
+    if lacking:
+        share = f"{len(lacking)} of {len(captions)} prompts"
+        yield f'the trigger word "{printable(filling.token)}" is absent from {share}: {listed(lacking)}'
+    for prompt in dict.fromkeys(caption.prompt for caption in captions):
+        if any(not (c.isprintable() or c in _JOINERS) for c in prompt):
+            yield f'a prompt has characters that cannot be seen: "{printable(prompt)}"'
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _shown(photo: Photo) -> str:
+    return printable(photo.path.name, NAME_LIMIT)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
