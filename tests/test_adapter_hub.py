@@ -12,6 +12,12 @@ from small_models import adapted_unet, exactly_equal, output, pipeline, small_un
 from ether_diffusion.adapter_file import load_ether, read_adapter, save_ether
 
 
+@pytest.fixture(autouse=True)
+def no_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the stand-in be asked, whatever HF_HUB_OFFLINE says where the tests run."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the Hub as a download leaves it, with the adapter somebody/dog."""
