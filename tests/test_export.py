@@ -245,6 +245,13 @@ def test_a_base_that_carries_the_adapter_exports_the_same_file(trained: Path, tm
     assert all(torch.equal(plain[key], carried[key]) for key in plain)
 
 
+def test_the_same_export_is_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    once, again = (
+        export_lora(trained, tiny_sd(), tmp_path / name).read_bytes() for name in ("once", "again")
+    )
+    assert once == again
+
+
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".safetensors", "a\\b"])
 def test_an_export_name_is_a_file_name(trained: Path, name: str) -> None:

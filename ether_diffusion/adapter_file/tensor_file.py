@@ -57,9 +57,14 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the safetensors file: the same values give the same bytes, whatever order they came in."""
+    """Return the file of an adapter: the same values give the same bytes, whatever order they came in."""
     stored = {f"{PEFT_PREFIX}{name}": tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    data: bytes = safetensors.torch.save(stored, dict(metadata))
+    return safetensors_bytes(stored, metadata)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file of contiguous tensors on the CPU: the same values give the same bytes."""
+    data: bytes = safetensors.torch.save(dict(tensors), dict(metadata))
     # safetensors writes the metadata in the order of a hash table, another one in every process
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])

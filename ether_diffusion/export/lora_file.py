@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import Adapter, fingerprint, write_files
+from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
 from ether_diffusion.export.components import Adapters, adapted_weights, component_of, read_adapters
 from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.export.header import NOTE, lora_header
@@ -59,7 +59,7 @@ def export_lora(
     unet = getattr(base, "unet", base)
     header = lora_header(_on_base(first, weights, base), rank=rank, title=path.stem, unet=unet)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_files(path.parent, {path.name: save(tensors, metadata=header)})
+    write_files(path.parent, {path.name: safetensors_bytes(tensors, header)})
     return path
 
 
