@@ -130,9 +130,15 @@ def _activation_backward(
 def _factored_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, input_side: Rows | None, output_side: Rows | None
 ) -> tuple[Tensor, list[Tensor]]:
-    down, up = reflections.factors(weight, input_side, output_side)
+    if input_side is None:
+        y, weight_along_left = F.linear(x, weight), None
+    else:  # W Lᵀ beside x Wᵀ, in one product: reading W a second time costs more than copying x
+        both = F.linear(torch.cat((x, input_side.left)), weight)
+        y, weight_along_left = both[: len(x)], both[len(x) :].t()
+    down, up = reflections.factors(weight, input_side, output_side, weight_along_left)
     along = along_rows(x, down)
-    return F.linear(x, weight, bias).addmm_(along, up.t()), [along, up]
+    y.addmm_(along, up.t())
+    return y if bias is None else y.add_(bias), [along, up]
 
 
 def _factored_backward(

@@ -113,19 +113,27 @@ def along_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x @ rows.t()
 
 
-def factors(weight: Tensor, input_side: Rows | None, output_side: Rows | None) -> tuple[Tensor, Tensor]:
+def factors(
+    weight: Tensor,
+    input_side: Rows | None,
+    output_side: Rows | None,
+    weight_along_left: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return A (r, in) and B (out, r) with H_out W H_in = W + B A, exactly and differentiably.
 
     The rank r is num_blocks for a side of ETHER and 2 num_blocks for a side of ETHER+, summed over the
-    sides. Two skinny passes over W (W Lᵀ and R W) are all the work.
+    sides. Two skinny passes over W (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k) already
+    gives it as `weight_along_left`.
     """
-    if output_side is None:
-        assert input_side is not None
-        return input_side.right, along_rows(weight, input_side.left) * input_side.scale
-    reached = (output_side.right @ weight) * output_side.scale
     if input_side is None:
-        return reached, output_side.left.t()
-    up = along_rows(weight, input_side.left) * input_side.scale
+        assert output_side is not None
+        return (output_side.right @ weight) * output_side.scale, output_side.left.t()
+    if weight_along_left is None:
+        weight_along_left = along_rows(weight, input_side.left)
+    up = weight_along_left * input_side.scale
+    if output_side is None:
+        return input_side.right, up
+    reached = (output_side.right @ weight) * output_side.scale
     reached = reached + (output_side.right @ up) @ input_side.right * output_side.scale
     return torch.cat((input_side.right, reached)), torch.cat((up, output_side.left.t()), dim=1)
 
