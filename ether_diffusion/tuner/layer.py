@@ -88,7 +88,7 @@ class EtherLayer(BaseTunerLayer):
     @property
     def base_linear(self) -> nn.Linear:
         """The frozen Linear underneath."""
-        base: nn.Linear = self.get_base_layer()
+        base: nn.Linear = self.base_layer  # EtherModel wraps nothing else
         return base
 
     def vectors(self, adapter_name: str) -> tuple[Vectors | None, Vectors | None]:
@@ -103,8 +103,8 @@ class EtherLayer(BaseTunerLayer):
 
     def active_scales(self) -> dict[str, float]:
         """Return the scale of every adapter in force here, without those at 0."""
-        active = {name: self.scale(name) for name in self.active_adapters if name in self.r}
-        return {name: scale for name, scale in active.items() if scale != 0}
+        scales = self.scales
+        return {name: s for name in self.active_adapters if name in scales and (s := math.prod(scales[name]))}
 
     def scale(self, adapter: str) -> float:
         """Return the scale s an adapter has now: W + s (W' - W)."""

@@ -58,14 +58,15 @@ class EtherLinear(nn.Module, EtherLayer):
         if not active:
             result: Tensor = self.base_layer(x)
             return result
-        x = F.dropout(x, max(self.dropout[name] for name in active), self.training)
-        weight: Tensor = base.weight
-        bias: Tensor | None = base.bias
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._adapted(x, weight, bias, active)
+        if self.training and (probability := max(self.dropout[name] for name in active)):
+            x = F.dropout(x, probability)
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._adapted(x, base.weight, base.bias, active)
+        dtype = torch.get_autocast_dtype(device)
+        bias = None if base.bias is None else base.bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            return self._adapted(x.to(dtype), base.weight.to(dtype), bias, active)
 
     def _adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, active: dict[str, float]) -> Tensor:
         if list(active.values()) != [1.0]:
