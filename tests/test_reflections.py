@@ -37,8 +37,11 @@ def test_factors_give_the_papers_weight(plus: bool, num_blocks: int, sides: str)
     weight = torch.randn(HEIGHT, WIDTH, dtype=torch.float64)
     input_side = vectors(WIDTH, num_blocks, plus=plus) if sides != "output" else None
     output_side = vectors(HEIGHT, num_blocks, plus=plus) if sides != "input" else None
-    rows = [None if s is None else reflections.rows([s], torch.float64)[0] for s in (input_side, output_side)]
-    down, up = reflections.factors(weight, *rows)
+    first, second = (
+        None if side is None else reflections.rows([side], torch.float64)[0]
+        for side in (input_side, output_side)
+    )
+    down, up = reflections.factors(weight, first, second)
     assert_close(weight + up @ down, dense_weight(weight, input_side, output_side), atol=ROUNDING, rtol=0)
     rank_per_side = 2 * num_blocks if plus else num_blocks
     assert down.shape == (rank_per_side * (2 if sides == "both" else 1), WIDTH)
