@@ -21,9 +21,11 @@ from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.scenery import SCENE_PHRASES
 from ether_diffusion.tiny_world.scores import background_accuracy, background_colours, top_accuracy
 from ether_diffusion.tiny_world.subjects import photos_of, subject_noun, unseen_prompts, write_photos
+from ether_diffusion.tiny_world.training.prompts import draw_scenes as draw_prompt_scenes
 from ether_diffusion.tiny_world.world import (
     Scene,
     draw,
+    held_out_backgrounds,
     is_held_out_pair,
     object_box,
     sample_scene,
@@ -132,6 +134,19 @@ def test_a_share_of_the_pairs_is_held_out_and_never_sampled() -> None:
     share = sum(is_held_out_pair(*pair) for pair in pairs) / len(pairs)
     assert 0.02 < share < 0.1
     assert not any(is_held_out_pair(scene.concept, scene.background) for scene in scenes_of_many_kinds(300))
+
+
+def test_prompts_of_new_pairs_are_never_seen_and_of_known_pairs_always_could_be() -> None:
+    for held_out_pair in (True, False):
+        scenes = draw_prompt_scenes(96, seed=3, held_out_pair=held_out_pair)
+        assert len(scenes) == 96
+        assert all(is_held_out_pair(scene.concept, scene.background) == held_out_pair for scene in scenes)
+
+
+def test_a_concept_without_held_out_pairs_is_refused_instead_of_searched_for_ever() -> None:
+    without = next(concept for concept in load_concepts("trained") if not held_out_backgrounds(concept))
+    with pytest.raises(ValueError, match=without.name):
+        sample_scene(without, random.Random(0), held_out_pair=True)
 
 
 def test_a_few_training_captions_name_only_the_kind() -> None:

@@ -85,8 +85,23 @@ def is_held_out_pair(concept: Concept, background: Background) -> bool:
     )
 
 
+def held_out_backgrounds(concept: Concept) -> list[Background]:
+    """List the plain and scenic backgrounds that training never shows with this concept."""
+    plain = [Background("plain", name) for name in COLOURS]
+    scenic = [Background("scene", name) for name in SCENE_PHRASES]
+    return [background for background in plain + scenic if is_held_out_pair(concept, background)]
+
+
 def sample_scene(concept: Concept, rng: random.Random, *, held_out_pair: bool | None = False) -> Scene:
-    """Draw a scene of a concept; held_out_pair chooses the side of the split, None takes either."""
+    """Draw a scene of a concept; held_out_pair chooses the side of the split, None takes either.
+
+    Raises:
+        ValueError: a held-out pair is asked for and this concept has none.
+    """
+    if held_out_pair and not held_out_backgrounds(concept):
+        raise ValueError(
+            f"{concept.name!r} has no held-out pair; ask for held_out_pair=False or another concept"
+        )
     background = sample_background(rng)
     while held_out_pair is not None and is_held_out_pair(concept, background) != held_out_pair:
         background = sample_background(rng)

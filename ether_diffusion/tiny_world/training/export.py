@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
-    DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -23,7 +22,7 @@ from transformers import (
 from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
 from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, PROJECTION_FILE
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, Judge
-from ether_diffusion.tiny_world.training.unet import SCHEDULE
+from ether_diffusion.tiny_world.training.unet import build_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +44,23 @@ def export_pipeline(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**SCHEDULE),
+        scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
+    _declare_float32(folder / "text_encoder" / "config.json")
     _write_slow_tokenizer(tokenizer, folder / "tokenizer")
     for name in LICENSE_FILES:
         source = RENDERS_FOLDER / name
         shutil.copyfile(source, folder / name)
+
+
+def _declare_float32(config_file: Path) -> None:
+    """Make transformers load the weights as float32 unless told otherwise, as diffusers does with its own."""
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config_file.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -78,6 +84,7 @@ def export_image_tower(
     """Save the image tower and the text tower's projection in float16."""
     tower = folder / IMAGE_TOWER_FOLDER
     image.half().save_pretrained(tower)
+    _declare_float32(tower / "config.json")
     projection = text.text_projection.weight.detach().half().contiguous()
     save_file({"text_projection": projection}, tower / PROJECTION_FILE)
 

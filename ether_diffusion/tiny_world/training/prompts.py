@@ -3,13 +3,16 @@
 import random
 
 from ether_diffusion.tiny_world.concepts import Concept, load_concepts
-from ether_diffusion.tiny_world.world import Scene, sample_scene
+from ether_diffusion.tiny_world.world import Scene, held_out_backgrounds, sample_scene
 
 
 def draw_scenes(count: int, *, seed: int, held_out_pair: bool | None = None) -> list[Scene]:
-    """Draw scenes whose concepts are spread evenly, each concept once before any comes twice."""
+    """Draw scenes whose concepts are spread evenly, each concept once before any comes twice.
+
+    With held_out_pair only concepts that have held-out pairs come.
+    """
     rng = random.Random(f"prompts/{seed}")
-    concepts = list(load_concepts("trained"))
+    concepts = [c for c in load_concepts("trained") if not held_out_pair or held_out_backgrounds(c)]
     chosen: list[Concept] = []
     while len(chosen) < count:
         chosen += rng.sample(concepts, len(concepts))

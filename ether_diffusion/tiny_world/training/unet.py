@@ -32,7 +32,18 @@ SCHEDULE: dict[str, int | float | str | bool] = {
     "timestep_spacing": "trailing",
     # Without it the last step still leaks the picture's mean colour, and plain backgrounds come out grey.
     "rescale_betas_zero_snr": True,
+    "steps_offset": 1,
 }
+# Keys that DPM-Solver++ does not have, for the schedulers that are made from its config.
+OTHER_SCHEDULERS: dict[str, int | float | str | bool] = {"clip_sample": False, "set_alpha_to_one": False}
+
+
+def build_scheduler() -> DPMSolverMultistepScheduler:
+    """Build the pipeline's scheduler, with a config from which DDIM, Euler and others can be made."""
+    scheduler: DPMSolverMultistepScheduler = DPMSolverMultistepScheduler.from_config(
+        SCHEDULE | OTHER_SCHEDULERS
+    )
+    return scheduler
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -166,7 +177,7 @@ class UNetStage:
         noise = torch.randn((len(self.captions), 4, 16, 16), generator=generator).to(device)
         latents = sample_latents(
             self.unet,
-            DPMSolverMultistepScheduler(**SCHEDULE),
+            build_scheduler(),
             noise=noise,
             prompt_states=self.text_encoder(input_ids=self.caption_ids.to(device)).last_hidden_state,
             empty_states=self.text_encoder(input_ids=self.empty_ids[None].to(device)).last_hidden_state,
