@@ -74,7 +74,7 @@ class Evaluation:
         has_clip = (base / IMAGE_TOWER_FOLDER).is_dir()
         self.clip = load_tiny_clip(base) if has_clip else None
         self.renders = fetch_renders(config.run_folder)
-        self.pipeline = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
 
     def draw(self, prompts: list[str]) -> torch.Tensor:
         """Generate a picture for each prompt: (b, 3, 64, 64) in [-1, 1]."""

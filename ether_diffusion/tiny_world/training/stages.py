@@ -91,7 +91,7 @@ def _load_text_encoder(run_folder: Path, tokenizer: CLIPTokenizer) -> CLIPTextMo
 def load_parts(config: RunConfig, captions: list[str]) -> Parts:
     """Put together what the UNet stage starts from: an exported pipeline, or what earlier stages left."""
     if config.init_from is not None:
-        pipeline = StableDiffusionPipeline.from_pretrained(config.init_from, torch_dtype=torch.float32)
+        pipeline = StableDiffusionPipeline.from_pretrained(config.init_from, dtype=torch.float32)
         pipeline.text_encoder.set_attn_implementation("eager")
         vae = pipeline.vae.eval().requires_grad_(False)
         return Parts(pipeline.unet, pipeline.text_encoder, vae, pipeline.tokenizer)

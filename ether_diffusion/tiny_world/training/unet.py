@@ -87,6 +87,10 @@ def cache_latents(
         write_tensors({"latents": torch.cat(pieces)}, path)
         logger.info("cached the latents of %d composites in %s", len(composites.labels), path)
     cached: torch.Tensor = load_file(path)["latents"]
+    if len(cached) != len(composites.labels):
+        raise ValueError(
+            f"{path} has {len(cached)} latents for {len(composites.labels)} composites; delete it to encode them anew"
+        )
     return cached.float()
 
 
