@@ -89,7 +89,7 @@ def cache_latents(
     cached: torch.Tensor = load_file(path)["latents"]
     if len(cached) != len(composites.labels):
         raise ValueError(
-            f"{path} has {len(cached)} latents for {len(composites.labels)} composites; delete it to encode anew"
+            f"{path} has {len(cached)} latents for {len(composites.labels)} composites; delete it first"
         )
     return cached.float()
 
