@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_unet
+from PIL import Image
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.scripts import ether
+from ether_diffusion.tiny_world import tiny_world_path
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -24,16 +26,16 @@ def snippet(containing: str) -> str:
 
 
 def test_the_first_snippet_trains_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_sd().save_pretrained(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    code = snippet("StableDiffusionPipeline.from_pretrained")
-    code = code.replace("stable-diffusion-v1-5/stable-diffusion-v1-5", str(tmp_path / "base"))
-    here, there = code.split("load_ether(pipe")
+    here, there = snippet("StableDiffusionPipeline.from_pretrained").split("load_ether(pipe")
     scope: dict[str, Any] = {}
     exec(here, scope)
-    fresh = type(scope["pipe"]).from_pretrained(tmp_path / "base")  # "in another process, on the same base"
+    fresh = type(scope["pipe"]).from_pretrained(tiny_world_path())  # "in another process, on the same base"
+    fresh.set_progress_bar_config(disable=True)
     exec("load_ether(pipe" + there, scope | {"pipe": fresh})
-    assert fresh.get_active_adapters() == ["dog"]
+    assert fresh.get_active_adapters() == ["fox"]
+    with Image.open(tmp_path / "fox.png") as image:
+        assert image.size == (64, 64)
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
 
 
