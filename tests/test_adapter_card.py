@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMPipeline, DDPMScheduler
+import pytest
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 from small_models import adapted_unet, exactly_equal, output, small_llama, small_unet
+from tiny_pipelines import tiny_sd
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import save_ether
+from ether_diffusion.adapter_file import read_adapter, save_ether
+from ether_diffusion.tiny_world import tiny_world_path
 
 
 def test_the_model_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
@@ -64,3 +67,22 @@ def test_a_readme_that_somebody_edited_is_left_alone(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert "# My ETHER" in text
     assert "three" not in text
+
+
+@pytest.mark.parametrize("origin", ["str", "Path"])
+def test_a_shared_adapter_names_its_base_but_not_where_it_lay(tmp_path: Path, origin: str) -> None:
+    tiny_sd().save_pretrained(tmp_path / "home" / "my-base")
+    folder = tmp_path / "home" / "my-base"
+    pipe = DiffusionPipeline.from_pretrained(str(folder) if origin == "str" else folder)
+    pipe.unet.add_adapter(EtherConfig())
+    save_ether(pipe, tmp_path / "adapter")
+    assert read_adapter(tmp_path / "adapter").metadata.base_model == "my-base"
+    written = b"".join(path.read_bytes() for path in (tmp_path / "adapter").iterdir())
+    assert str(tmp_path).encode() not in written
+
+
+def test_an_adapter_of_the_embedded_base_names_it_by_its_alias(tmp_path: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(tiny_world_path())
+    pipe.unet.add_adapter(EtherConfig())
+    save_ether(pipe, tmp_path)
+    assert read_adapter(tmp_path).metadata.base_model == "tiny_world"

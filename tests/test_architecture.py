@@ -10,11 +10,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ether_diffusion"
 
 LEVELS = [
-    {"reflections", "fast_linear"},
+    {"reflections", "fast_linear", "tiny_world"},
     {"tuner"},
     {"adapter_file", "convert"},
     {"export"},
-    {"tiny_world"},
     {"base", "control"},
     {"training"},
     {"evaluation", "pipelines"},

@@ -13,7 +13,14 @@ from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata, Fact
 from ether_diffusion.adapter_file.attach import attach_adapter, detach_adapter
 from ether_diffusion.adapter_file.fingerprint import BaseMatch
 from ether_diffusion.adapter_file.fit import check_targets, check_widths
-from ether_diffusion.adapter_file.models import adapter_config, bare_model, base_fingerprint, ether_layers
+from ether_diffusion.adapter_file.models import (
+    adapter_config,
+    bare_model,
+    base_fingerprint,
+    ether_layers,
+    name_of_base,
+    shareable_name,
+)
 from ether_diffusion.adapter_file.parts import TEXT_ENCODERS, Part, Pipeline, find_parts
 from ether_diffusion.adapter_file.reader import read_from, refuse_missing
 from ether_diffusion.adapter_file.rollback import unchanged_on_failure
@@ -171,7 +178,7 @@ def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> N
 
 def _check_part(part: Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
     made_for = printable(adapter.metadata.base_model or "an unnamed base")
-    given = printable(_name_of(part.model) or f"this {type(bare_model(part.model)).__name__}")
+    given = printable(name_of_base(part.model) or f"this {type(bare_model(part.model)).__name__}")
     check_targets(part.model, adapter, adapter_name, made_for=made_for, given=given)
     theirs = adapter.metadata.base_fingerprint
     if theirs is None:
@@ -201,13 +208,4 @@ def _check_part(part: Part, adapter: Adapter, adapter_name: str, *, require_same
 
 def _base_name(pipeline_or_model: Pipeline | nn.Module, model: nn.Module, adapter_name: str) -> str | None:
     configured: str | None = adapter_config(model, adapter_name).base_model_name_or_path
-    return configured or _name_of(pipeline_or_model) or _name_of(model)
-
-
-def _name_of(owner: Pipeline | nn.Module) -> str | None:
-    root = bare_model(owner) if isinstance(owner, nn.Module) else owner
-    config = getattr(root, "config", None)
-    name = (
-        config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
-    )
-    return name if isinstance(name, str) and name else None
+    return shareable_name(configured) or name_of_base(pipeline_or_model) or name_of_base(model)

@@ -1,5 +1,7 @@
 """Models as adapters see them: without the wrappers of PEFT and torch.compile, and their own weights."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
@@ -7,7 +9,10 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapter_file.fingerprint import BaseFingerprint, fingerprint
 from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherLinear
+
+_ORIGIN = "_name_or_path"
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -55,3 +60,26 @@ def base_layer(module: nn.Module) -> nn.Module:
 def _pristine_weight(module: nn.Module) -> Tensor:
     pristine = module.pristine_weight if isinstance(module, EtherLinear) else None
     return cast(Tensor, base_layer(module).weight) if pristine is None else pristine
+
+
+def name_of_base(owner: object) -> str | None:
+    """Return what a pipeline or a model was loaded from, as `shareable_name`; None where it does not say."""
+    root = bare_model(owner) if isinstance(owner, nn.Module) else owner
+    config = getattr(root, "config", None)
+    if isinstance(config, Mapping):
+        return shareable_name(config.get(_ORIGIN))
+    return shareable_name(getattr(config, _ORIGIN, None))
+
+
+def shareable_name(origin: object) -> str | None:
+    """Return a hub id as it is, the embedded base's alias, and of any other folder its name alone.
+
+    Adapters are shared, and the path to somebody's home is nobody's business.
+    """
+    if not isinstance(origin, (str, Path)) or not str(origin):
+        return None
+    folder = Path(origin)
+    if folder.is_absolute() or folder.exists():
+        folder = folder.resolve()
+        return ALIAS if folder.is_relative_to(WEIGHTS_FOLDER.resolve()) else folder.name or None
+    return str(origin)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import Adapter, fingerprint, write_files
+from ether_diffusion.adapter_file.models import name_of_base
 from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
 from ether_diffusion.export.components import Adapters, adapted_weights, component_of, read_adapters
 from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
@@ -68,8 +69,7 @@ def _on_base(adapter: Adapter, weights: Mapping[str, Tensor], base: DiffusionPip
     found, trained_on = fingerprint(weights), adapter.metadata.base_fingerprint
     if found is None or (trained_on is not None and trained_on.compare(found) == "same"):
         return adapter
-    name = getattr(getattr(base, "config", None), "_name_or_path", None)
-    metadata = replace(adapter.metadata, base_model=str(name) if name else None, base_fingerprint=found)
+    metadata = replace(adapter.metadata, base_model=name_of_base(base), base_fingerprint=found)
     return replace(adapter, metadata=metadata)
 
 
