@@ -103,8 +103,13 @@ class EtherLayer(BaseTunerLayer):
 
     def active_scales(self) -> dict[str, float]:
         """Return the scale of every adapter in force here, without those at 0."""
-        scales = self.scales
-        return {name: s for name in self.active_adapters if name in scales and (s := math.prod(scales[name]))}
+        active = {}
+        for name in self.active_adapters:
+            if name in self.scales:
+                scale = math.prod(self.scales[name])
+                if scale != 0:
+                    active[name] = scale
+        return active
 
     def scale(self, adapter: str) -> float:
         """Return the scale s an adapter has now: W + s (W' - W)."""
