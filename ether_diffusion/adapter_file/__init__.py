@@ -7,7 +7,7 @@ from ether_diffusion.adapter_file.loading import LoadReport, load_ether, save_et
 from ether_diffusion.adapter_file.models import base_fingerprint
 from ether_diffusion.adapter_file.parts import Pipeline
 from ether_diffusion.adapter_file.reader import read_adapter
-from ether_diffusion.adapter_file.writer import write_adapter, write_files
+from ether_diffusion.adapter_file.writer import write_adapter
 
 __all__ = [
     "Adapter",
@@ -24,5 +24,4 @@ __all__ = [
     "read_adapter",
     "save_ether",
     "write_adapter",
-    "write_files",
 ]

@@ -1,8 +1,6 @@
-"""Writing an adapter, so that a crash at any moment leaves whole files: aside, fsynced, renamed."""
+"""Writing an adapter, so that a crash at any moment leaves whole files."""
 
 import logging
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from ether_diffusion.adapter_file.adapter import Adapter
@@ -13,6 +11,7 @@ from ether_diffusion.adapter_file.schema import metadata_header, parse_metadata
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapter_file.tensor_file import parse_tensors, tensor_bytes
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.durable_files import write_files
 
 CARD_NAME = "README.md"
 
@@ -58,30 +57,3 @@ def check_writable(adapter: Adapter) -> dict[str, bytes]:
     tensors, header = parse_tensors(tensors_file, where)
     check_consistent(config, tensors, parse_metadata(header, where), where)
     return {CONFIG_NAME: config_file, TENSORS_NAME: tensors_file}
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into `folder`: all of them aside and to the disk, then renamed in the order given."""
-    aside = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
-    try:
-        for name, data in files.items():
-            with aside[name].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, path in aside.items():
-            path.replace(folder / name)
-    finally:
-        for path in aside.values():
-            path.unlink(missing_ok=True)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,9 +9,10 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import Adapter, fingerprint, write_files
+from ether_diffusion.adapter_file import Adapter, fingerprint
 from ether_diffusion.adapter_file.models import name_of_base
 from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
+from ether_diffusion.durable_files import write_files
 from ether_diffusion.export.components import Adapters, adapted_weights, component_of, read_adapters
 from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.export.header import NOTE, lora_header

@@ -1,32 +1,20 @@
 """Checkpoints of Tiny World's stages: written aside, synced and renamed; a kill never leaves half of one."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from ether_diffusion.durable_files import write_folder
 from ether_diffusion.tiny_world.training.average import Average
 
 Json = dict[str, int | float | str]
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file in one step: aside, synced, renamed."""
-    unfinished = path.with_suffix(".unfinished")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
-    _sync(unfinished)
-    unfinished.replace(path)
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -58,19 +46,16 @@ def save_checkpoint(
 ) -> Path:
     """Save a stage at state["step"] and delete its older checkpoints; return the new one's folder."""
     final = folder / f"step-{state['step']:08d}"
-    unfinished = folder / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_tensors(model.state_dict(), unfinished / "model.safetensors")
-    write_tensors(average.tensors, unfinished / "average.safetensors")
-    write_tensors(_optimizer_tensors(optimizer), unfinished / "optimizer.safetensors")
-    state_file = unfinished / "state.json"
-    state_file.write_text(json.dumps(state, indent=1), encoding="utf-8")
-    _sync(state_file)
-    _sync(unfinished)
     shutil.rmtree(final, ignore_errors=True)
-    unfinished.rename(final)
-    _sync(folder)
+    write_folder(
+        final,
+        {
+            "model.safetensors": save(_plain(model.state_dict())),
+            "average.safetensors": save(_plain(average.tensors)),
+            "optimizer.safetensors": save(_plain(_optimizer_tensors(optimizer))),
+            "state.json": json.dumps(state, indent=1).encode(),
+        },
+    )
     for old in sorted(folder.glob("step-????????"))[:-1]:
         shutil.rmtree(old)
     return final

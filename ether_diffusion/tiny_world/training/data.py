@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
+from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world.assets import fetch_renders
 from ether_diffusion.tiny_world.concepts import Split, load_concepts
-from ether_diffusion.tiny_world.training.checkpoint import write_tensors
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw, sample_scene, training_caption
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def prepare_composites(
         folder.mkdir(parents=True, exist_ok=True)
         pixels, labels, captions = _draw_composites(fetch_renders(run_folder), split, per_concept, seed)
         (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
-        write_tensors({"pixels": pixels, "labels": labels}, folder / "composites.safetensors")
+        write_files(folder, {"composites.safetensors": save({"pixels": pixels, "labels": labels})})
         logger.info("drew %d composites into %s", len(captions), folder)
     tensors = load_file(folder / "composites.safetensors")
     captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))

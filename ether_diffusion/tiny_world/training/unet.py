@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world.training.autoencoder import LATENT_NOISE
-from ether_diffusion.tiny_world.training.checkpoint import write_tensors
 from ether_diffusion.tiny_world.training.clip import TEXT_WIDTH, tokenize
 from ether_diffusion.tiny_world.training.data import Composites
 from ether_diffusion.tiny_world.training.loop import Batch
@@ -84,7 +84,7 @@ def cache_latents(
             with torch.autocast(device.type, torch.bfloat16):
                 latents = vae.encode(composites.images(indices).to(device)).latent_dist.mean
             pieces.append(latents.half().cpu())
-        write_tensors({"latents": torch.cat(pieces)}, path)
+        write_files(path.parent, {path.name: save({"latents": torch.cat(pieces)})})
         logger.info("cached the latents of %d composites in %s", len(composites.labels), path)
     cached: torch.Tensor = load_file(path)["latents"]
     if len(cached) != len(composites.labels):

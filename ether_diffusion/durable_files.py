@@ -1,0 +1,63 @@
+"""Writing that survives a crash: aside, to the disk, then renamed; readers find whole files, old or new."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into `folder`: all of them aside and to the disk, then renamed in the order given."""
+    aside = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
+    try:
+        for name, data in files.items():
+            _write(aside[name], data)
+        for name, path in aside.items():
+            path.replace(folder / name)
+    finally:
+        for path in aside.values():
+            path.unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder that holds these files, all or none; names may have subfolders.
+
+    What an earlier crash left unfinished is deleted.
+
+    Raises:
+        FileExistsError: there is such a folder.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; it is not replaced")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for name, data in files.items():
+            path = unfinished / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, data)
+        for inner in {(unfinished / name).parent for name in files} | {unfinished}:
+            sync_folder(inner)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk, where the system can."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

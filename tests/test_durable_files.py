@@ -1,0 +1,77 @@
+"""Durable writing: what a kill at any system call leaves behind is whole."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ether_diffusion.durable_files import write_files, write_folder
+
+OLD, NEW = {"a.json": b"old a", "b.bin": b"old b"}, {"a.json": b"new a", "b.bin": b"new b"}
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it, though clean-up of ours may still run."""
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> Callable[[], int]:
+    """Let the number-th fsync fail; returns what counts them."""
+    calls = 0
+
+    def failing(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise error
+
+    monkeypatch.setattr(os, "fsync", failing)
+    return lambda: calls
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_file_is_old_or_new_and_never_half_when_writing_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write_files(tmp_path, OLD)
+    die_at(monkeypatch, number, Killed())
+    with pytest.raises(Killed):
+        write_files(tmp_path, NEW)
+    assert contents(tmp_path) == (OLD if number < 3 else NEW)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_folder_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    die_at(monkeypatch, number, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space"):
+        write_folder(tmp_path / "checkpoint", NEW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_holds_its_subfolders(tmp_path: Path) -> None:
+    files = {"top.bin": b"1", "text_encoder/inner.bin": b"2"}
+    write_folder(tmp_path / "checkpoint", files)
+    assert contents(tmp_path / "checkpoint") == files
+
+
+def test_what_a_kill_left_unfinished_is_not_taken_over(tmp_path: Path) -> None:
+    left = tmp_path / ".checkpoint.unfinished"
+    left.mkdir()
+    (left / "stale.bin").write_bytes(b"stale")
+    write_folder(tmp_path / "checkpoint", NEW)
+    assert contents(tmp_path / "checkpoint") == NEW
+    assert not left.exists()
+
+
+def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
+    write_folder(tmp_path / "checkpoint", OLD)
+    with pytest.raises(FileExistsError, match="not replaced"):
+        write_folder(tmp_path / "checkpoint", NEW)
+    assert contents(tmp_path / "checkpoint") == OLD
