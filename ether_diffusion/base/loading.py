@@ -1,4 +1,4 @@
-"""Base models: the border to diffusers, where every frozen part is loaded."""
+"""A whole base model, loaded as it is stored."""
 
 from pathlib import Path
 
@@ -20,18 +20,37 @@ def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
         OSError: the Hub does not give it.
         ValueError: its files are damaged, or do not fit together.
     """
-    resolved = resolve_base(name)
-    folder = Path(resolved)
-    if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or resolved.startswith("."):
-            raise FileNotFoundError(
-                f"{resolved} is not the folder of a base model, nor a hub id like owner/name"
-            )
-        folder = Path(DiffusionPipeline.download(resolved))
+    folder = find_folder(name)
     try:
         return _load_folder(folder)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"the base in {folder} is damaged; fetch or save it again ({error})") from error
+
+
+def find_folder(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return the folder of a base: a path as it is, the alias's, or a hub id's download.
+
+    Raises:
+        FileNotFoundError: a path that is not there.
+        OSError: the Hub does not give it.
+    """
+    resolved = resolve_base(name)
+    folder = Path(resolved)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or resolved.startswith("."):
+        raise FileNotFoundError(f"{resolved} is not the folder of a base model, nor a hub id like owner/name")
+    return Path(
+        DiffusionPipeline.download(
+            resolved, revision=revision, variant=variant, local_files_only=local_files_only
+        )
+    )
 
 
 def _load_folder(folder: Path) -> DiffusionPipeline | UNet2DConditionModel:

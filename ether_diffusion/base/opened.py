@@ -1,0 +1,156 @@
+"""A Stable Diffusion base that is opened but not loaded: its parts come into memory one at a time."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from ether_diffusion.base.loading import find_folder
+from ether_diffusion.base.prompts import TextEncoders
+
+Family = Literal["sd", "sdxl"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The folder of a base in diffusers' layout, and what its configs say of it.
+
+    `native_size` (px) is what it was trained at; `size_multiple` (px) divides the sides of its pictures.
+    """
+
+    name: str
+    folder: Path
+    family: Family
+    is_inpainting: bool
+    vae_scale_factor: int
+    native_size: int
+    size_multiple: int
+    prediction_type: str
+    vae_folder: Path | str | None = None
+    tokenizer_folder: Path | str | None = None
+    variant: str | None = None
+
+    def load_unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+        """Load the UNet, frozen."""
+        return self._load(UNet2DConditionModel, "unet", dtype=dtype).requires_grad_(False)
+
+    def load_vae(self) -> AutoencoderKL:
+        """Load the autoencoder, frozen, in float32: SDXL's gives NaN in float16."""
+        folder, subfolder = (self.vae_folder, None) if self.vae_folder else (self.folder, "vae")
+        vae = self._load(AutoencoderKL, subfolder, folder=folder, dtype=torch.float32)
+        return vae.requires_grad_(False).eval()
+
+    def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> TextEncoders:
+        """Load tokenizers and text encoders, frozen."""
+        kinds = {"text_encoder": CLIPTextModel}
+        if self.family == "sdxl":
+            kinds["text_encoder_2"] = CLIPTextModelWithProjection
+        models = [
+            self._load(kind, name, dtype=dtype).requires_grad_(False).eval() for name, kind in kinds.items()
+        ]
+        return TextEncoders(self.load_tokenizers(), models)
+
+    def load_tokenizers(self) -> list[CLIPTokenizer]:
+        """Load the tokenizers alone."""
+        names = ["tokenizer", "tokenizer_2"][: 2 if self.family == "sdxl" else 1]
+        folders = [str(self.folder / name) for name in names]
+        if self.tokenizer_folder:
+            folders[0] = str(self.tokenizer_folder)
+        return [CLIPTokenizer.from_pretrained(folder) for folder in folders]
+
+    def load_noise_scheduler(self) -> DDPMScheduler:
+        """Return the forward process of the base's scheduler: its betas and what its UNet predicts."""
+        return DDPMScheduler.from_pretrained(str(self.folder), subfolder="scheduler")
+
+    def _load(
+        self, kind: Any, subfolder: str | None, *, dtype: torch.dtype, folder: Path | str | None = None
+    ) -> Any:
+        folder = folder or self.folder
+        arguments: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
+        try:
+            return kind.from_pretrained(str(folder), dtype=dtype, variant=self.variant, **arguments)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            where = f"{subfolder or 'model'} in {folder}"
+            raise ValueError(
+                f"the {where} is missing or damaged; fetch or save it again ({error})"
+            ) from error
+
+
+def open_base(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | None = None,
+    tokenizer: str | None = None,
+    local_files_only: bool = False,
+) -> Base:
+    """Open a Stable Diffusion base: a folder in diffusers' layout, a hub id or the alias "tiny_world".
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: the Hub does not give it.
+        ValueError: it is not a Stable Diffusion of the families SD 1.x, SD 2.x and SDXL.
+    """
+    folder = find_folder(name, revision=revision, variant=variant, local_files_only=local_files_only)
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no model_index.json; name a folder in diffusers' layout")
+    index, unet = _config(folder, "model_index.json"), _config(folder, "unet/config.json")
+    vae_config = _config(folder, "vae/config.json")
+    scheduler = _config(folder, "scheduler/scheduler_config.json")
+    family: Family = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd"
+    channels = unet.get("in_channels", 4)
+    prediction_type = scheduler.get("prediction_type", "epsilon")
+    _check_family(folder, index, family, channels, prediction_type)
+    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    size = unet.get("sample_size", 64)
+    return Base(
+        name=str(name),
+        folder=folder,
+        family=family,
+        is_inpainting=channels == 9,
+        vae_scale_factor=factor,
+        native_size=int(min(size) if isinstance(size, list) else size) * factor,
+        size_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        prediction_type=str(prediction_type),
+        vae_folder=vae,
+        tokenizer_folder=tokenizer,
+        variant=variant,
+    )
+
+
+def _config(folder: Path, name: str) -> Mapping[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {name}; training needs a whole Stable Diffusion pipeline")
+    try:
+        config = json.loads(path.read_bytes())  # diffusers writes -Infinity, which strict JSON has not
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch or save the base again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no JSON object; fetch or save the base again")
+    return config
+
+
+def _check_family(
+    folder: Path, index: Mapping[str, Any], family: Family, channels: object, prediction_type: object
+) -> None:
+    encoders = [index.get(name) for name in ("text_encoder", "text_encoder_2")]
+    has_encoders = [isinstance(entry, list) and entry[0] is not None for entry in encoders]
+    if has_encoders != [True, family == "sdxl"]:
+        found = index.get("_class_name", "an unknown pipeline")
+        raise ValueError(f"{folder} is a {found}; use Stable Diffusion 1.x, 2.x or a whole SDXL base")
+    if channels not in (4, 9):
+        raise ValueError(
+            f"the UNet in {folder} takes {channels} channels; use one of 4 (pictures) or 9 (inpainting)"
+        )
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"the base in {folder} predicts {prediction_type!r}; use one of epsilon or v_prediction"
+        )
