@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ether_diffusion"
 
 LEVELS = [
-    {"reflections", "fast_linear", "durable_files", "contact_sheet", "tiny_world"},
+    {"reflections", "fast_linear", "durable_files", "contact_sheet", "options", "tiny_world"},
     {"tuner"},
     {"adapter_file", "convert"},
     {"export"},
