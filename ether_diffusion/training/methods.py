@@ -1,0 +1,144 @@
+"""Adapters of every method on equal terms: made, attached, switched off, taken out and put back."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from peft import (
+    BOFTConfig,
+    DeloraConfig,
+    HRAConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter
+from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX, safetensors_bytes
+from ether_diffusion.adapter_file.writer import check_writable
+from ether_diffusion.training.config import AdapterConfig
+from ether_diffusion.training.randomness import stream
+from ether_diffusion.tuner import TARGET_PRESETS, EtherConfig, prepared_adapters
+
+ADAPTER_NAME = "default"
+TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+"""The attention projections of transformers' CLIP."""
+
+Part = Literal["unet", "text_encoder", "text_encoder_2"]
+
+
+def peft_config(config: AdapterConfig, part: Part) -> PeftConfig:
+    """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""
+    targets = _targets(config.target_modules) if part == "unet" else TEXT_ENCODER_TARGETS
+    blocks, rank, dropout = config.num_blocks, config.rank, config.dropout
+    match config.adapter:
+        case "ether" | "ether_plus":
+            return EtherConfig(
+                variant=config.adapter,
+                num_blocks=blocks,
+                sides=config.sides,
+                target_modules=targets,
+                dropout=dropout,
+            )
+        case "lora":
+            return LoraConfig(
+                r=rank,
+                lora_alpha=config.lora_alpha or rank,
+                lora_dropout=dropout,
+                init_lora_weights="gaussian",  # as diffusers' scripts
+                target_modules=targets,
+            )
+        case "oft":
+            return OFTConfig(r=blocks, oft_block_size=0, module_dropout=dropout, target_modules=targets)
+        case "boft":
+            return BOFTConfig(
+                boft_block_num=blocks, boft_block_size=0, boft_dropout=dropout, target_modules=targets
+            )
+        case "hra":
+            return HRAConfig(r=rank, target_modules=targets)
+        case "delora":
+            return DeloraConfig(r=rank, module_dropout=dropout, target_modules=targets)
+
+
+def _targets(text: str) -> str | list[str]:
+    """Read a preset, names with commas between, or a regex."""
+    if text in TARGET_PRESETS:
+        return list(TARGET_PRESETS[text])
+    names = [name.strip() for name in text.split(",")]
+    return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text
+
+
+def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: Part) -> list[nn.Parameter]:
+    """Add a new adapter to a frozen model and return its parameters, float32 whatever the model's dtype.
+
+    Raises:
+        ValueError: the model has no such modules, or their widths do not fit the method.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, f"adapter of {part}").initial_seed())
+        inject_adapter_in_model(config, model, ADAPTER_NAME)
+    if hasattr(model, "_hf_peft_config_loaded"):
+        model.__dict__["_hf_peft_config_loaded"] = True  # as diffusers' and transformers' add_adapter
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    return parameters
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Run the base inside; what was on is on again after."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer.disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, was_off in zip(layers, before, strict=True):
+            layer._disable_adapters = was_off
+
+
+def prepared(model: nn.Module, config: PeftConfig) -> Any:
+    """Return the context that a forward and its backward run fastest in."""
+    return prepared_adapters(model) if isinstance(config, EtherConfig) else nullcontext()
+
+
+def adapter_files(model: nn.Module, config: PeftConfig, metadata: AdapterMetadata) -> dict[str, bytes]:
+    """Return the files of a model's adapter in PEFT's layout: equal values give equal bytes."""
+    if isinstance(config, EtherConfig):
+        return check_writable(detach_adapter(model, ADAPTER_NAME, metadata=metadata))
+    tensors = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in adapter_tensors(model).items()}
+    header = {"format": "pt"} | ({"trigger": metadata.trigger} if metadata.trigger else {})
+    return {
+        CONFIG_NAME: _config_bytes(config, metadata),
+        TENSORS_NAME: safetensors_bytes(dict(sorted(tensors.items())), header),
+    }
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of an adapter's tensors by PEFT's names, on the CPU."""
+    state: Mapping[str, Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME)
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
+
+def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model's adapter the values that `adapter_files` stored."""
+    named = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+    result = set_peft_model_state_dict(model, named, ADAPTER_NAME)
+    assert not result.unexpected_keys, result.unexpected_keys
+
+
+def _config_bytes(config: PeftConfig, metadata: AdapterMetadata) -> bytes:
+    values = config.to_dict() | {"base_model_name_or_path": metadata.base_model, "inference_mode": True}
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    return json.dumps(plain, indent=2, sort_keys=True).encode()
