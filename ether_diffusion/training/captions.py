@@ -44,6 +44,49 @@ class Captions:
         return {f"prompt of {_shown(caption.photo)}": _sha256(caption.prompt) for caption in self.captions}
 
 
+@dataclass(frozen=True)
+class Filling:
+    """How a caption becomes a prompt. In captions, braces other than those of `{token}` are plain text."""
+
+    instance_prompt: str | None
+    token: str | None
+    template: str
+
+    def check(self) -> None:
+        """Raise ValueError where a text is empty, too long, or asks for what there is not."""
+        texts = {"instance prompt": self.instance_prompt, "token": self.token, "template": self.template}
+        for name, text in texts.items():
+            if text is not None and not text.strip():
+                raise ValueError(f"the {name} is empty; leave it out or write one")
+            if text is not None and len(text) > MAX_CHARACTERS:
+                raise ValueError(f"the {name} has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+        unknown = set(re.findall(r"\{\w*\}", self.template)) - {"{token}", "{caption}"}
+        if unknown:
+            raise ValueError(f"the template has {listed(sorted(unknown))}; use {{token}} and {{caption}}")
+
+    def fill(self, caption: str) -> str:
+        """Return the prompt."""
+        prompt = self.template.replace("{caption}", caption)
+        return prompt if self.token is None else prompt.replace("{token}", self.token)
+
+    def problems(self, caption: str, source: str) -> list[str]:
+        """Return why a caption makes no prompt, in sentences that name its source."""
+        prompt = self.fill(caption)
+        if not caption and "{caption}" in self.template:
+            return [f"{source} has no caption, and there is no instance prompt; write either"]
+        if self.token is None and "{token}" in prompt:
+            return [f"{source} asks for {{token}}, and none is given; give the trigger word as token"]
+        if len(prompt) > MAX_CHARACTERS:
+            return [f"{source} makes a prompt of {len(prompt)} characters; at most {MAX_CHARACTERS} are read"]
+        return []
+
+    def lacks_token(self, prompt: str) -> bool:
+        """Say whether the trigger word is not in a prompt."""
+        if self.token is None:
+            return False
+        return re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", prompt, re.IGNORECASE) is None
+
+
 def read_captions(
     folder: str | Path,
     photos: Sequence[Photo],
@@ -59,11 +102,29 @@ def read_captions(
         FileNotFoundError: there is no such folder.
         ValueError: texts that cannot be read, contradict each other, are missing or too long; all are listed.
     """
-    filling = _Filling(instance_prompt, token, template)
+    filling = Filling(instance_prompt, token, template)
     filling.check()
     paths = list_files(folder, "the captions")
     found, problems = read_caption_files(paths, None if follow_symlinks else Path(folder))
-    by_photo, warnings = match_captions(found, [photo.path.name for photo in photos])
+    where = printable(folder, NAME_LIMIT)
+    return caption_photos(found, photos, filling, problems=problems, where=where)
+
+
+def caption_photos(
+    found: Sequence[FoundCaption],
+    photos: Sequence[Photo],
+    filling: Filling,
+    *,
+    problems: Sequence[str],
+    where: str,
+) -> Captions:
+    """Make each photo's prompt of the captions found in `where`; `problems` are those of finding them.
+
+    Raises:
+        ValueError: texts that contradict each other, are missing or too long; all are listed.
+    """
+    problems = list(problems)
+    by_photo, warnings = match_captions(list(found), [photo.path.name for photo in photos])
     captions: list[Caption] = []
     for photo in photos:
         texts = {_one_line(caption.text): caption for caption in by_photo.get(photo.path.name, [])}
@@ -71,54 +132,15 @@ def read_captions(
         if len(texts) > 1:
             problems.append(_conflict(photo, texts))
             continue
-        text, own = next(iter(texts.items()), (instance_prompt or "", None))
+        text, own = next(iter(texts.items()), (filling.instance_prompt or "", None))
         problems += filling.problems(text, _shown(photo) if own is None else own.shown)
         captions.append(Caption(photo, filling.fill(text), None if own is None else own.source))
     if problems:
         reasons = ";\n  ".join(problems)
-        raise ValueError(f"captions in {printable(folder, NAME_LIMIT)} cannot be used:\n  {reasons}")
+        raise ValueError(f"captions in {where} cannot be used:\n  {reasons}")
     num_fallbacks = sum(caption.source is None for caption in captions)
     remarks = (*warnings, *_remarks_on_files(found), *_remarks(captions, filling))
     return Captions(tuple(captions), num_fallbacks, remarks)
-
-
-@dataclass(frozen=True)
-class _Filling:
-    """How a caption becomes a prompt. In captions, braces other than those of `{token}` are plain text."""
-
-    instance_prompt: str | None
-    token: str | None
-    template: str
-
-    def check(self) -> None:
-        texts = {"instance prompt": self.instance_prompt, "token": self.token, "template": self.template}
-        for name, text in texts.items():
-            if text is not None and not text.strip():
-                raise ValueError(f"the {name} is empty; leave it out or write one")
-            if text is not None and len(text) > MAX_CHARACTERS:
-                raise ValueError(f"the {name} has {len(text)} characters; at most {MAX_CHARACTERS} are read")
-        unknown = set(re.findall(r"\{\w*\}", self.template)) - {"{token}", "{caption}"}
-        if unknown:
-            raise ValueError(f"the template has {listed(sorted(unknown))}; use {{token}} and {{caption}}")
-
-    def fill(self, caption: str) -> str:
-        prompt = self.template.replace("{caption}", caption)
-        return prompt if self.token is None else prompt.replace("{token}", self.token)
-
-    def problems(self, caption: str, source: str) -> list[str]:
-        prompt = self.fill(caption)
-        if not caption and "{caption}" in self.template:
-            return [f"{source} has no caption, and there is no instance prompt; write either"]
-        if self.token is None and "{token}" in prompt:
-            return [f"{source} asks for {{token}}, and none is given; give the trigger word as token"]
-        if len(prompt) > MAX_CHARACTERS:
-            return [f"{source} makes a prompt of {len(prompt)} characters; at most {MAX_CHARACTERS} are read"]
-        return []
-
-    def lacks_token(self, prompt: str) -> bool:
-        if self.token is None:
-            return False
-        return re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", prompt, re.IGNORECASE) is None
 
 
 def _conflict(photo: Photo, texts: dict[str, FoundCaption]) -> str:
@@ -126,7 +148,7 @@ def _conflict(photo: Photo, texts: dict[str, FoundCaption]) -> str:
     return f"{_shown(photo)} has different captions, {sides}; keep one"
 
 
-def _remarks_on_files(found: list[FoundCaption]) -> Iterator[str]:
+def _remarks_on_files(found: Sequence[FoundCaption]) -> Iterator[str]:
     empty = [caption.source for caption in found if not caption.text.strip()]
     if empty:
         yield f"{listed(empty)}: empty; the instance prompt stands in"
@@ -135,7 +157,7 @@ def _remarks_on_files(found: list[FoundCaption]) -> Iterator[str]:
         yield f"{listed(several)}: of several lines, which are read as one caption"
 
 
-def _remarks(captions: list[Caption], filling: _Filling) -> Iterator[str]:
+def _remarks(captions: list[Caption], filling: Filling) -> Iterator[str]:
     own = [caption for caption in captions if caption.source is not None]
     if own and len(own) < len(captions):
         missing = [caption.photo.path.name for caption in captions if caption.source is None]

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def find_photos(
             continue
         try:
             data = read_plain_file(path, inside=inside, max_bytes=MAX_BYTES)
-            photos.append(_check(path, data, max_pixels, min_side))
+            photos.append(check_photo(path, data, max_pixels=max_pixels, min_side=min_side))
         except UnusableFileError as reason:
             refused.append(Refusal(path, str(reason)))
     if refused and (strict or not photos):
@@ -135,7 +135,12 @@ def find_photos(
         raise ValueError(f"{found} in {printable(folder, NAME_LIMIT)}:\n  {reasons}")
     if not photos:
         raise ValueError(f"no usable photos in {printable(folder, NAME_LIMIT)} (looked for {KINDS})")
-    return PhotoFolder(tuple(photos), tuple(refused), (*_doubles(photos), *_losses(photos)))
+    return PhotoFolder(tuple(photos), tuple(refused), remarks_on(photos))
+
+
+def remarks_on(photos: Sequence[Photo]) -> tuple[str, ...]:
+    """Return warnings on photos that are there twice, or lose something by being decoded."""
+    return (*_doubles(photos), *_losses(photos))
 
 
 def _is_passed_over(path: Path) -> bool:
@@ -143,7 +148,12 @@ def _is_passed_over(path: Path) -> bool:
     return name.startswith(".") or name in _NOT_PHOTOS or path.suffix.lower() in _TEXT_SUFFIXES
 
 
-def _check(path: Path, data: bytes, max_pixels: int, min_side: int) -> Photo:
+def check_photo(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE) -> Photo:
+    """Decode a photo's bytes whole; `path` names it, and need not be there.
+
+    Raises:
+        UnusableFileError: it is not a photo that can be used.
+    """
     decoded = decode_bytes(
         data,
         path.suffix,
@@ -170,7 +180,7 @@ def _pixels_sha256(decoded: Decoded) -> str:
     return digest.hexdigest()
 
 
-def _doubles(photos: list[Photo]) -> Iterator[str]:
+def _doubles(photos: Sequence[Photo]) -> Iterator[str]:
     first_by_bytes: dict[str, Photo] = {}
     first_by_pixels: dict[str, Photo] = {}
     for photo in photos:
@@ -182,7 +192,7 @@ def _doubles(photos: list[Photo]) -> Iterator[str]:
             yield f"{_shown(same_pixels)} and {_shown(photo)} have the same pixels; {_ONE_TOO_MANY}"
 
 
-def _losses(photos: list[Photo]) -> Iterator[str]:
+def _losses(photos: Sequence[Photo]) -> Iterator[str]:
     for note in _LOSSES:
         names = [photo.path.name for photo in photos if note in photo.notes]
         if names:
