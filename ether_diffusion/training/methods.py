@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,17 @@ TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 """The attention projections of transformers' CLIP."""
 
 Part = Literal["unet", "text_encoder", "text_encoder_2"]
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """A frozen model that carries the adapter in training, and what was added to it."""
+
+    part: Part
+    model: nn.Module
+    config: PeftConfig
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
 
 
 def peft_config(config: AdapterConfig, part: Part) -> PeftConfig:

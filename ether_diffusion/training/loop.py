@@ -1,0 +1,194 @@
+"""The training loop: update after update, each a function of its number and of what was learned before."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.training.config import OptimizationConfig
+from ether_diffusion.training.data import Batch
+from ether_diffusion.training.denoising import Denoising
+from ether_diffusion.training.methods import TrainedPart, prepared
+from ether_diffusion.training.optimizers import (
+    load_optimizer_state,
+    make_optimizer,
+    make_schedule,
+    optimizer_state,
+)
+from ether_diffusion.training.randomness import stream
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an update did; `step` counts from 1, loss and gradient norm are those of all processes."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    names: tuple[str, ...]
+
+
+class NonFiniteError(ValueError):
+    """Training cannot go on: a loss or a gradient is not finite. The adapter is as before the step."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is to go and how a step's visits are split: micro-batches of each process in turn."""
+
+    num_steps: int
+    batch_size: int
+    num_accumulations: int
+    num_processes: int
+
+    @property
+    def effective_batch(self) -> int:
+        """Visits of one update."""
+        return self.batch_size * self.num_accumulations * self.num_processes
+
+    def visits(self, first_step: int, process_index: int) -> Iterator[list[int]]:
+        """Return the visits of each micro-batch of a process, from the update with index first_step on."""
+        for step in range(first_step, self.num_steps):
+            for turn in range(self.num_accumulations):
+                place = turn * self.num_processes + process_index
+                start = step * self.effective_batch + place * self.batch_size
+                yield list(range(start, start + self.batch_size))
+
+
+class Trainer:
+    """Adapters in training: their models, the optimizer, the schedule and the average of one process."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        parts: Sequence[TrainedPart],
+        denoising: Denoising,
+        *,
+        config: OptimizationConfig,
+        progress: Progress,
+        seed: int,
+    ) -> None:
+        self.accelerator, self.parts, self.denoising = accelerator, list(parts), denoising
+        self.config, self.progress, self.seed = config, progress, seed
+        self.step = 0
+        scale = progress.effective_batch if config.scale_lr else 1
+        groups = [(part.parameters, part.learning_rate * scale) for part in parts]
+        self.parameters = [parameter for group, _ in groups for parameter in group]
+        self.optimizer = make_optimizer(config, groups)
+        self.schedule = make_schedule(config, self.optimizer, progress.num_steps)
+        self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
+        self.models = [accelerator.prepare(part.model) for part in parts]
+        self.prepared_optimizer = accelerator.prepare(self.optimizer)
+
+    def steps(self, batches: Iterator[Batch]) -> Iterator[StepReport]:
+        """Do one update after another, up to the last; batches are this process's, from this step on.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is not finite.
+        """
+        while self.step < self.progress.num_steps:
+            yield self.train_step([next(batches) for _ in range(self.progress.num_accumulations)])
+
+    def train_step(self, micro_batches: Sequence[Batch]) -> StepReport:
+        """Do one update with the gradients of the micro-batches, or none where they are not finite.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is not finite.
+        """
+        losses = []
+        for index, batch in enumerate(micro_batches):
+            with ExitStack() as stack:
+                if index < len(micro_batches) - 1:
+                    for model in self.models:
+                        stack.enter_context(self.accelerator.no_sync(model))
+                losses.append(self._backward(batch, index))
+        loss = self.accelerator.reduce(torch.stack(losses).sum(), reduction="mean").item()
+        names = tuple(name for batch in micro_batches for name in batch.names)
+        rate = float(self.schedule.get_last_lr()[0])
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        self._refuse_non_finite(loss, grad_norm, rate, names)
+        self.prepared_optimizer.step()
+        self.schedule.step()
+        self.prepared_optimizer.zero_grad()
+        if self.average is not None:
+            self.average.step(self.parameters)
+        self.step += 1
+        return StepReport(self.step, loss, grad_norm, rate, names)
+
+    def _backward(self, batch: Batch, index: int) -> Tensor:
+        """Add the gradient of a micro-batch's share of the loss, and return that share."""
+        # dropout is all that draws from the global generators
+        turn = index * self.accelerator.num_processes + self.accelerator.process_index
+        torch.manual_seed(stream(self.seed, "dropout", self.step, turn).initial_seed())
+        with ExitStack() as stack:
+            with self.accelerator.autocast():
+                for part in self.parts:
+                    stack.enter_context(prepared(part.model, part.config))
+                losses = self.denoising.losses(self.models[0], batch)
+            num_instances = len(set(batch.visits))
+            loss = (losses * batch.weights.to(losses.device)).sum() / num_instances
+            loss = loss / self.progress.num_accumulations
+            self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _refuse_non_finite(self, loss: float, grad_norm: float, rate: float, names: Sequence[str]) -> None:
+        # with float16 it is the scaler's work to pass over gradients that overflow
+        may_overflow = self.accelerator.scaler is not None
+        is_finite = [torch.tensor(value).isfinite().item() for value in (loss, grad_norm)]
+        if is_finite[0] and (is_finite[1] or may_overflow):
+            return
+        self.prepared_optimizer.zero_grad()
+        found = "gradient" if is_finite[0] else "loss"
+        raise NonFiniteError(
+            f"the {found} of step {self.step + 1} is not finite, at learning rate {rate:g}, with "
+            f"{listed(names, len(names))}; the adapter is as before that step: lower the learning rate, or "
+            "look at these photos"
+        )
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Json]]:
+        """Return all that the rest of the run depends on but the adapter: tensors by file, and JSON."""
+        slots, numbers = optimizer_state(self.optimizer)
+        tensors = {"optimizer.safetensors": slots}
+        schedule = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
+        state: dict[str, Json] = {"step": self.step, "optimizer": numbers, "schedule": schedule}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        if self.average is not None:
+            shadows = self.average.shadow_params
+            tensors["average.safetensors"] = {f"{i:05d}": tensor for i, tensor in enumerate(shadows)}
+            state["average_steps"] = self.average.optimization_step
+        return tensors, state
+
+    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Put back what `state` returned; the adapter is put back by itself, before."""
+        self.step = state["step"]
+        load_optimizer_state(self.optimizer, tensors["optimizer.safetensors"], state["optimizer"])
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            shadows = tensors["average.safetensors"]
+            for shadow, name in zip(self.average.shadow_params, sorted(shadows), strict=True):
+                shadow.copy_(shadows[name])
+            self.average.optimization_step = state["average_steps"]
+
+
+def averaged(trainer: Trainer) -> Any:
+    """Return the context in which the adapter has its averaged values, if it has any."""
+    return nullcontext() if trainer.average is None else _swapped(trainer.average, trainer.parameters)
+
+
+def _swapped(average: EMAModel, parameters: Sequence[nn.Parameter]) -> ExitStack:
+    stack = ExitStack()
+    average.store(parameters)
+    average.copy_to(parameters)
+    stack.callback(average.restore, parameters)
+    return stack
