@@ -1,0 +1,149 @@
+"""What is trained on: each photo with its prompt and mask, all checked before a model is loaded."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.training.captions import Captions, Filling, caption_photos, read_captions
+from ether_diffusion.training.config import DataConfig, PriorConfig
+from ether_diffusion.training.data.dataset_rows import DatasetRows
+from ether_diffusion.training.data.masks import MaskFile, find_masks
+from ether_diffusion.training.data.sources import FileSource, Source
+from ether_diffusion.training.photos import Photo, PhotoFolder, find_photos
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A photo to be trained on; `mask` is a file's, None where there is none or it is the photo's alpha."""
+
+    photo: Photo
+    source: Source
+    prompt: str
+    mask: MaskFile | None = None
+
+    @property
+    def name(self) -> str:
+        """The photo's file name."""
+        return self.photo.path.name
+
+
+@dataclass(frozen=True)
+class Items:
+    """All photos in a fixed order, warnings on them, and the SHA-256 of everything read, by name."""
+
+    items: tuple[Item, ...]
+    warnings: tuple[str, ...]
+    fingerprint: dict[str, str]
+
+
+def gather_items(config: DataConfig) -> Items:
+    """Find and check the photos, captions and masks that a configuration names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: anything cannot be used; all problems are listed, one a line.
+    """
+    rows = None if config.dataset_name is None else DatasetRows.open(config)
+    problems: list[str] = []
+    if rows is None:
+        assert config.instance_data_dir is not None
+        found = find_photos(config.instance_data_dir, follow_symlinks=config.follow_symlinks)
+    else:
+        found = rows.find_photos()
+    if config.strict:
+        problems += [refusal.sentence for refusal in found.refused]
+    captions = _collect(problems, lambda: _captions(config, rows, found))
+    masks, mask_warnings = _masks(config, found.photos, problems)
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ValueError(f"the training data cannot be used:\n  {lines}")
+    assert captions is not None
+    sources: Iterator[Source]
+    sources = _file_sources(config, found.photos) if rows is None else rows.sources(found.photos)
+    prompts = (caption.prompt for caption in captions.captions)
+    items = tuple(map(Item, found.photos, sources, prompts, masks))
+    return Items(
+        items,
+        (*_refusals(found), *found.warnings, *captions.warnings, *mask_warnings),
+        found.fingerprint() | captions.fingerprint() | _mask_fingerprint(items),
+    )
+
+
+def gather_class_items(data: DataConfig, prior: PriorConfig) -> Items:
+    """Find and check the class images, all with the class prompt.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: none of them can be used, or with `strict` any cannot.
+    """
+    assert prior.class_data_dir is not None
+    assert prior.class_prompt is not None
+    found = find_photos(prior.class_data_dir, follow_symlinks=data.follow_symlinks, strict=data.strict)
+    inside = None if data.follow_symlinks else prior.class_data_dir
+    items = tuple(Item(photo, FileSource(photo.path, inside), prior.class_prompt) for photo in found.photos)
+    warnings = tuple(f"class images: {warning}" for warning in (*_refusals(found), *found.warnings))
+    fingerprint = {f"class image {name}": digest for name, digest in found.fingerprint().items()}
+    return Items(items, warnings, fingerprint)
+
+
+def _captions(config: DataConfig, rows: DatasetRows | None, found: PhotoFolder) -> Captions:
+    filling = Filling(config.instance_prompt, config.token, config.caption_template)
+    filling.check()
+    if rows is not None:
+        return caption_photos(
+            rows.captions(found.photos), found.photos, filling, problems=(), where=rows.name
+        )
+    assert config.instance_data_dir is not None
+    return read_captions(
+        config.instance_data_dir,
+        found.photos,
+        instance_prompt=config.instance_prompt,
+        token=config.token,
+        template=config.caption_template,
+        follow_symlinks=config.follow_symlinks,
+    )
+
+
+def _masks(
+    config: DataConfig, photos: Sequence[Photo], problems: list[str]
+) -> tuple[Sequence[MaskFile | None], tuple[str, ...]]:
+    if config.mask_data_dir is not None:
+        folder = config.mask_data_dir
+        found = _collect(problems, lambda: find_masks(folder, photos, follow_symlinks=config.follow_symlinks))
+        if found is not None:
+            problems += found[1]
+            return found[0], ()
+    opaque = [photo.path.name for photo in photos if not photo.has_alpha]
+    if config.mask_from_alpha and len(opaque) == len(photos):
+        problems.append(
+            "mask_from_alpha: no photo has transparent parts; cut one out, or leave the flag away"
+        )
+    if config.mask_from_alpha and opaque:
+        share = f"{len(opaque)} of {len(photos)} photos"
+        return [None] * len(photos), (f"{share} have no transparent parts and count whole: {listed(opaque)}",)
+    return [None] * len(photos), ()
+
+
+def _collect(problems: list[str], work: Callable[[], T]) -> T | None:
+    """Return what `work` gives; what is wrong with it joins the problems."""
+    try:
+        return work()
+    except (ValueError, FileNotFoundError) as error:
+        problems.append(str(error))
+        return None
+
+
+def _file_sources(config: DataConfig, photos: Sequence[Photo]) -> Iterator[FileSource]:
+    for photo in photos:
+        yield FileSource(photo.path, None if config.follow_symlinks else config.instance_data_dir)
+
+
+def _refusals(found: PhotoFolder) -> Iterator[str]:
+    return (f"not used: {refusal.sentence}" for refusal in found.refused)
+
+
+def _mask_fingerprint(items: Sequence[Item]) -> dict[str, str]:
+    return {f"mask of {item.name}": item.mask.sha256 for item in items if item.mask is not None}

@@ -1,0 +1,251 @@
+"""A batch is a pure function of the seed and its visits, however it is come by."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import photo_files
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from visit_sources import (
+    FACTOR,
+    SIZE,
+    CountingVae,
+    assert_equal,
+    encode,
+    encode_without_noise,
+    fill_with_photos,
+    plan,
+    ramp,
+    rows,
+    source,
+    uncached,
+)
+
+from ether_diffusion.training.config import DataConfig
+from ether_diffusion.training.data import BatchSource, Codec, Needs
+from ether_diffusion.training.data.batch_source import VisitSamples
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    fill_with_photos(tmp_path / "photos", [(90, 70), (70, 90), (100, 80), (64, 64), (80, 80)])
+    return DataConfig(
+        instance_data_dir=tmp_path / "photos", random_flip=True, caption_dropout=0.3, crops_per_photo=2
+    )
+
+
+def test_a_visit_is_the_same_in_every_split_into_batches(data: DataConfig) -> None:
+    for config in (data, uncached(data)):
+        whole = source(config).batch(range(8))
+        assert whole.visits == tuple(range(8))
+        for size in (1, 2, 4):
+            other = source(config)
+            for start in range(0, 8, size):
+                part = other.batch(range(start, start + size))
+                for place in range(size):
+                    assert_equal(rows(part, place), rows(whole, start + place))
+
+
+def test_another_seed_gives_another_batch(data: DataConfig) -> None:
+    first, second = (source(data, seed=seed).batch(range(4)) for seed in (0, 1))
+    assert not torch.equal(first.latents, second.latents)
+
+
+def test_a_visit_does_not_depend_on_how_many_are_planned(data: DataConfig) -> None:
+    assert_equal(source(data, num_visits=4).batch(range(4)), source(data, num_visits=40).batch(range(4)))
+
+
+def test_workers_give_the_batches_that_the_main_process_gives(data: DataConfig) -> None:
+    schedule = [[0, 1], [4, 5], [2, 3], [9, 8], [6, 7]]
+    config = uncached(data)
+    state = torch.get_rng_state()
+    alone = list(source(config).batches(schedule))
+    together = list(source(uncached(data, dataloader_num_workers=2)).batches(schedule))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [batch.visits for batch in together] == [tuple(visits) for visits in schedule]
+    for batch, expected in zip(together, alone, strict=True):
+        assert_equal(batch, expected)
+
+
+def test_what_workers_run_can_be_sent_to_them(data: DataConfig) -> None:
+    planned = plan(uncached(data))
+    samples = VisitSamples(planned.schedule, planned.maker)
+    sent = pickle.loads(pickle.dumps(samples))
+    found, expected = sent[3], samples[3]
+    assert not isinstance(found, str)
+    assert not isinstance(expected, str)
+    assert found.visit == expected.visit
+    assert torch.equal(found.views[0].pixels, expected.views[0].pixels)
+
+
+def test_latents_are_drawn_from_the_posterior_and_scaled(data: DataConfig) -> None:
+    noisy = source(data).batch(range(64)).latents
+    plain = source(data, vae=encode_without_noise).batch(range(64)).latents
+    noise = (noisy - plain) / 2 / 0.1  # the stand-in's scale and standard deviation
+    assert abs(noise.mean().item()) < 0.01
+    assert abs(noise.std().item() - 1) < 0.01
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_the_latents_are_those_of_the_cut_photo(tmp_path: Path) -> None:
+    """Red counts columns and green rows, so that where a photo was cut can be read off it."""
+    picture = ramp(88, 64)
+    (tmp_path / "a.png").write_bytes(photo_files.encode(picture, "PNG"))
+    config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", crops_per_photo=50)
+    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
+    batch = source(config, vae=encode_without_noise, needs=needs).batch(range(64))
+    assert batch.size_ids is not None
+    lefts = batch.size_ids[:, 3]
+    assert batch.size_ids[:, [0, 1, 2, 4, 5]].unique(dim=0).tolist() == [[64, 88, 0, 64, 64]]
+    assert lefts.min() >= 0
+    assert lefts.max() <= 24
+    assert len(lefts.unique()) > 10
+    for latents, left in zip(batch.latents.double(), lefts.tolist(), strict=True):
+        cut = picture[:, left : left + SIZE].astype(np.float64) / 127.5 - 1
+        areas = cut.reshape(SIZE // FACTOR, FACTOR, SIZE // FACTOR, FACTOR, 3).mean((1, 3))
+        expected = 2 * torch.from_numpy(areas).permute(2, 0, 1)
+        torch.testing.assert_close(latents[:3], expected, atol=1e-6, rtol=0)
+
+
+def test_a_mirrored_photo_has_mirrored_latents(tmp_path: Path) -> None:
+    for flip, name in ((False, "plain"), (True, "mirrored")):
+        picture = Image.fromarray(photo_files.noise(64, 64))
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else picture
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(photo_files.encode(picture, "PNG"))
+    config = DataConfig(instance_data_dir=tmp_path / "plain", instance_prompt="x", random_flip=True)
+    plain, mirrored = (
+        source(DataConfig(instance_data_dir=tmp_path / name, instance_prompt="x"), vae=encode_without_noise)
+        .batch([0])
+        .latents[0]
+        for name in ("plain", "mirrored")
+    )
+    found = source(config, vae=encode_without_noise).batch(range(40)).latents
+    is_flipped = [torch.equal(latents, mirrored) for latents in found]
+    assert all(torch.equal(x, mirrored if flip else plain) for x, flip in zip(found, is_flipped, strict=True))
+    assert 8 < sum(is_flipped) < 32
+    torch.testing.assert_close(plain.flip(-1), mirrored)
+
+
+def test_a_flip_mirrors_the_place_that_sdxl_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo_files.encode(ramp(88, 64), "PNG"))
+    config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", random_flip=True)
+    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
+    batch = source(config, vae=encode_without_noise, needs=needs).batch(range(40))
+    assert batch.size_ids is not None
+    for latents, left in zip(batch.latents, batch.size_ids[:, 3].tolist(), strict=True):
+        columns = (latents[0, 0] / 2 + 1) * 127.5
+        is_flipped = columns[0] > columns[1]
+        first = columns[-1 if is_flipped else 0] - (FACTOR - 1) / 2
+        expected = 88 - SIZE - first if is_flipped else first
+        assert abs(expected.item() - left) < 1e-3
+
+
+def test_cached_views_are_encoded_once_one_by_one(data: DataConfig) -> None:
+    vae = CountingVae()
+    cached = source(data, vae=vae, num_visits=1000)
+    # 2 crops of four photos, one of the square ones, each also mirrored
+    assert vae.num_images == 2 * (2 + 2 + 2 + 1 + 1)
+    assert vae.shapes == {(1, 3, SIZE, SIZE)}
+    cached.batch(range(100))
+    assert vae.num_images == 16
+
+
+def test_no_more_views_are_encoded_than_the_run_visits(data: DataConfig) -> None:
+    vae = CountingVae()
+    source(data, vae=vae, num_visits=3)
+    assert vae.num_images <= 3
+
+
+def test_without_cache_every_visit_is_cropped_afresh(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo_files.encode(photo_files.noise(160, 64), "PNG"))
+    config = uncached(DataConfig(instance_data_dir=tmp_path, instance_prompt="x", crops_per_photo=1))
+    latents = source(config, vae=encode_without_noise).batch(range(40)).latents
+    assert len(latents.flatten(1).unique(dim=0)) > 25
+
+
+def test_a_centre_crop_is_always_the_middle(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo_files.encode(ramp(88, 64), "PNG"))
+    config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", center_crop=True)
+    for each in (config, uncached(config)):
+        needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
+        size_ids = source(each, needs=needs).batch(range(4)).size_ids
+        assert size_ids is not None
+        assert size_ids.unique(dim=0).tolist() == [[64, 88, 0, 12, 64, 64]]
+
+
+def test_about_the_asked_share_of_captions_is_dropped(data: DataConfig) -> None:
+    built = source(data, num_visits=1)
+    assert set(built.prompts) == {"", *(f"photo {number}" for number in range(5))}
+    prompts = [built.plan.schedule.visit(number).prompt for number in range(1000)]
+    assert set(prompts) == set(built.prompts)
+    assert 0.25 < prompts.count("") / 1000 < 0.35
+
+
+def test_a_photo_deleted_in_mid_run_does_no_harm_where_latents_are_cached(data: DataConfig) -> None:
+    cached = source(data)
+    expected = cached.batch(range(8))
+    assert data.instance_data_dir is not None
+    for path in data.instance_data_dir.iterdir():
+        path.unlink()
+    assert_equal(cached.batch(range(8)), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_photo_deleted_in_mid_run_ends_it_in_one_sentence(data: DataConfig, num_workers: int) -> None:
+    config = uncached(data, dataloader_num_workers=num_workers)
+    built = source(config)
+    assert data.instance_data_dir is not None
+    (data.instance_data_dir / "2.png").unlink()
+    with pytest.raises(ValueError, match="is gone") as caught:
+        list(built.batches([[visit] for visit in range(5)]))
+    assert str(caught.value) == (
+        "2.png is gone; it was here just now; put it back and resume, or train with cache_latents"
+    )
+
+
+def test_a_photo_changed_in_mid_run_is_not_trained_on(data: DataConfig) -> None:
+    built = source(uncached(data))
+    assert data.instance_data_dir is not None
+    (data.instance_data_dir / "2.png").write_bytes(photo_files.photo(seed=77))
+    with pytest.raises(ValueError, match=r"2\.png is not the file any more that was checked"):
+        built.batch(range(5))
+
+
+def test_latents_that_are_not_finite_name_their_photo(data: DataConfig) -> None:
+    def overflowing(images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = encode(images)
+        return mean * torch.inf, std
+
+    for config in (data, uncached(data)):
+        with pytest.raises(ValueError, match=r"turns \d\.png into latents that are not finite.*float32"):
+            source(config, vae=overflowing).batch([0])
+
+
+def test_an_inpainting_unet_is_shown_a_hole_and_what_is_around_it(data: DataConfig) -> None:
+    needs = Needs(native_size=SIZE, size_multiple=8, is_inpainting=True)
+    for config in (data, uncached(data)):
+        batch = source(config, vae=encode_without_noise, needs=needs).batch(range(20))
+        assert batch.inpainting is not None
+        assert batch.inpainting.shape == (20, 5, 16, 16)
+        holes, masked = batch.inpainting[:, :1], batch.inpainting[:, 1:]
+        assert set(holes.unique().tolist()) == {0.0, 1.0}
+        # away from the edges of hole and photo the masked image is the image, or gray
+        inside = -torch.nn.functional.max_pool2d(-holes, 3, 1)
+        outside = torch.nn.functional.max_pool2d(holes, 3, 1)
+        masked, latents = masked[..., 1:-1, 1:-1], batch.latents[..., 1:-1, 1:-1]
+        assert torch.all(masked[(inside == 1).expand_as(masked)] == 0)
+        kept = (outside == 0).expand_as(masked)
+        assert torch.equal(masked[kept], latents[kept])
+        assert 0.05 < holes.mean() < 0.5
+
+
+def test_progress_counts_up_to_the_number_of_views(data: DataConfig) -> None:
+    seen: list[tuple[int, int]] = []
+    planned = plan(data)
+    codec = Codec(encode, lambda latents: latents)
+    BatchSource(planned, codec, num_visits=1000, on_progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(number, 16) for number in range(1, 17)]

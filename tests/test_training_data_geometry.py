@@ -1,0 +1,127 @@
+"""Sizes and places: photos are covered, never stretched, and sorted into the nearest aspect ratio."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ether_diffusion.training.data.buckets import automatic_buckets, check_sides, nearest_bucket
+from ether_diffusion.training.data.geometry import (
+    Frame,
+    centre_frame,
+    covering_size,
+    frame_around,
+    random_frame,
+)
+from ether_diffusion.training.data.holes import draw_hole
+
+SIDES = st.integers(64, 5000)
+PHOTOS = st.tuples(SIDES, SIDES)
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda sides: (sides[0] * 8, sides[1] * 8))
+
+
+@given(PHOTOS, st.integers(8, 128).map(lambda side: side * 8))
+def test_a_photo_is_resized_as_torchvision_resizes_its_shorter_side(
+    photo: tuple[int, int], side: int
+) -> None:
+    """torchvision's Resize: the shorter side is `side`, the longer int(side * long / short)."""
+    longer = int(Fraction(side * max(photo), min(photo)))
+    expected = (side, longer) if photo[0] <= photo[1] else (longer, side)
+    assert covering_size(photo, (side, side)) == expected
+
+
+@given(PHOTOS, SIZES, st.integers(0, 10))
+def test_a_frame_lies_inside_the_resized_photo(
+    photo: tuple[int, int], size: tuple[int, int], seed: int
+) -> None:
+    frames = [centre_frame(photo, size), random_frame(photo, size, torch.Generator().manual_seed(seed))]
+    point = (frames[0].resized[0] - 1, 0)
+    frames.append(frame_around(frames[0], point))
+    for frame in frames:
+        left, top, right, bottom = frame.box
+        assert left >= 0
+        assert top >= 0
+        assert (bottom - top, right - left) == size
+        assert bottom <= frame.resized[0]
+        assert right <= frame.resized[1]
+        # one side fits exactly, so that no more is cut off than must be
+        assert frame.resized[0] == size[0] or frame.resized[1] == size[1]
+    assert frames[-1].box[0] <= point[1] < frames[-1].box[2]
+    assert frames[-1].box[1] <= point[0] < frames[-1].box[3]
+
+
+def test_every_place_of_a_random_crop_occurs_and_is_as_likely() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lefts = [random_frame((64, 67), (64, 64), generator).corner[1] for _ in range(2000)]
+    counts = [lefts.count(left) for left in range(4)]
+    assert sum(counts) == 2000
+    assert all(abs(count - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75) for count in counts)
+
+
+def test_sdxl_is_told_the_original_the_crop_and_the_target() -> None:
+    frame = Frame(original=(600, 900), resized=(64, 96), corner=(0, 20), size=(64, 64))
+    assert frame.size_ids(is_flipped=False) == (600, 900, 0, 20, 64, 64)
+    assert frame.size_ids(is_flipped=True) == (600, 900, 0, 12, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "multiple", "step"),
+    [(64, 8, 8), (128, 16, 16), (512, 8, 64), (512, 64, 64), (768, 32, 64), (1024, 32, 64)],
+)
+def test_automatic_buckets_are_about_as_large_as_the_square(
+    resolution: int, multiple: int, step: int
+) -> None:
+    sizes = automatic_buckets(resolution, multiple)
+    assert (resolution, resolution) in sizes
+    for height, width in sizes:
+        assert height % step == width % step == 0
+        assert 0.7 * resolution**2 <= height * width <= resolution**2
+        assert resolution / 2 <= min(height, width)
+        assert (width, height) in sizes
+
+
+def test_automatic_buckets_hold_the_usual_ones_of_512_px() -> None:
+    """kohya-ss/sd-scripts makes these of max_reso 512, min_size 256, max_size 1024 and steps of 64."""
+    usual = {(256, 832), (256, 896), (256, 960), (256, 1024), (320, 704), (320, 768), (384, 640), (448, 576)}
+    usual.add((512, 512))
+    assert {size for size in automatic_buckets(512, 64) if size[0] <= size[1]} == usual
+
+
+@given(PHOTOS)
+def test_a_photo_gets_the_bucket_that_cuts_off_least(photo: tuple[int, int]) -> None:
+    buckets = automatic_buckets(512, 64)
+
+    def kept(size: tuple[int, int]) -> Fraction:
+        aspect, target = Fraction(photo[1], photo[0]), Fraction(size[1], size[0])
+        return min(aspect / target, target / aspect)
+
+    assert kept(buckets[nearest_bucket(photo, buckets)]) >= max(map(kept, buckets)) * (
+        1 - Fraction(1, 10**12)
+    )
+
+
+def test_a_side_that_the_base_cannot_halve_is_refused_with_what_can() -> None:
+    check_sides((96, 64), 32, "the bucket 96,64")
+    with pytest.raises(ValueError, match=r"resolution=500 is no multiple of 64 px.*use 448, 512") as caught:
+        check_sides((500, 500), 64, "resolution=500")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="use 64, 128"):
+        check_sides((40, 40), 64, "resolution=40")
+
+
+def test_holes_are_rectangles_and_ellipses_inside_the_photo() -> None:
+    shares: list[float] = []
+    num_rectangles = 0
+    for seed in range(200):
+        hole = draw_hole((64, 96), torch.Generator().manual_seed(seed))
+        assert hole.shape == (1, 64, 96)
+        assert set(hole.unique().tolist()) <= {0.0, 1.0}
+        rows, columns = hole[0].any(1).sum().item(), hole[0].any(0).sum().item()
+        num_rectangles += int(hole.sum().item() == rows * columns)
+        shares.append(hole.mean().item())
+    assert 80 < num_rectangles < 140  # tiny ellipses are rectangles as well
+    # half of the sides' mean product 1/4 is rectangles, half ellipses of π/4 of that
+    assert abs(sum(shares) / 200 - (1 + math.pi / 4) / 8) < 0.05

@@ -1,0 +1,129 @@
+"""Batch sources in tests: folders of photos, and a VAE that can be worked out by hand."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import photo_files
+import torch
+from photo_files import Array
+from torch import Tensor
+
+from ether_diffusion.training.config import DataConfig, PriorConfig
+from ether_diffusion.training.data import (
+    Batch,
+    BatchSource,
+    Codec,
+    Needs,
+    VisitPlan,
+    gather_class_items,
+    gather_items,
+    plan_visits,
+)
+
+FACTOR = 4
+"""Pixels of a side that the stand-in VAE makes one latent of."""
+SIZE = 64
+NO_PRIOR = PriorConfig()
+MAX_VISITS = 64
+
+
+def fill_with_photos(folder: Path, sizes: Sequence[tuple[int, int]], *, first_seed: int = 0) -> None:
+    """Write 0.png, 1.png, … of the sizes (width, height), each with a caption."""
+    folder.mkdir(exist_ok=True)
+    for number, (width, height) in enumerate(sizes):
+        picture = photo_files.noise(width, height, seed=first_seed + number)
+        (folder / f"{number}.png").write_bytes(photo_files.encode(picture, "PNG"))
+        (folder / f"{number}.txt").write_text(f"photo {number}", encoding="utf-8")
+
+
+def ramp(width: int, height: int) -> Array:
+    """A picture whose red is the column and whose green is the row."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([columns, rows, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+
+
+def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Average areas; the fourth channel is 0, the standard deviation a tenth everywhere."""
+    mean = torch.nn.functional.avg_pool2d(images.double(), FACTOR).float()
+    mean = torch.cat((mean, torch.zeros_like(mean[:, :1])), dim=1)
+    return mean, torch.full_like(mean, 0.1)
+
+
+def encode_without_noise(images: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = encode(images)
+    return mean, torch.zeros_like(std)
+
+
+def double(latents: Tensor) -> Tensor:
+    return 2 * latents
+
+
+@dataclass
+class CountingVae:
+    """The stand-in VAE, and how many images it was given."""
+
+    num_images: int = 0
+    shapes: set[tuple[int, ...]] = field(default_factory=set)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.num_images += len(images)
+        self.shapes.add(tuple(images.shape))
+        return encode(images)
+
+
+def plan(
+    data: DataConfig,
+    prior: PriorConfig = NO_PRIOR,
+    *,
+    effective_batch: int = 4,
+    seed: int = 0,
+    needs: Needs | None = None,
+) -> VisitPlan:
+    has_class_images = prior.prior_preservation == "class_images"
+    return plan_visits(
+        data,
+        prior,
+        gather_items(data),
+        gather_class_items(data, prior) if has_class_images else None,
+        needs=needs or Needs(native_size=SIZE, size_multiple=8),
+        effective_batch=effective_batch,
+        seed=seed,
+    )
+
+
+def source(
+    data: DataConfig,
+    prior: PriorConfig = NO_PRIOR,
+    *,
+    vae: Callable[[Tensor], tuple[Tensor, Tensor]] = encode,
+    effective_batch: int = 4,
+    seed: int = 0,
+    needs: Needs | None = None,
+    num_visits: int = MAX_VISITS,
+) -> BatchSource:
+    planned = plan(data, prior, effective_batch=effective_batch, seed=seed, needs=needs)
+    return BatchSource(planned, Codec(vae, double), num_visits=num_visits)
+
+
+def uncached(data: DataConfig, **changes: object) -> DataConfig:
+    return replace(data, cache_latents=False, **changes)  # type: ignore[arg-type]
+
+
+def assert_equal(batch: Batch, expected: Batch) -> None:
+    """Bit for bit, as nothing in a batch may depend on how it came about."""
+    for name in (each.name for each in fields(Batch)):
+        found, wanted = getattr(batch, name), getattr(expected, name)
+        if isinstance(wanted, Tensor):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0, msg=name)
+        else:
+            assert found == wanted, name
+
+
+def rows(batch: Batch, index: int) -> Batch:
+    """The batch of one row."""
+    values = {each.name: getattr(batch, each.name) for each in fields(Batch)}
+    return replace(
+        batch, **{name: value[index : index + 1] for name, value in values.items() if value is not None}
+    )
