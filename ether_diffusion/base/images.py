@@ -2,6 +2,8 @@
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch import Tensor
 
 
@@ -17,12 +19,24 @@ def encode_images(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def scale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Map latents of the autoencoder to those of the UNet: shifted and scaled as its config says."""
+    scale, shift = _statistics(vae)
+    return (latents - shift) * scale
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
+    """Return the pictures of latents (b, c, h, w) of the UNet."""
+    scale, shift = _statistics(vae)
+    decoded = vae.decode((latents.float().cpu() / scale + shift).to(vae.device, vae.dtype)).sample
+    pictures: list[Image.Image] = VaeImageProcessor().postprocess(decoded.float(), output_type="pil")
+    return pictures
+
+
+def _statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, each (1, c or 1, 1, 1): the UNet sees (latents - shift) * scale."""
     config = vae.config
-    scale: float = config.scaling_factor
+    scale = torch.tensor(config.scaling_factor)
     if config.latents_mean is None or config.latents_std is None:
-        shift: float = config.shift_factor or 0.0
-        return (latents - shift) * scale
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
-    )
-    return (latents - mean) * (scale / std)
+        return scale.view(1, 1, 1, 1), torch.tensor(config.shift_factor or 0.0).view(1, 1, 1, 1)
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std))
+    return scale / std, mean

@@ -13,15 +13,21 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ether_diffusion.base.loading import find_folder
 from ether_diffusion.base.prompts import TextEncoders
+from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 
 Family = Literal["sd", "sdxl"]
+
+GUIDANCE: dict[Family, float] = {"sd": 7.5, "sdxl": 5.0}
+"""The defaults of diffusers' pipelines."""
+TINY_WORLD_GUIDANCE = 3.0
 
 
 @dataclass(frozen=True)
 class Base:
     """The folder of a base in diffusers' layout, and what its configs say of it.
 
-    `native_size` (px) is what it was trained at; `size_multiple` (px) divides the sides of its pictures.
+    `native_size` (px) is what it was trained at; `size_multiple` (px) divides the sides of its pictures;
+    `guidance_scale` is what its pictures are usually drawn with.
     """
 
     name: str
@@ -32,6 +38,7 @@ class Base:
     native_size: int
     size_multiple: int
     prediction_type: str
+    guidance_scale: float
     vae_folder: Path | str | None = None
     tokenizer_folder: Path | str | None = None
     variant: str | None = None
@@ -119,6 +126,7 @@ def open_base(
         native_size=int(min(size) if isinstance(size, list) else size) * factor,
         size_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
         prediction_type=str(prediction_type),
+        guidance_scale=TINY_WORLD_GUIDANCE if folder == WEIGHTS_FOLDER else GUIDANCE[family],
         vae_folder=vae,
         tokenizer_folder=tokenizer,
         variant=variant,

@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM, noted: the step in progress ends and is saved before the process is."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop; exit_code is the shell's for that signal: 130 or 143."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class Interrupts:
+    """While it is entered, a signal is noted instead of ending the process; a second one ends it at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "Interrupts":
+        for number in self.SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+
+    def check(self) -> None:
+        """Stop here if a signal came.
+
+        Raises:
+            InterruptedRunError: one came.
+        """
+        if self.signal_number is not None:
+            raise InterruptedRunError(self.signal_number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise InterruptedRunError(number)
+        self.signal_number = number
