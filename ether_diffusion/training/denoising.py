@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ether_diffusion.base import PromptEmbeddings
 from ether_diffusion.training.data import Batch
@@ -33,8 +33,8 @@ class Denoising:
     snr_gamma: float | None = None
     noise_offset: float = 0.0
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss of each row (b,), unweighed; model is the UNet, or its wrapper for gradients."""
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the loss of each row (b,), unweighed."""
         scheduler, device = self.scheduler, self.unet.device
         noise = draw_noise(
             batch.latents.shape,
@@ -54,7 +54,7 @@ class Denoising:
         target = target_of(scheduler, batch.latents, noise, timesteps).to(device)
         if batch.is_frozen_prior.any():
             target = self._with_frozen_prior(target, inputs, batch.is_frozen_prior.to(device))
-        prediction = model(**inputs).sample
+        prediction = self.unet(**inputs).sample
         masks = None if batch.masks is None else batch.masks.to(device)
         losses = losses_of(prediction, target, masks)
         if self.snr_gamma is not None:

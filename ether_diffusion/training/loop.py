@@ -85,7 +85,6 @@ class Trainer:
         self.optimizer = make_optimizer(config, groups)
         self.schedule = make_schedule(config, self.optimizer, progress.num_steps)
         self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
-        self.models = [accelerator.prepare(part.model) for part in parts]
         self.prepared_optimizer = accelerator.prepare(self.optimizer)
 
     def steps(self, batches: Iterator[Batch]) -> Iterator[StepReport]:
@@ -103,13 +102,8 @@ class Trainer:
         Raises:
             NonFiniteError: a loss or a gradient is not finite.
         """
-        losses = []
-        for index, batch in enumerate(micro_batches):
-            with ExitStack() as stack:
-                if index < len(micro_batches) - 1:
-                    for model in self.models:
-                        stack.enter_context(self.accelerator.no_sync(model))
-                losses.append(self._backward(batch, index))
+        losses = [self._backward(batch, index) for index, batch in enumerate(micro_batches)]
+        self._share_gradients()
         loss = self.accelerator.reduce(torch.stack(losses).sum(), reduction="mean").item()
         names = tuple(name for batch in micro_batches for name in batch.names)
         rate = float(self.schedule.get_last_lr()[0])
@@ -132,12 +126,21 @@ class Trainer:
             with self.accelerator.autocast():
                 for part in self.parts:
                     stack.enter_context(prepared(part.model, part.config))
-                losses = self.denoising.losses(self.models[0], batch)
+                losses = self.denoising.losses(batch)
             num_instances = len(set(batch.visits))
             loss = (losses * batch.weights.to(losses.device)).sum() / num_instances
             loss = loss / self.progress.num_accumulations
             self.accelerator.backward(loss)
         return loss.detach()
+
+    def _share_gradients(self) -> None:
+        """Give all processes the mean of their gradients: at once, for an adapter's are few."""
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([grad.view(-1) for grad in gradients]), reduction="mean")
+        for grad, mean in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
+            grad.copy_(mean.view_as(grad))
 
     def _refuse_non_finite(self, loss: float, grad_norm: float, rate: float, names: Sequence[str]) -> None:
         # with float16 it is the scaler's work to pass over gradients that overflow
