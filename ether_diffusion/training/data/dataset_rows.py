@@ -13,6 +13,9 @@ from ether_diffusion.training.data.sources import Rows, RowSource
 from ether_diffusion.training.photos import Photo, PhotoFolder, Refusal, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError
 
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"}
+_TABLE_SUFFIXES = {".parquet", ".arrow", ".tar", ".zip"}
+
 
 @dataclass(frozen=True)
 class DatasetRows:
@@ -108,7 +111,10 @@ def _load(name: str, config_name: str | None) -> Any:
     import datasets  # takes a second, and is needed for no folder
 
     try:
-        splits = datasets.load_dataset(name, config_name)
+        if _is_image_folder(Path(name)):
+            splits = datasets.load_dataset("imagefolder", config_name, data_dir=name)
+        else:
+            splits = datasets.load_dataset(name, config_name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the data set {printable(name)} is not found ({error}); give a folder of images or a hub id"
@@ -120,6 +126,14 @@ def _load(name: str, config_name: str | None) -> Any:
     if len(splits) == 1:
         return next(iter(splits.values()))
     raise ValueError(f"the data set {printable(name)} has no split train, only {listed(splits)}")
+
+
+def _is_image_folder(folder: Path) -> bool:
+    """Say whether a folder is one of image files; the library takes one with sidecars for a set of texts."""
+    if not folder.is_dir():
+        return False
+    suffixes = {path.suffix.lower() for path in folder.rglob("*")}
+    return bool(suffixes & _IMAGE_SUFFIXES) and not suffixes & _TABLE_SUFFIXES
 
 
 def _with_undecoded_images(rows: Any, column: str, shown: str) -> Any:

@@ -118,9 +118,7 @@ def _masks(
             return found[0], ()
     opaque = [photo.path.name for photo in photos if not photo.has_alpha]
     if config.mask_from_alpha and len(opaque) == len(photos):
-        problems.append(
-            "mask_from_alpha: no photo has transparent parts; cut one out, or leave the flag away"
-        )
+        problems.append("mask_from_alpha: no photo has transparent parts; cut one out, or switch it off")
     if config.mask_from_alpha and opaque:
         share = f"{len(opaque)} of {len(photos)} photos"
         return [None] * len(photos), (f"{share} have no transparent parts and count whole: {listed(opaque)}",)
