@@ -3,7 +3,7 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from ether_diffusion.tuner.config import PEFT_TYPE, TARGET_PRESETS, EtherConfig
-from ether_diffusion.tuner.contexts import mixed_adapters, prepared_adapters
+from ether_diffusion.tuner.contexts import chosen_adapters, mixed_adapters, prepared_adapters
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
 from ether_diffusion.tuner.model import EtherModel
@@ -14,6 +14,7 @@ __all__ = [
     "EtherLinear",
     "EtherModel",
     "TARGET_PRESETS",
+    "chosen_adapters",
     "mixed_adapters",
     "prepared_adapters",
 ]

@@ -1,11 +1,12 @@
 """What is switched on for a while on every ETHER layer of a model, and put back after."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion.tuner.linear import EtherLinear, make_rows
@@ -38,6 +39,39 @@ def prepared_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, rows in zip(layers, before, strict=True):
             layer.prepared_rows = rows
+
+
+@contextmanager
+def chosen_adapters(model: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
+    """Run with these adapters at these scales and no others, of any method; {} is the base.
+
+    Raises:
+        ValueError: a name is unknown, a scale is not finite, or adapters are merged.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    ours = [layer for layer in layers if isinstance(layer, EtherLinear)]
+    _check_names(ours, strengths)
+    _check_unmerged(layers, "chosen_adapters")
+    if not all(map(math.isfinite, strengths.values())):
+        raise ValueError(f"chosen_adapters needs finite scales; found {dict(strengths)}")
+    # past set_adapter and enable_adapters, which also decide which parameters take gradients
+    disabled = [layer._disable_adapters for layer in layers]
+    before = [(layer._active_adapter, layer.scales) for layer in ours]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        for layer in ours:
+            layer._disable_adapters = False
+            layer._active_adapter = [name for name in strengths if name in layer.r]  # type: ignore[assignment]
+            layer.scales = layer.scales | {
+                name: [float(scale)] for name, scale in strengths.items() if name in layer.r
+            }
+        yield
+    finally:
+        for layer, flag in zip(layers, disabled, strict=True):
+            layer._disable_adapters = flag
+        for layer, (active, scales) in zip(ours, before, strict=True):
+            layer._active_adapter, layer.scales = active, scales
 
 
 @contextmanager
@@ -75,18 +109,27 @@ def _ether_layers(model: nn.Module) -> list[EtherLinear]:
 
 
 def _check_mixture(layers: list[EtherLinear], names: Sequence[str | None], scales: Sequence[float]) -> None:
-    known = {name for layer in layers for name in layer.r}
-    unknown = sorted({name for name in names if name is not None} - known)
     if not names:
         raise ValueError("mixed_adapters needs one adapter name (or None) per sample; found none")
-    if unknown:
-        raise ValueError(f"no adapter named {', '.join(unknown)}; loaded are {', '.join(sorted(known))}")
+    _check_names(layers, [name for name in names if name is not None])
     if len(scales) != len(names) or not all(map(math.isfinite, scales)):
         raise ValueError(
             f"mixed_adapters needs {len(names)} finite scales, one per name; found {list(scales)}"
         )
+    _check_unmerged(layers, "mixed_adapters")
+
+
+def _check_names(layers: list[EtherLinear], names: Iterable[str]) -> None:
+    known = {name for layer in layers for name in layer.r}
+    unknown = sorted(set(names) - known)
+    if unknown:
+        loaded = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"no adapter named {', '.join(unknown)}; loaded are {loaded}")
+
+
+def _check_unmerged(layers: Iterable[BaseTunerLayer], purpose: str) -> None:
     if any(layer.merged for layer in layers):
-        raise ValueError("adapters are merged into the base; unmerge (unfuse) before mixed_adapters")
+        raise ValueError(f"adapters are merged into the base; unmerge (unfuse) before {purpose}")
 
 
 @torch.no_grad()
