@@ -1,1 +1,25 @@
-"""The diffusers face of ether-diffusion: pipelines that load ETHER adapters."""
+"""Pipelines of diffusers with ETHER adapters, whose pictures say how they were made."""
+
+from ether_diffusion.pipelines.loading import EtherLoaderMixin
+from ether_diffusion.pipelines.metadata import (
+    AdapterUse,
+    ImageMetadata,
+    attach_metadata,
+    parameters_text,
+    parse_metadata,
+    read_image_metadata,
+)
+from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
+from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
+
+__all__ = [
+    "AdapterUse",
+    "EtherLoaderMixin",
+    "EtherStableDiffusionPipeline",
+    "EtherStableDiffusionXLPipeline",
+    "ImageMetadata",
+    "attach_metadata",
+    "parameters_text",
+    "parse_metadata",
+    "read_image_metadata",
+]

@@ -1,0 +1,219 @@
+"""What both pipelines add to diffusers': ETHER adapters to load, weigh, fuse and choose, and metadata."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ether_diffusion.adapter_file import LoadReport, load_ether
+from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.pipelines.call import Call, bind_call
+from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
+from ether_diffusion.pipelines.describe import describe_call, describe_picture, fingerprint_of
+from ether_diffusion.pipelines.in_use import adapters_in_use, is_fused, loaded_adapters, use_of
+from ether_diffusion.pipelines.metadata import AdapterUse, attach_metadata
+
+logger = logging.getLogger(__name__)
+
+Weight = float | Mapping[str, Any] | None
+"""A number, diffusers' dictionary by component and block, or None for 1."""
+
+
+class EtherLoaderMixin:
+    """Stands before a text-to-image pipeline of diffusers among the bases of a class."""
+
+    components: dict[str, Any]
+    fuse_lora: Callable[..., None]
+    unfuse_lora: Callable[..., None]
+    unload_lora_weights: Callable[[], None]
+    delete_adapters: Callable[[list[str]], None]
+    _fingerprinted: tuple[nn.Module, str | None] | None = None
+
+    def load_ether_weights(
+        self,
+        path_or_hub_id: str | Path,
+        *,
+        adapter_name: str = "default",
+        subfolder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        require_same_base: bool = False,
+        activate: bool = True,
+    ) -> LoadReport:
+        """Load an adapter from a folder or the Hub, as `load_ether` does; it alone is then active.
+
+        Raises:
+            FileNotFoundError: there is no such folder, model or file.
+            ValueError: the file is not a whole ETHER adapter, or not one of this base.
+        """
+        return load_ether(
+            self,
+            path_or_hub_id,
+            adapter_name=adapter_name,
+            subfolder=subfolder,
+            revision=revision,
+            local_files_only=local_files_only,
+            require_same_base=require_same_base,
+            activate=activate,
+        )
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The names of the ETHER adapters in force, fused ones included, in the order of loading."""
+        return [use.name for use in self.adapters_in_use]
+
+    @property
+    def adapters_in_use(self) -> tuple[AdapterUse, ...]:
+        """The ETHER adapters in force with their strengths and hashes."""
+        return adapters_in_use(self)
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: Weight | Sequence[Weight] = None
+    ) -> None:
+        """Activate adapters by name with weights, W + Σ sᵢ (W'ᵢ − W); as diffusers, and checked first.
+
+        Raises:
+            ValueError: a name is unknown, a weight is not finite, or adapters are fused.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        single = adapter_weights is None or isinstance(adapter_weights, float | int | Mapping)
+        weights: Any = adapter_weights if single else list(adapter_weights)  # type: ignore[arg-type]
+        if not all(map(math.isfinite, _numbers(weights))):
+            raise ValueError(f"the weights of {listed(names)} must be finite numbers; found {weights}")
+        if is_fused(self):
+            raise ValueError("adapters are fused into the base; call unfuse before set_adapters")
+        super().set_adapters(names, weights)  # type: ignore[misc]  # diffusers'
+
+    def fuse(self, *, scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
+        """Merge the active adapters, or those named, into the weights, at `scale` times their strengths.
+
+        Raises:
+            ValueError: the scale is not finite, adapters are fused already, or none is there.
+        """
+        if not math.isfinite(scale):
+            raise ValueError(f"scale={scale} is not a finite number; 1 is as set and 0 is the base")
+        if is_fused(self):
+            raise ValueError("adapters are fused already; call unfuse first")
+        loaded = loaded_adapters(self)
+        names = self.active_adapters if adapter_names is None else list(adapter_names)
+        unknown = [name for name in names if name not in loaded]
+        if unknown or not names:
+            found = f"no adapter named {listed(unknown)}" if unknown else "no active adapter"
+            raise ValueError(f"found {found} to fuse; loaded are {listed(loaded) or 'none'}")
+        self.fuse_lora(components=self._components(names), lora_scale=scale, adapter_names=names)
+
+    def unfuse(self) -> None:
+        """Put the base's own weights back, bit for bit; the adapters are active again as before `fuse`."""
+        if is_fused(self):
+            self.unfuse_lora(components=self._components(list(loaded_adapters(self))))
+
+    def unload(self, adapter_names: str | Sequence[str] | None = None) -> None:
+        """Take adapters out, by default all of them, which leaves the base as it was, bit for bit.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
+        loaded = loaded_adapters(self)
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names or loaded)
+        unknown = [name for name in names if name not in loaded]
+        if unknown:
+            raise ValueError(f"no adapter named {listed(unknown)}; loaded are {listed(loaded) or 'none'}")
+        self.unfuse()
+        if set(names) == set(loaded):
+            self.unload_lora_weights()
+        else:
+            self.delete_adapters(names)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the base as diffusers does; plain diffusers loads it.
+
+        Raises:
+            ValueError: adapters are loaded, which would be saved as layers that nothing reads back.
+        """
+        loaded = loaded_adapters(self)
+        if loaded:
+            raise ValueError(
+                f"{listed(loaded)} would not be saved; use save_ether for adapters, export_merged for a "
+                "merged model, or unload them first"
+            )
+        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]  # diffusers'
+
+    def to_json_string(self) -> str:
+        """Return the configuration, which names diffusers' own class so that diffusers finds it."""
+        config = json.loads(super().to_json_string())  # type: ignore[misc]  # diffusers'
+        config["_class_name"] = next(
+            kind.__name__ for kind in type(self).__mro__ if kind.__module__.startswith("diffusers.")
+        )
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    def __call__(
+        self,
+        *args: Any,
+        adapters: Choice | None = None,
+        seed: int | Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Make pictures as diffusers does, whose arguments all apply; each carries its metadata.
+
+        Args:
+            adapters: for this call alone: None as set, {} the base, {"fox": 0.8} these and no others, or a
+                list with a name, such a dictionary or None for each prompt.
+            seed: of the first picture, the next has seed + 1 and so on; or one per picture. Without `seed`
+                and `generator`, torch's global generator draws it.
+
+        Raises:
+            ValueError: an adapter is unknown or fused, a strength is not finite, or both `seed` and
+                `generator` are given.
+        """
+        call = bind_call(super().__call__, args, kwargs, seed=seed)  # type: ignore[misc]  # diffusers'
+        choice = None if adapters is None else check_choice(self, adapters, call.num_prompts)
+        if isinstance(choice, list) and call.scale != 1.0:
+            raise ValueError("cross_attention_kwargs' scale does not reach adapters by prompt; leave it out")
+        with nullcontext() if choice is None else chosen_for_call(self, choice, call.images_per_prompt):
+            uses = self._uses(choice, call)
+            output = super().__call__(**call.arguments)  # type: ignore[misc]
+        self._attach(output, call, uses)
+        return output
+
+    def _uses(self, choice: Strengths | list[Strengths] | None, call: Call) -> list[tuple[AdapterUse, ...]]:
+        """Return the adapters of each picture of a call."""
+        if isinstance(choice, list):
+            return [use_of(self, one) for one in choice for _ in range(call.images_per_prompt)]
+        return [adapters_in_use(self, scale=call.scale)] * len(call.seeds)
+
+    def _attach(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> None:
+        """Give each picture of an output its metadata; arrays and latents carry none."""
+        images = output[0] if isinstance(output, tuple) else output.images
+        if not isinstance(images, list):
+            return
+        common = describe_call(self, call, fingerprint=self._base_fingerprint())
+        for index, (image, adapters) in enumerate(zip(images, uses, strict=True)):
+            try:
+                attach_metadata(image, describe_picture(common, call, index, image, adapters))
+            except ValueError as error:  # a finished picture is worth more than what it says
+                logger.warning("%s", error)
+
+    def _base_fingerprint(self) -> str | None:
+        # reads all of the weights, so once per UNet
+        if self._fingerprinted is None or self._fingerprinted[0] is not self.components["unet"]:
+            unet = self.components["unet"]
+            self._fingerprinted = unet, fingerprint_of(unet)
+        return self._fingerprinted[1]
+
+    def _components(self, adapter_names: Iterable[str]) -> list[str]:
+        loaded = loaded_adapters(self)
+        return list({part.name: None for name in adapter_names for part in loaded[name]})
+
+
+def _numbers(weights: object) -> list[float]:
+    """Return the numbers in diffusers' weights, however deep in dictionaries and lists."""
+    if isinstance(weights, Mapping):
+        return _numbers(list(weights.values()))
+    if isinstance(weights, list | tuple):
+        return [number for weight in weights for number in _numbers(weight)]
+    return [weights] if isinstance(weights, int | float) else []

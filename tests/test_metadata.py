@@ -1,0 +1,309 @@
+"""Pictures say how they were made; what strangers' pictures say is read strictly and never decoded."""
+
+import json
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+from tiny_pipelines import tiny_sd
+from trained_adapters import CONFIGS, save_adapter
+
+from ether_diffusion.pipelines import (
+    AdapterUse,
+    EtherStableDiffusionPipeline,
+    ImageMetadata,
+    attach_metadata,
+    parameters_text,
+    parse_metadata,
+    read_image_metadata,
+)
+from ether_diffusion.pipelines.png_text import MAX_CHUNKS, MAX_TEXT_BYTES
+
+METADATA = ImageMetadata(
+    prompt="a sks fox, “quoted” 狐",
+    negative_prompt="blurry",
+    seed=2**63 - 1,
+    steps=20,
+    guidance_scale=7.5,
+    width=8,
+    height=8,
+    pipeline="EtherStableDiffusionPipeline",
+    scheduler="DDIMScheduler",
+    scheduler_config={"clip_sample": False, "steps_offset": 1},
+    base="owner/name",
+    base_fingerprint="abc-def",
+    adapters=(AdapterUse("fox", 0.8, {"unet": "0" * 64}), AdapterUse("cat", None, {"unet": "f" * 64})),
+    options={"eta": 0.5},
+    unrecorded=("latents",),
+    versions={"torch": "2"},
+)
+
+
+def saved(path: Path, metadata: ImageMetadata = METADATA) -> Path:
+    image = Image.new("RGB", (8, 8))
+    attach_metadata(image, metadata)
+    image.save(path)
+    return path
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*chunks: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + pixels + chunk(b"IEND", b"")
+
+
+def ours(text: bytes) -> bytes:
+    return chunk(b"tEXt", b"ether_diffusion\0" + text)
+
+
+def test_saving_a_picture_as_anybody_does_writes_what_is_read_back(tmp_path: Path) -> None:
+    assert read_image_metadata(saved(tmp_path / "x.png")) == METADATA
+    assert read_image_metadata((tmp_path / "x.png").read_bytes()) == METADATA
+
+
+def test_other_tools_find_the_lines_that_they_show(tmp_path: Path) -> None:
+    with Image.open(saved(tmp_path / "x.png")) as image:
+        text = image.info["parameters"]
+    assert text == parameters_text(METADATA)
+    first, second, third = text.split("\n")
+    assert first == METADATA.prompt
+    assert second == "Negative prompt: blurry"
+    assert third.startswith(
+        "Steps: 20, Sampler: DDIMScheduler, CFG scale: 7.5, Seed: 9223372036854775807, Size: 8x8, "
+        "Model: owner/name"
+    )
+    assert 'ETHER: "fox 0.8 (0000000000), cat by layer (ffffffffff)"' in third
+
+
+def test_a_jpeg_is_saved_without_it(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8))
+    attach_metadata(image, METADATA)
+    image.save(tmp_path / "x.jpg")
+    with pytest.raises(ValueError, match=r"x\.jpg is not a PNG; metadata is read from PNGs only"):
+        read_image_metadata(tmp_path / "x.jpg")
+
+
+@given(
+    prompt=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+    seed=st.none() | st.integers(0, 2**63 - 1),
+    strength=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    options=st.dictionaries(
+        st.text(max_size=5).filter(str.isascii), st.booleans() | st.integers(0, 9), max_size=3
+    ),
+)
+def test_every_metadata_is_read_back_as_it_was_written(
+    prompt: str | None, seed: int | None, strength: float | None, options: dict[str, Any]
+) -> None:
+    adapters = (AdapterUse("fox", strength, {"unet": "a" * 64}),)
+    metadata = replace(METADATA, prompt=prompt, seed=seed, adapters=adapters, options=options)
+    assert parse_metadata(metadata.to_json(), "x") == metadata
+
+
+def test_a_png_of_others_says_nothing(tmp_path: Path) -> None:
+    assert read_image_metadata(png()) is None
+    assert read_image_metadata(png(chunk(b"tEXt", b"parameters\0ether_diffusion\0{}"))) is None
+    assert read_image_metadata(png(chunk(b"tEXt", b"ether_diffusion2\0{}"))) is None
+
+
+GOOD = METADATA.to_json().encode()
+HOSTILE: list[tuple[bytes, str]] = [
+    (b"", "is not a PNG"),
+    (b"\x89PNG\r\n\x1a\n", "ends before its pixels"),
+    (png(ours(GOOD))[:60], "chunk longer than the file"),
+    (png(ours(GOOD), ours(GOOD)), "carries ether_diffusion twice"),
+    (png(chunk(b"zTXt", b"ether_diffusion\0\0" + zlib.compress(b"0" * 10**7))), "as zTXt, not tEXt"),
+    (png(chunk(b"iTXt", b"ether_diffusion\0\0\0\0\0{}")), "as iTXt, not tEXt"),
+    (png(ours(b" " * MAX_TEXT_BYTES)), "bytes of metadata; at most"),
+    (png(ours(GOOD)).replace(b"blurry", b"flurry"), "does not match its checksum"),
+    (png(ours("é".encode())), "is not ASCII"),
+    (png(ours(b"{")), "is not valid JSON"),
+    (png(ours(b"[1]")), "is no JSON object"),
+    (png(ours(b"[" * 10000)), "is nested too deeply"),
+    (png(ours(b'{"a":1,"a":2}')), "twice"),
+    (png(ours(GOOD.replace(b'"seed":', b'"seed2":'))), "has other entries than expected"),
+    (png(ours(GOOD.replace(b'"format_version":1', b'"format_version":2'))), "made by a newer release"),
+    (png(*[chunk(b"teSt", b"")] * MAX_CHUNKS), "chunks before its pixels"),
+]
+WRONG: dict[str, list[object]] = {
+    "format_version": [0, True, "1", None, 1.0],
+    "prompt": [1, ["a"]],
+    "seed": [-1, 0.5, "0", True],
+    "steps": [-1, "20"],
+    "guidance_scale": ["7", True],
+    "width": [0, None, 1.5],
+    "pipeline": [None],
+    "scheduler_config": [None, {"a": None}, {"a": [1]}],
+    "adapters": [
+        None,
+        [1],
+        [{"name": "fox"}],
+        [{"name": "fox", "strength": "1", "sha256": {}}],
+        [{"name": "fox", "strength": 1, "sha256": {"unet": "00"}}],
+        [{"name": "fox", "strength": 1, "sha256": {"unet": "0" * 64}, "path": "/"}],
+    ],
+    "unrecorded": [None, [1]],
+    "versions": [{"torch": 2}],
+}
+
+
+@pytest.mark.parametrize(("data", "message"), HOSTILE, ids=[message for _, message in HOSTILE])
+def test_a_hostile_picture_is_refused_in_one_sentence(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_image_metadata(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+def test_an_entry_of_another_type_is_refused_by_name(name: str, value: object) -> None:
+    text = json.dumps(json.loads(GOOD) | {name: value})
+    with pytest.raises(ValueError, match=f"the entry {name} is"):
+        parse_metadata(text, "x")
+
+
+def test_no_number_is_out_of_range() -> None:
+    for number in ("NaN", "1e999", "-Infinity", "9" * 30):
+        with pytest.raises(ValueError, match="number"):
+            parse_metadata(METADATA.to_json().replace("7.5", number), "x")
+
+
+def test_a_file_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_image_metadata(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        read_image_metadata(tmp_path)
+
+
+def test_metadata_that_would_not_be_read_back_is_not_attached() -> None:
+    with pytest.raises(ValueError, match="shorten its prompt"):
+        attach_metadata(Image.new("RGB", (8, 8)), replace(METADATA, prompt="x" * MAX_TEXT_BYTES))
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> EtherStableDiffusionPipeline:
+    save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
+    tiny_sd().save_pretrained(tmp_path / "secret-home" / "tiny-base")
+    pipe = EtherStableDiffusionPipeline.from_pretrained(tmp_path / "secret-home" / "tiny-base")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox")
+    return pipe
+
+
+def draw(pipe: EtherStableDiffusionPipeline, *arguments: Any, **options: Any) -> list[ImageMetadata | None]:
+    images = pipe(
+        *arguments, **({"num_inference_steps": 2, "height": 16, "width": 24, "guidance_scale": 2.0} | options)
+    ).images
+    return [parse_metadata(image.info["ether_diffusion"], "x") for image in images]
+
+
+def test_each_picture_of_a_call_says_its_own(pipe: EtherStableDiffusionPipeline, tmp_path: Path) -> None:
+    prompts, negatives = ["abc", "xyz"], ["no", "not"]
+    made = draw(
+        pipe,
+        prompts,
+        negative_prompt=negatives,
+        num_images_per_prompt=2,
+        seed=5,
+        adapters=[{"fox": 0.5}, None],
+    )
+    assert [(m.prompt, m.negative_prompt, m.seed) for m in made if m] == [
+        ("abc", "no", 5),
+        ("abc", "no", 6),
+        ("xyz", "not", 7),
+        ("xyz", "not", 8),
+    ]
+    assert [[(use.name, use.strength) for use in m.adapters] for m in made if m] == [[("fox", 0.5)]] * 2 + [
+        []
+    ] * 2
+    first = made[0]
+    assert first is not None
+    assert (first.width, first.height, first.steps, first.guidance_scale) == (24, 16, 2, 2.0)
+    assert (first.scheduler, first.base) == ("DDIMScheduler", "tiny-base")
+    assert first.scheduler_config == {"steps_offset": 1, "clip_sample": False}
+    assert "secret" not in first.to_json()
+
+
+def test_a_picture_can_be_made_again_from_what_it_says(pipe: EtherStableDiffusionPipeline) -> None:
+    options = {"num_inference_steps": 2, "height": 16, "width": 16}
+    image = pipe("abc", adapters={"fox": 0.3}, **options).images[0]  # no seed given: one was drawn
+    said = parse_metadata(image.info["ether_diffusion"], "x")
+    again = pipe(
+        said.prompt,
+        seed=said.seed,
+        num_inference_steps=said.steps,
+        guidance_scale=said.guidance_scale,
+        height=said.height,
+        width=said.width,
+        adapters={use.name: use.strength for use in said.adapters if use.strength is not None},
+    ).images[0]
+    assert again.tobytes() == image.tobytes()
+
+
+def test_the_scale_of_a_call_counts_and_disabled_adapters_do_not(pipe: EtherStableDiffusionPipeline) -> None:
+    pipe.set_adapters("fox", 0.5)
+    (scaled,) = draw(pipe, "abc", cross_attention_kwargs={"scale": 0.5})
+    assert scaled is not None
+    assert [use.strength for use in scaled.adapters] == [0.25]
+    pipe.set_adapters("fox", {"unet": {"down": 0.5, "up": 1.0, "mid": 1.0}})
+    (by_layer,) = draw(pipe, "abc")
+    assert by_layer is not None
+    assert [use.strength for use in by_layer.adapters] == [None]
+    pipe.disable_lora()
+    (base,) = draw(pipe, "abc")
+    assert base is not None
+    assert base.adapters == ()
+
+
+def test_what_cannot_be_written_down_is_at_least_named(pipe: EtherStableDiffusionPipeline) -> None:
+    (said,) = draw(pipe, "abc", latents=torch.randn(1, 4, 16, 24), eta=0.5, guidance_rescale=0.1)
+    assert said is not None
+    assert said.unrecorded == ("latents",)
+    assert said.options == {"eta": 0.5, "guidance_rescale": 0.1}
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_generator_stands_for_its_seed_only_before_it_is_used(
+    pipe: EtherStableDiffusionPipeline, used: bool
+) -> None:
+    generator = torch.Generator().manual_seed(9)
+    if used:
+        torch.rand(1, generator=generator)
+    (said,) = draw(pipe, "abc", generator=generator)
+    assert said is not None
+    assert said.seed == (None if used else 9)
+
+
+def test_arrays_and_latents_come_as_from_diffusers(pipe: EtherStableDiffusionPipeline) -> None:
+    for output_type in ("np", "pt", "latent"):
+        assert (
+            len(pipe("abc", num_inference_steps=1, height=16, width=16, output_type=output_type).images) == 1
+        )
+    images, _ = pipe("abc", num_inference_steps=1, height=16, width=16, return_dict=False)
+    assert "ether_diffusion" in images[0].info
+
+
+def test_metadata_too_large_costs_no_picture(
+    pipe: EtherStableDiffusionPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = pipe("abc " * MAX_TEXT_BYTES, num_inference_steps=1, height=16, width=16).images[0]
+    assert "ether_diffusion" not in image.info
+    assert "shorten its prompt" in caplog.text
+
+
+def test_a_foreign_pnginfo_is_not_taken_for_ours(tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("ether_diffusion", METADATA.to_json(), zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=chunks)
+    with pytest.raises(ValueError, match="as zTXt, not tEXt"):
+        read_image_metadata(tmp_path / "x.png")

@@ -1,0 +1,331 @@
+"""The pipelines are diffusers' own, with adapters loaded, weighed, fused, unloaded and chosen per call."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from tiny_pipelines import tiny_sd, tiny_sdxl
+from torch import Tensor
+from trained_adapters import CONFIGS, save_adapter
+
+from ether_diffusion import EtherConfig, load_ether, save_ether
+from ether_diffusion.adapter_file import read_adapter
+from ether_diffusion.adapter_file.content_hash import content_hash
+from ether_diffusion.export import export_lora
+from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
+
+ROOT = Path(__file__).parent.parent
+KINDS: dict[str, Any] = {
+    "sd": (tiny_sd, StableDiffusionPipeline, EtherStableDiffusionPipeline),
+    "sdxl": (tiny_sdxl, StableDiffusionXLPipeline, EtherStableDiffusionXLPipeline),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def pipe(kind: Any, tmp_path: Path) -> Any:
+    """One of our pipelines with two trained adapters, fox and cat; fox alone is active."""
+    make, _, ours = kind
+    torch.manual_seed(0)
+    save_adapter(make(), CONFIGS["ether_plus"], tmp_path / "fox")
+    save_adapter(make(), CONFIGS["ether"], tmp_path / "cat")
+    pipe = quiet(ours.from_pipe(make()))
+    pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox")
+    pipe.load_ether_weights(tmp_path / "cat", adapter_name="cat", activate=False)
+    return pipe
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: Any, prompt: Any = "abc", **options: Any) -> Tensor:
+    """Pictures (b, 3, 16, 16) as floats, so that no rounding hides a difference."""
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"} | options
+    if not {"seed", "generator"} & options.keys():
+        options["generator"] = torch.Generator().manual_seed(7)
+    images: Tensor = pipe(prompt, height=16, width=16, **options).images
+    return images
+
+
+def plain(kind: Any) -> Any:
+    make, stock, _ = kind
+    pipe = quiet(make())
+    assert type(pipe) is stock
+    return pipe
+
+
+def far(a: Tensor, b: Tensor) -> bool:
+    return (a - b).abs().max().item() > 1e-4
+
+
+def test_without_adapters_it_draws_what_diffusers_draws(kind: Any) -> None:
+    make, _, ours = kind
+    assert torch.equal(draw(quiet(ours.from_pipe(make()))), draw(plain(kind)))
+
+
+def test_from_pretrained_and_save_pretrained_agree_with_diffusers(kind: Any, tmp_path: Path) -> None:
+    make, stock, ours = kind
+    make().save_pretrained(tmp_path / "base")
+    pipe = quiet(ours.from_pretrained(tmp_path / "base"))
+    expected = draw(plain(kind))
+    assert torch.equal(draw(pipe), expected)
+    pipe.save_pretrained(tmp_path / "again")
+    assert torch.equal(draw(quiet(ours.from_pretrained(tmp_path / "again"))), expected)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "again")) is stock
+
+
+def test_a_base_under_adapters_is_not_saved_without_them(pipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fox, cat would not be saved; use save_ether"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_an_adapter_draws_as_with_load_ether_on_diffusers_own(kind: Any, pipe: Any, tmp_path: Path) -> None:
+    stock = plain(kind)
+    load_ether(stock, tmp_path / "fox", adapter_name="fox")
+    assert torch.equal(draw(pipe), draw(stock))
+    assert far(draw(pipe), draw(plain(kind)))
+
+
+def test_an_adapter_draws_as_its_export_does_as_a_lora(kind: Any, pipe: Any, tmp_path: Path) -> None:
+    stock = plain(kind)
+    export_lora(tmp_path / "fox", stock, tmp_path / "lora", dtype=torch.float32)
+    stock.load_lora_weights(tmp_path / "lora", adapter_name="fox")
+    stock.set_adapters(["fox"], [0.6])
+    pipe.set_adapters(["fox"], [0.6])
+    torch.testing.assert_close(draw(pipe), draw(stock), rtol=0, atol=2e-5)  # fp32, two matmuls for one
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # PEFT, at a second LoRA
+def test_several_adapters_weigh_in_as_their_loras_do(kind: Any, pipe: Any, tmp_path: Path) -> None:
+    stock = plain(kind)
+    for name in ("fox", "cat"):
+        export_lora(tmp_path / name, plain(kind), tmp_path / f"{name}-lora", dtype=torch.float32)
+        stock.load_lora_weights(tmp_path / f"{name}-lora", adapter_name=name)
+    stock.set_adapters(["fox", "cat"], [0.6, 0.4])
+    pipe.set_adapters(["fox", "cat"], [0.6, 0.4])
+    assert pipe.active_adapters == ["fox", "cat"]
+    torch.testing.assert_close(draw(pipe), draw(stock), rtol=0, atol=2e-5)  # as above
+
+
+def test_fusing_draws_the_same_and_unfusing_restores_every_weight(pipe: Any) -> None:
+    pipe.set_adapters(["fox", "cat"], [0.5, 0.25])
+    before, expected = {k: v.clone() for k, v in pipe.unet.state_dict().items()}, draw(pipe)
+    for _ in range(3):
+        pipe.fuse()
+        torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=2e-5)  # merged in float32
+        pipe.unfuse()
+    assert all(torch.equal(value, before[key]) for key, value in pipe.unet.state_dict().items())
+    assert torch.equal(draw(pipe), expected)
+
+
+def test_fusing_at_a_scale_multiplies_the_strengths(pipe: Any) -> None:
+    pipe.set_adapters(["fox"], [0.5])
+    pipe.fuse(scale=0.5)
+    fused = draw(pipe)
+    assert [use.strength for use in pipe.adapters_in_use] == [0.25]
+    pipe.unfuse()
+    assert [use.strength for use in pipe.adapters_in_use] == [0.5]
+    torch.testing.assert_close(fused, draw(pipe, adapters={"fox": 0.25}), rtol=0, atol=2e-5)  # as above
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_unloading_leaves_the_base(kind: Any, pipe: Any, fused: bool) -> None:
+    if fused:
+        pipe.fuse()
+    pipe.unload()
+    assert pipe.active_adapters == []
+    assert pipe.unet.state_dict().keys() == plain(kind).unet.state_dict().keys()
+    assert torch.equal(draw(pipe), draw(plain(kind)))
+    pipe.unload()
+
+
+def test_one_of_two_adapters_can_be_unloaded(pipe: Any) -> None:
+    expected = draw(pipe)
+    pipe.unload("cat")
+    assert torch.equal(draw(pipe), expected)
+    with pytest.raises(ValueError, match="no adapter named cat; loaded are fox"):
+        pipe.unload("cat")
+
+
+def test_a_call_chooses_the_base_or_adapters_for_itself_alone(kind: Any, pipe: Any) -> None:
+    pipe.set_adapters(["fox"], [0.7])
+    as_set = draw(pipe)
+    assert torch.equal(draw(pipe, adapters={}), draw(plain(kind)))
+    assert torch.equal(draw(pipe, adapters={"fox": 0.7}), as_set)
+    assert far(draw(pipe, adapters={"cat": 1.0}), as_set)
+    assert torch.equal(draw(pipe), as_set)
+    assert torch.equal(draw(pipe, adapters=None), as_set)
+
+
+def test_a_choice_also_overrules_disabled_adapters(pipe: Any) -> None:
+    expected = draw(pipe)
+    pipe.disable_lora()
+    base = draw(pipe)
+    assert torch.equal(draw(pipe, adapters={"fox": 1.0}), expected)
+    assert pipe.active_adapters == []
+    assert torch.equal(draw(pipe), base)
+
+
+def test_the_adapters_are_as_before_after_a_call_that_fails(pipe: Any) -> None:
+    pipe.set_adapters(["fox", "cat"], [0.7, 0.2])
+    before, flags = pipe.adapters_in_use, [p.requires_grad for p in pipe.unet.parameters()]
+
+    def fail(*_: Any) -> dict[str, Any]:
+        raise RuntimeError("stopped")
+
+    for adapters in ({}, {"cat": 2.0}, ["fox"]):
+        with pytest.raises(RuntimeError, match="stopped"):
+            draw(pipe, adapters=adapters, callback_on_step_end=fail)
+    assert pipe.adapters_in_use == before
+    assert [p.requires_grad for p in pipe.unet.parameters()] == flags
+
+
+def test_each_prompt_may_have_its_own_adapter(pipe: Any) -> None:
+    prompts = ["abc", "abc", "xyz"]
+    mixed = draw(pipe, prompts, adapters=["fox", {"cat": 0.5}, None], num_images_per_prompt=2, seed=3)
+    for row, strengths in enumerate(({"fox": 1.0}, {"cat": 0.5}, {})):
+        alone = draw(pipe, prompts, adapters=strengths, num_images_per_prompt=2, seed=3)
+        torch.testing.assert_close(
+            mixed[2 * row : 2 * row + 2], alone[2 * row : 2 * row + 2], rtol=0, atol=2e-5
+        )
+
+
+def test_text_encoders_take_part_in_a_choice(kind: Any, tmp_path: Path) -> None:
+    make, _, ours = kind
+    trained = make()
+    trained.unet.add_adapter(CONFIGS["ether"], "default")
+    trained.text_encoder.add_adapter(EtherConfig(target_modules=["q_proj", "v_proj"]), "default")
+    save_ether(trained, tmp_path / "both")
+    pipe = quiet(ours.from_pipe(make()))
+    pipe.load_ether_weights(tmp_path / "both", adapter_name="both")
+    expected, (use,) = draw(pipe), pipe.adapters_in_use
+    assert set(use.sha256) == {"unet", "text_encoder"}
+    assert torch.equal(draw(pipe, adapters={}), draw(plain(kind)))
+    mixed = draw(pipe, ["abc", "abc"], adapters=["both", None], seed=[7, 7])
+    torch.testing.assert_close(mixed[:1], expected, rtol=0, atol=2e-5)  # batched products
+    torch.testing.assert_close(mixed[1:], draw(plain(kind)), rtol=0, atol=2e-5)
+    pipe.fuse()
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=2e-5)
+    pipe.unload()
+    assert torch.equal(draw(pipe), draw(plain(kind)))
+
+
+def test_each_picture_has_its_own_seed_and_can_be_made_alone(pipe: Any) -> None:
+    batch = draw(pipe, seed=10, num_images_per_prompt=3)
+    assert torch.equal(batch, draw(pipe, seed=10, num_images_per_prompt=3))
+    for index in range(3):
+        alone = draw(pipe, seed=10 + index)
+        torch.testing.assert_close(
+            batch[index : index + 1], alone, rtol=0, atol=2e-5
+        )  # batched kernels differ
+    assert far(batch[0], batch[1])
+
+
+def test_a_seed_is_diffusers_generator_of_that_seed(kind: Any, pipe: Any) -> None:
+    pipe.unload()
+    assert torch.equal(draw(pipe, seed=7), draw(plain(kind)))
+
+
+def test_without_a_seed_torchs_own_decides(pipe: Any) -> None:
+    def drawn(seed: int) -> np.ndarray[Any, Any]:
+        torch.manual_seed(seed)
+        return np.asarray(pipe("abc", num_inference_steps=2, height=16, width=16).images[0])
+
+    assert np.array_equal(drawn(1), drawn(1))
+    assert not np.array_equal(drawn(1), drawn(2))
+
+
+REFUSED: list[tuple[Callable[[Any], object], str]] = [
+    (lambda p: draw(p, adapters={"dog": 1.0}), "no adapter named dog is loaded; there is fox, cat"),
+    (lambda p: draw(p, adapters={"fox": float("nan")}), "the strength of fox is nan; use a finite number"),
+    (lambda p: draw(p, adapters="fox"), "is text; give strengths"),
+    (lambda p: draw(p, adapters=["fox", None]), "found 2 adapters for 1 prompts"),
+    (lambda p: draw(p, adapters=[{"fox": 1.0, "cat": 1.0}]), "each takes at most one"),
+    (lambda p: draw(p, adapters=["fox"], cross_attention_kwargs={"scale": 0.5}), "does not reach adapters"),
+    (lambda p: draw(p, seed=1, generator=torch.Generator()), "found both seed and generator"),
+    (lambda p: draw(p, seed=[1, 2]), "found 2 seeds for 1 pictures"),
+    (lambda p: draw(p, seed=-1), "a seed is a whole number from 0"),
+    (lambda p: p.set_adapters(["fox", "cat"], [0.5, float("inf")]), "must be finite numbers"),
+    (lambda p: p.set_adapters("fox", {"unet": {"mid": float("nan")}}), "must be finite numbers"),
+    (lambda p: p.set_adapters("dog"), "not in the list of present adapters"),
+    (lambda p: p.fuse(scale=float("nan")), "scale=nan is not a finite number"),
+    (lambda p: p.fuse(adapter_names=["dog"]), "found no adapter named dog to fuse; loaded are fox, cat"),
+]
+
+
+@pytest.mark.parametrize(("use", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    use: Callable[[Any], object], message: str, tmp_path: Path
+) -> None:
+    save_adapter(tiny_sd(), CONFIGS["ether_plus"], tmp_path / "fox")
+    pipe = quiet(EtherStableDiffusionPipeline.from_pipe(tiny_sd()))
+    for name in ("fox", "cat"):
+        pipe.load_ether_weights(tmp_path / "fox", adapter_name=name)
+    before = pipe.adapters_in_use
+    with pytest.raises(ValueError, match=message):
+        use(pipe)
+    assert pipe.adapters_in_use == before
+
+
+def test_fused_adapters_refuse_to_be_weighed_or_chosen(pipe: Any) -> None:
+    pipe.fuse()
+    for use in (lambda: pipe.set_adapters("fox", 0.5), lambda: draw(pipe, adapters={}), pipe.fuse):
+        with pytest.raises(ValueError, match="unfuse"):
+            use()
+
+
+def test_the_hash_is_that_of_the_file_whatever_its_header_says(pipe: Any, tmp_path: Path) -> None:
+    (use,) = pipe.adapters_in_use
+    assert use.sha256 == {"unet": content_hash(read_adapter(tmp_path / "fox").tensors)}
+    save_ether(pipe, tmp_path / "again", adapter_name="fox", trigger="another")
+    assert use.sha256 == {"unet": content_hash(read_adapter(tmp_path / "again").tensors)}
+    assert use.sha256 != {"unet": content_hash(read_adapter(tmp_path / "cat").tensors)}
+
+
+CUSTOM = """
+import sys, torch
+from diffusers import DiffusionPipeline
+base, custom, adapter = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline=custom, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+pipe.load_ether_weights(adapter, adapter_name="fox")
+image = pipe("abc", num_inference_steps=2, height=16, width=16, seed=0, adapters={"fox": 0.5}).images[0]
+print(type(pipe).__name__, pipe.active_adapters, '"strength":0.5' in image.info["ether_diffusion"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "custom", "name"),
+    [
+        (tiny_sd, "pipelines/stable_diffusion.py", "EtherStableDiffusionPipeline"),
+        (tiny_sd, "pipelines", "EtherStableDiffusionPipeline"),
+        (tiny_sdxl, "pipelines/stable_diffusion_xl.py", "EtherStableDiffusionXLPipeline"),
+    ],
+)
+def test_diffusers_loads_them_as_custom_pipelines(make: Any, custom: str, name: str, tmp_path: Path) -> None:
+    save_adapter(make(), CONFIGS["ether"], tmp_path / "fox")
+    make().save_pretrained(tmp_path / "base")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CUSTOM, tmp_path / "base", ROOT / custom, tmp_path / "fox"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [name, "['fox']", "True"]
