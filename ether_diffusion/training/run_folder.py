@@ -1,0 +1,166 @@
+"""The folder of a run: locked, known by its settings, with a log that a restart continues without a seam."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from ether_diffusion.adapter_file.strict_json import Json, parse_json
+from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.durable_files import write_files
+from ether_diffusion.training.run_lock import locked
+from ether_diffusion.training.settings_changes import Changes, compare_settings
+
+RUN_NAME = "run.json"
+LOG_NAME = "log.jsonl"
+FORMAT = 1
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A run's folder as a context: inside, no other process uses it, and run.json says what the run is.
+
+    `is_new` says, inside, whether this call began the run. Entering raises ValueError where the folder is in
+    use, cannot be written to, holds something else, or holds a run with other settings or photos and
+    `allow_changes` is off; nothing in it has changed then.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Json],
+        fingerprints: Mapping[str, Mapping[str, str]],
+        *,
+        allow_changes: bool,
+    ) -> None:
+        self.path, self.settings, self.fingerprints = path, dict(settings), fingerprints
+        self.allow_changes = allow_changes
+        self.is_new = False
+        self._held = ExitStack()
+        self._log: BinaryIO | None = None
+
+    def __enter__(self) -> "RunFolder":
+        _make(self.path)
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path))
+            except PermissionError as error:
+                raise ValueError(_not_writable(self.path, error)) from None
+            self._recognise()
+            held.callback(self._close_log)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def log(self, record: Mapping[str, Json]) -> None:
+        """Append one line to log.jsonl, at once."""
+        if self._log is None:
+            self._keep_lines(None)
+            self._log = (self.path / LOG_NAME).open("ab")
+        self._log.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._log.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop from log.jsonl the lines of later steps, and a last line that a crash cut off."""
+        self._close_log()
+        self._keep_lines(step)
+
+    def _keep_lines(self, step: int | None) -> None:
+        path = self.path / LOG_NAME
+        before = path.read_bytes() if path.exists() else b""
+        lines = before.splitlines(keepends=True)
+        kept = b"".join(line for line in lines if line.endswith(b"\n") and _is_kept(line, step))
+        if kept != before:
+            write_files(self.path, {LOG_NAME: kept})
+
+    def _recognise(self) -> None:
+        path = self.path / RUN_NAME
+        self.is_new = not path.exists()
+        if self.is_new:
+            others = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            if others:
+                raise ValueError(
+                    f"{printable(self.path)} holds {listed(others)}, which belong to no run; give another "
+                    "--output_dir, or empty this one"
+                )
+        else:
+            self._compare(_read_run(path))
+        run = {"format": FORMAT, "settings": self.settings, "fingerprints": self.fingerprints}
+        data = json.dumps(run, indent=1, allow_nan=False).encode() + b"\n"
+        if self.is_new or path.read_bytes() != data:
+            write_files(self.path, {RUN_NAME: data})
+
+    def _compare(self, run: dict[str, Json]) -> None:
+        changes = compare_settings(run["settings"], self.settings, run["fingerprints"], self.fingerprints)  # type: ignore[arg-type]  # checked when read
+        if changes.refused and not self.allow_changes:
+            table = "\n  ".join(changes.refused)
+            raise ValueError(
+                f"{printable(self.path)} holds a run that was begun otherwise (then -> now):\n  {table}\n"
+                "give --allow_changes to go on with it as it is now, or another --output_dir"
+            )
+        _tell(self.path, changes)
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def _tell(path: Path, changes: Changes) -> None:
+    for line in (*changes.refused, *changes.allowed):
+        logger.info("the run in %s goes on with a change: %s", printable(path), line)
+
+
+def _read_run(path: Path) -> dict[str, Json]:
+    run = parse_json(path.read_bytes(), printable(path))
+    if not isinstance(run, dict) or not isinstance(run.get("settings"), dict) or not _are_prints(run):
+        raise ValueError(f"{printable(path)} is damaged or not of a run; give another --output_dir")
+    if run.get("format") != FORMAT:
+        raise ValueError(
+            f"{printable(path)} has format {printable(run.get('format'))}, and this release reads {FORMAT}; "
+            "update ether-diffusion, or give another --output_dir"
+        )
+    return run
+
+
+def _are_prints(run: dict[str, Json]) -> bool:
+    groups = run.get("fingerprints")
+    return isinstance(groups, dict) and all(
+        isinstance(group, dict) and all(isinstance(value, str) for value in group.values())
+        for group in groups.values()
+    )
+
+
+def _is_kept(line: bytes, step: int | None) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    if not isinstance(record, dict):
+        return False
+    own = record.get("step")
+    return step is None or not isinstance(own, int) or own <= step
+
+
+def _make(path: Path) -> None:
+    try:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{printable(path)} is a file; give a folder as --output_dir")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(_not_writable(path, error)) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{printable(path)} cannot be written to; give another --output_dir")
+
+
+def _not_writable(path: Path, error: OSError) -> str:
+    return f"{printable(path)} cannot be written to ({error.strerror}); give another --output_dir"

@@ -1,0 +1,79 @@
+"""What differs between the settings a run was begun with and those it is to go on with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.training.photos import compare_fingerprints
+
+Fingerprints = Mapping[str, Mapping[str, str]]
+
+FREE = frozenset(
+    {
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "dataloader_num_workers",
+        "export_lora",
+        "hub_model_id",
+        "hub_private_repo",
+        "local_files_only",
+        "logging_dir",
+        "num_processes",
+        "num_validation_images",
+        "output_dir",
+        "push_to_hub",
+        "report_to",
+        "resume_from_checkpoint",
+        "sample_batch_size",
+        "strict",
+        "tracker_project_name",
+    }
+)
+"""Settings, beside validation_…, that may change between the parts of a run: what is trained is the same."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Lines on what differs: what may, and what makes it another run."""
+
+    allowed: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def compare_settings(
+    before: Mapping[str, Json], now: Mapping[str, Json], prints_before: Fingerprints, prints_now: Fingerprints
+) -> Changes:
+    """Return a line for each setting and group of files that differs; settings of one side are allowed."""
+    width = max(map(len, now), default=0)
+    allowed: list[str] = []
+    refused: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        if name in before and name in now and before[name] == now[name]:
+            continue
+        line = f"{name:{width}}  {_value(before, name)} -> {_value(now, name)}"
+        (allowed if _may_change(name, before, now) else refused).append(line)
+    refused += _file_changes(prints_before, prints_now)
+    return Changes(tuple(allowed), tuple(refused))
+
+
+def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) -> bool:
+    if name not in before or name not in now:  # an option that another release has or had
+        return True
+    if name == "max_train_steps":
+        old, new = before[name], now[name]
+        return isinstance(old, int) and isinstance(new, int) and new > old
+    return name in FREE or name.startswith("validation_")
+
+
+def _file_changes(before: Fingerprints, now: Fingerprints) -> Iterator[str]:
+    for group in sorted(before.keys() | now.keys()):
+        changes = compare_fingerprints(before.get(group, {}), now.get(group, {}))
+        words = {"new": changes.added, "gone": changes.removed, "changed": changes.changed}
+        found = [f"{word} {listed(names)}" for word, names in words.items() if names]
+        if found:
+            yield f"{group}: {'; '.join(found)}"
+
+
+def _value(settings: Mapping[str, Json], name: str) -> str:
+    return printable(settings[name]) if name in settings else "not recorded"
