@@ -1,6 +1,9 @@
 """A batch is a pure function of the seed and its visits, however it is come by."""
 
+import multiprocessing
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +70,21 @@ def test_workers_give_the_batches_that_the_main_process_gives(data: DataConfig) 
     assert torch.equal(torch.get_rng_state(), state)
     assert [batch.visits for batch in together] == [tuple(visits) for visits in schedule]
     for batch, expected in zip(together, alone, strict=True):
+        assert_equal(batch, expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="where signals reach a process group")
+def test_workers_outlive_an_interrupt_that_main_attends_to(data: DataConfig) -> None:
+    schedule = [[number] for number in range(12)]
+    batches = source(uncached(data, dataloader_num_workers=2)).batches(schedule)
+    found = [next(batches)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+    found += list(batches)
+    for batch, expected in zip(found, source(uncached(data)).batches(schedule), strict=True):
         assert_equal(batch, expected)
 
 

@@ -136,6 +136,28 @@ def test_a_bucket_that_does_not_fill_its_steps_is_warned_of(folder: Path) -> Non
     assert "2 at 64 × 64" not in warning
 
 
+def test_photos_of_one_bucket_are_ordered_as_without_buckets(folder: Path) -> None:
+    config = DataConfig(instance_data_dir=folder, aspect_ratio_buckets="64,64", use_aspect_ratio_buckets=True)
+    square = DataConfig(instance_data_dir=folder)
+    assert plan(config).num_samples == 3
+    assert plan(config).warnings == ()
+    assert_equal(source(config).batch(range(7)), source(square).batch(range(7)))
+
+
+def test_an_option_without_effect_on_photos_is_named(folder: Path) -> None:
+    config = DataConfig(instance_data_dir=folder, dataloader_num_workers=2)
+    (warning,) = plan(config).warnings
+    assert warning.startswith("dataloader_num_workers has no effect")
+    config = DataConfig(
+        instance_data_dir=folder,
+        resolution=64,
+        aspect_ratio_buckets="64,64",
+        use_aspect_ratio_buckets=True,
+    )
+    (warning,) = plan(config).warnings
+    assert warning.startswith("resolution has no effect on photos")
+
+
 @pytest.mark.parametrize("kind", ["alpha", "folder"])
 @pytest.mark.parametrize("unmasked_weight", [0.0, 0.25])
 def test_a_mask_is_cut_as_its_photo_is(kind: str, unmasked_weight: float, tmp_path: Path) -> None:

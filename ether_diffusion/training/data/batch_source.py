@@ -1,6 +1,7 @@
 """From visits to batches: views are made or remembered, encoded, sampled and stacked."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -110,6 +111,7 @@ class BatchSource:
             batch_sampler=schedule,  # type: ignore[arg-type]  # any iterable of lists will do
             num_workers=num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=_leave_interrupts_to_main,
             generator=torch.Generator(),  # else the global one is drawn from
         )
         return (self._finish(samples) for samples in loader)
@@ -173,6 +175,15 @@ class BatchSource:
 
 def _keys(visit: Visit) -> tuple[ViewKey, ...]:
     return (visit.view,) if visit.class_view is None else (visit.view, visit.class_view)
+
+
+def _leave_interrupts_to_main(worker: int) -> None:
+    """Let a worker outlive Ctrl-C, which it gets too: the step in progress needs its samples.
+
+    SIGTERM ends it as ever, whatever handler it was forked with: that is how it is stopped at last.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _unchanged(samples: list[Sample | str]) -> list[Sample | str]:

@@ -78,7 +78,7 @@ def plan_visits(
     multiple, native = needs.size_multiple, needs.native_size
     sizes = choose_sizes(data, photos, native_size=native, size_multiple=multiple)
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
-    buckets = [numbers[size] for size in sizes] if data.use_aspect_ratio_buckets else None
+    buckets = [numbers[size] for size in sizes] if len(numbers) > 1 else None
     order = VisitOrder(len(photos), effective_batch, seed, buckets, repeats=data.repeats)
     given = (items,) if class_items is None else (items, class_items)
     return VisitPlan(
@@ -117,6 +117,9 @@ def _prompts(data: DataConfig, prior: PriorConfig, prompts: Sequence[str]) -> tu
 
 
 def _warn_of_options(data: DataConfig) -> Sequence[str]:
+    warnings = []
     if data.cache_latents and data.dataloader_num_workers:
-        return ("dataloader_num_workers has no effect with cache_latents: there is nothing left to load",)
-    return ()
+        warnings.append("dataloader_num_workers has no effect with cache_latents: nothing is left to load")
+    if data.resolution is not None and data.bucket_sizes:
+        warnings.append("resolution has no effect on photos, as aspect_ratio_buckets lists their sizes")
+    return warnings
