@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from ether_diffusion.tiny_world.flags import add_flags
+from ether_diffusion.flags import add_flags
 from ether_diffusion.tiny_world.training.loop import RunConfig
 from ether_diffusion.tiny_world.training.stages import STAGES, run_stage
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ether_diffusion"
 
 LEVELS = [
-    {"reflections", "fast_linear", "durable_files", "contact_sheet", "options", "tiny_world"},
+    {"reflections", "fast_linear", "durable_files", "contact_sheet", "options", "flags", "tiny_world"},
     {"tuner"},
     {"adapter_file", "convert"},
     {"export"},
@@ -21,7 +21,7 @@ LEVELS = [
 ]
 """Each part may import what stands above it, and its own level."""
 
-ONLY_IN = {"accelerate": {"training"}, "gradio": {"ui"}, "argparse": {"scripts", "tiny_world"}}
+ONLY_IN = {"accelerate": {"training"}, "gradio": {"ui"}, "argparse": {"scripts", "flags", "tiny_world"}}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

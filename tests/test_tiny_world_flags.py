@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ether_diffusion.flags import add_flags
 from ether_diffusion.tiny_world.evaluate import EvaluationConfig, parse_config
-from ether_diffusion.tiny_world.flags import add_flags
 from ether_diffusion.tiny_world.training.loop import RunConfig
 
 

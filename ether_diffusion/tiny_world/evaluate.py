@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
+from ether_diffusion.flags import add_flags
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER, fetch_renders
 from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
-from ether_diffusion.tiny_world.flags import add_flags
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
 from ether_diffusion.tiny_world.outside_judge import nearest_concepts
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate

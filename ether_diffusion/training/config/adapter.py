@@ -1,10 +1,11 @@
 """What is trained: an adapter of one of several methods."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ether_diffusion.options import option
+from ether_diffusion.options import option, shown
 from ether_diffusion.training.config.section import Section
 
 AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft"]
@@ -24,9 +25,14 @@ DEFAULT_LEARNING_RATES: dict[AdapterMethod, float] = {
 }
 """The learning rate of each method where none is given."""
 
-ETHER_METHODS: frozenset[AdapterMethod] = frozenset({"ether", "ether_plus"})
-BLOCK_METHODS: frozenset[AdapterMethod] = ETHER_METHODS | {"oft", "boft"}
-"""Methods whose matrices are block-diagonal: num_blocks is for them, rank for the others."""
+METHODS_WITH: dict[str, frozenset[AdapterMethod]] = {
+    "num_blocks": frozenset({"ether", "ether_plus", "oft", "boft"}),  # those with block-diagonal matrices
+    "sides": frozenset({"ether", "ether_plus"}),
+    "rank": frozenset({"lora", "hra", "delora"}),
+    "lora_alpha": frozenset({"lora"}),
+    "dropout": frozenset({"ether", "ether_plus", "lora", "oft", "delora", "boft"}),
+}
+"""The methods that know an option; for the others it has no effect."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,10 @@ class AdapterConfig(Section):
     train_text_encoder: bool = option(False, "Adapt the text encoder's attention, too.")
 
     def contradictions(self) -> Iterator[str]:
-        """Say which targets are no names."""
+        """Say which targets are neither names nor a regex."""
         if any(not name.strip() for name in self.target_modules.split(",")):
-            yield f"target_modules={self.target_modules!r} has an empty name between commas; delete the comma"
+            yield f"target_modules={shown(self.target_modules)} has an empty name; delete a comma"
+        try:
+            re.compile(self.target_modules)
+        except re.error as error:
+            yield f"target_modules={shown(self.target_modules)} is no regex ({error}); mend it or give names"

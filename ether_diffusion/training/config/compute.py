@@ -22,7 +22,9 @@ class ComputeConfig(Section):
         None, "Precision of the frozen parts; the adapter stays float32. Accelerate's setting if not given."
     )
     gradient_checkpointing: bool = option(False, "Less memory, about a third more time per step.")
-    attention: Attention = option("auto", "Attention kernels; auto is sdpa where torch has it.")
+    attention: Attention = option(
+        "auto", "Attention kernels; auto: sdpa, and eager for small UNets on a CPU."
+    )
     enable_xformers_memory_efficient_attention: bool = option(
         False, "Use xformers' attention; it has kernels on CUDA only."
     )

@@ -12,6 +12,7 @@ from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, Adap
 from ether_diffusion.training.config.base import BaseConfig
 from ether_diffusion.training.config.compute import ComputeConfig
 from ether_diffusion.training.config.data import DataConfig
+from ether_diffusion.training.config.legacy import NOT_OFFERED
 from ether_diffusion.training.config.optimization import OptimizationConfig
 from ether_diffusion.training.config.output import OutputConfig
 from ether_diffusion.training.config.prior import PriorConfig
@@ -153,6 +154,7 @@ def unknown_name(name: str) -> str:
     """Say that no option has this name, and which comes nearest."""
     near = get_close_matches(name, OPTION_NAMES, n=1)
     remedy = f"did you mean {near[0]}?" if near else "see train-dreambooth --help for the names"
+    remedy = NOT_OFFERED.get(name, remedy)
     return f"{shown(name)} is not an option; {remedy}"
 
 

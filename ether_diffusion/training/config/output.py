@@ -9,7 +9,7 @@ from typing import Literal
 from ether_diffusion.options import option, shown
 from ether_diffusion.training.config.section import Section
 
-Tracker = Literal["none", "tensorboard", "wandb", "trackio", "comet_ml", "all"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "all"]
 
 
 @dataclass(frozen=True)

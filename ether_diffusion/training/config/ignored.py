@@ -1,0 +1,95 @@
+"""Which options have no effect beside the others, so that no wish is dropped in silence."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import fields
+
+from ether_diffusion.training.config.adapter import METHODS_WITH
+from ether_diffusion.training.config.dreambooth import SECTIONS, DreamBoothConfig
+
+_DEFAULTS = {each.name: each.default for section in SECTIONS.values() for each in fields(section)}
+
+
+def find_ignored(config: DreamBoothConfig, given: Collection[str] = ()) -> tuple[str, ...]:
+    """Return a sentence for each option that was asked for, by `given` or by its value, and has no effect."""
+    values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
+    sentences: dict[str, str] = {}
+    for name, reason in _without_effect(config):
+        if name in given or values[name] != _DEFAULTS[name]:
+            sentences.setdefault(name, f"{name} has no effect: {reason}")
+    return tuple(sentences.values())
+
+
+def _without_effect(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    yield from _of_the_base(config)
+    yield from _of_the_data(config)
+    yield from _of_the_prior(config)
+    yield from _of_the_adapter(config)
+    yield from _of_the_optimization(config)
+    yield from _of_the_output(config)
+
+
+def _of_the_base(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    if config.base.pretrained_model_name_or_path == "tiny_world":
+        yield "revision", "tiny_world comes with this package"
+        yield "variant", "tiny_world comes with this package"
+
+
+def _of_the_data(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    data = config.data
+    if data.dataset_name is None:
+        for name in ("dataset_config_name", "image_column", "caption_column"):
+            yield name, "it is about a dataset, and dataset_name is not given"
+    else:
+        yield "strict", "it is about the files of instance_data_dir"
+        yield "follow_symlinks", "it is about the files of instance_data_dir"
+    if not data.cache_latents:
+        yield "crops_per_photo", "with cache_latents off, every visit crops its photo anew"
+    if data.center_crop:
+        yield "crops_per_photo", "with center_crop there is one crop of a photo"
+    if not data.mask_from_alpha and data.mask_data_dir is None:
+        yield "unmasked_weight", "there are no masks; give mask_from_alpha or mask_data_dir"
+
+
+def _of_the_prior(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    images_only = ("class_data_dir", "num_class_images", "sample_batch_size", "prior_generation_precision")
+    if config.prior.prior_preservation == "none":
+        for name in (*images_only, "class_prompt", "prior_loss_weight"):
+            yield name, "prior_preservation is none; use class_images or frozen"
+    if config.prior.prior_preservation == "frozen":
+        for name in images_only:
+            yield name, "prior_preservation=frozen needs no class images"
+
+
+def _of_the_adapter(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    method = config.adapter.adapter
+    for name, methods in METHODS_WITH.items():
+        if method not in methods:
+            yield name, f"adapter={method} has no such setting; it is one of {', '.join(sorted(methods))}"
+    if not config.adapter.train_text_encoder:
+        yield "text_encoder_lr", "the text encoder is not trained; give train_text_encoder"
+
+
+def _of_the_optimization(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    optimization = config.optimization
+    if optimization.max_train_steps is not None:
+        yield "num_train_epochs", "max_train_steps outranks it"
+    scheduler = optimization.lr_scheduler
+    if scheduler == "constant":
+        yield "lr_warmup_steps", "lr_scheduler=constant has no warmup; use constant_with_warmup"
+    if scheduler != "cosine_with_restarts":
+        yield "lr_num_cycles", f"it is for lr_scheduler=cosine_with_restarts, and {scheduler} is used"
+    if scheduler != "polynomial":
+        yield "lr_power", f"it is for lr_scheduler=polynomial, and {scheduler} is used"
+    if not optimization.use_ema:
+        yield "ema_decay", "there is no moving average; give use_ema"
+
+
+def _of_the_output(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    if config.validation.validation_epochs is not None:
+        yield "validation_steps", "validation_epochs outranks it"
+    if config.output.report_to is None:
+        for name in ("logging_dir", "tracker_project_name"):
+            yield name, "no tracker is used; give report_to"
+    if not config.output.push_to_hub:
+        for name in ("hub_model_id", "hub_private_repo"):
+            yield name, "nothing is uploaded; give push_to_hub"
