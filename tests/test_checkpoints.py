@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ether_diffusion.training.checkpoint import (
     MANIFEST,
-    OPTIMIZER,
     newest_checkpoint,
     open_checkpoint,
     save_checkpoint,
 )
+
+OPTIMIZER = "optimizer.safetensors"
 
 
 def save(folder: Path, step: int, *, num_kept: int = 2) -> Path:

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ether_diffusion.adapter_file.adapter import Adapter
+from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata
 from ether_diffusion.adapter_file.wording import printable
 
 _MARK = (
@@ -19,22 +20,69 @@ _MARKED = re.compile(
 )
 
 
-def model_card(adapter: Adapter, *, has_lora_export: bool) -> str:
-    """Return README.md: YAML for the Hub, the trigger, how to load."""
-    metadata = adapter.metadata
-    base_model = metadata.base_model or adapter.config.base_model_name_or_path
+Pictures = Sequence[tuple[str, str]]
+"""Prompts, and the paths of what was drawn from them, relative to the card."""
+
+
+def model_card(adapter: Adapter, *, has_lora_export: bool, pictures: Pictures = ()) -> str:
+    """Return the README.md of an ETHER adapter: YAML for the Hub, the trigger, how to load, pictures."""
+    metadata, config = adapter.metadata, adapter.config
+    base_model = metadata.base_model or config.base_model_name_or_path
+    method = {"ether": "ETHER", "ether_plus": "ETHER+"}[config.variant]
+    is_for_text = config.task_type is not None  # PEFT sets it on language models
+    intro = (
+        f"An {method} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of "
+        f"{len(adapter.projections())} projections for {_shown_base(base_model)}: sides `{config.sides}`, "
+        f"{config.num_blocks} blocks."
+    )
+    example = _example(base_model or "path or Hub id of the base", is_for_text=is_for_text)
+    lines = [f"# {method} adapter", "", intro, "", *_trigger(metadata)]
+    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export)]
+    if metadata.base_fingerprint is not None:
+        lines += [f"Fingerprint of the base: `{metadata.base_fingerprint.id}`.", ""]
+    tags = ["ether"] if is_for_text else ["ether", "text-to-image", "diffusers"]
+    return _finished(metadata, base_model, lines, pictures, tags)
+
+
+def plain_card(
+    method: str, metadata: AdapterMetadata, *, has_lora_export: bool, pictures: Pictures = ()
+) -> str:
+    """Return the README.md of an adapter of another of PEFT's methods for a UNet."""
+    intro = f"A {method} adapter in PEFT's layout for {_shown_base(metadata.base_model)}."
+    name = json.dumps(metadata.base_model or "path or Hub id of the base")
+    example = (
+        "from diffusers import DiffusionPipeline\n"
+        "from peft import PeftModel\n\n"
+        f"pipe = DiffusionPipeline.from_pretrained({name})\n"
+        'pipe.unet = PeftModel.from_pretrained(pipe.unet, "path or Hub id of this adapter")'
+    )
+    lines = [f"# {method} adapter", "", intro, "", *_trigger(metadata)]
+    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export)]
+    tags = [method.lower(), "text-to-image", "diffusers"]
+    return _finished(metadata, metadata.base_model, lines, pictures, tags)
+
+
+def _finished(
+    metadata: AdapterMetadata, base_model: str | None, lines: list[str], pictures: Pictures, tags: list[str]
+) -> str:
+    """Add what was drawn, the facts of the training, the Hub's YAML, and the mark."""
+    if pictures:
+        shown = [f"![{printable(prompt)}]({path})" for prompt, path in pictures]
+        lines = [*lines, "## Pictures", "", " ".join(shown), ""]
+    if metadata.training:
+        facts = "\n".join(f"{name}: {value}" for name, value in metadata.training.items())
+        lines = [*lines, "## Training", "", _fenced(facts), ""]
     # the Hub refuses a card whose base_model is no Hub id, e.g. a local path
     is_hub_id = base_model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is not None
-    is_for_text = adapter.config.task_type is not None  # PEFT sets it on language models
     data = ModelCardData(
         base_model=base_model if is_hub_id else None,
         instance_prompt=metadata.trigger,
         library_name="peft",
-        pipeline_tag=None if is_for_text else "text-to-image",
-        tags=["ether"] if is_for_text else ["ether", "text-to-image", "diffusers"],
+        pipeline_tag="text-to-image" if "text-to-image" in tags else None,
+        tags=tags,
+        widget=[{"text": prompt, "output": {"url": path}} for prompt, path in pictures] or None,
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(adapter, base_model, has_lora_export)}"
-    text = str(ModelCard(text))  # parses the YAML that was made
+    text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)))  # parses the YAML
     return text + _MARK.format(digest=_digest(text))
 
 
@@ -51,31 +99,18 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _body(adapter: Adapter, base_model: str | None, has_lora_export: bool) -> str:
-    metadata, config = adapter.metadata, adapter.config
-    method = {"ether": "ETHER", "ether_plus": "ETHER+"}[config.variant]
-    count = len(adapter.projections())
-    base = "its base model" if base_model is None else f"`{printable(base_model).replace('`', '')}`"
-    lines = [
-        f"# {method} adapter",
-        "",
-        f"An {method} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of {count} projections "
-        f"for {base}: sides `{config.sides}`, {config.num_blocks} blocks.",
-        "",
-    ]
-    if metadata.trigger:
-        lines += ["## Trigger", "", _fenced(metadata.trigger), ""]
-    example = _example(base_model or "path or Hub id of the base", is_for_text=config.task_type is not None)
-    lines += ["## Use", "", _fenced(example, "python"), ""]
-    if has_lora_export:
-        lora = 'pipe.load_lora_weights("path or Hub id of this adapter")'
-        lines += ["Without ether-diffusion, its exact export to LoRA:", "", _fenced(lora, "python"), ""]
-    if metadata.base_fingerprint is not None:
-        lines += [f"Fingerprint of the base: `{metadata.base_fingerprint.id}`.", ""]
-    if metadata.training:
-        facts = "\n".join(f"{name}: {value}" for name, value in metadata.training.items())
-        lines += ["## Training", "", _fenced(facts), ""]
-    return "\n".join(lines)
+def _shown_base(base_model: str | None) -> str:
+    return "its base model" if base_model is None else f"`{printable(base_model).replace('`', '')}`"
+
+
+def _trigger(metadata: AdapterMetadata) -> list[str]:
+    return ["## Trigger", "", _fenced(metadata.trigger), ""] if metadata.trigger else []
+
+
+def _lora(has_lora_export: bool) -> list[str]:
+    lora = 'pipe.load_lora_weights("path or Hub id of this adapter")'
+    heading = "As LoRA, without ether-diffusion:"
+    return [heading, "", _fenced(lora, "python"), ""] if has_lora_export else []
 
 
 def _example(base_model: str, *, is_for_text: bool) -> str:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,26 @@ def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
 class TextEncoders:
     """The tokenizers and text encoders of one base, in the order in which diffusers names them."""
 
-    def __init__(self, tokenizers: Sequence[object], models: Sequence[nn.Module]) -> None:
+    def __init__(self, tokenizers: Sequence[object], models: Sequence[PreTrainedModel]) -> None:
         self.tokenizers, self.models = list(tokenizers), list(models)
-        self._pipeline = _textual_pipeline(self.tokenizers, self.models)
+        self.pipeline = _textual_pipeline(self.tokenizers, self.models)
+
+    def to(self, device: torch.device) -> "TextEncoders":
+        """Move the models, and return self."""
+        for model in self.models:
+            model.to(device)
+        return self
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embed prompts; gradients reach the text encoders where these want them."""
         device = next(self.models[0].parameters()).device
-        encoded = self._pipeline.encode_prompt(
+        encoded = self.pipeline.encode_prompt(
             prompt=list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return PromptEmbeddings(encoded[0], encoded[2] if len(self.models) == 2 else None)
 
 
-def _textual_pipeline(tokenizers: list[object], models: list[nn.Module]) -> DiffusionPipeline:
+def _textual_pipeline(tokenizers: list[object], models: list[PreTrainedModel]) -> DiffusionPipeline:
     """Return diffusers' pipeline without the parts that draw: the one that knows how prompts are encoded."""
     if len(models) == 2:
         return StableDiffusionXLPipeline(

@@ -21,7 +21,7 @@ from ether_diffusion.durable_files import write_folder
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, STATE, OPTIMIZER = "manifest.json", "state.json", "optimizer.safetensors"
+MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -37,6 +37,10 @@ class Checkpoint:
         state = parse_json((self.folder / STATE).read_bytes(), str(self.folder / STATE))
         assert isinstance(state, dict)
         return state
+
+    def has(self, name: str) -> bool:
+        """Say whether a file of this name belongs to it."""
+        return (self.folder / name).is_file()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one of its files."""
@@ -103,6 +107,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if problem is not None:
         raise ValueError(f"{path} is not whole ({problem}); use an older checkpoint")
     return Checkpoint(path, int(match[1]))
+
+
+def newer_checkpoints(folder: Path, step: int) -> list[Path]:
+    """Return the checkpoints of later steps than this one, whole or not."""
+    return [path for number, path in _numbered(folder) if number > step]
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

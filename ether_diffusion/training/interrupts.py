@@ -12,6 +12,10 @@ class InterruptedRunError(Exception):
         self.exit_code = 128 + signal_number
 
 
+class StoppedAtOnceError(InterruptedRunError):
+    """It was asked twice: what is in memory may be half done, and is not saved."""
+
+
 class Interrupts:
     """While it is entered, a signal is noted instead of ending the process; a second one ends it at once."""
 
@@ -43,5 +47,5 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise InterruptedRunError(number)
+            raise StoppedAtOnceError(number)
         self.signal_number = number

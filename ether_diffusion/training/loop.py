@@ -24,6 +24,9 @@ from ether_diffusion.training.optimizers import (
 )
 from ether_diffusion.training.randomness import stream
 
+OPTIMIZER, AVERAGE = STATE_FILES = ("optimizer.safetensors", "average.safetensors")
+"""The files of a trainer's tensors beside the adapter; the second is there if an average is kept."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -159,26 +162,26 @@ class Trainer:
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Json]]:
         """Return all that the rest of the run depends on but the adapter: tensors by file, and JSON."""
         slots, numbers = optimizer_state(self.optimizer)
-        tensors = {"optimizer.safetensors": slots}
+        tensors = {OPTIMIZER: slots}
         schedule = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
         state: dict[str, Json] = {"step": self.step, "optimizer": numbers, "schedule": schedule}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         if self.average is not None:
             shadows = self.average.shadow_params
-            tensors["average.safetensors"] = {f"{i:05d}": tensor for i, tensor in enumerate(shadows)}
+            tensors[AVERAGE] = {f"{i:05d}": tensor for i, tensor in enumerate(shadows)}
             state["average_steps"] = self.average.optimization_step
         return tensors, state
 
     def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Put back what `state` returned; the adapter is put back by itself, before."""
         self.step = state["step"]
-        load_optimizer_state(self.optimizer, tensors["optimizer.safetensors"], state["optimizer"])
+        load_optimizer_state(self.optimizer, tensors[OPTIMIZER], state["optimizer"])
         self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            shadows = tensors["average.safetensors"]
+            shadows = tensors[AVERAGE]
             for shadow, name in zip(self.average.shadow_params, sorted(shadows), strict=True):
                 shadow.copy_(shadows[name])
             self.average.optimization_step = state["average_steps"]

@@ -143,10 +143,10 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
-def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str = ADAPTER_NAME) -> None:
     """Give a model's adapter the values that `adapter_files` stored."""
-    named = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
-    result = set_peft_model_state_dict(model, named, ADAPTER_NAME)
+    named = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in tensors.items()}
+    result = set_peft_model_state_dict(model, named, name)
     assert not result.unexpected_keys, result.unexpected_keys
 
 

@@ -1,0 +1,169 @@
+"""All that can be found wrong with a run before a model is loaded, said at once."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TypeVar
+
+import torch
+
+from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.base import Base, open_base
+from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig
+from ether_diffusion.training.data import (
+    Items,
+    Needs,
+    VisitPlan,
+    gather_class_items,
+    gather_items,
+    plan_visits,
+)
+from ether_diffusion.training.loop import Progress
+from ether_diffusion.training.methods import peft_config
+from ether_diffusion.training.optimizers import find_optimizer
+from ether_diffusion.training.prior import count_missing
+from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
+from ether_diffusion.training.trackers import tracker_problem
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run whose base, photos and settings can be used; `num_missing` class images are to be drawn."""
+
+    config: DreamBoothConfig
+    base: Base
+    items: Items
+    num_missing: int
+    num_processes: int
+
+    def plan(self) -> VisitPlan:
+        """Decide what every visit trains on; class images must be there by now.
+
+        Raises:
+            ValueError: a size does not fit the base, or class images cannot be used.
+        """
+        config, base = self.config, self.base
+        prior = replace(config.prior, class_prompt=config.class_prompt)
+        has_images = prior.prior_preservation == "class_images"
+        return plan_visits(
+            config.data,
+            prior,
+            self.items,
+            gather_class_items(config.data, prior) if has_images else None,
+            needs=Needs(
+                base.native_size,
+                base.size_multiple,
+                has_size_ids=base.family == "sdxl",
+                is_inpainting=base.is_inpainting,
+            ),
+            effective_batch=self.progress(1).effective_batch,
+            seed=config.compute.seed,
+        )
+
+    def progress(self, num_samples: int) -> Progress:
+        """Return how far the run goes, where an epoch has so many samples."""
+        settings = self.config.optimization
+        split = (settings.train_batch_size, settings.gradient_accumulation_steps, self.num_processes)
+        num_steps = settings.max_train_steps
+        if num_steps is None and settings.num_train_epochs is not None:
+            per_epoch = -(-num_samples // Progress(0, *split).effective_batch)
+            num_steps = settings.num_train_epochs * per_epoch
+        return Progress(num_steps or DEFAULT_STEPS, *split)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width (px) of what is drawn."""
+        side = self.config.data.resolution or self.base.native_size
+        return side, side
+
+
+def check_run(config: DreamBoothConfig, *, num_processes: int) -> CheckedRun:
+    """Open the base, decode every photo, read every caption, and look for what the settings need.
+
+    Raises:
+        ValueError: something cannot be used; all problems are listed, one a line.
+    """
+    problems: list[str] = []
+
+    def collect(find: Callable[[], T]) -> T | None:
+        try:
+            return find()
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            return None
+
+    base = collect(lambda: _open(config))
+    items = collect(lambda: gather_items(config.data))
+    num_missing = collect(lambda: _count_missing(config)) or 0
+    collect(lambda: find_optimizer(config.optimization))
+    collect(lambda: peft_config(config.adapter, "unet"))
+    problems += _environment_problems(config)
+    checked = None
+    if base is not None and items is not None:
+        checked = CheckedRun(config, base, items, num_missing, num_processes)
+        if base.is_inpainting and config.validation.validation_prompt:
+            problems.append(
+                "an inpainting base draws no picture from a prompt alone; leave validation_prompt out"
+            )
+        if not num_missing:
+            plan = collect(checked.plan)
+            for warning in () if plan is None else plan.warnings:
+                logger.warning("%s", warning)
+        for warning in collect(lambda: _prompt_warnings(config, base, items)) or ():
+            logger.warning("%s", warning)
+    if problems:
+        raise ValueError("\n".join(problems))
+    assert checked is not None
+    return checked
+
+
+def _open(config: DreamBoothConfig) -> Base:
+    settings = config.base
+    return open_base(
+        settings.pretrained_model_name_or_path,
+        revision=settings.revision,
+        variant=settings.variant,
+        vae=settings.pretrained_vae_model_name_or_path,
+        tokenizer=settings.tokenizer_name,
+        local_files_only=settings.local_files_only,
+    )
+
+
+def _count_missing(config: DreamBoothConfig) -> int:
+    prior = config.prior
+    if prior.prior_preservation != "class_images":
+        return 0
+    assert prior.class_data_dir is not None
+    return count_missing(
+        prior.class_data_dir, prior.num_class_images, follow_symlinks=config.data.follow_symlinks
+    )
+
+
+def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
+    compute = config.compute
+    if compute.enable_xformers_memory_efficient_attention:
+        if not torch.cuda.is_available():
+            yield "xformers has kernels on CUDA only, and there is no CUDA GPU; leave it out for SDPA"
+        elif find_spec("xformers") is None:
+            yield "xformers is not installed; pip install 'ether-diffusion[xformers]', or leave it out"
+    problem = tracker_problem(config.output.report_to)
+    if problem is not None:
+        yield problem
+    if compute.allow_tf32 and not torch.cuda.is_available():
+        logger.warning("allow_tf32 has no effect: there is no CUDA GPU")
+
+
+def _prompt_warnings(config: DreamBoothConfig, base: Base, items: Items) -> list[str]:
+    """Say which prompts are cut, and what is doubtful about the trigger word."""
+    tokenizer = base.load_tokenizers()[0]
+    prompts = [item.prompt for item in items.items]
+    prompts += [prompt for prompt in (config.class_prompt, *config.validation.validation_prompt) if prompt]
+    cuts = {prompt: find_cut(prompt, tokenizer) for prompt in dict.fromkeys(prompts)}
+    found = [f'"{printable(prompt[:40])}…": {cut}' for prompt, cut in cuts.items() if cut is not None]
+    doubt = None if config.data.token is None else doubt_token(config.data.token, tokenizer)
+    return [*found, *([] if doubt is None else [doubt])]

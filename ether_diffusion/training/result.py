@@ -1,0 +1,191 @@
+"""The result of a run: adapter, LoRA export, last images drawn from the saved files, model card."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from huggingface_hub import HfApi
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from ether_diffusion.adapter_file import AdapterMetadata, load_ether, read_adapter
+from ether_diffusion.adapter_file.model_card import is_ours, model_card, plain_card
+from ether_diffusion.adapter_file.source import TENSORS_NAME
+from ether_diffusion.adapter_file.writer import CARD_NAME
+from ether_diffusion.durable_files import write_files
+from ether_diffusion.export import EXPORT_NAME, export_lora
+from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
+from ether_diffusion.training.methods import (
+    ADAPTER_NAME,
+    TrainedPart,
+    adapter_files,
+    adapter_tensors,
+    restore_adapter,
+)
+from ether_diffusion.training.samples import Sampler
+from ether_diffusion.training.setup import LoadedRun
+from ether_diffusion.tuner import EtherConfig
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+SAVED_NAME = "saved"
+NOT_UPLOADED = ["checkpoint-*", ".*", "logs/*", "run.json"]
+
+
+def metadata_of(config: DreamBoothConfig, num_steps: int) -> AdapterMetadata:
+    """Return what an adapter's file says of its training; equal runs say equal things."""
+    settings = config.optimization
+    return AdapterMetadata(
+        base_model=config.base.pretrained_model_name_or_path,
+        trigger=trigger_of(config),
+        training={
+            "steps": num_steps,
+            "learning_rate": config.learning_rate,
+            "batch_size": settings.train_batch_size * settings.gradient_accumulation_steps,
+            "optimizer": settings.optimizer,
+            "lr_scheduler": settings.lr_scheduler,
+            "prior_preservation": config.prior.prior_preservation,
+            "seed": config.compute.seed,
+        },
+    )
+
+
+def trigger_of(config: DreamBoothConfig) -> str | None:
+    """Return the prompt that calls the subject: the instance prompt with its token, or the token."""
+    prompt, token = config.data.instance_prompt, config.data.token
+    if prompt is None or token is None:
+        return prompt or token
+    return prompt.replace("{token}", token)
+
+
+def result_files(parts: list[TrainedPart], metadata: AdapterMetadata) -> dict[str, bytes]:
+    """Return the files of all parts' adapters by their names in the folder: the UNet's lies on top."""
+    files = {}
+    for part in parts:
+        prefix = "" if part.part == "unet" else f"{part.part}/"
+        for name, data in adapter_files(part.model, part.config, metadata).items():
+            files[f"{prefix}{name}"] = data
+    return files
+
+
+def write_adapters(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the files of adapters into a folder and its subfolders."""
+    for subfolder in sorted({Path(name).parent for name in files}):
+        inside = {Path(name).name: data for name, data in files.items() if Path(name).parent == subfolder}
+        (folder / subfolder).mkdir(exist_ok=True)
+        write_files(folder / subfolder, inside)
+
+
+def write_export(folder: Path, run: LoadedRun) -> Path | None:
+    """Write the LoRA file of the adapters in a folder, where the method has one; return its path."""
+    config = run.checked.config
+    if config.adapter.adapter == "lora":
+        return _save_lora(folder, run)
+    if not isinstance(run.trainer.parts[0].config, EtherConfig):
+        logger.info("no LoRA file is written: %s is no low-rank update", config.adapter.adapter)
+        return None
+    unet = run.unet
+    if unet.dtype != torch.float32:  # exact on the weights as they are stored
+        unet = run.checked.base.load_unet(torch.float32)
+    if len(run.trainer.parts) == 1:
+        return export_lora({"unet": read_adapter(folder)}, unet, folder)
+    pipeline = run.checked.base.load_text_encoders().pipeline
+    pipeline.register_modules(unet=unet)
+    return export_lora(folder, pipeline, folder)
+
+
+def _save_lora(folder: Path, run: LoadedRun) -> Path:
+    """Write PEFT's LoRA as diffusers' own scripts do."""
+    parts = {part.part: part for part in run.trainer.parts}
+    layers = {f"{name}_lora_layers": adapter_tensors(part.model) for name, part in parts.items()}
+    metadata = {f"{name}_lora_adapter_metadata": _lora_metadata(part.config) for name, part in parts.items()}
+    is_xl = run.checked.base.family == "sdxl"
+    pipeline = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    pipeline.save_lora_weights(str(folder), weight_name=EXPORT_NAME, **layers, **metadata)
+    return folder / EXPORT_NAME
+
+
+def _lora_metadata(config: PeftConfig) -> dict[str, object]:
+    assert isinstance(config, LoraConfig)
+    return {
+        name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()
+    }
+
+
+def load_saved(folder: Path, run: LoadedRun) -> None:
+    """Take the adapters in training off the models, and load those in a folder instead."""
+    for part in run.trainer.parts:
+        subfolder = folder if part.part == "unet" else folder / part.part
+        _delete(part)
+        if isinstance(part.config, EtherConfig):
+            load_ether(part.model, subfolder, adapter_name=SAVED_NAME)
+        else:
+            _load_plain(part.model, subfolder)
+
+
+def _delete(part: TrainedPart) -> None:
+    for module in part.model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.delete_adapter(ADAPTER_NAME)
+    part.model.__dict__["peft_config"].pop(ADAPTER_NAME)
+
+
+def _load_plain(model: UNet2DConditionModel, folder: Path) -> None:
+    inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), model, SAVED_NAME)
+    restore_adapter(model, load_file(folder / TENSORS_NAME), name=SAVED_NAME)
+
+
+def draw_final(run: LoadedRun, sampler: Sampler, check: Callable[[], None]) -> list[tuple[str, str]]:
+    """Draw the validation prompts with the adapters that were loaded; return prompts and relative paths."""
+    prompts = run.checked.config.validation.validation_prompt
+    if not prompts:
+        return []
+    rows = sampler.draw(run.unet, run.encode, check=check)
+    paths = sampler.save(rows, FINAL)
+    num_images = run.checked.config.validation.num_validation_images
+    names = [prompt for prompt in prompts for _ in range(num_images)]
+    return [
+        (prompt, path.relative_to(sampler.folder).as_posix())
+        for prompt, path in zip(names, paths, strict=True)
+    ]
+
+
+def write_card(folder: Path, run: LoadedRun, pictures: list[tuple[str, str]]) -> None:
+    """Write README.md, unless somebody edited the one that is there."""
+    path = folder / CARD_NAME
+    if path.exists() and not is_ours(path):
+        logger.info("left %s as it is: it was edited", path)
+        return
+    has_export = (folder / EXPORT_NAME).exists()
+    config = run.checked.config
+    if isinstance(run.trainer.parts[0].config, EtherConfig):
+        text = model_card(read_adapter(folder), has_lora_export=has_export, pictures=pictures)
+    else:
+        metadata = metadata_of(config, run.trainer.step)
+        text = plain_card(
+            config.adapter.adapter.upper(), metadata, has_lora_export=has_export, pictures=pictures
+        )
+    write_files(folder, {CARD_NAME: text.encode()})
+
+
+def upload(folder: Path, config: OutputConfig, token: str | None) -> str:
+    """Upload a result to the hub and return its address; checkpoints and logs stay here.
+
+    Raises:
+        OSError: the hub does not take it.
+    """
+    api = HfApi(token=token)
+    repository = api.create_repo(
+        config.hub_model_id or folder.name, private=config.hub_private_repo, exist_ok=True
+    )
+    commit = api.upload_folder(
+        repo_id=repository.repo_id,
+        folder_path=folder,
+        commit_message="Upload the adapter",
+        ignore_patterns=NOT_UPLOADED,
+    )
+    return str(commit.commit_url)

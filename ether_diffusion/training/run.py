@@ -1,0 +1,127 @@
+"""A training run from its configuration to its result folder, going on where an earlier call stopped."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ether_diffusion.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from ether_diffusion.training.checks import CheckedRun, check_run
+from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
+from ether_diffusion.training.config.files import write_config_file
+from ether_diffusion.training.dry_run import run_dry
+from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts
+from ether_diffusion.training.phases import Phases
+from ether_diffusion.training.run_folder import RunFolder
+from ether_diffusion.training.session import Session
+from ether_diffusion.training.setup import draw_class_images, load_run, make_accelerator, silence_loading
+from ether_diffusion.training.trackers import tracked
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "training_config.yaml"
+
+
+def train_dreambooth(
+    config: DreamBoothConfig,
+    *,
+    allow_changes: bool = False,
+    dry_run: bool = False,
+    hub_token: str | None = None,
+) -> int:
+    """Train an adapter and write it; return the exit code: 0, or 130 or 143 where a signal stopped it.
+
+    A run that was stopped or killed goes on where it was, to the same bytes. `allow_changes` lets it go on
+    with other settings or photos; `dry_run` does one step and one image and writes nothing.
+
+    Raises:
+        ValueError: something cannot be used, or training cannot go on; the message says what to do.
+        OSError: a file cannot be read or written.
+    """
+    output = config.output
+    silence_loading()
+    accelerator = make_accelerator(
+        config.compute,
+        report_to=output.report_to,
+        folder=str(output.output_dir),
+        logging_dir=output.logging_dir,
+    )
+    checked = check_run(config, num_processes=accelerator.num_processes)
+    with Interrupts() as interrupts, _memory_explained():
+        try:
+            if dry_run:
+                run_dry(checked, accelerator, interrupts.check)
+            else:
+                _run(checked, accelerator, interrupts, allow_changes=allow_changes, hub_token=hub_token)
+        except InterruptedRunError as stop:
+            logger.warning("%s; the same command goes on from here", stop)
+            return stop.exit_code
+    return 0
+
+
+def _run(
+    checked: CheckedRun,
+    accelerator: Accelerator,
+    interrupts: Interrupts,
+    *,
+    allow_changes: bool,
+    hub_token: str | None,
+) -> None:
+    config, path = checked.config, checked.config.output.output_dir
+    folder = RunFolder(path, config.flat(), {"data": checked.items.fingerprint}, allow_changes=allow_changes)
+    with folder if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            write_config_file(path / CONFIG_NAME, config)
+            draw_class_images(checked, accelerator, interrupts.check)
+        accelerator.wait_for_everyone()
+        phases = Phases(accelerator.device)
+        run = load_run(checked, accelerator, phases, interrupts.check)
+        session = Session(run, accelerator, interrupts, folder)
+        session.restore(_checkpoint_of(config.output), allow_changes=allow_changes)
+        with tracked(accelerator, config), phases.measure("train"):
+            session.train()
+        if accelerator.is_main_process:
+            with phases.measure("write the result"):
+                session.finish(hub_token)
+            for phase in phases.found:
+                logger.info("%s: %.1f s, peak %.0f MiB", phase.name, phase.seconds, phase.peak_bytes / 2**20)
+        accelerator.wait_for_everyone()
+
+
+def _checkpoint_of(output: OutputConfig) -> Checkpoint | None:
+    """Return where the run goes on: the checkpoint asked for, or the newest whole one.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint in the run's folder.
+        ValueError: it is not whole.
+    """
+    wanted = output.resume_from_checkpoint
+    if wanted is None or wanted == "latest":
+        return newest_checkpoint(output.output_dir)
+    path = Path(wanted) if Path(wanted).is_dir() else output.output_dir / wanted
+    if path.resolve().parent != output.output_dir.resolve():
+        raise ValueError(
+            f"{path} is no checkpoint of {output.output_dir}; give that run's folder as --output_dir, "
+            "or a checkpoint in this one"
+        )
+    return open_checkpoint(path)
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    """Turn running out of memory into a sentence on what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
+        if not is_memory:
+            raise
+        raise ValueError(
+            f"memory ran out ({text.splitlines()[0][:200] if text else 'MemoryError'}); the last checkpoint "
+            "is kept. Try --gradient_checkpointing, --mixed_precision bf16, a smaller --train_batch_size "
+            "with more --gradient_accumulation_steps, or a lower --resolution; --dry_run shows what it takes"
+        ) from error

@@ -1,0 +1,204 @@
+"""One call's share of a run: it goes on from a checkpoint, trains, saves, draws, and writes the result."""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ether_diffusion.adapter_file.models import base_fingerprint
+from ether_diffusion.adapter_file.source import TENSORS_NAME
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.training.checkpoint import Checkpoint, newer_checkpoints, save_checkpoint
+from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
+from ether_diffusion.training.loop import STATE_FILES, StepReport, averaged
+from ether_diffusion.training.methods import adapter_off, restore_adapter
+from ether_diffusion.training.result import (
+    draw_final,
+    load_saved,
+    metadata_of,
+    result_files,
+    upload,
+    write_adapters,
+    write_card,
+    write_export,
+)
+from ether_diffusion.training.run_folder import RunFolder
+from ether_diffusion.training.samples import BASE_FOLDER, Sampler, step_name
+from ether_diffusion.training.setup import LoadedRun
+from ether_diffusion.training.trackers import track, track_images
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """A loaded run in a process; what it writes, the main process writes."""
+
+    def __init__(
+        self, run: LoadedRun, accelerator: Accelerator, interrupts: Interrupts, folder: RunFolder
+    ) -> None:
+        self.run, self.accelerator, self.interrupts, self.folder = run, accelerator, interrupts, folder
+        self.config, self.trainer = run.checked.config, run.trainer
+        self.saved_step: int | None = None
+        self.sampler = Sampler(
+            run.checked.base,
+            self.config.validation,
+            folder.path,
+            self.config.compute.seed,
+            run.checked.size,
+        )
+        per_epoch = run.plan.num_samples // self.trainer.progress.effective_batch
+        self.validation_steps = self.config.validation.steps_between(per_epoch)
+
+    def restore(self, checkpoint: Checkpoint | None, *, allow_changes: bool) -> None:
+        """Go on from a checkpoint, if there is one.
+
+        Raises:
+            ValueError: it was made on other base weights or other class images.
+        """
+        main = self.accelerator.is_main_process
+        if checkpoint is not None:
+            state = checkpoint.state()
+            self._compare(state, allow_changes=allow_changes)
+            for part in self.trainer.parts:
+                prefix = "" if part.part == "unet" else f"{part.part}/"
+                restore_adapter(part.model, checkpoint.tensors(f"{prefix}{TENSORS_NAME}"))
+            files = [name for name in STATE_FILES if checkpoint.has(name)]
+            self.trainer.load_state({name: checkpoint.tensors(name) for name in files}, state)
+            self.saved_step = checkpoint.step
+            logger.info("going on from step %d of %s", checkpoint.step, checkpoint.folder)
+        if main:
+            for newer in newer_checkpoints(self.folder.path, self.trainer.step):
+                logger.warning("%s is later than where this run goes on from; it is deleted", newer)
+                shutil.rmtree(newer)
+            self.folder.rewind(self.trainer.step)
+
+    def _compare(self, state: dict[str, Json], *, allow_changes: bool) -> None:
+        for name, found in self._marks().items():
+            if state.get(name) == found:
+                continue
+            sentence = f"the {name.replace('_', ' ')} changed since the checkpoint was written"
+            if not allow_changes:
+                raise ValueError(f"{sentence}; give --allow_changes to go on, or another --output_dir")
+            logger.warning("%s; the run goes on with what is there now", sentence)
+
+    def _marks(self) -> dict[str, Json]:
+        """Return what a checkpoint is only good for: the base's weights, and all that is trained on."""
+        unet = self.trainer.parts[0].model
+        names = [name for name, module in unet.named_modules() if hasattr(module, "base_layer")]
+        found = base_fingerprint(unet, names)
+        data = json.dumps(self.run.source.fingerprint(), sort_keys=True).encode()
+        return {
+            "weights_of_the_base": None if found is None else found.id,
+            "photos_or_class_images": hashlib.sha256(data).hexdigest(),
+        }
+
+    def train(self) -> None:
+        """Do all updates that are left; a checkpoint, and images where asked for, as often as configured.
+
+        Raises:
+            InterruptedRunError: a signal came; what was learned is saved.
+        """
+        visits = self.trainer.progress.visits(self.trainer.step, self.accelerator.process_index)
+        last = self.trainer.progress.num_steps
+        bar = tqdm(
+            total=last,
+            initial=self.trainer.step,
+            desc="training",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        try:
+            self._validate_if_due()
+            began = time.monotonic()
+            for report in self.trainer.steps(self.run.source.batches(visits)):
+                self._report(report, bar, time.monotonic() - began)
+                if report.step % self.config.output.checkpointing_steps == 0 or report.step == last:
+                    self.save()
+                self._stop_if_asked()
+                self._validate_if_due()
+                began = time.monotonic()
+        except StoppedAtOnceError:
+            raise
+        except InterruptedRunError:
+            self.save()
+            raise
+        finally:
+            bar.close()
+
+    def _report(self, report: StepReport, bar: "tqdm[None]", seconds: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        rate = self.trainer.progress.effective_batch / max(seconds, 1e-9)
+        numbers = {
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+        }
+        self.folder.log({"step": report.step, **numbers, "images_per_second": round(rate, 3)})
+        track(self.accelerator, numbers, report.step)
+        bar.set_postfix_str(f"loss {report.loss:.4f}, {rate:.1f} images/s", refresh=False)
+        bar.update()
+
+    def _stop_if_asked(self) -> None:
+        """Stop all processes after the same step, whichever got the signal."""
+        number = torch.tensor(self.interrupts.signal_number or 0, device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            number = self.accelerator.gather(number.reshape(1)).max()
+        if number.item():
+            raise InterruptedRunError(int(number.item()))
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        step = self.trainer.step
+        if self.saved_step != step and step > 0 and self.accelerator.is_main_process:
+            tensors, state = self.trainer.state()
+            files = result_files(self.trainer.parts, metadata_of(self.config, step))
+            self.folder.sync()
+            save_checkpoint(
+                self.folder.path,
+                step,
+                adapter_files=files,
+                tensors=tensors,
+                state=state | self._marks(),
+                num_kept=self.config.output.checkpoints_total_limit,
+            )
+        self.saved_step = step
+
+    def _validate_if_due(self) -> None:
+        """Draw the images of this step, if it has any and they are not there yet."""
+        step, prompts = self.trainer.step, self.config.validation.validation_prompt
+        is_due = step % self.validation_steps == 0 or step == self.trainer.progress.num_steps
+        if prompts and is_due and self.accelerator.is_main_process and not self.sampler.has(step_name(step)):
+            unet, check = self.run.unet, self.interrupts.check
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                if not self.sampler.has(BASE_FOLDER):
+                    with adapter_off(unet):
+                        self.sampler.save(self.sampler.draw(unet, self.run.encode, check=check), BASE_FOLDER)
+                with averaged(self.trainer):
+                    rows = self.sampler.draw(unet, self.run.encode, check=check)
+            self.sampler.save(rows, step_name(step))
+            self.sampler.write_sheet()
+            track_images(self.accelerator, rows, step)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, hub_token: str | None) -> None:
+        """Write the result folder; the last images are drawn from the files that were written."""
+        path: Path = self.folder.path
+        with averaged(self.trainer):
+            files = result_files(self.trainer.parts, metadata_of(self.config, self.trainer.step))
+        write_adapters(path, files)
+        if self.config.output.export_lora:
+            write_export(path, self.run)
+        load_saved(path, self.run)
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            pictures = draw_final(self.run, self.sampler, self.interrupts.check)
+        write_card(path, self.run, pictures)
+        logger.info("the adapter of step %d is in %s", self.trainer.step, path)
+        if self.config.output.push_to_hub:
+            logger.info("uploaded to %s", upload(path, self.config.output, hub_token))
