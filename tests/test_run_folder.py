@@ -179,6 +179,15 @@ def test_allowed_changes_are_said_and_kept(tmp_path: Path, caplog: pytest.LogCap
         pass
 
 
+def test_no_number_of_steps_means_the_default(tmp_path: Path) -> None:
+    with folder(tmp_path, max_train_steps=None):
+        pass
+    with pytest.raises(ValueError, match=r"max_train_steps *None -> 700"):
+        folder(tmp_path, max_train_steps=700).__enter__()
+    with folder(tmp_path, max_train_steps=900) as run:
+        assert not run.is_new
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("max_train_steps", 900), ("validation_steps", 5), ("report_to", "wandb")]
 )

@@ -69,6 +69,11 @@ class RunFolder:
         self._log.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._log.flush()
 
+    def sync(self) -> None:
+        """Bring the log to the disk, before a checkpoint relies on it."""
+        if self._log is not None:
+            os.fsync(self._log.fileno())
+
     def rewind(self, step: int) -> None:
         """Drop from log.jsonl the lines of later steps, and a last line that a crash cut off."""
         self._close_log()

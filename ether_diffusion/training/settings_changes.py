@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.training.config import DEFAULT_STEPS
 from ether_diffusion.training.photos import compare_fingerprints
 
 Fingerprints = Mapping[str, Mapping[str, str]]
@@ -17,6 +18,7 @@ FREE = frozenset(
         "export_lora",
         "hub_model_id",
         "hub_private_repo",
+        "instance_data_dir",  # the photos and prompts in it are compared themselves
         "local_files_only",
         "logging_dir",
         "num_processes",
@@ -61,8 +63,9 @@ def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) 
     if name not in before or name not in now:  # an option that another release has or had
         return True
     if name == "max_train_steps":
-        old, new = before[name], now[name]
-        return isinstance(old, int) and isinstance(new, int) and new > old
+        by_epochs = before.get("num_train_epochs") or now.get("num_train_epochs")
+        old, new = before[name] or DEFAULT_STEPS, now[name] or DEFAULT_STEPS
+        return not by_epochs and isinstance(old, int) and isinstance(new, int) and new >= old
     return name in FREE or name.startswith("validation_")
 
 

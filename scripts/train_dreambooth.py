@@ -1,0 +1,65 @@
+"""Train a personal adapter from a few photos: `train-dreambooth --instance_data_dir photos …`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.scripts.dreambooth_flags import PROGRAM, Call, parse_flags, read_call
+from ether_diffusion.training.config.ignored import find_ignored
+from ether_diffusion.training.config.repaired import repaired_defaults
+
+USER_ERROR = 2
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one training; the exit code is 0, 130 or 143 if interrupted, or 2 for what the user can mend."""
+    parsed = parse_flags(arguments)
+    speaks = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.INFO if speaks else logging.ERROR)
+    # libraries report each request and each file at this level
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return run(parsed)
+    except (ValueError, OSError) as error:
+        if parsed.debug:
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            for line in str(error).splitlines():
+                print(f"{PROGRAM}: {printable(line, 2000)}", file=sys.stderr)
+        return USER_ERROR
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Build the configuration, say what is notable about it, and train.
+
+    Raises:
+        ValueError: the configuration or what it names cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    call = read_call(parsed)
+    announce(call)
+    from ether_diffusion.training.run import train_dreambooth  # slow; what is wrong by now needs no wait
+
+    return train_dreambooth(
+        call.config, allow_changes=call.allow_changes, dry_run=call.dry_run, hub_token=call.hub_token
+    )
+
+
+def announce(call: Call) -> None:
+    """Log what a preset set, which defaults are not diffusers', and which options are deprecated or idle."""
+    for line in call.lines:
+        logger.info("%s", line)
+    for line in call.warnings:
+        logger.warning("%s", line)
+    for line in find_ignored(call.config, call.by_flag):
+        logger.warning("%s", line)
+    logger.info("%s", repaired_defaults(call.config, call.given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
