@@ -1,4 +1,4 @@
-"""The command `ether`: look into adapters, export them, merge them, convert them."""
+"""The command `ether`: draw with adapters, look into them, export them, merge them, convert them."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ether_diffusion.scripts.adapter_commands import add_adapter_commands
+from ether_diffusion.scripts.generate_command import add_generate_command
 
 USER_ERROR = 2
 
@@ -16,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     add_adapter_commands(commands)
+    add_generate_command(commands)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:

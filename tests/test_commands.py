@@ -66,7 +66,7 @@ def test_the_console_script_is_this_command() -> None:
 def test_help_names_every_command(work: Path) -> None:
     done = run("--help", cwd=work)
     assert done.returncode == 0
-    for command in ("inspect", "export", "merge", "convert"):
+    for command in ("generate", "inspect", "export", "merge", "convert"):
         assert command in done.stdout
 
 

@@ -1,0 +1,258 @@
+"""The command `ether generate`: pictures from a base with and without adapters, alone or as a grid."""
+
+import argparse
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ether_diffusion.base import Base
+    from ether_diffusion.pipelines.opening import EtherPipeline
+    from ether_diffusion.pipelines.sampling import Picture, Sampling
+
+logger = logging.getLogger(__name__)
+
+# The library is imported inside the command: `ether --help` must not wait for torch.
+
+
+def add_generate_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add generate to the commands of `ether`."""
+    parser = commands.add_parser("generate", help="draw pictures with an adapter, with their settings inside")
+    what = parser.add_argument_group("what to draw")
+    what.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    what.add_argument("--negative_prompt", help="what the pictures should not show")
+    what.add_argument(
+        "--seed", type=int, nargs="+", action="extend", help="of the first picture (0), or several seeds"
+    )
+    what.add_argument(
+        "--num_images", type=int, default=1, help="pictures per prompt, with seed, seed + 1, … (1)"
+    )
+    what.add_argument("--size", help="width and height in px, as 512 or 512x768 (the base's own)")
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--adapter", action="append", default=[], help="folder or hub id; may be given several times"
+    )
+    models.add_argument(
+        "--strength",
+        type=float,
+        nargs="+",
+        action="extend",
+        help="1 as trained (default), 0 the base; one per adapter or for all; with --grid, a column each",
+    )
+    models.add_argument("--base", help="folder, hub id or tiny_world (the base that the adapter names)")
+    models.add_argument("--device", help="cpu, cuda, … (the accelerator if there is one)")
+    models.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="(float32 on the CPU, else float16)"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=int, default=30, help="denoising steps (30)")
+    how.add_argument(
+        "--guidance_scale", type=float, default=7.5, help="how closely to follow the prompt (7.5)"
+    )
+    how.add_argument("--scheduler", help="sampler, e.g. ddim, dpm++, euler (the base's own)")
+    how.add_argument("--batch_size", type=int, default=1, help="pictures drawn at once (1)")
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="new folder, or new .png file for a single picture; what is there is never overwritten",
+    )
+    result.add_argument(
+        "--grid", action="store_true", help="also a labelled sheet: strengths across, prompts and seeds down"
+    )
+    result.add_argument(
+        "--base_beside",
+        action=argparse.BooleanOptionalAction,
+        help="draw the base on the same seeds too (with --grid)",
+    )
+    parser.set_defaults(run=_generate)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    _hush_libraries()
+    from ether_diffusion.base import open_base
+    from ether_diffusion.pipelines.sampling import draw_pictures
+    from ether_diffusion.pipelines.schedulers import check_scheduler
+
+    names = adapter_names(arguments.adapter)
+    sampling = _sampling(arguments, names)
+    _check_output(arguments, sampling)
+    if arguments.scheduler is not None:
+        check_scheduler(arguments.scheduler)
+    base = open_base(_base_name(arguments))
+    _warn_of_cuts(base, sampling)
+    pipeline = _open_pipeline(arguments, base, names)
+    pictures = draw_pictures(pipeline, sampling, on_progress=_show_progress)
+    print(_write(arguments, sampling, pictures))
+
+
+def adapter_names(adapters: list[str]) -> list[str]:
+    """Return a short distinct name for each adapter, from the last part of its path or hub id."""
+    names: list[str] = []
+    for adapter in adapters:
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(adapter).absolute().name).strip("_") or "adapter"
+        numbered = (plain if n == 1 else f"{plain}_{n}" for n in range(1, len(adapters) + 1))
+        names.append(next(name for name in numbered if name not in names))
+    return names
+
+
+def _sampling(arguments: argparse.Namespace, names: list[str]) -> "Sampling":
+    from ether_diffusion.pipelines.sampling import Sampling
+
+    width, height = _size(arguments.size)
+    return Sampling(
+        prompts=tuple(arguments.prompt),
+        negative_prompt=arguments.negative_prompt,
+        seeds=_seeds(arguments),
+        choices=_choices(arguments, names),
+        steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        width=width,
+        height=height,
+        batch_size=arguments.batch_size,
+    )
+
+
+def _choices(arguments: argparse.Namespace, names: list[str]) -> tuple[dict[str, float], ...]:
+    """Return the columns of the grid, or the one choice without it; the base first where it is wanted."""
+    strengths = arguments.strength or [1.0]
+    if not names:
+        if arguments.strength:
+            raise ValueError("--strength is an adapter's, and there is none; give --adapter")
+        return ({},)
+    base_beside = arguments.grid if arguments.base_beside is None else arguments.base_beside
+    base: tuple[dict[str, float], ...] = ({},) if base_beside else ()
+    if arguments.grid:
+        return base + tuple(dict.fromkeys(names, strength) for strength in dict.fromkeys(strengths))
+    if len(strengths) not in (1, len(names)):
+        raise ValueError(
+            f"found {len(strengths)} strengths for {len(names)} adapters; give one for each or one for all, "
+            "or --grid to draw every strength"
+        )
+    return (*base, dict(zip(names, strengths * (len(names) if len(strengths) == 1 else 1), strict=True)))
+
+
+def _seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
+    seeds = tuple(dict.fromkeys(arguments.seed or [0]))
+    if arguments.num_images < 1:
+        raise ValueError(f"--num_images is from 1; found {arguments.num_images}")
+    if len(seeds) > 1 and arguments.num_images > 1:
+        raise ValueError("found several seeds and --num_images; give one seed, or leave --num_images out")
+    if arguments.num_images > 1:
+        return tuple(range(seeds[0], seeds[0] + arguments.num_images))
+    return seeds
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    if found is None:
+        raise ValueError(f"--size is a number of px, or two as in 512x768; found {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _check_output(arguments: argparse.Namespace, sampling: "Sampling") -> None:
+    output: Path = arguments.output
+    num_pictures = len(sampling.prompts) * len(sampling.seeds) * len(sampling.choices)
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} is there already; name a new folder or file")
+    if output.suffix.lower() == ".png" and (arguments.grid or num_pictures > 1):
+        what = "a grid is a folder" if arguments.grid else f"these are {num_pictures} pictures"
+        raise ValueError(f"--output {output} is one picture and {what}; name a new folder")
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"nothing can be written into {there}; name another --output")
+
+
+def _base_name(arguments: argparse.Namespace) -> str:
+    from ether_diffusion.export import read_adapters
+
+    if arguments.base is None and not arguments.adapter:
+        raise ValueError("found neither --base nor --adapter; give the base to draw with")
+    # read before the base, so that a bad adapter costs no time
+    found = [read_adapters(adapter)["unet"].metadata.base_model for adapter in arguments.adapter]
+    if arguments.base is not None:
+        return str(arguments.base)
+    named = [name for name in found if name is not None]
+    if not named:
+        raise ValueError(f"{arguments.adapter[0]} does not say what its base is; give --base")
+    if not Path(named[0]).exists() and named[0] != "tiny_world" and named[0].count("/") != 1:
+        raise ValueError(f"{arguments.adapter[0]} was made for {named[0]!r}; say with --base where that is")
+    return named[0]
+
+
+def _warn_of_cuts(base: "Base", sampling: "Sampling") -> None:
+    from ether_diffusion.training import find_cut
+
+    prompts = [*sampling.prompts, *filter(None, [sampling.negative_prompt])]
+    for tokenizer in base.load_tokenizers()[:1]:
+        for prompt in dict.fromkeys(prompts):
+            cut = find_cut(prompt, tokenizer)
+            if cut is not None:
+                logger.warning("%s", cut)
+
+
+def _open_pipeline(arguments: argparse.Namespace, base: "Base", names: list[str]) -> "EtherPipeline":
+    import torch
+
+    from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
+    from ether_diffusion.pipelines.schedulers import make_scheduler
+
+    try:
+        device = torch.device(arguments.device) if arguments.device else default_device()
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(
+            f"there is no device {arguments.device!r} here; leave --device out, or use cpu"
+        ) from None
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else default_dtype(device)
+    pipeline = open_pipeline(base, device=device, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    if arguments.scheduler is not None:
+        pipeline.scheduler = make_scheduler(arguments.scheduler, pipeline.scheduler)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name, adapter in zip(names, arguments.adapter, strict=True):
+            pipeline.load_ether_weights(adapter, adapter_name=name, activate=False)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        logger.warning("%s", message)
+    return pipeline
+
+
+def _write(arguments: argparse.Namespace, sampling: "Sampling", pictures: "list[Picture]") -> Path:
+    """Write what was drawn, all or nothing, and return the path to look at."""
+    from ether_diffusion.durable_files import write_files, write_folder
+    from ether_diffusion.pipelines.grid import SHEET_NAME, grid_files
+    from ether_diffusion.pipelines.sampling import file_names
+
+    output: Path = arguments.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.grid:
+        write_folder(output, grid_files(sampling, pictures))
+        return output / SHEET_NAME
+    if output.suffix.lower() == ".png":
+        write_files(output.parent, {output.name: pictures[0].png()})
+    else:
+        write_folder(output, {name: p.png() for name, p in file_names(sampling, pictures).items()})
+    return output
+
+
+def _hush_libraries() -> None:
+    """Keep the progress bars and advice of diffusers and transformers out of a command's words."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
