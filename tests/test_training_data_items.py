@@ -1,6 +1,7 @@
 """Photos, captions and masks come together, or everything that is wrong with them is said at once."""
 
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of the `datasets` library that nothing else sees."""
     datasets = pytest.importorskip("datasets", reason="never: a requirement of the package")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     was_shown = not datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     yield tmp_path / "cache"
@@ -269,6 +271,20 @@ def test_a_data_set_of_an_image_folder_trains_as_the_folder_does(folder: Path) -
 
 
 @pytest.mark.usefixtures("cache")
+def test_nobody_is_told_what_folder_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[object] = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address))
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    gather_items(DataConfig(dataset_name=str(folder), instance_prompt="x"))
+    assert asked == []
+    assert before == datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+
+
+@pytest.mark.usefixtures("cache")
 def test_images_inside_a_data_set_are_decoded_with_all_protection(folder: Path, tmp_path: Path) -> None:
     """Rows that hold the bytes themselves, as those of the Hub do; the EXIF turn is ours."""
     import datasets
@@ -307,6 +323,9 @@ def test_a_data_set_that_does_not_fit_is_refused_in_one_sentence(folder: Path, t
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"the data set .* is not found"):
         gather_items(replace(config, dataset_name=str(tmp_path / "empty")))
+    with pytest.raises(ValueError, match=r"nobody/nothing cannot be loaded \(Couldn't reach") as caught:
+        gather_items(replace(config, dataset_name="nobody/nothing"))
+    assert "\n" not in str(caught.value)
     assert "the data set's column text is not used; for captions, set caption_column=text" in (
         gather_items(config).warnings
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ether_diffusion.training.caption_files import TEXT_COLUMNS, FoundCaption
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.data.sources import Rows, RowSource
 from ether_diffusion.training.photos import Photo, PhotoFolder, Refusal, check_photo, remarks_on
-from ether_diffusion.training.plain_files import UnusableFileError
+from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"}
 _TABLE_SUFFIXES = {".parquet", ".arrow", ".tar", ".zip"}
@@ -111,21 +112,37 @@ def _load(name: str, config_name: str | None) -> Any:
     import datasets  # takes a second, and is needed for no folder
 
     try:
-        if _is_image_folder(Path(name)):
-            splits = datasets.load_dataset("imagefolder", config_name, data_dir=name)
-        else:
-            splits = datasets.load_dataset(name, config_name)
+        with _uncounted():
+            if _is_image_folder(Path(name)):
+                splits = datasets.load_dataset("imagefolder", config_name, data_dir=name)
+            else:
+                splits = datasets.load_dataset(name, config_name)
     except FileNotFoundError as error:
+        reason = printable(error, NAME_LIMIT)
         raise FileNotFoundError(
-            f"the data set {printable(name)} is not found ({error}); give a folder of images or a hub id"
+            f"the data set {printable(name)} is not found ({reason}); give a folder of images or a hub id"
         ) from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"the data set {printable(name)} cannot be loaded ({error})") from error
+        reason = printable(error, NAME_LIMIT)
+        raise ValueError(f"the data set {printable(name)} cannot be loaded ({reason})") from error
     if "train" in splits:
         return splits["train"]
     if len(splits) == 1:
         return next(iter(splits.values()))
     raise ValueError(f"the data set {printable(name)} has no split train, only {listed(splits)}")
+
+
+@contextmanager
+def _uncounted() -> Iterator[None]:
+    """Keep the library from reporting to a server what is loaded, as it does even of folders."""
+    import datasets
+
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
 def _is_image_folder(folder: Path) -> bool:
