@@ -46,7 +46,10 @@ def run(parsed: argparse.Namespace) -> int:
     from ether_diffusion.training.run import train_dreambooth  # slow; what is wrong by now needs no wait
 
     return train_dreambooth(
-        call.config, allow_changes=call.allow_changes, dry_run=call.dry_run, hub_token=call.hub_token
+        call.config.resolved(),
+        allow_changes=call.allow_changes,
+        dry_run=call.dry_run,
+        hub_token=call.hub_token,
     )
 
 
@@ -58,7 +61,9 @@ def announce(call: Call) -> None:
         logger.warning("%s", line)
     for line in find_ignored(call.config, call.by_flag):
         logger.warning("%s", line)
-    logger.info("%s", repaired_defaults(call.config, call.given))
+    repaired = repaired_defaults(call.config, call.given)
+    if repaired:
+        logger.info("%s", repaired)
 
 
 if __name__ == "__main__":

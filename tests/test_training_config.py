@@ -388,6 +388,28 @@ def test_every_default_that_differs_from_diffusers_is_told() -> None:
     assert "learning_rate" not in repaired_defaults(config(learning_rate=1), {"learning_rate"})
 
 
+def test_a_resolved_run_is_the_same_run_and_says_what_follows() -> None:
+    made = config(
+        adapter="lora",
+        train_text_encoder=True,
+        prior_preservation="frozen",
+        token="sks",
+        instance_prompt="a sks dog",
+    )
+    plain = made.resolved()
+    assert (plain.optimization.learning_rate, plain.optimization.text_encoder_lr) == (6e-4, 6e-4)
+    assert (plain.optimization.max_train_steps, plain.prior.class_prompt) == (800, "a dog")
+    assert plain.resolved() == plain
+    assert find_ignored(plain) == ()
+    assert config(num_train_epochs=3).resolved().optimization.max_train_steps is None
+    assert find_ignored(config().resolved()) == ()
+
+
+def test_nothing_is_told_of_defaults_where_all_were_given() -> None:
+    given = {*THEIR_DEFAULTS}
+    assert repaired_defaults(config(), given) == ""
+
+
 def test_a_section_can_be_made_by_itself() -> None:
     made = DreamBoothConfig(DataConfig(instance_data_dir=Path("x")), adapter=AdapterConfig(adapter="lora"))
     assert made.learning_rate == 6e-4

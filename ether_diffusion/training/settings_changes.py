@@ -35,6 +35,9 @@ FREE = frozenset(
 """Settings, beside validation_…, that may change between the parts of a run: what is trained is the same."""
 
 
+_NONE = object()
+
+
 @dataclass(frozen=True)
 class Changes:
     """Lines on what differs: what may, and what makes it another run."""
@@ -47,12 +50,12 @@ def compare_settings(
     before: Mapping[str, Json], now: Mapping[str, Json], prints_before: Fingerprints, prints_now: Fingerprints
 ) -> Changes:
     """Return a line for each setting and group of files that differs; settings of one side are allowed."""
-    width = max(map(len, now), default=0)
     allowed: list[str] = []
     refused: list[str] = []
-    for name in sorted(before.keys() | now.keys()):
-        if name in before and name in now and before[name] == now[name]:
-            continue
+    names = before.keys() | now.keys()
+    differing = [name for name in sorted(names) if before.get(name, _NONE) != now.get(name, _NONE)]
+    width = max(map(len, differing), default=0)
+    for name in differing:
         line = f"{name:{width}}  {_value(before, name)} -> {_value(now, name)}"
         (allowed if _may_change(name, before, now) else refused).append(line)
     refused += _file_changes(prints_before, prints_now)

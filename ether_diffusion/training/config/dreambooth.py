@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.options import OptionsError, kinds_of, shown
@@ -13,7 +14,7 @@ from ether_diffusion.training.config.base import BaseConfig
 from ether_diffusion.training.config.compute import ComputeConfig
 from ether_diffusion.training.config.data import DataConfig
 from ether_diffusion.training.config.legacy import NOT_OFFERED
-from ether_diffusion.training.config.optimization import OptimizationConfig
+from ether_diffusion.training.config.optimization import DEFAULT_STEPS, OptimizationConfig
 from ether_diffusion.training.config.output import OutputConfig
 from ether_diffusion.training.config.prior import PriorConfig
 from ether_diffusion.training.config.section import Section
@@ -111,6 +112,18 @@ class DreamBoothConfig(Section):
             return self.prior.class_prompt
         rest, count = re.subn(rf"\{{token\}}|(?<!\w){re.escape(token)}(?!\w)", " ", prompt)
         return " ".join(rest.split()) or None if count else None
+
+    def resolved(self) -> "DreamBoothConfig":
+        """Return the same run with what follows from other options written out."""
+        optimization, prior = self.optimization, self.prior
+        rates: dict[str, Any] = {"learning_rate": self.learning_rate}
+        if self.adapter.train_text_encoder:
+            rates["text_encoder_lr"] = self.text_encoder_learning_rate
+        if optimization.max_train_steps is None and optimization.num_train_epochs is None:
+            rates["max_train_steps"] = DEFAULT_STEPS
+        if prior.prior_preservation != "none":
+            prior = replace(prior, class_prompt=self.class_prompt)
+        return replace(self, optimization=replace(optimization, **rates), prior=prior)
 
     def flat(self) -> dict[str, Json]:
         """Return every option's value by its name: paths as text, several texts as a list."""

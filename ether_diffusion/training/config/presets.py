@@ -8,7 +8,7 @@ from ether_diffusion.adapter_file.strict_json import Json
 PresetName = Literal["fast", "balanced", "faithful"]
 
 PRESETS: dict[PresetName, str] = {
-    "fast": "A first look in a minute or two: few steps, small images of them.",
+    "fast": "A first look in a minute or two: few steps, few images.",
     "balanced": "What most subjects want: the defaults, written down.",
     "faithful": "The setting of the ETHER paper (arXiv:2405.20271, 5.1.1 and C.1): 1400 steps with 200 "
     "class images, each method at the paper's learning rate. Needs class_data_dir and class_prompt.",

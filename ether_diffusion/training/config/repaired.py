@@ -26,7 +26,10 @@ _REPLACED_BY = {"max_train_steps": "num_train_epochs", "validation_steps": "vali
 
 
 def repaired_defaults(config: DreamBoothConfig, given: Collection[str] = ()) -> str:
-    """Return one line of the options nobody gave, with what is used and, in brackets, what diffusers has."""
+    """Return one line of the options nobody gave, with what is used and, in brackets, what diffusers has.
+
+    It is empty where all of them were given.
+    """
     used = config.flat() | {
         "learning_rate": config.learning_rate,
         "max_train_steps": config.optimization.max_train_steps or DEFAULT_STEPS,
@@ -38,7 +41,7 @@ def repaired_defaults(config: DreamBoothConfig, given: Collection[str] = ()) -> 
         if name not in given and _REPLACED_BY.get(name) not in given and used[name] != theirs
     ]
     items = ", ".join(f"{name} {_plain(used[name])} ({_plain(THEIR_DEFAULTS[name])})" for name in left)
-    return f"defaults here (diffusers' in brackets): {items}"
+    return f"defaults here (diffusers' in brackets): {items}" if items else ""
 
 
 def _plain(value: Json) -> str:
