@@ -15,8 +15,9 @@ from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER, fetch_renders
 from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
-from ether_diffusion.tiny_world.outside_judge import nearest_concepts
+from ether_diffusion.tiny_world.outside_judge import load_features
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
+from ether_diffusion.tiny_world.recognition import recognise
 from ether_diffusion.tiny_world.scores import (
     background_accuracy,
     caption_likeness,
@@ -123,7 +124,14 @@ class Evaluation:
         return scores
 
     def _ask_outside(self, pictures: torch.Tensor, scenes: list[Scene]) -> float:
-        nearest = nearest_concepts(pictures, scenes, self.renders)
+        nearest = recognise(
+            load_features(),
+            pictures,
+            scenes,
+            load_concepts("trained"),
+            cropped=False,
+            renders_folder=self.renders,
+        )
         return sum(found == scene.concept for found, scene in zip(nearest, scenes, strict=True)) / len(scenes)
 
     def score_new_pairs(self) -> Scores:

