@@ -7,6 +7,7 @@ from ether_diffusion.pipelines.metadata import (
     attach_metadata,
     parameters_text,
     parse_metadata,
+    png_bytes,
     read_image_metadata,
 )
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
@@ -21,5 +22,6 @@ __all__ = [
     "attach_metadata",
     "parameters_text",
     "parse_metadata",
+    "png_bytes",
     "read_image_metadata",
 ]

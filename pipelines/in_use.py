@@ -60,7 +60,10 @@ def _layers(part: Part) -> Sequence[EtherLayer]:
 
 
 def _hashes(name: str, parts: Sequence[Part]) -> dict[str, str]:
-    return {part.name: content_hash(_tensors(part, name)) for part in parts}
+    tensors = {part.name: _tensors(part, name) for part in parts}
+    # sequential offloading keeps the values elsewhere
+    there = {part: found for part, found in tensors.items() if not any(t.is_meta for t in found.values())}
+    return {part: content_hash(found) for part, found in there.items()}
 
 
 def _tensors(part: Part, adapter_name: str) -> dict[str, Tensor]:

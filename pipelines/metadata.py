@@ -1,5 +1,6 @@
 """What a picture says of how it was made: written into PNGs as text, and read back strictly."""
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -27,7 +28,8 @@ class AdapterUse:
 
     Attributes:
         strength: s of W + s (W' - W); None where it differs from layer to layer.
-        sha256: `content_hash` of its tensors by component, e.g. {"unet": "9f86…"}.
+        sha256: `content_hash` of its tensors by component, e.g. {"unet": "9f86…"}, as `ether inspect` shows
+            it; {} where these are offloaded.
     """
 
     name: str
@@ -73,7 +75,7 @@ class ImageMetadata:
 
 
 def attach_metadata(image: Image.Image, metadata: ImageMetadata) -> None:
-    """Let a picture carry its metadata: `image.save("x.png")` writes it.
+    """Let a picture carry its metadata: `image.save("x.png")` writes it, but not that of a copy.
 
     Raises:
         ValueError: it is larger than what would be read back.
@@ -84,11 +86,27 @@ def attach_metadata(image: Image.Image, metadata: ImageMetadata) -> None:
             f"the metadata of a picture has {len(text)} bytes and {MAX_TEXT_BYTES} are read; "
             "shorten its prompt"
         )
-    chunks = PngImagePlugin.PngInfo()
-    chunks.add_text(KEYWORD, text)
-    chunks.add_text(PARAMETERS_KEYWORD, parameters_text(metadata))
     image.info[KEYWORD] = text
-    image.encoderinfo = {"pnginfo": chunks}
+    image.encoderinfo = {"pnginfo": _chunks(metadata)}
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Return a picture as a PNG with the metadata that it or the picture it is a copy of carries.
+
+    Raises:
+        ValueError: it carries something else under our keyword.
+    """
+    text, buffer = image.info.get(KEYWORD), io.BytesIO()
+    chunks = None if text is None else _chunks(parse_metadata(text, "the metadata of the picture"))
+    image.save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def _chunks(metadata: ImageMetadata) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(KEYWORD, metadata.to_json())
+    chunks.add_text(PARAMETERS_KEYWORD, parameters_text(metadata))
+    return chunks
 
 
 def parameters_text(metadata: ImageMetadata) -> str:

@@ -1,6 +1,5 @@
 """Many pictures from one pipeline: every prompt with every seed and every choice of adapters."""
 
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,7 @@ from PIL import Image
 
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.pipelines.choice import Strengths
-from ether_diffusion.pipelines.metadata import KEYWORD, ImageMetadata, parse_metadata
+from ether_diffusion.pipelines.metadata import KEYWORD, ImageMetadata, parse_metadata, png_bytes
 from ether_diffusion.pipelines.seeds import MAX_SEED
 
 MAX_STRENGTH = 10.0
@@ -82,9 +81,7 @@ class Picture:
 
     def png(self) -> bytes:
         """Return it as a PNG with its metadata."""
-        buffer = io.BytesIO()
-        self.image.save(buffer, format="PNG")
-        return buffer.getvalue()
+        return png_bytes(self.image)
 
 
 def draw_pictures(

@@ -91,6 +91,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _described(adapter: "Adapter", folder: Path) -> dict[str, object]:
+    from ether_diffusion.adapter_file.content_hash import content_hash
+
     config, metadata = adapter.config, adapter.metadata
     file = folder / "adapter_model.safetensors"
     return {
@@ -100,6 +102,7 @@ def _described(adapter: "Adapter", folder: Path) -> dict[str, object]:
         "num_blocks_pattern": dict(config.num_blocks_pattern),
         "projections": len(adapter.projections()),
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
+        "sha256": content_hash(adapter.tensors),
         "trigger": metadata.trigger,
         "base_model": metadata.base_model,
         "base_fingerprint": None if metadata.base_fingerprint is None else metadata.base_fingerprint.id,

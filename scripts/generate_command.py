@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ether_diffusion.adapter_file import AdapterMetadata
     from ether_diffusion.base import Base
     from ether_diffusion.pipelines.opening import EtherPipeline
     from ether_diffusion.pipelines.sampling import Picture, Sampling
@@ -23,7 +24,9 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
     """Add generate to the commands of `ether`."""
     parser = commands.add_parser("generate", help="draw pictures with an adapter, with their settings inside")
     what = parser.add_argument_group("what to draw")
-    what.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    what.add_argument(
+        "--prompt", action="append", help="may be given several times (the trigger that the adapter names)"
+    )
     what.add_argument("--negative_prompt", help="what the pictures should not show")
     what.add_argument(
         "--seed", type=int, nargs="+", action="extend", help="of the first picture (0), or several seeds"
@@ -80,11 +83,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     from ether_diffusion.pipelines.schedulers import check_scheduler
 
     names = adapter_names(arguments.adapter)
-    sampling = _sampling(arguments, names)
+    known = _read_metadata(arguments)
+    sampling = _sampling(arguments, names, known)
     _check_output(arguments, sampling)
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
-    base = open_base(_base_name(arguments))
+    base = open_base(_base_name(arguments, known))
     _warn_of_cuts(base, sampling)
     pipeline = _open_pipeline(arguments, base, names)
     pictures = draw_pictures(pipeline, sampling, on_progress=_show_progress)
@@ -101,12 +105,24 @@ def adapter_names(adapters: list[str]) -> list[str]:
     return names
 
 
-def _sampling(arguments: argparse.Namespace, names: list[str]) -> "Sampling":
+def _read_metadata(arguments: argparse.Namespace) -> "list[AdapterMetadata]":
+    """Read the adapters before anything slow, so that a bad one costs no time."""
+    from ether_diffusion.export import read_adapters
+
+    if arguments.base is None and not arguments.adapter:
+        raise ValueError("found neither --base nor --adapter; give the base to draw with")
+    return [next(iter(read_adapters(adapter).values())).metadata for adapter in arguments.adapter]
+
+
+def _sampling(arguments: argparse.Namespace, names: list[str], known: "list[AdapterMetadata]") -> "Sampling":
     from ether_diffusion.pipelines.sampling import Sampling
 
+    triggers = [metadata.trigger for metadata in known if metadata.trigger]
+    if not arguments.prompt and not triggers:
+        raise ValueError("found no --prompt, and no adapter that names its trigger; give a prompt")
     width, height = _size(arguments.size)
     return Sampling(
-        prompts=tuple(arguments.prompt),
+        prompts=tuple(arguments.prompt or triggers[:1]),
         negative_prompt=arguments.negative_prompt,
         seeds=_seeds(arguments),
         choices=_choices(arguments, names),
@@ -170,16 +186,10 @@ def _check_output(arguments: argparse.Namespace, sampling: "Sampling") -> None:
         raise ValueError(f"nothing can be written into {there}; name another --output")
 
 
-def _base_name(arguments: argparse.Namespace) -> str:
-    from ether_diffusion.export import read_adapters
-
-    if arguments.base is None and not arguments.adapter:
-        raise ValueError("found neither --base nor --adapter; give the base to draw with")
-    # read before the base, so that a bad adapter costs no time
-    found = [read_adapters(adapter)["unet"].metadata.base_model for adapter in arguments.adapter]
+def _base_name(arguments: argparse.Namespace, known: "list[AdapterMetadata]") -> str:
     if arguments.base is not None:
         return str(arguments.base)
-    named = [name for name in found if name is not None]
+    named = [metadata.base_model for metadata in known if metadata.base_model is not None]
     if not named:
         raise ValueError(f"{arguments.adapter[0]} does not say what its base is; give --base")
     if not Path(named[0]).exists() and named[0] != "tiny_world" and named[0].count("/") != 1:

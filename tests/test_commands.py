@@ -15,6 +15,7 @@ from tiny_pipelines import tiny_sd
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapter_file import load_ether, read_adapter, save_ether
+from ether_diffusion.adapter_file.content_hash import content_hash
 from ether_diffusion.scripts import ether
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +84,7 @@ def test_inspect_says_what_an_adapter_holds(work: Path) -> None:
         "num_blocks_pattern": {},
         "projections": 32,
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
+        "sha256": content_hash(adapter.tensors),
         "trigger": "a photo of sks dog",
         "base_model": "tiny",
         "base_fingerprint": adapter.metadata.base_fingerprint.id,

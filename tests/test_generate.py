@@ -92,6 +92,16 @@ def test_the_base_is_the_one_that_the_adapter_names(work: Path, capsys: pytest.C
     assert said(work / "x.png").base == "base"
 
 
+def test_without_a_prompt_the_trigger_is_drawn(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tiny_sd()
+    train(pipe.unet, CONFIGS["ether"])
+    save_ether(pipe, work / "sks", base_model=str(work / "base"), trigger="a sks")
+    assert ether.main(["generate", *QUICK, "--adapter", "sks", "--output", "x.png"]) == 0
+    assert said(work / "x.png").prompt == "a sks"
+    assert ether.main(["generate", *QUICK, "--adapter", "fox", "--output", "y.png"]) == 2
+    assert "found no --prompt, and no adapter that names its trigger" in capsys.readouterr().err
+
+
 def test_several_pictures_are_a_folder_with_a_seed_each(work: Path) -> None:
     arguments = ("--adapter", "fox", "--prompt", "xyz", "--num_images", "2", "--seed", "3")
     assert generate(*arguments, "--output", "some/folder") == 0

@@ -22,6 +22,7 @@ from ether_diffusion.pipelines import (
     attach_metadata,
     parameters_text,
     parse_metadata,
+    png_bytes,
     read_image_metadata,
 )
 from ether_diffusion.pipelines.png_text import MAX_CHUNKS, MAX_TEXT_BYTES
@@ -84,6 +85,21 @@ def test_other_tools_find_the_lines_that_they_show(tmp_path: Path) -> None:
         "Model: owner/name"
     )
     assert 'ETHER: "fox 0.8 (0000000000), cat by layer (ffffffffff)"' in third
+
+
+def test_a_copy_is_saved_with_it_by_png_bytes() -> None:
+    image = Image.new("RGB", (8, 8))
+    attach_metadata(image, METADATA)
+    assert read_image_metadata(png_bytes(image.resize((16, 16)))) == METADATA
+    assert read_image_metadata(png_bytes(Image.new("RGB", (8, 8)))) is None
+
+
+def test_a_picture_can_be_saved_twice(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8))
+    attach_metadata(image, METADATA)
+    for name in ("x.png", "y.png"):
+        image.save(tmp_path / name)
+        assert read_image_metadata(tmp_path / name) == METADATA
 
 
 def test_a_jpeg_is_saved_without_it(tmp_path: Path) -> None:

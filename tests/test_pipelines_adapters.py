@@ -296,6 +296,11 @@ def test_the_hash_is_that_of_the_file_whatever_its_header_says(pipe: Any, tmp_pa
     assert use.sha256 != {"unet": content_hash(read_adapter(tmp_path / "cat").tensors)}
 
 
+def test_an_offloaded_adapter_is_in_use_without_a_hash(pipe: Any) -> None:
+    pipe.unet.to("meta")
+    assert [(use.name, use.sha256) for use in pipe.adapters_in_use] == [("fox", {})]
+
+
 CUSTOM = """
 import sys, torch
 from diffusers import DiffusionPipeline
