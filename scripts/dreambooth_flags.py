@@ -57,7 +57,8 @@ class CallFlags:
 class Call:
     """A configuration, how it is to be run, and what to tell about it.
 
-    `given` are the options that a preset, a file or a flag gave, `by_flag` those that a flag gave.
+    `given` are the options that a preset, a file or a flag gave, `by_flag` those that a flag gave, and
+    `by_preset` those that only a preset gave.
     """
 
     config: DreamBoothConfig
@@ -66,6 +67,7 @@ class Call:
     hub_token: str | None
     given: frozenset[str]
     by_flag: frozenset[str]
+    by_preset: frozenset[str]
     lines: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -121,6 +123,7 @@ def read_call(parsed: argparse.Namespace) -> Call:
         hub_token=parsed.hub_token,
         given=frozenset(values),
         by_flag=frozenset(flags),
+        by_preset=frozenset(values.keys() - given.keys()),
         lines=_preset_lines(parsed.preset, values, given),
         warnings=(*warnings, *warnings_on_flags),
     )

@@ -59,7 +59,7 @@ def announce(call: Call) -> None:
         logger.info("%s", line)
     for line in call.warnings:
         logger.warning("%s", line)
-    for line in find_ignored(call.config, call.by_flag):
+    for line in find_ignored(call.config, call.by_flag, preset=call.by_preset):
         logger.warning("%s", line)
     repaired = repaired_defaults(call.config, call.given)
     if repaired:

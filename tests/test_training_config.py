@@ -296,7 +296,9 @@ IDLE: list[tuple[str, dict[str, Json]]] = [
     ("lr_num_cycles", {"lr_num_cycles": 2, "lr_scheduler": "cosine"}),
     ("lr_power", {"lr_power": 2.0, "lr_scheduler": "linear"}),
     ("ema_decay", {"ema_decay": 0.9}),
-    ("validation_steps", {"validation_steps": 5, "validation_epochs": 5}),
+    ("validation_steps", {"validation_steps": 5, "validation_epochs": 5, "validation_prompt": "x"}),
+    ("validation_steps", {"validation_steps": 5}),
+    ("validation_negative_prompt", {"validation_negative_prompt": "x"}),
     ("logging_dir", {"logging_dir": "x"}),
     ("tracker_project_name", {"tracker_project_name": "x"}),
     ("hub_model_id", {"hub_model_id": "a/b"}),
@@ -336,7 +338,20 @@ def test_options_with_an_effect_are_not_doubted(values: dict[str, Json]) -> None
 def test_a_preset_is_a_configuration_whose_options_all_have_an_effect(preset: str) -> None:
     values = PRESET_VALUES[preset]  # type: ignore[index]  # the keys are what the preset can be
     made = config(**(values | (CLASS_IMAGES if preset == "faithful" else {})))
-    assert find_ignored(made) == ()
+    assert find_ignored(with_images(made)) == ()
+
+
+def with_images(made: DreamBoothConfig) -> DreamBoothConfig:
+    """The same run with images in between."""
+    return dataclasses.replace(
+        made, validation=dataclasses.replace(made.validation, validation_prompt=("a dog",))
+    )
+
+
+def test_what_only_a_preset_sets_is_no_wish() -> None:
+    values = PRESET_VALUES["fast"]
+    assert len(find_ignored(config(**values))) == 2
+    assert find_ignored(config(**values), preset=values.keys()) == ()
 
 
 def test_the_balanced_preset_is_the_defaults() -> None:

@@ -9,12 +9,17 @@ from ether_diffusion.training.config.dreambooth import SECTIONS, DreamBoothConfi
 _DEFAULTS = {each.name: each.default for section in SECTIONS.values() for each in fields(section)}
 
 
-def find_ignored(config: DreamBoothConfig, given: Collection[str] = ()) -> tuple[str, ...]:
-    """Return a sentence for each option that was asked for, by `given` or by its value, and has no effect."""
+def find_ignored(
+    config: DreamBoothConfig, given: Collection[str] = (), *, preset: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return a sentence for each option that somebody asked for and that has no effect.
+
+    Asked for are those in `given`, and those with another value than their default, unless a preset set it.
+    """
     values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
     sentences: dict[str, str] = {}
     for name, reason in _without_effect(config):
-        if name in given or values[name] != _DEFAULTS[name]:
+        if name in given or (values[name] != _DEFAULTS[name] and name not in preset):
             sentences.setdefault(name, f"{name} has no effect: {reason}")
     return tuple(sentences.values())
 
@@ -85,6 +90,9 @@ def _of_the_optimization(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
 
 
 def _of_the_output(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    if not config.validation.validation_prompt:
+        for name in vars(config.validation):
+            yield name, "no images are drawn in between; give validation_prompt"
     if config.validation.validation_epochs is not None:
         yield "validation_steps", "validation_epochs outranks it"
     if config.output.report_to is None:
