@@ -8,7 +8,7 @@ from pathlib import Path
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.flags import FlagParser, add_flag, add_flags
 from ether_diffusion.options import option, shown
-from ether_diffusion.training.config import SECTIONS, DreamBoothConfig
+from ether_diffusion.training.config import OPTION_NAMES, SECTIONS, DreamBoothConfig
 from ether_diffusion.training.config.dreambooth import unknown_name
 from ether_diffusion.training.config.files import read_config_file
 from ether_diffusion.training.config.layers import stack
@@ -89,7 +89,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parsed, rest = parser.parse_known_args(arguments)
     if rest:
         names = [word[2:].split("=")[0] for word in rest if word.startswith("--")]
-        parser.error("; ".join(map(unknown_name, names)) or f"{shown(rest[0])} stands behind no flag")
+        known = (*OPTION_NAMES, *CallFlags.__dataclass_fields__, *LEGACY_OPTIONS)
+        parser.error(
+            "; ".join(unknown_name(name, known) for name in names)
+            or f"{shown(rest[0])} stands behind no flag"
+        )
     return parsed
 
 

@@ -290,6 +290,7 @@ def test_a_token_is_in_no_configuration_and_refused_beside_wandb() -> None:
     [
         (["--learning_rat", "1"], "'learning_rat' is not an option; did you mean learning_rate?"),
         (["--learning", "1"], "'learning' is not an option"),
+        (["--dryrun"], "'dryrun' is not an option; did you mean dry_run?"),
         (["--cache_dir", "x"], "set the environment variable HF_HUB_CACHE"),
         (["--rank", "x"], "argument --rank: 'x' does not fit; use a whole number"),
         (["--adapter", "x"], "'x' does not fit; use one of ether, ether_plus"),

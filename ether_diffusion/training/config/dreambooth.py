@@ -1,7 +1,7 @@
 """The whole configuration of a run, and its flat form: one name and one JSON value for each option."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -163,9 +163,9 @@ class DreamBoothConfig(Section):
         return cls(**sections)  # type: ignore[arg-type]  # each section under its own name
 
 
-def unknown_name(name: str) -> str:
-    """Say that no option has this name, and which comes nearest."""
-    near = get_close_matches(name, OPTION_NAMES, n=1)
+def unknown_name(name: str, known: Sequence[str] = OPTION_NAMES) -> str:
+    """Say that no option has this name, and which of the known names comes nearest."""
+    near = get_close_matches(name, known, n=1)
     remedy = f"did you mean {near[0]}?" if near else "see train-dreambooth --help for the names"
     remedy = NOT_OFFERED.get(name, remedy)
     return f"{shown(name)} is not an option; {remedy}"

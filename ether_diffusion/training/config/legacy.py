@@ -35,6 +35,9 @@ LEGACY_OPTIONS: dict[str, LegacyOption] = {
     "set_grads_to_none": LegacyOption(_SWITCH, remedy="gradients are always set to none"),
     "upcast_before_saving": LegacyOption(_SWITCH, remedy="the adapter is float32 throughout"),
     "output_kohya_format": LegacyOption(_SWITCH, remedy="the exported file always has kohya's keys"),
+    "skip_final_inference": LegacyOption(
+        _SWITCH, remedy="final images are drawn for validation_prompt only, and the base is not loaded again"
+    ),
     "tokenizer_max_length": LegacyOption(_WHOLE, remedy=_FOR_IF),
     "text_encoder_use_attention_mask": LegacyOption(_SWITCH, remedy=_FOR_IF),
     "validation_images": LegacyOption(Kind(str, is_many=True), remedy=_FOR_IF),
@@ -45,6 +48,7 @@ NOT_OFFERED: dict[str, str] = {
     "cache_dir": "set the environment variable HF_HUB_CACHE",
     "train_data_dir": "use instance_data_dir",
     "token_abstraction": "use token and {token}; no new tokens are trained",
+    "final_validation_prompt": "use validation_prompt",
     "lora_unet_blocks": "use target_modules with a regex",
     "use_dora": "use adapter delora, or lora",
 }
