@@ -24,7 +24,7 @@ def check_choice(pipeline: Pipeline, choice: Choice, num_prompts: int) -> Streng
     """
     if isinstance(choice, str):
         raise ValueError(f"adapters={choice!r} is text; give strengths, as adapters={{{choice!r}: 1.0}}")
-    each = [choice] if isinstance(choice, Mapping) else [_strengths(one) for one in choice]
+    each = [_strengths(one) for one in ([choice] if isinstance(choice, Mapping) else choice)]
     loaded = loaded_adapters(pipeline)
     for name, strength in (pair for one in each for pair in one.items()):
         if name not in loaded:
@@ -37,7 +37,7 @@ def check_choice(pipeline: Pipeline, choice: Choice, num_prompts: int) -> Streng
     if is_fused(pipeline):
         raise ValueError("adapters are fused into the base; call unfuse before choosing adapters for a call")
     if isinstance(choice, Mapping):
-        return choice
+        return each[0]
     if len(each) != num_prompts:
         raise ValueError(f"found {len(each)} adapters for {num_prompts} prompts; give one per prompt")
     several = [one for one in each if len(one) > 1]
@@ -76,4 +76,6 @@ def _mix(
 
 
 def _strengths(one: str | Strengths | None) -> Strengths:
-    return {} if one is None else {one: 1.0} if isinstance(one, str) else one
+    if isinstance(one, str):
+        return {one: 1.0}
+    return {name: float(strength) for name, strength in (one or {}).items()}

@@ -37,7 +37,7 @@ def describe_call(pipeline: Pipeline, call: Call, *, fingerprint: str | None) ->
         prompt=None,
         negative_prompt=None,
         seed=None,
-        steps=None if has_own_steps else arguments["num_inference_steps"],
+        steps=None if has_own_steps else int(arguments["num_inference_steps"]),
         guidance_scale=float(arguments["guidance_scale"]),
         width=1,
         height=1,

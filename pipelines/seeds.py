@@ -1,5 +1,6 @@
 """Seeds of pictures: each has its own, and its own generator, so that it can be made again alone."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,10 @@ def expand_seeds(seed: int | Sequence[int] | None, num_images: int) -> list[int]
     """
     if seed is None:
         seed = int(torch.randint(2**32, ()))
-    seeds = [seed + index for index in range(num_images)] if isinstance(seed, int) else list(seed)
+    if isinstance(seed, Sequence):
+        seeds = [operator.index(value) for value in seed]
+    else:
+        seeds = [operator.index(seed) + index for index in range(num_images)]
     if len(seeds) != num_images:
         raise ValueError(f"found {len(seeds)} seeds for {num_images} pictures; give one per picture, or one")
     wrong = [value for value in seeds if not 0 <= value <= MAX_SEED]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -286,6 +287,20 @@ def test_what_cannot_be_written_down_is_at_least_named(pipe: EtherStableDiffusio
     assert said is not None
     assert said.unrecorded == ("latents",)
     assert said.options == {"eta": 0.5, "guidance_rescale": 0.1}
+
+
+def test_numbers_of_numpy_are_written_as_numbers(pipe: EtherStableDiffusionPipeline) -> None:
+    (said,) = draw(
+        pipe,
+        "abc",
+        seed=np.int64(4),
+        adapters={"fox": np.float32(0.5)},
+        num_inference_steps=np.int64(2),
+        guidance_scale=np.float32(2),
+    )
+    assert said is not None
+    assert (said.seed, said.steps, said.guidance_scale) == (4, 2, 2.0)
+    assert [use.strength for use in said.adapters] == [0.5]
 
 
 @pytest.mark.parametrize("used", [False, True])
