@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import HfApi
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
+from torch import nn
 
 from ether_diffusion.adapter_file import AdapterMetadata, load_ether, read_adapter
 from ether_diffusion.adapter_file.model_card import is_ours, model_card, plain_card
@@ -116,25 +118,36 @@ def _lora_metadata(config: PeftConfig) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class _Models:
+    """The models that were trained, in the form of a pipeline."""
+
+    components: dict[str, object]
+
+
 def load_saved(folder: Path, run: LoadedRun) -> None:
     """Take the adapters in training off the models, and load those in a folder instead."""
-    for part in run.trainer.parts:
-        subfolder = folder if part.part == "unet" else folder / part.part
+    parts = run.trainer.parts
+    for part in parts:
         _delete(part)
-        if isinstance(part.config, EtherConfig):
-            load_ether(part.model, subfolder, adapter_name=SAVED_NAME)
-        else:
-            _load_plain(part.model, subfolder)
+    if isinstance(parts[0].config, EtherConfig):
+        load_ether(_Models({part.part: part.model for part in parts}), folder, adapter_name=SAVED_NAME)
+        return
+    for part in parts:
+        _load_plain(part.model, folder if part.part == "unet" else folder / part.part)
 
 
 def _delete(part: TrainedPart) -> None:
     for module in part.model.modules():
         if isinstance(module, BaseTunerLayer):
             module.delete_adapter(ADAPTER_NAME)
-    part.model.__dict__["peft_config"].pop(ADAPTER_NAME)
+    configs = part.model.__dict__["peft_config"]
+    configs.pop(ADAPTER_NAME)
+    if not configs:  # else PEFT takes the next adapter for a second one
+        del part.model.__dict__["peft_config"]
 
 
-def _load_plain(model: UNet2DConditionModel, folder: Path) -> None:
+def _load_plain(model: nn.Module, folder: Path) -> None:
     inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), model, SAVED_NAME)
     restore_adapter(model, load_file(folder / TENSORS_NAME), name=SAVED_NAME)
 
