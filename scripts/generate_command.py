@@ -2,15 +2,20 @@
 
 import argparse
 import logging
-import os
-import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ether_diffusion.scripts.generate_request import (
+    adapter_names,
+    base_name,
+    check_output,
+    read_metadata,
+    read_sampling,
+)
+
 if TYPE_CHECKING:
-    from ether_diffusion.adapter_file import AdapterMetadata
     from ether_diffusion.base import Base
     from ether_diffusion.pipelines.opening import EtherPipeline
     from ether_diffusion.pipelines.sampling import Picture, Sampling
@@ -83,118 +88,16 @@ def _generate(arguments: argparse.Namespace) -> None:
     from ether_diffusion.pipelines.schedulers import check_scheduler
 
     names = adapter_names(arguments.adapter)
-    known = _read_metadata(arguments)
-    sampling = _sampling(arguments, names, known)
-    _check_output(arguments, sampling)
+    known = read_metadata(arguments)
+    sampling = read_sampling(arguments, names, known)
+    check_output(arguments, sampling)
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
-    base = open_base(_base_name(arguments, known))
+    base = open_base(base_name(arguments, known))
     _warn_of_cuts(base, sampling)
     pipeline = _open_pipeline(arguments, base, names)
     pictures = draw_pictures(pipeline, sampling, on_progress=_show_progress)
     print(_write(arguments, sampling, pictures))
-
-
-def adapter_names(adapters: list[str]) -> list[str]:
-    """Return a short distinct name for each adapter, from the last part of its path or hub id."""
-    names: list[str] = []
-    for adapter in adapters:
-        plain = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(adapter).absolute().name).strip("_") or "adapter"
-        numbered = (plain if n == 1 else f"{plain}_{n}" for n in range(1, len(adapters) + 1))
-        names.append(next(name for name in numbered if name not in names))
-    return names
-
-
-def _read_metadata(arguments: argparse.Namespace) -> "list[AdapterMetadata]":
-    """Read the adapters before anything slow, so that a bad one costs no time."""
-    from ether_diffusion.export import read_adapters
-
-    if arguments.base is None and not arguments.adapter:
-        raise ValueError("found neither --base nor --adapter; give the base to draw with")
-    return [next(iter(read_adapters(adapter).values())).metadata for adapter in arguments.adapter]
-
-
-def _sampling(arguments: argparse.Namespace, names: list[str], known: "list[AdapterMetadata]") -> "Sampling":
-    from ether_diffusion.pipelines.sampling import Sampling
-
-    triggers = [metadata.trigger for metadata in known if metadata.trigger]
-    if not arguments.prompt and not triggers:
-        raise ValueError("found no --prompt, and no adapter that names its trigger; give a prompt")
-    width, height = _size(arguments.size)
-    return Sampling(
-        prompts=tuple(arguments.prompt or triggers[:1]),
-        negative_prompt=arguments.negative_prompt,
-        seeds=_seeds(arguments),
-        choices=_choices(arguments, names),
-        steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        width=width,
-        height=height,
-        batch_size=arguments.batch_size,
-    )
-
-
-def _choices(arguments: argparse.Namespace, names: list[str]) -> tuple[dict[str, float], ...]:
-    """Return the columns of the grid, or the one choice without it; the base first where it is wanted."""
-    strengths = arguments.strength or [1.0]
-    if not names:
-        if arguments.strength:
-            raise ValueError("--strength is an adapter's, and there is none; give --adapter")
-        return ({},)
-    base_beside = arguments.grid if arguments.base_beside is None else arguments.base_beside
-    base: tuple[dict[str, float], ...] = ({},) if base_beside else ()
-    if arguments.grid:
-        return base + tuple(dict.fromkeys(names, strength) for strength in dict.fromkeys(strengths))
-    if len(strengths) not in (1, len(names)):
-        raise ValueError(
-            f"found {len(strengths)} strengths for {len(names)} adapters; give one for each or one for all, "
-            "or --grid to draw every strength"
-        )
-    return (*base, dict(zip(names, strengths * (len(names) if len(strengths) == 1 else 1), strict=True)))
-
-
-def _seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
-    seeds = tuple(dict.fromkeys(arguments.seed or [0]))
-    if arguments.num_images < 1:
-        raise ValueError(f"--num_images is from 1; found {arguments.num_images}")
-    if len(seeds) > 1 and arguments.num_images > 1:
-        raise ValueError("found several seeds and --num_images; give one seed, or leave --num_images out")
-    if arguments.num_images > 1:
-        return tuple(range(seeds[0], seeds[0] + arguments.num_images))
-    return seeds
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
-    if found is None:
-        raise ValueError(f"--size is a number of px, or two as in 512x768; found {text!r}")
-    return int(found[1]), int(found[2] or found[1])
-
-
-def _check_output(arguments: argparse.Namespace, sampling: "Sampling") -> None:
-    output: Path = arguments.output
-    num_pictures = len(sampling.prompts) * len(sampling.seeds) * len(sampling.choices)
-    if os.path.lexists(output):
-        raise FileExistsError(f"{output} is there already; name a new folder or file")
-    if output.suffix.lower() == ".png" and (arguments.grid or num_pictures > 1):
-        what = "a grid is a folder" if arguments.grid else f"these are {num_pictures} pictures"
-        raise ValueError(f"--output {output} is one picture and {what}; name a new folder")
-    there = next(parent for parent in output.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"nothing can be written into {there}; name another --output")
-
-
-def _base_name(arguments: argparse.Namespace, known: "list[AdapterMetadata]") -> str:
-    if arguments.base is not None:
-        return str(arguments.base)
-    named = [metadata.base_model for metadata in known if metadata.base_model is not None]
-    if not named:
-        raise ValueError(f"{arguments.adapter[0]} does not say what its base is; give --base")
-    if not Path(named[0]).exists() and named[0] != "tiny_world" and named[0].count("/") != 1:
-        raise ValueError(f"{arguments.adapter[0]} was made for {named[0]!r}; say with --base where that is")
-    return named[0]
 
 
 def _warn_of_cuts(base: "Base", sampling: "Sampling") -> None:

@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,14 @@ WRONG: dict[str, list[object]] = {
 def test_a_hostile_picture_is_refused_in_one_sentence(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_image_metadata(data)
+
+
+@given(place=st.integers(0, len(png(ours(GOOD))) - 1), byte=st.integers(0, 255), cut=st.booleans())
+def test_a_damaged_picture_is_read_as_it_was_or_refused(place: int, byte: int, cut: bool) -> None:
+    data = bytearray(png(ours(GOOD)))
+    data[place] = byte
+    with suppress(ValueError):
+        assert read_image_metadata(bytes(data[:place] if cut else data)) in (METADATA, None)
 
 
 @pytest.mark.parametrize(
