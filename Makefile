@@ -1,8 +1,11 @@
-# make test · make test-quick · make lint · make bench
+# make demo · make test · make test-quick · make lint · make bench
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-quick lint bench clean
+.PHONY: demo test test-quick lint bench clean
+
+demo: .venv/installed
+	$(BIN)/python scripts/demo.py
 
 test: lint
 	$(BIN)/python -m pytest
@@ -10,17 +13,21 @@ test: lint
 test-quick: lint
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: .venv/installed
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: .venv/installed-dev
 	$(BIN)/python scripts/bench_reflections.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

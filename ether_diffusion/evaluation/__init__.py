@@ -1,0 +1,1 @@
+"""Measuring adapters: what they draw, against what they should draw."""

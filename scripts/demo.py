@@ -1,0 +1,63 @@
+"""The demonstration: learn a subject of Tiny World from six photos and draw it where it never was."""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, draw, score; print the path of the contact sheet. Return 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = ", ".join(concept.name for concept in load_concepts("held_out"))
+    parser.add_argument("--subject", default="fox", help=f"what to learn (fox): {names}")
+    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="folder of the results (demo)")
+    parser.add_argument("--steps", type=int, default=200, help="updates of the adapter (200)")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        run(parsed.subject, parsed.output_dir, parsed.steps)
+    except (ValueError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(subject: str, folder: Path, num_steps: int) -> None:
+    """Learn a subject into a folder of its own and show it.
+
+    Raises:
+        ValueError: no subject has this name, or the folder holds another run.
+    """
+    concept = find_concept(subject)
+    if concept not in load_concepts("held_out"):
+        raise ValueError(f"the base knows {subject!r} already; choose one of its subjects, see --help")
+    from PIL import Image
+
+    from ether_diffusion.evaluation.tiny_subjects import draw_subject, learn_subject, subject_sheet
+
+    folder = folder / subject.replace(" ", "_")
+    began = time.monotonic()
+    adapter = learn_subject(concept, folder, {"max_train_steps": num_steps})
+    seconds = {"training": time.monotonic() - began}
+    began = time.monotonic()
+    pictures = draw_subject(concept, adapter)
+    seconds["drawing"] = time.monotonic() - began
+    photos = [Image.open(path) for path in sorted((folder / "photos").glob("*.png"))]
+    sheet = folder / "contact_sheet.png"
+    subject_sheet(pictures, photos).save(sheet)
+    for name, score in pictures.scores().items():
+        logger.info("%s: %.2f", name.replace("_", ", "), score)
+    for name, value in seconds.items():
+        logger.info("%s: %.0f s", name, value)
+    print(sheet)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Learn several subjects of Tiny World, one after the other, and say which of them the adapters draw.
+
+`python scripts/learn_subjects.py --output_dir runs/subjects` takes about a minute a subject on one CPU core.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from ether_diffusion.contact_sheet import draw_contact_sheet
+from ether_diffusion.evaluation.tiny_subjects import draw_subject, learn_subject, to_images
+from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
+from ether_diffusion.tiny_world.subjects import unseen_prompts
+from ether_diffusion.training.config import AdapterMethod
+
+logger = logging.getLogger(__name__)
+
+SUBJECTS = ("fox", "owl", "taxi", "helicopter", "cupcake", "teapot", "guitar", "robot")
+"""Two animals, two vehicles, food, objects and a character: held out whole."""
+RECOGNISED = 0.75
+"""A subject counts as learned if so many of its pictures are recognised."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Learn, draw, score and write scores.json and sheet.png. Return 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [concept.name for concept in load_concepts("held_out")]
+    parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=names, metavar="NAME")
+    parser.add_argument("--adapter", default="ether_plus", choices=AdapterMethod.__args__)
+    parser.add_argument("--learning_rate", type=float, help="the method's own if not given")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    settings = {"adapter": parsed.adapter, "max_train_steps": parsed.steps, "seed": parsed.seed}
+    if parsed.learning_rate is not None:
+        settings["learning_rate"] = parsed.learning_rate
+    try:
+        run(parsed.subjects, settings, parsed.output_dir)
+    except (ValueError, OSError) as error:
+        print(f"learn_subjects: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(subjects: list[str], settings: dict[str, object], folder: Path) -> None:
+    """Learn each subject into a folder of its own, then write what all of them came to."""
+    scores, rows, labels = {}, [], []
+    for name in subjects:
+        concept = find_concept(name)
+        began = time.monotonic()
+        adapter = learn_subject(concept, folder / name.replace(" ", "_"), settings)
+        seconds = time.monotonic() - began
+        pictures = draw_subject(concept, adapter)
+        scores[name] = {**pictures.scores(), "seconds": round(seconds, 1)}
+        logger.info("%s: %s", name, json.dumps(scores[name]))
+        rows += [to_images(pictures.base), to_images(pictures.adapter)]
+        labels += [f"{name}: base", f"{name}: adapter"]
+    learned = [name for name, found in scores.items() if found["adapter_recognised"] >= RECOGNISED]
+    result = {"settings": settings, "subjects": scores, "learned": learned}
+    (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    columns = [prompt.replace("animal", "…") for prompt in unseen_prompts(find_concept("fox"))]
+    draw_contact_sheet(rows, row_labels=labels, column_labels=columns).save(folder / "sheet.png")
+    logger.info("learned %d of %d: %s", len(learned), len(subjects), ", ".join(learned))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
