@@ -1,9 +1,12 @@
 """Writing that survives a crash: aside, to the disk, then renamed; readers find whole files, old or new."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
+_ASIDE = re.compile(r"\..+\.(\d+\.part|unfinished)")
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -43,6 +46,15 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     sync_folder(folder.parent)
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete what crashes left unfinished in a folder and its subfolders; nobody else may be writing there."""
+    for path in [path for path in folder.rglob(".*") if _ASIDE.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

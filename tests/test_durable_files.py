@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.durable_files import write_files, write_folder
+from ether_diffusion.durable_files import delete_unfinished, write_files, write_folder
 
 OLD, NEW = {"a.json": b"old a", "b.bin": b"old b"}, {"a.json": b"new a", "b.bin": b"new b"}
 
@@ -75,3 +75,13 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not replaced"):
         write_folder(tmp_path / "checkpoint", NEW)
     assert contents(tmp_path / "checkpoint") == OLD
+
+
+def test_only_what_is_unfinished_is_deleted(tmp_path: Path) -> None:
+    kept = {".hidden": b"1", "a.part": b"2", ".git/x.part": b"3", "checkpoint/b.bin": b"4"}
+    left = {".a.json.17.part": b"5", "inner/.b.bin.9.part": b"6", ".checkpoint-2.unfinished/b.bin": b"7"}
+    for name, data in (kept | left).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    delete_unfinished(tmp_path)
+    assert contents(tmp_path) == kept

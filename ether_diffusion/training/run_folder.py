@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ether_diffusion.adapter_file.strict_json import Json, parse_json
 from ether_diffusion.adapter_file.wording import listed, printable
-from ether_diffusion.durable_files import write_files
+from ether_diffusion.durable_files import delete_unfinished, write_files
 from ether_diffusion.training.run_lock import locked
 from ether_diffusion.training.settings_changes import Changes, compare_settings
 
@@ -52,6 +52,7 @@ class RunFolder:
             except PermissionError as error:
                 raise ValueError(_not_writable(self.path, error)) from None
             self._recognise()
+            delete_unfinished(self.path)
             held.callback(self._close_log)
             self._held = held.pop_all()
         return self

@@ -1,0 +1,91 @@
+"""Training runs in forked processes, which have everything imported and can be killed at any instant."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.run import train_dreambooth
+
+CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"})
+"""Python's audit events that change a folder; opening a file to write is another."""
+
+
+def fork(work: Callable[[], int]) -> int:
+    """Start a copy of this process that exits with what `work` returns; return its number."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        torch.set_num_threads(1)  # the threads of a pool do not come along
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        code = work()
+    finally:
+        os._exit(code)
+
+
+def training(config: DreamBoothConfig) -> Callable[[], int]:
+    """Return the work of training."""
+    return lambda: train_dreambooth(config)
+
+
+def training_until_change(config: DreamBoothConfig, number: int) -> Callable[[], int]:
+    """Return the work of training, killed right before it changes the disk for the number-th time."""
+
+    def work() -> int:
+        die_at_change(config.output.output_dir, number)
+        return train_dreambooth(config)
+
+    return work
+
+
+def die_at_change(folder: Path, number: int) -> None:
+    """Have this process kill itself before the number-th write, rename, deletion or fsync in a folder."""
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        writes = (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if (event in CHANGES or writes) and str(folder) in str(arguments[0]):
+            count()
+
+    synced = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        count()
+        synced(descriptor)
+
+    sys.addaudithook(watch)
+    os.fsync = fsync  # type: ignore[assignment]  # this process is thrown away
+
+
+def exit_code(child: int, *, seconds: float = 120) -> int:
+    """Wait for a child and return its exit code, or the negative number of the signal that ended it."""
+    timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+    timer.start()
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        timer.cancel()
+
+
+def wait_for_lines(child: int, log: Path, number: int) -> None:
+    """Wait until a log has so many lines, or the child that writes it ended."""
+    while log.read_bytes().count(b"\n") < number if log.exists() else number > 0:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.002)
