@@ -275,7 +275,6 @@ IDLE: list[tuple[str, dict[str, Json]]] = [
     ("dataset_config_name", {"dataset_config_name": "x"}),
     ("image_column", {"image_column": "x"}),
     ("caption_column", {"caption_column": "x"}),
-    ("strict", {"strict": True, "instance_data_dir": None, "dataset_name": "x"}),
     ("crops_per_photo", {"crops_per_photo": 2, "cache_latents": False}),
     ("crops_per_photo", {"crops_per_photo": 2, "center_crop": True}),
     ("unmasked_weight", {"unmasked_weight": 0.5}),

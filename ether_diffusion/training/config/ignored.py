@@ -44,9 +44,6 @@ def _of_the_data(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
     if data.dataset_name is None:
         for name in ("dataset_config_name", "image_column", "caption_column"):
             yield name, "it is about a dataset, and dataset_name is not given"
-    else:
-        yield "strict", "it is about the files of instance_data_dir"
-        yield "follow_symlinks", "it is about the files of instance_data_dir"
     if not data.cache_latents:
         yield "crops_per_photo", "with cache_latents off, every visit crops its photo anew"
     if data.center_crop:
