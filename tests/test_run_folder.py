@@ -203,6 +203,16 @@ def test_what_does_not_change_the_training_is_said_and_not_refused(
     assert json.loads((tmp_path / "run.json").read_text())["settings"][name] == value
 
 
+def test_a_step_may_be_split_otherwise_and_not_be_of_other_size(tmp_path: Path) -> None:
+    with folder(tmp_path, train_batch_size=4, gradient_accumulation_steps=1, num_processes=1):
+        pass
+    with folder(tmp_path, train_batch_size=1, gradient_accumulation_steps=2, num_processes=2) as run:
+        assert not run.is_new
+    with pytest.raises(ValueError, match=r"num_processes *2 -> 1") as refusal:
+        folder(tmp_path, train_batch_size=1, gradient_accumulation_steps=2, num_processes=1).__enter__()
+    assert "train_batch_size" not in str(refusal.value)
+
+
 def test_an_option_that_an_older_release_did_not_have_does_not_stop_a_run(tmp_path: Path) -> None:
     with folder(tmp_path):
         pass

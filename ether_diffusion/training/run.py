@@ -41,6 +41,7 @@ def train_dreambooth(
         ValueError: something cannot be used, or training cannot go on; the message says what to do.
         OSError: a file cannot be read or written.
     """
+    config = config.resolved()
     output = config.output
     silence_loading()
     accelerator = make_accelerator(
@@ -71,7 +72,8 @@ def _run(
     hub_token: str | None,
 ) -> None:
     config, path = checked.config, checked.config.output.output_dir
-    folder = RunFolder(path, config.flat(), {"data": checked.items.fingerprint}, allow_changes=allow_changes)
+    settings = config.flat() | {"num_processes": accelerator.num_processes}
+    folder = RunFolder(path, settings, {"data": checked.items.fingerprint}, allow_changes=allow_changes)
     with folder if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             write_config_file(path / CONFIG_NAME, config)

@@ -1,5 +1,6 @@
 """What differs between the settings a run was begun with and those it is to go on with."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,6 @@ FREE = frozenset(
         "instance_data_dir",  # the photos and prompts in it are compared themselves
         "local_files_only",
         "logging_dir",
-        "num_processes",
         "num_validation_images",
         "output_dir",
         "push_to_hub",
@@ -34,6 +34,9 @@ FREE = frozenset(
 )
 """Settings, beside validation_…, that may change between the parts of a run: what is trained is the same."""
 
+
+SPLIT = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
+"""Settings that may change as long as their product, the photos of an update, stays."""
 
 _NONE = object()
 
@@ -63,6 +66,8 @@ def compare_settings(
 
 
 def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) -> bool:
+    if name in SPLIT:
+        return _effective_batch(before) == _effective_batch(now)
     if name not in before or name not in now:  # an option that another release has or had
         return True
     if name == "max_train_steps":
@@ -70,6 +75,10 @@ def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) 
         old, new = before[name] or DEFAULT_STEPS, now[name] or DEFAULT_STEPS
         return not by_epochs and isinstance(old, int) and isinstance(new, int) and new >= old
     return name in FREE or name.startswith("validation_")
+
+
+def _effective_batch(settings: Mapping[str, Json]) -> int:
+    return math.prod(value for name in SPLIT if isinstance(value := settings.get(name), int))
 
 
 def _file_changes(before: Fingerprints, now: Fingerprints) -> Iterator[str]:
