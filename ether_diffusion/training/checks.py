@@ -71,8 +71,7 @@ class CheckedRun:
         split = (settings.train_batch_size, settings.gradient_accumulation_steps, self.num_processes)
         num_steps = settings.max_train_steps
         if num_steps is None and settings.num_train_epochs is not None:
-            per_epoch = -(-num_samples // Progress(0, *split).effective_batch)
-            num_steps = settings.num_train_epochs * per_epoch
+            num_steps = settings.num_train_epochs * Progress(0, *split).steps_per_epoch(num_samples)
         return Progress(num_steps or DEFAULT_STEPS, *split)
 
     @property

@@ -57,6 +57,10 @@ class Progress:
         """Visits of one update."""
         return self.batch_size * self.num_accumulations * self.num_processes
 
+    def steps_per_epoch(self, num_samples: int) -> int:
+        """Return how many updates it takes until all samples of an epoch were used."""
+        return -(-num_samples // self.effective_batch)
+
     def visits(self, first_step: int, process_index: int) -> Iterator[list[int]]:
         """Return the visits of each micro-batch of a process, from the update with index first_step on."""
         for step in range(first_step, self.num_steps):

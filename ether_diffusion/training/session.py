@@ -52,7 +52,7 @@ class Session:
             self.config.compute.seed,
             run.checked.size,
         )
-        per_epoch = run.plan.num_samples // self.trainer.progress.effective_batch
+        per_epoch = self.trainer.progress.steps_per_epoch(run.plan.num_samples)
         self.validation_steps = self.config.validation.steps_between(per_epoch)
 
     def restore(self, checkpoint: Checkpoint | None, *, allow_changes: bool) -> None:

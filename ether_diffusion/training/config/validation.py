@@ -30,4 +30,4 @@ class ValidationConfig(Section):
         """Return the updates between two sets of images, where an epoch has so many updates."""
         if self.validation_epochs is None:
             return self.validation_steps
-        return self.validation_epochs * max(1, steps_per_epoch)
+        return self.validation_epochs * steps_per_epoch
