@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO if speaks else logging.ERROR)
     # libraries report each request and each file at this level
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # when diffusers is imported it says that torchvision is missing, which nothing here uses
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
     try:
         return run(parsed)
     except (ValueError, OSError) as error:
@@ -46,7 +48,7 @@ def run(parsed: argparse.Namespace) -> int:
     from ether_diffusion.training.run import train_dreambooth  # slow; what is wrong by now needs no wait
 
     return train_dreambooth(
-        call.config.resolved(),
+        call.config,
         allow_changes=call.allow_changes,
         dry_run=call.dry_run,
         hub_token=call.hub_token,
