@@ -13,7 +13,8 @@ def encode_images(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Images are (b, 3, height, width) in [-1, 1]; the latents are as the autoencoder gives them, unscaled.
     """
-    posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+    with _as_stored(vae):
+        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
     return posterior.mean.float().cpu(), posterior.std.float().cpu()
 
 
@@ -27,9 +28,15 @@ def scale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
     """Return the pictures of latents (b, c, h, w) of the UNet."""
     scale, shift = _statistics(vae)
-    decoded = vae.decode((latents.float().cpu() / scale + shift).to(vae.device, vae.dtype)).sample
+    with _as_stored(vae):
+        decoded = vae.decode((latents.float().cpu() / scale + shift).to(vae.device, vae.dtype)).sample
     pictures: list[Image.Image] = VaeImageProcessor().postprocess(decoded.float(), output_type="pil")
     return pictures
+
+
+def _as_stored(vae: AutoencoderKL) -> torch.autocast:
+    """Work in the autoencoder's own dtype, also under mixed precision: SDXL's gives NaN in float16."""
+    return torch.autocast(vae.device.type, enabled=False)
 
 
 def _statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,10 @@ class Base:
 
     def load_vae(self) -> AutoencoderKL:
         """Load the autoencoder, frozen, in float32: SDXL's gives NaN in float16."""
-        folder, subfolder = (self.vae_folder, None) if self.vae_folder else (self.folder, "vae")
-        vae = self._load(AutoencoderKL, subfolder, folder=folder, dtype=torch.float32)
+        if self.vae_folder:  # the variant is the base's
+            vae = _load(AutoencoderKL, self.vae_folder, None, dtype=torch.float32, variant=None)
+        else:
+            vae = self._load(AutoencoderKL, "vae", dtype=torch.float32)
         return vae.requires_grad_(False).eval()
 
     def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> TextEncoders:
@@ -75,18 +77,8 @@ class Base:
         """Return the forward process of the base's scheduler: its betas and what its UNet predicts."""
         return DDPMScheduler.from_pretrained(str(self.folder), subfolder="scheduler")
 
-    def _load(
-        self, kind: Any, subfolder: str | None, *, dtype: torch.dtype, folder: Path | str | None = None
-    ) -> Any:
-        folder = folder or self.folder
-        arguments: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
-        try:
-            return kind.from_pretrained(str(folder), dtype=dtype, variant=self.variant, **arguments)
-        except (SafetensorError, RuntimeError, OSError) as error:
-            where = f"{subfolder or 'model'} in {folder}"
-            raise ValueError(
-                f"the {where} is missing or damaged; fetch or save it again ({error})"
-            ) from error
+    def _load(self, kind: Any, subfolder: str, *, dtype: torch.dtype) -> Any:
+        return _load(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)
 
 
 def open_base(
@@ -131,6 +123,17 @@ def open_base(
         tokenizer_folder=tokenizer,
         variant=variant,
     )
+
+
+def _load(
+    kind: Any, folder: Path | str, subfolder: str | None, *, dtype: torch.dtype, variant: str | None
+) -> Any:
+    arguments: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
+    try:
+        return kind.from_pretrained(str(folder), dtype=dtype, variant=variant, **arguments)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        where = f"{subfolder or 'model'} in {folder}"
+        raise ValueError(f"the {where} is missing or damaged; fetch or save it again ({error})") from error
 
 
 def _config(folder: Path, name: str) -> Mapping[str, Any]:

@@ -112,7 +112,7 @@ def load_run(
     check()
     with phases.measure("load the UNet"):
         unet = base.load_unet(dtype).to(device)
-        _prepare_unet(unet, config.compute, device)
+        _prepare_unet(unet, config.compute, device, max(checked.size) // base.vae_scale_factor)
         adapter = peft_config(config.adapter, "unet")
         added = attach_new(unet, adapter, seed=config.compute.seed, part="unet")
         parts = [TrainedPart("unet", unet, adapter, added, config.learning_rate), *parts]
@@ -175,16 +175,16 @@ def _text_parts(checked: CheckedRun, encoders: TextEncoders) -> list[TrainedPart
     return parts
 
 
-def _prepare_unet(unet: UNet2DConditionModel, compute: ComputeConfig, device: torch.device) -> None:
+def _prepare_unet(
+    unet: UNet2DConditionModel, compute: ComputeConfig, device: torch.device, latent_side: int
+) -> None:
     if compute.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if compute.enable_xformers_memory_efficient_attention:
         unet.enable_xformers_memory_efficient_attention()
         return
-    is_small = unet.config.sample_size <= SMALL_ATTENTION
-    is_eager = compute.attention == "eager" or (
-        compute.attention == "auto" and device.type == "cpu" and is_small
-    )
+    is_small = device.type == "cpu" and latent_side <= SMALL_ATTENTION
+    is_eager = compute.attention == "eager" or (compute.attention == "auto" and is_small)
     unet.set_attn_processor(AttnProcessor() if is_eager else AttnProcessor2_0())
 
 
@@ -206,8 +206,10 @@ def make_accelerator(
     Raises:
         ValueError: it was launched for FSDP or DeepSpeed, which split models that are whole here.
     """
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType, ProjectConfiguration
 
+    AcceleratorState._reset_state()  # else the precision of an earlier run in this process would stay
     accelerator = Accelerator(
         mixed_precision=compute.mixed_precision,
         log_with=report_to,
