@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_unet
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tiny_pipelines import tiny_sd
 
-from ether_diffusion import EtherConfig
+from ether_diffusion import EtherConfig, save_ether
+from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.scripts import ether
+from ether_diffusion.scripts.dreambooth_flags import dreambooth_parser
 from ether_diffusion.tiny_world import tiny_world_path
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SPEED = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -27,7 +32,7 @@ def snippet(containing: str) -> str:
 
 def test_the_first_snippet_trains_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    here, there = snippet("StableDiffusionPipeline.from_pretrained").split("load_ether(pipe")
+    here, there = snippet("save_ether(pipe").split("load_ether(pipe")
     scope: dict[str, Any] = {}
     exec(here, scope)
     fresh = type(scope["pipe"]).from_pretrained(tiny_world_path())  # "in another process, on the same base"
@@ -37,6 +42,35 @@ def test_the_first_snippet_trains_saves_and_loads(tmp_path: Path, monkeypatch: p
     with Image.open(tmp_path / "fox.png") as image:
         assert image.size == (64, 64)
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # PEFT, at a second adapter
+def test_the_snippet_of_the_pipelines_draws_weighs_and_gives_the_base_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("my-adapter", "other-adapter")):
+        pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path())
+        torch.manual_seed(seed)
+        pipe.unet.add_adapter(EtherConfig())
+        save_ether(pipe, name)
+    scope: dict[str, Any] = {}
+    exec(
+        snippet("read_image_metadata").replace('"num_inference_steps": 20', '"num_inference_steps": 2'), scope
+    )
+    assert scope["image"].tobytes() != scope["base"].tobytes()
+    assert len(scope["pair"]) == 2
+    assert scope["pipe"].active_adapters == []
+    assert [use.name for use in read_image_metadata("fox.png").adapters] == ["fox", "cat"]
+
+
+def test_every_flag_of_the_readmes_training_commands_exists() -> None:
+    blocks = re.findall(r"^    (?:train-dreambooth|accelerate launch).*?\n\n", README, flags=re.M | re.S)
+    given = {flag for block in blocks for flag in re.findall(r"(?<=--)\w+", block)} - {"nproc_per_node"}
+    mentioned = set(re.findall(r"`--(\w+)", README)) - {"nproc_per_node", "rebake"}
+    known = {name for action in dreambooth_parser()._actions for name in action.option_strings}
+    assert len(blocks) == 2
+    assert {f"--{name}" for name in given | mentioned} <= known
 
 
 def test_the_configuration_of_the_readme_is_accepted() -> None:
@@ -94,20 +128,20 @@ def test_every_command_of_the_readme_exists(command: str, capsys: pytest.Capture
     assert all(option in helped for line in options for option in re.findall(r"--\w+", line))
 
 
-@pytest.mark.parametrize("bench", sorted(set(re.findall(r"scripts/(bench_\w+)\.py", README))))
-def test_every_bench_of_the_readme_starts(bench: str) -> None:
+@pytest.mark.parametrize("bench", sorted(set(re.findall(r"scripts/(bench_\w+)\.py", SPEED))))
+def test_every_bench_of_the_tables_starts(bench: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", f"ether_diffusion.scripts.{bench}", "--help"],
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_tree_names_what_is_there() -> None:
-    root = Path(__file__).parent.parent
+    root = ROOT
     tree = re.search(r"^    ether_diffusion/ .*?\n\n", README, flags=re.MULTILINE | re.DOTALL)
     assert tree is not None
     folder = root
