@@ -49,7 +49,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def delete_unfinished(folder: Path) -> None:
-    """Delete what crashes left unfinished in a folder and its subfolders; nobody else may be writing there."""
+    """Delete what crashes left unfinished in a folder and its subfolders; nobody else may write there."""
     for path in [path for path in folder.rglob(".*") if _ASIDE.fullmatch(path.name)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

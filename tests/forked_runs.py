@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.run import train_dreambooth
@@ -17,16 +19,23 @@ CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.trunc
 """Python's audit events that change a folder; opening a file to write is another."""
 
 
-def fork(work: Callable[[], int]) -> int:
-    """Start a copy of this process that exits with what `work` returns; return its number."""
+def fork(work: Callable[[], int], messages: str | Path = os.devnull) -> int:
+    """Start a copy of this process that exits with what `work` returns; return its number.
+
+    What it has to say goes to the end of the file `messages`.
+    """
     child = os.fork()
     if child:
         return child
     code = 99
     try:
         torch.set_num_threads(1)  # the threads of a pool do not come along
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
         code = work()
+    except ValueError as error:
+        print(error, file=sys.stderr, flush=True)
+        code = 2  # as train-dreambooth
     finally:
         os._exit(code)
 
@@ -89,3 +98,22 @@ def wait_for_lines(child: int, log: Path, number: int) -> None:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.002)
+
+
+def fork_pair(config: DreamBoothConfig, messages: str | Path = os.devnull) -> tuple[int, int]:
+    """Start a run in two processes that share their gradients, as a launcher does; return their numbers."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    first, second = (fork(_one_of_two(config, rank, port), messages) for rank in range(2))
+    return first, second
+
+
+def _one_of_two(config: DreamBoothConfig, rank: int, port: str) -> Callable[[], int]:
+    def work() -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ.update(place, MASTER_ADDR="localhost", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
+        return train_dreambooth(config)
+
+    return work

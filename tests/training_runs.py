@@ -11,6 +11,7 @@ from tiny_pipelines import tiny_sd, tiny_sdxl
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.config.files import write_config_file
 
 SIZE = 8
 """The native size (px) of the tiny bases."""
@@ -56,13 +57,11 @@ def config(tmp_path: Path, **flags: Json) -> DreamBoothConfig:
     return DreamBoothConfig.from_flat(values).resolved()
 
 
-def arguments(config: DreamBoothConfig) -> list[str]:
-    """Return the command line that asks for the same run."""
-    words = []
-    for name, value in config.flat().items():
-        if value is not None and value != []:
-            words += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
-    return words
+def command(config: DreamBoothConfig) -> list[str]:
+    """Return the module and the arguments that ask for the same run, which a file beside it holds."""
+    path = config.output.output_dir.with_suffix(".yaml")
+    write_config_file(path, config)
+    return ["-m", "ether_diffusion.scripts.train_dreambooth", "--config", str(path)]
 
 
 def trained_files(run: Path) -> dict[str, bytes]:

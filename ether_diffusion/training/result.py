@@ -38,7 +38,7 @@ SAVED_NAME = "saved"
 NOT_UPLOADED = ["checkpoint-*", ".*", "logs/*", "run.json"]
 
 
-def metadata_of(config: DreamBoothConfig, num_steps: int) -> AdapterMetadata:
+def metadata_of(config: DreamBoothConfig, num_steps: int, *, batch_size: int) -> AdapterMetadata:
     """Return what an adapter's file says of its training; equal runs say equal things."""
     settings = config.optimization
     return AdapterMetadata(
@@ -47,13 +47,19 @@ def metadata_of(config: DreamBoothConfig, num_steps: int) -> AdapterMetadata:
         training={
             "steps": num_steps,
             "learning_rate": config.learning_rate,
-            "batch_size": settings.train_batch_size * settings.gradient_accumulation_steps,
+            "batch_size": batch_size,
             "optimizer": settings.optimizer,
             "lr_scheduler": settings.lr_scheduler,
             "prior_preservation": config.prior.prior_preservation,
             "seed": config.compute.seed,
         },
     )
+
+
+def metadata_of_run(run: LoadedRun) -> AdapterMetadata:
+    """Return what the adapter's file says as far as the run is."""
+    trainer = run.trainer
+    return metadata_of(run.checked.config, trainer.step, batch_size=trainer.progress.effective_batch)
 
 
 def trigger_of(config: DreamBoothConfig) -> str | None:
@@ -178,7 +184,7 @@ def write_card(folder: Path, run: LoadedRun, pictures: list[tuple[str, str]]) ->
     if isinstance(run.trainer.parts[0].config, EtherConfig):
         text = model_card(read_adapter(folder), has_lora_export=has_export, pictures=pictures)
     else:
-        metadata = metadata_of(config, run.trainer.step)
+        metadata = metadata_of_run(run)
         text = plain_card(
             config.adapter.adapter.upper(), metadata, has_lora_export=has_export, pictures=pictures
         )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ether_diffusion.training.config.files import write_config_file
 from ether_diffusion.training.dry_run import run_dry
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts
 from ether_diffusion.training.phases import Phases
+from ether_diffusion.training.processes import do_on_main
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.session import Session
 from ether_diffusion.training.setup import draw_class_images, load_run, make_accelerator, silence_loading
@@ -74,23 +75,25 @@ def _run(
     config, path = checked.config, checked.config.output.output_dir
     settings = config.flat() | {"num_processes": accelerator.num_processes}
     folder = RunFolder(path, settings, {"data": checked.items.fingerprint}, allow_changes=allow_changes)
-    with folder if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process:
+    with ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(folder)
             write_config_file(path / CONFIG_NAME, config)
             draw_class_images(checked, accelerator, interrupts.check)
-        accelerator.wait_for_everyone()
+
+        do_on_main(accelerator, begin)
         phases = Phases(accelerator.device)
         run = load_run(checked, accelerator, phases, interrupts.check)
         session = Session(run, accelerator, interrupts, folder)
         session.restore(_checkpoint_of(config.output), allow_changes=allow_changes)
         with tracked(accelerator, config), phases.measure("train"):
             session.train()
-        if accelerator.is_main_process:
-            with phases.measure("write the result"):
-                session.finish(hub_token)
-            for phase in phases.found:
-                logger.info("%s: %.1f s, peak %.0f MiB", phase.name, phase.seconds, phase.peak_bytes / 2**20)
-        accelerator.wait_for_everyone()
+        with phases.measure("write the result"):
+            do_on_main(accelerator, lambda: session.finish(hub_token))
+        for phase in phases.found if accelerator.is_main_process else ():
+            logger.info("%s: %.1f s, peak %.0f MiB", phase.name, phase.seconds, phase.peak_bytes / 2**20)
+    accelerator.end_training()
 
 
 def _checkpoint_of(output: OutputConfig) -> Checkpoint | None:

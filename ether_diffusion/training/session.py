@@ -18,10 +18,11 @@ from ether_diffusion.training.checkpoint import Checkpoint, newer_checkpoints, s
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
 from ether_diffusion.training.loop import STATE_FILES, StepReport, averaged
 from ether_diffusion.training.methods import adapter_off, restore_adapter
+from ether_diffusion.training.processes import do_on_main
 from ether_diffusion.training.result import (
     draw_final,
     load_saved,
-    metadata_of,
+    metadata_of_run,
     result_files,
     upload,
     write_adapters,
@@ -156,42 +157,50 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
         step = self.trainer.step
-        if self.saved_step != step and step > 0 and self.accelerator.is_main_process:
-            tensors, state = self.trainer.state()
-            files = result_files(self.trainer.parts, metadata_of(self.config, step))
-            self.folder.sync()
-            save_checkpoint(
-                self.folder.path,
-                step,
-                adapter_files=files,
-                tensors=tensors,
-                state=state | self._marks(),
-                num_kept=self.config.output.checkpoints_total_limit,
-            )
+        if self.saved_step != step and step > 0:
+            do_on_main(self.accelerator, self._write_checkpoint)
         self.saved_step = step
+
+    def _write_checkpoint(self) -> None:
+        tensors, state = self.trainer.state()
+        files = result_files(self.trainer.parts, metadata_of_run(self.run))
+        self.folder.sync()
+        save_checkpoint(
+            self.folder.path,
+            self.trainer.step,
+            adapter_files=files,
+            tensors=tensors,
+            state=state | self._marks(),
+            num_kept=self.config.output.checkpoints_total_limit,
+        )
 
     def _validate_if_due(self) -> None:
         """Draw the images of this step, if it has any and they are not there yet."""
         step, prompts = self.trainer.step, self.config.validation.validation_prompt
         is_due = step % self.validation_steps == 0 or step == self.trainer.progress.num_steps
-        if prompts and is_due and self.accelerator.is_main_process and not self.sampler.has(step_name(step)):
-            unet, check = self.run.unet, self.interrupts.check
-            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-                if not self.sampler.has(BASE_FOLDER):
-                    with adapter_off(unet):
-                        self.sampler.save(self.sampler.draw(unet, self.run.encode, check=check), BASE_FOLDER)
-                with averaged(self.trainer):
-                    rows = self.sampler.draw(unet, self.run.encode, check=check)
-            self.sampler.save(rows, step_name(step))
-            self.sampler.write_sheet()
-            track_images(self.accelerator, rows, step)
-        self.accelerator.wait_for_everyone()
+        if prompts and is_due:
+            do_on_main(self.accelerator, self._validate)
+
+    def _validate(self) -> None:
+        step = self.trainer.step
+        if self.sampler.has(step_name(step)):
+            return
+        unet, check = self.run.unet, self.interrupts.check
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            if not self.sampler.has(BASE_FOLDER):
+                with adapter_off(unet):
+                    self.sampler.save(self.sampler.draw(unet, self.run.encode, check=check), BASE_FOLDER)
+            with averaged(self.trainer):
+                rows = self.sampler.draw(unet, self.run.encode, check=check)
+        self.sampler.save(rows, step_name(step))
+        self.sampler.write_sheet()
+        track_images(self.accelerator, rows, step)
 
     def finish(self, hub_token: str | None) -> None:
         """Write the result folder; the last images are drawn from the files that were written."""
         path: Path = self.folder.path
         with averaged(self.trainer):
-            files = result_files(self.trainer.parts, metadata_of(self.config, self.trainer.step))
+            files = result_files(self.trainer.parts, metadata_of_run(self.run))
         write_adapters(path, files)
         if self.config.output.export_lora:
             write_export(path, self.run)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import diffusers
 import torch
@@ -130,6 +131,7 @@ def load_run(
             config.compute.seed,
             snr_gamma=settings.snr_gamma,
             noise_offset=settings.noise_offset,
+            text_encoders=[part.model for part in parts if part.part != "unet"],
         ),
         config=settings,
         progress=progress,
@@ -207,12 +209,15 @@ def make_accelerator(
         ValueError: it was launched for FSDP or DeepSpeed, which split models that are whole here.
     """
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedType, ProjectConfiguration
+    from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
     AcceleratorState._reset_state()  # else the precision of an earlier run in this process would stay
+    # the others wait while the main process draws class or validation images
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(
         mixed_precision=compute.mixed_precision,
         log_with=report_to,
+        kwargs_handlers=[patience],
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{logging_dir}"),
     )
     unsuitable = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)

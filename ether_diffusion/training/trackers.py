@@ -41,8 +41,9 @@ def tracked(accelerator: Accelerator, config: DreamBoothConfig) -> Iterator[None
     try:
         yield
     finally:
-        if config.output.report_to is not None:
-            accelerator.end_training()
+        for tracker in accelerator.trackers:  # end_training would also part the processes
+            tracker.finish()
+        accelerator.trackers = []
 
 
 def track(accelerator: Accelerator, values: Mapping[str, float], step: int) -> None:

@@ -1,0 +1,42 @@
+"""Several processes of one run: the main one writes, and what stops it stops the others."""
+
+from collections.abc import Callable
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ether_diffusion.training.interrupts import InterruptedRunError
+
+
+class MainStoppedError(ValueError):
+    """The main process cannot go on, and says why itself."""
+
+
+def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
+    """Let the main process work while the others wait; all of them stop where it is stopped.
+
+    Raises:
+        InterruptedRunError: a signal stopped the main process.
+        MainStoppedError: in the others, it raised anything else.
+    """
+    stop: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except Exception as error:  # told to the others first, raised below
+            stop = error
+    if accelerator.num_processes > 1:
+        told = broadcast_object_list([_as_told(stop)])[0]
+        if stop is None and isinstance(told, int):
+            raise InterruptedRunError(told)
+        if stop is None and told is not None:
+            raise MainStoppedError(told)
+    if stop is not None:
+        raise stop
+
+
+def _as_told(stop: Exception | None) -> int | str | None:
+    """Return the number of a signal, or the words of another error."""
+    if isinstance(stop, InterruptedRunError):
+        return stop.exit_code - 128
+    return None if stop is None else f"the main process stopped: {stop}"
