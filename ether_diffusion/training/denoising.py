@@ -1,12 +1,13 @@
 """What a batch costs: it is noised, the UNet is asked, and its answer compared with the target."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ether_diffusion.base import PromptEmbeddings
 from ether_diffusion.training.data import Batch
@@ -24,7 +25,10 @@ Encode = Callable[[Sequence[str]], PromptEmbeddings]
 
 @dataclass(frozen=True)
 class Denoising:
-    """The objective of a run: its UNet, what embeds prompts, the forward process, the seed of its noise."""
+    """The objective of a run: its UNet, what embeds prompts, the forward process, the seed of its noise.
+
+    text_encoders are those that carry adapters, too.
+    """
 
     unet: UNet2DConditionModel
     encode: Encode
@@ -32,6 +36,7 @@ class Denoising:
     seed: int
     snr_gamma: float | None = None
     noise_offset: float = 0.0
+    text_encoders: Sequence[nn.Module] = ()
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each row (b,), unweighed."""
@@ -53,7 +58,7 @@ class Denoising:
         inputs = self._inputs(batch, noisy, timesteps)
         target = target_of(scheduler, batch.latents, noise, timesteps).to(device)
         if batch.is_frozen_prior.any():
-            target = self._with_frozen_prior(target, inputs, batch.is_frozen_prior.to(device))
+            target = self._with_frozen_prior(target, batch, noisy, timesteps)
         prediction = self.unet(**inputs).sample
         masks = None if batch.masks is None else batch.masks.to(device)
         losses = losses_of(prediction, target, masks)
@@ -78,9 +83,13 @@ class Denoising:
         return inputs
 
     @torch.no_grad()
-    def _with_frozen_prior(self, target: Tensor, inputs: Mapping[str, Any], is_frozen: Tensor) -> Tensor:
+    def _with_frozen_prior(self, target: Tensor, batch: Batch, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Replace the targets of frozen priors by what the base itself predicts."""
-        with adapter_off(self.unet):
+        is_frozen = batch.is_frozen_prior.to(target.device)
+        with ExitStack() as stack:
+            for model in (self.unet, *self.text_encoders):
+                stack.enter_context(adapter_off(model))
+            inputs = self._inputs(batch, noisy, timesteps)
             prediction = self.unet(**_rows(inputs, is_frozen)).sample
         target = target.clone()
         target[is_frozen] = prediction.to(target.dtype)

@@ -1,0 +1,54 @@
+"""Runs loaded as training loads them, for tests that drive the loop by hand."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ether_diffusion.training.checks import check_run
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.data import Batch
+from ether_diffusion.training.phases import Phases
+from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
+
+
+def load(config: DreamBoothConfig) -> LoadedRun:
+    """Load all that a run trains; nothing is written."""
+    accelerator = make_accelerator(
+        config.compute, report_to=None, folder=str(config.output.output_dir), logging_dir="logs"
+    )
+    checked = check_run(config, num_processes=1)
+    return load_run(checked, accelerator, Phases(accelerator.device), lambda: None)
+
+
+def batches(run: LoadedRun) -> Iterator[Batch]:
+    """Return the micro-batches of the whole run."""
+    return run.source.batches(run.trainer.progress.visits(0, 0))
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a model's parameters in training by name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def gradients(run: LoadedRun, batch: Batch) -> dict[str, Tensor]:
+    """Return the gradients of a batch's loss by parameter name, and leave none behind."""
+    run.trainer._backward(batch, 0)
+    found = {}
+    for part in run.trainer.parts:
+        for name, parameter in part.model.named_parameters():
+            if parameter.requires_grad and parameter.grad is not None:
+                found[f"{part.part}.{name}"] = parameter.grad
+                parameter.grad = None
+    return found
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], *, rtol: float, atol: float) -> None:
+    """Compare tensors by name."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=atol)
