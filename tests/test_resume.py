@@ -1,10 +1,11 @@
 """Going on with a run: the bytes of an uninterrupted one, whatever is trained; and what is refused."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
-from training_runs import config, log_of, trained_files, write_base, write_photos
+from training_runs import config, contents, log_of, trained_files, write_base, write_photos
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
@@ -83,3 +84,139 @@ def test_two_steps_and_two_are_four_in_buckets(tmp_path: Path, caplog: pytest.Lo
 def test_two_steps_and_two_are_four_on_sdxl(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_base(tmp_path / "base", is_xl=True)
     run_twice(tmp_path, caplog, train_text_encoder=True)
+
+
+def test_the_same_command_goes_on_by_itself_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_dreambooth(config(tmp_path, max_train_steps=2))
+    with caplog.at_level(logging.INFO):
+        train_dreambooth(config(tmp_path, max_train_steps=4))
+    assert f"going on from step 2 of {tmp_path / 'run' / 'checkpoint-2'}" in caplog.text
+    parts = trained_files(tmp_path / "run")
+    train_dreambooth(config(tmp_path, output_dir=str(tmp_path / "whole")))
+    assert parts == trained_files(tmp_path / "whole")
+
+
+def test_changed_settings_are_listed_and_refused_and_nothing_changes(tmp_path: Path) -> None:
+    train_dreambooth(config(tmp_path))
+    before = contents(tmp_path / "run")
+    (tmp_path / "photos" / "photo_1_0.txt").write_text("another caption")
+    changed = config(tmp_path, learning_rate=1e-3, seed=5, max_train_steps=2)
+    with pytest.raises(ValueError, match="begun otherwise") as refusal:
+        train_dreambooth(changed)
+    assert [line.split() for line in str(refusal.value).splitlines()[1:-1]] == [
+        ["learning_rate", "0.006", "->", "0.001"],
+        ["max_train_steps", "4", "->", "2"],
+        ["seed", "0", "->", "5"],
+        ["data:", "changed", "prompt", "of", "photo_1_0.png"],
+    ]
+    assert "give --allow_changes to go on with it as it is now" in str(refusal.value)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_learning_rate_that_may_change_is_the_one_that_trains(tmp_path: Path) -> None:
+    train_dreambooth(config(tmp_path, max_train_steps=2, lr_scheduler="linear", adam_beta2=0.9))
+    later = config(tmp_path, lr_scheduler="linear", learning_rate=1e-3, adam_beta2=0.99)
+    train_dreambooth(later, allow_changes=True)
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "run")]
+    assert rates == pytest.approx([6e-3, 3e-3, 1e-3 * 2 / 4, 1e-3 * 1 / 4])
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "state.json").read_text())
+    assert state["optimizer"]["groups.0.betas"] == [0.9, 0.99]
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({"num_blocks": 4}, "num_blocks"),
+        ({"adapter": "lora"}, "adapter"),
+        ({"train_text_encoder": True}, "train_text_encoder"),
+        ({"target_modules": "to_q", "sides": "input"}, "sides, target_modules"),
+    ],
+)
+def test_another_form_of_adapter_is_refused_even_with_allow_changes(
+    tmp_path: Path, flags: dict[str, Json], names: str
+) -> None:
+    train_dreambooth(config(tmp_path))
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=f"trains one adapter, and {names} would make another"):
+        train_dreambooth(config(tmp_path, **flags), allow_changes=True)
+    assert contents(tmp_path / "run") == before
+
+
+def test_an_average_and_an_optimizer_may_begin_with_a_later_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_dreambooth(config(tmp_path, max_train_steps=2))
+    later = config(tmp_path, use_ema=True, ema_decay=0.5)
+    assert train_dreambooth(later, allow_changes=True) == 0
+    assert "no average was kept then; it begins with the adapter of step 2" in caplog.text
+
+
+def test_images_of_other_prompts_are_drawn_again(tmp_path: Path) -> None:
+    flags: dict[str, Json] = {"num_validation_images": 1, "validation_num_inference_steps": 1}
+    train_dreambooth(config(tmp_path, validation_prompt=["a sks cat"], **flags))
+    before = contents(tmp_path / "run" / "samples")
+    train_dreambooth(config(tmp_path, validation_prompt=["a sks cat on a wall"], **flags))
+    after = contents(tmp_path / "run" / "samples")
+    assert before.keys() - after.keys() == {"step-000000/prompt-00_seed-0.png"}  # that adapter is gone
+    assert all(data != before[name] for name, data in after.items())
+
+
+@pytest.mark.parametrize("changed", ["unet", "class images"])
+def test_a_checkpoint_of_other_weights_or_class_images_is_refused(tmp_path: Path, changed: str) -> None:
+    write_photos(tmp_path / "classes", count=2, wide=2)
+    flags: dict[str, Json] = {
+        "prior_preservation": "class_images",
+        "class_data_dir": str(tmp_path / "classes"),
+        "class_prompt": "a cat",
+        "num_class_images": 2,
+    }
+    train_dreambooth(config(tmp_path, **flags))
+    before = contents(tmp_path / "run")
+    if changed == "unet":
+        write_base(tmp_path / "base", seed=7)
+    else:
+        write_photos(tmp_path / "classes", count=2, wide=2, seed=1)
+    name = "weights of the base" if changed == "unet" else "photos or class images"
+    with pytest.raises(ValueError, match=f"the {name} changed since .*; give --allow_changes"):
+        train_dreambooth(config(tmp_path, **flags))
+    assert contents(tmp_path / "run") == before
+    assert train_dreambooth(config(tmp_path, **flags), allow_changes=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ("checkpoint-3", "checkpoint-3 is no checkpoint; name a folder like checkpoint-500"),
+        ("elsewhere", "elsewhere is no checkpoint of .*run"),
+        ("checkpoint-2", "checkpoint-2 is not whole"),
+    ],
+)
+def test_what_cannot_be_resumed_from_is_refused_and_nothing_changes(
+    tmp_path: Path, asked: str, sentence: str
+) -> None:
+    train_dreambooth(config(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "checkpoint-2" / "state.json").write_text("{}")
+    before = contents(tmp_path / "run")
+    asked = str(tmp_path / asked) if asked == "elsewhere" else asked
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        train_dreambooth(config(tmp_path, resume_from_checkpoint=asked))
+    assert contents(tmp_path / "run") == before
+
+
+def test_images_of_what_is_trained_again_otherwise_are_drawn_again(tmp_path: Path) -> None:
+    flags: dict[str, Json] = {
+        "validation_prompt": ["a sks cat"],
+        "num_validation_images": 1,
+        "validation_steps": 2,
+        "validation_num_inference_steps": 2,
+    }
+    train_dreambooth(config(tmp_path, **flags))
+    samples = tmp_path / "run" / "samples"
+    before = contents(samples)
+    later = config(tmp_path, resume_from_checkpoint="checkpoint-2", learning_rate=10.0, **flags)
+    train_dreambooth(later, allow_changes=True)
+    differing = {name for name, data in contents(samples).items() if before[name] != data}
+    assert {str(Path(name).parent) for name in differing} == {".", "step-000004", "final"}

@@ -25,10 +25,10 @@ def write_base(folder: Path, *, seed: int = 1, is_xl: bool = False) -> Path:
     return folder
 
 
-def write_photos(folder: Path, *, count: int = 3, wide: int = 1) -> Path:
+def write_photos(folder: Path, *, count: int = 3, wide: int = 1, seed: int = 0) -> Path:
     """Write photos with captions; `wide` times as wide as high."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(wide)
+    rng = np.random.default_rng((wide, seed))
     for index in range(count):
         name = f"photo_{wide}_{index}"
         pixels = rng.integers(0, 256, (64, wide * 64, 3), np.uint8)

@@ -1,5 +1,7 @@
 """The training loop: update after update, each a function of its number and of what was learned before."""
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -17,12 +20,15 @@ from ether_diffusion.training.data import Batch
 from ether_diffusion.training.denoising import Denoising
 from ether_diffusion.training.methods import TrainedPart, prepared
 from ether_diffusion.training.optimizers import (
+    go_to_step,
     load_optimizer_state,
     make_optimizer,
     make_schedule,
     optimizer_state,
 )
 from ether_diffusion.training.randomness import stream
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER, AVERAGE = STATE_FILES = ("optimizer.safetensors", "average.safetensors")
 """The files of a trainer's tensors beside the adapter; the second is there if an average is kept."""
@@ -109,13 +115,16 @@ class Trainer:
         Raises:
             NonFiniteError: a loss or a gradient is not finite.
         """
-        losses = [self._backward(batch, index) for index, batch in enumerate(micro_batches)]
+        shares, losses = zip(*(self._backward(*each) for each in enumerate(micro_batches)), strict=True)
         self._share_gradients()
-        loss = self.accelerator.reduce(torch.stack(losses).sum(), reduction="mean").item()
+        loss = self.accelerator.reduce(torch.stack(shares).sum(), reduction="mean").item()
         names = tuple(name for batch in micro_batches for name in batch.names)
         rate = float(self.schedule.get_last_lr()[0])
         grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        self._refuse_non_finite(loss, grad_norm, rate, names)
+        if not self._can_go_on(loss, grad_norm):
+            self.prepared_optimizer.zero_grad()
+            found = "gradient" if math.isfinite(loss) else "loss"
+            raise self._non_finite(found, rate, names, torch.cat(losses))
         self.prepared_optimizer.step()
         self.schedule.step()
         self.prepared_optimizer.zero_grad()
@@ -124,8 +133,8 @@ class Trainer:
         self.step += 1
         return StepReport(self.step, loss, grad_norm, rate, names)
 
-    def _backward(self, batch: Batch, index: int) -> Tensor:
-        """Add the gradient of a micro-batch's share of the loss, and return that share."""
+    def _backward(self, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of a micro-batch's share of the loss; return that share and each row's loss."""
         # dropout is all that draws from the global generators
         turn = index * self.accelerator.num_processes + self.accelerator.process_index
         torch.manual_seed(stream(self.seed, "dropout", self.step, turn).initial_seed())
@@ -138,7 +147,7 @@ class Trainer:
             loss = (losses * batch.weights.to(losses.device)).sum() / num_instances
             loss = loss / self.progress.num_accumulations
             self.accelerator.backward(loss)
-        return loss.detach()
+        return loss.detach(), losses.detach()
 
     def _share_gradients(self) -> None:
         """Give all processes the mean of their gradients: at once, for an adapter's are few."""
@@ -149,26 +158,29 @@ class Trainer:
         for grad, mean in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
             grad.copy_(mean.view_as(grad))
 
-    def _refuse_non_finite(self, loss: float, grad_norm: float, rate: float, names: Sequence[str]) -> None:
+    def _can_go_on(self, loss: float, grad_norm: float) -> bool:
         # with float16 it is the scaler's work to pass over gradients that overflow
         may_overflow = self.accelerator.scaler is not None
-        is_finite = [torch.tensor(value).isfinite().item() for value in (loss, grad_norm)]
-        if is_finite[0] and (is_finite[1] or may_overflow):
-            return
-        self.prepared_optimizer.zero_grad()
-        found = "gradient" if is_finite[0] else "loss"
-        raise NonFiniteError(
+        return math.isfinite(loss) and (math.isfinite(grad_norm) or may_overflow)
+
+    def _non_finite(self, found: str, rate: float, names: Sequence[str], losses: Tensor) -> NonFiniteError:
+        """Return the error that names the photos whose loss it is, or all, whichever process has them."""
+        own = [name for name, loss in zip(names, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        everywhere = gather_object(own) or gather_object(list(names))
+        photos = dict.fromkeys(everywhere)
+        return NonFiniteError(
             f"the {found} of step {self.step + 1} is not finite, at learning rate {rate:g}, with "
-            f"{listed(names, len(names))}; the adapter is as before that step: lower the learning rate, or "
-            "look at these photos"
+            f"{listed(photos, len(photos))}; the adapter is as before that step: go on from an older "
+            "checkpoint with a lower learning rate (--resume_from_checkpoint, --allow_changes), or look at "
+            f"{'these photos' if len(photos) > 1 else 'this photo'}"
         )
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Json]]:
         """Return all that the rest of the run depends on but the adapter: tensors by file, and JSON."""
         slots, numbers = optimizer_state(self.optimizer)
         tensors = {OPTIMIZER: slots}
-        schedule = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
-        state: dict[str, Json] = {"step": self.step, "optimizer": numbers, "schedule": schedule}
+        kind = type(self.optimizer).__name__
+        state: dict[str, Json] = {"step": self.step, "optimizer_kind": kind, "optimizer": numbers}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         if self.average is not None:
@@ -178,13 +190,22 @@ class Trainer:
         return tensors, state
 
     def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Put back what `state` returned; the adapter is put back by itself, before."""
+        """Put back what `state` returned; the adapter is put back by itself, before.
+
+        What the configuration sets stays as it is now, and what it did not ask for then begins anew.
+        """
         self.step = state["step"]
-        load_optimizer_state(self.optimizer, tensors[OPTIMIZER], state["optimizer"])
-        self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
+        if state["optimizer_kind"] == type(self.optimizer).__name__:
+            load_optimizer_state(self.optimizer, tensors[OPTIMIZER], state["optimizer"])
+        else:
+            logger.warning("the optimizer was another then; its state begins anew")
+        go_to_step(self.schedule, self.step)
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
+        if self.average is not None and AVERAGE not in tensors:
+            logger.warning("no average was kept then; it begins with the adapter of step %d", self.step)
+            self.average = EMAModel(self.parameters, decay=self.config.ema_decay)
+        elif self.average is not None:
             shadows = tensors[AVERAGE]
             for shadow, name in zip(self.average.shadow_params, sorted(shadows), strict=True):
                 shadow.copy_(shadows[name])

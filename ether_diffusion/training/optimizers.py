@@ -7,10 +7,13 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.training.config import OptimizationConfig
+
+CONFIGURED = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+"""Entries of a parameter group that are settings of the run; the others are what the optimizer found."""
 
 ParameterGroup = tuple[Sequence[nn.Parameter], float]
 """Parameters, and their learning rate."""
@@ -60,9 +63,9 @@ def find_optimizer(config: OptimizationConfig) -> Any:
     return AdamW8bit
 
 
-def make_schedule(config: OptimizationConfig, optimizer: Optimizer, num_steps: int) -> LRScheduler:
+def make_schedule(config: OptimizationConfig, optimizer: Optimizer, num_steps: int) -> LambdaLR:
     """Return diffusers' schedule of that name over so many updates."""
-    schedule: LRScheduler = get_scheduler(
+    schedule: LambdaLR = get_scheduler(
         config.lr_scheduler,
         optimizer=optimizer,
         num_warmup_steps=config.lr_warmup_steps,
@@ -71,6 +74,16 @@ def make_schedule(config: OptimizationConfig, optimizer: Optimizer, num_steps: i
         power=config.lr_power,
     )
     return schedule
+
+
+def go_to_step(schedule: LambdaLR, num_steps: int) -> None:
+    """Set the learning rates that a schedule gives after so many updates, from its rates of now."""
+    factors = [factor(num_steps) for factor in schedule.lr_lambdas]
+    rates = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+    place = {"last_epoch": num_steps, "_step_count": num_steps + 1, "_last_lr": rates}
+    schedule.load_state_dict(schedule.state_dict() | place)
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Json]]:
@@ -93,11 +106,13 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
 def load_optimizer_state(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Json]
 ) -> None:
-    """Put back what `optimizer_state` returned."""
+    """Put back what `optimizer_state` returned, but for what the configuration sets."""
     state = optimizer.state_dict()
     for key, value in (*tensors.items(), *numbers.items()):
         owner, index, name = key.split(".", 2)
         if owner == "groups":
+            if name in CONFIGURED:
+                continue
             group = state["param_groups"][int(index)]
             group[name] = tuple(value) if isinstance(group.get(name), tuple) else value  # type: ignore[arg-type]
         else:

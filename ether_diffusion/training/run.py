@@ -75,6 +75,7 @@ def _run(
     config, path = checked.config, checked.config.output.output_dir
     settings = config.flat() | {"num_processes": accelerator.num_processes}
     folder = RunFolder(path, settings, {"data": checked.items.fingerprint}, allow_changes=allow_changes)
+    _asked_checkpoint(config.output)  # refused before anything is written
     with ExitStack() as held:
 
         def begin() -> None:
@@ -86,7 +87,8 @@ def _run(
         phases = Phases(accelerator.device)
         run = load_run(checked, accelerator, phases, interrupts.check)
         session = Session(run, accelerator, interrupts, folder)
-        session.restore(_checkpoint_of(config.output), allow_changes=allow_changes)
+        checkpoint = _asked_checkpoint(config.output) or newest_checkpoint(path)
+        session.restore(checkpoint, allow_changes=allow_changes)
         with tracked(accelerator, config), phases.measure("train"):
             session.train()
         with phases.measure("write the result"):
@@ -96,8 +98,8 @@ def _run(
     accelerator.end_training()
 
 
-def _checkpoint_of(output: OutputConfig) -> Checkpoint | None:
-    """Return where the run goes on: the checkpoint asked for, or the newest whole one.
+def _asked_checkpoint(output: OutputConfig) -> Checkpoint | None:
+    """Return the checkpoint that the run is to go on from, if one was asked for by name.
 
     Raises:
         FileNotFoundError: there is no such checkpoint in the run's folder.
@@ -105,7 +107,7 @@ def _checkpoint_of(output: OutputConfig) -> Checkpoint | None:
     """
     wanted = output.resume_from_checkpoint
     if wanted is None or wanted == "latest":
-        return newest_checkpoint(output.output_dir)
+        return None
     path = Path(wanted) if Path(wanted).is_dir() else output.output_dir / wanted
     if path.resolve().parent != output.output_dir.resolve():
         raise ValueError(

@@ -107,11 +107,17 @@ class RunFolder:
 
     def _compare(self, run: dict[str, Json]) -> None:
         changes = compare_settings(run["settings"], self.settings, run["fingerprints"], self.fingerprints)  # type: ignore[arg-type]  # checked when read
-        if changes.refused and not self.allow_changes:
+        if changes.of_form or (changes.refused and not self.allow_changes):
             table = "\n  ".join(changes.refused)
+            remedy = "give --allow_changes to go on with it as it is now, or another --output_dir"
+            if changes.of_form:
+                names = listed(changes.of_form, len(changes.of_form))
+                remedy = (
+                    f"a run trains one adapter, and {names} would make another; give another --output_dir"
+                )
             raise ValueError(
                 f"{printable(self.path)} holds a run that was begun otherwise (then -> now):\n  {table}\n"
-                "give --allow_changes to go on with it as it is now, or another --output_dir"
+                f"{remedy}"
             )
         _tell(self.path, changes)
 

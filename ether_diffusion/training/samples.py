@@ -1,8 +1,10 @@
 """Validation images: the same prompts and seeds each time, base and steps side by side on one sheet."""
 
 import io
+import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from ether_diffusion.training.config import ValidationConfig
 
 logger = logging.getLogger(__name__)
 
-FOLDER, SHEET, BASE_FOLDER = "samples", "contact_sheet.png", "base"
+FOLDER, SHEET, BASE_FOLDER, DRAWN = "samples", "contact_sheet.png", "base", "drawn.json"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -118,6 +120,7 @@ class Sampler:
             for prompt, row in enumerate(rows)
             for index, image in enumerate(row)
         }
+        write_files(self.folder / FOLDER, {DRAWN: self._drawn()})
         write_files(folder, files)
         return [folder / file for file in files]
 
@@ -125,6 +128,29 @@ class Sampler:
         """Say whether all images of that name are there."""
         folder = self.folder / FOLDER / name
         return all((folder / file).is_file() for file in self._files())
+
+    def forget(self, step: int) -> None:
+        """Delete the images of later steps, and all where they were drawn of other prompts or otherwise."""
+        root = self.folder / FOLDER
+        if not root.is_dir():
+            return
+        is_same = (root / DRAWN).is_file() and (root / DRAWN).read_bytes() == self._drawn()
+        for path in sorted(root.iterdir()):
+            match = _STEP.fullmatch(path.name)
+            if (match and int(match[1]) > step) or (not is_same and (match or path.name == BASE_FOLDER)):
+                logger.info("%s is of what is now trained or drawn otherwise; it is drawn again", path)
+                shutil.rmtree(path)
+
+    def _drawn(self) -> bytes:
+        """Say what a picture depends on besides the adapter and its name."""
+        config = self.config
+        facts = {
+            "prompts": self.prompts,
+            "steps": config.validation_num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "size": self.size,
+        }
+        return json.dumps(facts, indent=1).encode()
 
     def write_sheet(self) -> Path:
         """Draw all there is: a row for each prompt and seed, a column for the base and each step."""

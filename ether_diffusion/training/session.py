@@ -3,21 +3,24 @@
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ether_diffusion.adapter_file.models import base_fingerprint
 from ether_diffusion.adapter_file.source import TENSORS_NAME
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX
 from ether_diffusion.training.checkpoint import Checkpoint, newer_checkpoints, save_checkpoint
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
-from ether_diffusion.training.loop import STATE_FILES, StepReport, averaged
-from ether_diffusion.training.methods import adapter_off, restore_adapter
+from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
+from ether_diffusion.training.methods import TrainedPart, adapter_off, adapter_tensors, restore_adapter
 from ether_diffusion.training.processes import do_on_main
 from ether_diffusion.training.result import (
     draw_final,
@@ -68,7 +71,7 @@ class Session:
             self._compare(state, allow_changes=allow_changes)
             for part in self.trainer.parts:
                 prefix = "" if part.part == "unet" else f"{part.part}/"
-                restore_adapter(part.model, checkpoint.tensors(f"{prefix}{TENSORS_NAME}"))
+                restore_adapter(part.model, _checked(part, checkpoint, f"{prefix}{TENSORS_NAME}"))
             files = [name for name in STATE_FILES if checkpoint.has(name)]
             self.trainer.load_state({name: checkpoint.tensors(name) for name in files}, state)
             self.saved_step = checkpoint.step
@@ -78,6 +81,7 @@ class Session:
                 logger.warning("%s is later than where this run goes on from; it is deleted", newer)
                 shutil.rmtree(newer)
             self.folder.rewind(self.trainer.step)
+            self.sampler.forget(self.trainer.step)
 
     def _compare(self, state: dict[str, Json], *, allow_changes: bool) -> None:
         for name, found in self._marks().items():
@@ -126,7 +130,7 @@ class Session:
                 began = time.monotonic()
         except StoppedAtOnceError:
             raise
-        except InterruptedRunError:
+        except (InterruptedRunError, NonFiniteError):
             self.save()
             raise
         finally:
@@ -141,7 +145,9 @@ class Session:
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
         }
-        self.folder.log({"step": report.step, **numbers, "images_per_second": round(rate, 3)})
+        # an overflow that float16's scaler passes over is no number of JSON
+        logged = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self.folder.log({"step": report.step, **logged, "images_per_second": round(rate, 3)})
         track(self.accelerator, numbers, report.step)
         bar.set_postfix_str(f"loss {report.loss:.4f}, {rate:.1f} images/s", refresh=False)
         bar.update()
@@ -211,3 +217,15 @@ class Session:
         logger.info("the adapter of step %d is in %s", self.trainer.step, path)
         if self.config.output.push_to_hub:
             logger.info("uploaded to %s", upload(path, self.config.output, hub_token))
+
+
+def _checked(part: TrainedPart, checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    """Return an adapter's tensors, if they are those that the part trains now."""
+    now = {key: tensor.shape for key, tensor in adapter_tensors(part.model).items()}
+    found = checkpoint.tensors(name) if checkpoint.has(name) else {}
+    if {key.removeprefix(PEFT_PREFIX): tensor.shape for key, tensor in found.items()} != now:
+        raise ValueError(
+            f"{checkpoint.folder} holds no adapter of this form for the {part.part}; give another "
+            "--output_dir, or the adapter settings and the base that it was made with"
+        )
+    return found

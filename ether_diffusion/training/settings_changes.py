@@ -38,15 +38,19 @@ FREE = frozenset(
 SPLIT = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
 """Settings that may change as long as their product, the photos of an update, stays."""
 
+FORM = frozenset({"adapter", "num_blocks", "rank", "sides", "target_modules", "train_text_encoder"})
+"""Settings that decide which tensors are trained: one run cannot have two values of them."""
+
 _NONE = object()
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Lines on what differs: what may, and what makes it another run."""
+    """Lines on what differs: what may, and what makes it another run; names of what makes another adapter."""
 
     allowed: tuple[str, ...]
     refused: tuple[str, ...]
+    of_form: tuple[str, ...]
 
 
 def compare_settings(
@@ -62,7 +66,8 @@ def compare_settings(
         line = f"{name:{width}}  {_value(before, name)} -> {_value(now, name)}"
         (allowed if _may_change(name, before, now) else refused).append(line)
     refused += _file_changes(prints_before, prints_now)
-    return Changes(tuple(allowed), tuple(refused))
+    is_changed = before.keys() & now.keys() & FORM & set(differing)
+    return Changes(tuple(allowed), tuple(refused), tuple(sorted(is_changed)))
 
 
 def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) -> bool:
