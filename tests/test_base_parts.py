@@ -148,3 +148,12 @@ def test_a_damaged_part_is_named(sd: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"unet in .* is missing or damaged"):
         open_base(tmp_path / "base").load_unet()
+
+
+def test_an_empty_unet_has_the_modules_and_shapes_and_no_weights(sd: Path) -> None:
+    base = open_base(sd)
+    empty, whole = base.empty_unet(), base.load_unet()
+    assert {name: p.shape for name, p in empty.named_parameters()} == {
+        name: p.shape for name, p in whole.named_parameters()
+    }
+    assert all(parameter.is_meta for parameter in empty.parameters())

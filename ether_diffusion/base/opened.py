@@ -47,6 +47,12 @@ class Base:
         """Load the UNet, frozen."""
         return self._load(UNet2DConditionModel, "unet", dtype=dtype).requires_grad_(False)
 
+    def empty_unet(self) -> UNet2DConditionModel:
+        """Return the UNet without weights, on the meta device: its modules' names and shapes."""
+        with torch.device("meta"):
+            config = UNet2DConditionModel.load_config(str(self.folder), subfolder="unet")
+            return UNet2DConditionModel.from_config(config)
+
     def load_vae(self) -> AutoencoderKL:
         """Load the autoencoder, frozen, in float32: SDXL's gives NaN in float16."""
         if self.vae_folder:  # the variant is the base's

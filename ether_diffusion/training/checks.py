@@ -20,7 +20,7 @@ from ether_diffusion.training.data import (
     plan_visits,
 )
 from ether_diffusion.training.loop import Progress
-from ether_diffusion.training.methods import peft_config
+from ether_diffusion.training.methods import attach_new, peft_config
 from ether_diffusion.training.optimizers import find_optimizer
 from ether_diffusion.training.prior import count_missing
 from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
@@ -100,7 +100,8 @@ def check_run(config: DreamBoothConfig, *, num_processes: int) -> CheckedRun:
     items = collect(lambda: gather_items(config.data))
     num_missing = collect(lambda: _count_missing(config)) or 0
     collect(lambda: find_optimizer(config.optimization))
-    collect(lambda: peft_config(config.adapter, "unet"))
+    if base is not None:
+        collect(lambda: _try_adapter(base, config))
     problems += _environment_problems(config)
     checked = None
     if base is not None and items is not None:
@@ -131,6 +132,18 @@ def _open(config: DreamBoothConfig) -> Base:
         tokenizer=settings.tokenizer_name,
         local_files_only=settings.local_files_only,
     )
+
+
+def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
+    """Attach the adapter to a UNet without weights.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    try:
+        attach_new(base.empty_unet(), peft_config(config.adapter, "unet"), seed=0, part="unet")
+    except RuntimeError:  # BOFT looks at values; its settings are checked before
+        assert config.adapter.adapter == "boft"
 
 
 def _count_missing(config: DreamBoothConfig) -> int:
