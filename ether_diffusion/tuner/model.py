@@ -38,9 +38,8 @@ class EtherModel(BaseTuner):
             p for name, module in targets.items() if (p := _problem(config, name, module)) is not None
         ]
         if problems:
-            raise ValueError(
-                "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
-            )
+            others = f" (nor do {len(problems) - 1} other modules fit)" if problems[1:] else ""
+            raise ValueError(f"{problems[0]}{others}")
         if targets:
             _warn_of_unmatched(config, model, list(targets))
 
