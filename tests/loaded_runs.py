@@ -1,6 +1,7 @@
 """Runs loaded as training loads them, for tests that drive the loop by hand."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.data import Batch
+from ether_diffusion.training.methods import prepared
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
 
@@ -37,7 +39,10 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 def gradients(run: LoadedRun, batch: Batch) -> dict[str, Tensor]:
     """Return the gradients of a batch's loss by parameter name, and leave none behind."""
-    run.trainer._backward(batch, 0)
+    with ExitStack() as stack:
+        for part in run.trainer.parts:
+            stack.enter_context(prepared(part.model, part.config))
+        run.trainer.denoising.losses(batch).mean().backward()
     found = {}
     for part in run.trainer.parts:
         for name, parameter in part.model.named_parameters():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX, safetensors_bytes
+from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.adapter_file.writer import check_writable
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.randomness import stream
@@ -97,7 +99,16 @@ def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: Part) -
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, f"adapter of {part}").initial_seed())
-        inject_adapter_in_model(config, model, ADAPTER_NAME)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", r"Invalid `r` \(\d+\)! Adjusted")  # PEFT's OFT takes others
+            try:
+                inject_adapter_in_model(config, model, ADAPTER_NAME)
+            except UserWarning as adjusted:
+                widths = sorted({m.in_features for m in model.modules() if isinstance(m, nn.Linear)})
+                raise ValueError(
+                    f"num_blocks={config.r} does not divide every width of the {part} ({listed(widths, 9)}); "
+                    "use one that does, as 4"
+                ) from adjusted
     if hasattr(model, "_hf_peft_config_loaded"):
         model.__dict__["_hf_peft_config_loaded"] = True  # as diffusers' and transformers' add_adapter
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

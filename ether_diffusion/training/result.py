@@ -4,18 +4,22 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import HfApi
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from ether_diffusion.adapter_file import AdapterMetadata, load_ether, read_adapter
 from ether_diffusion.adapter_file.model_card import is_ours, model_card, plain_card
+from ether_diffusion.adapter_file.models import shareable_name
 from ether_diffusion.adapter_file.source import TENSORS_NAME
+from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
 from ether_diffusion.adapter_file.writer import CARD_NAME
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.export import EXPORT_NAME, export_lora
@@ -42,7 +46,7 @@ def metadata_of(config: DreamBoothConfig, num_steps: int, *, batch_size: int) ->
     """Return what an adapter's file says of its training; equal runs say equal things."""
     settings = config.optimization
     return AdapterMetadata(
-        base_model=config.base.pretrained_model_name_or_path,
+        base_model=shareable_name(config.base.pretrained_model_name_or_path),
         trigger=trigger_of(config),
         training={
             "steps": num_steps,
@@ -113,7 +117,12 @@ def _save_lora(folder: Path, run: LoadedRun) -> Path:
     metadata = {f"{name}_lora_adapter_metadata": _lora_metadata(part.config) for name, part in parts.items()}
     is_xl = run.checked.base.family == "sdxl"
     pipeline = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
-    pipeline.save_lora_weights(str(folder), weight_name=EXPORT_NAME, **layers, **metadata)
+    with TemporaryDirectory() as temporary:
+        pipeline.save_lora_weights(temporary, weight_name=EXPORT_NAME, **layers, **metadata)
+        with safe_open(Path(temporary) / EXPORT_NAME, framework="pt") as file:
+            header = file.metadata()
+        tensors = load_file(Path(temporary) / EXPORT_NAME)
+    write_files(folder, {EXPORT_NAME: safetensors_bytes(tensors, header)})  # whole, equal bytes each time
     return folder / EXPORT_NAME
 
 
