@@ -11,6 +11,7 @@ import transformers
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from transformers import PreTrainedModel
 
 from ether_diffusion.base import (
     Base,
@@ -173,8 +174,14 @@ def _text_parts(checked: CheckedRun, encoders: TextEncoders) -> list[TrainedPart
         parts.append(TrainedPart(name, model, adapter, added, config.text_encoder_learning_rate))
         model.train()
         if config.compute.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _recompute_activations(model)
     return parts
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    newer_name = "activation_checkpointing_enable"  # transformers warns of the older one where it has both
+    enable = getattr(model, newer_name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _prepare_unet(
