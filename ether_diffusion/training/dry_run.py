@@ -61,7 +61,8 @@ def _summary(run: LoadedRun, phases: Phases) -> Iterator[str]:
     for phase in phases.found:
         yield f"{phase.name}: {phase.seconds:.1f} s, peak memory {phase.peak_bytes / 2**20:.0f} MiB"
     validation, per_epoch = config.validation, progress.steps_per_epoch(run.plan.num_samples)
-    drawn = progress.num_steps // validation.steps_between(per_epoch) + 3
+    # before the first step, every so many steps and after the last; also the base, and the saved adapter
+    drawn = -(-progress.num_steps // validation.steps_between(per_epoch)) + 3
     images = drawn * len(validation.validation_prompt) * validation.num_validation_images
     total = seconds[TRAIN] * progress.num_steps + seconds.get(DRAW, 0.0) * images
     yield f"time: about {total / 60:.1f} minutes, at the pace of a first step, {images} images included"
