@@ -1,0 +1,707 @@
+"""Every option does what it says: for each one a run, or a loaded run, that differs by that option alone."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar, TypeVar
+
+import photo_files
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from huggingface_hub.errors import OfflineModeIsEnabled
+from PIL import Image
+from safetensors.torch import load
+from tiny_pipelines import tiny_sd
+from training_runs import contents, log_of, write_base, write_photos
+from transformers import CLIPTokenizer
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.scripts.train_dreambooth import main
+from ether_diffusion.training.checks import check_run
+from ether_diffusion.training.config import OPTION_NAMES, DreamBoothConfig
+from ether_diffusion.training.config.legacy import LEGACY_OPTIONS, translate_legacy
+from ether_diffusion.training.phases import Phases
+from ether_diffusion.training.run import train_dreambooth
+from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
+
+Flags = dict[str, Json]
+Test = TypeVar("Test", bound=Callable[..., object])
+
+PLAIN: Flags = {
+    "pretrained_model_name_or_path": "@base",
+    "instance_data_dir": "@photos",
+    "instance_prompt": "a sks cat",
+    "max_train_steps": 3,
+    "checkpointing_steps": 3,
+    "num_blocks": 2,
+    "export_lora": False,
+}
+"""What every run here has in common; "@" stands for the folder of the tests."""
+MASKED: Flags = {"mask_data_dir": "@masks"}
+FROZEN: Flags = {"prior_preservation": "frozen", "class_prompt": "a cat"}
+CLASS_IMAGES: Flags = {
+    "prior_preservation": "class_images",
+    "class_data_dir": "@class images",
+    "class_prompt": "a cat",
+    "num_class_images": 2,
+}
+DATA_SET: Flags = {"instance_data_dir": None, "dataset_name": "@data set", "dataset_config_name": "one"}
+LORA: Flags = {"adapter": "lora"}
+DRAWN: Flags = {
+    "validation_prompt": ["a sks cat"],
+    "num_validation_images": 1,
+    "validation_num_inference_steps": 2,
+}
+
+TRAINS_OTHERWISE: list[tuple[str, Json, Flags]] = [
+    ("pretrained_model_name_or_path", "@other base", {}),
+    ("variant", "fp16", {}),
+    ("pretrained_vae_model_name_or_path", "@other base/vae", {}),
+    ("tokenizer_name", "@tokenizer", {}),
+    ("instance_data_dir", "@other photos", {}),
+    ("dataset_config_name", "two", DATA_SET),
+    ("image_column", "copy", DATA_SET),
+    ("caption_column", "words", DATA_SET),
+    ("instance_prompt", "a sks dog", {}),
+    ("token", "abc", {"instance_prompt": "a {token} cat", "token": "sks"}),
+    ("caption_template", "art: {caption}", {}),
+    ("resolution", 16, {}),
+    ("center_crop", True, {}),
+    ("random_flip", True, {}),
+    ("crops_per_photo", 1, {}),
+    ("caption_dropout", 1.0, {}),
+    ("use_aspect_ratio_buckets", True, {"resolution": 16}),
+    ("aspect_ratio_buckets", "8,24", {"use_aspect_ratio_buckets": True}),
+    ("mask_from_alpha", True, {}),
+    ("mask_data_dir", "@masks", {}),
+    ("unmasked_weight", 0.5, MASKED),
+    ("image_interpolation_mode", "nearest", {}),
+    ("cache_latents", False, {}),  # crops are then drawn for each visit
+    ("follow_symlinks", True, {"instance_data_dir": "@mixed"}),
+    ("prior_preservation", "frozen", {"class_prompt": "a cat"}),
+    ("class_data_dir", "@other photos", CLASS_IMAGES),
+    ("class_prompt", "a dog", FROZEN),
+    ("prior_loss_weight", 0.1, FROZEN),
+    ("num_blocks", 4, {}),
+    ("sides", "input", {}),
+    ("rank", 2, LORA),
+    ("lora_alpha", 1, LORA),
+    ("dropout", 0.5, {}),
+    ("train_batch_size", 2, {}),
+    ("gradient_accumulation_steps", 2, {}),
+    ("learning_rate", 1e-3, {}),
+    ("lr_warmup_steps", 2, {"lr_scheduler": "linear"}),
+    ("adam_beta1", 0.5, {}),
+    ("adam_beta2", 0.5, {}),
+    ("adam_weight_decay", 0.5, {}),
+    ("adam_epsilon", 0.1, {}),
+    ("max_grad_norm", 1e-4, {}),
+    ("snr_gamma", 1.0, {}),
+    ("noise_offset", 0.5, {}),
+    ("use_ema", True, {}),
+    ("ema_decay", 0.1, {"use_ema": True}),
+    ("seed", 1, {}),
+    ("mixed_precision", "bf16", {}),
+]
+"""Options that make other adapters: name, value, and what is given beside it in both runs."""
+
+SHOWN = {name for name, _, _ in TRAINS_OTHERWISE}
+
+
+def shows(*names: str) -> Callable[[Test], Test]:
+    """Mark the test that fails where these options do nothing."""
+    SHOWN.update(names)
+    return lambda test: test
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left and said."""
+
+    folder: Path
+    said: str
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return load((self.folder / "adapter_model.safetensors").read_bytes())
+
+    @property
+    def trained(self) -> str:
+        """A fingerprint of the adapter's values, whatever its file says of them."""
+        values = [tensor.numpy().tobytes() for _, tensor in sorted(self.tensors.items())]
+        return hashlib.sha256(b"".join(values)).hexdigest()
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "adapter_config.json").read_bytes())
+        return found
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of each step, with plain's as unit."""
+        return [round(line["learning_rate"] / 6e-3, 6) for line in log_of(self.folder)]
+
+    def names(self, pattern: str) -> list[str]:
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(pattern))
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """Give a list of what is logged inside."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("ether_diffusion")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class World:
+    """Bases, photos and runs; the same flags are run once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outcomes: dict[str, Outcome] = {}
+
+    def place(self, value: Json) -> Json:
+        return str(self.folder / value[1:]) if isinstance(value, str) and value.startswith("@") else value
+
+    def config(self, flags: Flags) -> DreamBoothConfig:
+        values = {name: self.place(value) for name, value in (PLAIN | flags).items()}
+        return DreamBoothConfig.from_flat(values)
+
+    def run(self, **flags: Json) -> Outcome:
+        key = json.dumps(flags, sort_keys=True)
+        if key not in self.outcomes:
+            self.outcomes[key] = self.run_anew(output_dir=f"@run {len(self.outcomes)}", **flags)
+        return self.outcomes[key]
+
+    def run_anew(self, **flags: Json) -> Outcome:
+        config = self.config(flags)
+        with listening() as said:
+            assert train_dreambooth(config) == 0
+        return Outcome(config.output.output_dir, "\n".join(said))
+
+    def load(self, **flags: Json) -> LoadedRun:
+        """Return a run before its first step."""
+        config = self.config(flags).resolved()
+        accelerator = make_accelerator(config.compute, report_to=None, folder="", logging_dir="")
+        checked = check_run(config, num_processes=1)
+        return load_run(checked, accelerator, Phases(accelerator.device), lambda: None, num_steps=1)
+
+
+def write_cut_outs(folder: Path, masks: Path) -> None:
+    """Write wide photos whose right halves are transparent, and the same as masks."""
+    for path in sorted(write_photos(folder, wide=2).glob("*.png")):
+        mask = Image.new("L", (128, 64))
+        mask.paste(255, (0, 0, 64, 64))
+        with Image.open(path) as opened:
+            photo = opened.convert("RGB")
+        photo.putalpha(mask)
+        photo.save(path)
+        masks.mkdir(exist_ok=True)
+        mask.save(masks / path.name)
+        path.with_suffix(".txt").unlink()
+
+
+def write_data_set(folder: Path) -> None:
+    """Write tables of two configurations, with two columns of photos and one of captions."""
+    import datasets
+
+    features = datasets.Features(
+        {name: datasets.Image(decode=False) for name in ("image", "copy")}
+        | {"words": datasets.Value("string")}
+    )
+    for number, name in enumerate(("one", "two")):
+        first, second = (
+            [{"bytes": photo_files.photo(10 * number + seed), "path": None} for seed in seeds]
+            for seeds in (range(3), range(3, 6))
+        )
+        table = {"image": first, "copy": second, "words": ["a dog", "a car", "a house"]}
+        datasets.Dataset.from_dict(table, features=features).to_parquet(folder / name / "train.parquet")
+    configs = [f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("one", "two")]
+    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
+
+
+def write_drawing_base(folder: Path) -> None:
+    """Write a base that draws pictures large enough to be trained on."""
+    pipeline = tiny_sd()
+    depth = 4
+    pipeline.register_modules(
+        vae=AutoencoderKL(
+            block_out_channels=(4,) * depth,
+            down_block_types=("DownEncoderBlock2D",) * depth,
+            up_block_types=("UpDecoderBlock2D",) * depth,
+            norm_num_groups=2,
+            latent_channels=4,
+        )
+    )
+    pipeline.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    write_base(folder / "base")
+    write_base(folder / "other base", seed=3)
+    tiny_sd(4).save_pretrained(folder / "base", variant="fp16")
+    vocabulary = tiny_sd().tokenizer.get_vocab()
+    moved = [*vocabulary][:2] + [*vocabulary][:1:-1]
+    CLIPTokenizer(
+        vocab={word: index for index, word in enumerate(moved)}, merges=[], model_max_length=16
+    ).save_pretrained(folder / "tokenizer")
+    write_cut_outs(folder / "photos", folder / "masks")
+    write_photos(folder / "other photos", wide=3)
+    write_photos(folder / "class images", wide=1)
+    shutil.copytree(folder / "photos", folder / "mixed")
+    (folder / "mixed" / "link.png").symlink_to(folder / "other photos" / "photo_3_0.png")
+    (folder / "mixed" / "broken.png").write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "cache"))
+        write_data_set(folder / "data set")
+        yield World(folder)
+
+
+def test_two_equal_runs_make_equal_adapters(world: World) -> None:
+    """Without this, the next test would say nothing."""
+    assert world.run_anew(output_dir="@again").trained == world.run().trained
+
+
+@pytest.mark.parametrize(("name", "value", "beside"), TRAINS_OTHERWISE, ids=lambda value: str(value)[:30])
+def test_with_another_value_another_adapter_is_trained(
+    world: World, name: str, value: Json, beside: Flags
+) -> None:
+    assert world.run(**(beside | {name: value})).trained != world.run(**beside).trained
+
+
+@shows("dataset_name")
+def test_a_data_set_is_trained_on_in_place_of_a_folder(world: World) -> None:
+    plain = world.run(instance_data_dir="@other photos", instance_prompt="x", caption_template="a cat")
+    rows = world.run(
+        instance_data_dir=None, dataset_name="@other photos", instance_prompt="x", caption_template="a cat"
+    )
+    assert rows.trained == plain.trained
+
+
+@shows("revision", "local_files_only")
+def test_a_base_of_the_hub_is_taken_at_its_revision_and_without_asking(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, asked = world.folder / "hub" / "models--somebody--base", []
+    for number, (name, base) in enumerate({"main": "base", "old": "other base"}.items()):
+        commit = str(number) * 40
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+        shutil.copytree(world.folder / base, repository / "snapshots" / commit)
+
+    def ask(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise OfflineModeIsEnabled("no net")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(world.folder / "hub"))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.model_info", ask)
+    hub: Flags = {"pretrained_model_name_or_path": "somebody/base", "local_files_only": True}
+    assert world.run(**hub).trained == world.run().trained
+    old = world.run(pretrained_model_name_or_path="@other base")
+    assert world.run(**hub, revision="old").trained == old.trained
+    assert not asked
+    world.run(pretrained_model_name_or_path="somebody/base")
+    assert asked
+
+
+@shows("resolution")
+def test_pictures_are_drawn_at_the_resolution(world: World) -> None:
+    run = world.run(**DRAWN, resolution=16)
+    with Image.open(run.folder / "samples" / "final" / "prompt-00_seed-0.png") as picture:
+        assert picture.size == (16, 16)
+
+
+@shows("pre_compute_text_embeddings")
+def test_prompts_are_embedded_once_or_as_they_come(world: World) -> None:
+    with pytest.raises(KeyError):
+        world.load().encode(["a prompt of no photo"])
+    late = world.load(pre_compute_text_embeddings=False)
+    assert late.encode(["a prompt of no photo"]).sequence.shape[0] == 1
+
+
+@shows("dataloader_num_workers")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_load_what_is_not_cached(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    forks, fork = [], os.fork
+
+    def counted() -> int:
+        forks.append(1)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", counted)
+    run = world.run(cache_latents=False, dataloader_num_workers=2)
+    assert len(forks) == 2
+    assert run.trained == world.run(cache_latents=False).trained
+
+
+@shows("strict", "follow_symlinks")
+def test_files_that_are_not_used_are_said_or_refused(world: World) -> None:
+    said = world.run(instance_data_dir="@mixed").said
+    assert "not used: broken.png is empty" in said
+    assert "not used: link.png is a link to" in said
+    with pytest.raises(ValueError, match=r"broken\.png is empty \(0 bytes\)"):
+        world.run_anew(instance_data_dir="@mixed", strict=True)
+    assert "link.png" not in world.run(instance_data_dir="@mixed", follow_symlinks=True).said
+
+
+@shows("prior_preservation", "num_class_images", "sample_batch_size", "prior_generation_precision")
+def test_missing_class_images_are_drawn(world: World) -> None:
+    drawing: Flags = CLASS_IMAGES | {"pretrained_model_name_or_path": "@drawing base", "max_train_steps": 1}
+    write_drawing_base(world.folder / "drawing base")
+    plain = world.run(**drawing | {"class_data_dir": "@plain"})
+    one = world.run(**drawing | {"class_data_dir": "@one", "sample_batch_size": 1, "num_class_images": 3})
+    world.run(**drawing | {"class_data_dir": "@coarse", "prior_generation_precision": "bf16"})
+    drawn = {name: contents(world.folder / name) for name in ("plain", "one", "coarse")}
+    assert [len(files) for files in drawn.values()] == [2, 3, 2]
+    assert re.findall(r"class images: \d of \d", plain.said) == ["class images: 2 of 2"]
+    assert re.findall(r"class images: (\d)", one.said) == ["1", "2", "3"]
+    assert not drawn["coarse"].keys() & drawn["plain"].keys()
+
+
+@shows("adapter")
+@pytest.mark.parametrize(
+    ("method", "found"), [("ether", "ETHER"), ("lora", "LORA"), ("oft", "OFT"), ("hra", "HRA")]
+)
+def test_the_adapter_is_of_the_method(world: World, method: str, found: str) -> None:
+    run = world.run(adapter=method)
+    assert run.adapter_config["peft_type"] == found
+    assert run.shapes != world.run().shapes
+
+
+@shows("num_blocks", "sides", "rank", "lora_alpha")
+def test_sizes_of_the_adapter_are_as_asked(world: World) -> None:
+    assert {shape[0] for shape in world.run(num_blocks=4).shapes.values()} == {4}
+    assert len(world.run(sides="input").shapes) < len(world.run().shapes)
+    assert {min(shape) for shape in world.run(adapter="lora", rank=2).shapes.values()} == {2}
+    assert world.run(adapter="lora", lora_alpha=1).adapter_config["lora_alpha"] == 1
+
+
+@shows("target_modules")
+def test_modules_are_adapted_as_asked(world: World) -> None:
+    assert {name.split(".")[-2] for name in world.run(target_modules="to_q, to_k").shapes} == {"to_q", "to_k"}
+    wide = world.run(target_modules="attention_and_feedforward").shapes
+    assert world.run().shapes.keys() < wide.keys()
+
+
+@shows("train_text_encoder", "text_encoder_lr")
+def test_the_text_encoder_is_trained_with_a_rate_of_its_own(world: World) -> None:
+    def text_part(**flags: Json) -> bytes:
+        run = world.run(train_text_encoder=True, **flags)
+        return (run.folder / "text_encoder" / "adapter_model.safetensors").read_bytes()
+
+    assert text_part() != text_part(text_encoder_lr=1e-4)
+    assert world.run().names("text_encoder") == []
+
+
+@shows("learning_rate", "scale_lr", "train_batch_size", "gradient_accumulation_steps")
+def test_the_rate_is_the_one_given_and_scaled(world: World) -> None:
+    assert world.run().rates == [1, 1, 1]
+    assert world.run(learning_rate=3e-3).rates == [0.5, 0.5, 0.5]
+    batches: Flags = {"train_batch_size": 2, "gradient_accumulation_steps": 2}
+    assert world.run(scale_lr=True, **batches).rates == [4, 4, 4]
+
+
+@shows("max_train_steps", "num_train_epochs", "repeats")
+def test_a_run_is_as_long_as_asked(world: World) -> None:
+    def steps(**flags: Json) -> int:
+        return len(log_of(world.run(**flags).folder))
+
+    assert steps(max_train_steps=2) == 2
+    assert steps(max_train_steps=None, num_train_epochs=2) == 6
+    assert steps(max_train_steps=None, num_train_epochs=1, repeats=2) == 6
+
+
+@shows("lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power")
+def test_the_rate_goes_on_as_asked(world: World) -> None:
+    def rates(name: str, **flags: Json) -> list[float]:
+        return world.run(lr_scheduler=name, max_train_steps=4, **flags).rates
+
+    assert rates("linear") == [1, 0.75, 0.5, 0.25]
+    assert rates("constant_with_warmup", lr_warmup_steps=2) == [0, 0.5, 1, 1]
+    assert rates("cosine_with_restarts", lr_num_cycles=2) == [1, 0.5, 1, 0.5]
+    assert rates("polynomial", lr_power=2.0)[2] == pytest.approx(0.25, abs=1e-3)
+
+
+@shows("optimizer")
+def test_the_optimizer_is_the_one_asked_for_or_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(world.load().trainer.optimizer) is torch.optim.AdamW
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="adamw8bit needs a CUDA GPU, and there is none; use adamw"):
+            world.load(optimizer="adamw8bit")
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(ValueError, match="prodigy needs the package prodigyopt; pip install prodigyopt"):
+        world.load(optimizer="prodigy")
+    stand_in = ModuleType("prodigyopt")
+    stand_in.__dict__["Prodigy"] = torch.optim.NAdam
+    monkeypatch.setitem(sys.modules, "prodigyopt", stand_in)
+    optimizer = world.load(optimizer="prodigy").trainer.optimizer
+    assert type(optimizer) is torch.optim.NAdam
+    assert optimizer.param_groups[0]["lr"] == 1
+
+
+@shows("use_ema")
+def test_a_checkpoint_keeps_the_moving_average(world: World) -> None:
+    assert world.run(use_ema=True).names("checkpoint-*/average*") == ["checkpoint-3/average.safetensors"]
+    assert world.run().names("checkpoint-*/average*") == []
+
+
+@shows("mixed_precision")
+def test_the_base_is_held_in_the_precision_and_the_adapter_in_float32(world: World) -> None:
+    unet = world.load(mixed_precision="bf16").unet
+    kinds = {(parameter.requires_grad, parameter.dtype) for parameter in unet.parameters()}
+    assert kinds == {(False, torch.bfloat16), (True, torch.float32)}
+
+
+@shows("gradient_checkpointing")
+def test_activations_are_computed_again_to_the_same_result(world: World) -> None:
+    assert not world.load().unet.is_gradient_checkpointing
+    run = world.load(gradient_checkpointing=True, train_text_encoder=True)
+    assert all(part.model.is_gradient_checkpointing for part in run.trainer.parts)
+    again, plain = world.run(gradient_checkpointing=True).tensors, world.run().tensors
+    for name, tensor in plain.items():
+        torch.testing.assert_close(again[name], tensor)
+
+
+@shows("attention")
+@pytest.mark.parametrize(("attention", "kind"), [("sdpa", AttnProcessor2_0), ("eager", AttnProcessor)])
+def test_attention_runs_on_the_kernels_asked_for(world: World, attention: str, kind: type) -> None:
+    found = world.load(attention=attention).unet.attn_processors.values()
+    assert {type(each) for each in found} == {kind}
+
+
+@shows("enable_xformers_memory_efficient_attention", "allow_tf32")
+def test_what_needs_a_gpu_is_said_without_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="xformers has kernels on CUDA only, and there is no CUDA GPU"):
+        world.load(enable_xformers_memory_efficient_attention=True)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    try:
+        with listening() as said:
+            world.load(allow_tf32=True)
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert "allow_tf32 has no effect: there is no CUDA GPU" in said
+
+
+@shows("torch_compile")
+def test_the_blocks_of_the_unet_are_compiled(world: World) -> None:
+    def compiled(run: LoadedRun) -> bool:
+        return any(module._compiled_call_impl is not None for module in run.unet.modules())
+
+    assert compiled(world.load(torch_compile=True))
+    assert not compiled(world.load())
+
+
+@shows("validation_prompt", "num_validation_images", "validation_steps", "validation_epochs")
+def test_pictures_are_drawn_of_each_prompt_and_as_often_as_asked(world: World) -> None:
+    assert world.run().names("samples") == []
+    assert [name[-6:] for name in world.run(**DRAWN).names("samples/step-*")] == ["000000", "000003"]
+    run = world.run(
+        **DRAWN | {"validation_prompt": ["a cat", "a dog"], "num_validation_images": 2, "validation_steps": 2}
+    )
+    assert [name[-6:] for name in run.names("samples/step-*")] == ["000000", "000002", "000003"]
+    assert len(run.names("samples/step-000002/*.png")) == 4
+    by_epochs = world.run(**DRAWN, validation_epochs=1, train_batch_size=2, max_train_steps=4)
+    assert [name[-6:] for name in by_epochs.names("samples/step-*")] == ["000000", "000002", "000004"]
+
+
+@shows("validation_num_inference_steps", "validation_guidance_scale", "validation_negative_prompt")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"validation_num_inference_steps": 3},
+        {"validation_guidance_scale": 1.0},
+        {"validation_negative_prompt": "a dog"},
+    ],
+)
+def test_pictures_are_drawn_otherwise_and_the_adapter_is_the_same(world: World, flags: Flags) -> None:
+    other, plain = world.run(**DRAWN | flags), world.run(**DRAWN)
+    name = "samples/final/prompt-00_seed-0.png"
+    assert (other.folder / name).read_bytes() != (plain.folder / name).read_bytes()
+    assert other.trained == plain.trained == world.run().trained
+
+
+@shows("output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint")
+def test_checkpoints_are_kept_where_and_as_often_as_asked(world: World) -> None:
+    assert world.run().names("checkpoint-*") == ["checkpoint-3"]
+    flags: Flags = {"output_dir": "@here", "checkpointing_steps": 1}
+    assert world.run_anew(**flags).folder == world.folder / "here"
+    assert world.run_anew(**flags).names("checkpoint-*") == ["checkpoint-2", "checkpoint-3"]
+    again = world.run_anew(**flags, resume_from_checkpoint="checkpoint-2", checkpoints_total_limit=1)
+    assert f"going on from step 2 of {world.folder / 'here' / 'checkpoint-2'}" in again.said
+    assert again.names("checkpoint-*") == ["checkpoint-3"]
+
+
+@shows("export_lora")
+def test_a_lora_file_is_written_where_asked(world: World) -> None:
+    assert world.run().names("*lora*") == []
+    assert world.run(export_lora=True).names("*lora*") == ["pytorch_lora_weights.safetensors"]
+
+
+TENSORBOARD = """
+from pathlib import Path
+
+class SummaryWriter:
+    def __init__(self, folder):
+        Path(folder).mkdir(parents=True)
+        self.file = Path(folder, "events.txt").open("w")
+    def add_scalar(self, name, value, global_step=None):
+        print(name, global_step, file=self.file)
+    def add_hparams(self, *_, **__): pass
+    def flush(self): self.file.flush()
+    def close(self): self.file.close()
+"""
+
+
+@shows("report_to", "logging_dir", "tracker_project_name")
+def test_a_tracker_gets_the_numbers_where_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = world.folder / "packages" / "tensorboardX-1.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True)
+    about.write_text("Name: tensorboardX\nVersion: 1\n")
+    (world.folder / "packages" / "tensorboardX.py").write_text(TENSORBOARD)
+    tracked: Flags = {"report_to": "tensorboard", "logging_dir": "diary", "tracker_project_name": "cats"}
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ValueError, match="report_to=tensorboard needs the package tensorboard; pip install"):
+        world.run_anew(**tracked)
+    monkeypatch.syspath_prepend(world.folder / "packages")
+    events = (world.run_anew(**tracked, output_dir="@tracked").folder / "diary/cats/events.txt").read_text()
+    assert {"loss 1", "loss 3", "grad_norm 2", "learning_rate 3"} <= set(events.splitlines())
+
+
+class StandInHub:
+    """Takes uploads, and remembers what it was asked for."""
+
+    asked: ClassVar[list[object]] = []
+
+    def __init__(self, token: str | None) -> None:
+        self.asked.append(token)
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> SimpleNamespace:
+        self.asked.extend((name, private))
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, *, repo_id: str, **_: object) -> SimpleNamespace:
+        self.asked.append(f"upload {repo_id}")
+        return SimpleNamespace(commit_url="https://hub/commit/1")
+
+
+@shows("push_to_hub", "hub_model_id", "hub_private_repo")
+def test_the_result_is_uploaded_where_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ether_diffusion.training.result.HfApi", StandInHub)
+    monkeypatch.setattr(StandInHub, "asked", [])
+    world.run_anew(output_dir="@kept")
+    assert StandInHub.asked == []
+    run = world.run_anew(output_dir="@pushed", push_to_hub=True)
+    assert "uploaded to https://hub/commit/1" in run.said
+    flags: Flags = {"push_to_hub": True, "hub_model_id": "me/cat", "hub_private_repo": True}
+    command(world, **flags, output_dir="@pushed too", hub_token="secret")
+    assert StandInHub.asked == [
+        None,
+        "pushed",
+        False,
+        "upload pushed",
+        "secret",
+        "me/cat",
+        True,
+        "upload me/cat",
+    ]
+    assert b"secret" not in b"".join(contents(world.folder / "pushed too").values())
+
+
+def command(world: World, **flags: Json) -> int:
+    """Run train-dreambooth by its command line."""
+    words: list[str] = []
+    for name, value in (PLAIN | flags).items():
+        placed = world.place(value)
+        words += [f"--{'' if value is not False else 'no-'}{name}"]
+        words += [] if isinstance(value, bool) else [str(placed)]
+    return main(words)
+
+
+def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(world: World, tmp_path: Path) -> None:
+    flags = DRAWN | {"validation_prompt": "a sks cat", "validation_steps": 2, "checkpointing_steps": 1}
+    flags |= {"output_dir": str(tmp_path / "run")}
+    before = photo_files.snapshot(world.folder)
+    with listening() as said:
+        assert command(world, **flags, dry_run=True) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert photo_files.snapshot(world.folder) == before
+    assert "dry run: nothing was written" in said
+    count = sum(tensor.numel() for tensor in world.run().tensors.values())
+    assert f"trained: ether_plus on the unet, {count:,} parameters, learning rate 0.006" in said
+    assert "steps: 3 of 1 photos, 1.0 passes over them" in said
+    phases = [line.split(":")[0] for line in said if re.search(r": \d+\.\d s, peak memory \d+ MiB$", line)]
+    assert phases == ["encode photos", "encode prompts", "load the UNet", "one step", "one image"]
+    (images,) = re.findall(r"time: about \d+\.\d minutes, .* (\d+) images included", "\n".join(said))
+    assert re.search(r"disk: \d+\.\d MiB the adapter, \d+\.\d MiB with checkpoints", "\n".join(said))
+    assert command(world, **flags) == 0
+    assert len(list((tmp_path / "run" / "samples").glob("*/*.png"))) == int(images)
+
+
+def test_a_file_and_a_preset_stand_behind_the_flags(world: World, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("learning_rate: 3e-3\nadapter: lora\n")
+    flags = DRAWN | {"validation_prompt": "a cat", "validation_num_inference_steps": 1, "adapter": "ether"}
+    del flags["num_validation_images"]
+    assert command(world, **flags, output_dir="@filed", config=str(tmp_path / "run.yaml"), preset="fast") == 0
+    run = Outcome(world.folder / "filed", "")
+    assert (run.rates, run.adapter_config["variant"]) == ([0.5] * 3, "ether")
+    assert len(run.names("samples/final/*.png")) == 2  # of preset fast
+
+
+def test_changes_are_refused_unless_allowed(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(world, output_dir="@changed") == 0
+    assert command(world, output_dir="@changed", seed=1, max_train_steps=4) == 2
+    assert re.search("seed +0 -> 1", capsys.readouterr().err)
+    assert command(world, output_dir="@changed", seed=1, max_train_steps=4, allow_changes=True) == 0
+    with pytest.raises(ValueError, match=r"seed +1 -> 2"):
+        command(world, output_dir="@changed", seed=2, max_train_steps=4, debug=True)
+
+
+LEGACY: dict[str, tuple[Json, Flags]] = {
+    "with_prior_preservation": (True, {n: v for n, v in CLASS_IMAGES.items() if n != "prior_preservation"}),
+    "offset_noise": (True, {}),
+    "lora_dropout": (0.5, {}),
+    "proportion_empty_prompts": (1.0, {}),
+    "lora_layers": ("to_q", {}),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, legacy in LEGACY_OPTIONS.items() if legacy.sets])
+def test_an_old_flag_trains_what_it_used_to(world: World, name: str) -> None:
+    if name == "use_8bit_adam":
+        assert translate_legacy({name: True})[0] == {"optimizer": "adamw8bit"}
+        return
+    value, beside = LEGACY[name]
+    assert world.run(**translate_legacy(beside | {name: value})[0]).trained != world.run().trained
+
+
+@pytest.mark.parametrize("name", OPTION_NAMES)
+def test_every_option_has_a_test_here(name: str) -> None:
+    assert name in SHOWN
