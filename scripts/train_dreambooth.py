@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
     try:
         return run(parsed)
+    except KeyboardInterrupt:  # before the run noted signals itself: nothing is half done
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         if parsed.debug:
             raise

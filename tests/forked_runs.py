@@ -1,5 +1,6 @@
 """Training runs in forked processes, which have everything imported and can be killed at any instant."""
 
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ def fork(work: Callable[[], int], messages: str | Path = os.devnull) -> int:
         torch.set_num_threads(1)  # the threads of a pool do not come along
         os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
+        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
         code = work()
     except ValueError as error:
         print(error, file=sys.stderr, flush=True)
