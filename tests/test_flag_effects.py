@@ -1,68 +1,39 @@
 """Every option does what it says: for each one a run, or a loaded run, that differs by that option alone."""
 
-import hashlib
-import json
-import logging
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar, TypeVar
+from types import ModuleType
+from typing import TypeVar
 
-import photo_files
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from flag_runs import (
+    CLASS_IMAGES,
+    DATA_SET,
+    DRAWN,
+    FROZEN,
+    LORA,
+    MASKED,
+    Flags,
+    StandInHub,
+    World,
+    listening,
+    made_world,
+    write_drawing_base,
+)
 from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
-from safetensors.torch import load
-from tiny_pipelines import tiny_sd
-from training_runs import contents, log_of, write_base, write_photos
-from transformers import CLIPTokenizer
+from training_runs import contents, log_of
 
 from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.scripts.train_dreambooth import main
-from ether_diffusion.training.checks import check_run
-from ether_diffusion.training.config import OPTION_NAMES, DreamBoothConfig
-from ether_diffusion.training.config.legacy import LEGACY_OPTIONS, translate_legacy
-from ether_diffusion.training.phases import Phases
-from ether_diffusion.training.run import train_dreambooth
-from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
+from ether_diffusion.training.config import OPTION_NAMES
+from ether_diffusion.training.setup import LoadedRun
 
-Flags = dict[str, Json]
 Test = TypeVar("Test", bound=Callable[..., object])
-
-PLAIN: Flags = {
-    "pretrained_model_name_or_path": "@base",
-    "instance_data_dir": "@photos",
-    "instance_prompt": "a sks cat",
-    "max_train_steps": 3,
-    "checkpointing_steps": 3,
-    "num_blocks": 2,
-    "export_lora": False,
-}
-"""What every run here has in common; "@" stands for the folder of the tests."""
-MASKED: Flags = {"mask_data_dir": "@masks"}
-FROZEN: Flags = {"prior_preservation": "frozen", "class_prompt": "a cat"}
-CLASS_IMAGES: Flags = {
-    "prior_preservation": "class_images",
-    "class_data_dir": "@class images",
-    "class_prompt": "a cat",
-    "num_class_images": 2,
-}
-DATA_SET: Flags = {"instance_data_dir": None, "dataset_name": "@data set", "dataset_config_name": "one"}
-LORA: Flags = {"adapter": "lora"}
-DRAWN: Flags = {
-    "validation_prompt": ["a sks cat"],
-    "num_validation_images": 1,
-    "validation_num_inference_steps": 2,
-}
 
 TRAINS_OTHERWISE: list[tuple[str, Json, Flags]] = [
     ("pretrained_model_name_or_path", "@other base", {}),
@@ -125,162 +96,10 @@ def shows(*names: str) -> Callable[[Test], Test]:
     return lambda test: test
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run left and said."""
-
-    folder: Path
-    said: str
-
-    @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return load((self.folder / "adapter_model.safetensors").read_bytes())
-
-    @property
-    def trained(self) -> str:
-        """A fingerprint of the adapter's values, whatever its file says of them."""
-        values = [tensor.numpy().tobytes() for _, tensor in sorted(self.tensors.items())]
-        return hashlib.sha256(b"".join(values)).hexdigest()
-
-    @property
-    def adapter_config(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "adapter_config.json").read_bytes())
-        return found
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    @property
-    def rates(self) -> list[float]:
-        """The learning rate of each step, with plain's as unit."""
-        return [round(line["learning_rate"] / 6e-3, 6) for line in log_of(self.folder)]
-
-    def names(self, pattern: str) -> list[str]:
-        return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(pattern))
-
-
-@contextmanager
-def listening() -> Iterator[list[str]]:
-    """Give a list of what is logged inside."""
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("ether_diffusion")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield said
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-
-
-class World:
-    """Bases, photos and runs; the same flags are run once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.outcomes: dict[str, Outcome] = {}
-
-    def place(self, value: Json) -> Json:
-        return str(self.folder / value[1:]) if isinstance(value, str) and value.startswith("@") else value
-
-    def config(self, flags: Flags) -> DreamBoothConfig:
-        values = {name: self.place(value) for name, value in (PLAIN | flags).items()}
-        return DreamBoothConfig.from_flat(values)
-
-    def run(self, **flags: Json) -> Outcome:
-        key = json.dumps(flags, sort_keys=True)
-        if key not in self.outcomes:
-            self.outcomes[key] = self.run_anew(output_dir=f"@run {len(self.outcomes)}", **flags)
-        return self.outcomes[key]
-
-    def run_anew(self, **flags: Json) -> Outcome:
-        config = self.config(flags)
-        with listening() as said:
-            assert train_dreambooth(config) == 0
-        return Outcome(config.output.output_dir, "\n".join(said))
-
-    def load(self, **flags: Json) -> LoadedRun:
-        """Return a run before its first step."""
-        config = self.config(flags).resolved()
-        accelerator = make_accelerator(config.compute, report_to=None, folder="", logging_dir="")
-        checked = check_run(config, num_processes=1)
-        return load_run(checked, accelerator, Phases(accelerator.device), lambda: None, num_steps=1)
-
-
-def write_cut_outs(folder: Path, masks: Path) -> None:
-    """Write wide photos whose right halves are transparent, and the same as masks."""
-    for path in sorted(write_photos(folder, wide=2).glob("*.png")):
-        mask = Image.new("L", (128, 64))
-        mask.paste(255, (0, 0, 64, 64))
-        with Image.open(path) as opened:
-            photo = opened.convert("RGB")
-        photo.putalpha(mask)
-        photo.save(path)
-        masks.mkdir(exist_ok=True)
-        mask.save(masks / path.name)
-        path.with_suffix(".txt").unlink()
-
-
-def write_data_set(folder: Path) -> None:
-    """Write tables of two configurations, with two columns of photos and one of captions."""
-    import datasets
-
-    features = datasets.Features(
-        {name: datasets.Image(decode=False) for name in ("image", "copy")}
-        | {"words": datasets.Value("string")}
-    )
-    for number, name in enumerate(("one", "two")):
-        first, second = (
-            [{"bytes": photo_files.photo(10 * number + seed), "path": None} for seed in seeds]
-            for seeds in (range(3), range(3, 6))
-        )
-        table = {"image": first, "copy": second, "words": ["a dog", "a car", "a house"]}
-        datasets.Dataset.from_dict(table, features=features).to_parquet(folder / name / "train.parquet")
-    configs = [f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("one", "two")]
-    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
-
-
-def write_drawing_base(folder: Path) -> None:
-    """Write a base that draws pictures large enough to be trained on."""
-    pipeline = tiny_sd()
-    depth = 4
-    pipeline.register_modules(
-        vae=AutoencoderKL(
-            block_out_channels=(4,) * depth,
-            down_block_types=("DownEncoderBlock2D",) * depth,
-            up_block_types=("UpDecoderBlock2D",) * depth,
-            norm_num_groups=2,
-            latent_channels=4,
-        )
-    )
-    pipeline.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("world")
-    write_base(folder / "base")
-    write_base(folder / "other base", seed=3)
-    tiny_sd(4).save_pretrained(folder / "base", variant="fp16")
-    vocabulary = tiny_sd().tokenizer.get_vocab()
-    moved = [*vocabulary][:2] + [*vocabulary][:1:-1]
-    CLIPTokenizer(
-        vocab={word: index for index, word in enumerate(moved)}, merges=[], model_max_length=16
-    ).save_pretrained(folder / "tokenizer")
-    write_cut_outs(folder / "photos", folder / "masks")
-    write_photos(folder / "other photos", wide=3)
-    write_photos(folder / "class images", wide=1)
-    shutil.copytree(folder / "photos", folder / "mixed")
-    (folder / "mixed" / "link.png").symlink_to(folder / "other photos" / "photo_3_0.png")
-    (folder / "mixed" / "broken.png").write_bytes(b"")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "cache"))
-        write_data_set(folder / "data set")
-        yield World(folder)
+    with made_world(tmp_path_factory.mktemp("world")) as made:
+        yield made
 
 
 def test_two_equal_runs_make_equal_adapters(world: World) -> None:
@@ -595,23 +414,6 @@ def test_a_tracker_gets_the_numbers_where_asked(world: World, monkeypatch: pytes
     assert {"loss 1", "loss 3", "grad_norm 2", "learning_rate 3"} <= set(events.splitlines())
 
 
-class StandInHub:
-    """Takes uploads, and remembers what it was asked for."""
-
-    asked: ClassVar[list[object]] = []
-
-    def __init__(self, token: str | None) -> None:
-        self.asked.append(token)
-
-    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> SimpleNamespace:
-        self.asked.extend((name, private))
-        return SimpleNamespace(repo_id=name)
-
-    def upload_folder(self, *, repo_id: str, **_: object) -> SimpleNamespace:
-        self.asked.append(f"upload {repo_id}")
-        return SimpleNamespace(commit_url="https://hub/commit/1")
-
-
 @shows("push_to_hub", "hub_model_id", "hub_private_repo")
 def test_the_result_is_uploaded_where_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ether_diffusion.training.result.HfApi", StandInHub)
@@ -620,86 +422,8 @@ def test_the_result_is_uploaded_where_asked(world: World, monkeypatch: pytest.Mo
     assert StandInHub.asked == []
     run = world.run_anew(output_dir="@pushed", push_to_hub=True)
     assert "uploaded to https://hub/commit/1" in run.said
-    flags: Flags = {"push_to_hub": True, "hub_model_id": "me/cat", "hub_private_repo": True}
-    command(world, **flags, output_dir="@pushed too", hub_token="secret")
-    assert StandInHub.asked == [
-        None,
-        "pushed",
-        False,
-        "upload pushed",
-        "secret",
-        "me/cat",
-        True,
-        "upload me/cat",
-    ]
-    assert b"secret" not in b"".join(contents(world.folder / "pushed too").values())
-
-
-def command(world: World, **flags: Json) -> int:
-    """Run train-dreambooth by its command line."""
-    words: list[str] = []
-    for name, value in (PLAIN | flags).items():
-        placed = world.place(value)
-        words += [f"--{'' if value is not False else 'no-'}{name}"]
-        words += [] if isinstance(value, bool) else [str(placed)]
-    return main(words)
-
-
-def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(world: World, tmp_path: Path) -> None:
-    flags = DRAWN | {"validation_prompt": "a sks cat", "validation_steps": 2, "checkpointing_steps": 1}
-    flags |= {"output_dir": str(tmp_path / "run")}
-    before = photo_files.snapshot(world.folder)
-    with listening() as said:
-        assert command(world, **flags, dry_run=True) == 0
-    assert list(tmp_path.iterdir()) == []
-    assert photo_files.snapshot(world.folder) == before
-    assert "dry run: nothing was written" in said
-    count = sum(tensor.numel() for tensor in world.run().tensors.values())
-    assert f"trained: ether_plus on the unet, {count:,} parameters, learning rate 0.006" in said
-    assert "steps: 3 of 1 photos, 1.0 passes over them" in said
-    phases = [line.split(":")[0] for line in said if re.search(r": \d+\.\d s, peak memory \d+ MiB$", line)]
-    assert phases == ["encode photos", "encode prompts", "load the UNet", "one step", "one image"]
-    (images,) = re.findall(r"time: about \d+\.\d minutes, .* (\d+) images included", "\n".join(said))
-    assert re.search(r"disk: \d+\.\d MiB the adapter, \d+\.\d MiB with checkpoints", "\n".join(said))
-    assert command(world, **flags) == 0
-    assert len(list((tmp_path / "run" / "samples").glob("*/*.png"))) == int(images)
-
-
-def test_a_file_and_a_preset_stand_behind_the_flags(world: World, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("learning_rate: 3e-3\nadapter: lora\n")
-    flags = DRAWN | {"validation_prompt": "a cat", "validation_num_inference_steps": 1, "adapter": "ether"}
-    del flags["num_validation_images"]
-    assert command(world, **flags, output_dir="@filed", config=str(tmp_path / "run.yaml"), preset="fast") == 0
-    run = Outcome(world.folder / "filed", "")
-    assert (run.rates, run.adapter_config["variant"]) == ([0.5] * 3, "ether")
-    assert len(run.names("samples/final/*.png")) == 2  # of preset fast
-
-
-def test_changes_are_refused_unless_allowed(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(world, output_dir="@changed") == 0
-    assert command(world, output_dir="@changed", seed=1, max_train_steps=4) == 2
-    assert re.search("seed +0 -> 1", capsys.readouterr().err)
-    assert command(world, output_dir="@changed", seed=1, max_train_steps=4, allow_changes=True) == 0
-    with pytest.raises(ValueError, match=r"seed +1 -> 2"):
-        command(world, output_dir="@changed", seed=2, max_train_steps=4, debug=True)
-
-
-LEGACY: dict[str, tuple[Json, Flags]] = {
-    "with_prior_preservation": (True, {n: v for n, v in CLASS_IMAGES.items() if n != "prior_preservation"}),
-    "offset_noise": (True, {}),
-    "lora_dropout": (0.5, {}),
-    "proportion_empty_prompts": (1.0, {}),
-    "lora_layers": ("to_q", {}),
-}
-
-
-@pytest.mark.parametrize("name", [name for name, legacy in LEGACY_OPTIONS.items() if legacy.sets])
-def test_an_old_flag_trains_what_it_used_to(world: World, name: str) -> None:
-    if name == "use_8bit_adam":
-        assert translate_legacy({name: True})[0] == {"optimizer": "adamw8bit"}
-        return
-    value, beside = LEGACY[name]
-    assert world.run(**translate_legacy(beside | {name: value})[0]).trained != world.run().trained
+    world.run_anew(output_dir="@pushed too", push_to_hub=True, hub_model_id="me/cat", hub_private_repo=True)
+    assert StandInHub.asked == [None, "pushed", False, "upload pushed", None, "me/cat", True, "upload me/cat"]
 
 
 @pytest.mark.parametrize("name", OPTION_NAMES)
