@@ -77,7 +77,11 @@ def save_checkpoint(
     path = checkpoint_folder(folder, step)
     if path.exists():  # not whole, or the run would have gone on from it
         shutil.rmtree(path)
-    write_folder(path, files)
+    try:
+        write_folder(path, files)
+    except OSError as error:
+        size = sum(map(len, files.values())) / 2**20
+        raise OSError(error.errno, f"{error.strerror}: {path.name} needs {size:.1f} MiB") from error
     for _, old in _numbered(folder)[num_kept:]:
         shutil.rmtree(old)
     return path

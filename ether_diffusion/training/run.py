@@ -1,11 +1,9 @@
 """A training run from its configuration to its result folder, going on where an earlier call stopped."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from ether_diffusion.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
@@ -19,6 +17,7 @@ from ether_diffusion.training.processes import do_on_main
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.session import Session
 from ether_diffusion.training.setup import draw_class_images, load_run, make_accelerator, silence_loading
+from ether_diffusion.training.shortages import shortages_explained
 from ether_diffusion.training.trackers import tracked
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def train_dreambooth(
         logging_dir=output.logging_dir,
     )
     checked = check_run(config, num_processes=accelerator.num_processes)
-    with Interrupts() as interrupts, _memory_explained():
+    with Interrupts() as interrupts, shortages_explained(output.output_dir):
         try:
             if dry_run:
                 run_dry(checked, accelerator, interrupts.check)
@@ -115,20 +114,3 @@ def _asked_checkpoint(output: OutputConfig) -> Checkpoint | None:
             "or a checkpoint in this one"
         )
     return open_checkpoint(path)
-
-
-@contextmanager
-def _memory_explained() -> Iterator[None]:
-    """Turn running out of memory into a sentence on what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
-        if not is_memory:
-            raise
-        raise ValueError(
-            f"memory ran out ({text.splitlines()[0][:200] if text else 'MemoryError'}); the last checkpoint "
-            "is kept. Try --gradient_checkpointing, --mixed_precision bf16, a smaller --train_batch_size "
-            "with more --gradient_accumulation_steps, or a lower --resolution; --dry_run shows what it takes"
-        ) from error

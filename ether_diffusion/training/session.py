@@ -35,6 +35,7 @@ from ether_diffusion.training.result import (
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.samples import BASE_FOLDER, Sampler, step_name
 from ether_diffusion.training.setup import LoadedRun
+from ether_diffusion.training.shortages import check_space
 from ether_diffusion.training.trackers import track, track_images
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Session:
         Raises:
             InterruptedRunError: a signal came; what was learned is saved.
         """
+        do_on_main(self.accelerator, self._check_space)
         visits = self.trainer.progress.visits(self.trainer.step, self.accelerator.process_index)
         last = self.trainer.progress.num_steps
         bar = tqdm(
@@ -135,6 +137,11 @@ class Session:
             raise
         finally:
             bar.close()
+
+    def _check_space(self) -> None:
+        size = sum(map(len, result_files(self.trainer.parts, metadata_of_run(self.run)).values()))
+        # weights and two moments, the average if there is one, and the result
+        check_space(self.folder.path, (4 + (self.trainer.average is not None)) * size)
 
     def _report(self, report: StepReport, bar: "tqdm[None]", seconds: float) -> None:
         if not self.accelerator.is_main_process:

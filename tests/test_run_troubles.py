@@ -1,0 +1,200 @@
+"""What goes wrong with runs and machines: said in a sentence, with all that was learned kept."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from forked_runs import exit_code, fork, training, wait_for_lines
+from safetensors.torch import load_file, save_file
+from training_runs import command, config, contents, environment, log_of, trained_files
+
+from ether_diffusion.scripts.train_dreambooth import main
+from ether_diffusion.training.checkpoint import newest_checkpoint
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.run import train_dreambooth
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def refusal(run: DreamBoothConfig, capsys: pytest.CaptureFixture[str]) -> str:
+    """Ask for a run on the command line and return why it is refused."""
+    assert main(command(run)[2:]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_a_folder_of_something_else_is_refused_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"mine")
+    assert "holds adapter_model.safetensors, which belong to no run" in refusal(config(tmp_path), capsys)
+    assert contents(tmp_path / "run") == {"adapter_model.safetensors": b"mine"}
+
+
+def test_a_folder_of_another_run_is_refused_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_dreambooth(config(tmp_path))
+    before = contents(tmp_path / "run")
+    said = refusal(config(tmp_path, learning_rate=1.0), capsys)
+    assert "holds a run that was begun otherwise" in said
+    assert "--allow_changes" in said
+    assert contents(tmp_path / "run") == before
+
+
+def test_of_two_runs_into_one_folder_the_second_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(tmp_path, max_train_steps=5000, checkpointing_steps=5000)
+    child = fork(training(run))
+    wait_for_lines(child, tmp_path / "run" / "log.jsonl", 1)
+    assert f"is in use by process {child} on" in refusal(run, capsys)
+    os.kill(child, 15)
+    assert exit_code(child) == 143
+    checkpoint = newest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert checkpoint.step == len(log_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "read-only", "too long"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_slow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    places = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "run"}
+    places |= {"read-only": Path("/proc/run"), "too long": tmp_path / ("x" * 300)}
+    run = config(tmp_path, output_dir=str(places[place]))
+    (tmp_path / "asked").mkdir()
+    asked = command(config(tmp_path, output_dir=str(tmp_path / "asked")))[2:]
+    assert main([*asked, "--output_dir", str(run.output.output_dir)]) == 2
+    said = capsys.readouterr().err
+    assert "is a file; give a folder" in said or "cannot be written to" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_already_is_found_before_training(tmp_path: Path) -> None:
+    said = train_on_a_small_disk(tmp_path, num_kib=60)
+    assert "a checkpoint and the result need" in said
+    assert "MiB are free; free some, or give another --output_dir" in said
+
+
+def test_a_disk_that_gets_full_leaves_a_whole_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    run = config(tmp_path, checkpoints_total_limit=20, max_train_steps=20, checkpointing_steps=1)
+    said = train_on_a_small_disk(tmp_path, run, num_kib=400)
+    assert "No space left on device: checkpoint-" in said
+    assert "the same command goes on from the newest" in said
+    checkpoint = newest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert checkpoint.step >= 1
+    assert exit_code(fork(training(run))) == 0
+    assert [line["step"] for line in log_of(tmp_path / "run")] == list(range(1, 21))
+
+
+def train_on_a_small_disk(tmp_path: Path, run: DreamBoothConfig | None = None, *, num_kib: int) -> str:
+    """Train in a folder of that size, keep what is in it, and return what was said."""
+    run, folder = run or config(tmp_path), tmp_path / "run"
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size={num_kib}k none {folder}"
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "sh", "-c", mount]).returncode:
+        pytest.skip("runs where user namespaces may mount a tmpfs")
+    words = " ".join([sys.executable, *command(run)])
+    script = f"{mount} && {words}; code=$?; cp -r {folder} {tmp_path}/kept; exit $code"
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "kept", folder)
+    return done.stderr
+
+
+def test_a_file_that_may_not_grow_leaves_a_whole_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    assert exit_code(fork(training(config(tmp_path, output_dir=str(tmp_path / "whole"))))) == 0
+    assert exit_code(fork(training(config(tmp_path, max_train_steps=2)))) == 0
+    before = trained_files(tmp_path / "run" / "checkpoint-2")
+    limit = len(before["optimizer.safetensors"]) - 1
+
+    def train_within_limit() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return train_dreambooth(config(tmp_path))
+
+    assert exit_code(fork(train_within_limit, tmp_path / "said")) == 2
+    assert "File too large: checkpoint-4 needs" in (tmp_path / "said").read_text()
+    assert trained_files(tmp_path / "run" / "checkpoint-2") == before
+    assert not list((tmp_path / "run").glob(".*"))
+    assert exit_code(fork(training(config(tmp_path)))) == 0
+    assert trained_files(tmp_path / "run") == trained_files(tmp_path / "whole")
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+
+
+def test_memory_that_runs_out_is_a_sentence_on_what_to_lower(tmp_path: Path) -> None:
+    assert exit_code(fork(training(config(tmp_path, max_train_steps=2)))) == 0
+    before = trained_files(tmp_path / "run" / "checkpoint-2")
+    large = config(tmp_path, train_batch_size=1024)
+
+    def train_within_limit() -> int:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+        return train_dreambooth(large, allow_changes=True)
+
+    assert exit_code(fork(train_within_limit, tmp_path / "said")) == 2
+    said = (tmp_path / "said").read_text()
+    assert "memory ran out" in said
+    assert "a smaller --train_batch_size" in said
+    assert trained_files(tmp_path / "run" / "checkpoint-2") == before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_photo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(tmp_path, adapter="lora", learning_rate=1e30, checkpointing_steps=100)
+    said = refusal(run, capsys)
+    name = "photo_1_[0-2].png"
+    assert re.search(
+        rf"the (loss|gradient) of step 2 is not finite, at learning rate 1e\+30, with {name};", said
+    )
+    checkpoint = newest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert checkpoint.step == len(log_of(tmp_path / "run")) == 1
+    assert all(tensor.isfinite().all() for tensor in checkpoint.tensors("adapter_model.safetensors").values())
+
+
+def test_a_base_with_a_weight_that_is_not_finite_stops_at_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(tmp_path, train_batch_size=2)
+    path = tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = torch.inf
+    save_file(tensors, path, {"format": "pt"})
+    said = refusal(run, capsys)
+    assert re.search(
+        r"the loss of step 1 is not finite, at learning rate 0\.006, with photo.*, photo.*;", said
+    )
+    assert newest_checkpoint(tmp_path / "run") is None
+
+
+def test_after_a_power_cut_empty_files_are_passed_over(tmp_path: Path) -> None:
+    train_dreambooth(config(tmp_path))
+    whole, log = trained_files(tmp_path / "run"), log_of(tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoint-4").iterdir():
+        path.write_bytes(b"")
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"")
+    assert train_dreambooth(config(tmp_path)) == 0
+    assert trained_files(tmp_path / "run") == whole
+    assert log_of(tmp_path / "run") == log
