@@ -21,7 +21,7 @@ def tiny_sd(seed: int = 1) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(
             vae=_autoencoder(),
             text_encoder=CLIPTextModel(_text_config()).eval(),
-            tokenizer=_tokenizer(),
+            tokenizer=tiny_tokenizer(),
             unet=UNet2DConditionModel(
                 sample_size=LATENT,
                 block_out_channels=(32, 64),
@@ -47,8 +47,8 @@ def tiny_sdxl(seed: int = 2) -> StableDiffusionXLPipeline:
             vae=_autoencoder(),
             text_encoder=CLIPTextModel(_text_config()).eval(),
             text_encoder_2=CLIPTextModelWithProjection(_text_config()).eval(),
-            tokenizer=_tokenizer(),
-            tokenizer_2=_tokenizer(),
+            tokenizer=tiny_tokenizer(),
+            tokenizer_2=tiny_tokenizer(),
             unet=UNet2DConditionModel(
                 sample_size=LATENT,
                 block_out_channels=(32, 64),
@@ -88,7 +88,7 @@ def _text_config() -> CLIPTextConfig:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=16)
 
 

@@ -59,19 +59,20 @@ def _load_folder(folder: Path) -> DiffusionPipeline | UNet2DConditionModel:
     if (folder / "config.json").is_file():
         config = parse_json((folder / "config.json").read_bytes(), f"{folder}/config.json")
         if isinstance(config, dict) and config.get("_class_name") == UNet2DConditionModel.__name__:
-            return UNet2DConditionModel.from_pretrained(str(folder), dtype=_stored_dtype(folder))
+            return UNet2DConditionModel.from_pretrained(str(folder), dtype=stored_dtype(folder))
     raise FileNotFoundError(
         f"{folder} holds no model_index.json and no UNet's config.json; name a folder in diffusers' layout"
     )
 
 
 def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    return {part.name: _stored_dtype(part) for part in sorted(folder.iterdir()) if part.is_dir()}
+    return {part.name: stored_dtype(part) for part in sorted(folder.iterdir()) if part.is_dir()}
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
     """Return the dtype of the first floating-point tensor in a folder's safetensors; float32 without any."""
-    for path in sorted(folder.glob("*.safetensors")):
+    pattern = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
+    for path in sorted(folder.glob(pattern)):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 dtype = _FLOATS.get(file.get_slice(key).get_dtype())

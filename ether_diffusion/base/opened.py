@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ether_diffusion.base.loading import find_folder
+from ether_diffusion.base.loading import find_folder, stored_dtype
 from ether_diffusion.base.prompts import TextEncoders
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 
@@ -52,6 +52,11 @@ class Base:
         with torch.device("meta"):
             config = UNet2DConditionModel.load_config(str(self.folder), subfolder="unet")
             return UNet2DConditionModel.from_config(config)
+
+    @property
+    def unet_dtype(self) -> torch.dtype:
+        """The dtype that the UNet is stored in."""
+        return stored_dtype(self.folder / "unet", self.variant)
 
     def load_vae(self) -> AutoencoderKL:
         """Load the autoencoder, frozen, in float32: SDXL's gives NaN in float16."""

@@ -100,9 +100,9 @@ def write_export(folder: Path, run: LoadedRun) -> Path | None:
     if not isinstance(run.trainer.parts[0].config, EtherConfig):
         logger.info("no LoRA file is written: %s is no low-rank update", config.adapter.adapter)
         return None
-    unet = run.unet
-    if unet.dtype != torch.float32:  # exact on the weights as they are stored
-        unet = run.checked.base.load_unet(torch.float32)
+    unet, stored = run.unet, run.checked.base.unet_dtype
+    if unet.dtype not in (stored, torch.float32):  # exact on the weights as they are stored
+        unet = run.checked.base.load_unet(stored)
     if len(run.trainer.parts) == 1:
         return export_lora({"unet": read_adapter(folder)}, unet, folder)
     pipeline = run.checked.base.load_text_encoders().pipeline
