@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(
         checkpoint = newest_checkpoint(tmp_path / "run")
         assert checkpoint is not None
         assert checkpoint.step == len(log_of(tmp_path / "run")) < 1000
+
+
+def test_a_second_signal_to_the_main_process_ends_both_at_once(tmp_path: Path) -> None:
+    drawing: dict[str, Json] = {"validation_prompt": ["a cat"], "validation_num_inference_steps": 500}
+    said = tmp_path / "said"
+    main, other = fork_pair(config(tmp_path, **drawing), said)
+    end = time.monotonic() + 60
+    while not (said.exists() and "0/4" in said.read_text()):  # the bar comes before the first images
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.5)
+    for _ in range(2):
+        os.kill(main, signal.SIGTERM)
+        time.sleep(0.005)
+    codes = exit_codes((main, other))
+    assert codes[0] == 143
+    assert codes[1] != 0  # where the second came between two messages, the other finds a closed connection
+    assert newest_checkpoint(tmp_path / "run") is None
 
 
 def test_a_run_of_two_processes_goes_on_to_the_same_bytes(tmp_path: Path) -> None:

@@ -81,12 +81,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_slow(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_already_is_found_before_training(tmp_path: Path) -> None:
     said = train_on_a_small_disk(tmp_path, num_kib=60)
     assert "a checkpoint and the result need" in said
     assert "MiB are free; free some, or give another --output_dir" in said
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full_leaves_a_whole_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     run = config(tmp_path, checkpoints_total_limit=20, max_train_steps=20, checkpointing_steps=1)
     said = train_on_a_small_disk(tmp_path, run, num_kib=400)
@@ -198,3 +200,18 @@ def test_after_a_power_cut_empty_files_are_passed_over(tmp_path: Path) -> None:
     assert train_dreambooth(config(tmp_path)) == 0
     assert trained_files(tmp_path / "run") == whole
     assert log_of(tmp_path / "run") == log
+
+
+def test_of_a_batch_only_the_photo_whose_loss_is_not_finite_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(tmp_path, train_batch_size=3)
+    (tmp_path / "photos" / "photo_1_1.txt").write_text("z")
+    path = tmp_path / "base" / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    tokens = next(name for name in tensors if name.endswith("token_embedding.weight"))
+    tensors[tokens][2 + 26 + 25] = torch.nan  # the word "z"
+    save_file(tensors, path, {"format": "pt"})
+    said = refusal(run, capsys)
+    assert "the loss of step 1 is not finite, at learning rate 0.006, with photo_1_1.png;" in said
+    assert "photo_1_0" not in said

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ether_diffusion.training.interrupts import InterruptedRunError
+from ether_diffusion.training.interrupts import InterruptedRunError, StoppedAtOnceError
 
 
 class MainStoppedError(ValueError):
@@ -28,7 +28,7 @@ def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
     if accelerator.num_processes > 1:
         told = broadcast_object_list([_as_told(stop)])[0]
         if stop is None and isinstance(told, int):
-            raise InterruptedRunError(told)
+            raise StoppedAtOnceError(-told) if told < 0 else InterruptedRunError(told)
         if stop is None and told is not None:
             raise MainStoppedError(told)
     if stop is not None:
@@ -36,7 +36,9 @@ def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
 
 
 def _as_told(stop: Exception | None) -> int | str | None:
-    """Return the number of a signal, or the words of another error."""
+    """Return the number of a signal, negative if it came twice, or the words of another error."""
+    if isinstance(stop, StoppedAtOnceError):
+        return 128 - stop.exit_code
     if isinstance(stop, InterruptedRunError):
         return stop.exit_code - 128
     return None if stop is None else f"the main process stopped: {stop}"
