@@ -318,6 +318,8 @@ def test_a_data_set_that_does_not_fit_is_refused_in_one_sentence(folder: Path, t
     config = DataConfig(dataset_name=str(folder), instance_prompt="x")
     with pytest.raises(ValueError, match=r'image_column="img" is no column of .*; it has image, text'):
         gather_items(replace(config, image_column="img"))
+    with pytest.raises(ValueError, match=r"it is a folder of images; leave dataset_config_name out"):
+        gather_items(replace(config, dataset_config_name="plain"))
     with pytest.raises(ValueError, match=r"the column text of .* holds no images"):
         gather_items(replace(config, image_column="text"))
     (tmp_path / "empty").mkdir()

@@ -114,6 +114,8 @@ def _load(name: str, config_name: str | None) -> Any:
     try:
         with _uncounted():
             if _is_image_folder(Path(name)):
+                if config_name is not None:
+                    raise ValueError("it is a folder of images; leave dataset_config_name out")
                 splits = datasets.load_dataset("imagefolder", config_name, data_dir=name)
             else:
                 splits = datasets.load_dataset(name, config_name)
