@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, g
 
 T = TypeVar("T")
 
+MAX_CHARACTERS = 10_000
+"""Of a text: beyond every prompt and path, and short of what would be slow to read."""
 _SHOWN = 120
 _KINDS: dict[type, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
@@ -145,6 +147,8 @@ def _text_fault(text: str) -> str | None:
         return "is empty"
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         return "holds bytes that are not text"
+    if len(text) > MAX_CHARACTERS:
+        return f"is longer than {MAX_CHARACTERS} characters"
     return None
 
 
