@@ -1,5 +1,8 @@
 """Folders of photos in tests: nothing on disk may change by looking at them."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import photo_files
@@ -33,3 +36,16 @@ def refusals(folder: Path, **options: bool | int) -> list[str]:
     found = check(folder, **options)
     assert [photo.path.name for photo in found.photos] == ["zz.png"]
     return [refusal.sentence for refusal in found.refused]
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Root may read everything, so that it becomes nobody for a while."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)

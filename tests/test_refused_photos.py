@@ -4,13 +4,11 @@ import os
 import random
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import photo_files
 import pytest
-from photo_folders import check, failure, fill, refusals
+from photo_folders import check, failure, fill, refusals, without_rights
 from PIL import Image
 
 
@@ -18,19 +16,6 @@ from PIL import Image
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
     return tmp_path / "photos"
-
-
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """Root may read everything, so that it becomes nobody for a while."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
 
 
 def test_an_empty_folder_is_refused_with_what_was_looked_for(folder: Path) -> None:
