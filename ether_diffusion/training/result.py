@@ -18,7 +18,7 @@ from torch import nn
 from ether_diffusion.adapter_file import AdapterMetadata, load_ether, read_adapter
 from ether_diffusion.adapter_file.model_card import is_ours, model_card, plain_card
 from ether_diffusion.adapter_file.models import shareable_name
-from ether_diffusion.adapter_file.source import TENSORS_NAME
+from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
 from ether_diffusion.adapter_file.writer import CARD_NAME
 from ether_diffusion.durable_files import write_files
@@ -31,6 +31,7 @@ from ether_diffusion.training.methods import (
     adapter_tensors,
     restore_adapter,
 )
+from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
 from ether_diffusion.training.samples import Sampler
 from ether_diffusion.training.setup import LoadedRun
 from ether_diffusion.tuner import EtherConfig
@@ -39,7 +40,17 @@ logger = logging.getLogger(__name__)
 
 FINAL = "final"
 SAVED_NAME = "saved"
-NOT_UPLOADED = ["checkpoint-*", ".*", "logs/*", "run.json"]
+UPLOADED = [
+    CARD_NAME,
+    EXPORT_NAME,
+    *(
+        f"{part}{name}"
+        for part in ("", "text_encoder/", "text_encoder_2/")
+        for name in (CONFIG_NAME, TENSORS_NAME)
+    ),
+    f"{SAMPLES_FOLDER}/*.png",
+]
+"""All of a run's folder that is for others: its settings name folders of this machine."""
 
 
 def metadata_of(config: DreamBoothConfig, num_steps: int, *, batch_size: int) -> AdapterMetadata:
@@ -200,20 +211,27 @@ def write_card(folder: Path, run: LoadedRun, pictures: list[tuple[str, str]]) ->
     write_files(folder, {CARD_NAME: text.encode()})
 
 
+def open_repository(config: OutputConfig, token: str | None) -> str:
+    """Make the repository on the hub unless it is there, and return its id.
+
+    Raises:
+        OSError: the hub does not let us.
+    """
+    name = config.hub_model_id or config.output_dir.resolve().name
+    private = config.hub_private_repo or None  # what the account makes of new ones, unless asked
+    return str(HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id)
+
+
 def upload(folder: Path, config: OutputConfig, token: str | None) -> str:
-    """Upload a result to the hub and return its address; checkpoints and logs stay here.
+    """Upload a result to the hub and return its address; checkpoints, logs and settings stay here.
 
     Raises:
         OSError: the hub does not take it.
     """
-    api = HfApi(token=token)
-    repository = api.create_repo(
-        config.hub_model_id or folder.name, private=config.hub_private_repo, exist_ok=True
-    )
-    commit = api.upload_folder(
-        repo_id=repository.repo_id,
+    commit = HfApi(token=token).upload_folder(
+        repo_id=open_repository(config, token),
         folder_path=folder,
         commit_message="Upload the adapter",
-        ignore_patterns=NOT_UPLOADED,
+        allow_patterns=UPLOADED,
     )
     return str(commit.commit_url)

@@ -14,6 +14,7 @@ from ether_diffusion.training.dry_run import run_dry
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.processes import do_on_main
+from ether_diffusion.training.result import open_repository
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.session import Session
 from ether_diffusion.training.setup import draw_class_images, load_run, make_accelerator, silence_loading
@@ -80,6 +81,8 @@ def _run(
         def begin() -> None:
             held.enter_context(folder)
             write_config_file(path / CONFIG_NAME, config)
+            if config.output.push_to_hub:  # refused now rather than after hours
+                open_repository(config.output, hub_token)
             draw_class_images(checked, accelerator, interrupts.check)
 
         do_on_main(accelerator, begin)
