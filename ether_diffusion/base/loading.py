@@ -1,9 +1,11 @@
 """A whole base model, loaded as it is stored."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from ether_diffusion.adapter_file.strict_json import parse_json
@@ -51,6 +53,29 @@ def find_folder(
             resolved, revision=revision, variant=variant, local_files_only=local_files_only
         )
     )
+
+
+def find_part(
+    name: str, files: Sequence[str], *, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """Return the folder of one part of a base: a path as it is, or a hub id's download of the files named.
+
+    Raises:
+        FileNotFoundError: it is no folder, and the Hub does not give it.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(files), local_files_only=local_files_only
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FileNotFoundError(
+            f"{name} is no folder, and the Hub does not give it; give a folder or a hub id ({reason})"
+        ) from error
 
 
 def _load_folder(folder: Path) -> DiffusionPipeline | UNet2DConditionModel:

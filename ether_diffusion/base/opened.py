@@ -1,7 +1,7 @@
 """A Stable Diffusion base that is opened but not loaded: its parts come into memory one at a time."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ether_diffusion.base.loading import find_folder, stored_dtype
+from ether_diffusion.base.loading import find_folder, find_part, stored_dtype
 from ether_diffusion.base.prompts import TextEncoders
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 
@@ -39,8 +39,8 @@ class Base:
     size_multiple: int
     prediction_type: str
     guidance_scale: float
-    vae_folder: Path | str | None = None
-    tokenizer_folder: Path | str | None = None
+    vae_folder: Path | None = None
+    tokenizer_folder: Path | None = None
     variant: str | None = None
 
     def load_unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
@@ -79,10 +79,12 @@ class Base:
     def load_tokenizers(self) -> list[CLIPTokenizer]:
         """Load the tokenizers alone."""
         names = ["tokenizer", "tokenizer_2"][: 2 if self.family == "sdxl" else 1]
-        folders = [str(self.folder / name) for name in names]
+        folders = [self.folder / name for name in names]
         if self.tokenizer_folder:
-            folders[0] = str(self.tokenizer_folder)
-        return [CLIPTokenizer.from_pretrained(folder) for folder in folders]
+            folders[0] = self.tokenizer_folder
+        for folder in folders:  # of none, transformers makes a tokenizer without words
+            _check_part(folder, ("tokenizer.json", "vocab.json"), "tokenizer")
+        return [CLIPTokenizer.from_pretrained(str(folder)) for folder in folders]
 
     def load_noise_scheduler(self) -> DDPMScheduler:
         """Return the forward process of the base's scheduler: its betas and what its UNet predicts."""
@@ -118,6 +120,14 @@ def open_base(
     channels = unet.get("in_channels", 4)
     prediction_type = scheduler.get("prediction_type", "epsilon")
     _check_family(folder, index, family, channels, prediction_type)
+    vae_folder = tokenizer_folder = None
+    if vae is not None:
+        vae_folder = find_part(vae, _VAE_FILES, local_files_only=local_files_only)
+        _check_part(vae_folder, ("config.json",), "VAE")
+    if tokenizer is not None:
+        tokenizer_folder = find_part(
+            tokenizer, ("*.json", "*.txt"), revision=revision, local_files_only=local_files_only
+        )
     factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     size = unet.get("sample_size", 64)
     return Base(
@@ -130,10 +140,21 @@ def open_base(
         size_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
         prediction_type=str(prediction_type),
         guidance_scale=TINY_WORLD_GUIDANCE if folder == WEIGHTS_FOLDER else GUIDANCE[family],
-        vae_folder=vae,
-        tokenizer_folder=tokenizer,
+        vae_folder=vae_folder,
+        tokenizer_folder=tokenizer_folder,
         variant=variant,
     )
+
+
+_VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
+
+
+def _check_part(folder: Path, files: Sequence[str], what: str) -> None:
+    """Refuse a folder that has none of these files."""
+    if not any((folder / name).is_file() for name in files):
+        raise ValueError(
+            f"{folder} holds no {what}: it has no {' and no '.join(files)}; name a folder of one"
+        )
 
 
 def _load(
