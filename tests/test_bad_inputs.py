@@ -350,6 +350,41 @@ def test_a_prompt_of_2_mb_is_refused(place: Place, name: str) -> None:
     assert "… is longer than 10000 characters; use " in sentence
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ("--tokenizer_name", "nowhere"),
+            "nowhere is no folder, and the Hub does not give it; give a folder or",
+        ),
+        (
+            ("--tokenizer_name", "photos"),
+            "photos holds no tokenizer: it has no tokenizer.json and no vocab.json;",
+        ),
+        (("--pretrained_vae_model_name_or_path", "no/where"), "no/where is no folder, and the Hub does not"),
+        (
+            ("--pretrained_vae_model_name_or_path", "photos"),
+            "photos holds no VAE: it has no config.json; name",
+        ),
+        (
+            ("--resolution", "1000000"),
+            "resolution=1000000 is out of range; use a whole number from 8 to 8192",
+        ),
+        (
+            ("--aspect_ratio_buckets", "8,80000"),
+            "aspect_ratio_buckets='8,80000' has sides over 8192 px; give",
+        ),
+    ],
+)
+def test_parts_and_sizes_that_cannot_be_had_are_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, words: tuple[str, str], sentence: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    captioned()(place.photos)
+    (said,) = place.refused(*PROMPT, *words)
+    assert said.startswith(sentence)
+
+
 def test_what_cannot_be_seen_is_shown_escaped(place: Place) -> None:
     captioned()(place.photos)
     said = place.trained("--instance_prompt", "a \x1b[31m\u202ecat")

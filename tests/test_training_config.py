@@ -116,7 +116,7 @@ def test_zero_is_refused_where_it_means_nothing(name: str) -> None:
         ("learning_rate", 0, "learning_rate=0.0 is out of range; use a number above 0"),
         ("learning_rate", "6e-3", "learning_rate='6e-3' does not fit; use a number above 0"),
         ("learning_rate", 10**400, "learning_rate=inf is not finite; use a number above 0"),
-        ("resolution", 65, "resolution=65 is out of range; use a whole number from 8 divisible by 8"),
+        ("resolution", 65, "resolution=65 is out of range; use a whole number from 8 to 8192 divisible by 8"),
         ("rank", 2.5, "rank=2.5 does not fit; use a whole number from 1"),
         ("rank", True, "rank=True does not fit; use a whole number from 1"),
         ("center_crop", 1, "center_crop=1 does not fit; use true or false"),
@@ -271,6 +271,7 @@ def test_validation_by_epochs_becomes_steps() -> None:
 
 IDLE: list[tuple[str, dict[str, Json]]] = [
     ("revision", {"revision": "main"}),
+    ("revision", {"revision": "main", "pretrained_model_name_or_path": "/"}),
     ("variant", {"variant": "fp16"}),
     ("dataset_config_name", {"dataset_config_name": "x"}),
     ("image_column", {"image_column": "x"}),

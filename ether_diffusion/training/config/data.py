@@ -11,6 +11,8 @@ from ether_diffusion.training.config.section import Section
 
 SIZE_STEP = 8
 """Sides of photos divide by it: one latent stands for so many pixels of a side."""
+MAX_SIDE = 8192
+"""Of what is trained at (px): beyond every base, and short of what no memory holds."""
 
 InterpolationMode = Literal["nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -39,6 +41,7 @@ class DataConfig(Section):
         None,
         "Side of the square photos are brought to (px); the base's own if not given.",
         least=8,
+        most=MAX_SIDE,
         multiple_of=8,
     )
     center_crop: bool = option(False, "Crop photos in the middle instead of anywhere.")
@@ -100,6 +103,8 @@ class DataConfig(Section):
             yield f"aspect_ratio_buckets={shown(text)} is not a list of sizes; write 'height,width;…'"
         elif any(side < SIZE_STEP or side % SIZE_STEP for size in self.bucket_sizes for side in size):
             yield f"aspect_ratio_buckets={shown(text)} has sides not divisible by {SIZE_STEP} px; round them"
+        elif any(side > MAX_SIDE for size in self.bucket_sizes for side in size):
+            yield f"aspect_ratio_buckets={shown(text)} has sides over {MAX_SIDE} px; give smaller ones"
 
     @property
     def bucket_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -1,5 +1,6 @@
 """Which options have no effect beside the others, so that no wish is dropped in silence."""
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import fields
 
@@ -34,7 +35,10 @@ def _without_effect(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
 
 
 def _of_the_base(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
-    if config.base.pretrained_model_name_or_path == "tiny_world":
+    name = config.base.pretrained_model_name_or_path
+    if os.path.isdir(name) and config.base.tokenizer_name is None:  # noqa: PTH112
+        yield "revision", f"{name} is a folder, not a repository of the hub"
+    if name == "tiny_world":
         yield "revision", "tiny_world comes with this package"
         yield "variant", "tiny_world comes with this package"
 
