@@ -67,7 +67,7 @@ class PaperLinear(nn.Module):
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], None]], *, rounds: int, repeats: int = 1
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int, repeats: int = 1
 ) -> dict[str, list[float]]:
     """Time every contender `rounds` times in shuffled order; each time is the median of `repeats` seconds."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
