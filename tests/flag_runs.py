@@ -229,15 +229,15 @@ def command(world: World, **flags: Json) -> int:
 class StandInHub:
     """Takes uploads, and remembers what it was asked for."""
 
-    asked: ClassVar[list[object]] = []
+    asked: ClassVar[set[object]] = set()
 
     def __init__(self, token: str | None) -> None:
-        self.asked.append(token)
+        self.asked.add(token)
 
-    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> SimpleNamespace:
-        self.asked.extend((name, private))
+    def create_repo(self, name: str, *, private: bool | None, exist_ok: bool) -> SimpleNamespace:
+        self.asked.add((name, private))
         return SimpleNamespace(repo_id=name)
 
     def upload_folder(self, *, repo_id: str, **_: object) -> SimpleNamespace:
-        self.asked.append(f"upload {repo_id}")
+        self.asked.add(f"upload {repo_id}")
         return SimpleNamespace(commit_url="https://hub/commit/1")

@@ -78,7 +78,7 @@ def test_an_old_flag_trains_what_it_used_to(world: World, name: str) -> None:
 
 def test_a_token_reaches_the_hub_and_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ether_diffusion.training.result.HfApi", StandInHub)
-    monkeypatch.setattr(StandInHub, "asked", [])
+    monkeypatch.setattr(StandInHub, "asked", set())
     assert command(world, output_dir="@pushed", push_to_hub=True, hub_token="secret") == 0
-    assert StandInHub.asked == ["secret", "pushed", False, "upload pushed"]
+    assert StandInHub.asked == {"secret", ("pushed", None), "upload pushed"}
     assert b"secret" not in b"".join(contents(world.folder / "pushed").values())

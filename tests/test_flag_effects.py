@@ -417,13 +417,15 @@ def test_a_tracker_gets_the_numbers_where_asked(world: World, monkeypatch: pytes
 @shows("push_to_hub", "hub_model_id", "hub_private_repo")
 def test_the_result_is_uploaded_where_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ether_diffusion.training.result.HfApi", StandInHub)
-    monkeypatch.setattr(StandInHub, "asked", [])
+    monkeypatch.setattr(StandInHub, "asked", set())
     world.run_anew(output_dir="@kept")
-    assert StandInHub.asked == []
+    assert StandInHub.asked == set()
     run = world.run_anew(output_dir="@pushed", push_to_hub=True)
     assert "uploaded to https://hub/commit/1" in run.said
+    assert StandInHub.asked == {None, ("pushed", None), "upload pushed"}
+    StandInHub.asked.clear()
     world.run_anew(output_dir="@pushed too", push_to_hub=True, hub_model_id="me/cat", hub_private_repo=True)
-    assert StandInHub.asked == [None, "pushed", False, "upload pushed", None, "me/cat", True, "upload me/cat"]
+    assert StandInHub.asked == {None, ("me/cat", True), "upload me/cat"}
 
 
 @pytest.mark.parametrize("name", OPTION_NAMES)
