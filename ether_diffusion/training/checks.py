@@ -7,9 +7,11 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
+from peft.utils.error import NoMatchingPeftModuleError
 
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import Base, open_base
+from ether_diffusion.options import shown
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig
 from ether_diffusion.training.data import (
     Items,
@@ -142,6 +144,11 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
     """
     try:
         attach_new(base.empty_unet(), peft_config(config.adapter, "unet"), seed=0, part="unet")
+    except NoMatchingPeftModuleError:
+        raise ValueError(
+            f"target_modules={shown(config.adapter.target_modules)} matches no module of the UNet; use "
+            "attention, attention_and_feedforward, or names like to_q,to_v"
+        ) from None
     except RuntimeError:  # BOFT looks at values; its settings are checked before
         assert config.adapter.adapter == "boft"
 

@@ -90,6 +90,8 @@ def _run(
         run = load_run(checked, accelerator, phases, interrupts.check)
         session = Session(run, accelerator, interrupts, folder)
         checkpoint = _asked_checkpoint(config.output) or newest_checkpoint(path)
+        if checkpoint is None and config.output.resume_from_checkpoint is not None:
+            logger.warning("%s holds no checkpoint yet; the run begins with the first step", path)
         session.restore(checkpoint, allow_changes=allow_changes)
         with tracked(accelerator, config), phases.measure("train"):
             session.train()
