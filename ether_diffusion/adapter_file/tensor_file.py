@@ -41,10 +41,7 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{where} holds {len(header)} tensors; an adapter has at most {MAX_TENSORS}")
     _check_entries(header, where)
-    try:
-        loaded = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(NOT_ONE.format(where=where, reason=printable(error))) from None
+    loaded = _load(data, where)
     tensors = {
         name.removeprefix(PEFT_PREFIX): _usable(loaded[name], printable(name), where)
         for name in sorted(loaded)
@@ -54,6 +51,34 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
             f"{where} holds tensors both with and without the prefix {PEFT_PREFIX}; keep one set"
         )
     return tensors, metadata
+
+
+def parse_exact_tensors(data: bytes, where: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return tensors in float32 of a file that holds exactly those of these names and shapes.
+
+    Raises:
+        ValueError: anything but a whole, bounded safetensors file of them, with finite numbers.
+    """
+    header = _parse_header(data, where)
+    _metadata(header.pop("__metadata__", {}), where)
+    if header.keys() != shapes.keys():
+        missing, extra = sorted(shapes.keys() - header.keys()), sorted(header.keys() - shapes.keys())
+        found = f"lacks {listed(missing)}" if missing else f"also holds {listed(extra)}"
+        raise ValueError(f"{where} {found}; fetch or save it again")
+    for name, found_shape in _shapes(header).items():
+        _check_entry(name, header[name], where)
+        if found_shape != shapes[name]:
+            raise ValueError(
+                f"{where}: {name} has shape {found_shape} and the configuration says {shapes[name]}; "
+                "the two files do not belong together"
+            )
+    loaded = {name: tensor.float() for name, tensor in _load(data, where).items()}  # F64 may overflow
+    damaged = [name for name, tensor in loaded.items() if not torch.isfinite(tensor).all()]
+    if damaged:
+        raise ValueError(
+            f"{where}: {damaged[0]} holds NaN or infinite numbers; the training diverged, use another save"
+        )
+    return loaded
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -130,18 +155,30 @@ def _check_entries(header: Mapping[str, Json], where: str) -> None:
     if not header:
         raise ValueError(f"{where} holds no tensors; save the adapter again")
     for name, entry in header.items():
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(NOT_ONE.format(where=where, reason=f"the entry of {name} is malformed"))
-        if entry["dtype"] not in FLOATS:
-            dtype = printable(entry["dtype"])
-            raise ValueError(
-                f"{where}: {name} has dtype {dtype}; vectors are floating point ({', '.join(FLOATS)})"
-            )
+        checked = _check_entry(name, entry, where)
         if len(shapes[name]) != 2 or min(shapes[name]) < 1:
-            shape = printable(entry["shape"])
+            shape = printable(checked["shape"])
             raise ValueError(
                 f"{where}: {name} has shape {shape}; it must be (num_blocks, width / num_blocks)"
             )
+
+
+def _check_entry(name: str, entry: Json, where: str) -> dict[str, Json]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(NOT_ONE.format(where=where, reason=f"the entry of {name} is malformed"))
+    if entry["dtype"] not in FLOATS:
+        dtype = printable(entry["dtype"])
+        raise ValueError(
+            f"{where}: {name} has dtype {dtype}; vectors are floating point ({', '.join(FLOATS)})"
+        )
+    return entry
+
+
+def _load(data: bytes, where: str) -> dict[str, Tensor]:
+    try:
+        return cast(dict[str, Tensor], safetensors.torch.load(data))
+    except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(NOT_ONE.format(where=where, reason=printable(error))) from None
 
 
 def _usable(tensor: Tensor, name: str, where: str) -> Tensor:

@@ -3,13 +3,19 @@
 from ether_diffusion.control.conditioning import controlled
 from ether_diffusion.control.encoder import ControlConfig, ControlEncoder, new_encoder
 from ether_diffusion.control.images import ControlImage, control_batch, control_image_sha256
+from ether_diffusion.control.loading import LoadedControl, load_control, save_control
+from ether_diffusion.control.reader import read_control
 
 __all__ = [
     "ControlConfig",
     "ControlEncoder",
     "ControlImage",
+    "LoadedControl",
     "control_batch",
     "control_image_sha256",
     "controlled",
+    "load_control",
     "new_encoder",
+    "read_control",
+    "save_control",
 ]
