@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
@@ -75,8 +74,11 @@ def make_base(latent: int, *, quick: bool) -> UNet2DConditionModel:
     return unet
 
 
-def make_trainer(unet: UNet2DConditionModel, config: AdapterConfig, accelerator: Accelerator) -> Trainer:
+def make_trainer(unet: UNet2DConditionModel, config: AdapterConfig) -> Trainer:
     """Attach an adapter and return what trains it."""
+    accelerator = make_accelerator(
+        ComputeConfig(), report_to=None, folder=tempfile.gettempdir(), logging_dir="logs"
+    )
     adapter = peft_config(config, "unet")
     added = attach_new(unet, adapter, seed=0, part="unet")
     context = torch.randn(1, NUM_TOKENS, unet.config.cross_attention_dim)
@@ -118,18 +120,10 @@ def make_floor(unet: UNet2DConditionModel, latent: int, shapes: Sequence[torch.S
     return step
 
 
-def accelerator_of(folder: str) -> Accelerator:
-    """Return accelerate's view of this process, as a run has it."""
-    return make_accelerator(ComputeConfig(), report_to=None, folder=folder, logging_dir="logs")
-
-
 def bench_step(latent: int, rounds: int, *, quick: bool) -> None:
     """Print each method's step over the floor's."""
     base, batch = make_base(latent, quick=quick), [make_batch(latent)]
-    accelerator = accelerator_of(tempfile.gettempdir())
-    trainers = {
-        name: make_trainer(share_weights(base), config, accelerator) for name, config in METHODS.items()
-    }
+    trainers = {name: make_trainer(share_weights(base), config) for name, config in METHODS.items()}
     shapes = [parameter.shape for parameter in trainers["ETHER+"].parameters]
     contenders: dict[str, Callable[[], object]] = {FLOOR: make_floor(base, latent, shapes)}
     contenders |= {name: partial(trainer.train_step, batch) for name, trainer in trainers.items()}
@@ -166,7 +160,7 @@ def measure_memory(name: str, latent: int, *, quick: bool) -> float:
         del adapted
         step: Callable[[], object] = make_floor(unet, latent, shapes)
     else:
-        trainer = make_trainer(unet, METHODS[name], accelerator_of(tempfile.gettempdir()))
+        trainer = make_trainer(unet, METHODS[name])
         step = partial(trainer.train_step, [make_batch(latent)])
     gc.collect()
     before = resident("VmRSS")
@@ -219,7 +213,8 @@ def run_of(num_steps: int) -> Iterator[DreamBoothConfig]:
 def bare_steps(config: DreamBoothConfig) -> Callable[[], object]:
     """Load a run, and return all of its steps with batches that are there already."""
     checked = check_run(config, num_processes=1)
-    accelerator = accelerator_of(str(config.output.output_dir))
+    folder = str(config.output.output_dir)
+    accelerator = make_accelerator(config.compute, report_to=None, folder=folder, logging_dir="logs")
     run = load_run(checked, accelerator, Phases(accelerator.device), lambda: None)
     batches = list(run.source.batches(run.trainer.progress.visits(0, 0)))
     return lambda: list(run.trainer.steps(iter(batches)))
