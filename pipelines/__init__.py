@@ -1,5 +1,6 @@
 """Pipelines of diffusers with ETHER adapters, whose pictures say how they were made."""
 
+from ether_diffusion.pipelines.control import EtherControlPipeline, EtherControlXLPipeline
 from ether_diffusion.pipelines.loading import EtherLoaderMixin
 from ether_diffusion.pipelines.metadata import (
     AdapterUse,
@@ -15,6 +16,8 @@ from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXL
 
 __all__ = [
     "AdapterUse",
+    "EtherControlPipeline",
+    "EtherControlXLPipeline",
     "EtherLoaderMixin",
     "EtherStableDiffusionPipeline",
     "EtherStableDiffusionXLPipeline",

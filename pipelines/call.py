@@ -41,7 +41,7 @@ def bind_call(
     bound.apply_defaults()
     values = dict(bound.arguments)
     values |= values.pop("kwargs", {})
-    num_prompts, images_per_prompt = _num_prompts(values), values["num_images_per_prompt"] or 1
+    num_prompts, images_per_prompt = num_prompts_of(values), values["num_images_per_prompt"] or 1
     seeds: list[int | None]
     if values["generator"] is None:
         drawn = expand_seeds(seed, num_prompts * images_per_prompt)
@@ -54,7 +54,8 @@ def bind_call(
     return Call(values, defaults, num_prompts, images_per_prompt, seeds)
 
 
-def _num_prompts(arguments: Mapping[str, Any]) -> int:
+def num_prompts_of(arguments: Mapping[str, Any]) -> int:
+    """Return how many prompts, or rows of embeddings, a call has."""
     prompt, embeddings = arguments.get("prompt"), arguments.get("prompt_embeds")
     if prompt is not None:
         return 1 if isinstance(prompt, str) else len(prompt)

@@ -42,7 +42,7 @@ def control_batch(
         for picture in pictures
     ]
     arrays = np.stack([np.asarray(picture) for picture in fitted])
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def listed_images(images: ControlImage | Sequence[ControlImage]) -> list[ControlImage]:

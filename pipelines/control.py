@@ -1,0 +1,220 @@
+"""Text-to-image with a control image: an image says where, a prompt says what; SD 1.x, 2.x and SDXL."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from torch import Tensor
+
+from ether_diffusion.adapter_file import LoadReport
+from ether_diffusion.adapter_file.adapter import Fact
+from ether_diffusion.adapter_file.content_hash import content_hash
+from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.control import (
+    ControlEncoder,
+    ControlImage,
+    control_batch,
+    control_image_sha256,
+    controlled,
+    load_control,
+    read_control,
+)
+from ether_diffusion.control.images import listed_images
+from ether_diffusion.pipelines.call import num_prompts_of
+from ether_diffusion.pipelines.in_use import loaded_adapters
+from ether_diffusion.pipelines.loading import EtherLoaderMixin
+from ether_diffusion.pipelines.metadata import KEYWORD, attach_metadata, parse_metadata
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call does with its control images (pictures, 3, height, width), and what its pictures say."""
+
+    encoder: ControlEncoder
+    images: Tensor
+    strength: float
+    facts: list[dict[str, Fact]]
+
+
+class EtherControlMixin(EtherLoaderMixin):
+    """Adds control encoders to a pipeline of ours; without a control image it is that pipeline."""
+
+    vae_scale_factor: int
+    _execution_device: torch.device
+    _encoders: Mapping[str, ControlEncoder] | None = None
+
+    def load_control_weights(
+        self,
+        path_or_hub_id: str | Path,
+        *,
+        adapter_name: str = "control",
+        revision: str | None = None,
+        local_files_only: bool = False,
+        require_same_base: bool = False,
+        activate: bool = True,
+    ) -> LoadReport | None:
+        """Load an adapter and its control encoder, as `load_control` does; None for an encoder by itself.
+
+        The adapter alone is then active, as with `load_ether_weights`; both go by `adapter_name`.
+
+        Raises:
+            FileNotFoundError: there is no such folder, model or file.
+            ValueError: a file is not whole, not of this base, or an encoder of that name is loaded.
+        """
+        if adapter_name in self.controls:
+            raise ValueError(
+                f"there already is a control encoder named {adapter_name!r}; choose another adapter_name or "
+                "unload it first"
+            )
+        encoder = read_control(path_or_hub_id, revision=revision, local_files_only=local_files_only)
+        if encoder.config.scale_factor != self.vae_scale_factor:
+            raise ValueError(
+                f"the control encoder divides sides by {encoder.config.scale_factor} and this VAE by "
+                f"{self.vae_scale_factor}; load the base that it was made for"
+            )
+        loaded = load_control(
+            self,
+            path_or_hub_id,
+            adapter_name=adapter_name,
+            revision=revision,
+            local_files_only=local_files_only,
+            require_same_base=require_same_base,
+            activate=activate,
+        )
+        self._encoders = {**self.controls, adapter_name: loaded.encoder}
+        return loaded.report
+
+    @property
+    def controls(self) -> Mapping[str, ControlEncoder]:
+        """The control encoders by name, in the order of loading."""
+        return self._encoders or {}
+
+    def unload(self, adapter_names: str | Sequence[str] | None = None) -> None:
+        """Take adapters and control encoders out, by default all of them.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if names is None:
+            super().unload()
+            self._encoders = {}
+            return
+        adapters = loaded_adapters(self)
+        rest = [name for name in names if name in adapters or name not in self.controls]
+        if rest:
+            super().unload(rest)
+        self._encoders = {name: encoder for name, encoder in self.controls.items() if name not in names}
+
+    def __call__(
+        self,
+        *args: Any,
+        control_image: ControlImage | Sequence[ControlImage] | None = None,
+        control_strength: float = 1.0,
+        control: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Make pictures that follow a control image; all other arguments are as without.
+
+        Args:
+            control_image: PIL, or a tensor in [0, 1]; one for all prompts, or a list with one for each. It
+                is resized to the picture, which must have its proportions.
+            control_strength: what the encoder's features are multiplied by: 1 is as trained, 0 is without.
+                It is apart from the strength of the adapter, which `adapters` or `set_adapters` say.
+            control: which encoder, where several are loaded.
+
+        Raises:
+            ValueError: no encoder is loaded, the images do not fit, or control is asked for without one.
+        """
+        if control_image is None:
+            if control is not None or control_strength != 1.0:
+                raise ValueError("control and control_strength need a control_image; give one")
+            return super().__call__(*args, **kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in ("adapters", "seed")}
+        bound = inspect.signature(super(EtherLoaderMixin, self).__call__).bind(*args, **options)  # type: ignore[misc]
+        bound.apply_defaults()
+        plan = self._plan(bound.arguments, control_image, control_strength, control)
+        with (
+            torch.no_grad(),
+            controlled(self.components["unet"], plan.encoder, plan.images, strength=plan.strength),
+        ):
+            output = super().__call__(*args, **kwargs)
+        _say(output, plan.facts)
+        return output
+
+    def _plan(
+        self,
+        arguments: Mapping[str, Any],
+        image: ControlImage | Sequence[ControlImage],
+        strength: float,
+        control: str | None,
+    ) -> _Plan:
+        if not math.isfinite(strength):
+            raise ValueError(
+                f"control_strength={strength} is not a finite number; 1 is as trained, 0 without"
+            )
+        name, encoder = self._chosen_encoder(control)
+        height, width = self._size(arguments)
+        kind = encoder.config.control_type
+        images = control_batch(image, height=height, width=width, control_type=kind)
+        num_prompts, each = num_prompts_of(arguments), arguments["num_images_per_prompt"] or 1
+        if len(images) not in (1, num_prompts):
+            raise ValueError(
+                f"found {len(images)} control images for {num_prompts} prompts; give one for all, or one "
+                "for each"
+            )
+        hashes = [control_image_sha256(one) for one in listed_images(image)]
+        common: dict[str, Fact] = {
+            "control": name,
+            "control_strength": float(strength),
+            "control_encoder_sha256": content_hash(encoder.state_dict()),
+        }
+        per_prompt = hashes * (num_prompts if len(hashes) == 1 else 1)
+        facts = [{**common, "control_image_sha256": one} for one in per_prompt for _ in range(each)]
+        if len(images) > 1:
+            images = images.repeat_interleave(each, dim=0)
+        return _Plan(encoder.to(self._execution_device), images, float(strength), facts)
+
+    def _chosen_encoder(self, control: str | None) -> tuple[str, ControlEncoder]:
+        if control is None and len(self.controls) == 1:
+            return next(iter(self.controls.items()))
+        if control is None or control not in self.controls:
+            found = (
+                "several control encoders" if control is None else f"no control encoder {printable(control)}"
+            )
+            if not self.controls:
+                raise ValueError("no control encoder is loaded; load one with load_control_weights")
+            raise ValueError(f"found {found}; name one of {listed(self.controls)} with control=")
+        return control, self.controls[control]
+
+    def _size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Return height and width of the pictures in px, as diffusers' pipelines choose them."""
+        size, factor = self.components["unet"].config.sample_size, self.vae_scale_factor
+        height, width = (size, size) if isinstance(size, int) else size
+        return arguments["height"] or height * factor, arguments["width"] or width * factor
+
+
+class EtherControlPipeline(EtherControlMixin, StableDiffusionPipeline):
+    """Stable Diffusion 1.x and 2.x with ETHER adapters and control images."""
+
+
+class EtherControlXLPipeline(EtherControlMixin, StableDiffusionXLPipeline):
+    """Stable Diffusion XL with ETHER adapters and control images."""
+
+
+def _say(output: Any, facts: Sequence[Mapping[str, Fact]]) -> None:
+    """Add what the control was to the metadata of pictures; arrays and latents carry none."""
+    images = output[0] if isinstance(output, tuple) else output.images
+    if not isinstance(images, list):
+        return
+    for image, further in zip(images, facts, strict=True):
+        assert isinstance(image, Image.Image)
+        if KEYWORD in image.info:
+            known = parse_metadata(image.info[KEYWORD], "the metadata of a picture")
+            attach_metadata(image, replace(known, options={**known.options, **further}))
