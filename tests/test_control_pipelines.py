@@ -133,7 +133,8 @@ def test_each_prompt_follows_its_own_image_also_with_several_pictures_each(pipe:
 
 def test_one_image_serves_all_prompts(pipe: Any) -> None:
     one = draw(pipe, ["ab", "cd"], control_image=image())
-    assert torch.equal(one, draw(pipe, ["ab", "cd"], control_image=[image(), image()]))
+    each = draw(pipe, ["ab", "cd"], control_image=[image(), image()])
+    torch.testing.assert_close(one, each, atol=1e-4, rtol=1e-4)  # encoded alone or in a batch
 
 
 def test_a_subject_adapter_and_a_control_adapter_compose(pipe: Any, kind: Any, tmp_path: Path) -> None:
