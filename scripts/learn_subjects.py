@@ -9,7 +9,9 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
+from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.evaluation.tiny_subjects import draw_subject, learn_subject, to_images
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
@@ -31,14 +33,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     names = [concept.name for concept in load_concepts("held_out")]
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=names, metavar="NAME")
-    parser.add_argument("--adapter", default="ether_plus", choices=AdapterMethod.__args__)
+    parser.add_argument("--adapter", default="ether_plus", choices=get_args(AdapterMethod))
     parser.add_argument("--learning_rate", type=float, help="the method's own if not given")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    settings = {"adapter": parsed.adapter, "max_train_steps": parsed.steps, "seed": parsed.seed}
+    settings: dict[str, Json] = {
+        "adapter": parsed.adapter,
+        "max_train_steps": parsed.steps,
+        "seed": parsed.seed,
+    }
     if parsed.learning_rate is not None:
         settings["learning_rate"] = parsed.learning_rate
     try:
@@ -49,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(subjects: list[str], settings: dict[str, object], folder: Path) -> None:
+def run(subjects: list[str], settings: dict[str, Json], folder: Path) -> None:
     """Learn each subject into a folder of its own, then write what all of them came to."""
     scores, rows, labels = {}, [], []
     for name in subjects:

@@ -61,7 +61,9 @@ def test_the_snippet_of_the_pipelines_draws_weighs_and_gives_the_base_back(
     assert scope["image"].tobytes() != scope["base"].tobytes()
     assert len(scope["pair"]) == 2
     assert scope["pipe"].active_adapters == []
-    assert [use.name for use in read_image_metadata("fox.png").adapters] == ["fox", "cat"]
+    metadata = read_image_metadata("fox.png")
+    assert metadata is not None
+    assert [use.name for use in metadata.adapters] == ["fox", "cat"]
 
 
 def test_every_flag_of_the_readmes_training_commands_exists() -> None:

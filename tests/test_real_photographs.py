@@ -106,7 +106,7 @@ def test_photographs_train_save_load_and_export(
 ) -> None:
     given = way(photos_of(subject, tmp_path))
     run = tmp_path / "run"
-    settings = {"max_train_steps": STEPS, "train_batch_size": 4, "output_dir": str(run)}
+    settings: dict[str, Json] = {"max_train_steps": STEPS, "train_batch_size": 4, "output_dir": str(run)}
     assert train_dreambooth(DreamBoothConfig.from_flat({**given, **settings}).resolved()) == 0
     losses = [line["loss"] for line in log_of(run)]
     assert mean(losses[-10:]) < 0.9 * mean(losses[:10])
