@@ -1,4 +1,4 @@
-"""The command `ether`: draw with adapters, look into them, export them, merge them, convert them."""
+"""The command `ether`: draw with adapters, measure them, look into them, export, merge and convert them."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ether_diffusion.scripts.adapter_commands import add_adapter_commands
+from ether_diffusion.scripts.evaluate_command import add_evaluate_command
 from ether_diffusion.scripts.generate_command import add_generate_command
 
 USER_ERROR = 2
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     add_adapter_commands(commands)
     add_generate_command(commands)
+    add_evaluate_command(commands)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:

@@ -1,12 +1,16 @@
 """The command `ether generate`: pictures from a base with and without adapters, alone or as a grid."""
 
 import argparse
-import logging
-import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ether_diffusion.scripts.drawing import (
+    find_device,
+    hush_libraries,
+    open_with_adapters,
+    show_progress,
+    warn_of_cuts,
+)
 from ether_diffusion.scripts.generate_request import (
     adapter_names,
     base_name,
@@ -16,11 +20,7 @@ from ether_diffusion.scripts.generate_request import (
 )
 
 if TYPE_CHECKING:
-    from ether_diffusion.base import Base
-    from ether_diffusion.pipelines.opening import EtherPipeline
     from ether_diffusion.pipelines.sampling import Picture, Sampling
-
-logger = logging.getLogger(__name__)
 
 # The library is imported inside the command: `ether --help` must not wait for torch.
 
@@ -82,7 +82,7 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    _hush_libraries()
+    hush_libraries()
     from ether_diffusion.base import open_base
     from ether_diffusion.pipelines.sampling import draw_pictures
     from ether_diffusion.pipelines.schedulers import check_scheduler
@@ -94,48 +94,16 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     base = open_base(base_name(arguments, known))
-    _warn_of_cuts(base, sampling)
-    pipeline = _open_pipeline(arguments, base, names)
-    pictures = draw_pictures(pipeline, sampling, on_progress=_show_progress)
+    warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
+    pipeline = open_with_adapters(
+        base,
+        dict(zip(names, arguments.adapter, strict=True)),
+        device=find_device(arguments.device),
+        dtype=arguments.dtype,
+        scheduler=arguments.scheduler,
+    )
+    pictures = draw_pictures(pipeline, sampling, on_progress=show_progress)
     print(_write(arguments, sampling, pictures))
-
-
-def _warn_of_cuts(base: "Base", sampling: "Sampling") -> None:
-    from ether_diffusion.training import find_cut
-
-    prompts = [*sampling.prompts, *filter(None, [sampling.negative_prompt])]
-    for tokenizer in base.load_tokenizers()[:1]:
-        for prompt in dict.fromkeys(prompts):
-            cut = find_cut(prompt, tokenizer)
-            if cut is not None:
-                logger.warning("%s", cut)
-
-
-def _open_pipeline(arguments: argparse.Namespace, base: "Base", names: list[str]) -> "EtherPipeline":
-    import torch
-
-    from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
-    from ether_diffusion.pipelines.schedulers import make_scheduler
-
-    try:
-        device = torch.device(arguments.device) if arguments.device else default_device()
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ValueError(
-            f"there is no device {arguments.device!r} here; leave --device out, or use cpu"
-        ) from None
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else default_dtype(device)
-    pipeline = open_pipeline(base, device=device, dtype=dtype)
-    pipeline.set_progress_bar_config(disable=True)
-    if arguments.scheduler is not None:
-        pipeline.scheduler = make_scheduler(arguments.scheduler, pipeline.scheduler)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for name, adapter in zip(names, arguments.adapter, strict=True):
-            pipeline.load_ether_weights(adapter, adapter_name=name, activate=False)
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
-        logger.warning("%s", message)
-    return pipeline
 
 
 def _write(arguments: argparse.Namespace, sampling: "Sampling", pictures: "list[Picture]") -> Path:
@@ -154,18 +122,3 @@ def _write(arguments: argparse.Namespace, sampling: "Sampling", pictures: "list[
     else:
         write_folder(output, {name: p.png() for name, p in file_names(sampling, pictures).items()})
     return output
-
-
-def _hush_libraries() -> None:
-    """Keep the progress bars and advice of diffusers and transformers out of a command's words."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
-def _show_progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)

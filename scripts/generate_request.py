@@ -43,7 +43,7 @@ def read_sampling(
     triggers = [metadata.trigger for metadata in known if metadata.trigger]
     if not arguments.prompt and not triggers:
         raise ValueError("found no --prompt, and no adapter that names its trigger; give a prompt")
-    width, height = _size(arguments.size)
+    width, height = read_size(arguments.size)
     return Sampling(
         prompts=tuple(arguments.prompt or triggers[:1]),
         negative_prompt=arguments.negative_prompt,
@@ -87,7 +87,12 @@ def _seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
     return seeds
 
 
-def _size(text: str | None) -> tuple[int | None, int | None]:
+def read_size(text: str | None) -> tuple[int | None, int | None]:
+    """Return width and height in px of "512" or "512x768"; None for both where nothing was said.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if text is None:
         return None, None
     found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)

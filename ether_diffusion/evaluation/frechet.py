@@ -1,7 +1,11 @@
 """Fréchet distance of two sets of pictures in an encoder's features: FID, where these are Inception's."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
+
+NEEDS_TORCHMETRICS = "it needs torchmetrics, which is not installed; pip install 'ether-diffusion[evaluate]'"
 
 
 class _Features(nn.Module):
@@ -19,10 +23,10 @@ def frechet_distance(photos: Tensor, pictures: Tensor) -> float:
     """Return |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features (r, d) and (g, d), through torchmetrics.
 
     Raises:
-        ModuleNotFoundError: torchmetrics is not installed.
-        ValueError: a side has no more pictures than features, so that its covariance is singular.
+        ValueError: a side has no more pictures than features, so that its covariance is singular, or
+            torchmetrics is not installed.
     """
-    problem = shortage(len(photos), len(pictures), photos.shape[1])
+    problem = find_obstacle(len(photos), len(pictures), photos.shape[1])
     if problem is not None:
         raise ValueError(problem)
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -33,11 +37,11 @@ def frechet_distance(photos: Tensor, pictures: Tensor) -> float:
     return float(metric.compute())
 
 
-def shortage(num_photos: int, num_pictures: int, size: int) -> str | None:
-    """Say why there is not enough data for features of so many numbers, or None."""
-    if min(num_photos, num_pictures) > size:
-        return None
-    return (
-        f"found {num_photos} photos and {num_pictures} pictures; with {size} features a Fréchet distance "
-        f"needs more than {size} of each"
-    )
+def find_obstacle(num_photos: int, num_pictures: int, size: int) -> str | None:
+    """Say why there is no distance in features of so many numbers, or None."""
+    if min(num_photos, num_pictures) <= size:
+        return (
+            f"found {num_photos} photos and {num_pictures} pictures; with {size} features a Fréchet distance "
+            f"needs more than {size} of each"
+        )
+    return None if find_spec("torchmetrics") else NEEDS_TORCHMETRICS

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.evaluation.frechet import NEEDS_TORCHMETRICS
 from ether_diffusion.tiny_world.pictures import to_tensor
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
@@ -82,13 +83,13 @@ def load_lpips(path: Path | None = None, *, device: torch.device | None = None) 
 
     Raises:
         FileNotFoundError: the weights are not there.
-        ModuleNotFoundError: torchmetrics is not installed.
-        ValueError: they are no weights of AlexNet.
+        ValueError: they are no weights of AlexNet, or torchmetrics is not installed.
     """
     file = path or Path(torch.hub.get_dir(), "checkpoints", ALEXNET_FILE)
     if not file.is_file():
+        where = "torch's cache" if path is None else printable(path)
         raise FileNotFoundError(
-            f"LPIPS needs the weights of AlexNet, which are not in {printable(file)}; fetch {ALEXNET_URL} "
+            f"LPIPS needs the weights of AlexNet, which are not in {where}; fetch {ALEXNET_URL} "
             "and name the file"
         )
     lpips = Lpips()
@@ -163,9 +164,7 @@ def _channel_weights() -> list[Tensor]:
     """Return the weights of the channels of each layer, as torchmetrics carries them."""
     module = find_spec("torchmetrics")
     if module is None or module.origin is None:
-        raise ModuleNotFoundError(
-            "LPIPS needs torchmetrics, which is not installed; pip install 'ether-diffusion[evaluate]'"
-        )
+        raise ValueError(f"there is no LPIPS: {NEEDS_TORCHMETRICS}")
     file = Path(module.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
     stored = torch.load(file, map_location="cpu", weights_only=True)
     return [stored[f"lin{number}.model.1.weight"].flatten() for number in range(5)]

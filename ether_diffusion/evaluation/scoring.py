@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.evaluation.encoders import Encoder
-from ether_diffusion.evaluation.frechet import frechet_distance, shortage
+from ether_diffusion.evaluation.frechet import find_obstacle, frechet_distance
 from ether_diffusion.evaluation.likeness import (
     Estimate,
     estimate,
@@ -47,12 +47,14 @@ class Scores:
     """What pictures came to: estimates by column, means by prompt and column, and distances of whole sets.
 
     Columns are an encoder's kind for its likeness to the photos ("dino", "dinov2", "clip_i", "tiny_i"), with
-    "_t" for likeness to the prompts, and LPIPS in both readings. `sets` has Fréchet distances ("fid_dino").
+    "_t" for likeness to the prompts, and LPIPS in both readings. `sets` has Fréchet distances ("fid_dino");
+    `left_out` says why a column is not there.
     """
 
     columns: Mapping[str, Estimate]
     by_prompt: Mapping[str, Mapping[str, float]]
-    sets: Mapping[str, float]
+    sets: Mapping[str, float] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def image_column(encoder: Encoder) -> str:
@@ -73,7 +75,7 @@ def score_photos(reference: PhotoReference, encoders: Sequence[Encoder], lpips: 
     }
     if lpips is not None:
         values[LPIPS_TO_PHOTOS] = distances_among(lpips, reference.images)
-    return Scores(_estimates(values, range(len(reference.images))), {}, {})
+    return Scores(_estimates(values, range(len(reference.images))), {})
 
 
 def score_samples(
@@ -93,27 +95,35 @@ def score_samples(
     groups = [_group(sample) for sample in samples]
     values: dict[str, Sequence[float]] = {}
     sets: dict[str, float] = {}
+    left_out: dict[str, str] = {}
     for encoder in encoders:
         photos, vectors = reference.vectors[encoder.kind], encoder.embed_images(images)
         values[image_column(encoder)] = likeness_to(photos, vectors).tolist()
-        if encoder.reads_texts and all(sample.prompt is not None for sample in samples):
+        if encoder.reads_texts and any(sample.prompt is None for sample in samples):
+            left_out[text_column(encoder)] = "the prompts of the pictures are not known"
+        elif encoder.reads_texts:
             texts = encoder.embed_texts([_without(sample.prompt or "", identifier) for sample in samples])
             values[text_column(encoder)] = likeness_of_pairs(vectors, texts).tolist()
-        if shortage(len(photos), len(vectors), encoder.size) is None:
+        obstacle = find_obstacle(len(photos), len(vectors), encoder.size)
+        if obstacle is None:
             sets[f"fid_{encoder.kind}"] = frechet_distance(photos, vectors)
+        else:
+            left_out[f"fid_{encoder.kind}"] = obstacle
     if lpips is not None:
         values[LPIPS_TO_PHOTOS] = distances_to(lpips, reference.images, images)
     columns = dict(_estimates(values, groups))
     by_prompt = _by_prompt(values, samples)
     if lpips is not None:
         among = _among_prompts(lpips, samples)
-        if among:
+        if not among:
+            left_out[LPIPS_AMONG] = "no prompt has two pictures"
+        else:
             columns[LPIPS_AMONG] = estimate(list(among.values()), list(among))
             by_prompt = {
                 prompt: {**row, **({LPIPS_AMONG: among[prompt]} if prompt in among else {})}
                 for prompt, row in by_prompt.items()
             }
-    return Scores(columns, by_prompt, sets)
+    return Scores(columns, by_prompt, sets, left_out)
 
 
 def score_drift(

@@ -1,0 +1,90 @@
+"""What the commands that draw have in common: quiet libraries, a pipeline with adapters, and progress."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ether_diffusion.base import Base
+    from ether_diffusion.pipelines.opening import EtherPipeline
+
+logger = logging.getLogger(__name__)
+
+# The library is imported inside the functions: `ether --help` must not wait for torch.
+
+
+def find_device(name: str | None) -> "torch.device":
+    """Return a device by its name, or the accelerator if there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    from ether_diffusion.pipelines.opening import default_device
+
+    try:
+        device = torch.device(name) if name else default_device()
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"there is no device {name!r} here; leave --device out, or use cpu") from None
+    return device
+
+
+def open_with_adapters(
+    base: "Base",
+    adapters: Mapping[str, str],
+    *,
+    device: "torch.device",
+    dtype: str | None,
+    scheduler: str | None,
+) -> "EtherPipeline":
+    """Load a base and adapters, none of them in force; what is doubtful about one is said once."""
+    import torch
+
+    from ether_diffusion.pipelines.opening import default_dtype, open_pipeline
+    from ether_diffusion.pipelines.schedulers import make_scheduler
+
+    numbers = getattr(torch, dtype) if dtype else default_dtype(device)
+    pipeline = open_pipeline(base, device=device, dtype=numbers)
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name, adapter in adapters.items():
+            pipeline.load_ether_weights(adapter, adapter_name=name, activate=False)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        logger.warning("%s", message)
+    return pipeline
+
+
+def warn_of_cuts(base: "Base", prompts: Iterable[str]) -> None:
+    """Warn of prompts that the base's text encoder does not read to their end."""
+    from ether_diffusion.training import find_cut
+
+    for tokenizer in base.load_tokenizers()[:1]:
+        for prompt in dict.fromkeys(prompts):
+            cut = find_cut(prompt, tokenizer)
+            if cut is not None:
+                logger.warning("%s", cut)
+
+
+def hush_libraries() -> None:
+    """Keep the progress bars and advice of diffusers and transformers out of a command's words."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def show_progress(done: int, total: int) -> None:
+    """Count pictures on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
