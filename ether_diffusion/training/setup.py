@@ -29,6 +29,7 @@ from ether_diffusion.training.loop import Trainer
 from ether_diffusion.training.methods import Part, TrainedPart, attach_new, peft_config
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.prior import generate_class_images
+from ether_diffusion.training.trackers import tracker_problem
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,8 @@ def make_accelerator(
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(
         mixed_precision=compute.mixed_precision,
-        log_with=report_to,
+        # a missing tracker is refused with all else that is wrong; accelerate would warn before
+        log_with=report_to if tracker_problem(report_to) is None else None,
         kwargs_handlers=[patience],
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{logging_dir}"),
     )
