@@ -1,0 +1,166 @@
+"""Control images of Tiny World: silhouette, edges and palette map of a scene, exactly over its picture."""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
+from ether_diffusion.tiny_world.backgrounds import Background
+from ether_diffusion.tiny_world.concepts import Concept, find_concept
+from ether_diffusion.tiny_world.recognition import shipped_concepts
+from ether_diffusion.tiny_world.scenery import SCENE_PHRASES, Colour
+from ether_diffusion.tiny_world.world import (
+    NATIVE_SIZE,
+    SUPERSAMPLING,
+    Scene,
+    draw,
+    draw_object,
+    sample_scene,
+)
+
+ControlType = Literal["silhouette", "edges", "palette"]
+CONTROL_TYPES: tuple[ControlType, ...] = ("silhouette", "edges", "palette")
+
+OBJECT_CLASSES = ("animal", "food", "vehicle", "object", "plant", "character")
+"""The kinds of concepts."""
+BACKGROUND_CLASSES = ("plain", "gradient", "pattern", *SCENE_PHRASES)
+CLASSES = OBJECT_CLASSES + BACKGROUND_CLASSES
+_LEVELS = (255, 128, 0)
+PALETTE: dict[str, Colour] = dict(zip(CLASSES, itertools.product(_LEVELS, _LEVELS, _LEVELS), strict=False))
+"""The colour of each class; any two differ by 127 or more in some channel, and black is none of them."""
+
+VALIDATION_CONCEPTS = ("fox", "taxi", "doughnut", "guitar", "snowman", "frog", "rocket", "strawberry")
+"""Kept from control's training: one of each kind that the base never saw, and three that it knows."""
+PICTURE_COLUMN, CONTROL_COLUMN, TEXT_COLUMN = "file_name", "conditioning_image_file_name", "text"
+"""The fields of metadata.jsonl, which the datasets library shows as image, conditioning_image and text."""
+CONTROL_FOLDER = "conditioning_images"
+EDGE_STEP = 0.12
+"""A pixel is an edge where the brightness rises by this much a pixel, of 1 from black to white."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A scene and what says where it is: picture, control image and caption."""
+
+    scene: Scene
+    control_type: ControlType
+
+    @property
+    def caption(self) -> str:
+        """The caption of the picture."""
+        return self.scene.caption()
+
+
+def training_concepts() -> tuple[Concept, ...]:
+    """Return the shipped concepts that control learns from."""
+    return tuple(concept for concept in shipped_concepts() if concept.name not in VALIDATION_CONCEPTS)
+
+
+def validation_concepts() -> tuple[Concept, ...]:
+    """Return the concepts that control never sees in training."""
+    return tuple(map(find_concept, VALIDATION_CONCEPTS))
+
+
+def sample_pairs(
+    concepts: Sequence[Concept], number: int, *, control_type: ControlType, seed: int = 0
+) -> tuple[Pair, ...]:
+    """Draw pairs, as many of each concept; a smaller number gives the first of a larger one."""
+    rng = random.Random(f"control/{seed}")
+    scenes = (sample_scene(concepts[index % len(concepts)], rng) for index in range(number))
+    return tuple(Pair(scene, control_type) for scene in scenes)
+
+
+def draw_silhouette(
+    scene: Scene, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> Image.Image:
+    """Draw the object's shape (mode L): white where it covers at least half of a pixel, else black."""
+    inside = object_coverage(scene, size=size, renders_folder=renders_folder) >= 0.5
+    return Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
+
+
+def draw_edges(
+    scene: Scene, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> Image.Image:
+    """Draw the edges of the scene's picture (mode L): white where its Sobel gradient is steep, else black."""
+    picture = draw(scene, size=size, renders_folder=renders_folder).convert("L")
+    light = np.pad(np.asarray(picture, dtype=np.float64) / 255, 1, mode="edge")
+    smooth_rows = light[:-2] + 2 * light[1:-1] + light[2:]
+    smooth_columns = light[:, :-2] + 2 * light[:, 1:-1] + light[:, 2:]
+    across, down = smooth_rows[:, 2:] - smooth_rows[:, :-2], smooth_columns[2:] - smooth_columns[:-2]
+    steepness = np.hypot(across, down) / 8  # both kernels' positive weights add up to 4, over 2 px
+    return Image.fromarray(np.where(steepness >= EDGE_STEP, 255, 0).astype(np.uint8))
+
+
+def draw_palette(
+    scene: Scene, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> Image.Image:
+    """Draw the map of classes in `PALETTE`'s colours (mode RGB): the object's kind over its background's."""
+    classes = class_map(scene, size=size, renders_folder=renders_folder)
+    return Image.fromarray(np.array(list(PALETTE.values()), dtype=np.uint8)[classes])
+
+
+def class_map(
+    scene: Scene, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+    """Return the index in `CLASSES` of each pixel (size, size)."""
+    inside = object_coverage(scene, size=size, renders_folder=renders_folder) >= 0.5
+    of_object = CLASSES.index(scene.concept.kind)
+    of_background = CLASSES.index(background_class(scene.background))
+    found: np.ndarray[tuple[int, int], np.dtype[np.int64]] = np.where(inside, of_object, of_background)
+    return found
+
+
+def background_class(background: Background) -> str:
+    """Return the class of a background: its scene, or plain, gradient or pattern."""
+    if background.kind == "scene":
+        return background.name
+    return background.kind if background.kind in BACKGROUND_CLASSES else "pattern"
+
+
+def object_coverage(
+    scene: Scene, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """Return which share of each pixel (size, size) of the picture the object covers, from 0 to 1."""
+    layer = draw_object(scene, size * SUPERSAMPLING, renders_folder=renders_folder)
+    alpha = np.asarray(layer.getchannel("A"), dtype=np.float64) / 255
+    shares: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    shares = alpha.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING).mean((1, 3))
+    return shares
+
+
+_PAINTERS: dict[ControlType, Callable[..., Image.Image]] = {
+    "silhouette": draw_silhouette,
+    "edges": draw_edges,
+    "palette": draw_palette,
+}
+
+
+def draw_control(
+    pair: Pair, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> Image.Image:
+    """Draw the control image of a pair, of size x size px."""
+    return _PAINTERS[pair.control_type](pair.scene, size=size, renders_folder=renders_folder)
+
+
+def write_pairs(
+    pairs: Sequence[Pair], folder: Path, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> list[Path]:
+    """Write pictures, their control images in a subfolder, and metadata.jsonl; return the pictures' paths."""
+    (folder / CONTROL_FOLDER).mkdir(parents=True, exist_ok=True)
+    rows, paths = [], []
+    for number, pair in enumerate(pairs):
+        name = f"{number:05d}_{pair.scene.concept.name.replace(' ', '_')}.png"
+        draw(pair.scene, size=size, renders_folder=renders_folder).save(folder / name)
+        draw_control(pair, size=size, renders_folder=renders_folder).save(folder / CONTROL_FOLDER / name)
+        row = {PICTURE_COLUMN: name, CONTROL_COLUMN: f"{CONTROL_FOLDER}/{name}", TEXT_COLUMN: pair.caption}
+        rows.append(json.dumps(row))
+        paths.append(folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return paths
