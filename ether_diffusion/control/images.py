@@ -28,7 +28,7 @@ def control_batch(
     Raises:
         ValueError: an image has other proportions, values out of range, or a mode of more than 8 bits.
     """
-    resampling = Image.Resampling.NEAREST if control_type in NEAREST_TYPES else Image.Resampling.BILINEAR
+    resampling = resampling_of(control_type)
     pictures = [as_picture(image) for image in listed_images(images)]
     for picture in pictures:
         # a pixel more or less on the longer side is rounding, not another shape
@@ -43,6 +43,11 @@ def control_batch(
     ]
     arrays = np.stack([np.asarray(picture) for picture in fitted])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def resampling_of(control_type: str | None) -> Image.Resampling:
+    """Return how control images of a type are brought to another size."""
+    return Image.Resampling.NEAREST if control_type in NEAREST_TYPES else Image.Resampling.BILINEAR
 
 
 def listed_images(images: ControlImage | Sequence[ControlImage]) -> list[ControlImage]:

@@ -4,6 +4,7 @@ from ether_diffusion.options import OptionsError
 from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, AdapterConfig, AdapterMethod
 from ether_diffusion.training.config.base import BaseConfig
 from ether_diffusion.training.config.compute import ComputeConfig
+from ether_diffusion.training.config.control import ControlConfig
 from ether_diffusion.training.config.data import DataConfig
 from ether_diffusion.training.config.dreambooth import OPTION_NAMES, SECTIONS, DreamBoothConfig
 from ether_diffusion.training.config.optimization import DEFAULT_STEPS, OptimizationConfig
@@ -16,6 +17,7 @@ __all__ = [
     "AdapterMethod",
     "BaseConfig",
     "ComputeConfig",
+    "ControlConfig",
     "DEFAULT_LEARNING_RATES",
     "DEFAULT_STEPS",
     "DataConfig",

@@ -15,7 +15,9 @@ class Batch:
     target is the base's own prediction. size_ids (b, 6) are SDXL's: original height and width, crop top and
     left, target height and width, all in px. inpainting (b, 1 + c, h, w), for UNets that see it, is the
     mask (1 where something is to be painted) and the scaled latents of the masked image. A class row
-    carries the number of its instance row's visit; names are the photos' files.
+    carries the number of its instance row's visit; names are the photos' files. controls (b, 3, H, W) in
+    [0, 1] are control images at the size of the photos, and control_strengths (b,) 1 for rows that follow
+    them and 0 for the others: those dropped, and all rows of a prior.
     """
 
     latents: Tensor
@@ -27,3 +29,5 @@ class Batch:
     inpainting: Tensor | None
     visits: tuple[int, ...]
     names: tuple[str, ...]
+    controls: Tensor | None = None
+    control_strengths: Tensor | None = None

@@ -154,6 +154,7 @@ class BatchSource:
                 visit=visit.number,
                 seed=seed,
                 unmasked_weight=self._data.unmasked_weight,
+                control_dropout=self.plan.control_dropout,
             )
             for visit, found in zip(visits, views, strict=True)
         ]

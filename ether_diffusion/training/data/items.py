@@ -1,12 +1,14 @@
 """What is trained on: each photo with its prompt and mask, all checked before a model is loaded."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.training.captions import Captions, Filling, caption_photos, read_captions
 from ether_diffusion.training.config import DataConfig, PriorConfig
+from ether_diffusion.training.data.controls import ControlFile, find_controls
 from ether_diffusion.training.data.dataset_rows import DatasetRows
 from ether_diffusion.training.data.masks import MaskFile, find_masks
 from ether_diffusion.training.data.sources import FileSource, Source
@@ -23,6 +25,7 @@ class Item:
     source: Source
     prompt: str
     mask: MaskFile | None = None
+    control: ControlFile | None = None
 
     @property
     def name(self) -> str:
@@ -87,6 +90,24 @@ def gather_class_items(data: DataConfig, prior: PriorConfig) -> Items:
     warnings = tuple(f"class images: {warning}" for warning in (*_refusals(found), *found.warnings))
     fingerprint = {f"class image {name}": digest for name, digest in found.fingerprint().items()}
     return Items(items, warnings, fingerprint)
+
+
+def with_controls(items: Items, folder: str | Path, *, follow_symlinks: bool = False) -> Items:
+    """Return items with their control images, which join the fingerprint.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a photo has no usable control image; all problems are listed, one a line.
+    """
+    photos = [item.photo for item in items.items]
+    found, problems = find_controls(folder, photos, follow_symlinks=follow_symlinks)
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ValueError(f"the control images cannot be used:\n  {lines}")
+    pairs = list(zip(items.items, found, strict=True))
+    hashes = {f"control image of {item.name}": file.sha256 for item, file in pairs if file is not None}
+    controlled = tuple(replace(item, control=file) for item, file in pairs)
+    return replace(items, items=controlled, fingerprint=items.fingerprint | hashes)
 
 
 def _captions(config: DataConfig, rows: DatasetRows | None, found: PhotoFolder) -> Captions:

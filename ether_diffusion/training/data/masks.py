@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.training.data.companions import check_proportions, find_companions
 from ether_diffusion.training.data.sources import FileSource, read_again
 from ether_diffusion.training.decoding import MAX_PIXELS, decode_bytes
 from ether_diffusion.training.photos import Photo
-from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, list_files
+from ether_diffusion.training.plain_files import UnusableFileError
 
 BLACK = (0, 0, 0)
 
@@ -42,44 +42,13 @@ def find_masks(
         FileNotFoundError: there is no such folder.
         ValueError: it is not a folder, or may not be read.
     """
-    by_stem: dict[str, list[Path]] = {}
-    for path in list_files(folder, "the masks"):
-        by_stem.setdefault(path.stem, []).append(path)
-    inside = None if follow_symlinks else Path(folder)
-    masks: list[MaskFile | None] = []
-    problems: list[str] = []
-    missing: list[str] = []
-    for photo in photos:
-        paths = by_stem.get(photo.path.stem, [])
-        mask = None
-        if not paths:
-            missing.append(photo.path.name)
-        elif len(paths) > 1:
-            names = listed(path.name for path in paths)
-            problems.append(f"{_shown(photo.path)} has several masks, {names}; keep one")
-        else:
-            try:
-                mask = _check(FileSource(paths[0], inside), photo)
-            except UnusableFileError as reason:
-                problems.append(f"the mask {_shown(paths[0])} {reason}")
-        masks.append(mask)
-    if missing:
-        problems.append(
-            f"{len(missing)} photos have no mask in {_shown(folder)}: {listed(missing, len(missing))}; "
-            "add files of the same names, such as dog.png for dog.jpg"
-        )
-    return masks, problems
+    return find_companions(folder, photos, _check, word="mask", follow_symlinks=follow_symlinks)
 
 
 def _check(source: FileSource, photo: Photo) -> MaskFile:
     data = source.read()
     mask = _decode(data, source.path.suffix)
-    width, height = mask.size
-    if abs(width * photo.height - height * photo.width) > max(width, height, photo.width, photo.height):
-        raise UnusableFileError(
-            f"has {width} × {height} px, and its photo {photo.width} × {photo.height} px; "
-            "save it at the photo's size"
-        )
+    check_proportions(mask.size, photo)
     if mask.getextrema()[1] == 0:
         raise UnusableFileError("is black everywhere, so that nothing is learned; paint the subject white")
     return MaskFile(source, hashlib.sha256(data).hexdigest())
@@ -90,7 +59,3 @@ def _decode(data: bytes, suffix: str) -> Image.Image:
         data, suffix, background=BLACK, max_pixels=MAX_PIXELS, min_side=1, target_side=None
     )
     return decoded.rgb.convert("L")
-
-
-def _shown(path: str | Path) -> str:
-    return printable(path.name if isinstance(path, Path) else path, NAME_LIMIT)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ether_diffusion.training.config import DataConfig, PriorConfig
+from ether_diffusion.control.images import resampling_of
+from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.data.items import Items
 from ether_diffusion.training.data.order import VisitOrder
 from ether_diffusion.training.data.views import ViewMaker
@@ -52,6 +53,7 @@ class VisitPlan:
     prompts: tuple[str, ...]
     warnings: tuple[str, ...]
     _fingerprint: tuple[tuple[str, str], ...]
+    control_dropout: float = 0.0
 
     def fingerprint(self) -> dict[str, str]:
         """Return the SHA-256 of every photo, prompt, mask and class image by its name."""
@@ -67,6 +69,7 @@ def plan_visits(
     needs: Needs,
     effective_batch: int,
     seed: int,
+    control: ControlConfig | None = None,
 ) -> VisitPlan:
     """Decide what each visit trains on; `class_items` are given if the prior is preserved by class images.
 
@@ -91,6 +94,7 @@ def plan_visits(
             mask_from_alpha=data.mask_from_alpha,
             has_holes=needs.is_inpainting,
             resampling=RESAMPLING[data.image_interpolation_mode],
+            control_resampling=resampling_of(None if control is None else control.control_type),
         ),
         needs=needs,
         prior=prior,
@@ -103,6 +107,7 @@ def plan_visits(
             *_warn_of_options(data),
         ),
         _fingerprint=tuple(pair for part in given for pair in part.fingerprint.items()),
+        control_dropout=0.0 if control is None else control.control_dropout,
     )
 
 

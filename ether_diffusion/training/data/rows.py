@@ -23,12 +23,22 @@ class Row:
     visit: int
     weight: float = 1.0
     is_frozen_prior: bool = False
+    follows_control: bool = False
 
 
-def instance_row(view: EncodedView, *, prompt: str, visit: int, seed: int, unmasked_weight: float) -> Row:
+def instance_row(
+    view: EncodedView,
+    *,
+    prompt: str,
+    visit: int,
+    seed: int,
+    unmasked_weight: float,
+    control_dropout: float = 0.0,
+) -> Row:
     """Return the row of a photo of the subject."""
+    is_dropped = torch.rand((), generator=stream(seed, "control dropout", visit)).item() < control_dropout
     mask = None if view.mask is None else unmasked_weight + (1 - unmasked_weight) * view.mask
-    return Row(view, *_sample(view, seed, "", visit), mask, prompt, visit)
+    return Row(view, *_sample(view, seed, "", visit), mask, prompt, visit, follows_control=not is_dropped)
 
 
 def class_row(view: EncodedView, *, prompt: str, visit: int, seed: int, weight: float) -> Row:
@@ -38,7 +48,7 @@ def class_row(view: EncodedView, *, prompt: str, visit: int, seed: int, weight: 
 
 def frozen_row(row: Row, *, prompt: str, weight: float) -> Row:
     """Return the row of an instance row's latents and the class prompt, whose target is the base's output."""
-    return replace(row, mask=None, prompt=prompt, weight=weight, is_frozen_prior=True)
+    return replace(row, mask=None, prompt=prompt, weight=weight, is_frozen_prior=True, follows_control=False)
 
 
 def stack_rows(
@@ -57,6 +67,7 @@ def stack_rows(
         inpainting=_inpainting(rows, scale),
         visits=tuple(row.visit for row in rows),
         names=tuple(row.view.name for row in rows),
+        **_controls(rows),
     )
 
 
@@ -65,6 +76,17 @@ def _sample(view: EncodedView, seed: int, kind: str, visit: int) -> tuple[Tensor
     if view.masked is None:
         return latents, None
     return latents, view.masked.sample(stream(seed, f"{kind}masked posterior", visit))
+
+
+def _controls(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Return the control images of a batch and which rows follow theirs; nothing where no row has one."""
+    found = [row.view.control for row in rows]
+    given = next((control for control in found if control is not None), None)
+    if given is None:
+        return {}
+    images = torch.stack([torch.zeros_like(given) if control is None else control for control in found])
+    follows = [row.follows_control and row.view.control is not None for row in rows]
+    return {"controls": images.float() / 255, "control_strengths": torch.tensor(follows).float()}
 
 
 def _inpainting(rows: Sequence[Row], scale: Callable[[Tensor], Tensor]) -> Tensor | None:

@@ -41,6 +41,7 @@ class View:
 
     `mask` (1, H, W) in [0, 1] is what the loss sees of it, None for all. `hole` (1, H, W) is 1 where an
     inpainting UNet has to paint. `is_moved` says that the crop first drawn showed nothing of the mask.
+    `control` (3, H, W) in [0, 1] says where, in the same crop; None where nothing does.
     """
 
     key: ViewKey
@@ -50,6 +51,7 @@ class View:
     hole: Tensor | None
     size_ids: tuple[int, int, int, int, int, int]
     is_moved: bool
+    control: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class ViewMaker:
     mask_from_alpha: bool
     has_holes: bool
     resampling: Image.Resampling
+    control_resampling: Image.Resampling = Image.Resampling.BILINEAR
 
     def item(self, key: ViewKey) -> Item:
         """Return the photo of a view."""
@@ -89,15 +92,25 @@ class ViewMaker:
         mask = self._mask(item, decoded, is_class=keys[0].is_class)
         if mask is not None:
             mask = mask.resize(resized[::-1], Image.Resampling.BILINEAR)
+        control = None if item.control is None else item.control.decode()
+        if control is not None:
+            control = control.resize(resized[::-1], self.control_resampling)
         for key in keys:
-            yield self._cut(key, item, photo, mask)
+            yield self._cut(key, item, photo, mask, control)
 
     def _mask(self, item: Item, decoded: Decoded, *, is_class: bool) -> Image.Image | None:
         if item.mask is not None:
             return item.mask.decode()
         return decoded.mask if self.mask_from_alpha and not is_class else None
 
-    def _cut(self, key: ViewKey, item: Item, photo: Image.Image, mask: Image.Image | None) -> View:
+    def _cut(
+        self,
+        key: ViewKey,
+        item: Item,
+        photo: Image.Image,
+        mask: Image.Image | None,
+        control: Image.Image | None,
+    ) -> View:
         generator = stream(self.seed, "class crop" if key.is_class else "crop", key.item, key.crop)
         original = (item.photo.height, item.photo.width)
         if self.center_crop:
@@ -113,6 +126,7 @@ class ViewMaker:
             hole=self._hole(key),
             size_ids=moved.size_ids(is_flipped=key.is_flipped),
             is_moved=moved != frame,
+            control=None if control is None else _values(control, moved, key) / 255,
         )
 
     def _hole(self, key: ViewKey) -> Tensor | None:

@@ -1,0 +1,166 @@
+"""Control images lie over their photos in every crop and mirror image, and all that is wrong is said."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from visit_sources import FACTOR, SIZE, assert_equal, double, encode_without_noise, fill_with_photos, uncached
+
+from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
+from ether_diffusion.training.data import (
+    BatchSource,
+    Codec,
+    Needs,
+    gather_class_items,
+    gather_items,
+    plan_visits,
+    with_controls,
+)
+
+SIZES = [(96, 64), (64, 80), (128, 100)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    """Photos whose control images, beside them, are the photos themselves."""
+    fill_with_photos(tmp_path / "photos", SIZES)
+    (tmp_path / "controls").mkdir()
+    for path in (tmp_path / "photos").glob("*.png"):
+        shutil.copy(path, tmp_path / "controls")
+    return DataConfig(instance_data_dir=tmp_path / "photos", random_flip=True)
+
+
+def made(data: DataConfig, prior: PriorConfig | None = None, **control: Any) -> BatchSource:
+    assert data.instance_data_dir is not None
+    controls = data.instance_data_dir.parent / "controls"
+    prior = prior or PriorConfig()
+    has_images = prior.prior_preservation == "class_images"
+    planned = plan_visits(
+        data,
+        prior,
+        with_controls(gather_items(data), controls),
+        gather_class_items(data, prior) if has_images else None,
+        needs=Needs(native_size=SIZE, size_multiple=8),
+        effective_batch=3,
+        seed=0,
+        control=ControlConfig(conditioning_data_dir=controls, **control),
+    )
+    return BatchSource(planned, Codec(encode_without_noise, double), num_visits=24)
+
+
+def test_a_control_image_is_cropped_and_mirrored_with_its_photo(data: DataConfig) -> None:
+    source = made(replace(data, image_interpolation_mode="bilinear"))
+    for visits in (range(3), range(9, 12), range(21, 24)):
+        batch = source.batch(list(visits))
+        assert batch.controls is not None
+        assert batch.controls.shape == (3, 3, SIZE, SIZE)
+        # the stand-in VAE doubles the mean of each area of the photo in [-1, 1]
+        means = torch.nn.functional.avg_pool2d(batch.controls, FACTOR) * 2 - 1
+        torch.testing.assert_close(batch.latents[:, :3] / 2, means, atol=1e-5, rtol=1e-5)
+
+
+def test_cached_and_uncached_batches_are_the_same_bit_for_bit(data: DataConfig) -> None:
+    data = replace(data, center_crop=True)  # else the cache has a few of the crops, and loading any
+    cached, loaded = made(data), made(uncached(data))
+    for start in (0, 6, 18):
+        assert_equal(cached.batch([start, start + 1]), loaded.batch([start, start + 1]))
+
+
+def test_control_is_dropped_for_its_share_of_visits_each_time_the_same_ones(data: DataConfig) -> None:
+    def strengths(dropout: float) -> list[float]:
+        source = made(data, control_dropout=dropout)
+        found = [source.batch([visit]).control_strengths for visit in range(24)]
+        return [float(one.item()) for one in found if one is not None]
+
+    assert strengths(0.0) == [1.0] * 24
+    assert strengths(1.0) == [0.0] * 24
+    assert 0 < sum(strengths(0.5)) < 24
+    assert strengths(0.5) == strengths(0.5)
+
+
+def test_rows_of_a_frozen_prior_follow_no_control(data: DataConfig) -> None:
+    prior = PriorConfig(prior_preservation="frozen", class_prompt="a dog")
+    batch = made(data, prior).batch([0, 1])
+    assert batch.control_strengths is not None
+    assert batch.control_strengths.tolist() == [1, 1, 0, 0]
+
+
+def test_class_images_have_no_control(data: DataConfig, tmp_path: Path) -> None:
+    fill_with_photos(tmp_path / "class", [(64, 64)])
+    prior = PriorConfig(
+        prior_preservation="class_images", class_data_dir=tmp_path / "class", class_prompt="a dog"
+    )
+    batch = made(data, prior).batch([0, 1])
+    assert batch.control_strengths is not None
+    assert batch.controls is not None
+    assert batch.control_strengths.tolist() == [1, 1, 0, 0]
+    assert batch.controls[2:].abs().max() == 0
+
+
+def test_without_control_a_batch_has_none(data: DataConfig) -> None:
+    planned = plan_visits(
+        data,
+        PriorConfig(),
+        gather_items(data),
+        None,
+        needs=Needs(native_size=SIZE, size_multiple=8),
+        effective_batch=3,
+        seed=0,
+    )
+    batch = BatchSource(planned, Codec(encode_without_noise, double), num_visits=3).batch([0])
+    assert batch.controls is None
+    assert batch.control_strengths is None
+
+
+def test_the_colours_of_a_palette_are_never_blended(data: DataConfig, tmp_path: Path) -> None:
+    for path in (tmp_path / "controls").glob("*.png"):
+        with Image.open(path) as image:
+            width, height = image.size
+        values = np.zeros((height, width, 3), np.uint8)
+        values[:, : width // 2] = (255, 128, 0)
+        Image.fromarray(values).save(path)
+
+    def colours(**control: Any) -> set[tuple[float, ...]]:
+        batch = made(data, **control).batch([0, 1, 2])
+        assert batch.controls is not None
+        pixels = (batch.controls * 255).round().permute(0, 2, 3, 1).reshape(-1, 3)
+        return {tuple(colour) for colour in pixels.tolist()}
+
+    assert colours(control_type="palette") <= {(255.0, 128.0, 0.0), (0.0, 0.0, 0.0)}
+    assert len(colours()) > 2
+
+
+def test_control_images_are_part_of_what_was_trained_on(data: DataConfig, tmp_path: Path) -> None:
+    before = made(data).fingerprint()
+    assert {name for name in before if "control" in name} == {f"control image of {n}.png" for n in range(3)}
+    Image.new("RGB", SIZES[1]).save(tmp_path / "controls" / "1.png")
+    assert made(data).fingerprint() != before
+
+
+def test_all_that_is_wrong_with_control_images_is_said_at_once(data: DataConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "controls"
+    (folder / "0.png").unlink()
+    Image.new("RGB", (300, 64)).save(folder / "1.png")
+    (folder / "2.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="the control images cannot be used") as caught:
+        with_controls(gather_items(data), folder)
+    message = str(caught.value)
+    assert "1 photos have no control image in" in message
+    assert "the control image 1.png has 300 × 64 px, and its photo 64 × 80 px" in message
+    assert "the control image 2.png" in message
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "1", "P"])
+def test_control_images_of_other_modes_are_made_rgb(data: DataConfig, tmp_path: Path, mode: str) -> None:
+    for path in (tmp_path / "controls").glob("*.png"):
+        with Image.open(path) as image:
+            converted = image.convert(mode)
+        converted.save(path)
+    batch = made(data).batch([0])
+    assert batch.controls is not None
+    assert batch.controls.shape == (1, 3, SIZE, SIZE)
