@@ -1,0 +1,66 @@
+"""Adapters of every method that training saves, attached to a pipeline, and how far they move its weights."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ether_diffusion.adapter_file import load_ether
+from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.training.methods import restore_adapter
+from ether_diffusion.tuner import EtherConfig
+
+NAME = "saved"
+_PARTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+def attach_saved(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Attach what a training saved to a pipeline's models, and put it in force.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: it does not fit.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
+    if isinstance(PeftConfig.from_pretrained(str(folder)), EtherConfig):
+        load_ether(pipeline, folder, adapter_name=NAME)
+        return
+    for part in _PARTS:
+        place = folder if part == "unet" else folder / part
+        if (place / CONFIG_NAME).is_file():
+            model = getattr(pipeline, part)
+            inject_adapter_in_model(PeftConfig.from_pretrained(str(place)), model, NAME)
+            restore_adapter(model, load_file(place / TENSORS_NAME), name=NAME)
+
+
+@torch.no_grad()
+def weight_distance(model: nn.Module) -> float:
+    """Return the mean over adapted Linears of ‖W' − W‖ / ‖W‖ (Frobenius), for any method.
+
+    Raises:
+        ValueError: no Linear is adapted.
+    """
+    distances = []
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer.get_base_layer(), nn.Linear):
+            weight = layer.get_base_layer().weight.float()
+            distances.append(float((effective_weight(layer) - weight).norm() / weight.norm()))
+    if not distances:
+        raise ValueError("the model has no adapted Linear")
+    return sum(distances) / len(distances)
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """Return W' (out, in) of an adapted Linear: what its forward makes of the unit vectors."""
+    assert isinstance(layer, BaseTunerLayer)
+    weight = layer.get_base_layer().weight
+    unit = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    assert callable(layer)
+    bias: Tensor = layer(torch.zeros_like(unit[:1]))
+    made: Tensor = layer(unit)
+    return (made - bias).T.float()
