@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +29,8 @@ from ether_diffusion.pipelines.call import num_prompts_of
 from ether_diffusion.pipelines.in_use import loaded_adapters
 from ether_diffusion.pipelines.loading import EtherLoaderMixin
 from ether_diffusion.pipelines.metadata import KEYWORD, attach_metadata, parse_metadata
+from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
+from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,11 @@ class EtherControlMixin(EtherLoaderMixin):
         return arguments["height"] or height * factor, arguments["width"] or width * factor
 
 
-class EtherControlPipeline(EtherControlMixin, StableDiffusionPipeline):
+class EtherControlPipeline(EtherControlMixin, EtherStableDiffusionPipeline):
     """Stable Diffusion 1.x and 2.x with ETHER adapters and control images."""
 
 
-class EtherControlXLPipeline(EtherControlMixin, StableDiffusionXLPipeline):
+class EtherControlXLPipeline(EtherControlMixin, EtherStableDiffusionXLPipeline):
     """Stable Diffusion XL with ETHER adapters and control images."""
 
 

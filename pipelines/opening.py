@@ -3,6 +3,7 @@
 import torch
 
 from ether_diffusion.base import Base
+from ether_diffusion.pipelines.control import EtherControlPipeline, EtherControlXLPipeline
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
 
@@ -20,8 +21,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
-def open_pipeline(base: Base, *, device: torch.device, dtype: torch.dtype) -> EtherPipeline:
-    """Load the pipeline of a base that `open_base` opened.
+def open_pipeline(
+    base: Base, *, device: torch.device, dtype: torch.dtype, with_control: bool = False
+) -> EtherPipeline:
+    """Load the pipeline of a base that `open_base` opened; with control, one that takes control images.
 
     Raises:
         ValueError: the base is for inpainting, which needs a picture and a mask.
@@ -30,7 +33,11 @@ def open_pipeline(base: Base, *, device: torch.device, dtype: torch.dtype) -> Et
         raise ValueError(
             f"{base.name} is a base for inpainting; use diffusers' inpainting pipeline and load_ether"
         )
-    kind = EtherStableDiffusionXLPipeline if base.family == "sdxl" else EtherStableDiffusionPipeline
+    kind: type[EtherPipeline]
+    if with_control:
+        kind = EtherControlXLPipeline if base.family == "sdxl" else EtherControlPipeline
+    else:
+        kind = EtherStableDiffusionXLPipeline if base.family == "sdxl" else EtherStableDiffusionPipeline
     pipeline: EtherPipeline = kind.from_pretrained(str(base.folder), dtype=dtype, variant=base.variant)
     # a hub id is a better name for people than its folder in the cache
     pipeline.register_to_config(_name_or_path=base.name)

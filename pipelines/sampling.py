@@ -66,6 +66,21 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class ControlUse:
+    """An image that says where, for all pictures but the base's, and how strongly."""
+
+    image: Image.Image
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not abs(self.strength) <= MAX_STRENGTH:
+            raise ValueError(
+                f"the strength of control is from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where 1 is as "
+                f"trained and 0 without; found {self.strength}"
+            )
+
+
+@dataclass(frozen=True)
 class Picture:
     """A drawn picture, and its place: indices into the prompts, seeds and choices."""
 
@@ -85,7 +100,11 @@ class Picture:
 
 
 def draw_pictures(
-    pipeline: Any, sampling: Sampling, *, on_progress: Callable[[int, int], None] | None = None
+    pipeline: Any,
+    sampling: Sampling,
+    *,
+    control: ControlUse | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Picture]:
     """Draw every prompt with every seed and choice; `on_progress` hears how many of how many are done.
 
@@ -94,6 +113,9 @@ def draw_pictures(
     pictures: list[Picture] = []
     total = len(sampling.prompts) * len(sampling.seeds) * len(sampling.choices)
     for choice, batch in _batches(sampling):
+        further: dict[str, Any] = {}
+        if control is not None and sampling.choices[choice]:
+            further = {"control_image": control.image, "control_strength": control.strength}
         images = pipeline(
             [sampling.prompts[prompt] for prompt, _ in batch],
             negative_prompt=None
@@ -105,6 +127,7 @@ def draw_pictures(
             guidance_scale=sampling.guidance_scale,
             width=sampling.width,
             height=sampling.height,
+            **further,
         ).images
         pictures += [Picture(*place, choice, image) for place, image in zip(batch, images, strict=True)]
         if on_progress is not None:

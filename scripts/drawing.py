@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,22 +42,27 @@ def open_with_adapters(
     device: "torch.device",
     dtype: str | None,
     scheduler: str | None,
+    controls: Collection[str] = (),
 ) -> "EtherPipeline":
-    """Load a base and adapters, none of them in force; what is doubtful about one is said once."""
+    """Load a base and adapters, none of them in force; what is doubtful about one is said once.
+
+    `controls` are the names of those whose control encoders are loaded with them.
+    """
     import torch
 
     from ether_diffusion.pipelines.opening import default_dtype, open_pipeline
     from ether_diffusion.pipelines.schedulers import make_scheduler
 
     numbers = getattr(torch, dtype) if dtype else default_dtype(device)
-    pipeline = open_pipeline(base, device=device, dtype=numbers)
+    pipeline = open_pipeline(base, device=device, dtype=numbers, with_control=bool(controls))
     pipeline.set_progress_bar_config(disable=True)
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for name, adapter in adapters.items():
-            pipeline.load_ether_weights(adapter, adapter_name=name, activate=False)
+            load = pipeline.load_control_weights if name in controls else pipeline.load_ether_weights
+            load(adapter, adapter_name=name, activate=False)
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         logger.warning("%s", message)
     return pipeline

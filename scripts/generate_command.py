@@ -15,6 +15,7 @@ from ether_diffusion.scripts.generate_request import (
     adapter_names,
     base_name,
     check_output,
+    read_control_use,
     read_metadata,
     read_sampling,
 )
@@ -40,6 +41,12 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
         "--num_images", type=int, default=1, help="pictures per prompt, with seed, seed + 1, … (1)"
     )
     what.add_argument("--size", help="width and height in px, as 512 or 512x768 (the base's own)")
+    what.add_argument(
+        "--control_image", type=Path, help="picture that says where, for an adapter with control"
+    )
+    what.add_argument(
+        "--control_strength", type=float, help="of the control image: 1 as trained (default), 0 without"
+    )
     models = parser.add_argument_group("models")
     models.add_argument(
         "--adapter", action="append", default=[], help="folder or hub id; may be given several times"
@@ -90,6 +97,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     names = adapter_names(arguments.adapter)
     known = read_metadata(arguments)
     sampling = read_sampling(arguments, names, known)
+    control, controls = read_control_use(arguments, names)
     check_output(arguments, sampling)
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
@@ -101,8 +109,9 @@ def _generate(arguments: argparse.Namespace) -> None:
         device=find_device(arguments.device),
         dtype=arguments.dtype,
         scheduler=arguments.scheduler,
+        controls=controls,
     )
-    pictures = draw_pictures(pipeline, sampling, on_progress=show_progress)
+    pictures = draw_pictures(pipeline, sampling, control=control, on_progress=show_progress)
     print(_write(arguments, sampling, pictures))
 
 

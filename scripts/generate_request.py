@@ -1,6 +1,7 @@
 """What `ether generate` was asked for: its arguments checked, before anything slow is loaded."""
 
 import argparse
+import logging
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ether_diffusion.adapter_file import AdapterMetadata
-    from ether_diffusion.pipelines.sampling import Sampling
+    from ether_diffusion.pipelines.sampling import ControlUse, Sampling
+
+logger = logging.getLogger(__name__)
 
 
 def adapter_names(adapters: list[str]) -> list[str]:
@@ -55,6 +58,39 @@ def read_sampling(
         height=height,
         batch_size=arguments.batch_size,
     )
+
+
+def read_control_use(
+    arguments: argparse.Namespace, names: list[str]
+) -> "tuple[ControlUse | None, tuple[str, ...]]":
+    """Return the control image, and the name of the adapter that follows it.
+
+    Raises:
+        ValueError: no adapter or several follow one, or the image cannot be used.
+    """
+    from ether_diffusion.control import holds_control
+    from ether_diffusion.pipelines.sampling import ControlUse
+    from ether_diffusion.training import decode_photo
+
+    pairs = zip(names, arguments.adapter, strict=True)
+    is_wanted = arguments.control_image is not None  # else the Hub is not asked for a mere warning
+    following = tuple(
+        name for name, adapter in pairs if (is_wanted or Path(adapter).is_dir()) and holds_control(adapter)
+    )
+    if not is_wanted:
+        if arguments.control_strength is not None:
+            raise ValueError(
+                "--control_strength is a control image's, and there is none; give --control_image"
+            )
+        for name in following:
+            logger.warning("%s follows a control image, and there is none; give --control_image", name)
+        return None, ()
+    if len(following) != 1:
+        found = ", ".join(following) or "none"
+        raise ValueError(f"--control_image needs one --adapter that follows it; found {found}")
+    image, _ = decode_photo(arguments.control_image, background=(0, 0, 0), min_side=1)
+    strength = arguments.control_strength
+    return ControlUse(image, 1.0 if strength is None else strength), following
 
 
 def _choices(arguments: argparse.Namespace, names: list[str]) -> tuple[dict[str, float], ...]:

@@ -4,7 +4,7 @@ from ether_diffusion.control.conditioning import controlled
 from ether_diffusion.control.encoder import ControlConfig, ControlEncoder, new_encoder
 from ether_diffusion.control.images import ControlImage, control_batch, control_image_sha256
 from ether_diffusion.control.loading import LoadedControl, load_control, save_control
-from ether_diffusion.control.reader import read_control
+from ether_diffusion.control.reader import holds_control, read_control
 
 __all__ = [
     "ControlConfig",
@@ -14,6 +14,7 @@ __all__ = [
     "control_batch",
     "control_image_sha256",
     "controlled",
+    "holds_control",
     "load_control",
     "new_encoder",
     "read_control",

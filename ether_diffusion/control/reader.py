@@ -48,6 +48,15 @@ def read_control(
     return read_control_from(source)[0]
 
 
+def holds_control(path_or_hub_id: str | Path) -> bool:
+    """Say whether a folder or a model of the Hub has a control encoder.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    return find_source(path_or_hub_id, revision=None, local_files_only=False).holds(None, CONTROL_CONFIG_NAME)
+
+
 def read_control_from(source: Source) -> tuple[ControlEncoder, str | None]:
     """Read an encoder, and the content hash of the adapter that was saved with it.
 

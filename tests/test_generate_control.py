@@ -1,0 +1,105 @@
+"""`ether generate --control_image`: pictures that follow an image, and sentences for what cannot."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from control_encoders import random_encoder
+from PIL import Image
+from test_generate import generate, pixels, said
+from tiny_pipelines import tiny_sd
+from trained_adapters import CONFIGS, save_adapter, train
+
+from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter
+from ether_diffusion.control import control_image_sha256, save_control
+from ether_diffusion.pipelines import EtherControlPipeline
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base, an adapter with control, a plain one, and a control image."""
+    torch.manual_seed(0)
+    tiny_sd().save_pretrained(tmp_path / "base")
+    pipe = tiny_sd()
+    train(pipe.unet, CONFIGS["ether_plus"])
+    adapter = detach_adapter(
+        pipe.unet, "default", metadata=AdapterMetadata(base_model=str(tmp_path / "base"))
+    )
+    save_control(tmp_path / "follow", random_encoder(pipe.unet, factor=1), adapter=adapter)
+    save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "cat")
+    values = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "map.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_picture_is_what_the_pipeline_draws_with_the_image(work: Path) -> None:
+    command = ["--adapter", "follow", "--control_image", "map.png", "--control_strength", "0.5"]
+    assert generate(*command, "--output", "x.png") == 0
+    pipe = EtherControlPipeline.from_pretrained(work / "base")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_control_weights(work / "follow")
+    with Image.open("map.png") as image:
+        expected = pipe(
+            "abc",
+            control_image=image,
+            control_strength=0.5,
+            num_inference_steps=2,
+            guidance_scale=2,
+            width=16,
+            height=16,
+            seed=0,
+        ).images[0]
+        assert said(Path("x.png")).options["control_image_sha256"] == control_image_sha256(image)
+    assert np.array_equal(pixels(Path("x.png")), np.asarray(expected))
+    assert said(Path("x.png")).options["control_strength"] == 0.5
+
+
+def test_the_base_beside_it_sees_no_control(work: Path) -> None:
+    assert generate("--adapter", "follow", "--control_image", "map.png", "--grid", "--output", "grid") == 0
+    assert generate("--base", "base", "--output", "base.png") == 0
+    base = next(path for path in Path("grid/pictures").iterdir() if path.stem.endswith("base"))
+    assert np.array_equal(pixels(base), pixels(Path("base.png")))
+
+
+def test_a_subject_joins_the_control(work: Path) -> None:
+    command = ["--adapter", "follow", "--control_image", "map.png"]
+    assert generate(*command, "--adapter", "cat", "--output", "both.png") == 0
+    assert generate(*command, "--output", "one.png") == 0
+    assert {use.name for use in said(Path("both.png")).adapters} == {"follow", "cat"}
+    assert not np.array_equal(pixels(Path("both.png")), pixels(Path("one.png")))
+
+
+def test_without_an_image_a_warning_says_that_the_adapter_follows_one(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert generate("--adapter", "follow", "--output", "x.png") == 0
+    assert "follow follows a control image, and there is none; give --control_image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--adapter", "cat", "--base", "base", "--control_image", "map.png"],
+            "needs one --adapter that follows",
+        ),
+        (["--adapter", "follow", "--control_strength", "1"], "give --control_image"),
+        (["--adapter", "follow", "--control_image", "none.png"], "none.png"),
+        (
+            ["--adapter", "follow", "--control_image", "map.png", "--control_strength", "99"],
+            "from -10 to 10",
+        ),
+        (
+            ["--adapter", "follow", "--control_image", "map.png", "--size", "16x32"],
+            "crop it to the same proportions",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    work: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(*flags, "--output", "x.png") == 2
+    assert words in capsys.readouterr().err
+    assert not Path("x.png").exists()
