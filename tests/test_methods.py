@@ -54,7 +54,7 @@ def trained_run(tmp_path: Path, method: str, *, text: bool = False, is_xl: bool 
     assert len(losses) == 2
     folder = run.checked.config.output.output_dir
     folder.mkdir()
-    write_adapters(folder, result_files(run.trainer.parts, metadata_of_run(run)))
+    write_adapters(folder, result_files(run.trainer, metadata_of_run(run)))
     return run
 
 

@@ -12,7 +12,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import Base, open_base
 from ether_diffusion.options import shown
-from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig
+from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
 from ether_diffusion.training.data import (
     Items,
     Needs,
@@ -20,6 +20,7 @@ from ether_diffusion.training.data import (
     gather_class_items,
     gather_items,
     plan_visits,
+    with_controls,
 )
 from ether_diffusion.training.loop import Progress
 from ether_diffusion.training.methods import attach_new, peft_config
@@ -65,6 +66,7 @@ class CheckedRun:
             ),
             effective_batch=self.progress(1).effective_batch,
             seed=config.compute.seed,
+            control=control_of(config),
         )
 
     def progress(self, num_samples: int) -> Progress:
@@ -100,6 +102,9 @@ def check_run(config: DreamBoothConfig, *, num_processes: int) -> CheckedRun:
 
     base = collect(lambda: _open(config))
     items = collect(lambda: gather_items(config.data))
+    if items is not None:
+        found = items
+        items = collect(lambda: _with_controls(found, config))
     num_missing = collect(lambda: _count_missing(config)) or 0
     collect(lambda: find_optimizer(config.optimization))
     if base is not None:
@@ -151,6 +156,14 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
         ) from None
     except RuntimeError:  # BOFT looks at values; its settings are checked before
         assert config.adapter.adapter == "boft"
+
+
+def _with_controls(items: Items, config: DreamBoothConfig) -> Items:
+    control = control_of(config)
+    if control is None:
+        return items
+    assert control.conditioning_data_dir is not None
+    return with_controls(items, control.conditioning_data_dir, follow_symlinks=config.data.follow_symlinks)
 
 
 def _count_missing(config: DreamBoothConfig) -> int:

@@ -1,7 +1,7 @@
 """What a batch costs: it is noised, the UNet is asked, and its answer compared with the target."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from ether_diffusion.base import PromptEmbeddings
+from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.training.data import Batch
 from ether_diffusion.training.methods import adapter_off
 from ether_diffusion.training.objective import (
@@ -27,7 +28,7 @@ Encode = Callable[[Sequence[str]], PromptEmbeddings]
 class Denoising:
     """The objective of a run: its UNet, what embeds prompts, the forward process, the seed of its noise.
 
-    text_encoders are those that carry adapters, too.
+    text_encoders are those that carry adapters, too; control is what encodes control images.
     """
 
     unet: UNet2DConditionModel
@@ -37,6 +38,7 @@ class Denoising:
     snr_gamma: float | None = None
     noise_offset: float = 0.0
     text_encoders: Sequence[nn.Module] = ()
+    control: ControlEncoder | None = None
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each row (b,), unweighed."""
@@ -59,12 +61,20 @@ class Denoising:
         target = target_of(scheduler, batch.latents, noise, timesteps).to(device)
         if batch.is_frozen_prior.any():
             target = self._with_frozen_prior(target, batch, noisy, timesteps)
-        prediction = self.unet(**inputs).sample
+        with self._controlled(batch):
+            prediction = self.unet(**inputs).sample
         masks = None if batch.masks is None else batch.masks.to(device)
         losses = losses_of(prediction, target, masks)
         if self.snr_gamma is not None:
             losses = losses * min_snr_weights(scheduler, timesteps, self.snr_gamma).to(device)
         return losses
+
+    def _controlled(self, batch: Batch) -> AbstractContextManager[None]:
+        """Return the context in which the UNet sees the batch's control images, if it has any."""
+        if self.control is None or batch.controls is None:
+            return nullcontext()
+        assert batch.control_strengths is not None
+        return controlled(self.unet, self.control, batch.controls, strength=batch.control_strengths)
 
     def _inputs(self, batch: Batch, noisy: Tensor, timesteps: Tensor) -> dict[str, Any]:
         """Return the UNet's arguments, in its dtype and on its device."""

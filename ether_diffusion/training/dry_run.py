@@ -66,7 +66,7 @@ def _summary(run: LoadedRun, phases: Phases) -> Iterator[str]:
     images = drawn * len(validation.validation_prompt) * validation.num_validation_images
     total = seconds[TRAIN] * progress.num_steps + seconds.get(DRAW, 0.0) * images
     yield f"time: about {total / 60:.1f} minutes, at the pace of a first step, {images} images included"
-    size = sum(map(len, result_files(run.trainer.parts, metadata_of_run(run)).values()))
+    size = sum(map(len, result_files(run.trainer, metadata_of_run(run)).values()))
     # weights and two moments a checkpoint; the weights again as the result
     disk = size * (3 * config.output.checkpoints_total_limit + 1)
     yield f"disk: {size / 2**20:.1f} MiB the adapter, {disk / 2**20:.1f} MiB with checkpoints; images beside"

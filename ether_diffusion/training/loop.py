@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.training.config import OptimizationConfig
+from ether_diffusion.training.control import TrainedControl
 from ether_diffusion.training.data import Batch
 from ether_diffusion.training.denoising import Denoising
 from ether_diffusion.training.methods import TrainedPart, prepared
@@ -88,12 +89,15 @@ class Trainer:
         config: OptimizationConfig,
         progress: Progress,
         seed: int,
+        control: TrainedControl | None = None,
     ) -> None:
         self.accelerator, self.parts, self.denoising = accelerator, list(parts), denoising
-        self.config, self.progress, self.seed = config, progress, seed
+        self.config, self.progress, self.seed, self.control = config, progress, seed, control
         self.step = 0
         scale = progress.effective_batch if config.scale_lr else 1
         groups = [(part.parameters, part.learning_rate * scale) for part in parts]
+        if control is not None:
+            groups.append((control.parameters, control.learning_rate * scale))
         self.parameters = [parameter for group, _ in groups for parameter in group]
         self.optimizer = make_optimizer(config, groups)
         self.schedule = make_schedule(config, self.optimizer, progress.num_steps)

@@ -24,6 +24,8 @@ from ether_diffusion.adapter_file.writer import CARD_NAME
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.export import EXPORT_NAME, export_lora
 from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
+from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
+from ether_diffusion.training.loop import Trainer
 from ether_diffusion.training.methods import (
     ADAPTER_NAME,
     TrainedPart,
@@ -43,6 +45,7 @@ SAVED_NAME = "saved"
 UPLOADED = [
     CARD_NAME,
     EXPORT_NAME,
+    *CONTROL_FILES,
     *(
         f"{part}{name}"
         for part in ("", "text_encoder/", "text_encoder_2/")
@@ -85,13 +88,18 @@ def trigger_of(config: DreamBoothConfig) -> str | None:
     return prompt.replace("{token}", token)
 
 
-def result_files(parts: list[TrainedPart], metadata: AdapterMetadata) -> dict[str, bytes]:
-    """Return the files of all parts' adapters by their names in the folder: the UNet's lies on top."""
+def result_files(trainer: Trainer, metadata: AdapterMetadata) -> dict[str, bytes]:
+    """Return the files of all parts' adapters by their names in the folder: the UNet's lies on top.
+
+    With control, the encoder lies beside it.
+    """
     files = {}
-    for part in parts:
+    for part in trainer.parts:
         prefix = "" if part.part == "unet" else f"{part.part}/"
         for name, data in adapter_files(part.model, part.config, metadata).items():
             files[f"{prefix}{name}"] = data
+    if trainer.control is not None:
+        files |= control_result_files(trainer.control, trainer.parts)
     return files
 
 
@@ -154,6 +162,8 @@ class _Models:
 def load_saved(folder: Path, run: LoadedRun) -> None:
     """Take the adapters in training off the models, and load those in a folder instead."""
     parts = run.trainer.parts
+    if run.trainer.control is not None:
+        restore_control(run.trainer.control, folder)
     for part in parts:
         _delete(part)
     if isinstance(parts[0].config, EtherConfig):

@@ -18,6 +18,7 @@ from ether_diffusion.adapter_file.source import TENSORS_NAME
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX
 from ether_diffusion.training.checkpoint import Checkpoint, newer_checkpoints, save_checkpoint
+from ether_diffusion.training.control import restore_from
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
 from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
 from ether_diffusion.training.methods import TrainedPart, adapter_off, adapter_tensors, restore_adapter
@@ -73,6 +74,8 @@ class Session:
             for part in self.trainer.parts:
                 prefix = "" if part.part == "unet" else f"{part.part}/"
                 restore_adapter(part.model, _checked(part, checkpoint, f"{prefix}{TENSORS_NAME}"))
+            if self.trainer.control is not None:
+                restore_from(self.trainer.control, checkpoint)
             files = [name for name in STATE_FILES if checkpoint.has(name)]
             self.trainer.load_state({name: checkpoint.tensors(name) for name in files}, state)
             self.saved_step = checkpoint.step
@@ -139,7 +142,7 @@ class Session:
             bar.close()
 
     def _check_space(self) -> None:
-        size = sum(map(len, result_files(self.trainer.parts, metadata_of_run(self.run)).values()))
+        size = sum(map(len, result_files(self.trainer, metadata_of_run(self.run)).values()))
         # weights and two moments, the average if there is one, and the result
         check_space(self.folder.path, (4 + (self.trainer.average is not None)) * size)
 
@@ -176,7 +179,7 @@ class Session:
 
     def _write_checkpoint(self) -> None:
         tensors, state = self.trainer.state()
-        files = result_files(self.trainer.parts, metadata_of_run(self.run))
+        files = result_files(self.trainer, metadata_of_run(self.run))
         self.folder.sync()
         save_checkpoint(
             self.folder.path,
@@ -213,7 +216,7 @@ class Session:
         """Write the result folder; the last images are drawn from the files that were written."""
         path: Path = self.folder.path
         with averaged(self.trainer):
-            files = result_files(self.trainer.parts, metadata_of_run(self.run))
+            files = result_files(self.trainer, metadata_of_run(self.run))
         write_adapters(path, files)
         if self.config.output.export_lora:
             write_export(path, self.run)

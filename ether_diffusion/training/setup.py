@@ -22,7 +22,8 @@ from ether_diffusion.base import (
     stack_embeddings,
 )
 from ether_diffusion.training.checks import CheckedRun
-from ether_diffusion.training.config import ComputeConfig
+from ether_diffusion.training.config import ComputeConfig, control_of
+from ether_diffusion.training.control import new_control
 from ether_diffusion.training.data import BatchSource, Codec, VisitPlan
 from ether_diffusion.training.denoising import Denoising, Encode
 from ether_diffusion.training.loop import Trainer
@@ -122,7 +123,8 @@ def load_run(
         unet.train()
         if config.compute.torch_compile:
             unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
-    settings = config.optimization
+    settings, wanted = config.optimization, control_of(config)
+    control = None if wanted is None else new_control(wanted, base, unet, seed=config.compute.seed)
     trainer = Trainer(
         accelerator,
         parts,
@@ -134,10 +136,12 @@ def load_run(
             snr_gamma=settings.snr_gamma,
             noise_offset=settings.noise_offset,
             text_encoders=[part.model for part in parts if part.part != "unet"],
+            control=None if control is None else control.encoder,
         ),
         config=settings,
         progress=progress,
         seed=config.compute.seed,
+        control=control,
     )
     return LoadedRun(checked, plan, source, trainer, unet, encode)
 

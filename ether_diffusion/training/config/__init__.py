@@ -5,6 +5,7 @@ from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, Adap
 from ether_diffusion.training.config.base import BaseConfig
 from ether_diffusion.training.config.compute import ComputeConfig
 from ether_diffusion.training.config.control import ControlConfig
+from ether_diffusion.training.config.control_run import ControlRunConfig, control_of
 from ether_diffusion.training.config.data import DataConfig
 from ether_diffusion.training.config.dreambooth import OPTION_NAMES, SECTIONS, DreamBoothConfig
 from ether_diffusion.training.config.optimization import DEFAULT_STEPS, OptimizationConfig
@@ -18,6 +19,7 @@ __all__ = [
     "BaseConfig",
     "ComputeConfig",
     "ControlConfig",
+    "ControlRunConfig",
     "DEFAULT_LEARNING_RATES",
     "DEFAULT_STEPS",
     "DataConfig",
@@ -29,4 +31,5 @@ __all__ = [
     "PriorConfig",
     "SECTIONS",
     "ValidationConfig",
+    "control_of",
 ]

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.options import OptionsError, kinds_of, shown
-from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, AdapterConfig
+from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, AdapterConfig, AdapterMethod
 from ether_diffusion.training.config.base import BaseConfig
 from ether_diffusion.training.config.compute import ComputeConfig
 from ether_diffusion.training.config.data import DataConfig
@@ -56,6 +56,9 @@ class DreamBoothConfig(Section):
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
+    sections: ClassVar[dict[str, type[Section]]] = SECTIONS
+    method_rates: ClassVar[Mapping[AdapterMethod, float]] = DEFAULT_LEARNING_RATES
+
     def __post_init__(self) -> None:
         problems = list(self.contradictions())
         if problems:
@@ -97,7 +100,7 @@ class DreamBoothConfig(Section):
             return self.optimization.learning_rate
         if self.optimization.optimizer == "prodigy":
             return PRODIGY_LEARNING_RATE
-        return DEFAULT_LEARNING_RATES[self.adapter.adapter]
+        return self.method_rates[self.adapter.adapter]
 
     @property
     def text_encoder_learning_rate(self) -> float:
@@ -113,7 +116,7 @@ class DreamBoothConfig(Section):
         rest, count = re.subn(rf"\{{token\}}|(?<!\w){re.escape(token)}(?!\w)", " ", prompt)
         return " ".join(rest.split()) or None if count else None
 
-    def resolved(self) -> "DreamBoothConfig":
+    def resolved(self) -> Self:
         """Return the same run with what follows from other options written out."""
         optimization, prior = self.optimization, self.prior
         rates: dict[str, Any] = {"learning_rate": self.learning_rate}
@@ -128,13 +131,18 @@ class DreamBoothConfig(Section):
     def flat(self) -> dict[str, Json]:
         """Return every option's value by its name: paths as text, several texts as a list."""
         values: dict[str, Json] = {}
-        for section in SECTIONS:
+        for section in self.sections:
             for name, value in vars(getattr(self, section)).items():
                 values[name] = _as_json(value)
         return values
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Json]) -> "DreamBoothConfig":
+    def option_names(cls) -> tuple[str, ...]:
+        """Return the names of all options of such a run; each names one option only."""
+        return tuple(each.name for section in cls.sections.values() for each in fields(section))
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Json]) -> Self:
         """Return the configuration that a flat one describes; options that it lacks have their defaults.
 
         What a given option implies is switched with it, unless it is given too: train_text_encoder switches
@@ -143,7 +151,8 @@ class DreamBoothConfig(Section):
         Raises:
             OptionsError: names that are no options, values that cannot be used; all are listed.
         """
-        problems = [unknown_name(name) for name in values if name not in OPTION_NAMES]
+        known = cls.option_names()
+        problems = [unknown_name(name, known) for name in values if name not in known]
         implied: dict[str, Json] = {}
         if values.get("train_text_encoder") is True:
             implied["pre_compute_text_embeddings"] = False
@@ -151,7 +160,7 @@ class DreamBoothConfig(Section):
             implied["use_aspect_ratio_buckets"] = True
         values = {**implied, **values}
         sections: dict[str, Section] = {}
-        for section, config_type in SECTIONS.items():
+        for section, config_type in cls.sections.items():
             kinds = kinds_of(config_type)
             given = {name: kinds[name].convert(values[name]) for name in kinds if name in values}
             try:

@@ -12,7 +12,7 @@ import yaml
 from ether_diffusion.adapter_file.strict_json import Json, parse_json
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.training.config.dreambooth import SECTIONS, DreamBoothConfig
+from ether_diffusion.training.config.dreambooth import DreamBoothConfig
 
 MAX_BYTES = 1 << 20
 
@@ -46,7 +46,7 @@ def write_config_file(path: str | Path, config: DreamBoothConfig) -> None:
     """Write every option with its value as YAML, section by section; `read_config_file` reads it back."""
     path, values = Path(path), config.flat()
     parts = ["# every option of train-dreambooth; use it again with --config\n"]
-    for section, config_type in SECTIONS.items():
+    for section, config_type in config.sections.items():
         lines = (f"{each.name}: {_yaml_text(values[each.name])}\n" for each in fields(config_type))
         parts.append(f"\n# {section}\n{''.join(lines)}")
     write_files(path.parent, {path.name: "".join(parts).encode()})

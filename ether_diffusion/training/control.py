@@ -1,0 +1,81 @@
+"""The control encoder in training: made, kept in checkpoints, and written beside the adapter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ether_diffusion.adapter_file import detach_adapter
+from ether_diffusion.base import Base
+from ether_diffusion.control import ControlEncoder, new_encoder, read_control
+from ether_diffusion.control.loading import control_files
+from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
+from ether_diffusion.training.checkpoint import Checkpoint
+from ether_diffusion.training.config import ControlConfig
+from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart
+from ether_diffusion.training.randomness import stream
+from ether_diffusion.tuner import EtherConfig
+
+CONTROL_FILES = (CONTROL_CONFIG_NAME, ENCODER_NAME)
+
+
+@dataclass(frozen=True)
+class TrainedControl:
+    """The encoder in training, all of whose parameters learn at a rate of their own."""
+
+    encoder: ControlEncoder
+    learning_rate: float
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The encoder's parameters."""
+        return list(self.encoder.parameters())
+
+
+def new_control(
+    config: ControlConfig, base: Base, unet: UNet2DConditionModel, *, seed: int
+) -> TrainedControl:
+    """Return a fresh encoder for a UNet, decided by the seed."""
+    encoder = new_encoder(
+        unet,
+        vae_scale_factor=base.vae_scale_factor,
+        seed=stream(seed, "control encoder").initial_seed(),
+        control_type=config.control_type,
+    )
+    return TrainedControl(encoder.train(), config.control_learning_rate)
+
+
+def control_result_files(control: TrainedControl, parts: Sequence[TrainedPart]) -> dict[str, bytes]:
+    """Return the encoder's files, which name the UNet's adapter where that is one of ETHER."""
+    unet = next(part for part in parts if part.part == "unet")
+    is_ether = isinstance(unet.config, EtherConfig)
+    return control_files(control.encoder, detach_adapter(unet.model, ADAPTER_NAME) if is_ether else None)
+
+
+def restore_control(control: TrainedControl, folder: Path) -> None:
+    """Give the encoder the values of one that was written.
+
+    Raises:
+        ValueError: it is of another form, or damaged.
+        FileNotFoundError: there is none.
+    """
+    found = read_control(folder)
+    if found.config != control.encoder.config:
+        raise ValueError(
+            f"{folder} holds no control encoder of this form; give another --output_dir, or the control "
+            "settings and the base that it was made with"
+        )
+    control.encoder.load_state_dict(found.state_dict())
+
+
+def restore_from(control: TrainedControl, checkpoint: Checkpoint) -> None:
+    """Go on with the encoder of a checkpoint.
+
+    Raises:
+        ValueError: it has none, or one of another form.
+    """
+    if not all(map(checkpoint.has, CONTROL_FILES)):
+        raise ValueError(f"{checkpoint.folder} holds no control encoder; give another --output_dir")
+    restore_control(control, checkpoint.folder)

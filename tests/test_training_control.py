@@ -1,0 +1,184 @@
+"""The loop of DreamBooth trains a control encoder beside the adapter, resumes it, and writes both."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training_runs
+from PIL import Image
+from safetensors.torch import load_file
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.base import open_base
+from ether_diffusion.control import load_control, new_encoder, read_control
+from ether_diffusion.options import OptionsError
+from ether_diffusion.training.config import ControlRunConfig, DreamBoothConfig
+from ether_diffusion.training.config.files import read_config_file
+from ether_diffusion.training.randomness import stream
+from ether_diffusion.training.run import train_dreambooth
+
+ENCODER = "control_encoder.safetensors"
+
+
+def config(tmp_path: Path, **flags: Json) -> ControlRunConfig:
+    """Return a run of four steps whose control images are the photos in gray."""
+    photos, controls = tmp_path / "photos", tmp_path / "controls"
+    plain = training_runs.config(tmp_path)
+    if not controls.exists():
+        controls.mkdir()
+        for path in photos.glob("*.png"):
+            with Image.open(path) as image:
+                image.convert("L").save(controls / path.name)
+    values = plain.flat() | {"learning_rate": None, "target_modules": "attention"}
+    values |= {"conditioning_data_dir": str(controls), "control_type": "gray"}
+    return ControlRunConfig.from_flat(values | flags).resolved()
+
+
+def fresh_encoder(tmp_path: Path) -> Any:
+    base = open_base(tmp_path / "base")
+    seed = stream(0, "control encoder").initial_seed()
+    return new_encoder(base.load_unet(), vae_scale_factor=base.vae_scale_factor, seed=seed)
+
+
+def trained(tmp_path: Path, **flags: Json) -> Path:
+    run = config(tmp_path, **flags)
+    assert train_dreambooth(run) == 0
+    return run.output.output_dir
+
+
+def test_a_run_leaves_an_adapter_and_an_encoder_that_load_together(tmp_path: Path) -> None:
+    folder = trained(tmp_path)
+    unet = open_base(tmp_path / "base").load_unet()
+    loaded = load_control(unet, folder)
+    assert loaded.report is not None
+    assert loaded.report.base_match == "same"
+    assert loaded.encoder.config.control_type == "gray"
+
+
+def test_the_encoder_learns(tmp_path: Path) -> None:
+    encoder, fresh = read_control(trained(tmp_path)), fresh_encoder(tmp_path)
+    assert fresh.conv_out.weight.abs().max() == 0
+    assert encoder.conv_out.weight.abs().max() > 0
+    assert not torch.equal(encoder.conv_in.weight, fresh.conv_in.weight)
+
+
+def test_the_encoder_moves_at_its_own_rate(tmp_path: Path) -> None:
+    # Adam's first step moves every number by its learning rate, where its gradient is no noise
+    folder = trained(tmp_path, max_train_steps=1, control_learning_rate=3e-5, learning_rate=1e-3)
+    encoder = read_control(folder)
+    assert encoder.conv_out.weight.abs().max().item() == pytest.approx(3e-5, rel=1e-3)
+
+
+def test_control_dropped_always_teaches_the_encoder_nothing(tmp_path: Path) -> None:
+    encoder, fresh = read_control(trained(tmp_path, control_dropout=1.0)), fresh_encoder(tmp_path)
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], tensor), name
+
+
+def test_another_control_image_gives_another_result(tmp_path: Path) -> None:
+    one = load_file(trained(tmp_path) / "adapter_model.safetensors")
+    for path in (tmp_path / "controls").iterdir():
+        with Image.open(path) as image:
+            image.rotate(180).save(path)
+    other = load_file(trained(tmp_path, output_dir=str(tmp_path / "other")) / "adapter_model.safetensors")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = trained(tmp_path)
+    cut = trained(tmp_path, output_dir=str(tmp_path / "cut"))
+    before = training_runs.trained_files(cut)
+    for name in ("adapter_model.safetensors", ENCODER, "control_config.json", "adapter_config.json"):
+        (cut / name).unlink()
+    shutil.rmtree(cut / "checkpoint-4")
+    assert train_dreambooth(config(tmp_path, output_dir=str(cut))) == 0
+    assert training_runs.trained_files(cut) == before == training_runs.trained_files(whole)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"use_ema": True}, {"gradient_checkpointing": True}, {"random_flip": True}]
+)
+def test_other_options_hold_with_control(tmp_path: Path, flags: dict[str, Json]) -> None:
+    assert read_control(trained(tmp_path, **flags)).conv_out.weight.abs().max() > 0
+
+
+def test_recomputed_activations_give_the_same_encoder(tmp_path: Path) -> None:
+    plain = load_file(trained(tmp_path) / ENCODER)
+    spared = trained(tmp_path, gradient_checkpointing=True, output_dir=str(tmp_path / "spared"))
+    for name, tensor in load_file(spared / ENCODER).items():
+        torch.testing.assert_close(tensor, plain[name])
+
+
+def test_an_sdxl_base_learns_control_too(tmp_path: Path) -> None:
+    training_runs.write_base(tmp_path / "base", is_xl=True)
+    assert read_control(trained(tmp_path)).conv_out.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "oft"])
+def test_other_methods_train_the_encoder_beside_them(tmp_path: Path, method: str) -> None:
+    folder = trained(tmp_path, adapter=method)
+    assert read_control(folder).conv_out.weight.abs().max() > 0
+    assert json.loads((folder / "control_config.json").read_text())["adapter_sha256"] is None
+
+
+def test_a_subject_run_without_control_writes_no_encoder(tmp_path: Path) -> None:
+    run = training_runs.config(tmp_path)
+    assert train_dreambooth(run) == 0
+    assert not (run.output.output_dir / ENCODER).exists()
+
+
+def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
+    values = {"instance_data_dir": "photos", "conditioning_data_dir": "maps"}
+    rates = {}
+    for adapter in ("ether", "ether_plus", "oft"):
+        made = ControlRunConfig.from_flat({**values, "adapter": adapter}).resolved()
+        rates[adapter] = made.optimization.learning_rate
+        assert made.adapter.target_modules == "attention_and_feedforward"
+        assert made.control.control_learning_rate == 1e-4
+    assert rates == {"ether": 1e-3, "ether_plus": 1e-3, "oft": 1e-5}
+    assert DreamBoothConfig.from_flat({"instance_data_dir": "photos"}).learning_rate == 6e-3
+
+
+def test_the_settings_of_a_run_are_read_back_as_they_were(tmp_path: Path) -> None:
+    run = config(tmp_path, max_train_steps=1)
+    assert train_dreambooth(run) == 0
+    saved = read_config_file(run.output.output_dir / "training_config.yaml")
+    assert ControlRunConfig.from_flat(saved).resolved() == run
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"conditioning_data_dir": None}, "there is nothing to follow"),
+        ({"control_learning_rate": 2e-4}, "control_learning_rate=0.0002 is out of range"),
+        ({"control_dropout": 1.5}, "control_dropout=1.5 is out of range"),
+        ({"control_type": "a b"}, "control_type='a b' is no name"),
+        ({"validation_prompt": ["a cat"]}, "leave validation_prompt out"),
+        ({"conditioning_data": "x"}, "did you mean conditioning_data_dir"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, flags: dict[str, Json], words: str) -> None:
+    with pytest.raises(OptionsError, match=words):
+        config(tmp_path, **flags)
+
+
+def test_a_subject_run_knows_no_option_of_control() -> None:
+    with pytest.raises(OptionsError, match="conditioning_data_dir"):
+        DreamBoothConfig.from_flat({"instance_data_dir": "photos", "conditioning_data_dir": "maps"})
+
+
+def test_missing_control_images_are_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    next((tmp_path / "controls").iterdir()).unlink()
+    with pytest.raises(ValueError, match="1 photos have no control image"):
+        train_dreambooth(run)
+    assert not run.output.output_dir.exists()
+
+
+def test_a_run_does_not_go_on_with_another_kind_of_control(tmp_path: Path) -> None:
+    trained(tmp_path)
+    with pytest.raises(ValueError, match="control_type"):
+        train_dreambooth(config(tmp_path, control_type="other", max_train_steps=6))
