@@ -1,4 +1,4 @@
-"""The flags of train-dreambooth, and what they make: defaults, then preset, then file, then flags."""
+"""The flags of train-dreambooth and train-control, and what they make: preset, then file, then flags."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.flags import FlagParser, add_flag, add_flags
 from ether_diffusion.options import option, shown
-from ether_diffusion.training.config import OPTION_NAMES, SECTIONS, DreamBoothConfig
+from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.config.dreambooth import unknown_name
 from ether_diffusion.training.config.files import read_config_file
 from ether_diffusion.training.config.layers import stack
@@ -34,6 +34,28 @@ TITLES = {
     "output": "result, checkpoints, trackers, hub",
 }
 """The title of each section's group in the help."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command that trains: what its help says, and the configuration that its flags make."""
+
+    name: str
+    usage: str
+    description: str
+    epilog: str
+    config_type: type[DreamBoothConfig]
+    titles: Mapping[str, str]
+
+
+DREAMBOOTH = Program(
+    PROGRAM,
+    USAGE,
+    "Train a personal adapter from a few photos of a subject.",
+    EPILOG,
+    DreamBoothConfig,
+    TITLES,
+)
 
 
 @dataclass(frozen=True)
@@ -72,24 +94,24 @@ class Call:
     warnings: tuple[str, ...]
 
 
-def dreambooth_parser() -> FlagParser:
-    """Return the parser of train-dreambooth; parsed options that were not given are absent."""
-    parser = FlagParser(PROGRAM, USAGE, "Train a personal adapter from a few photos of a subject.", EPILOG)
+def dreambooth_parser(program: Program = DREAMBOOTH) -> FlagParser:
+    """Return the parser of a command; parsed options that were not given are absent."""
+    parser = FlagParser(program.name, program.usage, program.description, program.epilog)
     add_flags(parser.add_argument_group("this call"), CallFlags)
-    for section, config_type in SECTIONS.items():
-        add_flags(parser.add_argument_group(TITLES[section]), config_type, only_given=True)
+    for section, config_type in program.config_type.sections.items():
+        add_flags(parser.add_argument_group(program.titles[section]), config_type, only_given=True)
     for name, legacy in LEGACY_OPTIONS.items():
         add_flag(parser, name, legacy.kind, None, argparse.SUPPRESS)
     return parser
 
 
-def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_flags(arguments: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> argparse.Namespace:
     """Parse the command line; a flag that is not known ends the program with 2, naming the nearest."""
-    parser = dreambooth_parser()
+    parser = dreambooth_parser(program)
     parsed, rest = parser.parse_known_args(arguments)
     if rest:
         names = [word[2:].split("=")[0] for word in rest if word.startswith("--")]
-        known = (*OPTION_NAMES, *CallFlags.__dataclass_fields__, *LEGACY_OPTIONS)
+        known = (*program.config_type.option_names(), *CallFlags.__dataclass_fields__, *LEGACY_OPTIONS)
         parser.error(
             "; ".join(unknown_name(name, known) for name in names)
             or f"{shown(rest[0])} stands behind no flag"
@@ -97,7 +119,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def read_call(parsed: argparse.Namespace) -> Call:
+def read_call(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> Call:
     """Make the configuration of what was parsed.
 
     Raises:
@@ -115,7 +137,7 @@ def read_call(parsed: argparse.Namespace) -> Call:
     )
     given = stack(in_file, flags)
     values = stack({} if parsed.preset is None else PRESET_VALUES[parsed.preset], given)
-    config = DreamBoothConfig.from_flat(values)
+    config = program.config_type.from_flat(values)
     if parsed.hub_token is not None:
         _refuse_leak(config)
     if given.get("validation_epochs") is not None:

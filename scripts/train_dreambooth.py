@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.scripts.dreambooth_flags import PROGRAM, Call, parse_flags, read_call
+from ether_diffusion.scripts.dreambooth_flags import DREAMBOOTH, Call, Program, parse_flags, read_call
 from ether_diffusion.training.config.ignored import find_ignored
 from ether_diffusion.training.config.repaired import repaired_defaults
 
@@ -19,7 +19,12 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one training; the exit code is 0, 130 or 143 if interrupted, or 2 for what the user can mend."""
-    parsed = parse_flags(arguments)
+    return run_program(DREAMBOOTH, arguments)
+
+
+def run_program(program: Program, arguments: Sequence[str] | None) -> int:
+    """Run one training by its command line; the exit code is as `main`'s."""
+    parsed = parse_flags(arguments, program)
     speaks = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if speaks else logging.ERROR)
     # libraries report each request and each file at this level
@@ -27,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # when diffusers is imported it says that torchvision is missing, which nothing here uses
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
     try:
-        return run(parsed)
+        return run(parsed, program)
     except KeyboardInterrupt:  # before the run noted signals itself: nothing is half done
         return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
@@ -35,18 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
             for line in str(error).splitlines():
-                print(f"{PROGRAM}: {printable(line, 2000)}", file=sys.stderr)
+                print(f"{program.name}: {printable(line, 2000)}", file=sys.stderr)
         return USER_ERROR
 
 
-def run(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
     """Build the configuration, say what is notable about it, and train.
 
     Raises:
         ValueError: the configuration or what it names cannot be used.
         OSError: a file cannot be read or written.
     """
-    call = read_call(parsed)
+    call = read_call(parsed, program)
     announce(call)
     from ether_diffusion.training.run import train_dreambooth  # slow; what is wrong by now needs no wait
 

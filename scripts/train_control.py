@@ -1,0 +1,28 @@
+"""Train an adapter that follows control images: `train-control --conditioning_data_dir maps …`."""
+
+import sys
+from collections.abc import Sequence
+
+from ether_diffusion.scripts.dreambooth_flags import TITLES, Program
+from ether_diffusion.scripts.train_dreambooth import run_program
+from ether_diffusion.training.config import ControlRunConfig
+
+NAME = "train-control"
+CONTROL = Program(
+    NAME,
+    f"{NAME} --instance_data_dir PATH --conditioning_data_dir PATH [flag …]",
+    "Train an adapter and an encoder that let an image say where things are.",
+    f"Example: {NAME} --instance_data_dir pictures --conditioning_data_dir silhouettes --control_type "
+    "silhouette. Captions lie beside the pictures; a control image has the name of its picture.",
+    ControlRunConfig,
+    {**TITLES, "control": "control images and their encoder"},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one training; the exit code is 0, 130 or 143 if interrupted, or 2 for what the user can mend."""
+    return run_program(CONTROL, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
