@@ -21,7 +21,7 @@ from ether_diffusion.training.config import AdapterMethod
 logger = logging.getLogger(__name__)
 
 SUBJECTS = ("fox", "owl", "taxi", "helicopter", "cupcake", "teapot", "guitar", "robot")
-"""Two animals, two vehicles, food, objects and a character: held out whole."""
+"""Two animals, two vehicles, a food, two objects and a character: held out whole."""
 RECOGNISED = 0.75
 """A subject counts as learned if so many of its pictures are recognised."""
 
