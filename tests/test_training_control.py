@@ -156,7 +156,7 @@ def test_the_settings_of_a_run_are_read_back_as_they_were(tmp_path: Path) -> Non
         ({"control_learning_rate": 2e-4}, "control_learning_rate=0.0002 is out of range"),
         ({"control_dropout": 1.5}, "control_dropout=1.5 is out of range"),
         ({"control_type": "a b"}, "control_type='a b' is no name"),
-        ({"validation_prompt": ["a cat"]}, "leave validation_prompt out"),
+        ({"validation_prompt": ["a cat"]}, "found 0 of validation_image and 1 of validation_prompt"),
         ({"conditioning_data": "x"}, "did you mean conditioning_data_dir"),
     ],
 )
@@ -174,6 +174,41 @@ def test_missing_control_images_are_said_before_anything_is_loaded(tmp_path: Pat
     run = config(tmp_path)
     next((tmp_path / "controls").iterdir()).unlink()
     with pytest.raises(ValueError, match="1 photos have no control image"):
+        train_dreambooth(run)
+    assert not run.output.output_dir.exists()
+
+
+def test_validation_shows_control_base_and_result_side_by_side(tmp_path: Path) -> None:
+    config(tmp_path)
+    image = tmp_path / "drawn.png"
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(image)
+    flags: dict[str, Json] = {
+        "validation_prompt": ["a cat"],
+        "validation_image": [str(image)],
+        "num_validation_images": 1,
+        "validation_num_inference_steps": 2,
+        "learning_rate": 0.1,
+    }
+    folder = trained(tmp_path, **flags) / "samples"
+    name = "prompt-00_seed-0.png"
+    with Image.open(folder / "control" / name) as shown:
+        assert set(shown.convert("RGB").get_flattened_data()) == {(255, 0, 0)}
+    plain = training_runs.config(tmp_path, **{k: v for k, v in flags.items() if k != "validation_image"})
+    subject = DreamBoothConfig.from_flat(plain.flat() | {"output_dir": str(tmp_path / "plain")})
+    assert train_dreambooth(subject) == 0
+    of_base = [
+        (root / "samples" / "base" / name).read_bytes() for root in (folder.parent, tmp_path / "plain")
+    ]
+    assert of_base[0] == of_base[1]  # the base sees no control
+    assert (folder / "step-000004" / name).read_bytes() == (folder / "final" / name).read_bytes()
+    assert (folder / "contact_sheet.png").is_file()
+
+
+def test_a_validation_image_of_another_shape_is_refused_before_training(tmp_path: Path) -> None:
+    config(tmp_path)
+    Image.new("RGB", (32, 16)).save(tmp_path / "wide.png")
+    run = config(tmp_path, validation_prompt=["a cat"], validation_image=[str(tmp_path / "wide.png")])
+    with pytest.raises(ValueError, match="crop it to the same proportions"):
         train_dreambooth(run)
     assert not run.output.output_dir.exists()
 

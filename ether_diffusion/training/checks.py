@@ -13,6 +13,7 @@ from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import Base, open_base
 from ether_diffusion.options import shown
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
+from ether_diffusion.training.control import validation_controls
 from ether_diffusion.training.data import (
     Items,
     Needs,
@@ -113,6 +114,8 @@ def check_run(config: DreamBoothConfig, *, num_processes: int) -> CheckedRun:
     checked = None
     if base is not None and items is not None:
         checked = CheckedRun(config, base, items, num_missing, num_processes)
+        size = checked.size
+        collect(lambda: validation_controls(control_of(config), size))
         if base.is_inpainting and config.validation.validation_prompt:
             problems.append(
                 "an inpainting base draws no picture from a prompt alone; leave validation_prompt out"

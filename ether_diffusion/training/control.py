@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import detach_adapter
 from ether_diffusion.base import Base
-from ether_diffusion.control import ControlEncoder, new_encoder, read_control
+from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
 from ether_diffusion.control.loading import control_files
 from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import ControlConfig
+from ether_diffusion.training.decoding import decode_photo
 from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import EtherConfig
@@ -45,6 +46,21 @@ def new_control(
         control_type=config.control_type,
     )
     return TrainedControl(encoder.train(), config.control_learning_rate)
+
+
+def validation_controls(config: ControlConfig | None, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Return the control image (1, 3, height, width) of each validation prompt; none without control.
+
+    Raises:
+        ValueError: one cannot be read, or has other proportions than what is drawn.
+    """
+    if config is None:
+        return ()
+    images = [decode_photo(path, background=(0, 0, 0), min_side=1)[0] for path in config.validation_image]
+    height, width = size
+    return tuple(
+        control_batch(image, height=height, width=width, control_type=config.control_type) for image in images
+    )
 
 
 def control_result_files(control: TrainedControl, parts: Sequence[TrainedPart]) -> dict[str, bytes]:

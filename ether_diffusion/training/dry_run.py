@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from ether_diffusion.training.checks import CheckedRun
+from ether_diffusion.training.config import control_of
+from ether_diffusion.training.control import validation_controls
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.result import metadata_of_run, result_files
 from ether_diffusion.training.samples import Sampler
@@ -37,7 +39,16 @@ def run_dry(checked: CheckedRun, accelerator: Accelerator, check: Callable[[], N
     prompts = checked.config.validation.validation_prompt
     if prompts and accelerator.is_main_process:
         one = replace(checked.config.validation, validation_prompt=prompts[:1], num_validation_images=1)
-        sampler = Sampler(checked.base, one, checked.config.output.output_dir, 0, checked.size)
+        control = run.trainer.control
+        sampler = Sampler(
+            checked.base,
+            one,
+            checked.config.output.output_dir,
+            0,
+            checked.size,
+            None if control is None else control.encoder,
+            validation_controls(control_of(checked.config), checked.size),
+        )
         with phases.measure(DRAW), accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             sampler.draw(run.unet, run.encode, check=check)
     if accelerator.is_main_process:

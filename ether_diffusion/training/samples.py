@@ -1,39 +1,50 @@
 """Validation images: the same prompts and seeds each time, base and steps side by side on one sheet."""
 
+import hashlib
 import io
 import json
 import logging
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from torch import Tensor
 
 from ether_diffusion.base import Base, PromptEmbeddings, decode_latents
 from ether_diffusion.contact_sheet import draw_contact_sheet
+from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.training.config import ValidationConfig
 
 logger = logging.getLogger(__name__)
 
 FOLDER, SHEET, BASE_FOLDER, DRAWN = "samples", "contact_sheet.png", "base", "drawn.json"
+CONTROL_FOLDER = "control"
 _STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What is drawn for validation: each prompt with seed, seed + 1, …; size is (height, width) in px."""
+    """What is drawn for validation: each prompt with seed, seed + 1, …; size is (height, width) in px.
+
+    With control, each prompt has a control image (1, 3, height, width), which encoder encodes.
+    """
 
     base: Base
     config: ValidationConfig
     folder: Path
     seed: int
     size: tuple[int, int]
+    encoder: ControlEncoder | None = None
+    controls: tuple[Tensor, ...] = ()
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -47,6 +58,7 @@ class Sampler:
         encode: Callable[[Sequence[str]], PromptEmbeddings],
         *,
         check: Callable[[], None] = lambda: None,
+        with_control: bool = True,
     ) -> list[list[Image.Image]]:
         """Return the images of each prompt, one a seed; check may raise between two denoising steps."""
         pipeline = self._pipeline(unet)
@@ -54,15 +66,29 @@ class Sampler:
         unet.eval()
         try:
             rows = []
-            for prompt in self.config.validation_prompt:
-                latents = [
-                    self._latents(pipeline, encode([prompt, self.prompts[-1]]), self.seed + index, check)
-                    for index in range(self.config.num_validation_images)
-                ]
+            for number, prompt in enumerate(self.config.validation_prompt):
+                with self._controlled(unet, number) if with_control else nullcontext():
+                    latents = [
+                        self._latents(pipeline, encode([prompt, self.prompts[-1]]), self.seed + index, check)
+                        for index in range(self.config.num_validation_images)
+                    ]
                 rows.append([image for each in latents for image in decode_latents(pipeline.vae, each)])
             return rows
         finally:
             unet.train(was_training)
+
+    def _controlled(self, unet: UNet2DConditionModel, prompt: int) -> AbstractContextManager[None]:
+        if self.encoder is None:
+            return nullcontext()
+        return controlled(unet, self.encoder, self.controls[prompt])
+
+    def control_rows(self) -> list[list[Image.Image]]:
+        """Return the control image of each prompt, once for each of its images."""
+        processor = VaeImageProcessor(do_normalize=False)
+        found = [
+            processor.postprocess(image, output_type="pil", do_denormalize=[False]) for image in self.controls
+        ]
+        return [[*images] * self.config.num_validation_images for images in found]
 
     def _latents(
         self, pipeline: DiffusionPipeline, embeddings: PromptEmbeddings, seed: int, check: Callable[[], None]
@@ -137,7 +163,9 @@ class Sampler:
         is_same = (root / DRAWN).is_file() and (root / DRAWN).read_bytes() == self._drawn()
         for path in sorted(root.iterdir()):
             match = _STEP.fullmatch(path.name)
-            if (match and int(match[1]) > step) or (not is_same and (match or path.name == BASE_FOLDER)):
+            if (match and int(match[1]) > step) or (
+                not is_same and (match or path.name in (BASE_FOLDER, CONTROL_FOLDER))
+            ):
                 logger.info("%s is of what is now trained or drawn otherwise; it is drawn again", path)
                 shutil.rmtree(path)
 
@@ -150,6 +178,9 @@ class Sampler:
             "guidance_scale": self.guidance_scale,
             "size": self.size,
         }
+        if self.controls:
+            pixels = torch.cat(self.controls).contiguous().numpy().tobytes()
+            facts["controls_sha256"] = hashlib.sha256(pixels).hexdigest()
         return json.dumps(facts, indent=1).encode()
 
     def write_sheet(self) -> Path:
@@ -157,7 +188,8 @@ class Sampler:
         root = self.folder / FOLDER
         found = [(match, path) for path in root.iterdir() if (match := _STEP.fullmatch(path.name))]
         steps = sorted((int(match[1]), path) for match, path in found)
-        columns = [("base", root / BASE_FOLDER), *((f"step {step}", path) for step, path in steps)]
+        columns = [("control", root / CONTROL_FOLDER), ("base", root / BASE_FOLDER)]
+        columns += [(f"step {step}", path) for step, path in steps]
         columns = [(label, path) for label, path in columns if self.has(path.name)]
         rows = [[_opened(path / file) for _, path in columns] for file in self._files()]
         labels = [

@@ -18,7 +18,8 @@ from ether_diffusion.adapter_file.source import TENSORS_NAME
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX
 from ether_diffusion.training.checkpoint import Checkpoint, newer_checkpoints, save_checkpoint
-from ether_diffusion.training.control import restore_from
+from ether_diffusion.training.config import control_of
+from ether_diffusion.training.control import restore_from, validation_controls
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
 from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
 from ether_diffusion.training.methods import TrainedPart, adapter_off, adapter_tensors, restore_adapter
@@ -34,7 +35,7 @@ from ether_diffusion.training.result import (
     write_export,
 )
 from ether_diffusion.training.run_folder import RunFolder
-from ether_diffusion.training.samples import BASE_FOLDER, Sampler, step_name
+from ether_diffusion.training.samples import BASE_FOLDER, CONTROL_FOLDER, Sampler, step_name
 from ether_diffusion.training.setup import LoadedRun
 from ether_diffusion.training.shortages import check_space
 from ether_diffusion.training.trackers import track, track_images
@@ -57,6 +58,8 @@ class Session:
             folder.path,
             self.config.compute.seed,
             run.checked.size,
+            None if run.trainer.control is None else run.trainer.control.encoder,
+            validation_controls(control_of(self.config), run.checked.size),
         )
         per_epoch = self.trainer.progress.steps_per_epoch(run.plan.num_samples)
         self.validation_steps = self.config.validation.steps_between(per_epoch)
@@ -203,9 +206,12 @@ class Session:
             return
         unet, check = self.run.unet, self.interrupts.check
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            if self.sampler.controls and not self.sampler.has(CONTROL_FOLDER):
+                self.sampler.save(self.sampler.control_rows(), CONTROL_FOLDER)
             if not self.sampler.has(BASE_FOLDER):
                 with adapter_off(unet):
-                    self.sampler.save(self.sampler.draw(unet, self.run.encode, check=check), BASE_FOLDER)
+                    base = self.sampler.draw(unet, self.run.encode, check=check, with_control=False)
+                self.sampler.save(base, BASE_FOLDER)
             with averaged(self.trainer):
                 rows = self.sampler.draw(unet, self.run.encode, check=check)
         self.sampler.save(rows, step_name(step))

@@ -26,3 +26,6 @@ class ControlConfig(Section):
     control_dropout: float = option(
         0.0, "Share of samples that are trained without their control image.", least=0.0, most=1.0
     )
+    validation_image: tuple[str, ...] = option(
+        (), "Control image of a validation prompt; give one for each, in their order."
+    )

@@ -44,8 +44,12 @@ class ControlRunConfig(DreamBoothConfig):
             r"[A-Za-z0-9_-]{1,40}", control.control_type
         ):
             yield f"control_type={shown(control.control_type)} is no name; use letters, digits, _ and -"
-        if self.validation.validation_prompt:
-            yield "validation images with control are not drawn yet; leave validation_prompt out"
+        num_images, num_prompts = len(control.validation_image), len(self.validation.validation_prompt)
+        if num_images != num_prompts:
+            yield (
+                f"found {num_images} of validation_image and {num_prompts} of validation_prompt; give a "
+                "control image for each prompt"
+            )
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Json]) -> Self:
