@@ -100,7 +100,7 @@ def _activation_forward(
         return F.linear(x, weight, bias), kept
     y = F.linear(x, weight)
     along = along_rows(y, output_side.left)
-    kept += [along, y]
+    kept.append(along)
     y = torch.addmm(y, along, output_side.right, alpha=output_side.scale)
     return y if bias is None else y.add_(bias), kept
 
@@ -115,14 +115,17 @@ def _activation_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     grad_in = grad_out = None
     if output_side is not None:
-        *kept, along, y = kept
+        *kept, along = kept
         across = along_rows(grad, output_side.right)
-        grad_out = _stack_gradient(output_side, across.t(), y, along.t(), grad)
+        through_x = across.t() @ x  # y is not kept: acrossᵀ y is (acrossᵀ x₁) Wᵀ, a product with few rows
+        if input_side is not None:
+            through_x.addmm_(across.t() @ kept[0], input_side.right, alpha=input_side.scale)
+        grad_out = _stack_gradient(output_side, F.linear(through_x, weight), along.t(), grad)
         grad = torch.addmm(grad, across, output_side.left, alpha=output_side.scale)
     grad_x = grad @ weight
     if input_side is not None:
         across = along_rows(grad_x, input_side.right)
-        grad_in = _stack_gradient(input_side, across.t(), x, kept[0].t(), grad_x)
+        grad_in = _stack_gradient(input_side, across.t() @ x, kept[0].t(), grad_x)
         grad_x.addmm_(across, input_side.left, alpha=input_side.scale)
     return grad_x, grad_in, grad_out
 
@@ -201,12 +204,12 @@ def _factor_gradients(
     return _add_left(input_side, grad_down_in, grad_up_in, weight), grad_out
 
 
-def _stack_gradient(side: Rows, p: Tensor, a: Tensor, q: Tensor, b: Tensor) -> Tensor:
-    """Return the gradient of the stacked rows, whose left part has gradient c p a and whose right c q b."""
+def _stack_gradient(side: Rows, left: Tensor, q: Tensor, b: Tensor) -> Tensor:
+    """Return the gradient of the stacked rows, whose left part has gradient c left and whose right c q b."""
     if not side.is_plus:
-        return torch.addmm(p @ a, q, b).mul_(side.scale)
+        return torch.addmm(left, q, b).mul_(side.scale)
     grad = F.pad(q @ b, (0, 0, 0, len(side.stack) // 3))
-    Rows(grad, True).left.addmm_(p, a)
+    Rows(grad, True).left.add_(left)
     return grad
 
 
