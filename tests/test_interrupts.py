@@ -126,7 +126,13 @@ def test_a_signal_while_photos_are_encoded_writes_no_checkpoint(tmp_path: Path) 
 def test_an_interrupt_while_photos_are_checked_ends_without_a_traceback(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", count=1000)
     asked = command(config(tmp_path))[2:]
-    child = fork(lambda: main(asked), tmp_path / "said")
+
+    def trained() -> int:
+        # a job in the background of a shell is started with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return main(asked)
+
+    child = fork(trained, tmp_path / "said")
     time.sleep(0.4)
     os.kill(child, signal.SIGINT)
     assert exit_code(child) == 130
