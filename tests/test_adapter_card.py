@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 from small_models import adapted_unet, exactly_equal, output, small_llama, small_unet
@@ -86,3 +86,16 @@ def test_an_adapter_of_the_embedded_base_names_it_by_its_alias(tmp_path: Path) -
     pipe.unet.add_adapter(EtherConfig())
     save_ether(pipe, tmp_path)
     assert read_adapter(tmp_path).metadata.base_model == "tiny_world"
+
+
+def test_the_example_of_an_adapter_for_the_embedded_base_runs(tmp_path: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path())
+    pipe.unet.add_adapter(EtherConfig())
+    save_ether(pipe, tmp_path, base_model="tiny_world")
+    card = (tmp_path / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    scope: dict[str, object] = {}
+    exec(code.replace("path or Hub id of this adapter", str(tmp_path)), scope)
+    loaded = scope["pipe"]
+    assert isinstance(loaded, DiffusionPipeline)
+    assert loaded.get_active_adapters() == ["default"]

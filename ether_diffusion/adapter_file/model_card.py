@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.tiny_world import ALIAS
 
 _MARK = (
     "\n<!-- written by ether-diffusion, sha256 of the above: {digest}; once edited, it is left alone -->\n"
@@ -117,10 +118,13 @@ def _example(base_model: str, *, is_for_text: bool) -> str:
     library, loader, name = "diffusers", "DiffusionPipeline", "pipe"
     if is_for_text:
         library, loader, name = "transformers", "AutoModelForCausalLM", "model"
+    base, alias_import = json.dumps(base_model), ""
+    if base_model == ALIAS:  # which diffusers does not know
+        base, alias_import = "tiny_world_path()", "from ether_diffusion.tiny_world import tiny_world_path\n"
     return (
         f"from {library} import {loader}\n"
-        "from ether_diffusion import load_ether\n\n"
-        f"{name} = {loader}.from_pretrained({json.dumps(base_model)})\n"
+        f"from ether_diffusion import load_ether\n{alias_import}\n"
+        f"{name} = {loader}.from_pretrained({base})\n"
         f'load_ether({name}, "path or Hub id of this adapter")'
     )
 
