@@ -1,6 +1,7 @@
 """The command `ether generate`: pictures from a base with and without adapters, alone or as a grid."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=int, default=30, help="denoising steps (30)")
     how.add_argument(
-        "--guidance_scale", type=float, default=7.5, help="how closely to follow the prompt (7.5)"
+        "--guidance_scale", type=float, help="how closely to follow the prompt (the base's usual)"
     )
     how.add_argument("--scheduler", help="sampler, e.g. ddim, dpm++, euler (the base's own)")
     how.add_argument("--batch_size", type=int, default=1, help="pictures drawn at once (1)")
@@ -102,6 +103,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     base = open_base(base_name(arguments, known))
+    if arguments.guidance_scale is None:
+        sampling = replace(sampling, guidance_scale=base.guidance_scale)
     warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
     pipeline = open_with_adapters(
         base,

@@ -53,7 +53,8 @@ def read_sampling(
         seeds=_seeds(arguments),
         choices=_choices(arguments, names),
         steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
+        # without one, the base's usual takes its place once the base is known
+        guidance_scale=1.0 if arguments.guidance_scale is None else arguments.guidance_scale,
         width=width,
         height=height,
         batch_size=arguments.batch_size,

@@ -334,3 +334,12 @@ def test_a_process_prints_the_path_alone_and_nothing_else(work: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "grid/sheet.png\n", "")
+
+
+@pytest.mark.parametrize(("base", "usual"), [("tiny_world", 3.0), ("base", 7.5), ("xl", 5.0)])
+def test_guidance_is_the_bases_usual_unless_given(work: Path, base: str, usual: float) -> None:
+    asked = ["generate", "--base", base, "--prompt", "abc", "--steps", "2", "--size", "16"]
+    assert ether.main([*asked, "--output", "usual.png"]) == 0
+    assert said(Path("usual.png")).guidance_scale == usual
+    assert ether.main([*asked, "--guidance_scale", "2", "--output", "given.png"]) == 0
+    assert said(Path("given.png")).guidance_scale == 2
