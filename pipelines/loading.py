@@ -17,6 +17,7 @@ from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, ch
 from ether_diffusion.pipelines.describe import describe_call, describe_picture, fingerprint_of
 from ether_diffusion.pipelines.in_use import adapters_in_use, is_fused, loaded_adapters, use_of
 from ether_diffusion.pipelines.metadata import AdapterUse, attach_metadata
+from ether_diffusion.tiny_world import resolve_base
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class EtherLoaderMixin:
     unload_lora_weights: Callable[[], None]
     delete_adapters: Callable[[list[str]], None]
     _fingerprinted: tuple[nn.Module, str | None] | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a pipeline as diffusers does; the alias "tiny_world" is the embedded base's folder."""
+        return super().from_pretrained(resolve_base(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]  # diffusers'
 
     def load_ether_weights(
         self,

@@ -20,6 +20,7 @@ from ether_diffusion.adapter_file import read_adapter
 from ether_diffusion.adapter_file.content_hash import content_hash
 from ether_diffusion.export import export_lora
 from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
+from ether_diffusion.tiny_world import tiny_world_path
 
 ROOT = Path(__file__).parent.parent
 KINDS: dict[str, Any] = {
@@ -334,3 +335,10 @@ def test_diffusers_loads_them_as_custom_pipelines(make: Any, custom: str, name: 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [name, "['fox']", "True"]
+
+
+def test_the_alias_of_the_embedded_base_stands_for_its_folder() -> None:
+    by_alias = EtherStableDiffusionPipeline.from_pretrained("tiny_world")
+    by_folder = EtherStableDiffusionPipeline.from_pretrained(tiny_world_path())
+    for name, weight in by_folder.unet.state_dict().items():
+        assert torch.equal(by_alias.unet.state_dict()[name], weight), name
