@@ -1,15 +1,13 @@
-"""ETHER adapters (Bini et al. 2024, arXiv:2405.20271) for diffusion models, as a PEFT method."""
+"""ETHER adapters (Bini et al. 2024, arXiv:2405.20271) for diffusion models, as a PEFT method.
 
-from ether_diffusion.adapter_file import load_ether, save_ether
-from ether_diffusion.tuner import TARGET_PRESETS, EtherConfig, EtherModel, mixed_adapters, prepared_adapters
+Importing this package makes ETHER known to PEFT; names are imported, and torch with them, when they are used.
+"""
 
-__all__ = [
-    "EtherConfig",
-    "EtherModel",
-    "TARGET_PRESETS",
-    "load_ether",
-    "mixed_adapters",
-    "prepared_adapters",
-    "save_ether",
-]
+import lazy_loader
+
+from ether_diffusion.registration import register_with_peft
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"
+
+register_with_peft()

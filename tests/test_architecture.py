@@ -11,7 +11,7 @@ PACKAGE = "ether_diffusion"
 
 LEVELS = [
     {"reflections", "fast_linear", "durable_files", "contact_sheet", "options", "flags", "tiny_world"},
-    {"tuner"},
+    {"tuner", "registration"},
     {"adapter_file", "convert"},
     {"export"},
     {"base", "control"},

@@ -1,0 +1,76 @@
+"""What importing this package costs, and that ETHER is known to PEFT whichever of the two comes first."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "peft", "diffusers", "transformers", "accelerate", "datasets", "gradio", "numpy", "PIL")
+
+
+def run(code: str) -> str:
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ether_diffusion",
+        *(f"ether_diffusion.scripts.{n}" for n in ("ether", "train_dreambooth", "train_control")),
+    ],
+)
+def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:
+    assert run(f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("ether", ["--help"]),
+        ("ether", ["generate", "--help"]),
+        ("ether", ["evaluate", "--help"]),
+        ("train_dreambooth", ["--help"]),
+        ("train_control", ["--help"]),
+    ],
+)
+def test_help_imports_no_library(command: str, arguments: list[str]) -> None:
+    said = run(
+        f"import sys\nfrom ether_diffusion.scripts.{command} import main\n"
+        f"try: main({arguments})\nexcept SystemExit as end: assert not end.code\n"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    assert said.splitlines()[-1] == "[]"
+
+
+KNOWN = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; print('ETHER' in known)"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"import ether_diffusion; {KNOWN}",
+        f"import peft, ether_diffusion; {KNOWN}",
+        f"import ether_diffusion, importlib.util; importlib.util.find_spec('peft'); {KNOWN}",
+        f"from ether_diffusion import EtherConfig; {KNOWN}",
+        f"import ether_diffusion.scripts.ether, diffusers.loaders; {KNOWN}",
+    ],
+)
+def test_peft_knows_ether_whichever_is_imported_first(code: str) -> None:
+    assert run(code) == "True"
+
+
+def test_peft_is_imported_as_if_nobody_had_waited_for_it() -> None:
+    code = "import {}sys, peft; print(type(peft.__loader__), type(peft.__spec__.loader), len(sys.meta_path))"
+    assert run(code.format("ether_diffusion, ")) == run(code.format(""))
+
+
+def test_the_package_lists_what_it_offers() -> None:
+    names = run("import ether_diffusion as e; print(*dir(e)); [getattr(e, n) for n in dir(e)]").split()
+    assert {"EtherConfig", "load_ether", "save_ether", "mixed_adapters"} <= set(names)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    said = run("import ether_diffusion\ntry: ether_diffusion.nothing\nexcept AttributeError as e: print(e)")
+    assert "nothing" in said
