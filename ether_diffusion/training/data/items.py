@@ -8,9 +8,8 @@ from typing import TypeVar
 from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.training.captions import Captions, Filling, caption_photos, read_captions
 from ether_diffusion.training.config import DataConfig, PriorConfig
-from ether_diffusion.training.data.controls import ControlFile, find_controls
+from ether_diffusion.training.data.companions import CONTROL_IMAGE, MASK, Companion, find_companions
 from ether_diffusion.training.data.dataset_rows import DatasetRows
-from ether_diffusion.training.data.masks import MaskFile, find_masks
 from ether_diffusion.training.data.sources import FileSource, Source
 from ether_diffusion.training.photos import Photo, PhotoFolder, find_photos
 
@@ -24,8 +23,8 @@ class Item:
     photo: Photo
     source: Source
     prompt: str
-    mask: MaskFile | None = None
-    control: ControlFile | None = None
+    mask: Companion | None = None
+    control: Companion | None = None
 
     @property
     def name(self) -> str:
@@ -100,7 +99,7 @@ def with_controls(items: Items, folder: str | Path, *, follow_symlinks: bool = F
         ValueError: a photo has no usable control image; all problems are listed, one a line.
     """
     photos = [item.photo for item in items.items]
-    found, problems = find_controls(folder, photos, follow_symlinks=follow_symlinks)
+    found, problems = find_companions(folder, photos, CONTROL_IMAGE, follow_symlinks=follow_symlinks)
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(f"the control images cannot be used:\n  {lines}")
@@ -130,10 +129,13 @@ def _captions(config: DataConfig, rows: DatasetRows | None, found: PhotoFolder) 
 
 def _masks(
     config: DataConfig, photos: Sequence[Photo], problems: list[str]
-) -> tuple[Sequence[MaskFile | None], tuple[str, ...]]:
+) -> tuple[Sequence[Companion | None], tuple[str, ...]]:
     if config.mask_data_dir is not None:
         folder = config.mask_data_dir
-        found = _collect(problems, lambda: find_masks(folder, photos, follow_symlinks=config.follow_symlinks))
+        found = _collect(
+            problems,
+            lambda: find_companions(folder, photos, MASK, follow_symlinks=config.follow_symlinks),
+        )
         if found is not None:
             problems += found[1]
             return found[0], ()
