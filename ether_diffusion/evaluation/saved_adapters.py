@@ -38,6 +38,18 @@ def attach_saved(pipeline: StableDiffusionPipeline, folder: Path) -> None:
             restore_adapter(model, load_file(place / TENSORS_NAME), name=NAME)
 
 
+def saved_method(folder: Path) -> str:
+    """Return the method of a saved adapter as training names it: "ether_plus", "lora", "oft" …
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
+    config = PeftConfig.from_pretrained(str(folder))
+    return config.variant if isinstance(config, EtherConfig) else str(config.peft_type.value).lower()
+
+
 @torch.no_grad()
 def weight_distance(model: nn.Module) -> float:
     """Return the mean over adapted Linears of ‖W' − W‖ / ‖W‖ (Frobenius), for any method.

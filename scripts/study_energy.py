@@ -1,0 +1,57 @@
+"""Measure how saved adapters of any method change the hyperspherical energy of the base's attention weights.
+
+`python scripts/study_energy.py --adapters runs/benchmark --output_dir runs/energy` takes seconds an
+adapter; it trains nothing and writes energy.json and energy.png.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study. Return 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--adapters",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="of adapters, or of runs that hold some",
+    )
+    parser.add_argument("--base", default="tiny_world", help="what they were trained on (tiny_world)")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        _run(parsed)
+    except (ValueError, OSError) as error:
+        print(f"study_energy: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from ether_diffusion.durable_files import write_files
+    from ether_diffusion.evaluation.figures import check_plotting
+    from ether_diffusion.evaluation.studies.energy_study import carry_out, draw_bars, find_adapters
+
+    check_plotting()
+    study = carry_out(find_adapters(parsed.adapters), parsed.base, on_progress=logger.info)
+    text = json.dumps({"base": parsed.base, **study.to_json()}, indent=1, allow_nan=False)
+    parsed.output_dir.mkdir(parents=True, exist_ok=True)
+    write_files(parsed.output_dir, {"energy.json": f"{text}\n".encode(), "energy.png": draw_bars(study)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Draw with the embedded base under random transforms of growing strength: ETHER, ETHER+, OFT and none.
+
+`python scripts/study_transforms.py --output_dir runs/transforms` trains nothing and takes a few minutes on
+one CPU core. It writes transforms.json, transforms.png and sheet.png.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("ether", "ether_plus", "ether_plus_one_sided", "oft", "naive")
+STRENGTHS = (0.1, 0.25, 0.5, 0.75, 0.97)
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study. Return 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME")
+    parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS, help="from 0 to below 1")
+    parser.add_argument("--inference_steps", type=int, default=20, help="of each picture (20)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        _run(parsed)
+    except (ValueError, OSError) as error:
+        print(f"study_transforms: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from ether_diffusion.durable_files import write_files
+    from ether_diffusion.evaluation.figures import check_plotting
+    from ether_diffusion.evaluation.studies.random_transforms import check_strength
+    from ether_diffusion.evaluation.studies.transform_study import carry_out, draw_curves, draw_sheet
+    from ether_diffusion.pipelines.metadata import png_bytes
+
+    check_plotting()
+    for strength in parsed.strengths:
+        check_strength(strength)
+    study = carry_out(
+        tuple(dict.fromkeys(parsed.methods)),
+        sorted(set(parsed.strengths)),
+        num_inference_steps=parsed.inference_steps,
+        seed=parsed.seed,
+        on_progress=logger.info,
+    )
+    found = {"inference_steps": parsed.inference_steps, "seed": parsed.seed, **study.to_json()}
+    parsed.output_dir.mkdir(parents=True, exist_ok=True)
+    write_files(
+        parsed.output_dir,
+        {
+            "transforms.json": f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode(),
+            "transforms.png": draw_curves(study),
+            "sheet.png": png_bytes(draw_sheet(study, prompt=0)),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
