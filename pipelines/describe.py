@@ -17,6 +17,7 @@ from ether_diffusion.adapter_file.models import bare_model, base_fingerprint, na
 from ether_diffusion.adapter_file.parts import Pipeline
 from ether_diffusion.pipelines.call import Call
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, recordable
+from ether_diffusion.pipelines.watching import StepWatcher
 from ether_diffusion.tuner import EtherConfig
 
 _RECORDED = {"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width"}
@@ -29,7 +30,9 @@ def describe_call(pipeline: Pipeline, call: Call, *, fingerprint: str | None) ->
     further = {
         name: value
         for name, value in arguments.items()
-        if name not in _RECORDED | _IRRELEVANT and not _same(value, call.defaults.get(name))
+        if name not in _RECORDED | _IRRELEVANT
+        and not isinstance(value, StepWatcher)
+        and not _same(value, call.defaults.get(name))
     }
     has_own_steps = arguments.get("timesteps") is not None or arguments.get("sigmas") is not None
     scheduler = pipeline.components["scheduler"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePosixPath
 
@@ -22,6 +23,11 @@ def grid_files(sampling: Sampling, pictures: list[Picture]) -> dict[str, bytes]:
     named = {
         str(PurePosixPath(PICTURES_FOLDER, name)): p for name, p in file_names(sampling, pictures).items()
     }
+    return sheet_files(sampling, named) | {name: picture.png() for name, picture in named.items()}
+
+
+def sheet_files(sampling: Sampling, pictures: Mapping[str, Picture]) -> dict[str, bytes]:
+    """Return the sheet and the manifest of the pictures of a grid, which lie beside them by these names."""
     manifest = {
         "format_version": FORMAT_VERSION,
         "prompts": list(sampling.prompts),
@@ -35,14 +41,14 @@ def grid_files(sampling: Sampling, pictures: list[Picture]) -> dict[str, bytes]:
                 "choice": p.choice,
                 "metadata": asdict(p.metadata),
             }
-            for name, p in named.items()
+            for name, p in pictures.items()
         ],
     }
     text = json.dumps(manifest, indent=1, allow_nan=False)
+    sheet = draw_grid(sampling, list(pictures.values()))
     return {
-        SHEET_NAME: _png(draw_grid(sampling, pictures), json.dumps(manifest, separators=(",", ":"))),
+        SHEET_NAME: _png(sheet, json.dumps(manifest, separators=(",", ":"))),
         MANIFEST_NAME: text.encode(),
-        **{name: picture.png() for name, picture in named.items()},
     }
 
 

@@ -12,6 +12,7 @@ from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.pipelines.choice import Strengths
 from ether_diffusion.pipelines.metadata import KEYWORD, ImageMetadata, parse_metadata, png_bytes
 from ether_diffusion.pipelines.seeds import MAX_SEED
+from ether_diffusion.pipelines.watching import OnStep, StepWatcher
 
 MAX_STRENGTH = 10.0
 MAX_PICTURES = 1024
@@ -67,10 +68,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ControlUse:
-    """An image that says where, for all pictures but the base's, and how strongly."""
+    """An image that says where, for all pictures but the base's, and how strongly.
+
+    `control` names the encoder where several are loaded.
+    """
 
     image: Image.Image
     strength: float = 1.0
+    control: str | None = None
 
     def __post_init__(self) -> None:
         if not abs(self.strength) <= MAX_STRENGTH:
@@ -105,17 +110,24 @@ def draw_pictures(
     *,
     control: ControlUse | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Picture]:
     """Draw every prompt with every seed and choice; `on_progress` hears how many of how many are done.
 
     Pictures of a batch are drawn together, and only a batch of the same size gives them bit for bit.
+    `on_step` hears of each denoising step of a batch; what it raises ends the drawing.
     """
+    watched: dict[str, Any] = {} if on_step is None else {"callback_on_step_end": StepWatcher(on_step)}
     pictures: list[Picture] = []
     total = len(sampling.prompts) * len(sampling.seeds) * len(sampling.choices)
     for choice, batch in _batches(sampling):
-        further: dict[str, Any] = {}
+        further = dict(watched)
         if control is not None and sampling.choices[choice]:
-            further = {"control_image": control.image, "control_strength": control.strength}
+            further |= {
+                "control_image": control.image,
+                "control_strength": control.strength,
+                "control": control.control,
+            }
         images = pipeline(
             [sampling.prompts[prompt] for prompt, _ in batch],
             negative_prompt=None

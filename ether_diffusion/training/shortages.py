@@ -20,7 +20,7 @@ def shortages_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         text = str(error).splitlines()[0][:200] if str(error) else "MemoryError"
         raise ValueError(
@@ -57,7 +57,8 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _is_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error tells of too little memory, on the CPU or an accelerator."""
     words = ("allocate memory", "out of memory", "alloc_failed", "bad_alloc")
     is_said = any(word in str(error).lower() for word in words)
     return is_said or isinstance(error, MemoryError | torch.OutOfMemoryError)
