@@ -1,0 +1,110 @@
+"""One job's pictures, drawn one by one: watched at each step, timed, and stopped between two steps."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling, draw_pictures
+from ether_diffusion.ui.events import Previewing, StopToken
+from ether_diffusion.ui.preview import Previewer
+from ether_diffusion.ui.speed import Pace, Speed
+
+Place = tuple[int, int, int]
+"""Indices into the prompts, seeds and choices of a sampling."""
+
+
+class Drawing:
+    """Draws single pictures: none depends on what is drawn beside it, so each can be made again alone."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        sampling: Sampling,
+        *,
+        num_images: int,
+        stop: StopToken,
+        speed: Speed,
+        on_state: Callable[[Previewing], None],
+    ) -> None:
+        self._pipeline, self._sampling, self._num_images = pipeline, sampling, num_images
+        self._stop, self._speed, self._on_state = stop, speed, on_state
+        self._previewer = Previewer(pipeline)
+        self._num_done = 0
+
+    def draw(self, place: Place, control: ControlUse | None = None) -> Picture:
+        """Draw the picture of a place; with `control` unless it is the base's.
+
+        Raises:
+            Stopped: the token was stopped.
+        """
+        self._stop.check()
+        prompt, seed, choice = place
+        one = replace(
+            self._sampling,
+            prompts=(self._sampling.prompts[prompt],),
+            seeds=(self._sampling.seeds[seed],),
+            choices=(self._sampling.choices[choice],),
+            batch_size=1,
+        )
+        timer = _Timer()
+
+        def on_step(step: int, num_steps: int, latents: Tensor) -> None:
+            self._stop.check()
+            timer.stepped()
+            self._previewer.look(latents)
+            self._tell(step, num_steps, timer.pace)
+            timer.resumed()
+
+        drawn = draw_pictures(self._pipeline, one, control=control, on_step=on_step)[0]
+        self._stop.check()
+        self._num_done += 1
+        if timer.pace is not None:
+            self._speed.measured(one, replace(timer.pace, picture=timer.seconds_beside()))
+        return replace(drawn, prompt=prompt, seed=seed, choice=choice)
+
+    def _tell(self, step: int, num_steps: int, pace: Pace | None) -> None:
+        known = self._speed.of(self._sampling)
+        beside = 0.0 if known is None else known.picture
+        pictures = self._num_images - self._num_done
+        steps = pictures * num_steps - step
+        pace = pace or known
+        left = None if pace is None else steps * pace.step + pictures * beside
+        self._on_state(
+            Previewing(step, num_steps, left, self._previewer.image, self._num_done, self._num_images)
+        )
+
+
+class _Timer:
+    """Measures the steps of a picture, without the time spent on looking at it.
+
+    The first step counts only where it is the only one: the prompt is encoded before it.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._steps: list[float] = []
+        self._looked = 0.0
+
+    def stepped(self) -> None:
+        now = time.monotonic()
+        self._steps.append(now - self._last)
+        self._last = now
+
+    def resumed(self) -> None:
+        now = time.monotonic()
+        self._looked += now - self._last
+        self._last = now
+
+    @property
+    def pace(self) -> Pace | None:
+        counted = self._steps[1:] or self._steps
+        return Pace(sum(counted) / len(counted), 0.0) if counted else None
+
+    def seconds_beside(self) -> float:
+        """Return the time of the picture so far that is neither a step's nor a look's."""
+        pace = self.pace
+        steps = 0.0 if pace is None else pace.step * len(self._steps)
+        return max(0.0, time.monotonic() - self._start - self._looked - steps)

@@ -1,0 +1,210 @@
+"""What draws for the studio: jobs that run one at a time, tell how far they are, and stop within a step."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ether_diffusion.adapter_file import BaseFingerprint
+from ether_diffusion.adapter_file.models import shareable_name
+from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.base import open_base
+from ether_diffusion.control import holds_control
+from ether_diffusion.pipelines.sampling import ControlUse
+from ether_diffusion.ui.attached import MAX_LOADED
+from ether_diffusion.ui.events import (
+    CellDone,
+    Event,
+    Finished,
+    GridEvent,
+    GridFinished,
+    Previewing,
+    SavedPicture,
+    StopToken,
+    Waiting,
+)
+from ether_diffusion.ui.jobs import Job
+from ether_diffusion.ui.machine import Machine, Order
+from ether_diffusion.ui.outputs import Outputs
+from ether_diffusion.ui.requests import GenerateRequest, GridRequest
+from ether_diffusion.ui.work import Bench, draw_grid_cells, generate_pictures
+
+__all__ = [
+    "CellDone",
+    "Engine",
+    "Event",
+    "Finished",
+    "GridEvent",
+    "GridFinished",
+    "Previewing",
+    "SavedPicture",
+    "StopToken",
+    "Waiting",
+]
+
+DEFAULT_STEPS = 20
+
+E = TypeVar("E")
+
+
+class Engine:
+    """Draws pictures and grids with one base and the adapters of a library.
+
+    Every picture is drawn by itself, so that each is made again bit for bit from what its file says.
+    """
+
+    def __init__(
+        self,
+        base: str | Path,
+        *,
+        outputs: Path,
+        folder_of: Callable[[str], Path],
+        max_loaded: int = MAX_LOADED,
+        check_free: Callable[[torch.device], None] = lambda device: None,
+    ) -> None:
+        """Open a base, whose weights the first job loads.
+
+        Args:
+            outputs: where pictures are written.
+            folder_of: the folder of an adapter by its library id; it raises ValueError where there is none.
+            check_free: raises ValueError where a job must not start beside what else uses the device.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: as `open_base`.
+        """
+        self.base = open_base(base)
+        self.machine = Machine(self.base, max_loaded=max_loaded, check_free=check_free)
+        self.outputs = Outputs(outputs)
+        self._folder_of = folder_of
+        self._running: dict[Job[Any], StopToken] = {}
+
+    @property
+    def base_name(self) -> str:
+        """What pictures call the base."""
+        return shareable_name(self.base.name) or self.base.name
+
+    @property
+    def base_fingerprint(self) -> BaseFingerprint | None:
+        """The fingerprint of the base's attention projections; it loads the base."""
+        return self.machine.base_fingerprint
+
+    @property
+    def native_size(self) -> int:
+        """Side of the pictures that the base was trained at, px."""
+        return self.base.native_size
+
+    @property
+    def size_multiple(self) -> int:
+        """What divides the sides of pictures, px."""
+        return self.base.size_multiple
+
+    @property
+    def default_guidance(self) -> float:
+        """The guidance that suits the base."""
+        return self.base.guidance_scale
+
+    @property
+    def default_steps(self) -> int:
+        """The steps that a form starts with."""
+        return DEFAULT_STEPS
+
+    @property
+    def supports_control(self) -> bool:
+        """Whether control images can be followed."""
+        return not self.base.is_inpainting
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no job works and none waits."""
+        return self.machine.line.is_free
+
+    def seconds_per_step(self, request: GenerateRequest | GridRequest) -> float | None:
+        """Return what a step costs, and its share of the rest of a picture; None before any was drawn."""
+        pace = self.machine.speed.of(request.sampling())
+        return None if pace is None else pace.step + pace.picture / request.steps
+
+    def generate(self, request: GenerateRequest, stop: StopToken) -> Iterator[Event]:
+        """Draw pictures; Finished is the last event, told when the lock is free again.
+
+        Closing the iterator stops the job.
+
+        Raises:
+            FileNotFoundError, ValueError: an adapter is not there or does not fit, or the base cannot draw
+                what is asked for; before the first step.
+        """
+        folders = self._folders(request.adapters)
+        control = _control_use(request, folders)
+        order = self._order(request, folders, num_images=request.num_images * (1 + request.draws_base))
+        bench = Bench(self.machine, self.outputs, order, request.keep_metadata, stop)
+        notes = _notes_of(request, folders)
+        return self._stream(lambda emit: generate_pictures(bench, control, notes, emit), stop)
+
+    def grid(self, request: GridRequest, stop: StopToken) -> Iterator[GridEvent]:
+        """Draw a grid row by row: CellDone as soon as a cell's file is there, at last GridFinished.
+
+        Raises:
+            FileNotFoundError, ValueError: as `generate`.
+        """
+        order = self._order(request, self._folders(request.adapters), num_images=request.num_cells)
+        bench = Bench(self.machine, self.outputs, order, request.keep_metadata, stop)
+        return self._stream(lambda emit: draw_grid_cells(bench, emit), stop)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stop all jobs and wait until they have stopped, `timeout` seconds at most."""
+        running = dict(self._running)
+        for stop in running.values():
+            stop.stop()
+        for job in running:
+            job.join(timeout)
+
+    def _stream(self, work: Callable[[Callable[[E], None]], None], stop: StopToken) -> Iterator[E]:
+        def finishing(emit: Callable[[E], None]) -> None:
+            try:
+                work(emit)
+            finally:
+                self._running.pop(job, None)
+
+        job = Job(finishing, stop)
+        return self._events(job, stop)
+
+    def _events(self, job: Job[E], stop: StopToken) -> Iterator[E]:
+        self._running[job] = stop
+        yield from job.events()
+
+    def _folders(self, ids: Iterable[str]) -> dict[str, Path]:
+        return {name: self._folder_of(name) for name in ids}
+
+    def _order(
+        self, request: GenerateRequest | GridRequest, folders: Mapping[str, Path], *, num_images: int
+    ) -> Order:
+        multiple = self.size_multiple
+        for side in (request.width, request.height):
+            if side is not None and side % multiple:
+                raise ValueError(
+                    f"a side of {side} px does not suit {self.base_name}; use a multiple of {multiple} px, "
+                    f"best {self.native_size}"
+                )
+        return Order(request.sampling(), num_images, folders, request.allow_other_base)
+
+
+def _control_use(request: GenerateRequest, folders: Mapping[str, Path]) -> ControlUse | None:
+    """Return the control image with the adapter that follows it.
+
+    Raises:
+        ValueError: there is not exactly one such adapter.
+    """
+    if request.control_image is None:
+        return None
+    following = [name for name, folder in folders.items() if holds_control(folder)]
+    if len(following) != 1:
+        found = listed(following) or "none"
+        raise ValueError(f"a control image needs one adapter that follows it; chosen are {found}")
+    return ControlUse(request.control_image, float(request.control_strength), following[0])
+
+
+def _notes_of(request: GenerateRequest, folders: Mapping[str, Path]) -> tuple[str, ...]:
+    if request.control_image is not None:
+        return ()
+    following = [name for name, folder in folders.items() if holds_control(folder)]
+    return tuple(f"{printable(name)} follows a control image, and none was given." for name in following)
