@@ -31,18 +31,27 @@ def control_batch(
     resampling = resampling_of(control_type)
     pictures = [as_picture(image) for image in listed_images(images)]
     for picture in pictures:
-        # a pixel more or less on the longer side is rounding, not another shape
-        if abs(picture.width * height - picture.height * width) > max(*picture.size, height, width):
-            raise ValueError(
-                f"a control image has {picture.width} × {picture.height} px and the picture {width} × "
-                f"{height} px; crop it to the same proportions, or give width and height"
-            )
+        check_shape(picture, width=width, height=height)
     fitted = [
         picture if picture.size == (width, height) else picture.resize((width, height), resampling)
         for picture in pictures
     ]
     arrays = np.stack([np.asarray(picture) for picture in fitted])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def check_shape(picture: Image.Image, *, width: int, height: int) -> None:
+    """Check that a control image has the proportions of the picture (px) that follows it.
+
+    Raises:
+        ValueError: it has others.
+    """
+    # a pixel more or less on the longer side is rounding, not another shape
+    if abs(picture.width * height - picture.height * width) > max(*picture.size, height, width):
+        raise ValueError(
+            f"a control image has {picture.width} × {picture.height} px and the picture {width} × "
+            f"{height} px; crop it to the same proportions, or give width and height"
+        )
 
 
 def resampling_of(control_type: str | None) -> Image.Resampling:

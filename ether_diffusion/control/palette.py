@@ -1,0 +1,126 @@
+"""Palettes: which colours of a segmentation map stand for which classes, and what is none of them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ether_diffusion.adapter_file.strict_json import Json, parse_json
+from ether_diffusion.adapter_file.wording import listed, printable
+
+Colour = tuple[int, int, int]
+
+TOLERANCE = 8
+"""How far, of 255 in each channel, a colour may be from its class's, as lossy files leave it."""
+MAX_CLASSES = 1024
+MAX_BYTES = 1 << 20
+_SHOWN_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of classes, each of one class.
+
+    Raises:
+        ValueError: there are none or too many, or two classes share a colour.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    colours: tuple[Colour, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.colours) <= MAX_CLASSES:
+            raise ValueError(f"{self.name} has {len(self.colours)} colours; use from 1 to {MAX_CLASSES}")
+        owners: dict[Colour, str] = {}
+        for name, colour in zip(self.classes, self.colours, strict=True):
+            other = owners.setdefault(colour, name)
+            if other != name:
+                both = f"{printable(other)} and {printable(name)}"
+                raise ValueError(
+                    f"{self.name} gives {both} the same colour {_hex(colour)}; give each its own"
+                )
+
+    def snap(self, picture: Image.Image) -> Image.Image:
+        """Return an RGB map in exactly the palette's colours: each pixel's nearest within `TOLERANCE`.
+
+        Raises:
+            ValueError: other colours are in it; the message follows the file's name.
+        """
+        pixels = np.asarray(picture).reshape(-1, 3).astype(np.int32)
+        packed = (pixels[:, 0] << 16) | (pixels[:, 1] << 8) | pixels[:, 2]
+        found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
+        unpacked = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=-1)
+        table = np.array(self.colours, dtype=np.int32)
+        nearest = np.empty(len(found), dtype=np.int64)
+        is_off = np.empty(len(found), dtype=bool)
+        for start in range(0, len(found), 4096):  # a photo in place of a map has a million colours
+            part = slice(start, start + 4096)
+            distance = np.abs(unpacked[part, None] - table).max(-1)
+            nearest[part] = distance.argmin(-1)
+            is_off[part] = distance.min(-1) > TOLERANCE
+        if is_off.any():
+            raise ValueError(self._complaint(unpacked[is_off], counts[is_off], len(pixels)))
+        snapped = table[nearest][places].astype(np.uint8)
+        return Image.fromarray(snapped.reshape(picture.height, picture.width, 3))
+
+    def _complaint(self, colours: np.ndarray, counts: np.ndarray, num_pixels: int) -> str:
+        order = np.argsort(-counts, kind="stable")
+        most = [f"{_hex(colours[i])} ({counts[i]} px)" for i in order[:_SHOWN_COLOURS]]
+        rest = f" and {len(order) - _SHOWN_COLOURS} more" if len(order) > _SHOWN_COLOURS else ""
+        return (
+            f"has {len(colours)} colours off the palette of {self.name}, in {counts.sum()} of {num_pixels} "
+            f"px: {', '.join(most)}{rest}; paint in its colours, to within {TOLERANCE} of 255, without "
+            "smooth edges"
+        )
+
+
+def read_palette(path: str | Path) -> Palette:
+    """Read a JSON file of class names and their colours, [red, green, blue] or "#rrggbb".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none, or holds something else.
+    """
+    path, shown = Path(path), printable(path)
+    where = f"the palette {shown}"
+    if not path.exists():
+        raise FileNotFoundError(f"{where} does not exist; give a JSON file of class names and colours")
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{where} is no file of at most {MAX_BYTES} bytes; give a JSON file of colours")
+    values = parse_json(path.read_bytes(), where)
+    if not isinstance(values, dict):
+        raise ValueError(f'{where} is no object; write {{"sky": [0, 128, 255], …}}')
+    return palette_of(values, where)
+
+
+def palette_of(values: Mapping[str, Json], name: str) -> Palette:
+    """Return the palette of class names and colours.
+
+    Raises:
+        ValueError: a colour is none, or the palette cannot be used.
+    """
+    colours = {key: _colour(value) for key, value in values.items()}
+    wrong = [key for key, colour in colours.items() if colour is None]
+    if wrong:
+        raise ValueError(
+            f'{name} has no colour for {listed(wrong)}; write [red, green, blue] from 0 to 255 or "#rrggbb"'
+        )
+    return Palette(name, tuple(colours), tuple(colour for colour in colours.values() if colour is not None))
+
+
+def _colour(value: Json) -> Colour | None:
+    if isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", value):
+        red, green, blue = bytes.fromhex(value[1:])
+        return red, green, blue
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    channels = [v for v in value if isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255]
+    return (channels[0], channels[1], channels[2]) if len(channels) == 3 else None
+
+
+def _hex(colour: "Colour | np.ndarray") -> str:
+    return "#" + "".join(f"{int(channel):02x}" for channel in colour)
