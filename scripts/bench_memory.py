@@ -11,18 +11,22 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from ether_diffusion.scripts import benchmark
 from ether_diffusion.scripts.bench_reflections import attached, make_unet, unet_step
 
 MIB = 2**20
+FLOOR = "frozen"
 METHODS = [
-    "frozen",
+    FLOOR,
     "ETHER",
     "ETHER+",
     "PEFT LoRA r=4",
     "PEFT OFT 4 blocks",
+    "PEFT HRA r=8",
+    "PEFT DeLoRA r=8",
     "paper's way, ETHER",
     "paper's way, ETHER+",
 ]
@@ -47,6 +51,20 @@ def measure(name: str, latent: int) -> float:
         return (resident("VmHWM") - before) / MIB
 
 
+def measure_all(names: Sequence[str], latent: int) -> dict[str, float]:
+    """Return the peaks of methods in MiB, each measured in a process of its own."""
+    small_pieces = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "ether_diffusion.scripts.bench_memory", "--latent", str(latent)]
+    return {
+        name: float(subprocess.check_output([*command, "--method", name], env=os.environ | small_pieces))
+        for name in names
+    }
+
+
 def main() -> None:
     """Measure one method if named, else every method in a process of its own."""
     parser = argparse.ArgumentParser(
@@ -59,18 +77,9 @@ def main() -> None:
     if given.method:
         print(measure(given.method, given.latent))
         return
-    small_pieces = {
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "ether_diffusion.scripts.bench_memory", "--latent", str(given.latent)]
-    peaks = {
-        name: float(subprocess.check_output([*command, "--method", name], env=os.environ | small_pieces))
-        for name in METHODS
-    }
+    peaks = measure_all(METHODS, given.latent)
     rows = {
-        name: {"peak MiB": f"{peak:.0f}", "over the frozen step": f"{peak - peaks['frozen']:+.0f}"}
+        name: {"peak MiB": f"{peak:.0f}", "over the frozen step": f"{peak - peaks[FLOOR]:+.0f}"}
         for name, peak in peaks.items()
     }
     print(benchmark.machine())

@@ -129,7 +129,8 @@ def make_unet(latent: int) -> tuple[UNet2DConditionModel, tuple[Tensor, ...]]:
     return unet.train(), (sample, torch.tensor([500]), torch.randn(1, 77, 768))
 
 
-def bench_unet(latent: int, rounds: int) -> None:
+def time_unet(latent: int, rounds: int) -> dict[str, list[float]]:
+    """Return seconds of training steps by method, taken in turn; the frozen one is the floor."""
     unet, inputs = make_unet(latent)
     methods: dict[str, tuple[PeftConfig | None, bool | None]] = {"frozen": (None, None)}
     methods |= {name: (config, None) for name, config in benchmark.ether_methods(benchmark.ATTENTION).items()}
@@ -143,6 +144,11 @@ def bench_unet(latent: int, rounds: int) -> None:
             name = list(methods)[name]
             with attached(unet, *methods[name]):
                 times[name].append(benchmark.seconds(partial(unet_step, unet, inputs)))
+    return times
+
+
+def bench_unet(latent: int, rounds: int) -> None:
+    times = time_unet(latent, rounds)
     rows = {
         n: {"step ÷ frozen": r, "seconds": f"{min(times[n]):.2f}"}
         for n, r in benchmark.ratios(times, "frozen").items()
