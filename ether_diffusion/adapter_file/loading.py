@@ -35,6 +35,14 @@ Match = BaseMatch | Literal["unknown"]
 
 
 @dataclass(frozen=True)
+class Fit:
+    """How a model's base compares with an adapter's; `remark` is a clause where it is of other weights."""
+
+    match: Match
+    remark: str = ""
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """What `load_ether` did.
 
@@ -177,21 +185,35 @@ def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> N
 
 
 def _check_part(part: Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
+    fit = check_fit(part.model, adapter, adapter_name)
+    if fit.match == "unknown" and require_same_base:
+        raise ValueError(
+            "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
+        )
+    if fit.match == "other weights":
+        if require_same_base:
+            raise ValueError(f"{fit.remark}; load that base, or leave out require_same_base")
+        warnings.warn(f"{fit.remark}, so results may differ", stacklevel=3)
+    return fit.match
+
+
+def check_fit(model: nn.Module, adapter: Adapter, adapter_name: str) -> Fit:
+    """Check that a model can take an adapter under a name, and say how its base compares; changes nothing.
+
+    Raises:
+        ValueError: it cannot: modules or widths are others, or the fingerprint is of another architecture.
+    """
     made_for = printable(adapter.metadata.base_model or "an unnamed base")
-    given = printable(name_of_base(part.model) or f"this {type(bare_model(part.model)).__name__}")
-    check_targets(part.model, adapter, adapter_name, made_for=made_for, given=given)
+    given = printable(name_of_base(model) or f"this {type(bare_model(model)).__name__}")
+    check_targets(model, adapter, adapter_name, made_for=made_for, given=given)
     theirs = adapter.metadata.base_fingerprint
     if theirs is None:
-        check_widths(part.model, adapter, made_for=made_for, given=given)
-        if require_same_base:
-            raise ValueError(
-                "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
-            )
-        return "unknown"
-    ours = base_fingerprint(part.model, list(adapter.projections()))
+        check_widths(model, adapter, made_for=made_for, given=given)
+        return Fit("unknown")
+    ours = base_fingerprint(model, list(adapter.projections()))
     assert ours is not None
     made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
-    check_widths(part.model, adapter, made_for=made_for, given=given)
+    check_widths(model, adapter, made_for=made_for, given=given)
     match = theirs.compare(ours)
     if match == "other architecture":
         raise ValueError(
@@ -199,11 +221,10 @@ def _check_part(part: Part, adapter: Adapter, adapter_name: str, *, require_same
             "load the base it was made for"
         )
     if match == "other weights":
-        sentence = f"the adapter was made for {made_for}; {given} has the same architecture and other weights"
-        if require_same_base:
-            raise ValueError(f"{sentence}; load that base, or leave out require_same_base")
-        warnings.warn(f"{sentence}, so results may differ", stacklevel=3)
-    return match
+        return Fit(
+            match, f"the adapter was made for {made_for}; {given} has the same architecture and other weights"
+        )
+    return Fit(match)
 
 
 def _base_name(pipeline_or_model: Pipeline | nn.Module, model: nn.Module, adapter_name: str) -> str | None:
