@@ -27,32 +27,37 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Say whether this process ended; one on another host is taken to be alive."""
-        return self.host == socket.gethostname() and process_start(self.pid) != self.started
+        return self.is_here and process_start(self.pid) != self.started
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is a process of this host, which can be looked at."""
+        return self.host == socket.gethostname()
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder.
+def locked(folder: Path, *, option: str = "--output_dir") -> Iterator[None]:
+    """Hold the lock of a folder; `option` is where the message says that another one can be given.
 
     Raises:
         ValueError: a living process holds it, or one on another host.
     """
-    path, own = folder / LOCK_NAME, _this_process()
-    with _guarded(folder):
-        holder = _read(path)
+    path, own = folder / LOCK_NAME, holder_of(os.getpid())
+    with guarded(folder):
+        holder = read_holder(path)
         if holder is not None and not holder.is_gone():
             raise ValueError(
                 f"{printable(folder)} is in use by process {holder.pid} on {printable(holder.host)}; wait "
-                f"for it, give another --output_dir, or, if it is surely gone, delete {printable(path)}"
+                f"for it, give another {option}, or, if it is surely gone, delete {printable(path)}"
             )
         if holder is not None:
             logger.info("took over %s from process %d, which is gone", printable(folder), holder.pid)
-        _write(path, own)
+        write_holder(path, own)
     try:
         yield
     finally:
-        with _guarded(folder):
-            if _read(path) == own:
+        with guarded(folder):
+            if read_holder(path) == own:
                 path.unlink(missing_ok=True)
 
 
@@ -82,11 +87,13 @@ def process_start(pid: int) -> str | None:
     return ""
 
 
-def _this_process() -> Holder:
-    return Holder(os.getpid(), socket.gethostname(), process_start(os.getpid()) or "")
+def holder_of(pid: int) -> Holder:
+    """Return what tells a process of this host from every other, before or after."""
+    return Holder(pid, socket.gethostname(), process_start(pid) or "")
 
 
-def _read(path: Path) -> Holder | None:
+def read_holder(path: Path) -> Holder | None:
+    """Return the process that a file names; None where there is no such file or it is damaged."""
     try:
         value = parse_json(path.read_bytes(), printable(path))
     except (FileNotFoundError, ValueError):
@@ -100,7 +107,8 @@ def _read(path: Path) -> Holder | None:
     return Holder(pid, host, started)
 
 
-def _write(path: Path, holder: Holder) -> None:
+def write_holder(path: Path, holder: Holder) -> None:
+    """Write a file that names a process, whole or not at all."""
     aside = path.with_name(f"{path.name}.{holder.pid}.part")
     try:
         with aside.open("w", encoding="utf-8") as file:
@@ -113,7 +121,7 @@ def _write(path: Path, holder: Holder) -> None:
 
 
 @contextmanager
-def _guarded(folder: Path) -> Iterator[None]:
+def guarded(folder: Path) -> Iterator[None]:
     """Keep others out while the lock is looked at and changed; the system ends it with the process."""
     if os.name != "posix":
         yield
