@@ -1,0 +1,130 @@
+"""An uploaded adapter: whatever was sent is sorted out, read strictly, and written anew."""
+
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ether_diffusion.adapter_file import tensor_file
+from ether_diffusion.adapter_file.foreign import foreign_kind
+from ether_diffusion.adapter_file.model_card import model_card
+from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapter_file.writer import CARD_NAME, check_writable
+from ether_diffusion.control.loading import control_files
+from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
+from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, Contents, read_contents, thumbnail_bytes
+from ether_diffusion.ui.archives import ArchiveLimits, is_archive, unpack_zip
+
+MAX_BYTES = 256 * 2**20
+_LIMITS = ArchiveLimits(num_entries=200)
+_CANONICAL = (CONFIG_NAME, TENSORS_NAME, CONTROL_CONFIG_NAME, ENCODER_NAME)
+_NEEDED = (
+    f"give a zip of its folder, or its {TENSORS_NAME} together with its {CONFIG_NAME} "
+    f"(and {CONTROL_CONFIG_NAME} with {ENCODER_NAME} for control)"
+)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An adapter's files by their names in its folder, and a name for people that may be empty."""
+
+    files: dict[str, bytes]
+    name: str
+
+
+def read_upload(paths: Sequence[Path], temp: Path) -> Upload:
+    """Read an uploaded adapter, a zip or single files; nothing of it stays in `temp`.
+
+    Raises:
+        ValueError, FileNotFoundError: it is no whole adapter; the message says what was found.
+    """
+    if not paths:
+        raise ValueError(f"nothing was uploaded; {_NEEDED}")
+    staged = temp / f"upload-{secrets.token_hex(8)}"
+    try:
+        if len(paths) == 1 and is_archive(paths[0]):
+            unpack_zip(paths[0], staged, limits=_LIMITS)
+            folder, name = _adapter_folder(staged), paths[0].stem
+        else:
+            folder, name = staged, paths[0].stem
+            _stage(paths, staged)
+        try:
+            contents = read_contents(folder)
+        except (ValueError, FileNotFoundError) as error:
+            sentence = str(error).replace(f"{folder}/", "").replace(str(folder), "the upload")
+            raise ValueError(printable(sentence, 1000)) from None
+        if name.startswith((Path(TENSORS_NAME).stem, Path(CONFIG_NAME).stem)):
+            name = contents.metadata.trigger or "uploaded adapter"
+        return Upload(files_of(contents) | _thumbnail(folder), name[:60])
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def files_of(contents: Contents) -> dict[str, bytes]:
+    """Return the files of adapters and encoder as we write them, with a card of ours."""
+    files: dict[str, bytes] = {}
+    for component, adapter in contents.adapters.items():
+        prefix = "" if component == "unet" else f"{component}/"
+        files |= {f"{prefix}{name}": data for name, data in check_writable(adapter).items()}
+    if contents.encoder is not None:
+        files |= control_files(contents.encoder, contents.adapters.get("unet"))
+    if "unet" in contents.adapters:
+        files[CARD_NAME] = model_card(contents.adapters["unet"], has_lora_export=False).encode()
+    return files
+
+
+def _adapter_folder(unpacked: Path) -> Path:
+    """Return the one folder of an archive that holds an adapter: the archive's own, or one inside."""
+    configs = sorted(unpacked.rglob("*_config.json"), key=lambda path: len(path.parts))
+    tops = {path.parent for path in configs if path.name in (CONFIG_NAME, CONTROL_CONFIG_NAME)}
+    tops = {top for top in tops if not any(other in top.parents for other in tops)}
+    if len(tops) > 1:
+        names = listed(sorted(top.relative_to(unpacked).as_posix() for top in tops))
+        raise ValueError(f"the archive holds {len(tops)} adapters ({names}); upload them one by one")
+    if tops:
+        return tops.pop()
+    _refuse_foreign(sorted(unpacked.rglob("*.safetensors")))
+    raise ValueError(f"the archive holds no {CONFIG_NAME}; {_NEEDED}")
+
+
+def _stage(paths: Sequence[Path], staged: Path) -> None:
+    """Copy single files to where the reader looks for them; a browser may have numbered their names."""
+    names = _names(paths)
+    if sum(path.stat().st_size for path in paths) > MAX_BYTES:
+        raise ValueError(f"the files have over {MAX_BYTES // 2**20} MiB together; no adapter is so large")
+    staged.mkdir(parents=True, mode=0o700)
+    for name, path in names.items():
+        shutil.copyfile(path, staged / name)
+
+
+def _names(paths: Sequence[Path]) -> Mapping[str, Path]:
+    by_name = {path.name: path for path in paths}
+    if set(by_name) <= set(_CANONICAL) and len(by_name) == len(paths) and len(paths) % 2 == 0:
+        return by_name
+    tensors = [path for path in paths if path.suffix == ".safetensors"]
+    configs = [path for path in paths if path.suffix == ".json"]
+    if len(paths) == 2 and len(tensors) == 1 and len(configs) == 1:
+        return {TENSORS_NAME: tensors[0], CONFIG_NAME: configs[0]}
+    _refuse_foreign(tensors)
+    raise ValueError(f"{listed(path.name for path in paths)} is no whole adapter; {_NEEDED}")
+
+
+def _refuse_foreign(paths: Sequence[Path]) -> None:
+    """Say of another method's file what it is and who reads it."""
+    for path in paths[:8]:
+        try:
+            kind = foreign_kind(tensor_file.read_shapes(path))
+        except ValueError:
+            continue
+        if kind is not None:
+            raise ValueError(f"{printable(path.name)} is no ETHER adapter: {kind}")
+
+
+def _thumbnail(folder: Path) -> dict[str, bytes]:
+    picture = folder / THUMBNAIL_NAME
+    try:
+        return {THUMBNAIL_NAME: thumbnail_bytes(picture)} if picture.is_file() else {}
+    except ValueError:  # it is an ornament
+        return {}

@@ -1,0 +1,77 @@
+"""The names that people give adapters: shown and stored, and never part of a path as they are."""
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ether_diffusion.adapter_file.source import CONFIG_NAME
+from ether_diffusion.adapter_file.strict_json import parse_json
+from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.durable_files import write_files
+
+NAME_FILE = "studio.json"
+MAX_CHARACTERS = 80
+_MAX_FILE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a studio notes of an adapter beside its files: its name, escaped, and when it came."""
+
+    name: str
+    created: datetime
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content."""
+        return json.dumps({"name": self.name, "created": self.created.isoformat()}).encode()
+
+
+def check_name(name: str) -> str:
+    """Return a name as it is kept: without outer spaces, with invisible characters escaped.
+
+    Raises:
+        ValueError: nothing is left of it, or it is too long.
+    """
+    plain = printable(" ".join(unicodedata.normalize("NFC", name).split()), 10 * MAX_CHARACTERS)
+    if not plain:
+        raise ValueError("the name is empty; type one")
+    if len(plain) > MAX_CHARACTERS:
+        raise ValueError(f"the name has {len(plain)} characters; use at most {MAX_CHARACTERS}")
+    return plain
+
+
+def write_label(folder: Path, label: Label) -> None:
+    """Write the label of an adapter."""
+    write_files(folder, {NAME_FILE: label.to_bytes()})
+
+
+def read_label(folder: Path) -> Label:
+    """Return the label of an adapter; one without is called as its folder, and as old as its files."""
+    path = folder / NAME_FILE
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError("too large to be ours")
+        found = parse_json(path.read_bytes(), NAME_FILE)
+        assert isinstance(found, dict)
+        name, created = found["name"], found["created"]
+        assert isinstance(name, str)
+        assert isinstance(created, str)
+        return Label(check_name(name), datetime.fromisoformat(created).astimezone(UTC))
+    except (OSError, ValueError, KeyError, AssertionError):
+        return Label(printable(folder.name), _age(folder))
+
+
+def file_stem(name: str, otherwise: str) -> str:
+    """Return the name of a download: the plain letters and digits of a name, or another word."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or otherwise
+
+
+def _age(folder: Path) -> datetime:
+    for path in (folder / CONFIG_NAME, folder):
+        if path.exists():
+            return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return datetime.fromtimestamp(0, UTC)
