@@ -51,11 +51,7 @@ def describe_call(pipeline: Pipeline, call: Call, *, fingerprint: str | None) ->
         base_fingerprint=fingerprint,
         options={name: value for name, value in further.items() if recordable(value)},
         unrecorded=tuple(name for name, value in further.items() if not recordable(value)),
-        versions={
-            "ether_diffusion": ether_diffusion.__version__,
-            "diffusers": diffusers.__version__,
-            "torch": torch.__version__,
-        },
+        versions=library_versions(),
     )
 
 
@@ -73,6 +69,15 @@ def describe_picture(
         height=image.height,
         adapters=adapters,
     )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that decide on the pixels of a picture, by library."""
+    return {
+        "ether_diffusion": ether_diffusion.__version__,
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+    }
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, Fact]:

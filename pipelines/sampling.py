@@ -17,6 +17,8 @@ from ether_diffusion.pipelines.watching import OnStep, StepWatcher
 MAX_STRENGTH = 10.0
 MAX_PICTURES = 1024
 MAX_SIDE_PX = 4096
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
 SIDE_MULTIPLE_PX = 8
 
 
@@ -52,10 +54,10 @@ class Sampling:
                     f"a strength is from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where 1 is as trained and "
                     f"0 the base; found {strength}"
                 )
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps are from 1 to 1000; found {self.steps}")
-        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
-            raise ValueError(f"guidance_scale is from 0 to 100; found {self.guidance_scale}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps are from 1 to {MAX_STEPS}; found {self.steps}")
+        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
+            raise ValueError(f"guidance_scale is from 0 to {MAX_GUIDANCE:g}; found {self.guidance_scale}")
         for side in (side for side in (self.width, self.height) if side is not None):
             if side % SIDE_MULTIPLE_PX or not SIDE_MULTIPLE_PX <= side <= MAX_SIDE_PX:
                 raise ValueError(

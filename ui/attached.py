@@ -1,7 +1,9 @@
 """Adapters of the library in the one pipeline: loaded when they are asked for, and bounded in number."""
 
+import itertools
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,24 @@ from ether_diffusion.control import holds_control
 from ether_diffusion.tuner import EtherLayer
 
 MAX_LOADED = 16
+MAX_NAME = 80
 
 _Stamp = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """An adapter in the pipeline: the files that it came from, and whether they were made for this base."""
+class Wanted:
+    """An adapter of the library: where it is, and what people call it."""
 
+    folder: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An adapter in the pipeline under a name there, the files it came from, and how its base compares."""
+
+    name: str
     stamp: _Stamp
     base_match: str
 
@@ -33,42 +45,53 @@ class AttachedAdapters:
         self._loaded: dict[str, _Loaded] = {}  # the least recently used first
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def ids(self) -> tuple[str, ...]:
         """What is loaded, the least recently used first."""
         return tuple(self._loaded)
 
-    def attach(self, folders: Mapping[str, Path], *, allow_other_base: bool) -> list[str]:
-        """Load the adapters that are not, from folders by library id; return sentences on what is doubtful.
+    def attach(self, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+        """Load those of the adapters that are not; return their names in the pipeline by library id.
 
         Raises:
             FileNotFoundError, ValueError: one is not whole, or not one of this base; the others stay.
         """
-        for name, folder in folders.items():
-            stamp = _stamp(folder)
-            if name in self._loaded and self._loaded[name].stamp != stamp:  # another under the same id
-                self._unload(name)
-            if name not in self._loaded:
-                self._make_room(keep=folders)
-                self._loaded[name] = _Loaded(stamp, self._load(name, folder))
-            self._loaded[name] = self._loaded.pop(name)
-        matches = {name: self._loaded[name].base_match for name in folders}
-        others = [name for name, match in matches.items() if match == "other weights"]
+        for adapter_id, one in wanted.items():
+            stamp = _stamp(one.folder)
+            if adapter_id in self._loaded and self._loaded[adapter_id].stamp != stamp:
+                self._unload(adapter_id)  # it was renamed, or is another by now
+            if adapter_id not in self._loaded:
+                self._make_room(keep=wanted)
+                name = self._free_name(one.name)
+                self._loaded[adapter_id] = _Loaded(name, stamp, self._load(name, one.folder))
+            self._loaded[adapter_id] = self._loaded.pop(adapter_id)
+        return {adapter_id: self._loaded[adapter_id].name for adapter_id in wanted}
+
+    def doubts(self, ids: Collection[str], *, allow_other_base: bool) -> tuple[str, ...]:
+        """Return sentences on adapters that may not be for this base.
+
+        Raises:
+            ValueError: one is for other weights, which was not allowed.
+        """
+        found = [self._loaded[adapter_id] for adapter_id in ids]
+        others = [one.name for one in found if one.base_match == "other weights"]
         if others and not allow_other_base:
             raise ValueError(
                 f"{printable(others[0])} was made for a base of the same architecture with other "
                 "weights than this one; results may differ: it is used only where that is allowed expressly"
             )
-        return [_DOUBTS[match].format(printable(name)) for name, match in matches.items() if match in _DOUBTS]
+        return tuple(
+            _DOUBTS[one.base_match].format(printable(one.name)) for one in found if one.base_match in _DOUBTS
+        )
 
     def num_touched(self, names: Iterable[str]) -> int:
-        """Return how many modules of the models carry at least one of these adapters."""
+        """Return how many modules of the models carry at least one adapter of these names in the pipeline."""
         wanted = set(names)
         layers = [m for part in find_parts(self._pipeline, None) for m in part.model.modules()]
         return sum(isinstance(layer, EtherLayer) and bool(wanted & set(layer.r)) for layer in layers)
 
     def _load(self, name: str, folder: Path) -> str:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the one on other weights, which `attach` says in its own words
+            warnings.simplefilter("ignore")  # the one on other weights, which `doubts` says in its own words
             if not holds_control(folder):
                 report = self._pipeline.load_ether_weights(folder, adapter_name=name, activate=False)
                 return str(report.base_match)
@@ -78,14 +101,22 @@ class AttachedAdapters:
             raise ValueError(f"{printable(name)} is a control encoder without its adapter; import both")
         return str(report.base_match)
 
-    def _make_room(self, *, keep: Iterable[str]) -> None:
-        spare = [name for name in self._loaded if name not in set(keep)]
-        for name in spare[: max(0, len(self._loaded) + 1 - self._max_loaded)]:
-            self._unload(name)
+    def _free_name(self, name: str) -> str:
+        """Return a name that is no other adapter's and no part's of a model."""
+        models = [part.model for part in find_parts(self._pipeline, None)]
+        taken = {word for model in models for path, _ in model.named_modules() for word in path.split(".")}
+        taken |= {one.name for one in self._loaded.values()}
+        plain = re.sub(r"[.\x00-\x1f\x7f]+", "_", name)[:MAX_NAME].strip() or "adapter"
+        candidates = itertools.chain([plain], (f"{plain} ({n})" for n in itertools.count(2)))
+        return next(candidate for candidate in candidates if candidate not in taken)
 
-    def _unload(self, name: str) -> None:
-        del self._loaded[name]
-        self._pipeline.unload(name)
+    def _make_room(self, *, keep: Collection[str]) -> None:
+        spare = [adapter_id for adapter_id in self._loaded if adapter_id not in keep]
+        for adapter_id in spare[: max(0, len(self._loaded) + 1 - self._max_loaded)]:
+            self._unload(adapter_id)
+
+    def _unload(self, adapter_id: str) -> None:
+        self._pipeline.unload(self._loaded.pop(adapter_id).name)
 
 
 _DOUBTS = {

@@ -1,6 +1,7 @@
 """What draws for the studio: jobs that run one at a time, tell how far they are, and stop within a step."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,11 +9,11 @@ import torch
 
 from ether_diffusion.adapter_file import BaseFingerprint
 from ether_diffusion.adapter_file.models import shareable_name
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import open_base
 from ether_diffusion.control import holds_control
 from ether_diffusion.pipelines.sampling import ControlUse
-from ether_diffusion.ui.attached import MAX_LOADED
+from ether_diffusion.ui.attached import MAX_LOADED, Wanted
 from ether_diffusion.ui.events import (
     CellDone,
     Event,
@@ -60,6 +61,7 @@ class Engine:
         *,
         outputs: Path,
         folder_of: Callable[[str], Path],
+        name_of: Callable[[str], str] = str,
         max_loaded: int = MAX_LOADED,
         check_free: Callable[[torch.device], None] = lambda device: None,
     ) -> None:
@@ -67,7 +69,8 @@ class Engine:
 
         Args:
             outputs: where pictures are written.
-            folder_of: the folder of an adapter by its library id; it raises ValueError where there is none.
+            folder_of: the folder of an adapter by its library id; it raises where there is none.
+            name_of: what people call it, and pictures say.
             check_free: raises ValueError where a job must not start beside what else uses the device.
 
         Raises:
@@ -76,7 +79,7 @@ class Engine:
         self.base = open_base(base)
         self.machine = Machine(self.base, max_loaded=max_loaded, check_free=check_free)
         self.outputs = Outputs(outputs)
-        self._folder_of = folder_of
+        self._folder_of, self._name_of = folder_of, name_of
         self._running: dict[Job[Any], StopToken] = {}
 
     @property
@@ -87,7 +90,7 @@ class Engine:
     @property
     def base_fingerprint(self) -> BaseFingerprint | None:
         """The fingerprint of the base's attention projections; it loads the base."""
-        return self.machine.base_fingerprint
+        return self.machine.facts.fingerprint
 
     @property
     def native_size(self) -> int:
@@ -133,12 +136,13 @@ class Engine:
             FileNotFoundError, ValueError: an adapter is not there or does not fit, or the base cannot draw
                 what is asked for; before the first step.
         """
-        folders = self._folders(request.adapters)
-        control = _control_use(request, folders)
-        order = self._order(request, folders, num_images=request.num_images * (1 + request.draws_base))
+        adapters = self._wanted(request.adapters)
+        following = [name for name, one in adapters.items() if holds_control(one.folder)]
+        order = self._order(request, adapters, num_images=request.num_images * (1 + request.draws_base))
+        order = replace(order, control=_control_use(request, following))
         bench = Bench(self.machine, self.outputs, order, request.keep_metadata, stop)
-        notes = _notes_of(request, folders)
-        return self._stream(lambda emit: generate_pictures(bench, control, notes, emit), stop)
+        notes = _notes_of(request, [adapters[name].name for name in following])
+        return self._stream(lambda emit: generate_pictures(bench, notes, emit), stop)
 
     def grid(self, request: GridRequest, stop: StopToken) -> Iterator[GridEvent]:
         """Draw a grid row by row: CellDone as soon as a cell's file is there, at last GridFinished.
@@ -146,7 +150,7 @@ class Engine:
         Raises:
             FileNotFoundError, ValueError: as `generate`.
         """
-        order = self._order(request, self._folders(request.adapters), num_images=request.num_cells)
+        order = self._order(request, self._wanted(request.adapters), num_images=request.num_cells)
         bench = Bench(self.machine, self.outputs, order, request.keep_metadata, stop)
         return self._stream(lambda emit: draw_grid_cells(bench, emit), stop)
 
@@ -172,11 +176,11 @@ class Engine:
         self._running[job] = stop
         yield from job.events()
 
-    def _folders(self, ids: Iterable[str]) -> dict[str, Path]:
-        return {name: self._folder_of(name) for name in ids}
+    def _wanted(self, ids: Iterable[str]) -> dict[str, Wanted]:
+        return {name: Wanted(self._folder_of(name), self._name_of(name)) for name in ids}
 
     def _order(
-        self, request: GenerateRequest | GridRequest, folders: Mapping[str, Path], *, num_images: int
+        self, request: GenerateRequest | GridRequest, adapters: Mapping[str, Wanted], *, num_images: int
     ) -> Order:
         multiple = self.size_multiple
         for side in (request.width, request.height):
@@ -185,10 +189,10 @@ class Engine:
                     f"a side of {side} px does not suit {self.base_name}; use a multiple of {multiple} px, "
                     f"best {self.native_size}"
                 )
-        return Order(request.sampling(), num_images, folders, request.allow_other_base)
+        return Order(request.sampling(), num_images, adapters, request.allow_other_base)
 
 
-def _control_use(request: GenerateRequest, folders: Mapping[str, Path]) -> ControlUse | None:
+def _control_use(request: GenerateRequest, following: Sequence[str]) -> ControlUse | None:
     """Return the control image with the adapter that follows it.
 
     Raises:
@@ -196,15 +200,13 @@ def _control_use(request: GenerateRequest, folders: Mapping[str, Path]) -> Contr
     """
     if request.control_image is None:
         return None
-    following = [name for name, folder in folders.items() if holds_control(folder)]
     if len(following) != 1:
-        found = listed(following) or "none"
-        raise ValueError(f"a control image needs one adapter that follows it; chosen are {found}")
+        found = f"{len(following)} of them" if following else "none"
+        raise ValueError(f"a control image needs one adapter that follows it; found {found}")
     return ControlUse(request.control_image, float(request.control_strength), following[0])
 
 
-def _notes_of(request: GenerateRequest, folders: Mapping[str, Path]) -> tuple[str, ...]:
+def _notes_of(request: GenerateRequest, following: Sequence[str]) -> tuple[str, ...]:
     if request.control_image is not None:
         return ()
-    following = [name for name, folder in folders.items() if holds_control(folder)]
     return tuple(f"{printable(name)} follows a control image, and none was given." for name in following)

@@ -5,23 +5,24 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ether_diffusion.adapter_file import BaseFingerprint, base_fingerprint
+from ether_diffusion.adapter_file.adapter import Fact
 from ether_diffusion.adapter_file.fit import plain_targets
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import Base
+from ether_diffusion.pipelines.describe import scheduler_settings
 from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
-from ether_diffusion.pipelines.sampling import Sampling
+from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 from ether_diffusion.training import find_cut
 from ether_diffusion.training.shortages import is_out_of_memory
 from ether_diffusion.tuner import EtherConfig
-from ether_diffusion.ui.attached import MAX_LOADED, AttachedAdapters
+from ether_diffusion.ui.attached import MAX_LOADED, AttachedAdapters, Wanted
 from ether_diffusion.ui.drawing import Drawing
 from ether_diffusion.ui.events import Previewing, StopToken, Waiting
 from ether_diffusion.ui.line import Line
@@ -30,21 +31,36 @@ from ether_diffusion.ui.speed import Speed
 
 @dataclass(frozen=True)
 class Turn:
-    """A job at work: what draws its pictures, and what is known before the first step."""
+    """A job at work: what draws its pictures, and what is known before the first step.
+
+    In `sampling` and `control` adapters go by their names in the pipeline, which are those for people.
+    """
 
     drawing: Drawing
+    sampling: Sampling
+    control: ControlUse | None
     touched_layers: int
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a job needs: adapters' folders by id, what to draw and how many pictures that is."""
+    """What a job needs: adapters by library id, what to draw with them, and how many pictures that is."""
 
     sampling: Sampling
     num_images: int
-    folders: Mapping[str, Path]
+    adapters: Mapping[str, Wanted]
     allow_other_base: bool
+    control: ControlUse | None = None
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What pictures say of a base: its weights' fingerprint, and its scheduler with its settings."""
+
+    fingerprint: BaseFingerprint | None
+    scheduler: str
+    scheduler_config: Mapping[str, Fact]
 
 
 class Machine:
@@ -64,29 +80,22 @@ class Machine:
         self.speed = Speed(base.native_size)
         self._max_loaded, self._check_free = max_loaded, check_free
         self._loading = threading.Lock()
-        self._pipeline: Any = None
+        self._loaded: tuple[Any, BaseFacts] | None = None
 
     @property
     def pipeline(self) -> Any:
         """The pipeline, which only a job in its turn may call."""
-        with self._loading:
-            if self._pipeline is None:
-                self._pipeline = open_pipeline(
-                    self.base, device=self.device, dtype=default_dtype(self.device), with_control=True
-                )
-                self._pipeline.set_progress_bar_config(disable=True)
-        return self._pipeline
+        return self._load()[0]
+
+    @property
+    def facts(self) -> BaseFacts:
+        """What pictures say of the base, which is loaded to know it."""
+        return self._load()[1]
 
     @cached_property
     def attached(self) -> AttachedAdapters:
         """The adapters in the pipeline, which only a job in its turn may change."""
         return AttachedAdapters(self.pipeline, max_loaded=self._max_loaded)
-
-    @cached_property
-    def base_fingerprint(self) -> BaseFingerprint | None:
-        """The fingerprint of the base's attention projections, of its own weights."""
-        unet = self.pipeline.unet
-        return base_fingerprint(unet, sorted(plain_targets(unet, EtherConfig())))
 
     @contextmanager
     def turn(
@@ -101,25 +110,51 @@ class Machine:
         with self.line.turn(stop, lambda place: on_state(Waiting(place))), _shortage_explained():
             self._check_free(self.device)
             on_state(Previewing(0, order.sampling.steps, None, None, 0, order.num_images))
+            attached = self.attached
+            stop.check()
+            names = attached.attach(order.adapters)
+            doubts = attached.doubts(order.adapters, allow_other_base=order.allow_other_base)
+            sampling, control = _named(order, names)
+            used = {name for choice in sampling.choices for name, strength in choice.items() if strength}
             drawing = Drawing(
                 self.pipeline,
-                order.sampling,
+                sampling,
                 num_images=order.num_images,
                 stop=stop,
                 speed=self.speed,
                 on_state=on_state,
             )
-            stop.check()
-            doubts = self.attached.attach(order.folders, allow_other_base=order.allow_other_base)
-            used = {
-                name for choice in order.sampling.choices for name, strength in choice.items() if strength
-            }
-            yield Turn(drawing, self.attached.num_touched(used), (*doubts, *self._cuts(order.sampling)))
+            notes = (*doubts, *self._cuts(sampling))
+            yield Turn(drawing, sampling, control, attached.num_touched(used), notes)
+
+    def _load(self) -> tuple[Any, BaseFacts]:
+        with self._loading:
+            if self._loaded is None:
+                dtype = default_dtype(self.device)
+                pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=True)
+                pipeline.set_progress_bar_config(disable=True)
+                # now, while no adapter is attached
+                names = sorted(plain_targets(pipeline.unet, EtherConfig()))
+                facts = BaseFacts(
+                    base_fingerprint(pipeline.unet, names) if names else None,
+                    type(pipeline.scheduler).__name__,
+                    scheduler_settings(pipeline.scheduler),
+                )
+                self._loaded = pipeline, facts
+        return self._loaded
 
     def _cuts(self, sampling: Sampling) -> list[str]:
         prompts = [*sampling.prompts, *filter(None, [sampling.negative_prompt])]
         cuts = [find_cut(prompt, self.pipeline.tokenizer) for prompt in dict.fromkeys(prompts)]
         return [str(cut) for cut in cuts if cut is not None]
+
+
+def _named(order: Order, names: Mapping[str, str]) -> tuple[Sampling, ControlUse | None]:
+    choices = tuple({names[name]: s for name, s in choice.items()} for choice in order.sampling.choices)
+    control = order.control
+    if control is not None and control.control is not None:
+        control = replace(control, control=names[control.control])
+    return replace(order.sampling, choices=choices), control
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ether_diffusion.pipelines.grid import MANIFEST_NAME, PICTURES_FOLDER, SHEET_NAME, draw_grid, sheet_files
-from ether_diffusion.pipelines.sampling import ControlUse, Picture
+from ether_diffusion.pipelines.sampling import Picture, Sampling
 from ether_diffusion.ui.events import (
     CellDone,
     Event,
@@ -33,9 +33,7 @@ class Bench:
     stop: StopToken
 
 
-def generate_pictures(
-    bench: Bench, control: ControlUse | None, notes: tuple[str, ...], emit: Callable[[Event], None]
-) -> None:
+def generate_pictures(bench: Bench, notes: tuple[str, ...], emit: Callable[[Event], None]) -> None:
     """Draw each seed by the adapters and, where there is a second choice, by the base right after it."""
     start, touched_layers, stopped = time.monotonic(), 0, False
     sampling, outputs = bench.order.sampling, bench.outputs
@@ -44,10 +42,10 @@ def generate_pictures(
         with bench.machine.turn(bench.order, bench.stop, emit) as turn:
             touched_layers, notes = turn.touched_layers, notes + turn.notes
             job = outputs.new_job()
-            if control is not None and bench.keep_metadata:
-                outputs.keep_control(control.image)
+            if turn.control is not None and bench.keep_metadata:
+                outputs.keep_control(turn.control.image)
             for seed, choice in itertools.product(range(len(sampling.seeds)), range(len(sampling.choices))):
-                picture = turn.drawing.draw((0, seed, choice), control)
+                picture = turn.drawing.draw((0, seed, choice), turn.control)
                 name = f"{job}-i{seed:02d}{BASE_SUFFIX if choice else ''}"
                 saved[choice].append(
                     outputs.save(picture, outputs.day_folder(job), name, keep_metadata=bench.keep_metadata)
@@ -61,6 +59,7 @@ def generate_pictures(
 def draw_grid_cells(bench: Bench, emit: Callable[[GridEvent], None]) -> None:
     """Draw the cells of a grid row by row, then its sheet and its manifest."""
     start, touched_layers, stopped = time.monotonic(), 0, False
+    sampling = bench.order.sampling
     notes: tuple[str, ...] = ()
     sheet: Path | None = None
     manifest: Path | None = None
@@ -71,7 +70,8 @@ def draw_grid_cells(bench: Bench, emit: Callable[[GridEvent], None]) -> None:
     try:
         with bench.machine.turn(bench.order, bench.stop, emit) as turn:
             touched_layers, notes = turn.touched_layers, turn.notes
-            for place in _places(bench.order):
+            sampling = turn.sampling
+            for place in _places(sampling):
                 picture = turn.drawing.draw(place)
                 name = f"{job}-c{len(cells) + 1:03d}"
                 pictures[f"{PICTURES_FOLDER}/{name}.png"] = picture
@@ -81,21 +81,21 @@ def draw_grid_cells(bench: Bench, emit: Callable[[GridEvent], None]) -> None:
                     )
                 )
                 emit(CellDone(*place, cells[-1], len(cells), bench.order.num_images))
-        sheet, manifest = _write_sheet(bench, folder, pictures)
+        sheet, manifest = _write_sheet(bench, sampling, folder, pictures)
     except Stopped:
         stopped = True
     seconds = time.monotonic() - start
     emit(GridFinished(job, tuple(cells), sheet, manifest, seconds, stopped, touched_layers, notes))
 
 
-def _places(order: Order) -> list[tuple[int, int, int]]:
-    sampling = order.sampling
+def _places(sampling: Sampling) -> list[tuple[int, int, int]]:
     sides = (sampling.prompts, sampling.seeds, sampling.choices)
     return [(p, s, c) for p, s, c in itertools.product(*(range(len(side)) for side in sides))]
 
 
-def _write_sheet(bench: Bench, folder: Path, pictures: dict[str, Picture]) -> tuple[Path, Path | None]:
-    sampling = bench.order.sampling
+def _write_sheet(
+    bench: Bench, sampling: Sampling, folder: Path, pictures: dict[str, Picture]
+) -> tuple[Path, Path | None]:
     if not bench.keep_metadata:
         sheet = plain_png(draw_grid(sampling, list(pictures.values())))
         return bench.outputs.write(folder, SHEET_NAME, sheet), None
