@@ -1,0 +1,59 @@
+"""The studio's work: a folder with adapters, pictures and training runs, and what draws and trains in it."""
+
+from pathlib import Path
+
+import torch
+
+from ether_diffusion.ui.engine import Engine
+from ether_diffusion.ui.history import History
+from ether_diffusion.ui.library import Library
+from ether_diffusion.ui.runs import Runs
+
+ADAPTERS, OUTPUTS, RUNS, TEMP = "adapters", "outputs", "runs", "temp"
+
+
+class Studio:
+    """Everything that a page offers, without the page.
+
+    Attributes:
+        temp: for uploads and downloads; nobody else may read it.
+    """
+
+    def __init__(self, folder: Path, *, base: str = "tiny_world") -> None:
+        """Open a studio in a folder, which is made where it is not there.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: the base or the folder cannot be used.
+        """
+        self.folder = folder.expanduser().absolute()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file; name a folder for the studio")
+        self.temp = self.folder / TEMP
+        self.engine = Engine(
+            base,
+            outputs=self.folder / OUTPUTS,
+            folder_of=lambda adapter_id: self.library.folder(adapter_id),
+            name_of=lambda adapter_id: self.library.card(adapter_id).name,
+            check_free=self._check_free,
+        )
+        for name in (ADAPTERS, OUTPUTS, RUNS):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.temp.mkdir(exist_ok=True, mode=0o700)
+        self.temp.chmod(0o700)
+        self.library = Library(self.folder / ADAPTERS, self.temp, self.engine.base)
+        self.history = History(self.folder / OUTPUTS)
+        self.runs = Runs(self.folder / RUNS, self.temp, base=base)
+
+    def close(self) -> None:
+        """Stop what is being drawn; training goes on."""
+        self.engine.close()
+
+    def _check_free(self, device: torch.device) -> None:
+        """Let pictures be drawn beside training on the CPU, where it yields; an accelerator has no room."""
+        if device.type == "cpu":
+            return
+        training = [run.name for run in self.runs.all() if run.state in ("starting", "running")]
+        if training:
+            raise ValueError(
+                f"{training[0]} is training on the accelerator; wait until it is done, or pause it"
+            )
