@@ -14,7 +14,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("ether", "ether_plus", "lora", "oft", "hra", "delora")
+METHODS = ("ether", "ether_plus", "lora", "oft", "hra", "delora", "full")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SUBJECTS = ("fox", "taxi")
 USER_ERROR = 2

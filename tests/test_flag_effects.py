@@ -205,7 +205,8 @@ def test_missing_class_images_are_drawn(world: World) -> None:
 
 @shows("adapter")
 @pytest.mark.parametrize(
-    ("method", "found"), [("ether", "ETHER"), ("lora", "LORA"), ("oft", "OFT"), ("hra", "HRA")]
+    ("method", "found"),
+    [("ether", "ETHER"), ("lora", "LORA"), ("oft", "OFT"), ("hra", "HRA"), ("full", "FULL")],
 )
 def test_the_adapter_is_of_the_method(world: World, method: str, found: str) -> None:
     run = world.run(adapter=method)

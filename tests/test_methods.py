@@ -34,7 +34,7 @@ from ether_diffusion.training.result import (
 )
 from ether_diffusion.training.setup import LoadedRun
 
-PEFT_METHODS = ["lora", "oft", "hra", "delora", "boft"]
+PEFT_METHODS = ["lora", "oft", "hra", "delora", "boft", "full"]
 METHODS = ["ether", "ether_plus", *PEFT_METHODS]
 
 # PEFT's BOFT looks for a compiler of CUDA
@@ -71,7 +71,7 @@ def test_peft_loads_what_training_saved(tmp_path: Path, method: str) -> None:
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "run").eval()
     torch.testing.assert_close(output(loaded), output(run.unet))
     config = PeftConfig.from_pretrained(tmp_path / "run")
-    assert config.peft_type.value.lower() == method
+    assert str(getattr(config.peft_type, "value", config.peft_type)).lower() == method
     assert config.inference_mode
 
 
@@ -167,6 +167,7 @@ def test_options_mean_what_they_mean_in_peft(method: str) -> None:
         "hra": {"r": 3},
         "delora": {"r": 3, "module_dropout": 0.5},
         "boft": {"boft_block_num": 2, "boft_block_size": 0, "boft_dropout": 0.5},
+        "full": {"target_modules": ".*"},
     }
     expected = in_peft[method]
     assert {name: values[name] for name in expected} == expected
@@ -181,7 +182,7 @@ def test_a_first_adapter_is_a_function_of_the_seed(method: str) -> None:
         added = attach_new(unet, peft_config(AdapterConfig(adapter=method), "unet"), seed=seed, part="unet")  # type: ignore[arg-type]
         found.append(torch.cat([parameter.detach().flatten() for parameter in added]))
     assert torch.equal(found[0], found[1])
-    if method not in ("oft", "boft"):  # which start from zeros
+    if method not in ("oft", "boft", "full"):  # which start from zeros
         assert not torch.equal(found[0], found[2])
 
 
@@ -239,3 +240,28 @@ def test_an_adapter_names_its_base_without_the_way_to_it(tmp_path: Path, method:
     else:
         stored = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
         assert stored["base_model_name_or_path"] == "base"
+
+
+def test_full_fine_tuning_trains_every_weight_of_both_models(tmp_path: Path) -> None:
+    run = trained_run(tmp_path, "full", text=True)
+    base = open_pipeline(tmp_path / "base")
+    for part in run.trainer.parts:
+        own = sum(parameter.numel() for parameter in getattr(base, part.part).parameters())
+        assert sum(parameter.numel() for parameter in part.parameters) == own
+    assert all(parameter.dtype == torch.float32 for parameter in run.trainer.parameters)
+
+
+def test_merged_full_fine_tuning_is_a_plain_model_and_unmerges_bit_for_bit(tmp_path: Path) -> None:
+    run = trained_run(tmp_path, "full")
+    fresh = open_pipeline(tmp_path / "base").unet
+    before = {name: weight.clone() for name, weight in fresh.state_dict().items()}
+    model = PeftModel.from_pretrained(fresh, tmp_path / "run").eval()
+    model.merge_adapter()
+    with model.disable_adapter():
+        model.unmerge_adapter()
+    restored = {name.replace(".base_layer", ""): weight for name, weight in fresh.state_dict().items()}
+    assert all(torch.equal(restored[name], weight) for name, weight in before.items())
+    merged = model.merge_and_unload()
+    run.unet.eval()
+    assert merged.state_dict().keys() == before.keys()
+    torch.testing.assert_close(output(merged), output(run.unet))

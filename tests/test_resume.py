@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Json]] = {
     "boft": {"adapter": "boft"},
     "hra": {"adapter": "hra"},
     "delora": {"adapter": "delora"},
+    "full": {"adapter": "full"},
     "averaged": {"use_ema": True, "ema_decay": 0.5},
     "warmed up on a cosine": {"lr_scheduler": "cosine", "lr_warmup_steps": 1},
     "polynomial": {"lr_scheduler": "polynomial", "lr_power": 2.0, "lr_warmup_steps": 1},

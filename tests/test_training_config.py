@@ -123,12 +123,12 @@ def test_zero_is_refused_where_it_means_nothing(name: str) -> None:
         (
             "adapter",
             "lokr",
-            "adapter='lokr' is not known; use one of ether, ether_plus, lora, oft, hra, delora, boft",
+            "adapter='lokr' is not known; use one of ether, ether_plus, lora, oft, hra, delora, boft, full",
         ),
         (
             "adapter",
             None,
-            "adapter=None does not fit; use one of ether, ether_plus, lora, oft, hra, delora, boft",
+            "adapter=None does not fit; use one of ether, ether_plus, lora, oft, hra, delora, boft, full",
         ),
         ("mixed_precision", False, "mixed_precision=False does not fit; use one of no, fp16, bf16"),
         ("instance_prompt", " ", "instance_prompt=' ' is empty; use text"),
@@ -235,6 +235,7 @@ def test_listing_buckets_switches_them_on() -> None:
         ("hra", 1e-4),
         ("boft", 1e-4),
         ("delora", 1e-3),
+        ("full", 5e-6),
     ],
 )
 def test_each_method_has_its_learning_rate(adapter: str, rate: float) -> None:
@@ -297,6 +298,7 @@ IDLE: list[tuple[str, dict[str, Json]]] = [
     ("lr_power", {"lr_power": 2.0, "lr_scheduler": "linear"}),
     ("ema_decay", {"ema_decay": 0.9}),
     ("validation_steps", {"validation_steps": 5, "validation_epochs": 5, "validation_prompt": "x"}),
+    ("target_modules", {"adapter": "full", "target_modules": "to_q"}),
     ("validation_steps", {"validation_steps": 5}),
     ("validation_negative_prompt", {"validation_negative_prompt": "x"}),
     ("logging_dir", {"logging_dir": "x"}),

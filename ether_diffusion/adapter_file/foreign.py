@@ -21,6 +21,7 @@ _KINDS = (
     (("hra_u",), "an HRA adapter", None, PEFT_HINT),
     (("ia3_l",), "an IA³ adapter", None, PEFT_HINT),
     (("delora_",), "a DeLoRA adapter", None, PEFT_HINT),
+    (("full_weight", "full_bias"), "a full fine-tuning", None, PEFT_HINT),
 )
 
 

@@ -30,7 +30,7 @@ from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.adapter_file.writer import check_writable
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.randomness import stream
-from ether_diffusion.tuner import TARGET_PRESETS, EtherConfig, prepared_adapters
+from ether_diffusion.tuner import TARGET_PRESETS, EtherConfig, FullConfig, prepared_adapters
 
 ADAPTER_NAME = "default"
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -81,6 +81,8 @@ def peft_config(config: AdapterConfig, part: Part) -> PeftConfig:
             return HRAConfig(r=rank, target_modules=targets)
         case "delora":
             return DeloraConfig(r=rank, module_dropout=dropout, target_modules=targets)
+        case "full":
+            return FullConfig()
 
 
 def _targets(text: str) -> str | list[str]:

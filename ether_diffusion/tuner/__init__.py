@@ -1,9 +1,10 @@
-"""ETHER as a method of PEFT; importing this package registers it."""
+"""ETHER as a method of PEFT, and full fine-tuning to compare with; importing this package registers both."""
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from ether_diffusion.tuner.config import PEFT_TYPE, TARGET_PRESETS, EtherConfig
 from ether_diffusion.tuner.contexts import chosen_adapters, mixed_adapters, prepared_adapters
+from ether_diffusion.tuner.full import FULL_PEFT_TYPE, FullConfig, FullLayer, FullModel
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
 from ether_diffusion.tuner.model import EtherModel
@@ -13,6 +14,9 @@ __all__ = [
     "EtherLayer",
     "EtherLinear",
     "EtherModel",
+    "FullConfig",
+    "FullLayer",
+    "FullModel",
     "TARGET_PRESETS",
     "chosen_adapters",
     "mixed_adapters",
@@ -23,3 +27,6 @@ __all__ = [
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = EtherConfig
 PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = EtherModel
 PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = EtherModel.prefix
+PEFT_TYPE_TO_CONFIG_MAPPING[FULL_PEFT_TYPE] = FullConfig
+PEFT_TYPE_TO_TUNER_MAPPING[FULL_PEFT_TYPE] = FullModel
+PEFT_TYPE_TO_PREFIX_MAPPING[FULL_PEFT_TYPE] = FullModel.prefix

@@ -8,7 +8,7 @@ from typing import Literal
 from ether_diffusion.options import option, shown
 from ether_diffusion.training.config.section import Section
 
-AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft"]
+AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft", "full"]
 Sides = Literal["input", "output", "both"]
 
 DEFAULT_LEARNING_RATES: dict[AdapterMethod, float] = {
@@ -22,8 +22,11 @@ DEFAULT_LEARNING_RATES: dict[AdapterMethod, float] = {
     "hra": 1e-4,
     "delora": 1e-3,
     "boft": 1e-4,
+    "full": 5e-6,  # ETHER, appendix C.1, as DreamBooth
 }
 """The learning rate of each method where none is given."""
+
+_ALL_BUT_FULL: frozenset[AdapterMethod] = frozenset(DEFAULT_LEARNING_RATES.keys() - {"full"})
 
 METHODS_WITH: dict[str, frozenset[AdapterMethod]] = {
     "num_blocks": frozenset({"ether", "ether_plus", "oft", "boft"}),  # those with block-diagonal matrices
@@ -31,6 +34,7 @@ METHODS_WITH: dict[str, frozenset[AdapterMethod]] = {
     "rank": frozenset({"lora", "hra", "delora"}),
     "lora_alpha": frozenset({"lora"}),
     "dropout": frozenset({"ether", "ether_plus", "lora", "oft", "delora", "boft"}),
+    "target_modules": _ALL_BUT_FULL,  # which trains all there are
 }
 """The methods that know an option; for the others it has no effect."""
 
@@ -39,7 +43,9 @@ METHODS_WITH: dict[str, frozenset[AdapterMethod]] = {
 class AdapterConfig(Section):
     """The adapter, and the modules it adapts."""
 
-    adapter: AdapterMethod = option("ether_plus", "Method of the adapter.")
+    adapter: AdapterMethod = option(
+        "ether_plus", "Method of the adapter; full trains every weight, and stores the differences."
+    )
     num_blocks: int = option(
         4, "Diagonal blocks of ether, ether_plus, oft and boft; divides the widths.", least=1
     )

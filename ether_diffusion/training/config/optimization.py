@@ -21,7 +21,7 @@ class OptimizationConfig(Section):
     learning_rate: float | None = option(
         None,
         "Learning rate; the method's own if not given: 6e-3 for ether and ether_plus, 6e-4 lora, 6e-5 oft, "
-        "1e-4 hra and boft, 1e-3 delora; 1 with prodigy.",
+        "1e-4 hra and boft, 1e-3 delora, 5e-6 full; 1 with prodigy.",
         above=0.0,
     )
     text_encoder_lr: float | None = option(
