@@ -1,7 +1,8 @@
 """What each method costs on SD 1.5: parameters, file size, seconds of a training step, and its memory.
 
-`python scripts/study_cost.py --output_dir runs/cost --latent 32` takes about ten minutes on one CPU core: steps
-and memory are measured, at random weights; `--what size` takes seconds. It writes cost.json and cost.png.
+`python scripts/study_cost.py --output_dir runs/cost --latent 32` takes about ten minutes on one CPU core:
+steps and memory are measured, at random weights; `--what size` takes seconds. It writes cost.json and
+cost.png.
 """
 
 import argparse

@@ -4,7 +4,6 @@ The claim of ETHER, Bini et al. 2024, arXiv:2405.20271, figures 4, 5 and 8: boun
 over magnitudes of learning rate.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.durable_files import write_files
 from ether_diffusion.evaluation.encoder_loading import load_encoder
+from ether_diffusion.evaluation.kept_scores import Scores, kept_scores
 from ether_diffusion.evaluation.likeness import Estimate, estimate
 from ether_diffusion.evaluation.samples import Sample, sort_samples
 from ether_diffusion.evaluation.saved_adapters import attach_saved, weight_distance
@@ -33,10 +32,8 @@ from ether_diffusion.training.loop import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
-SCORES_FILE = "scores.json"
 FIDELITY = "tiny_i"
 TOLERANCE = 0.05
-Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -76,40 +73,34 @@ def carry_out(run: StudyRun, root: Path, *, max_train_steps: int, num_inference_
     """
     folder = run.folder(root)
     asked: dict[str, Json] = {**asdict(run), "steps": max_train_steps, "inference_steps": num_inference_steps}
-    file = folder / SCORES_FILE
-    if file.is_file():
-        stored = json.loads(file.read_bytes())
-        if stored["run"] != asked:
-            raise ValueError(f"{folder} holds a run of other settings; name another folder for this study")
-        found: dict[str, float] = stored["scores"]
-        return found
     settings: dict[str, Json] = {
         "adapter": run.method,
         "learning_rate": run.learning_rate,
         "seed": run.seed,
         "max_train_steps": max_train_steps,
     }
-    scores: dict[str, float] = {}
-    try:
-        adapter = learn_subject(find_concept(run.subject), folder, settings)
-        scores = score_run(run, adapter, num_inference_steps)
-    except NonFiniteError as error:
-        logger.info("%s: %s", folder, error)
-    data = json.dumps({"run": asked, "scores": scores}, indent=1, allow_nan=False)
-    write_files(folder, {SCORES_FILE: f"{data}\n".encode()})
-    return scores
+
+    def measure() -> Scores:
+        try:
+            adapter = learn_subject(find_concept(run.subject), folder, settings)
+        except NonFiniteError as error:
+            logger.info("%s: %s", folder, error)
+            return {}
+        return score_subject(run.subject, run.seed, adapter, num_inference_steps)
+
+    return kept_scores(folder, asked, measure)
 
 
-def score_run(run: StudyRun, adapter: Path, num_inference_steps: int) -> dict[str, float]:
-    """Draw a subject where no photo has it, on the run's seed, and score what is drawn."""
-    concept = find_concept(run.subject)
+def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: int) -> dict[str, float]:
+    """Draw a subject where no photo has it, from a seed, and score what is drawn."""
+    concept = find_concept(subject)
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
     attach_saved(pipeline, adapter)
     distance = weight_distance(pipeline.unet)
     if not math.isfinite(distance):
         return {}
     prompts = unseen_prompts(concept)
-    pictures, _ = generate(pipeline, prompts, num_steps=num_inference_steps, seed=run.seed)
+    pictures, _ = generate(pipeline, prompts, num_steps=num_inference_steps, seed=seed)
     pictures = pictures.nan_to_num(-1)
     drawn = [
         Sample(str(number), image, prompt, number)

@@ -1,0 +1,138 @@
+"""Do blocks and sides matter? Subjects of Tiny World learned with n = 1, 4, 16, on one side and on both.
+
+ETHER, Bini et al. 2024, arXiv:2405.20271, tables 9 to 11: blocks hardly do, both sides of ETHER+ do.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.figures import new_figure, png_of
+from ether_diffusion.evaluation.kept_scores import Scores, kept_scores
+from ether_diffusion.evaluation.learning_rates import FIDELITY, score_subject
+from ether_diffusion.evaluation.likeness import Estimate, estimate
+from ether_diffusion.evaluation.tiny_subjects import learn_subject
+from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.training.loop import NonFiniteError
+
+logger = logging.getLogger(__name__)
+
+VARIANTS: Mapping[str, Mapping[str, Json]] = {
+    "ETHER": {"adapter": "ether", "sides": "input"},
+    "ETHER+ one-sided": {"adapter": "ether_plus", "sides": "input"},
+    "ETHER+": {"adapter": "ether_plus", "sides": "both"},
+}
+NUM_BLOCKS = (1, 4, 16)
+PANELS = {
+    FIDELITY: "likeness to the photos",
+    "recognised": "share recognised",
+    "tiny_t": "likeness to the prompt",
+}
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """One training of the study: a variant by its name in `VARIANTS`."""
+
+    variant: str
+    num_blocks: int
+    subject: str
+    seed: int
+
+    def folder(self, root: Path) -> Path:
+        """Return where it lies."""
+        names = self.variant, f"{self.num_blocks} blocks", f"{self.subject}_{self.seed}"
+        return root.joinpath(*(name.replace(" ", "_").lower() for name in names))
+
+
+def plan_runs(
+    variants: Sequence[str], blocks: Sequence[int], subjects: Sequence[str], seeds: Sequence[int]
+) -> list[BlockRun]:
+    """Return all runs of a study."""
+    return [
+        BlockRun(variant, num_blocks, subject, seed)
+        for subject in dict.fromkeys(subjects)
+        for seed in dict.fromkeys(seeds)
+        for variant in dict.fromkeys(variants)
+        for num_blocks in dict.fromkeys(blocks)
+    ]
+
+
+def carry_out(run: BlockRun, root: Path, *, max_train_steps: int, num_inference_steps: int) -> Scores:
+    """Train, draw and score one run, or read what it came to before; nothing where training diverged.
+
+    Raises:
+        ValueError: the settings cannot be used, or an earlier run had others.
+        InterruptedError: a signal stopped the training; called again, it goes on.
+    """
+    folder = run.folder(root)
+    asked: dict[str, Json] = {**asdict(run), "steps": max_train_steps, "inference_steps": num_inference_steps}
+    settings = {
+        **VARIANTS[run.variant],
+        "num_blocks": run.num_blocks,
+        "seed": run.seed,
+        "max_train_steps": max_train_steps,
+    }
+
+    def measure() -> Scores:
+        try:
+            adapter = learn_subject(find_concept(run.subject), folder, settings)
+        except NonFiniteError as error:
+            logger.info("%s: %s", folder, error)
+            return {}
+        return score_subject(run.subject, run.seed, adapter, num_inference_steps)
+
+    return kept_scores(folder, asked, measure)
+
+
+def summarise(results: Mapping[BlockRun, Scores]) -> dict[str, dict[int, dict[str, Estimate]]]:
+    """Return estimates by variant, blocks and score, with errors over subjects, or over seeds of one.
+
+    What any run of a cell lacks, the cell lacks.
+    """
+    one_subject = len({run.subject for run in results}) == 1
+    cells: dict[tuple[str, int], list[tuple[BlockRun, Scores]]] = {}
+    for run, scores in results.items():
+        cells.setdefault((run.variant, run.num_blocks), []).append((run, scores))
+    summary: dict[str, dict[int, dict[str, Estimate]]] = {}
+    for (variant, num_blocks), pairs in cells.items():
+        names = set.intersection(*(set(scores) for _, scores in pairs))
+        groups = [run.seed if one_subject else run.subject for run, _ in pairs]
+        summary.setdefault(variant, {})[num_blocks] = {
+            name: estimate([scores[name] for _, scores in pairs], groups) for name in sorted(names)
+        }
+    return summary
+
+
+def draw_bars(summary: Mapping[str, Mapping[int, Mapping[str, Estimate]]]) -> bytes:
+    """Return a PNG: for each score a group of bars by variant, a bar by number of blocks.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = new_figure(4.8 * len(PANELS), 3.6)
+    blocks = sorted({num_blocks for row in summary.values() for num_blocks in row})
+    width = 0.8 / len(blocks)
+    for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for place, num_blocks in enumerate(blocks):
+            there = {
+                group: row[num_blocks][name]
+                for group, row in enumerate(summary.values())
+                if name in row.get(num_blocks, {})
+            }
+            axes.bar(
+                [group + (place - (len(blocks) - 1) / 2) * width for group in there],
+                [found.mean for found in there.values()],
+                width,
+                yerr=[found.standard_error or 0.0 for found in there.values()],
+                capsize=3,
+                label=f"n = {num_blocks}",
+                color=("#9ec5fe", "#5b8ff9", "#1f3f8f", "#0b1b3f")[place % 4],
+            )
+        axes.set_xticks(range(len(summary)), list(summary))
+        axes.set_title(title)
+        axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return png_of(figure)
