@@ -22,6 +22,7 @@ from transformers import (
 from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
 from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, PROJECTION_FILE
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, Judge
+from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, Segmenter
 from ether_diffusion.tiny_world.training.unet import build_scheduler
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,16 @@ def export_judge(folder: Path, judge: Judge) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
     save_file(tensors, folder / JUDGE_FILE)
+
+
+def export_segmenter(folder: Path, segmenter: Segmenter) -> None:
+    """Save the segmenter in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in segmenter.state_dict().items()
+    }
+    save_file(tensors, folder / SEGMENTER_FILE)
 
 
 def export_image_tower(

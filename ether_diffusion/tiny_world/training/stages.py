@@ -10,6 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.tiny_world.assets import fetch_renders, read_emoji_names
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
+from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, load_segmenter
 from ether_diffusion.tiny_world.training.autoencoder import (
     AutoencoderObjective,
     AutoencoderStage,
@@ -32,10 +33,13 @@ from ether_diffusion.tiny_world.training.export import (
     export_image_tower,
     export_judge,
     export_pipeline,
+    export_segmenter,
 )
 from ether_diffusion.tiny_world.training.judging import JudgeStage
 from ether_diffusion.tiny_world.training.loop import RunConfig, Trainer
 from ether_diffusion.tiny_world.training.prompts import sheet_captions
+from ether_diffusion.tiny_world.training.segmenting import SegmenterStage
+from ether_diffusion.tiny_world.training.segments import prepare_segments
 from ether_diffusion.tiny_world.training.tokenizer import train_tokenizer
 from ether_diffusion.tiny_world.training.unet import (
     CachedLatents,
@@ -58,7 +62,7 @@ class Parts:
     tokenizer: CLIPTokenizer
 
 
-STAGES = ("data", "autoencoder", "decoder", "clip", "judge", "unet", "image_tower", "export")
+STAGES = ("data", "autoencoder", "decoder", "clip", "judge", "unet", "image_tower", "segmenter", "export")
 
 
 def prepare_tokenizer(run_folder: Path, captions: list[str]) -> CLIPTokenizer:
@@ -131,6 +135,18 @@ def train_judge(config: RunConfig, composites: Composites) -> None:
     export_judge(config.run_folder, stage.judge)
 
 
+def train_segmenter(config: RunConfig) -> None:
+    """Train the segmenter on pictures as the finished autoencoder decodes them; export it, as the judge."""
+    if config.init_from is not None:
+        vae = AutoencoderKL.from_pretrained(config.init_from, subfolder="vae", dtype=torch.float32)
+    else:
+        vae = load_trained_vae(config.run_folder)
+    stage = SegmenterStage(prepare_segments(config.run_folder, vae.eval(), seed=config.seed))
+    Trainer(stage, config).run()
+    load_averaged(config.run_folder / stage.name, stage.model)
+    export_segmenter(config.run_folder, stage.segmenter)
+
+
 def finished_unet_stage(config: RunConfig, composites: Composites) -> UNetStage:
     """Build the UNet stage with the averaged weights of its newest checkpoint."""
     stage = unet_stage(config, composites)
@@ -149,7 +165,7 @@ def image_tower_stage(config: RunConfig, composites: Composites) -> ImageTowerSt
 
 
 def export(config: RunConfig, composites: Composites) -> None:
-    """Export the newest averaged weights to config.export_folder, with the judge if there is one."""
+    """Export the newest averaged weights to config.export_folder, with what else is there."""
     stage = finished_unet_stage(config, composites)
     export_pipeline(
         config.export_folder,
@@ -160,6 +176,8 @@ def export(config: RunConfig, composites: Composites) -> None:
     )
     if (config.run_folder / JUDGE_FILE).is_file():
         export_judge(config.export_folder, load_judge(config.run_folder))
+    if (config.run_folder / SEGMENTER_FILE).is_file():
+        export_segmenter(config.export_folder, load_segmenter(config.run_folder))
     if newest_checkpoint(config.run_folder / "image_tower"):
         tower = image_tower_stage(config, composites)
         load_averaged(config.run_folder / tower.name, tower.model)
@@ -192,5 +210,7 @@ def run_stage(name: str, config: RunConfig) -> None:
         Trainer(unet_stage(config, composites), config).run()
     elif name == "image_tower":
         Trainer(image_tower_stage(config, composites), config).run()
+    elif name == "segmenter":
+        train_segmenter(config)
     elif name == "export":
         export(config, composites)

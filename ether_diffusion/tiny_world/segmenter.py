@@ -1,0 +1,78 @@
+"""The segmenter of Tiny World: a small U-Net that names the class of each pixel."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from ether_diffusion.tiny_world.control import CLASSES
+
+SEGMENTER_FILE = "segmenter.safetensors"
+WIDTHS = (16, 32, 64, 96)
+"""Channels from 64 × 64 px down to 8 × 8."""
+
+
+def _convolutions(channels_in: int, channels_out: int) -> torch.nn.Sequential:
+    layers: list[torch.nn.Module] = []
+    for channels in (channels_in, channels_out):
+        layers += [
+            torch.nn.Conv2d(channels, channels_out, 3, padding=1, bias=False),
+            torch.nn.BatchNorm2d(channels_out),
+            torch.nn.ReLU(),
+        ]
+    return torch.nn.Sequential(*layers)
+
+
+class Segmenter(torch.nn.Module):
+    """U-Net of Ronneberger et al. 2015, arXiv:1505.04597, with the mean over places added at the bottom.
+
+    The mean tells every pixel of the whole picture, which a background's class and an object's kind need.
+    """
+
+    def __init__(self, num_classes: int = len(CLASSES)) -> None:
+        super().__init__()
+        below = (3, *WIDTHS[:-1])
+        self.down = torch.nn.ModuleList(_convolutions(a, b) for a, b in zip(below, WIDTHS, strict=True))
+        self.whole = torch.nn.Linear(WIDTHS[-1], WIDTHS[-1])
+        pairs = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))
+        self.up = torch.nn.ModuleList(_convolutions(deep + shallow, shallow) for deep, shallow in pairs)
+        self.head = torch.nn.Conv2d(WIDTHS[0], num_classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (b, num_classes, h, w) of images (b, 3, h, w) in [-1, 1]; 8 divides h and w."""
+        passed: list[torch.Tensor] = []
+        values = images
+        for level, convolutions in enumerate(self.down):
+            values = convolutions(values if level == 0 else F.max_pool2d(values, 2))
+            passed.append(values)
+        values = values + self.whole(values.mean((2, 3)))[..., None, None]
+        for convolutions, shallow in zip(self.up, passed[-2::-1], strict=True):
+            larger = F.interpolate(values, size=shallow.shape[-2:], mode="bilinear", align_corners=False)
+            values = convolutions(torch.cat((larger, shallow), 1))
+        logits: torch.Tensor = self.head(values)
+        return logits
+
+    @torch.no_grad()
+    def segment(self, images: torch.Tensor, *, batch_size: int = 64) -> torch.Tensor:
+        """Return the likeliest class of each pixel (b, h, w), an index in `CLASSES`."""
+        return torch.cat([self(part.float()).argmax(1) for part in torch.split(images, batch_size)])
+
+
+def load_segmenter(folder: Path) -> Segmenter:
+    """Load the segmenter that the training stage of the same name left in a folder.
+
+    Raises:
+        FileNotFoundError: the folder has no segmenter.
+    """
+    path = folder / SEGMENTER_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; train it: scripts/train_tiny_world.py --stage segmenter"
+        )
+    segmenter = Segmenter()
+    tensors = load_file(path)
+    segmenter.load_state_dict(
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    )
+    return segmenter.eval().requires_grad_(False)
