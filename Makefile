@@ -1,11 +1,14 @@
-# make demo · make test · make test-quick · make lint · make bench
+# make demo · make ui · make test · make test-quick · make lint · make bench
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-quick lint bench clean
+.PHONY: demo ui test test-quick lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python scripts/demo.py
+
+ui: .venv/installed-ui
+	$(BIN)/ether ui --open
 
 test: lint
 	$(BIN)/python -m pytest
@@ -25,6 +28,10 @@ bench: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-ui: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -1,0 +1,65 @@
+"""Words and HTML for what the studio knows of pictures and progress; all that it is given is escaped."""
+
+from collections.abc import Iterable
+from html import escape
+
+from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.pipelines.metadata import ImageMetadata
+
+_SHOWN = 2000
+"""Characters of a prompt that are shown."""
+
+
+def facts_html(facts: Iterable[tuple[str, str]]) -> str:
+    """Return a list of names and values."""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def picture_facts(metadata: ImageMetadata) -> list[tuple[str, str]]:
+    """Return what a picture says of how it was made, in the order of the form."""
+    facts = [("Prompt", printable(metadata.prompt or "", _SHOWN))]
+    if metadata.negative_prompt:
+        facts.append(("Not in the picture", printable(metadata.negative_prompt, _SHOWN)))
+    for use in metadata.adapters:
+        strength = "several strengths" if use.strength is None else f"{use.strength:g}"
+        facts.append(("Adapter", f"{printable(use.name)} at {strength}"))
+    rest = {
+        "Base": metadata.base,
+        "Seed": metadata.seed,
+        "Steps": metadata.steps,
+        "Guidance": None if metadata.guidance_scale is None else f"{metadata.guidance_scale:g}",
+        "Size": f"{metadata.width} × {metadata.height}",
+        "Sampler": metadata.scheduler,
+    }
+    return facts + [(name, printable(value)) for name, value in rest.items() if value is not None]
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: 8 s, 3 min, 2 h 5 min."""
+    if seconds < 59.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 picture, 2 pictures."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def progress_html(done: float, words: str) -> str:
+    """Return a bar, `done` of 1, with words under it."""
+    percent = round(100 * min(max(done, 0.0), 1.0))
+    return (
+        f'<div class="progress" role="progressbar" aria-label="Progress" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>'
+        f'<p class="quiet" role="status">{escape(words)}</p>'
+    )
+
+
+def notes_html(heading: str, notes: Iterable[str], *, kind: str = "note") -> str:
+    """Return a box with a heading and a list of sentences; nothing at all where there are none to say."""
+    listing = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    body = f"<ul>{listing}</ul>" if listing else ""
+    return f'<div class="notes {kind}" role="status"><p>{escape(heading)}</p>{body}</div>'

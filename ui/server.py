@@ -1,0 +1,201 @@
+"""Serving the studio: on this machine alone unless asked for, behind a login then, telling nobody outside."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from ether_diffusion.ui.doorkeeper import Doorkeeper
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
+MAX_UPLOAD = "64mb"
+MAX_WAITING = 64
+"""Requests in Gradio's queue; the next visitor is told that it is full."""
+LOG = "studio.log"
+_OWN_FOLDER = "server-"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Where the studio keeps its things and whom it serves.
+
+    Raises:
+        ValueError: it would listen to the network without a login, or the port is none.
+    """
+
+    folder: Path
+    base: str = "tiny_world"
+    port: int | None = None
+    listen: bool = False
+    login: Doorkeeper | None = None
+    open_browser: bool = False
+
+    def __post_init__(self) -> None:
+        if self.listen and self.login is None:
+            raise ValueError(
+                "--listen lets the whole network in; add --auth NAME:PASSWORD, or leave --listen out"
+            )
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise ValueError(f"port={self.port} is none; choose one from 1 to 65535")
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve the studio until Ctrl-C or a TERM signal; what was uploaded and cached is deleted at the end.
+
+    Raises:
+        ValueError: the folder or the base cannot be used.
+        OSError: the port is taken.
+    """
+    folder = settings.folder.expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _log_file(folder / LOG), _private_folder(folder / "temp") as private, _environment(private):
+        # Gradio reads its environment when it is imported
+        from ether_diffusion.ui.app import build_app
+        from ether_diffusion.ui.studio import Studio
+
+        studio = Studio(folder, base=settings.base)
+        try:
+            app = build_app(studio)
+            launch(app, settings, folder)
+            print(f"Ether studio: http://{LOOPBACK}:{app.server_port} (Ctrl-C stops it)", flush=True)
+            _wait_for_the_end()
+            app.close(verbose=False)
+        finally:
+            studio.close()
+
+
+def launch(app: "gr.Blocks", settings: ServerSettings, folder: Path) -> None:
+    """Start serving and return; only the pictures of the studio are readable through the browser.
+
+    Raises:
+        ValueError: the port is taken.
+        OSError: so are all of Gradio's own.
+    """
+    from ether_diffusion.ui.theme import studio_theme
+
+    here = Path(__file__).parent
+    host = EVERYWHERE if settings.listen else LOOPBACK
+    if settings.port is not None:
+        _check_free(host, settings.port)
+    app.queue(max_size=MAX_WAITING, api_open=False)
+    app.launch(
+        server_name=host,
+        server_port=settings.port,
+        auth=settings.login,
+        share=False,
+        inbrowser=settings.open_browser,
+        quiet=True,
+        prevent_thread_lock=True,
+        show_error=False,
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        strict_cors=True,
+        max_file_size=MAX_UPLOAD,
+        allowed_paths=[str(folder / "outputs")],
+        blocked_paths=[str(folder / name) for name in ("adapters", "runs")],
+        footer_links=["api"],
+        app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None},
+        theme=studio_theme(),
+        css_paths=here / "style.css",
+        js=(here / "page.js").read_text(encoding="utf-8"),
+    )
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Write what is logged to a file, too; one MB of it and the one before are kept."""
+    file = RotatingFileHandler(path, maxBytes=1 << 20, backupCount=1, encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    root.addHandler(file)
+    try:
+        yield
+    finally:
+        root.removeHandler(file)
+        file.close()
+
+
+@contextlib.contextmanager
+def _private_folder(parent: Path) -> Iterator[Path]:
+    """A folder that only this user reads, gone afterwards, and so are those of servers that were killed."""
+    parent.mkdir(mode=0o700, exist_ok=True)
+    parent.chmod(0o700)
+    for left in parent.glob(f"{_OWN_FOLDER}*"):
+        number = left.name.removeprefix(_OWN_FOLDER)
+        if not number.isdecimal() or not psutil.pid_exists(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    own = parent / f"{_OWN_FOLDER}{os.getpid()}"
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(mode=0o700)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(private: Path) -> Iterator[None]:
+    """No telemetry, temporary files in the private folder, and a working directory that holds nothing else.
+
+    Gradio hands out any file of the working and the temporary directory that a handler names. TMPDIR is left
+    alone and the working directory stays, as runs of train-dreambooth inherit them and outlive the server.
+    """
+    wanted = {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_TEMP_DIR": str(private / "cache"),
+    }
+    before, directory, temporary = (
+        {name: os.environ.get(name) for name in wanted},
+        Path.cwd(),
+        tempfile.tempdir,
+    )
+    os.environ.update(wanted)
+    (private.parent / "empty").mkdir(mode=0o700, exist_ok=True)
+    os.chdir(private.parent / "empty")
+    tempfile.tempdir = str(private.parent)
+    try:
+        yield
+    finally:
+        os.chdir(directory)
+        tempfile.tempdir = temporary
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            raise ValueError(f"port {port} is taken; choose another with --port, or leave it out") from None
+
+
+def _wait_for_the_end() -> None:
+    end = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: end.set())
+    while not end.wait(0.5):
+        pass

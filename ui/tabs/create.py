@@ -1,0 +1,189 @@
+"""The tab Create: a prompt, adapters with their strengths, and pictures beside those of the base."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from ether_diffusion.ui.events import StopToken
+from ether_diffusion.ui.facts import counted, notes_html
+from ether_diffusion.ui.restore import Restored, restore
+from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.create_endpoint import add_endpoint
+from ether_diffusion.ui.tabs.create_form import (
+    Values,
+    choices,
+    lay_out_adapters,
+    lay_out_form,
+    lay_out_prompt,
+)
+from ether_diffusion.ui.tabs.create_result import lay_out_result
+from ether_diffusion.ui.tabs.keep_form import keep_in_browser
+from ether_diffusion.ui.tabs.parts import Refresh, TabParts, Updates
+from ether_diffusion.ui.wiring import RunningJobs, handler
+
+MAX_AT_ONCE = 24
+"""Visitors that wait for the engine at a time; each takes a thread of the server while it does."""
+
+
+@dataclass(frozen=True)
+class CreateParts(TabParts):
+    """The tab Create, which other tabs send settings to.
+
+    Attributes:
+        take: a handler from a Restored to updates of `taken`.
+    """
+
+    take: Callable[[Restored], Updates] = field(kw_only=True)
+    taken: Sequence[Component] = field(kw_only=True)
+
+
+def build(studio: Studio) -> CreateParts:
+    """Lay out the tab and tie its events."""
+    with gr.Tab("Create", id="create") as tab:
+        page = CreateTab(studio)
+    return CreateParts(
+        tab,
+        refresh=Refresh(handler(page.refresh), page.refreshed()),
+        take=handler(page.take),
+        taken=page.filled(),
+    )
+
+
+class CreateTab:
+    """The widgets of the tab and what they do; made inside a gr.Tab."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._jobs = RunningJobs()
+        self._lay_out()
+        self._tie()
+        keep_in_browser("create", self.form.named(), self._fill_from_browser)
+        add_endpoint(studio, self.form, self._jobs)
+
+    def _lay_out(self) -> None:
+        with gr.Row(elem_classes="prompt-row", equal_height=True):
+            prompt = lay_out_prompt()
+            with gr.Column(scale=1, min_width=150, elem_classes="go-column"):
+                self.go = gr.Button("Generate", variant="primary", elem_id="create-go")
+                self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="create-stop")
+        with gr.Row(elem_classes="create-columns"):
+            with gr.Column(scale=2, min_width=300, elem_classes="settings"):
+                adapters, strengths = lay_out_adapters()
+                self.unfit = gr.HTML(visible=False, elem_id="create-unfit")
+                self.form, self.dice, self.reuse = lay_out_form(self._studio, prompt, adapters, strengths)
+                self.dropped = gr.File(
+                    label="Restore settings from a picture",
+                    file_types=[".png"],
+                    height=96,
+                    elem_id="create-drop",
+                    elem_classes="drop",
+                )
+                self.restored = gr.HTML(visible=False, elem_id="create-restored")
+            with gr.Column(scale=3, min_width=300, elem_classes="results"):
+                self.result = lay_out_result()
+
+    def _tie(self) -> None:
+        form, private = self.form, {"api_visibility": "private", "show_progress": "hidden"}
+        gr.on(
+            [self.go.click, form.prompt.submit],
+            handler(self.draw),
+            inputs=set(form.all()),
+            outputs=[self.go, self.stop, form.seed, self.reuse, *self.result.all()],
+            concurrency_limit=MAX_AT_ONCE,
+            **private,
+        )
+        self.stop.click(handler(self.stop_drawing), outputs=[self.stop], queue=False, **private)
+        self.dice.click(None, js=f"() => Math.floor(Math.random() * {2**32})", outputs=[form.seed], **private)
+        form.seed.input(None, js="() => false", outputs=[form.new_seed], **private)
+        self.reuse.click(
+            handler(self.result.last_seed), [self.result.shown], [form.seed, form.new_seed], **private
+        )
+        form.adapters.input(
+            handler(self.choose),
+            inputs={form.adapters, *form.strengths},
+            outputs=list(form.strengths),
+            **private,
+        )
+        self.dropped.upload(handler(self.take_picture), [self.dropped], self.filled(), **private)
+        self.result.tie(private)
+
+    def filled(self) -> list[Component]:
+        """Return what `fill` gives values to."""
+        return [*self.form.all(), self.dropped, self.restored]
+
+    def refreshed(self) -> list[Component]:
+        """Return what `refresh` gives values to."""
+        return [self.form.adapters, self.unfit]
+
+    def names(self) -> dict[str, str]:
+        """Return the adapters that can be chosen, id to name."""
+        return {card.id: card.name for card in self._studio.library.cards() if card.fits_base}
+
+    def refresh(self) -> Updates:
+        """Show the adapters there are: those for another base are named, with the reason, but not offered."""
+        unfit = [
+            f"{card.name}: {card.why_not}" for card in self._studio.library.cards() if not card.fits_base
+        ]
+        heading = f"{counted(len(unfit), 'adapter')} cannot be used here"
+        return {
+            self.form.adapters: gr.update(choices=choices(self.names())),
+            self.unfit: gr.update(value=notes_html(heading, unfit), visible=bool(unfit)),
+        }
+
+    def choose(self, values: Values) -> Updates:
+        """Show a slider for every chosen adapter."""
+        return self.form.show_strengths(values[self.form.adapters] or [], self.names(), {})
+
+    def draw(self, values: Values, request: gr.Request) -> Iterator[Updates]:
+        """Draw what the form says, showing how far it is."""
+        asked = self.form.read(values)
+        stop = StopToken()
+        with self._jobs.hold(request.session_hash, stop):
+            yield {
+                self.go: gr.update(visible=False),
+                self.stop: gr.update(visible=True, value="Stop", interactive=True),
+                self.form.seed: asked.seed,
+                **self.result.starting(),
+            }
+            try:
+                for event in self._studio.engine.generate(asked, stop):
+                    yield self.result.after(event)
+            except Exception:
+                yield self._ready() | self.result.failed()
+                raise
+            yield self._ready() | {self.reuse: gr.update(interactive=True)}
+
+    def _ready(self) -> Updates:
+        return {self.go: gr.update(visible=True), self.stop: gr.update(visible=False)}
+
+    def stop_drawing(self, request: gr.Request) -> Updates:
+        """Stop what this visitor draws; the engine ends at the next step."""
+        self._jobs.stop(request.session_hash)
+        return {self.stop: gr.update(value="Stopping …", interactive=False)}
+
+    def take_picture(self, path: str | None) -> Updates:
+        """Fill the form from a picture that was dropped, and say what differs."""
+        if path is None:
+            return {}
+        return self.take(restore(Path(path), self._studio))
+
+    def _fill_from_browser(self, kept: Mapping[str, Any]) -> Updates:
+        names = self.names()
+        return self.form.fill_from_kept(kept, names)
+
+    def take(self, restored: Restored) -> Updates:
+        """Fill the form with restored settings, and say what is not as it was."""
+        request, differences = restored.request, list(restored.differences)
+        if request is None:
+            heading, filled = "The form was left as it is", {}
+        else:
+            if request.control_image is not None:
+                differences.append("It followed a control image, which the tab Control draws with.")
+            heading = "Settings restored, with differences" if differences else "All settings restored"
+            filled = self.form.fill(request, self.names())
+        box = notes_html(heading, differences, kind="warning" if differences else "note")
+        return {**filled, self.dropped: None, self.restored: gr.update(value=box, visible=True)}

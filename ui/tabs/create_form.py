@@ -1,0 +1,216 @@
+"""The settings of a picture as widgets: laid out, read as a GenerateRequest, and filled from one."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_IMAGES, MAX_PROMPT, MAX_SEED, GenerateRequest
+from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.parts import Updates
+
+MAX_STRENGTH = 2.0
+MAX_STEPS = 150
+Values = Mapping[Component, Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The widgets; `strengths[i]` belongs to the i-th chosen adapter."""
+
+    prompt: gr.Textbox
+    adapters: gr.Dropdown
+    strengths: tuple[gr.Slider, ...]
+    seed: gr.Number
+    new_seed: gr.Checkbox
+    steps: gr.Slider
+    guidance_scale: gr.Slider
+    width: gr.Number
+    height: gr.Number
+    num_images: gr.Slider
+    negative_prompt: gr.Textbox
+    compare_with_base: gr.Checkbox
+    keep_metadata: gr.Checkbox
+
+    def named(self) -> dict[str, Component]:
+        """Return the widgets by the names under which the browser keeps their values."""
+        widgets: dict[str, Component] = {
+            name: widget for name, widget in vars(self).items() if isinstance(widget, Component)
+        }
+        return widgets | {f"strength_{index}": slider for index, slider in enumerate(self.strengths)}
+
+    def all(self) -> list[Component]:
+        """Return every widget."""
+        return list(self.named().values())
+
+    def read(self, values: Values) -> GenerateRequest:
+        """Return what the visitor asks for, with a seed drawn here where a new one is wanted.
+
+        Raises:
+            ValueError: it cannot be drawn.
+        """
+        chosen = values[self.adapters] or []
+        if values[self.new_seed]:
+            seed = secrets.randbelow(MAX_SEED - MAX_IMAGES)
+        elif values[self.seed] is None:
+            raise ValueError("there is no seed; type a whole number, or let a new one be drawn each time")
+        else:
+            seed = int(values[self.seed])
+        return GenerateRequest(
+            prompt=values[self.prompt] or "",
+            adapters={
+                name: float(values[slider]) for name, slider in zip(chosen, self.strengths, strict=False)
+            },
+            seed=seed,
+            steps=int(values[self.steps]),
+            guidance_scale=float(values[self.guidance_scale]),
+            width=_whole(values[self.width]),
+            height=_whole(values[self.height]),
+            num_images=int(values[self.num_images]),
+            negative_prompt=values[self.negative_prompt] or "",
+            compare_with_base=bool(values[self.compare_with_base]),
+            keep_metadata=bool(values[self.keep_metadata]),
+        )
+
+    def fill(self, request: GenerateRequest, names: Mapping[str, str]) -> Updates:
+        """Return the updates that make the form say a request; `names` are those of adapters by their ids."""
+        chosen = [adapter for adapter in request.adapters if adapter in names][:MAX_ADAPTERS]
+        return {
+            self.prompt: request.prompt,
+            self.adapters: gr.update(choices=choices(names), value=chosen),
+            **self.show_strengths(chosen, names, request.adapters),
+            self.seed: request.seed,
+            self.new_seed: False,
+            self.steps: request.steps,
+            self.guidance_scale: request.guidance_scale,
+            self.width: request.width,
+            self.height: request.height,
+            self.num_images: request.num_images,
+            self.negative_prompt: request.negative_prompt,
+        }
+
+    def fill_from_kept(self, kept: Mapping[str, Any], names: Mapping[str, str]) -> Updates:
+        """Return the updates that bring back what a browser kept; none of them where it kept nonsense."""
+        try:
+            chosen = [str(adapter) for adapter in kept["adapters"] or []]
+            strengths = {name: float(kept[f"strength_{index}"]) for index, name in enumerate(chosen)}
+            values = {widget: kept[name] for name, widget in self.named().items()}
+            request = self.read(values | {self.new_seed: False, self.seed: kept["seed"] or 0})
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return {}
+        request = replace(request, adapters=strengths)
+        switches = (self.new_seed, self.compare_with_base, self.keep_metadata)
+        return self.fill(request, names) | {switch: bool(values[switch]) for switch in switches}
+
+    def show_strengths(
+        self, chosen: Sequence[str], names: Mapping[str, str], strengths: Mapping[str, float]
+    ) -> Updates:
+        """Return the updates that show one slider for each chosen adapter, under its name."""
+        updates: Updates = {}
+        for index, slider in enumerate(self.strengths):
+            if index < len(chosen):
+                label = f"Strength of {names.get(chosen[index], chosen[index])}"
+                value = strengths.get(chosen[index], 1.0)
+                updates[slider] = gr.update(visible=True, label=label, value=value)
+            else:
+                updates[slider] = gr.update(visible=False, value=1.0)
+        return updates
+
+
+def choices(names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return names and ids of adapters as a dropdown wants them."""
+    return [(name, adapter) for adapter, name in names.items()]
+
+
+def _whole(value: float | None) -> int | None:
+    return None if not value else int(value)
+
+
+def lay_out_prompt() -> gr.Textbox:
+    """Lay out the first thing on the page."""
+    return gr.Textbox(
+        label="Prompt",
+        placeholder="What should be in the picture?",
+        lines=2,
+        max_lines=8,
+        max_length=MAX_PROMPT,
+        autofocus=True,
+        scale=5,
+        elem_id="create-prompt",
+    )
+
+
+def lay_out_adapters() -> tuple[gr.Dropdown, tuple[gr.Slider, ...]]:
+    """Lay out the choice of adapters and the sliders, which appear as adapters are chosen."""
+    chosen = gr.Dropdown(
+        choices=[],
+        value=[],
+        multiselect=True,
+        max_choices=MAX_ADAPTERS,
+        label="Adapters",
+        info="None draws with the base alone.",
+        elem_id="create-adapters",
+    )
+    sliders = tuple(
+        gr.Slider(
+            0,
+            MAX_STRENGTH,
+            1.0,
+            step=0.05,
+            label=f"Strength {index + 1}",
+            visible=False,
+            elem_id=f"create-strength-{index}",
+        )
+        for index in range(MAX_ADAPTERS)
+    )
+    return chosen, sliders
+
+
+def lay_out_form(
+    studio: Studio, prompt: gr.Textbox, adapters: gr.Dropdown, strengths: tuple[gr.Slider, ...]
+) -> tuple[Form, gr.Button, gr.Button]:
+    """Lay out the rest of the form and return it with the buttons for a new seed and the last one."""
+    engine = studio.engine
+    with gr.Row(elem_classes="seed-row"):
+        seed = gr.Number(
+            0,
+            label="Seed",
+            precision=0,
+            minimum=0,
+            maximum=MAX_SEED,
+            min_width=110,
+            scale=3,
+            elem_id="create-seed",
+        )
+        dice = gr.Button("New", size="sm", min_width=64, scale=1, elem_id="create-dice")
+        reuse = gr.Button("Last", size="sm", min_width=64, scale=1, interactive=False, elem_id="create-reuse")
+    new_seed = gr.Checkbox(True, label="New seed each time", container=False, elem_id="create-new-seed")
+    num_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Pictures", elem_id="create-num-images")
+    steps = gr.Slider(1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id="create-steps")
+    guidance = gr.Slider(
+        0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id="create-guidance"
+    )
+    with gr.Row():
+        side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
+        width = gr.Number(engine.native_size, label="Width in px", elem_id="create-width", **side)
+        height = gr.Number(engine.native_size, label="Height in px", elem_id="create-height", **side)
+    compare = gr.Checkbox(True, label="Show the base beside it", container=False, elem_id="create-compare")
+    with gr.Accordion("Advanced", open=False, elem_id="create-advanced"):
+        negative = gr.Textbox(
+            label="Negative prompt", info="What the picture should not show.", lines=2, max_length=MAX_PROMPT,
+            elem_id="create-negative",
+        )  # fmt: skip
+        keep = gr.Checkbox(
+            True,
+            label="Write the settings into the picture",
+            info="So that it can be made again. Without them it tells nobody how it was made.",
+            elem_id="create-metadata",
+        )
+    form = Form(
+        prompt, adapters, strengths, seed, new_seed, steps, guidance, width, height, num_images, negative,
+        compare, keep,
+    )  # fmt: skip
+    return form, dice, reuse

@@ -1,0 +1,182 @@
+"""What the tab Create shows of a job: nothing yet, its progress with a preview, then its pictures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from ether_diffusion.ui.events import Event, Finished, Previewing, SavedPicture, Waiting
+from ether_diffusion.ui.facts import counted, duration, facts_html, notes_html, picture_facts, progress_html
+from ether_diffusion.ui.tabs.parts import Updates
+from ether_diffusion.ui.wiring import handler
+
+EMPTY = '<div class="empty"><p>Your pictures appear here.</p></div>'
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of the last job: each with that of the base, where it was drawn."""
+
+    pictures: tuple[SavedPicture, ...] = ()
+    base_pictures: tuple[SavedPicture, ...] = ()
+    selected: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The widgets, one of preview, pair and single visible at a time."""
+
+    status: gr.HTML
+    preview: gr.Image
+    pair: gr.ImageSlider
+    caption: gr.HTML
+    single: gr.Image
+    gallery: gr.Gallery
+    download: gr.DownloadButton
+    settings: gr.Accordion
+    facts: gr.HTML
+    notes: gr.HTML
+    shown: gr.State
+
+    def all(self) -> list[Component]:
+        """Return every widget and the state."""
+        return list(vars(self).values())
+
+    def tie(self, private: Mapping[str, Any]) -> None:
+        """Let a click on one of several pictures show it."""
+        self.gallery.select(handler(self.select), [self.shown], self.all(), **private)
+
+    def starting(self) -> Updates:
+        """Make room for a new job."""
+        return {
+            self.status: gr.update(value=progress_html(0, "Starting …"), visible=True),
+            self.notes: gr.update(visible=False),
+            **self._hidden(),
+        }
+
+    def failed(self) -> Updates:
+        """Show nothing; the error says why."""
+        return {self.status: gr.update(value=EMPTY, visible=True), **self._hidden()}
+
+    def _hidden(self) -> Updates:
+        pictures = (self.preview, self.pair, self.single, self.gallery)
+        others = (self.caption, self.download, self.settings)
+        return {
+            **{widget: gr.update(value=None, visible=False) for widget in pictures},
+            **{widget: gr.update(visible=False) for widget in others},
+        }
+
+    def after(self, event: Event) -> Updates:
+        """Show what a job just told."""
+        if isinstance(event, Waiting):
+            words = "Waiting: yours is next" if event.place == 1 else f"Waiting: number {event.place} in line"
+            return {self.status: progress_html(0, words)}
+        if isinstance(event, Previewing):
+            return self._progress(event)
+        return self._finished(event)
+
+    def _progress(self, event: Previewing) -> Updates:
+        words = ["Loading the models …"]
+        if event.step:
+            words = [f"Step {event.step} of {event.num_steps}"]
+            if event.num_images > 1:
+                words.append(f"picture {min(event.num_done + 1, event.num_images)} of {event.num_images}")
+        if event.seconds_left is not None:
+            words.append(f"about {duration(event.seconds_left)} left")
+        done = (event.num_done + event.step / max(1, event.num_steps)) / max(1, event.num_images)
+        updates = {self.status: progress_html(done, " · ".join(words))}
+        if event.image is not None:
+            updates[self.preview] = gr.update(value=event.image, visible=True)
+        return updates
+
+    def _finished(self, event: Finished) -> Updates:
+        shown = Shown(event.pictures, event.base_pictures)
+        if not event.pictures:
+            box = notes_html("Stopped before the first picture was done", ())
+            return {**self.failed(), self.status: gr.update(value=box, visible=True)}
+        words = [f"{counted(len(event.pictures), 'picture')} in {duration(event.seconds)}"]
+        if event.stopped:
+            words.insert(0, "Stopped")
+        if event.touched_layers:
+            words.append(f"the adapter acts on {counted(event.touched_layers, 'layer')}")
+        return {
+            self.shown: shown,
+            self.status: gr.update(
+                value=f'<p class="quiet" role="status">{" · ".join(words)}</p>', visible=True
+            ),
+            self.preview: gr.update(value=None, visible=False),
+            self.gallery: gr.update(
+                value=[(picture.path, f"Seed {_seed(picture)}") for picture in event.pictures],
+                visible=len(event.pictures) > 1,
+                selected_index=0,
+            ),
+            self.notes: gr.update(value=notes_html("Good to know", event.notes), visible=bool(event.notes)),
+            **self._show(shown),
+        }
+
+    def _show(self, shown: Shown) -> Updates:
+        picture = shown.pictures[shown.selected]
+        base = shown.base_pictures[shown.selected] if shown.selected < len(shown.base_pictures) else None
+        facts = [] if picture.metadata is None else picture_facts(picture.metadata)
+        return {
+            self.pair: gr.update(value=(base.path, picture.path) if base else None, visible=base is not None),
+            self.caption: gr.update(visible=base is not None),
+            self.single: gr.update(value=None if base else picture.path, visible=base is None),
+            self.download: gr.update(value=picture.path, visible=True),
+            self.settings: gr.update(visible=bool(facts)),
+            self.facts: facts_html(facts),
+        }
+
+    def select(self, shown: Shown, chosen: gr.SelectData) -> Updates:
+        """Show one of several pictures large."""
+        index = chosen.index if isinstance(chosen.index, int) else 0
+        if not 0 <= index < len(shown.pictures):
+            return {}
+        shown = Shown(shown.pictures, shown.base_pictures, index)
+        return {self.shown: shown, **self._show(shown)}
+
+    def last_seed(self, shown: Shown) -> tuple[Any, Any]:
+        """Return the seed of the picture on show for the form, which then keeps it."""
+        seed = _seed(shown.pictures[shown.selected]) if shown.pictures else None
+        return (gr.skip(), gr.skip()) if seed is None else (seed, False)
+
+
+def _seed(picture: SavedPicture) -> int | None:
+    return None if picture.metadata is None else picture.metadata.seed
+
+
+def lay_out_result() -> Result:
+    """Lay out the widgets."""
+    status = gr.HTML(EMPTY, elem_id="create-status")
+    preview = gr.Image(
+        visible=False, label="Preview", show_label=False, format="webp", buttons=[], interactive=False,
+        elem_id="create-preview", elem_classes="picture",
+    )  # fmt: skip
+    pair = gr.ImageSlider(
+        visible=False, label="Base and adapter", show_label=False, format="png", type="filepath",
+        buttons=["fullscreen"], interactive=False, max_height=640, elem_id="create-pair",
+        elem_classes="picture",
+    )  # fmt: skip
+    caption = gr.HTML(
+        '<div class="sides"><span>Base</span><span>With adapter</span></div>',
+        visible=False,
+        elem_id="create-sides",
+    )
+    single = gr.Image(
+        visible=False, label="Picture", show_label=False, format="png", type="filepath",
+        buttons=["fullscreen"], interactive=False, elem_id="create-picture", elem_classes="picture",
+    )  # fmt: skip
+    gallery = gr.Gallery(
+        visible=False, label="Pictures", show_label=False, format="png", columns=4, height="auto", buttons=[],
+        allow_preview=False, interactive=False, object_fit="cover", elem_id="create-gallery",
+    )  # fmt: skip
+    download = gr.DownloadButton("Download PNG", visible=False, elem_id="create-download")
+    notes = gr.HTML(visible=False, elem_id="create-notes")
+    with gr.Accordion(
+        "Settings of this picture", open=False, visible=False, elem_id="create-facts"
+    ) as settings:
+        facts = gr.HTML()
+    shown = gr.State(Shown())
+    return Result(status, preview, pair, caption, single, gallery, download, settings, facts, notes, shown)

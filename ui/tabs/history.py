@@ -1,0 +1,170 @@
+"""The tab History: everything drawn in this folder, newest first, to look at, fetch and draw again."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from ether_diffusion.ui.events import SavedPicture
+from ether_diffusion.ui.facts import counted, facts_html, notes_html, picture_facts
+from ether_diffusion.ui.history import Search
+from ether_diffusion.ui.requests import MAX_PROMPT
+from ether_diffusion.ui.restore import Restored, restore
+from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.parts import Refresh, Sending, TabParts, Updates
+from ether_diffusion.ui.wiring import handler
+
+PAGE = 48
+"""Pictures that are shown at first, and that each press of the button adds."""
+ANY = "Any adapter"
+EMPTY = '<div class="empty"><p>Nothing here yet. What you draw is kept, and shown here.</p></div>'
+NOT_FOUND = '<div class="empty"><p>No picture is like that. Change what you look for.</p></div>'
+SAVE_AS = """(file) => { if (!file) return; const link = document.createElement("a");
+  link.href = file.url; link.download = file.orig_name; link.click(); }"""
+
+
+def build(studio: Studio) -> TabParts:
+    """Lay out the tab and tie its events."""
+    with gr.Tab("History", id="history") as tab:
+        page = HistoryTab(studio)
+    return TabParts(
+        tab,
+        refresh=Refresh(handler(page.refresh), page.refreshed()),
+        sendings=[Sending(page.used, page.restored)],
+    )
+
+
+class HistoryTab:
+    """The widgets of the tab and what they do; made inside a gr.Tab."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._lay_out()
+        self._tie()
+
+    def _lay_out(self) -> None:
+        with gr.Row(elem_classes="search-row"):
+            self.text = gr.Textbox(
+                label="Words in the prompt",
+                max_length=MAX_PROMPT,
+                scale=3,
+                min_width=200,
+                elem_id="history-text",
+            )
+            self.adapter = gr.Dropdown(
+                [ANY], value=ANY, label="Adapter", min_width=160, elem_id="history-adapter"
+            )
+            self.base = gr.Checkbox(
+                False, label="Pictures of the base, too", min_width=160, elem_id="history-base"
+            )
+        self.empty = gr.HTML(EMPTY, elem_id="history-empty")
+        with gr.Row(elem_classes="create-columns"):
+            with gr.Column(scale=3, min_width=300):
+                self.gallery = gr.Gallery(
+                    visible=False, label="Pictures", show_label=False, format="png", columns=4, height="auto",
+                    buttons=[], allow_preview=False, interactive=False, object_fit="cover",
+                    elem_id="history-gallery",
+                )  # fmt: skip
+                self.more = gr.Button("Show more", visible=False, elem_id="history-more")
+            with gr.Column(scale=2, min_width=300, visible=False, elem_classes="results") as self.detail:
+                self.picture = gr.Image(
+                    label="Picture", show_label=False, format="png", type="filepath", buttons=["fullscreen"],
+                    interactive=False, elem_id="history-picture", elem_classes="picture",
+                )  # fmt: skip
+                self.facts = gr.HTML(elem_id="history-facts")
+                with gr.Row():
+                    self.use = gr.Button("Use these settings", variant="primary", elem_id="history-use")
+                    self.fetch = gr.DownloadButton("Download PNG", elem_id="history-download")
+        self.all = gr.Button("Download all", visible=False, elem_id="history-all")
+        self.archive = gr.DownloadButton(visible="hidden")
+        self.ids, self.selected = gr.State([]), gr.State("")
+        self.count, self.restored = gr.State(PAGE), gr.State()
+
+    def _tie(self) -> None:
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        looked_for = [self.text, self.adapter, self.base]
+        for event in (self.text.change, self.adapter.input, self.base.input):
+            event(handler(self.search), looked_for, self.refreshed(), trigger_mode="always_last", **quiet)
+        self.more.click(handler(self.show_more), [*looked_for, self.count], self.refreshed(), **quiet)
+        self.gallery.select(handler(self.select), [self.ids], self.selection(), **quiet)
+        self.used = self.use.click(handler(self.take), [self.selected], [self.restored], **quiet)
+        zipped = self.all.click(handler(self.zip), looked_for, [self.archive], api_visibility="private")
+        zipped.success(None, [self.archive], None, js=SAVE_AS, api_visibility="private")
+
+    def refreshed(self) -> list[Component]:
+        """Return what `refresh` gives values to."""
+        return [self.adapter, self.empty, self.gallery, self.more, self.all, self.ids, self.count]
+
+    def selection(self) -> list[Component]:
+        """Return what `select` gives values to."""
+        return [self.detail, self.picture, self.facts, self.fetch, self.use, self.selected]
+
+    def refresh(self) -> Updates:
+        """Show all pictures there are, and offer the adapters they were drawn with."""
+        names = [ANY, *self._studio.history.adapters()]
+        found = self._studio.history.pictures(Search(with_base=False))
+        return {self.adapter: gr.update(choices=names), **self._show(found, PAGE, EMPTY)}
+
+    def search(self, text: str, adapter: str, with_base: bool) -> Updates:
+        """Show the pictures that are looked for."""
+        return self._show(self._find(text, adapter, with_base), PAGE, NOT_FOUND)
+
+    def show_more(self, text: str, adapter: str, with_base: bool, count: int) -> Updates:
+        """Show more of what was found."""
+        return self._show(self._find(text, adapter, with_base), count + PAGE, NOT_FOUND)
+
+    def _find(self, text: str, adapter: str, with_base: bool) -> list[SavedPicture]:
+        name = "" if adapter == ANY else adapter
+        return self._studio.history.pictures(Search(text=text, adapter=name, with_base=with_base))
+
+    def _show(self, found: list[SavedPicture], count: int, nothing: str) -> Updates:
+        shown = found[:count]
+        return {
+            self.empty: gr.update(value=nothing, visible=not found),
+            self.gallery: gr.update(
+                value=[(picture.path, _caption(picture)) for picture in shown],
+                visible=bool(found),
+                selected_index=None,
+            ),
+            self.more: gr.update(visible=len(found) > count),
+            self.all: gr.update(
+                visible=bool(found), value=f"Download {counted(len(found), 'picture')} as a zip"
+            ),
+            self.ids: [picture.id for picture in shown],
+            self.count: count,
+        }
+
+    def select(self, ids: list[str], chosen: gr.SelectData) -> Mapping[Any, Any]:
+        """Show a picture large with all that it says of itself."""
+        if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(ids):
+            return {}
+        picture = self._studio.history.picture(ids[chosen.index])
+        if picture.metadata is None:
+            said = notes_html("This picture does not say how it was made", ())
+        else:
+            said = facts_html(picture_facts(picture.metadata))
+        return {
+            self.detail: gr.update(visible=True),
+            self.picture: picture.path,
+            self.facts: said,
+            self.fetch: gr.update(value=picture.path),
+            self.use: gr.update(interactive=picture.metadata is not None),
+            self.selected: picture.id,
+        }
+
+    def take(self, picture_id: str) -> Restored:
+        """Return the settings of a picture for the tab Create."""
+        return restore(self._studio.history.picture(picture_id).path, self._studio)
+
+    def zip(self, text: str, adapter: str, with_base: bool) -> Path:
+        """Return a zip of all the pictures that are looked for."""
+        target = Path(self.archive.GRADIO_CACHE) / secrets.token_hex(16) / "pictures.zip"
+        return self._studio.history.write_zip(self._find(text, adapter, with_base), target)
+
+
+def _caption(picture: SavedPicture) -> str:
+    said = picture.metadata
+    return "" if said is None or not said.prompt else said.prompt[:60]

@@ -1,0 +1,44 @@
+"""Keeping a form in the browser: it survives a reload and a restart of the server."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from ether_diffusion.ui.tabs.parts import Updates
+from ether_diffusion.ui.wiring import handler
+
+_SECRET = "kept in this browser only"
+"""Gradio encrypts what it keeps under a key that it sends to the page; it must not change between servers."""
+
+
+def keep_in_browser(
+    name: str,
+    widgets: Mapping[str, Component],
+    restore: Callable[[Mapping[str, Any]], Updates],
+) -> None:
+    """Write the values of widgets to the browser as they change, and give them to `restore` on loading.
+
+    Nothing is sent to the server to keep them. What comes back is whatever the browser holds: `restore` must
+    check it.
+    """
+    kept = gr.BrowserState(None, storage_key=f"ether-studio-{name}", secret=_SECRET)
+    names = json.dumps(list(widgets))
+    gr.on(
+        [widget.change for widget in widgets.values()],
+        None,
+        js=f"(...values) => Object.fromEntries({names}.map((name, index) => [name, values[index]]))",
+        inputs=list(widgets.values()),
+        outputs=[kept],
+        api_visibility="private",
+    )
+
+    @handler
+    def load(found: object) -> Updates:
+        return restore(found) if isinstance(found, dict) else {}
+
+    gr.context.Context.root_block.load(
+        load, [kept], list(widgets.values()), api_visibility="private", show_progress="hidden"
+    )

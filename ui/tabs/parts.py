@@ -1,0 +1,51 @@
+"""What one tab shows the others, so that ui/app.py alone ties them together.
+
+A tab is a module with `build(studio) -> TabParts`: inside `with gr.Tab("Name", id="name") as tab` it lays out
+its widgets and ties its own events, every handler wrapped in `ui.wiring.handler`. Nothing else knows its
+widgets. Pictures in outputs/ are returned as the paths of ours, all others as PIL images: adapters/ and runs/
+cannot be read through the browser.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+
+Update = Any
+"""What a handler gives a widget: a value or gr.update(…); Gradio types neither."""
+Updates = dict[Component, Update]
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """A handler without inputs that brings widgets up to date with the folder."""
+
+    function: Callable[[], Updates]
+    outputs: Sequence[Component]
+
+
+@dataclass(frozen=True)
+class Sending:
+    """An event after which `restored` holds a `Restored` that the visitor wants in the Create tab."""
+
+    event: Dependency
+    restored: gr.State
+
+
+@dataclass(frozen=True)
+class TabParts:
+    """One tab, as the others see it.
+
+    Attributes:
+        refresh: run when the page loads, when the tab is opened, and when adapters change in any tab.
+        sendings: what brings the visitor to Create with settings filled in.
+        adapter_changes: events after which the list of adapters is another.
+    """
+
+    tab: gr.Tab
+    refresh: Refresh | None = None
+    sendings: Sequence[Sending] = field(default=())
+    adapter_changes: Sequence[Dependency] = field(default=())
