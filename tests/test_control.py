@@ -36,15 +36,35 @@ def test_the_encoder_of_sd15_has_1_09_million_parameters_as_the_paper_code() -> 
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 1_086_480
 
 
-def test_ether_on_attention_and_geglu_of_sd15_has_the_paper_codes_counts() -> None:
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("attention", {"ether": 99_456, "ether_plus": 398_592}),
+        ("attention_and_feedforward", {"ether": 111_936, "ether_plus": 623_232}),
+    ],
+)
+def test_ether_has_the_counts_on_sd15_that_follow_from_its_widths(
+    preset: str, expected: dict[str, int]
+) -> None:
     counts = {}
     for variant in ("ether", "ether_plus"):
         unet = meta_unet("sd15").requires_grad_(False)
-        targets = list(TARGET_PRESETS["attention_and_feedforward"])
         with torch.device("meta"):
-            unet.add_adapter(EtherConfig(variant=variant, target_modules=targets))
+            unet.add_adapter(EtherConfig(variant=variant, target_modules=list(TARGET_PRESETS[preset])))
         counts[variant] = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    assert counts == {"ether": 111_936, "ether_plus": 623_232}
+    assert counts == expected
+
+
+@torch.no_grad()
+def test_a_fresh_encoder_brings_a_shape_to_its_last_convolution_undimmed() -> None:
+    encoder = new_encoder(fresh_unet(), vae_scale_factor=8)
+    shape = torch.zeros(1, 3, 128, 128)
+    shape[..., 32:96, 32:96] = 1
+    seen: list[torch.Tensor] = []
+    encoder.conv_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    encoder(shape)
+    contrast = seen[0].std((2, 3)).mean()  # with torch's own initial weights it is 0.0006
+    assert 0.03 < contrast < 1
 
 
 def test_the_encoder_of_tiny_world_brings_64_px_to_its_16_latents() -> None:

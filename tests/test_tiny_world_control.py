@@ -119,6 +119,18 @@ def test_pairs_are_decided_by_their_seed_and_share_concepts_evenly() -> None:
     assert {sum(pair.scene.concept == concept for pair in pairs) for concept in concepts} == {2}
 
 
+def test_scattered_objects_lie_inside_anywhere_and_captions_do_not_say_where() -> None:
+    pairs = sample_pairs(training_concepts(), 200, control_type="silhouette", scattered=True)
+    assert {pair.scene.place for pair in pairs} == {"center"}
+    shifts = np.array([(pair.scene.shift_x, pair.scene.shift_y) for pair in pairs])
+    assert (np.abs(shifts) > 0.15).mean() > 0.1
+    assert (np.sign(shifts).mean(0) < 0.3).all()
+    assert len({round(pair.scene.rotation) for pair in pairs}) > 50
+    assert not any(
+        word in pair.caption for pair in pairs for word in ("left", "right", "top", "big", "small")
+    )
+
+
 def test_a_folder_of_pairs_is_what_the_datasets_library_shows_as_diffusers_columns(tmp_path: Path) -> None:
     pairs = sample_pairs(training_concepts(), 4, control_type="palette")
     paths = write_pairs(pairs, tmp_path / "pairs")

@@ -4,7 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,10 @@ VALIDATION_CONCEPTS = ("fox", "taxi", "doughnut", "guitar", "snowman", "frog", "
 PICTURE_COLUMN, CONTROL_COLUMN, TEXT_COLUMN = "file_name", "conditioning_image_file_name", "text"
 """The fields of metadata.jsonl, which the datasets library shows as image, conditioning_image and text."""
 CONTROL_FOLDER = "conditioning_images"
+SCATTERED_SCALES = (0.4, 0.92)
+"""Longest side of a scattered object before it is turned, as a fraction of the picture's."""
+UPSET = 0.3
+"""Share of scattered objects that are turned by any angle; the others by at most 35 degrees."""
 EDGE_STEP = 0.12
 """A pixel is an edge where the brightness rises by this much a pixel, of 1 from black to white."""
 
@@ -69,12 +73,36 @@ def validation_concepts() -> tuple[Concept, ...]:
 
 
 def sample_pairs(
-    concepts: Sequence[Concept], number: int, *, control_type: ControlType, seed: int = 0
+    concepts: Sequence[Concept],
+    number: int,
+    *,
+    control_type: ControlType,
+    seed: int = 0,
+    scattered: bool = False,
 ) -> tuple[Pair, ...]:
-    """Draw pairs, as many of each concept; a smaller number gives the first of a larger one."""
+    """Draw pairs, as many of each concept; a smaller number gives the first of a larger one.
+
+    Scattered objects lie anywhere, turned and mirrored, and captions are silent of it: only the control image
+    says where. Without, a concept has one outline, and captions name sizes and places.
+    """
     rng = random.Random(f"control/{seed}")
     scenes = (sample_scene(concepts[index % len(concepts)], rng) for index in range(number))
-    return tuple(Pair(scene, control_type) for scene in scenes)
+    return tuple(Pair(_scatter(scene, rng) if scattered else scene, control_type) for scene in scenes)
+
+
+def _scatter(scene: Scene, rng: random.Random) -> Scene:
+    scale = rng.uniform(*SCATTERED_SCALES)
+    reach = max(0.0, (1 - scale) / 2 - 0.02)
+    return replace(
+        scene,
+        size="medium",
+        place="center",
+        scale=scale,
+        shift_x=rng.uniform(-reach, reach),
+        shift_y=rng.uniform(-reach, reach),
+        rotation=rng.uniform(-180, 180) if rng.random() < UPSET else rng.uniform(-35, 35),
+        flipped=rng.random() < 0.5,
+    )
 
 
 def draw_silhouette(
