@@ -2,7 +2,9 @@
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ MAX_TOTAL_BYTES = 2**30
 """Of all photos of one subject."""
 THUMBNAIL_SIDE = 256
 """Longer side in px."""
+_KEPT_SECONDS = 24 * 3600
 _UNPACKED, _THUMBNAILS = "unpacked", "thumbnails"
 
 
@@ -71,6 +74,7 @@ def take_photos(paths: Sequence[Path], folder: Path) -> IntakeReport:
     Raises:
         ValueError: the disk is full or the folder cannot be written to.
     """
+    _forget_old(folder)
     own = folder / secrets.token_hex(8)
     refusals = _Refusals()
     photos: list[tuple[Photo, Path, Path]] = []
@@ -120,11 +124,20 @@ def _files(paths: Sequence[Path], own: Path, refusals: _Refusals) -> Iterator[tu
         try:
             files = unpack_zip(path, target)
         except ValueError as refusal:
-            refusals.note(path.name, str(refusal).removeprefix(f"{printable(path.name)} "))
+            name = printable(path.name)
+            refusals.note(path.name, str(refusal).removeprefix(f"{name}: ").removeprefix(f"{name} "))
             continue
         for file in files:
             yield file.name, file
         shutil.rmtree(target, ignore_errors=True)
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete photos that nobody has trained on for a day."""
+    for path in folder.glob("*") if folder.is_dir() else ():
+        with suppress(OSError):  # another visitor may have
+            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(path)
 
 
 def _check_room(num_photos: int, total_bytes: int) -> None:
