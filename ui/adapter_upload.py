@@ -15,7 +15,9 @@ from ether_diffusion.adapter_file.writer import CARD_NAME, check_writable
 from ether_diffusion.control.loading import control_files
 from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, Contents, read_contents, thumbnail_bytes
-from ether_diffusion.ui.archives import ArchiveLimits, is_archive, unpack_zip
+from ether_diffusion.ui.archive_entries import ArchiveLimits
+from ether_diffusion.ui.archives import is_archive, unpack_zip
+from ether_diffusion.ui.display_name import NAME_FILE, read_label
 
 MAX_BYTES = 256 * 2**20
 _LIMITS = ArchiveLimits(num_entries=200)
@@ -55,9 +57,11 @@ def read_upload(paths: Sequence[Path], temp: Path) -> Upload:
         except (ValueError, FileNotFoundError) as error:
             sentence = str(error).replace(f"{folder}/", "").replace(str(folder), "the upload")
             raise ValueError(printable(sentence, 1000)) from None
-        if name.startswith((Path(TENSORS_NAME).stem, Path(CONFIG_NAME).stem)):
+        if (folder / NAME_FILE).is_file():
+            name = read_label(folder).name
+        elif name.startswith((Path(TENSORS_NAME).stem, Path(CONFIG_NAME).stem)):
             name = contents.metadata.trigger or "uploaded adapter"
-        return Upload(files_of(contents) | _thumbnail(folder), name[:60])
+        return Upload(files_of(contents) | _thumbnail(folder), printable(name)[:60])
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -52,16 +52,13 @@ def read_label(folder: Path) -> Label:
     """Return the label of an adapter; one without is called as its folder, and as old as its files."""
     path = folder / NAME_FILE
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ValueError("too large to be ours")
-        found = parse_json(path.read_bytes(), NAME_FILE)
-        assert isinstance(found, dict)
-        name, created = found["name"], found["created"]
-        assert isinstance(name, str)
-        assert isinstance(created, str)
-        return Label(check_name(name), datetime.fromisoformat(created).astimezone(UTC))
-    except (OSError, ValueError, KeyError, AssertionError):
-        return Label(printable(folder.name), _age(folder))
+        found = parse_json(path.read_bytes(), NAME_FILE) if path.stat().st_size <= _MAX_FILE_BYTES else None
+        if isinstance(found, dict) and found.keys() == Label.__dataclass_fields__.keys():
+            name, created = str(found["name"]), str(found["created"])
+            return Label(check_name(name), datetime.fromisoformat(created).astimezone(UTC))
+    except (OSError, ValueError):  # not there, or nobody's label
+        pass
+    return Label(printable(folder.name), _age(folder))
 
 
 def file_stem(name: str, otherwise: str) -> str:

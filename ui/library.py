@@ -5,18 +5,13 @@ import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
-from ether_diffusion.adapter_file.loading import Match
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import Base, load_base
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.export import EXPORT_NAME, export_lora
 from ether_diffusion.ui.adapter_contents import (
-    THUMBNAIL_NAME,
     Contents,
     download_files,
     read_contents,
@@ -24,37 +19,9 @@ from ether_diffusion.ui.adapter_contents import (
 )
 from ether_diffusion.ui.adapter_upload import read_upload
 from ether_diffusion.ui.base_fit import BaseFit
+from ether_diffusion.ui.cards import GONE, Card, id_of, is_adapter, read_card, stamp_of
 from ether_diffusion.ui.display_name import NAME_FILE, Label, check_name, file_stem, read_label, write_label
 from ether_diffusion.ui.shortages import disk_explained
-
-_GONE = "this adapter is no longer in the library: it was deleted meanwhile; refresh the list"
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a library shows of an adapter.
-
-    `name`, `base_name`, `trigger` and `why_not` are escaped for terminals and hold no invisible characters;
-    a page escapes them for HTML as any text. `fits_base` is true where the adapter can be applied as it is;
-    `why_not` says why otherwise. With `match` "other weights" it could be applied, to doubtful effect. A
-    damaged adapter has no method and no hash. `num_bytes` are those of its files.
-    """
-
-    id: str
-    name: str
-    kind: Literal["subject", "control"]
-    method: str
-    base_name: str
-    fits_base: bool
-    why_not: str
-    match: Match | None
-    num_bytes: int
-    trigger: str
-    steps: int | None
-    hash: str
-    created: datetime
-    thumbnail: Path | None
-    num_parameters: int
 
 
 class Library:
@@ -69,6 +36,7 @@ class Library:
         self._fit = BaseFit(base)
         self._known: dict[str, tuple[object, Card]] = {}
         self._lock = threading.Lock()
+        self._writing = threading.RLock()
 
     def cards(self) -> list[Card]:
         """Return the cards of all adapters, the newest first; damaged ones say what is wrong."""
@@ -94,7 +62,7 @@ class Library:
         """
         found = self._folders().get(adapter_id)
         if found is None:
-            raise FileNotFoundError(_GONE)
+            raise FileNotFoundError(GONE)
         return found
 
     def rename(self, adapter_id: str, name: str) -> Card:
@@ -106,7 +74,7 @@ class Library:
         """
         folder = self.folder(adapter_id)
         checked = check_name(name)
-        with disk_explained(folder, "renaming the adapter"):
+        with self._writing, disk_explained(folder, "renaming the adapter"):
             write_label(folder, Label(checked, self._card(folder).created))
         return self._card(folder)
 
@@ -123,7 +91,7 @@ class Library:
             try:
                 folder.rename(aside)
             except FileNotFoundError:
-                raise FileNotFoundError(_GONE) from None
+                raise FileNotFoundError(GONE) from None
         shutil.rmtree(aside, ignore_errors=True)
 
     def import_upload(self, path: Path | Sequence[Path], *, name: str = "") -> Card:
@@ -157,8 +125,8 @@ class Library:
         """
         folder = self.folder(adapter_id)
         stem = file_stem(read_label(folder).name, adapter_id)
-        read_contents(folder)
-        return self._offer(adapter_id, f"{stem}.zip", zip_bytes(download_files(folder), stem))
+        files = {**download_files(folder), NAME_FILE: read_label(folder).to_bytes()}
+        return self._offer(adapter_id, f"{stem}.zip", zip_bytes(files, stem))
 
     def lora_file(self, adapter_id: str) -> Path:
         """Write an adapter as one LoRA file for other tools, exact on its base; return its path.
@@ -174,8 +142,8 @@ class Library:
             raise ValueError(
                 "an adapter that follows a control image is more than a LoRA; download it as a zip"
             )
-        if not (folder / EXPORT_NAME).is_file():
-            with disk_explained(folder, "writing the LoRA file"):
+        with self._writing, disk_explained(folder, "writing the LoRA file"):
+            if not (folder / EXPORT_NAME).is_file():
                 self._export(contents, folder)
         stem = file_stem(read_label(folder).name, adapter_id)
         return self._offer(adapter_id, f"{stem}.safetensors", (folder / EXPORT_NAME).read_bytes())
@@ -202,7 +170,7 @@ class Library:
 
     def _offer(self, adapter_id: str, name: str, data: bytes) -> Path:
         target = self.temp / "adapters" / adapter_id
-        with disk_explained(self.temp, "preparing the download"):
+        with self._writing, disk_explained(self.temp, "preparing the download"):
             target.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_files(target, {name: data})
         return target / name
@@ -210,57 +178,15 @@ class Library:
     def _folders(self) -> dict[str, Path]:
         if not self.root.is_dir():
             return {}
-        return {
-            path.name: path
-            for path in self.root.iterdir()
-            if path.is_dir() and not path.is_symlink() and path.name.isascii() and path.name.isidentifier()
-        }
+        return {id_of(path): path for path in self.root.iterdir() if is_adapter(path)}
 
     def _card(self, folder: Path) -> Card:
-        stamp = _stamp(folder)
+        stamp = stamp_of(folder)
         with self._lock:
             known = self._known.get(folder.name)
         if known is not None and known[0] == stamp:
             return known[1]
-        card = self._read_card(folder)
+        card = read_card(folder, self._fit)
         with self._lock:
             self._known[folder.name] = (stamp, card)
         return card
-
-    def _read_card(self, folder: Path) -> Card:
-        if not folder.is_dir():
-            raise FileNotFoundError(_GONE)
-        label = read_label(folder)
-        contents, match, why_not = None, None, ""
-        try:
-            contents = read_contents(folder)
-            fit = self._fit.fit(contents.adapters, contents.encoder)
-            match, why_not = fit.match, fit.remark
-        except (ValueError, OSError) as error:
-            why_not = printable(str(error).replace(f"{folder}/", "").replace(str(folder), label.name), 500)
-        thumbnail = folder / THUMBNAIL_NAME
-        return Card(
-            id=folder.name,
-            name=label.name,
-            kind="control" if contents is not None and contents.encoder is not None else "subject",
-            method="" if contents is None else contents.method,
-            base_name="" if contents is None else printable(contents.metadata.base_model or "unknown"),
-            fits_base=match in ("same", "unknown"),
-            why_not=why_not,
-            match=match,
-            num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-            trigger="" if contents is None else printable(contents.metadata.trigger or "", 300),
-            steps=None if contents is None else contents.steps,
-            hash="" if contents is None else contents.hash,
-            created=label.created,
-            thumbnail=thumbnail if thumbnail.is_file() else None,
-            num_parameters=0 if contents is None else contents.num_parameters,
-        )
-
-
-def _stamp(folder: Path) -> object:
-    """Return what changes when a file of a folder does."""
-    with suppress(OSError):
-        status = [(str(path), path.stat()) for path in sorted(folder.rglob("*"))]
-        return [(name, each.st_mtime_ns, each.st_size) for name, each in status]
-    return None
