@@ -12,6 +12,7 @@ from ether_diffusion.training.run_lock import LOCK_NAME, Holder, read_holder
 from ether_diffusion.ui.training_request import output_folder
 
 REQUEST_NAME, WISH_NAME, PROCESS_NAME, OUTPUT_NAME = "request.json", "wish.json", "process.json", "output.log"
+LIBRARY_NAME = "library.json"
 Wanted = Literal["running", "paused", "stopped"]
 _WANTED: tuple[Wanted, ...] = ("running", "paused", "stopped")
 _SECONDS_UNTIL_FORGOTTEN = 600
@@ -20,11 +21,15 @@ GONE = "this run is no longer in the studio: its folder was deleted; refresh the
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run was asked to do; it never changes. `created` is in seconds since 1970."""
+    """What a run was asked to do; it never changes.
+
+    `batch_size` counts the images of an update; `created` is in seconds since 1970.
+    """
 
     name: str
     trigger: str
     num_steps: int
+    batch_size: int
     command: list[str]
     created: float
 
@@ -62,7 +67,7 @@ def read_record(folder: Path) -> RunRecord:
         isinstance(found, dict)
         and found.keys() == RunRecord.__dataclass_fields__.keys()
         and all(isinstance(found[name], str) for name in ("name", "trigger"))
-        and is_whole(found["num_steps"])
+        and all(is_whole(found[name]) for name in ("num_steps", "batch_size"))
         and is_number(found["created"])
         and isinstance(found["command"], list)
         and all(isinstance(word, str) for word in found["command"])
@@ -90,6 +95,17 @@ def read_wish(folder: Path) -> Wish:
     if wanted not in _WANTED or not is_whole(asked) or not is_number(began) or not is_whole(start):
         return Wish("running")
     return Wish(wanted, cast(int, asked), float(cast(float, began)), cast(int, start))
+
+
+def write_library_id(folder: Path, adapter_id: str) -> None:
+    """Note as what a run's adapter is in the library."""
+    write_files(folder, {LIBRARY_NAME: _json({"id": adapter_id})})
+
+
+def read_library_id(folder: Path) -> str | None:
+    """Return as what a run's adapter is, or was, in the library."""
+    found = _read(folder / LIBRARY_NAME)
+    return str(found["id"]) if isinstance(found, dict) and "id" in found else None
 
 
 def new_wish(folder: Path) -> Wish:

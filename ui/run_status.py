@@ -25,6 +25,7 @@ from ether_diffusion.ui.run_record import (
     RunRecord,
     Wish,
     living_process,
+    read_library_id,
     read_record,
     read_wish,
 )
@@ -41,7 +42,8 @@ class RunStatus:
 
     `losses` are (step, mean loss) of equal stretches, `samples` are (step, picture), several of a step one
     after the other, and `base_samples` the same pictures by the base. `adapter` is the result's folder once
-    there is one; `command` is the program with its arguments, to copy.
+    there is one, and `library_id` names it in the library once it was put there; `command` is the program
+    with its arguments, to copy.
     """
 
     id: str
@@ -61,6 +63,7 @@ class RunStatus:
     command: list[str]
     trigger: str
     created: datetime
+    library_id: str | None
 
 
 def read_status(folder: Path) -> RunStatus:
@@ -74,7 +77,7 @@ def read_status(folder: Path) -> RunStatus:
     process, lines = living_process(folder), read_log(run)
     tail = read_tail(folder / OUTPUT_NAME, wish.output_from)
     state = _state(process, wish, run, tail, is_training=_has_trained(run, wish))
-    left = seconds_left(lines, run, record.num_steps, batch_size=_batch_size(record), began=wish.began)
+    left = seconds_left(lines, run, record.num_steps, batch_size=record.batch_size, began=wish.began)
     is_done = state == "finished"
     return RunStatus(
         id=folder.name,
@@ -94,6 +97,7 @@ def read_status(folder: Path) -> RunStatus:
         command=record.command,
         trigger=record.trigger,
         created=datetime.fromtimestamp(record.created, UTC),
+        library_id=read_library_id(folder),
     )
 
 
@@ -157,8 +161,3 @@ def _without_paths(sentence: str | None, run: Path) -> str | None:
     for path, word in words.items():
         sentence = sentence.replace(str(path), word)
     return sentence
-
-
-def _batch_size(record: RunRecord) -> int:
-    given = [word.partition("=")[2] for word in record.command if word.startswith("--train_batch_size=")]
-    return int(given[-1]) if given and given[-1].isdigit() else 1

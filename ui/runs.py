@@ -1,32 +1,30 @@
 """Training runs of a studio: each a process of its own that needs no server, watched through its files."""
 
-import logging
 import os
 import re
 import secrets
 import shutil
 import signal
-import subprocess
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import ether_diffusion
 from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.training.run_lock import LOCK_NAME, guarded, holder_of, write_holder
+from ether_diffusion.training.run_lock import LOCK_NAME, guarded
+from ether_diffusion.ui.cards import Card
+from ether_diffusion.ui.launching import launch
+from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.run_record import (
     GONE,
-    OUTPUT_NAME,
-    PROCESS_NAME,
     RunRecord,
     Wanted,
     asked_once_more,
     living_process,
-    new_wish,
     read_record,
     read_wish,
+    write_library_id,
     write_record,
     write_wish,
 )
@@ -35,11 +33,7 @@ from ether_diffusion.ui.shortages import disk_explained
 from ether_diffusion.ui.training_request import TrainRequest, output_folder, photos_folder, train_command
 from ether_diffusion.ui.uploads import IntakeReport, take_photos
 
-NICENESS = 10
-"""Added to a trainer's, so that the page and pictures in between stay quick."""
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
-
-logger = logging.getLogger(__name__)
 
 
 class Runs:
@@ -49,7 +43,9 @@ class Runs:
     """
 
     def __init__(self, root: Path, temp: Path, *, base: str) -> None:
-        self.root, self.temp, self.base = root, temp, base
+        self.root, self.temp = root, temp
+        # a run that goes on later may be started from another working directory
+        self.base = str(Path(base).resolve()) if Path(base).is_dir() else base
 
     def check_photos(self, paths: Sequence[Path]) -> IntakeReport:
         """Look at uploaded files: what can be trained on is copied, the rest has a reason each.
@@ -79,7 +75,7 @@ class Runs:
                 self._check_alone()
                 try:
                     self._prepare(folder, request, now)
-                    self._launch(folder)
+                    launch(folder)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise
@@ -132,7 +128,26 @@ class Runs:
             self._check_alone()
             # a lock of this machine is taken over; that of a machine that is gone would hold it for ever
             (output_folder(folder) / LOCK_NAME).unlink(missing_ok=True)
-            self._launch(folder)
+            launch(folder)
+
+    def adopt(self, run_id: str, library: Library) -> Card:
+        """Put the adapter that a finished run made into a library, once however often it is asked for.
+
+        Raises:
+            FileNotFoundError: there is no such run.
+            ValueError: it is not finished, or the disk is full.
+        """
+        folder = self._folder(run_id)
+        with disk_explained(folder, "keeping the adapter"), guarded(self.root):
+            status = read_status(folder)
+            if status.adapter is None:
+                raise ValueError(f"{status.name} is not finished; wait for its last step")
+            if status.library_id is not None:
+                with suppress(FileNotFoundError):  # deleted from the library since
+                    return library.card(status.library_id)
+            card = library.add_run_result(status.adapter, status.name)
+            write_library_id(folder, card.id)
+            return card
 
     def delete(self, run_id: str) -> None:
         """Delete a run with its photos, pictures and checkpoints.
@@ -157,41 +172,24 @@ class Runs:
             name=printable(request.shown_name),
             trigger=request.trigger(self.base),
             num_steps=request.num_steps,
+            batch_size=request.batch_size(self.base),
             command=train_command(request, folder, self.base),
             created=now.timestamp(),
         )
         write_record(folder, record)
 
-    def _launch(self, folder: Path) -> None:
-        """Run the command in a session of its own, so that nothing that ends the server ends it."""
-        command, wish = read_record(folder).command, new_wish(folder)
-        write_wish(folder, wish)
-        with (folder / OUTPUT_NAME).open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-                start_new_session=True,
-            )
-        write_holder(folder / PROCESS_NAME, holder_of(process.pid))
-        with suppress(OSError, AttributeError):  # Windows has no such priorities
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
-        # a child that nobody waits for stays in the table of processes
-        threading.Thread(target=process.wait, name=f"wait for {folder.name}", daemon=True).start()
-        logger.info("training %s in process %d", folder.name, process.pid)
-
     def _end(self, run_id: str, wanted: Wanted) -> None:
         folder = self._folder(run_id)
         with disk_explained(folder, "stopping the training"), guarded(self.root):
             process, wish = living_process(folder), read_wish(folder)
-            if process is not None and not process.is_here:
+            if process is None:  # it ended by itself just now, or rests
+                if wish.wanted == "paused":
+                    write_wish(folder, replace(wish, wanted=wanted))
+                return
+            if not process.is_here:
                 raise ValueError(f"this run is trained on {printable(process.host)}; stop it there")
             asked = asked_once_more(wish, wanted)
             write_wish(folder, asked)
-        if process is None:
-            return
         number = signal.SIGKILL if asked.asked > 2 else signal.SIGINT
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
@@ -234,12 +232,3 @@ def _name_of(folder: Path) -> str:
         return read_record(folder).name
     except ValueError:
         return "another subject"
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's variables; in a checkout, with the place that the package is found at."""
-    root = Path(ether_diffusion.__file__).parent.parent
-    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if (root / "pyproject.toml").is_file():
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    return variables

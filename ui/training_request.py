@@ -79,6 +79,12 @@ class TrainRequest:
         assert isinstance(steps, int)
         return steps
 
+    def batch_size(self, base: str) -> int:
+        """Return how many images an update learns from."""
+        size = {**PRESET_VALUES[self.preset], **_options_of_base(self, base)}["train_batch_size"]
+        assert isinstance(size, int)
+        return size
+
     def prompt(self, base: str) -> str:
         """Return the instance prompt with {token} in it; a world of drawings has no photos of anything."""
         if self.instance_prompt.strip():
@@ -105,8 +111,7 @@ def train_options(request: TrainRequest, folder: Path, base: str) -> dict[str, J
     if preset.get("prior_preservation") == "class_images":
         options["class_data_dir"] = str(folder / "class_images")
         options["class_prompt"] = request.prompt(base).replace("{token} ", "").replace("{token}", "thing")
-    elif base == ALIAS:
-        options |= TINY_WORLD_OPTIONS
+    options |= _options_of_base(request, base)
     if request.steps is not None:
         often = max(1, request.steps // 4)
         options |= {
@@ -129,6 +134,11 @@ def train_command(request: TrainRequest, folder: Path, base: str) -> list[str]:
         for each in value if isinstance(value, list) else [value]:
             words.append(f"--{name}" if each is True else f"--{name}={each}")
     return words
+
+
+def _options_of_base(request: TrainRequest, base: str) -> Mapping[str, Json]:
+    is_short = PRESET_VALUES[request.preset].get("prior_preservation") is None
+    return TINY_WORLD_OPTIONS if base == ALIAS and is_short else {}
 
 
 def photos_folder(folder: Path) -> Path:
