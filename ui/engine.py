@@ -12,7 +12,7 @@ from ether_diffusion.adapter_file.models import shareable_name
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import open_base
 from ether_diffusion.control import holds_control
-from ether_diffusion.pipelines.sampling import ControlUse
+from ether_diffusion.pipelines.sampling import SIDE_MULTIPLE_PX, ControlUse
 from ether_diffusion.ui.attached import MAX_LOADED, Wanted
 from ether_diffusion.ui.events import (
     CellDone,
@@ -100,7 +100,7 @@ class Engine:
     @property
     def size_multiple(self) -> int:
         """What divides the sides of pictures, px."""
-        return self.base.size_multiple
+        return SIDE_MULTIPLE_PX
 
     @property
     def default_guidance(self) -> float:
@@ -182,13 +182,6 @@ class Engine:
     def _order(
         self, request: GenerateRequest | GridRequest, adapters: Mapping[str, Wanted], *, num_images: int
     ) -> Order:
-        multiple = self.size_multiple
-        for side in (request.width, request.height):
-            if side is not None and side % multiple:
-                raise ValueError(
-                    f"a side of {side} px does not suit {self.base_name}; use a multiple of {multiple} px, "
-                    f"best {self.native_size}"
-                )
         return Order(request.sampling(), num_images, adapters, request.allow_other_base)
 
 

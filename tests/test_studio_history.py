@@ -1,0 +1,184 @@
+"""What was drawn in a folder, found in its files whatever else happened to them."""
+
+import os
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ether_diffusion.pipelines import AdapterUse, ImageMetadata, attach_metadata, png_bytes
+from ether_diffusion.ui.history import History, Search
+
+SAID = ImageMetadata(
+    prompt="a red fox on a beach",
+    negative_prompt="rain",
+    seed=7,
+    steps=20,
+    guidance_scale=3.0,
+    width=8,
+    height=8,
+    pipeline="EtherControlPipeline",
+    scheduler="DDIMScheduler",
+)
+FOX = AdapterUse("fox", 1.0, {"unet": "a" * 64})
+
+
+def save(outputs: Path, second: int, *, kind: str = "i00", said: ImageMetadata | None = SAID) -> Path:
+    """Write a picture of a job that was drawn at a second of a day."""
+    job = f"20261123-{second:06d}000-abcdef"
+    path = outputs / "2026-11-23" / (job if kind.startswith("c") else "") / f"{job}-{kind}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", (8, 8), (second % 256, 0, 0))
+    if said is not None:
+        attach_metadata(picture, said)
+    path.write_bytes(png_bytes(picture))
+    return path
+
+
+def found(history: History, **search: object) -> list[str]:
+    return [picture.id.split("-", 1)[1] for picture in history.pictures(Search(**search))]  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_not_there_has_no_pictures(tmp_path: Path) -> None:
+    history = History(tmp_path / "none")
+    assert (history.pictures(), history.adapters()) == ([], [])
+
+
+def test_the_newest_stand_first_and_each_before_its_base(tmp_path: Path) -> None:
+    for second, kind in ((1, "i00"), (3, "c001"), (2, "i00-base"), (2, "i00"), (2, "i01"), (3, "c002")):
+        save(tmp_path, second, kind=kind)
+    assert found(History(tmp_path)) == [
+        "000003000-abcdef-c002",
+        "000003000-abcdef-c001",
+        "000002000-abcdef-i01",
+        "000002000-abcdef-i00",
+        "000002000-abcdef-i00-base",
+        "000001000-abcdef-i00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("search", "seconds"),
+    [
+        ({}, [5, 4, 3, 2, 1]),
+        ({"text": "FOX beach"}, [2, 1]),
+        ({"text": "rain"}, [3, 2, 1]),
+        ({"text": "straße"}, [3]),
+        ({"text": "STRASSE"}, [3]),
+        ({"text": "none"}, []),
+        ({"adapter": "fox"}, [2]),
+        ({"adapter": "fo"}, []),
+        ({"seed": 7}, [2, 1]),
+        ({"seed": 0}, [3]),
+        ({"text": "fox", "adapter": "fox", "seed": 7}, [2]),
+        ({"with_base": False}, [4, 3, 2, 1]),
+    ],
+)
+def test_pictures_are_found_by_words_adapter_and_seed(
+    tmp_path: Path, search: dict[str, object], seconds: list[int]
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2, said=replace(SAID, adapters=(FOX,)))
+    save(tmp_path, 3, said=replace(SAID, prompt="Eine Straße", seed=0))
+    save(tmp_path, 4, said=None)
+    save(tmp_path, 5, kind="i00-base", said=None)
+    assert [int(name[:6]) for name in found(History(tmp_path), **search)] == seconds
+
+
+def test_adapters_are_listed_by_name(tmp_path: Path) -> None:
+    cat = AdapterUse("cat", 0.5, {})
+    save(tmp_path, 1, said=replace(SAID, adapters=(FOX, cat)))
+    save(tmp_path, 2, said=replace(SAID, adapters=(FOX,)))
+    assert History(tmp_path).adapters() == ["cat", "fox"]
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    ours = save(tmp_path, 1)
+    day = ours.parent
+    secret = tmp_path.parent / f"{tmp_path.name}-secret.png"
+    shutil.copy(ours, secret)
+    (day / "holiday.png").write_bytes(ours.read_bytes())
+    (day / "Thumbs.db").write_bytes(b"\0")
+    (day / ".20261123-000009000-abcdef-i00.png.1.part").write_bytes(b"half")
+    (day / "20261123-000002000-abcdef-i00.png").symlink_to(secret)
+    (day / "20261123-000003000-abcdef-i00.png").mkdir()
+    os.mkfifo(day / "20261123-000004000-abcdef-i00.png")
+    (tmp_path / "elsewhere").symlink_to(tmp_path.parent)
+    (tmp_path / "1" / "2" / "3" / "4").mkdir(parents=True)
+    shutil.copy(ours, tmp_path / "1" / "2" / "3" / "4" / "20261123-000005000-abcdef-i00.png")
+    assert [picture.path for picture in History(tmp_path).pictures()] == [ours]
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\0\0\0\0IEND"])
+def test_a_damaged_picture_says_nothing_and_hides_no_other(tmp_path: Path, data: bytes) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2).write_bytes(data)
+    pictures = History(tmp_path).pictures()
+    assert [picture.metadata is None for picture in pictures] == [True, False]
+
+
+def test_what_was_deleted_or_changed_by_hand_is_seen(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    paths = [save(tmp_path, second) for second in (1, 2, 3)]
+    assert len(history.pictures()) == 3
+    paths[0].unlink()
+    picture = Image.new("RGB", (8, 8))
+    attach_metadata(picture, replace(SAID, prompt="another prompt"))
+    paths[1].write_bytes(png_bytes(picture))
+    assert found(history, text="another") == ["000002000-abcdef-i00"]
+    shutil.rmtree(tmp_path)
+    assert history.pictures() == []
+
+
+def test_a_picture_is_found_by_its_id_only(tmp_path: Path) -> None:
+    history, path = History(tmp_path), save(tmp_path, 1)
+    assert history.picture(path.stem).path == path
+    for wrong in (str(path), f"../{path.stem}", "", f"{path.stem}.png", "20261123-000002000-abcdef-i00"):
+        with pytest.raises(FileNotFoundError, match="no longer there"):
+            history.picture(wrong)
+
+
+def test_a_picture_is_deleted_once(tmp_path: Path) -> None:
+    history, path, other = History(tmp_path), save(tmp_path, 1), save(tmp_path, 2)
+    history.delete(path.stem)
+    assert not path.exists()
+    assert [picture.path for picture in history.pictures()] == [other]
+    with pytest.raises(FileNotFoundError, match="no longer there"):
+        history.delete(path.stem)
+
+
+def test_a_zip_holds_the_files_as_they_are(tmp_path: Path) -> None:
+    history = History(tmp_path / "outputs")
+    paths = [save(tmp_path / "outputs", 1), save(tmp_path / "outputs", 2, kind="c001")]
+    pictures = history.pictures()
+    save(tmp_path / "outputs", 3)  # after the search
+    target = history.write_zip(pictures, tmp_path / "temp" / "all.zip")
+    with zipfile.ZipFile(target) as file:
+        assert file.testzip() is None
+        inside = {name: file.read(name) for name in file.namelist()}
+    assert inside == {p.relative_to(tmp_path / "outputs").as_posix(): p.read_bytes() for p in paths}
+    assert [path.name for path in target.parent.iterdir()] == ["all.zip"]
+
+
+def test_a_zip_of_nothing_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    history, path = History(tmp_path / "outputs"), save(tmp_path / "outputs", 1)
+    pictures = history.pictures()
+    path.unlink()
+    for gone in (pictures, []):
+        with pytest.raises(ValueError, match="no picture to download"):
+            history.write_zip(gone, tmp_path / "temp" / "all.zip")
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
+def test_a_thousand_pictures_are_all_found(tmp_path: Path) -> None:
+    data = save(tmp_path, 1).read_bytes()
+    for number in range(2, 1001):
+        (tmp_path / "2026-11-23" / f"20261123-{number:06d}000-abcdef-i00.png").write_bytes(data)
+    history = History(tmp_path)
+    pictures = history.pictures()
+    assert len(pictures) == 1000
+    again = history.pictures()
+    assert all(new is old for new, old in zip(again, pictures, strict=True))  # none was read twice

@@ -1,0 +1,292 @@
+"""A dropped picture gives every field back, or sentences on what differs; whatever stands in it."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from studio_folders import QUICK, add, control_image, draw, make_adapters, pixels
+from tiny_pipelines import tiny_sd
+
+from ether_diffusion.pipelines import AdapterUse, ImageMetadata
+from ether_diffusion.ui.engine import SavedPicture
+from ether_diffusion.ui.requests import GenerateRequest
+from ether_diffusion.ui.restore import restore, restore_metadata
+from ether_diffusion.ui.studio import Studio
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_adapters(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    studio = Studio(tmp_path_factory.mktemp("studio"))
+    yield studio
+    studio.close()
+
+
+@pytest.fixture(scope="module")
+def ids(studio: Studio, made: Path) -> dict[str, str]:
+    return add(studio, made, "fox", "cat", "follow")
+
+
+@pytest.fixture(scope="module")
+def full(studio: Studio, ids: dict[str, str]) -> GenerateRequest:
+    """A request with another value than the default in every field that a picture tells of."""
+    return GenerateRequest(
+        "ein roter Fuchs 🦊, „am Strand“",
+        adapters={ids["fox"]: 0.1 + 0.2, ids["follow"]: -0.5},
+        seed=2**32 - 1,
+        steps=3,
+        guidance_scale=2.7182818284590451,
+        width=72,
+        height=64,
+        negative_prompt="rain",
+        control_image=control_image().resize((72, 64)),
+        control_strength=1 / 3,
+    )
+
+
+@pytest.fixture(scope="module")
+def picture(studio: Studio, full: GenerateRequest) -> SavedPicture:
+    return draw(studio, full).pictures[0]
+
+
+def said(picture: SavedPicture) -> ImageMetadata:
+    assert picture.metadata is not None
+    return picture.metadata
+
+
+def test_every_field_comes_back_and_the_same_pixels(
+    studio: Studio, full: GenerateRequest, picture: SavedPicture
+) -> None:
+    restored = restore(picture.path, studio)
+    assert restored.differences == ()
+    assert restored.request is not None
+    assert restored.request.control_image is not None
+    assert full.control_image is not None
+    assert np.array_equal(np.asarray(restored.request.control_image), np.asarray(full.control_image))
+    assert replace(restored.request, control_image=None) == replace(full, control_image=None)
+    again = draw(studio, restored.request).pictures[0]
+    assert np.array_equal(pixels(again.path), pixels(picture.path))
+
+
+def test_a_picture_of_the_base_comes_back_without_adapters(studio: Studio, ids: dict[str, str]) -> None:
+    end = draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}, compare_with_base=True))
+    restored = restore(end.base_pictures[0].path, studio)
+    assert restored.differences == ()
+    assert restored.request is not None
+    assert restored.request.adapters == {}
+
+
+def test_an_adapter_comes_back_by_its_numbers_under_any_name(
+    studio: Studio, made: Path, ids: dict[str, str]
+) -> None:
+    picture = draw(studio, replace(QUICK, adapters={ids["cat"]: 0.25})).pictures[0]
+    studio.library.rename(ids["cat"], "tom")
+    restored = restore(picture.path, studio)
+    assert restored.differences == ()
+    assert restored.request is not None
+    assert restored.request.adapters == {ids["cat"]: 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("dog", "dog (0123456789…) is not in the library."), ("fox", "the one of that name is another")],
+)
+def test_an_adapter_that_is_not_here_is_left_out_and_said(
+    studio: Studio, picture: SavedPicture, ids: dict[str, str], name: str, words: str
+) -> None:
+    use = AdapterUse(name, 1.0, {"unet": "0123456789abcdef" * 4})
+    fox = next(use for use in said(picture).adapters if use.name == "fox")
+    restored = restore_metadata(replace(said(picture), adapters=(fox, use), options={}), studio)
+    assert restored.request is not None
+    assert restored.request.adapters == {ids["fox"]: 0.1 + 0.2}
+    (difference,) = restored.differences
+    assert words in difference
+
+
+def test_an_adapter_is_told_apart_by_all_of_its_components(
+    studio: Studio, picture: SavedPicture, ids: dict[str, str]
+) -> None:
+    fox = next(use for use in said(picture).adapters if use.name == "fox")
+    with_more = replace(fox, sha256={**fox.sha256, "text_encoder": "f" * 64})
+    restored = restore_metadata(replace(said(picture), adapters=(with_more,), options={}), studio)
+    assert restored.request is not None
+    assert restored.request.adapters == {}
+
+
+def test_an_adapter_for_another_base_is_not_restored(
+    studio: Studio, made: Path, picture: SavedPicture
+) -> None:
+    card = studio.library.add_run_result(made / "odd", "odd")
+    use = AdapterUse("odd", 1.0, {"unet": card.hash})
+    restored = restore_metadata(replace(said(picture), adapters=(use,), options={}), studio)
+    studio.library.delete(card.id)
+    assert restored.request is not None
+    assert restored.request.adapters == {}
+    assert restored.differences == ("The adapter odd is not for this base. It is left out.",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"base": "other", "base_fingerprint": None}, "It was drawn with other, and this studio draws with"),
+        ({"base": "x/y", "base_fingerprint": "0123-4567"}, "(another architecture); the picture will be"),
+        ({"scheduler": "EulerDiscreteScheduler"}, "Its sampler was EulerDiscreteScheduler, and here it is"),
+        ({"scheduler_config": {}}, "Its sampler had other settings than here."),
+        ({"seed": None}, "It does not say its seed"),
+        ({"seed": 2**63 - 1}, "Its seed 9223372036854775807 is beyond"),
+        ({"steps": None}, "number of steps that can be taken; 20 are set"),
+        ({"steps": 10**9}, "number of steps that can be taken; 20 are set"),
+        ({"guidance_scale": None}, "a guidance that can be taken; 3 is set"),
+        ({"guidance_scale": -1e300}, "a guidance that can be taken; 3 is set"),
+        ({"width": 65}, "Its size of 65 × 64 px does not suit this base; its usual 64 px are set."),
+        ({"height": 10**9}, "does not suit this base"),
+        ({"prompt": "x" * 5000}, "Its prompt has 5000 characters; the first 2000 are taken."),
+        ({"options": {"eta": 1.0}, "unrecorded": ("latents",)}, "no place here: eta, latents."),
+        ({"versions": {"torch": "1.0", "numpy": "1"}}, "It was drawn with torch 1.0 (here 2."),
+    ],
+)
+def test_what_differs_is_said_in_one_sentence(
+    studio: Studio, picture: SavedPicture, change: dict[str, object], words: str
+) -> None:
+    plain = replace(said(picture), adapters=(), options={})
+    restored = restore_metadata(replace(plain, **change), studio)  # type: ignore[arg-type]
+    assert restored.request is not None
+    (difference,) = restored.differences
+    assert words in difference
+
+
+def test_other_weights_of_the_same_base_are_said(studio: Studio, picture: SavedPicture) -> None:
+    known = said(picture).base_fingerprint
+    assert known is not None
+    other = replace(said(picture), base_fingerprint=known.split("-")[0] + "-000000")
+    (difference,) = restore_metadata(other, studio).differences
+    assert "other weights, or other precision" in difference
+
+
+@pytest.mark.parametrize(
+    ("strength", "restored_strength", "words"),
+    [(None, 1.0, "differed from layer to layer"), (1e300, 10.0, "was 1e+300; 10 is set")],
+)
+def test_a_strength_that_cannot_be_set_is_said(
+    studio: Studio, picture: SavedPicture, strength: float | None, restored_strength: float, words: str
+) -> None:
+    fox = next(use for use in said(picture).adapters if use.name == "fox")
+    metadata = replace(said(picture), adapters=(replace(fox, strength=strength),), options={})
+    restored = restore_metadata(metadata, studio)
+    assert restored.request is not None
+    assert list(restored.request.adapters.values()) == [restored_strength]
+    (difference,) = restored.differences
+    assert words in difference
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"control_image_sha256": "0" * 64}, "Its control image is not stored here"),
+        ({"control_image_sha256": "../../secret"}, "Its control image is not stored here"),
+        ({"control": "nobody"}, "by an adapter that is not here"),
+        ({"control": "fox"}, "by an adapter that is not here"),
+        ({"control_encoder_sha256": "0" * 64}, "is another than the picture's"),
+        ({"control_strength": "much"}, "1 is set"),
+        ({"control_strength": 1e300}, "1 is set"),
+    ],
+)
+def test_what_differs_of_the_control_is_said(
+    studio: Studio, picture: SavedPicture, option: dict[str, str | float], words: str
+) -> None:
+    metadata = replace(said(picture), options={**said(picture).options, **option})
+    restored = restore_metadata(metadata, studio)
+    assert restored.request is not None
+    (difference,) = restored.differences
+    assert words in difference
+
+
+def _png(path: Path, text: str | None, *, keyword: bytes = b"ether_diffusion") -> Path:
+    """Write a PNG by hand with a text chunk."""
+    Image.new("RGB", (8, 8)).save(path)
+    data = path.read_bytes()
+    if text is not None:
+        chunk = b"tEXt" + keyword + b"\0" + text.encode("latin-1", "replace")
+        head = len(chunk) - 4
+        made = head.to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+        path.write_bytes(data[:33] + made + data[33:])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "does not say how it was made"),
+        ("", "not valid JSON"),
+        ("[]", "no JSON object"),
+        ('{"format_version": 99}', "newer release"),
+        ('{"prompt": "x"}', "other entries than expected"),
+        ("[" * 100_000, "nested too deeply"),
+        ("x" * 300_000, "at most 262144 are read"),
+    ],
+)
+def test_a_picture_that_cannot_be_understood_is_refused_in_words(
+    studio: Studio, tmp_path: Path, text: str | None, words: str
+) -> None:
+    restored = restore(_png(tmp_path / "x.png", text), studio)
+    assert restored.request is None
+    (difference,) = restored.differences
+    assert words in difference
+    assert str(tmp_path) not in difference
+
+
+def test_a_file_that_is_no_picture_of_ours_is_refused_in_words(studio: Studio, tmp_path: Path) -> None:
+    assert "no longer there" in restore(tmp_path / "none.png", studio).differences[0]
+    (tmp_path / "page.png").write_text("<html>")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    for name in ("page.png", "photo.jpg"):
+        (difference,) = restore(tmp_path / name, studio).differences
+        assert difference == "The picture is not a PNG; metadata is read from PNGs only."
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(65 * 2**20)
+    assert "larger than 64 MiB" in restore(tmp_path / "large.png", studio).differences[0]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_in_a_picture_the_answer_is_a_request_or_words(
+    studio: Studio, picture: SavedPicture, tmp_path: Path, data: st.DataObject
+) -> None:
+    entries = asdict(said(picture))
+    for name in data.draw(st.lists(st.sampled_from(sorted(entries)), min_size=1, max_size=4)):
+        entries[name] = data.draw(JSON)
+    restored = restore(_png(tmp_path / "x.png", json.dumps(entries)), studio)
+    assert restored.request is not None or restored.differences
+    assert all(str(tmp_path) not in difference for difference in restored.differences)
+    assert all(difference.isprintable() for difference in restored.differences)
+
+
+def test_a_picture_of_another_base_is_restored_and_said(studio: Studio, tmp_path: Path) -> None:
+    tiny_sd().save_pretrained(tmp_path / "base")
+    other = Studio(tmp_path / "other", base=str(tmp_path / "base"))
+    drawn = draw(other, replace(QUICK, prompt="abc", width=16, height=16)).pictures[0]
+    other.close()
+    restored = restore(drawn.path, studio)
+    assert restored.request is not None
+    assert restored.request.prompt == "abc"
+    assert "It was drawn with base, and this studio draws with tiny_world" in restored.differences[0]
