@@ -9,7 +9,7 @@ from PIL import Image
 
 from ether_diffusion.control.palette import TOLERANCE, Palette, palette_of, read_palette
 
-TWO = palette_of({"sky": [0, 128, 255], "earth": "#804000"}, "two")
+TWO = palette_of({"sky": [0, 128, 255], "earth": "#804000"}, "the palette two")
 
 
 def image(*colours: tuple[int, int, int]) -> Image.Image:
@@ -27,7 +27,7 @@ def test_a_map_in_the_palettes_colours_stays_as_it_is() -> None:
 
 def test_a_colour_within_the_tolerance_becomes_its_nearest_and_one_beyond_is_refused() -> None:
     assert pixels(TWO.snap(image((TOLERANCE, 128 - TOLERANCE, 250)))) == [[0, 128, 255]]
-    with pytest.raises(ValueError, match="has 1 colours off the palette of two"):
+    with pytest.raises(ValueError, match="has 1 colours off the palette two"):
         TWO.snap(image((TOLERANCE + 1, 128, 255)))
 
 
@@ -44,7 +44,7 @@ def test_colours_off_the_palette_are_named_with_their_counts_the_most_frequent_f
     with pytest.raises(ValueError, match="off the palette") as caught:
         TWO.snap(image(*off))
     assert str(caught.value).startswith(
-        "has 4 colours off the palette of two, in 7 of 8 px: #c80000 (3 px), #090909 (2 px), "
+        "has 4 colours off the palette two, in 7 of 8 px: #c80000 (3 px), #090909 (2 px), "
     )
     assert " and 1 more; paint in its colours, to within 8 of 255" in str(caught.value)
 

@@ -1,7 +1,6 @@
 """Detectors: from a photo to the control image that says where things are in it, by name."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,20 +11,9 @@ from PIL import Image
 
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.control.canny import canny
+from ether_diffusion.control.detector_names import CANNY_THRESHOLDS, MODEL_DETECTORS, detector_problem
 from ether_diffusion.control.images import check_shape, resampling_of
 
-OWN_DETECTORS = ("canny", "silhouette", "palette")
-"""What needs no model: edges; the shape that the alpha channel shows; segmentation colours as they are."""
-MODEL_DETECTORS = (
-    *("depth_leres", "depth_leres++", "depth_midas", "depth_zoe"),
-    *("lineart_anime", "lineart_coarse", "lineart_realistic", "mediapipe_face", "mlsd", "normal_bae"),
-    *("openpose", "openpose_face", "openpose_faceonly", "openpose_full", "openpose_hand"),
-    *("scribble_hed", "scribble_hedsafe", "scribble_pidinet", "scribble_pidsafe"),
-    *("softedge_hed", "softedge_hedsafe", "softedge_pidinet", "softedge_pidsafe"),
-)
-"""Those of controlnet-aux, under its names, that give the same for the same photo."""
-CANNY_THRESHOLDS = (100.0, 200.0)
-"""Of ControlNet's models and of the measurements in OFT's and ETHER's papers."""
 _HALF = 128
 """Of an alpha channel, from which on a pixel is inside: the object covers at least half of it."""
 
@@ -105,21 +93,6 @@ class Detector:
                 f"the model of the detector {self.name} cannot be had ({printable(error, 300)}); connect "
                 "to the hub once, or draw control images beforehand and give conditioning_data_dir"
             ) from None
-
-
-def detector_problem(name: str) -> str | None:
-    """Say what is wrong with a detector's name; None where there is one of this name."""
-    known = (*OWN_DETECTORS, *MODEL_DETECTORS)
-    if name in known:
-        return None
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
-    return f"there is no detector {printable(name)!r}; {hint}"
-
-
-def control_type_of(detector: str) -> str:
-    """Return what a detector's images show, in the letters of a control type."""
-    return detector.replace("++", "_boost")
 
 
 def _has_models() -> bool:

@@ -72,7 +72,7 @@ class Palette:
         most = [f"{_hex(colours[i])} ({counts[i]} px)" for i in order[:_SHOWN_COLOURS]]
         rest = f" and {len(order) - _SHOWN_COLOURS} more" if len(order) > _SHOWN_COLOURS else ""
         return (
-            f"has {len(colours)} colours off the palette of {self.name}, in {counts.sum()} of {num_pixels} "
+            f"has {len(colours)} colours off {self.name}, in {counts.sum()} of {num_pixels} "
             f"px: {', '.join(most)}{rest}; paint in its colours, to within {TOLERANCE} of 255, without "
             "smooth edges"
         )
