@@ -221,6 +221,33 @@ def test_a_closed_page_stops_its_job(studio: Studio, calls: Calls) -> None:
     assert len(calls.threads) < 500
 
 
+def test_closing_a_studio_stops_what_it_draws(tmp_path: Path) -> None:
+    studio = Studio(tmp_path / "studio")
+    events = studio.engine.generate(replace(QUICK, steps=1000), StopToken())
+    while not isinstance(event := next(events), Previewing) or event.step < 1:
+        pass
+    studio.close()
+    assert studio.engine.is_free
+    assert last(events).stopped
+    assert (studio.temp.stat().st_mode & 0o777) == 0o700
+
+
+def test_training_on_an_accelerator_leaves_no_room_for_pictures(tmp_path: Path) -> None:
+    def refuse(device: torch.device) -> None:
+        raise ValueError("fox is training on the accelerator; wait until it is done, or pause it")
+
+    engine = Engine("tiny_world", outputs=tmp_path, folder_of=Path, check_free=refuse)
+    with pytest.raises(ValueError, match="fox is training"):
+        last(engine.generate(QUICK, StopToken()))
+    assert engine.is_free
+
+
+def test_a_studio_in_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        Studio(tmp_path / "notes.txt")
+
+
 def test_a_cancelled_job_never_overlaps_the_next(studio: Studio, calls: Calls) -> None:
     for _ in range(3):
         events = studio.engine.generate(replace(QUICK, steps=1000), StopToken())

@@ -13,6 +13,7 @@ from ether_diffusion.control.images import as_picture
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.pipelines.sampling import Picture
 from ether_diffusion.ui.events import SavedPicture
+from ether_diffusion.ui.shortages import disk_explained
 
 ID = re.compile(r"(?P<job>\d{8}-\d{9}-[0-9a-f]{6})(?P<kind>-i\d{2}|-i\d{2}-base|-c\d{3})")
 """Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""
@@ -46,9 +47,14 @@ class Outputs:
         )
 
     def write(self, folder: Path, name: str, data: bytes) -> Path:
-        """Write a file whole or not at all, and return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_files(folder, {name: data})
+        """Write a file whole or not at all, and return its path.
+
+        Raises:
+            ValueError: the disk is full or cannot be written to.
+        """
+        with disk_explained(self.folder, "saving a picture"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_files(folder, {name: data})
         return folder / name
 
     def keep_control(self, image: Image.Image) -> None:

@@ -8,6 +8,7 @@ from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.history import History
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs
+from ether_diffusion.ui.shortages import disk_explained
 
 ADAPTERS, OUTPUTS, RUNS, TEMP = "adapters", "outputs", "runs", "temp"
 
@@ -36,10 +37,11 @@ class Studio:
             name_of=lambda adapter_id: self.library.card(adapter_id).name,
             check_free=self._check_free,
         )
-        for name in (ADAPTERS, OUTPUTS, RUNS):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self.temp.mkdir(exist_ok=True, mode=0o700)
-        self.temp.chmod(0o700)
+        with disk_explained(self.folder, "opening the studio"):
+            for name in (ADAPTERS, OUTPUTS, RUNS):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            self.temp.mkdir(exist_ok=True, mode=0o700)
+            self.temp.chmod(0o700)
         self.library = Library(self.folder / ADAPTERS, self.temp, self.engine.base)
         self.history = History(self.folder / OUTPUTS)
         self.runs = Runs(self.folder / RUNS, self.temp, base=base)
