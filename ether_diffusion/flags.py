@@ -44,7 +44,8 @@ def add_flag(parser: Flags, name: str, kind: Kind, help_line: str | None, defaul
     parser.add_argument(
         f"--{name}",
         type=_reader(kind),
-        action="append" if kind.is_many else "store",
+        action="extend" if kind.is_many else "store",
+        nargs="+" if kind.is_many else None,
         default=default,
         metavar="{" + ",".join(kind.choices) + "}" if kind.choices else _METAVARS[kind.base],
         help=text,

@@ -10,10 +10,12 @@ from ether_diffusion.training.config import ControlRunConfig
 NAME = "train-control"
 CONTROL = Program(
     NAME,
-    f"{NAME} --instance_data_dir PATH --conditioning_data_dir PATH [flag …]",
+    f"{NAME} --train_data_dir PATH [--detector NAME] [flag …]",
     "Train an adapter and an encoder that let an image say where things are.",
-    f"Example: {NAME} --instance_data_dir pictures --conditioning_data_dir silhouettes --control_type "
-    "silhouette. Captions lie beside the pictures; a control image has the name of its picture.",
+    f"Example: {NAME} --train_data_dir pairs --control_type silhouette, where metadata.jsonl has the fields "
+    "file_name, conditioning_image_file_name and text; or --instance_data_dir pictures with "
+    "--conditioning_data_dir silhouettes, of the pictures' names; or --instance_data_dir photos --detector "
+    "canny. The flags of diffusers' train_controlnet.py are known.",
     ControlRunConfig,
     {**TITLES, "control": "control images and their encoder"},
 )

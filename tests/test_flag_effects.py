@@ -44,6 +44,7 @@ TRAINS_OTHERWISE: list[tuple[str, Json, Flags]] = [
     ("dataset_config_name", "two", DATA_SET),
     ("image_column", "copy", DATA_SET),
     ("caption_column", "words", DATA_SET),
+    ("max_train_samples", 1, {}),
     ("instance_prompt", "a sks dog", {}),
     ("token", "abc", {"instance_prompt": "a {token} cat", "token": "sks"}),
     ("caption_template", "art: {caption}", {}),

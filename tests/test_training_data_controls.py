@@ -39,16 +39,17 @@ def made(data: DataConfig, prior: PriorConfig | None = None, **control: Any) -> 
     assert data.instance_data_dir is not None
     controls = data.instance_data_dir.parent / "controls"
     prior = prior or PriorConfig()
+    made_control = ControlConfig(**({"conditioning_data_dir": controls} | control))
     has_images = prior.prior_preservation == "class_images"
     planned = plan_visits(
         data,
         prior,
-        with_controls(gather_items(data), controls),
+        with_controls(gather_items(data), data, made_control),
         gather_class_items(data, prior) if has_images else None,
         needs=Needs(native_size=SIZE, size_multiple=8),
         effective_batch=3,
         seed=0,
-        control=ControlConfig(conditioning_data_dir=controls, **control),
+        control=made_control,
     )
     return BatchSource(planned, Codec(encode_without_noise, double), num_visits=24)
 
@@ -148,7 +149,7 @@ def test_all_that_is_wrong_with_control_images_is_said_at_once(data: DataConfig,
     Image.new("RGB", (300, 64)).save(folder / "1.png")
     (folder / "2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="the control images cannot be used") as caught:
-        with_controls(gather_items(data), folder)
+        with_controls(gather_items(data), data, ControlConfig(conditioning_data_dir=folder))
     message = str(caught.value)
     assert "1 photos have no control image in" in message
     assert "the control image 1.png has 300 × 64 px, and its photo 64 × 80 px" in message

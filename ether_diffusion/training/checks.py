@@ -165,8 +165,7 @@ def _with_controls(items: Items, config: DreamBoothConfig) -> Items:
     control = control_of(config)
     if control is None:
         return items
-    assert control.conditioning_data_dir is not None
-    return with_controls(items, control.conditioning_data_dir, follow_symlinks=config.data.follow_symlinks)
+    return with_controls(items, config.data, control)
 
 
 def _count_missing(config: DreamBoothConfig) -> int:

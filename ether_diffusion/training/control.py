@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import detach_adapter
+from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import Base
 from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
 from ether_diffusion.control.loading import control_files
 from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import ControlConfig
-from ether_diffusion.training.decoding import decode_photo
+from ether_diffusion.training.data.companions import BLACK
+from ether_diffusion.training.data.controls import detector_of, finish_control
+from ether_diffusion.training.decoding import WHITE, decode_photo
 from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import EtherConfig
@@ -56,11 +60,28 @@ def validation_controls(config: ControlConfig | None, size: tuple[int, int]) -> 
     """
     if config is None:
         return ()
-    images = [decode_photo(path, background=(0, 0, 0), min_side=1)[0] for path in config.validation_image]
     height, width = size
     return tuple(
-        control_batch(image, height=height, width=width, control_type=config.control_type) for image in images
+        control_batch(
+            _validation_picture(config, path, width=width, height=height),
+            height=height,
+            width=width,
+            control_type=config.control_type,
+        )
+        for path in config.validation_image
     )
+
+
+def _validation_picture(config: ControlConfig, path: str, *, width: int, height: int) -> Image.Image:
+    detector = detector_of(config)
+    background = BLACK if detector is None else WHITE  # photos lie over white in training, too
+    picture, alpha = decode_photo(path, background=background, min_side=1)
+    try:
+        if detector is None:
+            return finish_control(picture, config)
+        return detector.draw_at(picture, alpha, width=width, height=height)
+    except ValueError as reason:
+        raise ValueError(f"validation_image {printable(path)}: {reason}") from None
 
 
 def control_result_files(control: TrainedControl, parts: Sequence[TrainedPart]) -> dict[str, bytes]:

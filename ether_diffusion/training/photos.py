@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,11 +108,13 @@ def find_photos(
     strict: bool = False,
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
+    choose: Callable[[int], Sequence[int]] | None = None,
 ) -> PhotoFolder:
     """Find and check the photos of a folder, without its subfolders; nothing is written.
 
     Hidden files, captions, metadata and what operating systems leave behind are passed over; every other file
-    becomes a photo or a refusal. Links out of the folder are refused unless `follow_symlinks`.
+    becomes a photo or a refusal. Links out of the folder are refused unless `follow_symlinks`. `choose` says
+    which of so many files are looked at.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -121,9 +123,8 @@ def find_photos(
     inside = None if follow_symlinks else Path(folder)
     photos: list[Photo] = []
     refused: list[Refusal] = []
-    for path in list_files(folder, "the photos"):
-        if _is_passed_over(path):
-            continue
+    paths = [path for path in list_files(folder, "the photos") if not _is_passed_over(path)]
+    for path in paths if choose is None else [paths[index] for index in choose(len(paths))]:
         try:
             data = read_plain_file(path, inside=inside, max_bytes=MAX_BYTES)
             photos.append(check_photo(path, data, max_pixels=max_pixels, min_side=min_side))

@@ -30,6 +30,9 @@ class DataConfig(Section):
     caption_column: str | None = option(
         None, "Column of the dataset that holds the captions; without it every photo gets --instance_prompt."
     )
+    max_train_samples: int | None = option(
+        None, "Photos to train on where there are more, drawn at random, the same ones each time.", least=1
+    )
     instance_prompt: str | None = option(
         None, "Prompt of photos without a caption, e.g. 'a photo of sks dog'."
     )

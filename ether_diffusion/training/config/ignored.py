@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import fields
 
 from ether_diffusion.training.config.adapter import METHODS_WITH
-from ether_diffusion.training.config.dreambooth import SECTIONS, DreamBoothConfig
-
-_DEFAULTS = {each.name: each.default for section in SECTIONS.values() for each in fields(section)}
+from ether_diffusion.training.config.control import ControlConfig
+from ether_diffusion.training.config.control_run import control_of
+from ether_diffusion.training.config.dreambooth import DreamBoothConfig
 
 
 def find_ignored(
@@ -17,10 +17,14 @@ def find_ignored(
 
     Asked for are those in `given`, and those with another value than their default, unless a preset set it.
     """
-    values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
+    values: dict[str, object] = {}
+    defaults: dict[str, object] = {}
+    for section, config_type in config.sections.items():
+        values |= vars(getattr(config, section))
+        defaults |= {each.name: each.default for each in fields(config_type)}
     sentences: dict[str, str] = {}
     for name, reason in _without_effect(config):
-        if name in given or (values[name] != _DEFAULTS[name] and name not in preset):
+        if name in given or (values[name] != defaults[name] and name not in preset):
             sentences.setdefault(name, f"{name} has no effect: {reason}")
     return tuple(sentences.values())
 
@@ -32,6 +36,9 @@ def _without_effect(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
     yield from _of_the_adapter(config)
     yield from _of_the_optimization(config)
     yield from _of_the_output(config)
+    control = control_of(config)
+    if control is not None:
+        yield from _of_the_control(control, has_rows=config.data.dataset_name is not None)
 
 
 def _of_the_base(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
@@ -102,3 +109,18 @@ def _of_the_output(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
     if not config.output.push_to_hub:
         for name in ("hub_model_id", "hub_private_repo"):
             yield name, "nothing is uploaded; give push_to_hub"
+
+
+def _of_the_control(control: ControlConfig, *, has_rows: bool) -> Iterator[tuple[str, str]]:
+    column = "conditioning_image_column"
+    if control.is_detected:
+        yield column, f"detector={control.detector} draws the control images"
+    elif control.conditioning_data_dir is not None:
+        yield column, "conditioning_data_dir holds the control images"
+    elif not has_rows:
+        yield column, "it is about a dataset, and dataset_name is not given"
+    if control.detector != "canny":
+        for name in ("canny_low_threshold", "canny_high_threshold"):
+            yield name, "it is for detector=canny"
+    if control.control_type != "palette":
+        yield "palette", "it is for control_type=palette"

@@ -30,6 +30,8 @@ LEGACY_OPTIONS: dict[str, LegacyOption] = {
     "use_8bit_adam": LegacyOption(_SWITCH, "optimizer", "adamw8bit"),
     "lora_dropout": LegacyOption(_NUMBER, "dropout"),
     "proportion_empty_prompts": LegacyOption(_NUMBER, "caption_dropout"),
+    # of their scripts that take a data set: a folder of images with metadata.jsonl
+    "train_data_dir": LegacyOption(_TEXT, "dataset_name"),
     "lora_layers": LegacyOption(_TEXT, "target_modules"),
     "local_rank": LegacyOption(_WHOLE, remedy="the launcher says it by the environment"),
     "set_grads_to_none": LegacyOption(_SWITCH, remedy="gradients are always set to none"),
@@ -46,7 +48,8 @@ LEGACY_OPTIONS: dict[str, LegacyOption] = {
 
 NOT_OFFERED: dict[str, str] = {
     "cache_dir": "set the environment variable HF_HUB_CACHE",
-    "train_data_dir": "use instance_data_dir",
+    "controlnet_model_name_or_path": "no ControlNet is trained or gone on from, but an adapter and a small "
+    "encoder; a run in output_dir goes on by itself",
     "token_abstraction": "use token and {token}; no new tokens are trained",
     "final_validation_prompt": "use validation_prompt",
     "lora_unet_blocks": "use target_modules with a regex",

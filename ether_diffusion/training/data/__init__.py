@@ -2,7 +2,8 @@
 
 from ether_diffusion.training.data.batch import Batch
 from ether_diffusion.training.data.batch_source import BatchSource
-from ether_diffusion.training.data.items import Item, Items, gather_class_items, gather_items, with_controls
+from ether_diffusion.training.data.controls import with_controls
+from ether_diffusion.training.data.items import Item, Items, gather_class_items, gather_items
 from ether_diffusion.training.data.latents import Codec
 from ether_diffusion.training.data.order import VisitOrder
 from ether_diffusion.training.data.plan import Needs, VisitPlan, plan_visits

@@ -1,7 +1,7 @@
 """Files that belong to photos by their names: masks, control images."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,19 +75,22 @@ def _not_black(mask: Image.Image) -> Image.Image:
     return mask
 
 
-def _unchanged(picture: Image.Image) -> Image.Image:
-    return picture
-
-
 MASK = CompanionKind("mask", "L", _not_black)
 """White where the loss sees the photo, and black or transparent where it does not."""
-CONTROL_IMAGE = CompanionKind("control image", "RGB", _unchanged)
-"""It says where things are in its photo."""
+
+
+@dataclass(frozen=True)
+class FoundCompanions:
+    """A photo's file or None for each, what is wrong with them, and a sentence on those of no photo."""
+
+    companions: tuple[Companion | None, ...]
+    problems: tuple[str, ...]
+    orphans: tuple[str, ...] = ()
 
 
 def find_companions(
     folder: str | Path, photos: Sequence[Photo], kind: CompanionKind, *, follow_symlinks: bool = False
-) -> tuple[list[Companion | None], list[str]]:
+) -> FoundCompanions:
     """Return each photo's file of the same stem, and a sentence for each photo without a usable one.
 
     Raises:
@@ -120,7 +123,17 @@ def find_companions(
             f"{len(missing)} photos have no {kind.word} in {_shown(folder)}: "
             f"{listed(missing, len(missing))}; add files of the same names, such as dog.png for dog.jpg"
         )
-    return companions, problems
+    stems = {photo.path.stem for photo in photos}
+    orphans = [path.name for stem, paths in by_stem.items() if stem not in stems for path in paths]
+    return FoundCompanions(tuple(companions), tuple(problems), tuple(_sentence_on(orphans, kind, folder)))
+
+
+def _sentence_on(orphans: list[str], kind: CompanionKind, folder: str | Path) -> Iterator[str]:
+    if orphans:
+        yield (
+            f"{len(orphans)} {kind.word}s in {_shown(folder)} belong to no usable photo and are not used: "
+            f"{listed(orphans)}"
+        )
 
 
 def _check_proportions(size: tuple[int, int], photo: Photo) -> None:

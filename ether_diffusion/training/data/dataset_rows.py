@@ -10,6 +10,7 @@ from typing import Any
 from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.caption_files import TEXT_COLUMNS, FoundCaption
 from ether_diffusion.training.config import DataConfig
+from ether_diffusion.training.data.order import chosen_samples
 from ether_diffusion.training.data.sources import Rows, RowSource
 from ether_diffusion.training.photos import Photo, PhotoFolder, Refusal, check_photo, remarks_on
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
@@ -50,6 +51,8 @@ class DatasetRows:
                 found = listed(columns, len(columns))
                 raise ValueError(f'{flag}="{printable(column)}" is no column of {shown}; it has {found}')
         rows = _with_undecoded_images(rows, config.image_column, shown)
+        if config.max_train_samples is not None:
+            rows = rows.select(chosen_samples(len(rows), config.max_train_samples))
         is_local = Path(config.dataset_name).is_dir()
         return cls(
             name=shown,
@@ -77,7 +80,7 @@ class DatasetRows:
         if not photos:
             reasons = ";\n  ".join(refusal.sentence for refusal in refused)
             raise ValueError(f"no usable photos in the data set {self.name}:\n  {reasons or 'it is empty'}")
-        return PhotoFolder(tuple(photos), tuple(refused), (*remarks_on(photos), *self._unused_captions()))
+        return PhotoFolder(tuple(photos), tuple(refused), (*remarks_on(photos), *self._remarks_on_captions()))
 
     def captions(self, photos: Sequence[Photo]) -> list[FoundCaption]:
         """Return the photos' captions; none where no column is named."""
@@ -86,6 +89,8 @@ class DatasetRows:
         found: list[FoundCaption] = []
         for photo, index in zip(photos, self._indices(photos), strict=True):
             text = self.rows[index][self.caption_column]
+            if isinstance(text, list):
+                text = text[0] if text else None
             if text is not None:
                 found.append(FoundCaption(photo.path.name, str(text), f"row {index}", is_sidecar=False))
         return found
@@ -101,7 +106,10 @@ class DatasetRows:
     def _source(self, index: int) -> RowSource:
         return RowSource(self.rows, index, self.image_column, self.inside)
 
-    def _unused_captions(self) -> Iterator[str]:
+    def _remarks_on_captions(self) -> Iterator[str]:
+        if self.caption_column is not None and isinstance(self.rows[0][self.caption_column], list):
+            column = printable(self.caption_column)
+            yield f"the column {column} holds lists of captions; the first of each is used"
         unused = [column for column in self.columns if column in TEXT_COLUMNS]
         if self.caption_column is None and unused:
             name = unused[0]

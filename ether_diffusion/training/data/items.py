@@ -1,15 +1,15 @@
 """What is trained on: each photo with its prompt and mask, all checked before a model is loaded."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.training.captions import Captions, Filling, caption_photos, read_captions
 from ether_diffusion.training.config import DataConfig, PriorConfig
-from ether_diffusion.training.data.companions import CONTROL_IMAGE, MASK, Companion, find_companions
+from ether_diffusion.training.data.companions import MASK, Companion, find_companions
 from ether_diffusion.training.data.dataset_rows import DatasetRows
+from ether_diffusion.training.data.order import chosen_samples
 from ether_diffusion.training.data.sources import FileSource, Source
 from ether_diffusion.training.photos import Photo, PhotoFolder, find_photos
 
@@ -52,7 +52,11 @@ def gather_items(config: DataConfig) -> Items:
     problems: list[str] = []
     if rows is None:
         assert config.instance_data_dir is not None
-        found = find_photos(config.instance_data_dir, follow_symlinks=config.follow_symlinks)
+        found = find_photos(
+            config.instance_data_dir,
+            follow_symlinks=config.follow_symlinks,
+            choose=lambda number: chosen_samples(number, config.max_train_samples),
+        )
     else:
         found = rows.find_photos()
     if config.strict:
@@ -91,24 +95,6 @@ def gather_class_items(data: DataConfig, prior: PriorConfig) -> Items:
     return Items(items, warnings, fingerprint)
 
 
-def with_controls(items: Items, folder: str | Path, *, follow_symlinks: bool = False) -> Items:
-    """Return items with their control images, which join the fingerprint.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a photo has no usable control image; all problems are listed, one a line.
-    """
-    photos = [item.photo for item in items.items]
-    found, problems = find_companions(folder, photos, CONTROL_IMAGE, follow_symlinks=follow_symlinks)
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ValueError(f"the control images cannot be used:\n  {lines}")
-    pairs = list(zip(items.items, found, strict=True))
-    hashes = {f"control image of {item.name}": file.sha256 for item, file in pairs if file is not None}
-    controlled = tuple(replace(item, control=file) for item, file in pairs)
-    return replace(items, items=controlled, fingerprint=items.fingerprint | hashes)
-
-
 def _captions(config: DataConfig, rows: DatasetRows | None, found: PhotoFolder) -> Captions:
     filling = Filling(config.instance_prompt, config.token, config.caption_template)
     filling.check()
@@ -137,8 +123,9 @@ def _masks(
             lambda: find_companions(folder, photos, MASK, follow_symlinks=config.follow_symlinks),
         )
         if found is not None:
-            problems += found[1]
-            return found[0], ()
+            orphans = () if config.max_train_samples is not None else found.orphans
+            problems += [*found.problems, *(orphans if config.strict else ())]
+            return found.companions, () if config.strict else orphans
     opaque = [photo.path.name for photo in photos if not photo.has_alpha]
     if config.mask_from_alpha and len(opaque) == len(photos):
         problems.append("mask_from_alpha: no photo has transparent parts; cut one out, or switch it off")

@@ -7,6 +7,14 @@ import torch
 from ether_diffusion.training.randomness import stream
 
 
+def chosen_samples(number: int, limit: int | None) -> list[int]:
+    """Return which of so many samples a run trains on, in their order: all, or as many as the limit."""
+    if limit is None or limit >= number:
+        return list(range(number))
+    drawn = torch.randperm(number, generator=stream(0, "chosen samples", number))
+    return sorted(drawn[:limit].tolist())
+
+
 class VisitOrder:
     """The items of all visits, in epochs of `num_visits_per_epoch`.
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ether_diffusion.control.images import resampling_of
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
+from ether_diffusion.training.data.controls import detector_of
 from ether_diffusion.training.data.items import Items
 from ether_diffusion.training.data.order import VisitOrder
 from ether_diffusion.training.data.views import ViewMaker
@@ -95,6 +96,7 @@ def plan_visits(
             has_holes=needs.is_inpainting,
             resampling=RESAMPLING[data.image_interpolation_mode],
             control_resampling=resampling_of(None if control is None else control.control_type),
+            detector=detector_of(control),
         ),
         needs=needs,
         prior=prior,

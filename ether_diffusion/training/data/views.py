@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.control import Detector
 from ether_diffusion.training.data.geometry import (
     Frame,
     Size,
@@ -70,6 +71,7 @@ class ViewMaker:
     has_holes: bool
     resampling: Image.Resampling
     control_resampling: Image.Resampling = Image.Resampling.BILINEAR
+    detector: Detector | None = None
 
     def item(self, key: ViewKey) -> Item:
         """Return the photo of a view."""
@@ -87,14 +89,12 @@ class ViewMaker:
         )
         original = (item.photo.height, item.photo.width)
         resized = covering_size(original, size)
-        decoded = _decode(item, min(resized))
+        decoded = decode_item(item, min(resized))
         photo = decoded.rgb.resize(resized[::-1], self.resampling)
         mask = self._mask(item, decoded, is_class=keys[0].is_class)
         if mask is not None:
             mask = mask.resize(resized[::-1], Image.Resampling.BILINEAR)
-        control = None if item.control is None else item.control.decode()
-        if control is not None:
-            control = control.resize(resized[::-1], self.control_resampling)
+        control = self._control(item, photo, decoded.mask, is_class=keys[0].is_class)
         for key in keys:
             yield self._cut(key, item, photo, mask, control)
 
@@ -102,6 +102,17 @@ class ViewMaker:
         if item.mask is not None:
             return item.mask.decode()
         return decoded.mask if self.mask_from_alpha and not is_class else None
+
+    def _control(
+        self, item: Item, photo: Image.Image, alpha: Image.Image | None, *, is_class: bool
+    ) -> Image.Image | None:
+        """Return what says where in a resized photo, at its size."""
+        if item.control is not None:
+            return item.control.decode().resize(photo.size, self.control_resampling)
+        if self.detector is None or is_class:
+            return None
+        resized = None if alpha is None else alpha.resize(photo.size, Image.Resampling.BILINEAR)
+        return self.detector.draw(photo, resized)
 
     def _cut(
         self,
@@ -136,7 +147,12 @@ class ViewMaker:
         return draw_hole(key.size, stream(self.seed, purpose, key.item, key.crop, int(key.is_flipped)))
 
 
-def _decode(item: Item, target_side: int) -> Decoded:
+def decode_item(item: Item, target_side: int | None = None) -> Decoded:
+    """Decode a photo again, as in `decode_photo`; whole without a target_side (px).
+
+    Raises:
+        ValueError: it is gone, or was changed.
+    """
     data = read_again(item.source, item.name, item.photo.sha256)
     return decode_bytes(
         data,

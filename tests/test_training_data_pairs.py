@@ -1,0 +1,335 @@
+"""Pairs of photos and control images: of a data set's rows, of folders in palettes' colours, or detected."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import photo_files
+import pytest
+import torch
+from PIL import Image
+from visit_sources import SIZE, assert_equal, double, encode_without_noise, fill_with_photos, ramp, uncached
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.tiny_world.control import PALETTE, sample_pairs, training_concepts, write_pairs
+from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
+from ether_diffusion.training.control import validation_controls
+from ether_diffusion.training.data import (
+    BatchSource,
+    Codec,
+    Items,
+    Needs,
+    gather_items,
+    plan_visits,
+    with_controls,
+)
+
+COLUMN = "conditioning_image"
+
+
+def rows_of(folder: Path, **options: Any) -> DataConfig:
+    return DataConfig(dataset_name=str(folder), caption_column="text", **options)
+
+
+def write_rows(folder: Path, rows: list[dict[str, Json]]) -> None:
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three photos, each its own control image, as a data set: diffusers' column names."""
+    fill_with_photos(tmp_path / "pairs", [(80, 70), (64, 64), (96, 64)])
+    (tmp_path / "pairs" / "maps").mkdir()
+    rows: list[dict[str, Json]] = []
+    for number in range(3):
+        name = f"{number}.png"
+        (tmp_path / "pairs" / f"{number}.txt").unlink()
+        (tmp_path / "pairs" / "maps" / name).write_bytes((tmp_path / "pairs" / name).read_bytes())
+        rows.append({"file_name": name, f"{COLUMN}_file_name": f"maps/{name}", "text": f"photo {number}"})
+    write_rows(tmp_path / "pairs", rows)
+    return tmp_path / "pairs"
+
+
+def paired(data: DataConfig, **control: Any) -> Items:
+    return with_controls(gather_items(data), data, ControlConfig(**control))
+
+
+def made(data: DataConfig, num_visits: int = 12, **control: Any) -> BatchSource:
+    planned = plan_visits(
+        data,
+        PriorConfig(),
+        paired(data, **control),
+        None,
+        needs=Needs(native_size=SIZE, size_multiple=8),
+        effective_batch=3,
+        seed=0,
+        control=ControlConfig(**control),
+    )
+    return BatchSource(planned, Codec(encode_without_noise, double), num_visits=num_visits)
+
+
+def refusal(data: DataConfig, **control: Any) -> str:
+    with pytest.raises(ValueError, match=r"cannot be used|needs photos") as caught:
+        paired(data, **control)
+    return str(caught.value)
+
+
+def test_rows_pair_photos_with_images_and_captions(folder: Path) -> None:
+    items = paired(rows_of(folder))
+    assert [item.prompt for item in items.items] == ["photo 0", "photo 1", "photo 2"]
+    for item in items.items:
+        assert item.control is not None
+        with Image.open(folder / item.name) as photo:
+            assert item.control.decode() == photo.convert("RGB")
+        assert f"control image of {item.name}" in items.fingerprint
+
+
+def test_a_column_of_file_names_is_read_from_the_folder(folder: Path) -> None:
+    images = paired(rows_of(folder)).fingerprint
+    write_rows(
+        folder, [{"file_name": f"{n}.png", COLUMN: f"maps/{n}.png", "text": f"photo {n}"} for n in range(3)]
+    )
+    assert paired(rows_of(folder)).fingerprint == images
+
+
+def test_a_data_set_that_holds_the_bytes_gives_the_same_pairs(folder: Path, tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), COLUMN: datasets.Image(), "text": datasets.Value("string")}
+    )
+    values: dict[str, list[object]] = {"image": [], COLUMN: [], "text": []}
+    for number in range(3):
+        data = {"bytes": (folder / f"{number}.png").read_bytes(), "path": None}
+        values["image"].append(data)
+        values[COLUMN].append(data)
+        values["text"].append(f"photo {number}")
+    (tmp_path / "rows").mkdir()
+    datasets.Dataset.from_dict(values, features=features).to_parquet(tmp_path / "rows" / "train.parquet")
+    from_bytes, from_files = paired(rows_of(tmp_path / "rows")), paired(rows_of(folder))
+    assert [item.prompt for item in from_bytes.items] == [item.prompt for item in from_files.items]
+    for one, other in zip(from_bytes.items, from_files.items, strict=True):
+        assert one.control is not None
+        assert other.control is not None
+        assert one.control.decode() == other.control.decode()
+
+
+def test_tiny_worlds_pairs_are_such_a_data_set(tmp_path: Path) -> None:
+    pairs = sample_pairs(training_concepts(), 3, control_type="palette")
+    write_pairs(pairs, tmp_path / "pairs", size=128)
+    items = paired(rows_of(tmp_path / "pairs"), control_type="palette", palette="tiny_world")
+    assert [item.prompt for item in items.items] == [pair.caption for pair in pairs]
+
+
+def test_all_pairs_that_cannot_be_used_are_said_at_once(folder: Path) -> None:
+    Image.new("RGB", (300, 64)).save(folder / "maps" / "1.png")
+    (folder / "maps" / "2.png").write_bytes(b"no picture")
+    rows: list[dict[str, Json]] = [
+        {"file_name": "0.png", COLUMN: "maps/none.png", "text": "a"},
+        {"file_name": "1.png", COLUMN: "maps/1.png", "text": "b"},
+        {"file_name": "2.png", COLUMN: "maps/2.png", "text": "c"},
+    ]
+    write_rows(folder, rows)
+    said = refusal(rows_of(folder))
+    assert "1 photos have no control image in the column conditioning_image of" in said
+    assert ": 0.png; add them, or delete the rows" in said
+    assert "the control image of 1.png has 300 × 64 px, and its photo 64 × 64 px" in said
+    assert "the control image of 2.png " in said
+
+
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(folder: Path) -> None:
+    (folder.parent / "secret.png").write_bytes((folder / "0.png").read_bytes())
+    write_rows(folder, [{"file_name": "0.png", COLUMN: "../secret.png", "text": "a"}])
+    assert "outside the folder" in refusal(rows_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("map", 'conditioning_image_column="map" is no column of'),
+        ("number", "the column number of .* holds neither images nor names of files"),
+    ],
+)
+def test_a_column_without_images_is_refused(folder: Path, column: str, words: str) -> None:
+    write_rows(folder, [{"file_name": "0.png", "number": 3, "text": "a"}])
+    with pytest.raises(ValueError, match=words):
+        paired(rows_of(folder), conditioning_image_column=column)
+
+
+def test_control_images_of_no_photo_are_said_or_refused(folder: Path) -> None:
+    maps = folder / "maps"
+    Image.new("RGB", (64, 64)).save(maps / "lonely.png")
+    for number in range(3):
+        (folder / f"{number}.txt").write_text("x")
+    (folder / "metadata.jsonl").unlink()
+    plain = DataConfig(instance_data_dir=folder)
+    sentence = "1 control images in maps belong to no usable photo and are not used: lonely.png"
+    assert any(sentence in line for line in paired(plain, conditioning_data_dir=maps).warnings)
+    strict = DataConfig(instance_data_dir=folder, strict=True)
+    assert sentence in refusal(strict, conditioning_data_dir=maps)
+    some = DataConfig(instance_data_dir=folder, strict=True, max_train_samples=2)
+    assert len(paired(some, conditioning_data_dir=maps).items) == 2
+
+
+def test_some_of_the_rows_are_trained_on_the_same_ones_each_time(folder: Path) -> None:
+    names = [[item.name for item in paired(rows_of(folder, max_train_samples=n)).items] for n in (2, 2, 9)]
+    assert len(names[0]) == 2
+    assert names[0] == names[1] == sorted(names[0])
+    assert len(names[2]) == 3
+
+
+def test_of_several_captions_the_first_is_used_and_it_is_said(folder: Path) -> None:
+    write_rows(
+        folder,
+        [{"file_name": "0.png", f"{COLUMN}_file_name": "maps/0.png", "text": ["one", "two"]}],
+    )
+    items = paired(rows_of(folder))
+    assert [item.prompt for item in items.items] == ["one"]
+    assert "the column text holds lists of captions; the first of each is used" in items.warnings
+
+
+# palettes
+
+
+@pytest.fixture
+def maps(tmp_path: Path) -> DataConfig:
+    """A photo, and its map in two of Tiny World's colours."""
+    fill_with_photos(tmp_path / "photos", [(64, 64)])
+    (tmp_path / "maps").mkdir()
+    write_map(tmp_path / "maps" / "0.png", 0)
+    return DataConfig(instance_data_dir=tmp_path / "photos")
+
+
+def write_map(path: Path, difference: int) -> None:
+    values = np.zeros((64, 64, 3), np.uint8)
+    values[:32], values[32:] = PALETTE["animal"], PALETTE["pattern"]
+    Image.fromarray(values - np.array([difference, 0, 0], np.uint8)).save(path)
+
+
+def palette_of(data: DataConfig, **control: Any) -> dict[str, Any]:
+    assert data.instance_data_dir is not None
+    folder = data.instance_data_dir.parent / "maps"
+    return {"conditioning_data_dir": folder, "control_type": "palette", "palette": "tiny_world", **control}
+
+
+def test_colours_near_the_palettes_are_trained_as_its_own(maps: DataConfig, tmp_path: Path) -> None:
+    plain = made(maps, **palette_of(maps)).batch([0, 1])
+    write_map(tmp_path / "maps" / "0.png", 5)
+    near = made(maps, **palette_of(maps)).batch([0, 1])
+    assert near.controls is not None
+    assert plain.controls is not None
+    assert torch.equal(near.controls, plain.controls)
+
+
+def test_colours_off_the_palette_are_named_with_file_and_count(maps: DataConfig, tmp_path: Path) -> None:
+    write_map(tmp_path / "maps" / "0.png", 40)
+    assert (
+        "the control image 0.png has 2 colours off the palette of Tiny World, in 4096 of 4096 px"
+        in refusal(maps, **palette_of(maps))
+    )
+
+
+def test_a_palette_of_ones_own_is_read_from_its_file(maps: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('{"sky": [0, 0, 1], "sea": [0, 1, 200]}')
+    said = refusal(maps, **palette_of(maps, palette=str(tmp_path / "p.json")))
+    assert f"has 2 colours off the palette {tmp_path / 'p.json'}, in 4096 of 4096 px" in said
+    with pytest.raises(FileNotFoundError, match=r"none\.json does not exist"):
+        paired(maps, **palette_of(maps, palette=str(tmp_path / "none.json")))
+
+
+def test_without_a_palette_a_map_of_very_many_colours_is_refused(maps: DataConfig, tmp_path: Path) -> None:
+    paired(maps, **palette_of(maps, palette=None))
+    Image.fromarray(photo_files.noise(64, 64)).save(tmp_path / "maps" / "0.png")
+    assert "has more than 1024 colours, and each would be a class" in refusal(
+        maps, **palette_of(maps, palette=None)
+    )
+
+
+def test_a_16_bit_map_is_scaled_to_8_bits(maps: DataConfig, tmp_path: Path) -> None:
+    values = np.full((64, 64), 32896, np.uint16)  # 128 · 257
+    Image.fromarray(values).save(tmp_path / "maps" / "0.png")
+    (item,) = paired(maps, conditioning_data_dir=tmp_path / "maps").items
+    assert item.control is not None
+    assert set(item.control.decode().get_flattened_data()) == {(128, 128, 128)}
+
+
+def test_a_validation_image_is_held_to_the_palette_too(tmp_path: Path) -> None:
+    write_map(tmp_path / "off.png", 40)
+    control = ControlConfig(
+        control_type="palette", palette="tiny_world", validation_image=(str(tmp_path / "off.png"),)
+    )
+    with pytest.raises(ValueError, match=r"validation_image .*off\.png: has 2 colours off the palette"):
+        validation_controls(control, (64, 64))
+
+
+# detectors
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> DataConfig:
+    """Photos at the size of training whose subject, a square, is cut out."""
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        layer = Image.fromarray(ramp(96, 64)).convert("RGBA")
+        alpha = Image.new("L", (96, 64))
+        alpha.paste(255, (20 + 10 * number, 16, 60, 48))
+        layer.putalpha(alpha)
+        layer.save(tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text("a square")
+    return DataConfig(instance_data_dir=tmp_path / "photos", random_flip=True)
+
+
+def test_a_detected_silhouette_lies_over_its_photo_in_every_crop_and_mirror_image(photos: DataConfig) -> None:
+    source = made(photos, detector="silhouette")
+    for start in range(0, 12, 3):
+        batch = source.batch([start, start + 1, start + 2])
+        assert batch.controls is not None
+        # blue is white (the background) outside, and 0 on the ramp: the stand-in VAE doubles means in [-1, 1]
+        inside = (1 - batch.latents[:, 2] / 2) / 2
+        shares = torch.nn.functional.avg_pool2d(batch.controls[:, :1], 4)[:, 0]
+        torch.testing.assert_close(shares, inside, atol=1e-5, rtol=0)
+        assert batch.control_strengths is not None
+        assert batch.control_strengths.tolist() == [1, 1, 1]
+
+
+def test_detected_edges_are_opencvs_of_the_photo_at_the_size_of_training(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    picture = Image.fromarray(photo_files.noise(8, 8)).resize((64, 64), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "photos" / "0.png")
+    data = DataConfig(instance_data_dir=tmp_path / "photos", instance_prompt="x")
+    batch = made(data, detector="canny", canny_low_threshold=40.0, canny_high_threshold=80.0).batch([0])
+    expected = cv2.Canny(np.asarray(picture), 40, 80)
+    assert batch.controls is not None
+    assert expected.any()
+    assert np.array_equal((batch.controls[0] * 255).numpy().astype(np.uint8), np.stack([expected] * 3))
+
+
+def test_cached_and_loaded_batches_have_the_same_detected_images(photos: DataConfig) -> None:
+    data = DataConfig(instance_data_dir=photos.instance_data_dir, center_crop=True)
+    cached, loaded = made(data, detector="canny"), made(uncached(data), detector="canny")
+    assert_equal(cached.batch([0, 1]), loaded.batch([0, 1]))
+
+
+def test_opaque_photos_have_no_silhouette_and_are_named(photos: DataConfig) -> None:
+    assert photos.instance_data_dir is not None
+    Image.new("RGB", (64, 64)).save(photos.instance_data_dir / "plain.png")
+    data = DataConfig(instance_data_dir=photos.instance_data_dir, instance_prompt="x")
+    assert (
+        "detector=silhouette needs photos with transparent parts, and 1 of 3 have none: plain.png"
+        in refusal(data, detector="silhouette")
+    )
+
+
+def test_a_validation_image_of_a_detector_is_a_photo(photos: DataConfig, tmp_path: Path) -> None:
+    image = tmp_path / "drawn.png"
+    layer = Image.new("RGBA", (32, 32))
+    layer.paste((255, 0, 0, 255), (8, 8, 24, 24))
+    layer.save(image)
+    (found,) = validation_controls(
+        ControlConfig(detector="silhouette", validation_image=(str(image),)), (32, 32)
+    )
+    assert found.shape == (1, 3, 32, 32)
+    assert found[0, 0].sum() == 256
+    assert found[0, :, 8:24, 8:24].min() == 1
