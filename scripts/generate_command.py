@@ -16,7 +16,9 @@ from ether_diffusion.scripts.generate_request import (
     adapter_names,
     base_name,
     check_output,
+    detect_control,
     read_control_use,
+    read_detector,
     read_metadata,
     read_sampling,
 )
@@ -47,6 +49,19 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
     )
     what.add_argument(
         "--control_strength", type=float, help="of the control image: 1 as trained (default), 0 without"
+    )
+    what.add_argument(
+        "--control_detector",
+        metavar="NAME",
+        help="draw what says where from the photo --control_image: canny, silhouette (of its alpha channel), "
+        "palette (as it is), or a model of controlnet-aux, e.g. depth_midas",
+    )
+    what.add_argument(
+        "--canny_thresholds",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="of canny, as in OpenCV (100 200)",
     )
     models = parser.add_argument_group("models")
     models.add_argument(
@@ -103,6 +118,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     base = open_base(base_name(arguments, known))
+    control = detect_control(
+        control,
+        read_detector(arguments),
+        width=sampling.width or base.native_size,
+        height=sampling.height or base.native_size,
+    )
     if arguments.guidance_scale is None:
         sampling = replace(sampling, guidance_scale=base.guidance_scale)
     warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])

@@ -2,13 +2,16 @@
 
 import argparse
 import logging
+import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ether_diffusion.adapter_file import AdapterMetadata
+    from ether_diffusion.control import Detector
     from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 
 logger = logging.getLogger(__name__)
@@ -83,15 +86,75 @@ def read_control_use(
             raise ValueError(
                 "--control_strength is a control image's, and there is none; give --control_image"
             )
+        read_detector(arguments)
         for name in following:
             logger.warning("%s follows a control image, and there is none; give --control_image", name)
         return None, ()
     if len(following) != 1:
         found = ", ".join(following) or "none"
         raise ValueError(f"--control_image needs one --adapter that follows it; found {found}")
-    image, _ = decode_photo(arguments.control_image, background=(0, 0, 0), min_side=1)
-    strength = arguments.control_strength
+    detector, strength = read_detector(arguments), arguments.control_strength
+    background = (0, 0, 0) if detector is None else (255, 255, 255)  # what a photo is trained over
+    image, alpha = decode_photo(arguments.control_image, background=background, min_side=1)
+    if detector is not None:
+        if detector.needs_alpha and alpha is None:
+            raise ValueError(
+                f"{arguments.control_image} has no transparent parts to take a silhouette from; cut the "
+                "subject out, or give a silhouette without --control_detector"
+            )
+        _warn_of_type(following[0], arguments.adapter[names.index(following[0])], detector.name)
+        if alpha is not None:
+            image.putalpha(alpha)
     return ControlUse(image, 1.0 if strength is None else strength), following
+
+
+def read_detector(arguments: argparse.Namespace) -> "Detector | None":
+    """Return what draws the control image from a photo; None where it is given as it is.
+
+    Raises:
+        ValueError: there is no such detector, or a flag about it stands alone.
+    """
+    from ether_diffusion.control import Detector
+
+    if arguments.control_detector is None:
+        if arguments.canny_thresholds is not None:
+            raise ValueError("--canny_thresholds are canny's; give --control_detector canny")
+        return None
+    if arguments.control_image is None:
+        raise ValueError("--control_detector looks at a photo, and there is none; give --control_image")
+    if arguments.canny_thresholds is None:
+        return Detector(arguments.control_detector)
+    low, high = arguments.canny_thresholds
+    if arguments.control_detector != "canny" or not 0 <= low <= high < math.inf:
+        raise ValueError(
+            f"--canny_thresholds {low:g} {high:g} is for --control_detector canny: two numbers from 0, the "
+            "lower first"
+        )
+    return Detector("canny", low, high)
+
+
+def detect_control(
+    control: "ControlUse | None", detector: "Detector | None", *, width: int, height: int
+) -> "ControlUse | None":
+    """Return the use of what the detector draws from the photo, at the size (px) of the pictures.
+
+    Raises:
+        ValueError: the photo has other proportions, or the detector's model cannot be had.
+    """
+    if control is None or detector is None:
+        return control
+    photo = control.image
+    alpha = photo.getchannel("A") if photo.mode == "RGBA" else None
+    return replace(control, image=detector.draw_at(photo.convert("RGB"), alpha, width=width, height=height))
+
+
+def _warn_of_type(name: str, adapter: str, detector: str) -> None:
+    from ether_diffusion.control import read_control
+    from ether_diffusion.control.detector_names import control_type_of
+
+    trained = read_control(adapter).config.control_type
+    if trained not in (None, control_type_of(detector)):
+        logger.warning("%s was trained to follow images of type %s, not %s", name, trained, detector)
 
 
 def _choices(arguments: argparse.Namespace, names: list[str]) -> tuple[dict[str, float], ...]:

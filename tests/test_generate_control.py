@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -78,6 +79,43 @@ def test_without_an_image_a_warning_says_that_the_adapter_follows_one(
     assert "follow follows a control image, and there is none; give --control_image" in caplog.text
 
 
+def test_a_detector_draws_the_control_image_from_a_photo_at_the_pictures_size(work: Path) -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    photo.resize((32, 32), Image.Resampling.BICUBIC).save("photo.png")
+    with Image.open("photo.png") as image:
+        small = np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS))
+    Image.fromarray(cv2.Canny(small, 50, 150)).save("edges.png")
+    command = ["--adapter", "follow", "--control_image"]
+    canny = ["--control_detector", "canny", "--canny_thresholds", "50", "150"]
+    assert generate(*command, "photo.png", *canny, "--output", "x.png") == 0
+    assert generate(*command, "edges.png", "--output", "y.png") == 0
+    assert cv2.Canny(small, 50, 150).any()
+    assert np.array_equal(pixels(Path("x.png")), pixels(Path("y.png")))
+
+
+def test_a_silhouette_is_taken_from_the_alpha_of_a_photo(work: Path) -> None:
+    layer = Image.new("RGBA", (16, 16))
+    layer.paste((255, 0, 0, 255), (4, 4, 12, 12))
+    layer.save("cut.png")
+    shape = Image.new("L", (16, 16))
+    shape.paste(255, (4, 4, 12, 12))
+    shape.save("shape.png")
+    command = ["--adapter", "follow", "--control_image"]
+    assert generate(*command, "cut.png", "--control_detector", "silhouette", "--output", "x.png") == 0
+    assert generate(*command, "shape.png", "--output", "y.png") == 0
+    assert np.array_equal(pixels(Path("x.png")), pixels(Path("y.png")))
+
+
+def test_a_detector_of_another_type_than_was_trained_with_is_said(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = work / "follow" / "control_config.json"
+    path.write_text(path.read_text().replace('"control_type": null', '"control_type": "silhouette"'))
+    command = ["--adapter", "follow", "--control_image", "map.png", "--control_detector", "canny"]
+    assert generate(*command, "--output", "x.png") == 0
+    assert "follow was trained to follow images of type silhouette, not canny" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -94,6 +132,26 @@ def test_without_an_image_a_warning_says_that_the_adapter_follows_one(
         (
             ["--adapter", "follow", "--control_image", "map.png", "--size", "16x32"],
             "crop it to the same proportions",
+        ),
+        (
+            ["--adapter", "follow", "--control_image", "map.png", "--control_detector", "cany"],
+            "did you mean canny?",
+        ),
+        (
+            ["--adapter", "follow", "--control_image", "map.png", "--control_detector", "silhouette"],
+            "map.png has no transparent parts to take a silhouette from",
+        ),
+        (["--adapter", "follow", "--control_detector", "canny"], "looks at a photo, and there is none"),
+        (
+            ["--adapter", "follow", "--control_image", "map.png", "--canny_thresholds", "1", "2"],
+            "give --control_detector canny",
+        ),
+        (
+            [
+                *("--adapter", "follow", "--control_image", "map.png"),
+                *("--control_detector", "canny", "--canny_thresholds", "2", "1"),
+            ],
+            "two numbers from 0, the lower first",
         ),
     ],
 )
