@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from ether_diffusion.ui.engine import (
     Waiting,
 )
 from ether_diffusion.ui.events import Stopped
+from ether_diffusion.ui.jobs import Job
 from ether_diffusion.ui.line import Line
 from ether_diffusion.ui.outputs import Outputs
 from ether_diffusion.ui.preview import MAX_SIDE_LATENTS, Previewer
@@ -549,6 +550,37 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(wrong: dict[str, Any], wo
 def test_a_grid_that_cannot_be_drawn_is_refused_in_a_sentence(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(GridRequest(("a cat",)), **wrong)
+
+
+def test_without_news_the_last_state_is_told_again_so_that_a_closed_page_is_noticed() -> None:
+    go_on = threading.Event()
+
+    def work(emit: Callable[[Waiting | str], None]) -> None:
+        emit(Waiting(1))
+        go_on.wait(30)
+        emit("done")
+
+    events = Job(work, stop := StopToken()).events()
+    assert [next(events) for _ in range(3)] == [Waiting(1)] * 3
+    go_on.set()
+    assert [event for event in events if event != Waiting(1)] == ["done"]
+    assert stop.stopped
+
+
+def test_states_that_were_overtaken_are_left_out_and_results_are_not() -> None:
+    ready = threading.Event()
+
+    def work(emit: Callable[[Waiting | str], None]) -> None:
+        for event in (Waiting(3), "first", Waiting(2), Waiting(1), "second", Waiting(0)):
+            emit(event)
+        ready.set()
+
+    events = Job(work, StopToken()).events()
+    seen = [next(events)]
+    ready.wait(30)
+    seen += events
+    assert [event for event in seen if isinstance(event, str)] == ["first", "second"]
+    assert Waiting(2) not in seen[1:]
 
 
 def test_the_line_lets_one_in_at_a_time_in_the_order_they_came() -> None:
