@@ -50,6 +50,8 @@ NOT_OFFERED: dict[str, str] = {
     "cache_dir": "set the environment variable HF_HUB_CACHE",
     "controlnet_model_name_or_path": "no ControlNet is trained or gone on from, but an adapter and a small "
     "encoder; a run in output_dir goes on by itself",
+    "crops_coords_top_left_h": "leave it out: SDXL is told how each photo was cropped",
+    "crops_coords_top_left_w": "leave it out: SDXL is told how each photo was cropped",
     "token_abstraction": "use token and {token}; no new tokens are trained",
     "final_validation_prompt": "use validation_prompt",
     "lora_unet_blocks": "use target_modules with a regex",
