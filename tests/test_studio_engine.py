@@ -1,6 +1,7 @@
 """The studio's engine on Tiny World: what it draws, that it stops, and that two jobs never run at once."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -203,7 +204,7 @@ def test_stop_stops_within_one_step(studio: Studio, calls: Calls) -> None:
 def test_what_was_drawn_before_a_stop_is_kept(studio: Studio) -> None:
     stop, end = StopToken(), None
     for event in studio.engine.generate(replace(QUICK, num_images=20), stop):
-        if isinstance(event, Previewing) and event.num_done == 1:
+        if isinstance(event, Previewing) and event.num_done >= 1:
             stop.stop()
         end = event
     assert isinstance(end, Finished)
@@ -632,3 +633,12 @@ def test_a_control_image_is_found_by_its_own_hash_only(tmp_path: Path) -> None:
 def _names(end: Finished) -> list[str]:
     assert end.pictures[0].metadata is not None
     return [use.name for use in end.pictures[0].metadata.adapters]
+
+
+def test_a_base_for_inpainting_is_refused_when_the_studio_opens(tmp_path: Path) -> None:
+    shutil.copytree(tiny_world_path(), tmp_path / "base")
+    config = tmp_path / "base" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    with pytest.raises(ValueError, match="a base for inpainting"):
+        Studio(tmp_path / "studio", base=str(tmp_path / "base"))
+    assert not (tmp_path / "studio").exists()

@@ -74,9 +74,13 @@ class Engine:
             check_free: raises ValueError where a job must not start beside what else uses the device.
 
         Raises:
-            FileNotFoundError, OSError, ValueError: as `open_base`.
+            FileNotFoundError, OSError, ValueError: as `open_base`, or the base is for inpainting.
         """
         self.base = open_base(base)
+        if self.base.is_inpainting:
+            raise ValueError(
+                f"{self.base.name} is a base for inpainting; the studio needs one that draws from text alone"
+            )
         self.machine = Machine(self.base, max_loaded=max_loaded, check_free=check_free)
         self.outputs = Outputs(outputs)
         self._folder_of, self._name_of = folder_of, name_of
@@ -115,7 +119,7 @@ class Engine:
     @property
     def supports_control(self) -> bool:
         """Whether control images can be followed."""
-        return not self.base.is_inpainting
+        return True
 
     @property
     def is_free(self) -> bool:
