@@ -124,6 +124,68 @@ def test_other_methods_train_the_encoder_beside_them(tmp_path: Path, method: str
     assert json.loads((folder / "control_config.json").read_text())["adapter_sha256"] is None
 
 
+def test_encoder_only_trains_and_saves_the_encoder_alone(tmp_path: Path) -> None:
+    folder = trained(tmp_path, adapter="none")
+    assert read_control(folder).conv_out.weight.abs().max() > 0
+    assert not (folder / "adapter_config.json").exists()
+    assert not (folder / "adapter_model.safetensors").exists()
+    unet = open_base(tmp_path / "base").load_unet()
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    loaded = load_control(unet, folder)
+    assert loaded.report is None
+    after = unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_encoder_only_that_was_cut_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = trained(tmp_path, adapter="none")
+    cut = trained(tmp_path, adapter="none", output_dir=str(tmp_path / "cut"))
+    before = training_runs.trained_files(cut)
+    (cut / ENCODER).unlink()
+    shutil.rmtree(cut / "checkpoint-4")
+    assert train_dreambooth(config(tmp_path, adapter="none", output_dir=str(cut))) == 0
+    assert training_runs.trained_files(cut) == before == training_runs.trained_files(whole)
+    assert ENCODER in before
+
+
+@pytest.mark.parametrize("adapter", ["ether_plus", "none"])
+def test_a_validation_before_the_first_step_shows_the_base_bit_for_bit(tmp_path: Path, adapter: str) -> None:
+    config(tmp_path)
+    image = tmp_path / "drawn.png"
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(image)
+    flags: dict[str, Json] = {
+        "adapter": adapter,
+        "validation_prompt": ["a cat"],
+        "validation_image": [str(image)],
+        "num_validation_images": 1,
+        "validation_num_inference_steps": 2,
+        "max_train_steps": 2,
+    }
+    samples, name = trained(tmp_path, **flags) / "samples", "prompt-00_seed-0.png"
+    base, first = ((samples / folder / name).read_bytes() for folder in ("base", "step-000000"))
+    assert base == first
+
+
+def test_a_rehearsal_counts_the_encoders_parameters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert train_dreambooth(config(tmp_path, adapter="none"), dry_run=True) == 0
+    count = sum(parameter.numel() for parameter in fresh_encoder(tmp_path).parameters())
+    assert f"the encoder of control images, {count:,} parameters, learning rate 0.0001" in caplog.text
+    assert "trained: none" not in caplog.text
+
+
+def test_encoder_only_has_no_text_encoder_to_adapt() -> None:
+    values: dict[str, Json] = {"instance_data_dir": "photos", "conditioning_data_dir": "maps"}
+    with pytest.raises(OptionsError, match=r"adapter=none trains the encoder .* train_text_encoder"):
+        ControlRunConfig.from_flat({**values, "adapter": "none", "train_text_encoder": True})
+
+
+def test_encoder_only_is_nothing_for_a_subject() -> None:
+    with pytest.raises(OptionsError, match=r"adapter=none .* nothing is trained; choose a method"):
+        DreamBoothConfig.from_flat({"instance_data_dir": "photos", "adapter": "none"})
+
+
 def test_a_subject_run_without_control_writes_no_encoder(tmp_path: Path) -> None:
     run = training_runs.config(tmp_path)
     assert train_dreambooth(run) == 0

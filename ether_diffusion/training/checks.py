@@ -150,6 +150,8 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
     Raises:
         ValueError: it does not fit.
     """
+    if config.adapter.adapter == "none":
+        return
     try:
         attach_new(base.empty_unet(), peft_config(config.adapter, "unet"), seed=0, part="unet")
     except NoMatchingPeftModuleError:

@@ -86,9 +86,10 @@ def _validation_picture(config: ControlConfig, path: str, *, width: int, height:
 
 def control_result_files(control: TrainedControl, parts: Sequence[TrainedPart]) -> dict[str, bytes]:
     """Return the encoder's files, which name the UNet's adapter where that is one of ETHER."""
-    unet = next(part for part in parts if part.part == "unet")
-    is_ether = isinstance(unet.config, EtherConfig)
-    return control_files(control.encoder, detach_adapter(unet.model, ADAPTER_NAME) if is_ether else None)
+    unet = next((part for part in parts if part.part == "unet"), None)
+    if unet is None or not isinstance(unet.config, EtherConfig):
+        return control_files(control.encoder, None)
+    return control_files(control.encoder, detach_adapter(unet.model, ADAPTER_NAME))
 
 
 def restore_control(control: TrainedControl, folder: Path) -> None:

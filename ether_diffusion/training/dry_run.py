@@ -65,6 +65,13 @@ def _summary(run: LoadedRun, phases: Phases) -> Iterator[str]:
         count = sum(parameter.numel() for parameter in part.parameters)
         method, rate = config.adapter.adapter, part.learning_rate
         yield f"trained: {method} on the {part.part}, {count:,} parameters, learning rate {rate:g}"
+    control = run.trainer.control
+    if control is not None:
+        count = sum(parameter.numel() for parameter in control.parameters)
+        yield (
+            f"trained: the encoder of control images, {count:,} parameters, learning rate "
+            f"{control.learning_rate:g}"
+        )
     yield (
         f"steps: {progress.num_steps} of {progress.effective_batch} photos, "
         f"{progress.num_steps * progress.effective_batch / run.plan.num_samples:.1f} passes over them"

@@ -54,6 +54,7 @@ def peft_config(config: AdapterConfig, part: Part) -> PeftConfig:
     """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""
     targets = _targets(config.target_modules) if part == "unet" else TEXT_ENCODER_TARGETS
     blocks, rank, dropout = config.num_blocks, config.rank, config.dropout
+    assert config.adapter != "none", "there is nothing to configure"
     match config.adapter:
         case "ether" | "ether_plus":
             return EtherConfig(

@@ -1,7 +1,7 @@
 """The result of a run: adapter, LoRA export, last images drawn from the saved files, model card."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -116,7 +116,7 @@ def write_export(folder: Path, run: LoadedRun) -> Path | None:
     config = run.checked.config
     if config.adapter.adapter == "lora":
         return _save_lora(folder, run)
-    if not isinstance(run.trainer.parts[0].config, EtherConfig):
+    if not _is_ether(run.trainer.parts):
         logger.info("no LoRA file is written: %s is no low-rank update", config.adapter.adapter)
         return None
     unet, stored = run.unet, run.checked.base.unet_dtype
@@ -166,11 +166,15 @@ def load_saved(folder: Path, run: LoadedRun) -> None:
         restore_control(run.trainer.control, folder)
     for part in parts:
         _delete(part)
-    if isinstance(parts[0].config, EtherConfig):
+    if _is_ether(parts):
         load_ether(_Models({part.part: part.model for part in parts}), folder, adapter_name=SAVED_NAME)
         return
     for part in parts:
         _load_plain(part.model, folder if part.part == "unet" else folder / part.part)
+
+
+def _is_ether(parts: Sequence[TrainedPart]) -> bool:
+    return bool(parts) and isinstance(parts[0].config, EtherConfig)
 
 
 def _delete(part: TrainedPart) -> None:
@@ -211,7 +215,9 @@ def write_card(folder: Path, run: LoadedRun, pictures: list[tuple[str, str]]) ->
         return
     has_export = (folder / EXPORT_NAME).exists()
     config = run.checked.config
-    if isinstance(run.trainer.parts[0].config, EtherConfig):
+    if not run.trainer.parts:
+        return
+    if _is_ether(run.trainer.parts):
         text = model_card(read_adapter(folder), has_lora_export=has_export, pictures=pictures)
     else:
         metadata = metadata_of_run(run)

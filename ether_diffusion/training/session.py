@@ -101,9 +101,9 @@ class Session:
 
     def _marks(self) -> dict[str, Json]:
         """Return what a checkpoint is only good for: the base's weights, and all that is trained on."""
-        unet = self.trainer.parts[0].model
-        names = [name for name, module in unet.named_modules() if hasattr(module, "base_layer")]
-        found = base_fingerprint(unet, names)
+        unet = self.run.unet
+        adapted = [name for name, module in unet.named_modules() if hasattr(module, "base_layer")]
+        found = base_fingerprint(unet, adapted or ["conv_in"])  # of encoder-only, what it is added after
         data = json.dumps(self.run.source.fingerprint(), sort_keys=True).encode()
         return {
             "weights_of_the_base": None if found is None else found.id,

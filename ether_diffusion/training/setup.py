@@ -117,9 +117,7 @@ def load_run(
     with phases.measure("load the UNet"):
         unet = base.load_unet(dtype).to(device)
         _prepare_unet(unet, config.compute, device, max(checked.size) // base.vae_scale_factor)
-        adapter = peft_config(config.adapter, "unet")
-        added = attach_new(unet, adapter, seed=config.compute.seed, part="unet")
-        parts = [TrainedPart("unet", unet, adapter, added, config.learning_rate), *parts]
+        parts = [*_unet_parts(checked, unet), *parts]
         unet.train()
         if config.compute.torch_compile:
             unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
@@ -166,6 +164,17 @@ def remember(encoders: TextEncoders, prompts: Sequence[str]) -> Encode:
         return stack_embeddings([table[prompt] for prompt in wanted])
 
     return recall
+
+
+def _unet_parts(checked: CheckedRun, unet: UNet2DConditionModel) -> list[TrainedPart]:
+    """Attach the UNet's adapter, if the run trains one."""
+    config = checked.config
+    if config.adapter.adapter == "none":
+        unet.requires_grad_(False)
+        return []
+    adapter = peft_config(config.adapter, "unet")
+    added = attach_new(unet, adapter, seed=config.compute.seed, part="unet")
+    return [TrainedPart("unet", unet, adapter, added, config.learning_rate)]
 
 
 def _text_parts(checked: CheckedRun, encoders: TextEncoders) -> list[TrainedPart]:

@@ -8,7 +8,7 @@ from typing import Literal
 from ether_diffusion.options import option, shown
 from ether_diffusion.training.config.section import Section
 
-AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft", "full"]
+AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft", "full", "none"]
 Sides = Literal["input", "output", "both"]
 
 DEFAULT_LEARNING_RATES: dict[AdapterMethod, float] = {
@@ -23,10 +23,11 @@ DEFAULT_LEARNING_RATES: dict[AdapterMethod, float] = {
     "delora": 1e-3,
     "boft": 1e-4,
     "full": 5e-6,  # ETHER, appendix C.1, as DreamBooth
+    "none": 1e-4,  # of nothing: control's encoder has a rate of its own
 }
 """The learning rate of each method where none is given."""
 
-_ALL_BUT_FULL: frozenset[AdapterMethod] = frozenset(DEFAULT_LEARNING_RATES.keys() - {"full"})
+_WITH_TARGETS: frozenset[AdapterMethod] = frozenset(DEFAULT_LEARNING_RATES.keys() - {"full", "none"})
 
 METHODS_WITH: dict[str, frozenset[AdapterMethod]] = {
     "num_blocks": frozenset({"ether", "ether_plus", "oft", "boft"}),  # those with block-diagonal matrices
@@ -34,7 +35,7 @@ METHODS_WITH: dict[str, frozenset[AdapterMethod]] = {
     "rank": frozenset({"lora", "hra", "delora"}),
     "lora_alpha": frozenset({"lora"}),
     "dropout": frozenset({"ether", "ether_plus", "lora", "oft", "delora", "boft"}),
-    "target_modules": _ALL_BUT_FULL,  # which trains all there are
+    "target_modules": _WITH_TARGETS,  # full trains all there are
 }
 """The methods that know an option; for the others it has no effect."""
 
@@ -44,7 +45,9 @@ class AdapterConfig(Section):
     """The adapter, and the modules it adapts."""
 
     adapter: AdapterMethod = option(
-        "ether_plus", "Method of the adapter; full trains every weight, and stores the differences."
+        "ether_plus",
+        "Method of the adapter; full trains every weight, and stores the differences; none, with control "
+        "images, trains their encoder alone.",
     )
     num_blocks: int = option(
         4, "Diagonal blocks of ether, ether_plus, oft and boft; divides the widths.", least=1

@@ -28,6 +28,7 @@ class ControlRunConfig(DreamBoothConfig):
 
     control: ControlConfig = field(default_factory=ControlConfig)
 
+    needs_adapter: ClassVar[bool] = False
     sections: ClassVar[dict[str, type[Section]]] = {**SECTIONS, "control": ControlConfig}
     method_rates: ClassVar[Mapping[AdapterMethod, float]] = {
         **DreamBoothConfig.method_rates,

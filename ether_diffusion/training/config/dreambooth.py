@@ -59,6 +59,8 @@ class DreamBoothConfig(Section):
     sections: ClassVar[dict[str, type[Section]]] = SECTIONS
     method_rates: ClassVar[Mapping[AdapterMethod, float]] = DEFAULT_LEARNING_RATES
 
+    needs_adapter: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         problems = list(self.contradictions())
         if problems:
@@ -66,6 +68,9 @@ class DreamBoothConfig(Section):
 
     def contradictions(self) -> Iterator[str]:
         """Say which options of different sections exclude or lack each other."""
+        if self.adapter.adapter == "none" and (self.needs_adapter or self.adapter.train_text_encoder):
+            rest = "train_text_encoder adapts it" if self.adapter.train_text_encoder else "nothing is trained"
+            yield f"adapter=none trains the encoder of control images alone, and {rest}; choose a method"
         if self.adapter.train_text_encoder and self.data.pre_compute_text_embeddings:
             yield (
                 "train_text_encoder changes the embeddings that pre_compute_text_embeddings keeps; "
