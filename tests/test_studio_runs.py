@@ -115,7 +115,7 @@ def test_a_trainer_is_in_a_session_of_its_own_and_yields(tmp_path: Path) -> None
     holder = read_holder(runs.root / run_id / PROCESS_NAME)
     assert holder is not None
     assert os.getsid(holder.pid) == holder.pid != os.getsid(0)
-    assert psutil.Process(holder.pid).nice() == psutil.Process().nice() + 10
+    assert psutil.Process(holder.pid).nice() == min(psutil.Process().nice() + 10, 19)
     runs.stop(run_id)
     wait_until(runs, run_id, lambda each: each.state == "stopped")
 
@@ -404,28 +404,28 @@ def test_a_training_of_the_embedded_base_survives_pause_and_kill_and_ends_in_the
     )
 
     run_id = runs.start(asked)
-    wait_until(runs, run_id, lambda each: each.step >= 2, seconds=200)
+    wait_until(runs, run_id, lambda each: each.step >= 2, seconds=600)
     runs.pause(run_id)
-    paused = wait_until(runs, run_id, lambda each: each.state != "running", seconds=60)
+    paused = wait_until(runs, run_id, lambda each: each.state != "running", seconds=200)
     assert paused.state == "paused"
     saved = paused.step
     assert f"goes on from step {saved}" in paused.sentence
 
     runs.resume(run_id)
-    wait_until(runs, run_id, lambda each: each.step > saved + 1, seconds=200)
+    wait_until(runs, run_id, lambda each: each.step > saved + 1, seconds=600)
     holder = read_holder(runs.root / run_id / PROCESS_NAME)
     assert holder is not None
     os.kill(holder.pid, signal.SIGKILL)
-    crashed = wait_until(runs, run_id, lambda each: each.state != "running", seconds=60)
+    crashed = wait_until(runs, run_id, lambda each: each.state != "running", seconds=200)
     assert (crashed.state, crashed.can_resume) == ("crashed", True)
 
     runs.resume(run_id)
-    done = wait_until(runs, run_id, lambda each: each.state == "finished", seconds=300)
+    done = wait_until(runs, run_id, lambda each: each.state == "finished", seconds=600)
     assert [step for step, _ in done.losses] == list(range(1, 25))
     assert sorted({step for step, _ in done.samples}) == [0, 6, 12, 18, 24]
     assert done.adapter is not None
 
-    whole = wait_until(runs, runs.start(asked), lambda each: each.state == "finished", seconds=300)
+    whole = wait_until(runs, runs.start(asked), lambda each: each.state == "finished", seconds=600)
     assert whole.adapter is not None
     for name in ("adapter_model.safetensors", "samples/step-000024/prompt-00_seed-0.png"):
         assert (done.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()

@@ -35,7 +35,8 @@ def launch(folder: Path) -> None:
         )
     write_holder(folder / PROCESS_NAME, holder_of(process.pid))
     with suppress(OSError, AttributeError):  # Windows has no such priorities
-        os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, process.pid, min(own + NICENESS, 19))
     # a child that nobody waits for stays in the table of processes
     threading.Thread(target=process.wait, name=f"wait for {folder.name}", daemon=True).start()
     logger.info("training %s in process %d", folder.name, process.pid)
