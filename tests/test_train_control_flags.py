@@ -10,6 +10,7 @@ from ether_diffusion.scripts.dreambooth_flags import Call, parse_flags, read_cal
 from ether_diffusion.scripts.train_control import CONTROL
 from ether_diffusion.training.config import ControlConfig, ControlRunConfig
 from ether_diffusion.training.config.ignored import find_ignored
+from ether_diffusion.training.config.repaired import repaired_defaults
 
 TAKEN: dict[str, tuple[list[str], Json]] = {
     "pretrained_model_name_or_path": (["x"], "x"),
@@ -241,6 +242,13 @@ def test_an_option_without_effect_is_said_by_name(values: dict[str, Json], words
 )
 def test_an_option_with_effect_is_not(values: dict[str, Json]) -> None:
     assert find_ignored(config(**values)) == ()
+
+
+def test_defaults_that_differ_from_train_controlnets_are_said() -> None:
+    line = repaired_defaults(config())
+    for words in ("learning_rate 0.001 (5e-06)", "center_crop off (on)", "train_batch_size 1 (4)"):
+        assert words in line
+    assert "validation_steps" not in line  # 100 in both
 
 
 def test_the_same_configuration_comes_back_from_its_flat_form(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Defaults that differ from diffusers' train_dreambooth_lora.py, so that nobody is surprised by them."""
+"""Defaults that differ from those of diffusers' scripts, so that nobody is surprised by them."""
 
 from collections.abc import Collection
 
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.training.config.control_run import control_of
 from ether_diffusion.training.config.dreambooth import DreamBoothConfig
 from ether_diffusion.training.config.optimization import DEFAULT_STEPS
 
@@ -20,7 +21,14 @@ THEIR_DEFAULTS: dict[str, Json] = {
     "pre_compute_text_embeddings": False,
     "report_to": "tensorboard",
 }
-"""The defaults of diffusers' script where they are not ours."""
+"""The defaults of diffusers' train_dreambooth_lora.py where they are not ours."""
+
+THEIR_CONTROL_DEFAULTS: dict[str, Json] = THEIR_DEFAULTS | {
+    "learning_rate": 5e-6,
+    "validation_steps": 100,
+    "center_crop": True,
+}
+"""Those of their train_controlnet.py."""
 
 _REPLACED_BY = {"max_train_steps": "num_train_epochs", "validation_steps": "validation_epochs"}
 
@@ -30,6 +38,7 @@ def repaired_defaults(config: DreamBoothConfig, given: Collection[str] = ()) -> 
 
     It is empty where all of them were given.
     """
+    all_theirs = THEIR_DEFAULTS if control_of(config) is None else THEIR_CONTROL_DEFAULTS
     used = config.flat() | {
         "learning_rate": config.learning_rate,
         "max_train_steps": config.optimization.max_train_steps or DEFAULT_STEPS,
@@ -37,10 +46,10 @@ def repaired_defaults(config: DreamBoothConfig, given: Collection[str] = ()) -> 
     }
     left = [
         name
-        for name, theirs in THEIR_DEFAULTS.items()
+        for name, theirs in all_theirs.items()
         if name not in given and _REPLACED_BY.get(name) not in given and used[name] != theirs
     ]
-    items = ", ".join(f"{name} {_plain(used[name])} ({_plain(THEIR_DEFAULTS[name])})" for name in left)
+    items = ", ".join(f"{name} {_plain(used[name])} ({_plain(all_theirs[name])})" for name in left)
     return f"defaults here (diffusers' in brackets): {items}" if items else ""
 
 
