@@ -1,7 +1,11 @@
 """Words and HTML for what the studio knows of pictures and progress; all that it is given is escaped."""
 
+import base64
+import io
 from collections.abc import Iterable
 from html import escape
+
+from PIL import Image
 
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.pipelines.metadata import ImageMetadata
@@ -56,6 +60,16 @@ def progress_html(done: float, words: str) -> str:
         f'aria-valuemax="100" aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>'
         f'<p class="quiet" role="status">{escape(words)}</p>'
     )
+
+
+def preview_html(image: Image.Image, *, is_small: bool) -> str:
+    """Return a picture inside the page itself; small ones are enlarged with sharp pixels."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="WEBP", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    look = "look sharp" if is_small else "look"
+    source = f"data:image/webp;base64,{data}"
+    return f'<div class="{look}"><img alt="How the picture looks by now" src="{source}"></div>'
 
 
 def notes_html(heading: str, notes: Iterable[str], *, kind: str = "note") -> str:

@@ -9,6 +9,14 @@
     },
   };
   document.documentElement.lang = "en";
+  // Gradio leaves the button around a picture without a name.
+  const name = () => {
+    for (const button of document.querySelectorAll(".image-container > button:not([aria-label])")) {
+      button.setAttribute("aria-label", "Picture");
+    }
+  };
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
   // Ctrl+Enter draws from any field of the open tab.
   document.addEventListener("keydown", (event) => {
     if (!(event.ctrlKey || event.metaKey) || event.key !== "Enter") return;

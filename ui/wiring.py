@@ -39,7 +39,8 @@ def handler(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def answer(*arguments: P.args, **options: P.kwargs) -> T:
         with _said_in_words():
-            return function(*arguments, **options)
+            result = function(*arguments, **options)
+        return cast(T, gr.skip()) if result == {} else result  # Gradio takes no updates at all for a value
 
     return answer
 

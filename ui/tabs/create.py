@@ -28,6 +28,9 @@ from ether_diffusion.ui.wiring import RunningJobs, handler
 MAX_AT_ONCE = 24
 """Visitors that wait for the engine at a time; each takes a thread of the server while it does."""
 
+SMALL = 256
+"""Pictures of fewer pixels a side are shown with their pixels sharp."""
+
 
 @dataclass(frozen=True)
 class CreateParts(TabParts):
@@ -72,19 +75,20 @@ class CreateTab:
                 self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="create-stop")
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
-                adapters, strengths = lay_out_adapters()
+                with gr.Group():
+                    adapters, strengths = lay_out_adapters()
                 self.unfit = gr.HTML(visible=False, elem_id="create-unfit")
                 self.form, self.dice, self.reuse = lay_out_form(self._studio, prompt, adapters, strengths)
                 self.dropped = gr.File(
                     label="Restore settings from a picture",
                     file_types=[".png"],
-                    height=96,
+                    height=104,
                     elem_id="create-drop",
                     elem_classes="drop",
                 )
                 self.restored = gr.HTML(visible=False, elem_id="create-restored")
             with gr.Column(scale=3, min_width=300, elem_classes="results"):
-                self.result = lay_out_result()
+                self.result = lay_out_result(is_small=self._studio.engine.native_size < SMALL)
 
     def _tie(self) -> None:
         form, private = self.form, {"api_visibility": "private", "show_progress": "hidden"}

@@ -174,30 +174,34 @@ def lay_out_form(
 ) -> tuple[Form, gr.Button, gr.Button]:
     """Lay out the rest of the form and return it with the buttons for a new seed and the last one."""
     engine = studio.engine
-    with gr.Row(elem_classes="seed-row"):
-        seed = gr.Number(
-            0,
-            label="Seed",
-            precision=0,
-            minimum=0,
-            maximum=MAX_SEED,
-            min_width=110,
-            scale=3,
-            elem_id="create-seed",
+    with gr.Group(elem_classes="seed-group"):
+        with gr.Row(elem_classes="seed-row"):
+            seed = gr.Number(
+                0,
+                label="Seed",
+                precision=0,
+                minimum=0,
+                maximum=MAX_SEED,
+                min_width=110,
+                scale=3,
+                elem_id="create-seed",
+            )
+            dice = gr.Button("New seed", size="sm", min_width=84, scale=1, elem_id="create-dice")
+            reuse = gr.Button(
+                "Last seed", size="sm", min_width=84, scale=1, interactive=False, elem_id="create-reuse"
+            )
+        new_seed = gr.Checkbox(True, label="New seed each time", elem_id="create-new-seed")
+    with gr.Group():
+        num_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Pictures", elem_id="create-num-images")
+        steps = gr.Slider(1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id="create-steps")
+        guidance = gr.Slider(
+            0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id="create-guidance"
         )
-        dice = gr.Button("New", size="sm", min_width=64, scale=1, elem_id="create-dice")
-        reuse = gr.Button("Last", size="sm", min_width=64, scale=1, interactive=False, elem_id="create-reuse")
-    new_seed = gr.Checkbox(True, label="New seed each time", container=False, elem_id="create-new-seed")
-    num_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Pictures", elem_id="create-num-images")
-    steps = gr.Slider(1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id="create-steps")
-    guidance = gr.Slider(
-        0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id="create-guidance"
-    )
-    with gr.Row():
-        side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
-        width = gr.Number(engine.native_size, label="Width in px", elem_id="create-width", **side)
-        height = gr.Number(engine.native_size, label="Height in px", elem_id="create-height", **side)
-    compare = gr.Checkbox(True, label="Show the base beside it", container=False, elem_id="create-compare")
+        with gr.Row():
+            side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
+            width = gr.Number(engine.native_size, label="Width in px", elem_id="create-width", **side)
+            height = gr.Number(engine.native_size, label="Height in px", elem_id="create-height", **side)
+        compare = gr.Checkbox(True, label="Show the base beside it", elem_id="create-compare")
     with gr.Accordion("Advanced", open=False, elem_id="create-advanced"):
         negative = gr.Textbox(
             label="Negative prompt", info="What the picture should not show.", lines=2, max_length=MAX_PROMPT,

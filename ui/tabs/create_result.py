@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
+from gradio.blocks import Block
 
 from ether_diffusion.ui.events import Event, Finished, Previewing, SavedPicture, Waiting
-from ether_diffusion.ui.facts import counted, duration, facts_html, notes_html, picture_facts, progress_html
+from ether_diffusion.ui.facts import (
+    counted,
+    duration,
+    facts_html,
+    notes_html,
+    picture_facts,
+    preview_html,
+    progress_html,
+)
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.wiring import handler
 
@@ -26,10 +34,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Result:
-    """The widgets, one of preview, pair and single visible at a time."""
+    """The widgets, one of pair and single visible at a time.
+
+    Looks while drawing are in the status: a widget mounted anew at every step makes the page lose updates.
+    """
 
     status: gr.HTML
-    preview: gr.Image
     pair: gr.ImageSlider
     caption: gr.HTML
     single: gr.Image
@@ -39,10 +49,11 @@ class Result:
     facts: gr.HTML
     notes: gr.HTML
     shown: gr.State
+    is_small: bool
 
-    def all(self) -> list[Component]:
+    def all(self) -> list[Block]:
         """Return every widget and the state."""
-        return list(vars(self).values())
+        return [part for part in vars(self).values() if isinstance(part, Block)]
 
     def tie(self, private: Mapping[str, Any]) -> None:
         """Let a click on one of several pictures show it."""
@@ -61,7 +72,7 @@ class Result:
         return {self.status: gr.update(value=EMPTY, visible=True), **self._hidden()}
 
     def _hidden(self) -> Updates:
-        pictures = (self.preview, self.pair, self.single, self.gallery)
+        pictures = (self.pair, self.single, self.gallery)
         others = (self.caption, self.download, self.settings)
         return {
             **{widget: gr.update(value=None, visible=False) for widget in pictures},
@@ -86,10 +97,8 @@ class Result:
         if event.seconds_left is not None:
             words.append(f"about {duration(event.seconds_left)} left")
         done = (event.num_done + event.step / max(1, event.num_steps)) / max(1, event.num_images)
-        updates = {self.status: progress_html(done, " · ".join(words))}
-        if event.image is not None:
-            updates[self.preview] = gr.update(value=event.image, visible=True)
-        return updates
+        look = "" if event.image is None else preview_html(event.image, is_small=self.is_small)
+        return {self.status: progress_html(done, " · ".join(words)) + look}
 
     def _finished(self, event: Finished) -> Updates:
         shown = Shown(event.pictures, event.base_pictures)
@@ -106,7 +115,6 @@ class Result:
             self.status: gr.update(
                 value=f'<p class="quiet" role="status">{" · ".join(words)}</p>', visible=True
             ),
-            self.preview: gr.update(value=None, visible=False),
             self.gallery: gr.update(
                 value=[(picture.path, f"Seed {_seed(picture)}") for picture in event.pictures],
                 visible=len(event.pictures) > 1,
@@ -147,17 +155,14 @@ def _seed(picture: SavedPicture) -> int | None:
     return None if picture.metadata is None else picture.metadata.seed
 
 
-def lay_out_result() -> Result:
-    """Lay out the widgets."""
+def lay_out_result(*, is_small: bool) -> Result:
+    """Lay out the widgets; small pictures are enlarged with sharp pixels."""
+    look = ["picture", "sharp"] if is_small else ["picture"]
     status = gr.HTML(EMPTY, elem_id="create-status")
-    preview = gr.Image(
-        visible=False, label="Preview", show_label=False, format="webp", buttons=[], interactive=False,
-        elem_id="create-preview", elem_classes="picture",
-    )  # fmt: skip
     pair = gr.ImageSlider(
         visible=False, label="Base and adapter", show_label=False, format="png", type="filepath",
         buttons=["fullscreen"], interactive=False, max_height=640, elem_id="create-pair",
-        elem_classes="picture",
+        elem_classes=look,
     )  # fmt: skip
     caption = gr.HTML(
         '<div class="sides"><span>Base</span><span>With adapter</span></div>',
@@ -166,7 +171,7 @@ def lay_out_result() -> Result:
     )
     single = gr.Image(
         visible=False, label="Picture", show_label=False, format="png", type="filepath",
-        buttons=["fullscreen"], interactive=False, elem_id="create-picture", elem_classes="picture",
+        buttons=["fullscreen"], interactive=False, elem_id="create-picture", elem_classes=look,
     )  # fmt: skip
     gallery = gr.Gallery(
         visible=False, label="Pictures", show_label=False, format="png", columns=4, height="auto", buttons=[],
@@ -179,4 +184,4 @@ def lay_out_result() -> Result:
     ) as settings:
         facts = gr.HTML()
     shown = gr.State(Shown())
-    return Result(status, preview, pair, caption, single, gallery, download, settings, facts, notes, shown)
+    return Result(status, pair, caption, single, gallery, download, settings, facts, notes, shown, is_small)

@@ -14,6 +14,7 @@ from ether_diffusion.ui.history import Search
 from ether_diffusion.ui.requests import MAX_PROMPT
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.parts import Refresh, Sending, TabParts, Updates
 from ether_diffusion.ui.wiring import handler
 
@@ -61,6 +62,7 @@ class HistoryTab:
                 False, label="Pictures of the base, too", min_width=160, elem_id="history-base"
             )
         self.empty = gr.HTML(EMPTY, elem_id="history-empty")
+        look = ["picture", "sharp"] if self._studio.engine.native_size < SMALL else ["picture"]
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=3, min_width=300):
                 self.gallery = gr.Gallery(
@@ -72,7 +74,7 @@ class HistoryTab:
             with gr.Column(scale=2, min_width=300, visible=False, elem_classes="results") as self.detail:
                 self.picture = gr.Image(
                     label="Picture", show_label=False, format="png", type="filepath", buttons=["fullscreen"],
-                    interactive=False, elem_id="history-picture", elem_classes="picture",
+                    interactive=False, elem_id="history-picture", elem_classes=look,
                 )  # fmt: skip
                 self.facts = gr.HTML(elem_id="history-facts")
                 with gr.Row():
