@@ -72,17 +72,17 @@ class Report:
 
     def table(self) -> str:
         """Return it as lines: a row for each kind of picture, then drift, and what is not in it."""
-        lines = _aligned(
+        lines = aligned(
             [["", *self.columns]]
             + [
-                [row, *(_shown(scores.columns.get(column)) for column in self.columns)]
+                [row, *(shown_estimate(scores.columns.get(column)) for column in self.columns)]
                 for row, scores in self.rows.items()
             ]
         )
         for row, found in self.sets.items():
             lines.append(f"{row}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
         if self.drift:
-            drift = ", ".join(f"{name} {_shown(value)}" for name, value in self.drift.items())
+            drift = ", ".join(f"{name} {shown_estimate(value)}" for name, value in self.drift.items())
             lines.append(f"drift from the base on other prompts: {drift}")
         for row, aside in self.set_aside.items():
             if aside:
@@ -96,14 +96,14 @@ def _estimates(columns: Mapping[str, Estimate]) -> dict[str, Json]:
     return {name: asdict(found) for name, found in columns.items()}
 
 
-def _shown(found: Estimate | None) -> str:
+def shown_estimate(found: Estimate | None) -> str:
     if found is None:
         return "-"
     error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
     return f"{found.mean:.3f}{error}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

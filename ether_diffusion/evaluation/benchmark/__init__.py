@@ -1,0 +1,1 @@
+"""The subject-driven benchmark of the ETHER paper: methods × subjects × prompts × pictures."""

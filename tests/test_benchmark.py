@@ -1,0 +1,258 @@
+"""`ether benchmark`: the data set's own prompts, runs that go on after a kill, and the paper's table."""
+
+import json
+import math
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from encoder_models import save_clip, save_dino
+from flag_runs import write_drawing_base
+from PIL import Image
+from training_runs import environment, write_photos
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.benchmark.plan import (
+    BASE,
+    PAPER_TRAINING,
+    TINY_TRAINING,
+    BenchmarkRun,
+    BenchmarkSettings,
+    plan_benchmark,
+)
+from ether_diffusion.evaluation.benchmark.subjects import TINY_SUBJECTS, read_dreambooth
+from ether_diffusion.evaluation.benchmark.summary import shown, summarise, table
+from ether_diffusion.scripts import ether
+from ether_diffusion.tiny_world.concepts import load_concepts
+from ether_diffusion.training.config import AdapterConfig
+
+PROMPTS_AND_CLASSES = """Classes
+
+subject_name,class
+red_vase,vase
+bear,stuffed animal
+cat2,cat
+
+Prompts
+
+Object Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token)
+]
+
+Live Subject Prompts
+
+prompt_list = [
+'a {0} {1} wearing a red hat'.format(unique_token, class_token),
+]
+"""
+"""In the form of the file of github.com/google/dreambooth."""
+
+TRAINED = ["--train", "max_train_steps=2", "train_batch_size=1", "checkpointing_steps=1"]
+DRAWN = ["--num_images", "1", "--inference_steps", "1"]
+QUICK = [*TRAINED, *DRAWN]
+
+
+def dreambooth(folder: Path, *subjects: str) -> Path:
+    for number, subject in enumerate(subjects):
+        write_photos(folder / subject, count=2, seed=number)
+        for caption in (folder / subject).glob("*.txt"):
+            caption.unlink()
+    folder.mkdir(exist_ok=True)
+    (folder / "prompts_and_classes.txt").write_text(PROMPTS_AND_CLASSES)
+    return folder
+
+
+def benchmark(folder: Path, *arguments: str) -> int:
+    return ether.main(["benchmark", "--output_dir", str(folder), *arguments])
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return the scores of all runs by their folders."""
+    return {
+        str(file.parent.relative_to(folder)): json.loads(file.read_text())["scores"]
+        for file in sorted(folder.glob("runs/*/*/result.json"))
+    }
+
+
+def test_prompts_and_classes_are_those_of_the_data_set(tmp_path: Path) -> None:
+    vase, cat = read_dreambooth(dreambooth(tmp_path / "data", "red_vase", "cat2"), ["red_vase", "cat2"])
+    assert vase.prompts == ("a qwe vase in the jungle", "a red qwe vase")
+    assert (vase.instance_prompt, vase.class_prompt) == ("a photo of qwe vase", "a photo of vase")
+    assert cat.prompts == ("a qwe cat wearing a red hat",)
+    assert [each.name for each in read_dreambooth(tmp_path / "data")] == ["cat2", "red_vase"]
+
+
+def test_a_folder_that_is_no_data_set_gets_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no .*prompts_and_classes\.txt; give the folder"):
+        read_dreambooth(tmp_path)
+    data = dreambooth(tmp_path / "data", "red_vase", "unknown")
+    (data / "bear").mkdir()
+    with pytest.raises(
+        ValueError, match=r"dog has no folder.*unknown has no class.*no usable photos in .*bear"
+    ):
+        read_dreambooth(data, ["dog", "unknown", "bear"])
+    (data / "prompts_and_classes.txt").write_text("nothing")
+    with pytest.raises(ValueError, match="lacks classes or prompts"):
+        read_dreambooth(data)
+    (data / "prompts_and_classes.txt").write_text(PROMPTS_AND_CLASSES.replace("{0} {1} in", "{0} in"))
+    with pytest.raises(ValueError, match=r"'?a \{0\} in the jungle'? does not hold"):
+        read_dreambooth(data)
+
+
+def test_the_short_form_has_eight_subjects_that_the_base_never_saw() -> None:
+    held_out = {concept.name for concept in load_concepts("held_out")}
+    assert len(set(TINY_SUBJECTS)) == 8
+    assert set(TINY_SUBJECTS) <= held_out
+
+
+def test_the_paper_form_is_its_setting() -> None:
+    settings = BenchmarkSettings("sd", PAPER_TRAINING)
+    assert (settings.num_images, PAPER_TRAINING["num_class_images"]) == (4, 200)
+    assert settings.learning_rate("ether_plus") == 6e-3
+    assert settings.learning_rate("full") == 5e-6
+    assert AdapterConfig().num_blocks == AdapterConfig().rank == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods", "lokr"], "lokr is no method"),
+        (["--learning_rates", "lora"], "--learning_rates takes NAME=VALUE; found lora"),
+        (["--learning_rates", "lora=much"], "--learning_rates lora=much is no number"),
+        (["--learning_rates", "lora=-1"], "the learning rate of lora is to be above 0; found -1"),
+        (["--methods", "ether", "--learning_rates", "lora=1"], "names lora, which is not compared"),
+        (["--train", "steps=5"], "steps"),
+        (["--train", "max_train_steps=0"], "max_train_steps=0"),
+        (["--num_images", "0"], "--num_images is from 1; found 0"),
+        (["--num_processes", "0"], "--num_processes is from 1; found 0"),
+        (["--subjects", "nothing"], "no concept is named 'nothing'"),
+        (["--base", "elsewhere"], "the short form is of tiny_world; give --data"),
+        (["--data", "nowhere"], "prompts_and_classes.txt"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert benchmark(tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("ether benchmark: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_of_a_data_set_is_said_and_nothing_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = dreambooth(tmp_path / "data", "red_vase", "cat2")
+    assert benchmark(tmp_path / "out", "--data", str(data), "--base", "sd", "--plan") == 0
+    said = capsys.readouterr().out
+    assert "16 runs, 0 of them done: (7 methods and the base alone) × 2 subjects × 1 seeds, on sd" in said
+    assert "max_train_steps=1200" in said
+    assert "ETHER+: learning rate 0.006" in said
+    assert "cat2: a photo of qwe cat; a qwe cat wearing a red hat" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_runs_compare_all_methods_subject_by_subject(tmp_path: Path) -> None:
+    subjects = read_dreambooth(dreambooth(tmp_path / "data", "red_vase", "cat2"))
+    runs = plan_benchmark(["ether", "lora", "ether"], subjects, [0, 1, 0])
+    assert len(runs) == len(set(runs)) == 3 * 2 * 2
+    assert [run.method for run in runs[:3]] == [BASE, "ether", "lora"]
+    assert len({run.subject.name for run in runs[:3]}) == 1
+
+
+def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(tmp_path: Path) -> None:
+    arguments = ["--methods", "full", "ether_plus", "--subjects", "fox", *QUICK]
+    assert benchmark(tmp_path / "whole", *arguments) == 0
+    whole = results(tmp_path / "whole")
+    assert set(whole) == {f"runs/{method}/fox_0" for method in ("base", "full", "ether_plus")}
+
+    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "benchmark"]
+    command += ["--output_dir", str(tmp_path / "killed"), *arguments]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
+        checkpoint = tmp_path / "killed" / "runs" / "full" / "fox_0" / "adapter" / "checkpoint-1"
+        limit = time.monotonic() + 100
+        while not checkpoint.exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "runs" / "full" / "fox_0" / "result.json").exists()
+    done = tmp_path / "killed" / "runs" / "base" / "fox_0" / "result.json"
+    before = done.stat().st_mtime_ns
+    assert benchmark(tmp_path / "killed", *arguments, "--num_processes", "2") == 0
+    assert results(tmp_path / "killed") == whole
+    assert done.stat().st_mtime_ns == before
+    assert not list((tmp_path / "killed").rglob("adapter_model.safetensors"))
+
+    found = json.loads((tmp_path / "killed" / "benchmark.json").read_text())
+    assert found["num_done"] == found["num_runs"] == 3
+    full, plus = found["methods"]["full"], found["methods"]["ether_plus"]
+    assert full["parameters"] > 10 * plus["parameters"] > 0
+    assert full["seconds"] > 0
+    assert set(plus["scores"]) == {"tiny_i", "tiny_t", "recognised"}
+    with Image.open(tmp_path / "killed" / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert benchmark(tmp_path, *QUICK) == 2
+    assert "holds notes.txt, which belong to no benchmark" in capsys.readouterr().err
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "plan.json").write_text(json.dumps({"base": "sd"}))
+    assert benchmark(tmp_path, *QUICK) == 2
+    assert "holds a benchmark with other settings (base, " in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_photographs_and_a_base_of_ones_own_give_the_papers_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no AlexNet
+    write_drawing_base(tmp_path / "base")
+    data = dreambooth(tmp_path / "data", "red_vase", "cat2")
+    flags = ["--data", str(data), "--base", str(tmp_path / "base")]
+    flags += ["--encoder", str(save_dino(tmp_path / "dino")), "--encoder", str(save_clip(tmp_path / "clip"))]
+    flags += ["--methods", "ether_plus", *DRAWN, *TRAINED, "num_class_images=2", "num_blocks=2"]
+    assert benchmark(tmp_path / "out", *flags) == 0
+    found = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    row = found["methods"]["ether_plus"]["scores"]
+    assert list(row) == ["dino", "clip_i", "clip_t"]
+    assert all(each["num_groups"] == 2 and each["standard_error"] is not None for each in row.values())
+    assert list(found["methods"]["real"]["scores"]) == ["dino", "clip_i"]
+    assert "DINO ↑" in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / "class_images" / "vase").glob("*.png"))) == 2
+
+
+def test_means_and_errors_are_over_subjects(tmp_path: Path) -> None:
+    subjects = read_dreambooth(dreambooth(tmp_path / "data", "red_vase", "cat2", "bear"))
+    runs = plan_benchmark(["lora"], subjects, [0])
+    values = dict(zip(("bear", "cat2", "red_vase"), (0.2, 0.5, 0.9), strict=True))
+    for run in runs:
+        write_result(run, tmp_path, values[run.subject.name])
+    write_result(runs[-1], tmp_path, math.nan)
+    settings = BenchmarkSettings("tiny_world", TINY_TRAINING)
+    summary = summarise(runs, tmp_path, settings, form="short")
+    base, lora = summary["methods"][BASE]["scores"]["dino"], summary["methods"]["lora"]
+    assert base["mean"] == pytest.approx(statistics.mean(values.values()))
+    assert base["standard_error"] == pytest.approx(statistics.stdev(values.values()) / math.sqrt(3))
+    assert (lora["num_runs"], lora["num_diverged"], lora["scores"]["dino"]["num_values"]) == (3, 1, 2)
+    assert "LoRA r=4 (1 diverged)" in shown(summary)
+    assert len({len(line) for line in table(summary)}) == 1
+
+
+def write_result(run: BenchmarkRun, root: Path, value: float) -> None:
+    scores: dict[str, Json] = {} if math.isnan(value) else {"dino": value}
+    result: dict[str, Json] = {"method": run.method, "subject": run.subject.name, "seed": run.seed}
+    result |= {"scores": scores} | ({"diverged": "the loss is not finite"} if not scores else {})
+    run.folder(root).mkdir(parents=True, exist_ok=True)
+    (run.folder(root) / "result.json").write_text(json.dumps(result))
