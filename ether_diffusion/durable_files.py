@@ -48,6 +48,23 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     sync_folder(folder.parent)
 
 
+def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder of these files in the place of one that is there, or of none.
+
+    At every instant one of the two is on the disk, whole; for an instant the older one has another name.
+    """
+    before = folder.with_name(f".{folder.name}.before.unfinished")
+    shutil.rmtree(before, ignore_errors=True)
+    fresh = folder.with_name(f".{folder.name}.new.unfinished")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_folder(fresh, files)
+    if folder.exists():
+        folder.rename(before)
+    fresh.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
 def delete_unfinished(folder: Path) -> None:
     """Delete what crashes left unfinished in a folder and its subfolders; nobody else may write there."""
     for path in [path for path in folder.rglob(".*") if _ASIDE.fullmatch(path.name)]:

@@ -31,6 +31,7 @@ TITLES = {
     "optimization": "optimization",
     "compute": "compute",
     "validation": "validation images",
+    "evaluation": "evaluation in training",
     "output": "result, checkpoints, trackers, hub",
 }
 """The title of each section's group in the help."""

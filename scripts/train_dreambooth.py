@@ -53,13 +53,16 @@ def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
     """
     call = read_call(parsed, program)
     announce(call)
-    from ether_diffusion.training.run import train_dreambooth  # slow; what is wrong by now needs no wait
+    # slow; what is wrong by now needs no wait
+    from ether_diffusion.evaluation.in_training import open_evaluator
+    from ether_diffusion.training.run import train_dreambooth
 
     return train_dreambooth(
         call.config,
         allow_changes=call.allow_changes,
         dry_run=call.dry_run,
         hub_token=call.hub_token,
+        open_evaluator=open_evaluator,
     )
 
 

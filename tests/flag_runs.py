@@ -15,6 +15,7 @@ import photo_files
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from encoder_models import save_clip, save_dino
 from PIL import Image
 from safetensors.torch import load
 from tiny_pipelines import tiny_sd
@@ -22,9 +23,11 @@ from training_runs import log_of, write_base, write_photos
 from transformers import CLIPTokenizer
 
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.in_training import open_evaluator
 from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.evaluating import OpenEvaluator
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
@@ -55,6 +58,14 @@ DRAWN: Flags = {
     "validation_prompt": ["a sks cat"],
     "num_validation_images": 1,
     "validation_num_inference_steps": 2,
+}
+MEASURED: Flags = {
+    "eval_steps": 3,
+    "eval_encoder": ["@clip"],
+    "num_eval_images": 1,
+    "eval_num_inference_steps": 1,
+    "eval_max_drift": 100.0,
+    "eval_max_prompt_loss": 1.0,
 }
 
 
@@ -89,6 +100,17 @@ class Outcome:
         """The learning rate of each step, with plain's as unit."""
         return [round(line["learning_rate"] / 6e-3, 6) for line in log_of(self.folder)]
 
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of the log on what was measured."""
+        return [line for line in log_of(self.folder) if "evaluation" in line]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What was made of them."""
+        found: dict[str, Any] = json.loads((self.folder / "evaluation.json").read_bytes())
+        return found
+
     def names(self, pattern: str) -> list[str]:
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(pattern))
 
@@ -118,6 +140,8 @@ class World:
         self.outcomes: dict[str, Outcome] = {}
 
     def place(self, value: Json) -> Json:
+        if isinstance(value, list):
+            return [self.place(item) for item in value]
         return str(self.folder / value[1:]) if isinstance(value, str) and value.startswith("@") else value
 
     def config(self, flags: Flags) -> DreamBoothConfig:
@@ -131,9 +155,12 @@ class World:
         return self.outcomes[key]
 
     def run_anew(self, **flags: Json) -> Outcome:
+        return self.run_measured_by(open_evaluator, flags)
+
+    def run_measured_by(self, evaluator: OpenEvaluator, flags: Flags) -> Outcome:
         config = self.config(flags)
         with listening() as said:
-            assert train_dreambooth(config) == 0
+            assert train_dreambooth(config, open_evaluator=evaluator) == 0
         return Outcome(config.output.output_dir, "\n".join(said))
 
     def load(self, **flags: Json) -> LoadedRun:
@@ -198,6 +225,8 @@ def made_world(folder: Path) -> Iterator[World]:
     """Write what runs need into a folder, and give the world to run them in."""
     write_base(folder / "base")
     write_base(folder / "other base", seed=3)
+    save_clip(folder / "clip")
+    save_dino(folder / "dino")
     tiny_sd(4).save_pretrained(folder / "base", variant="fp16")
     vocabulary = tiny_sd().tokenizer.get_vocab()
     moved = [*vocabulary][:2] + [*vocabulary][:1:-1]

@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.evaluating import OpenEvaluator
 from ether_diffusion.training.run import train_dreambooth
 
 CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"})
@@ -47,12 +48,14 @@ def training(config: DreamBoothConfig) -> Callable[[], int]:
     return lambda: train_dreambooth(config)
 
 
-def training_until_change(config: DreamBoothConfig, number: int) -> Callable[[], int]:
+def training_until_change(
+    config: DreamBoothConfig, number: int, open_evaluator: OpenEvaluator | None = None
+) -> Callable[[], int]:
     """Return the work of training, killed right before it changes the disk for the number-th time."""
 
     def work() -> int:
         die_at_change(config.output.output_dir, number)
-        return train_dreambooth(config)
+        return train_dreambooth(config, open_evaluator=open_evaluator)
 
     return work
 
@@ -102,20 +105,27 @@ def wait_for_lines(child: int, log: Path, number: int) -> None:
         time.sleep(0.002)
 
 
-def fork_pair(config: DreamBoothConfig, messages: str | Path = os.devnull) -> tuple[int, int]:
+def fork_pair(
+    config: DreamBoothConfig,
+    messages: str | Path = os.devnull,
+    *,
+    open_evaluator: OpenEvaluator | None = None,
+) -> tuple[int, int]:
     """Start a run in two processes that share their gradients, as a launcher does; return their numbers."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    first, second = (fork(_one_of_two(config, rank, port), messages) for rank in range(2))
+    first, second = (fork(_one_of_two(config, rank, port, open_evaluator), messages) for rank in range(2))
     return first, second
 
 
-def _one_of_two(config: DreamBoothConfig, rank: int, port: str) -> Callable[[], int]:
+def _one_of_two(
+    config: DreamBoothConfig, rank: int, port: str, open_evaluator: OpenEvaluator | None
+) -> Callable[[], int]:
     def work() -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ.update(place, MASTER_ADDR="localhost", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
-        return train_dreambooth(config)
+        return train_dreambooth(config, open_evaluator=open_evaluator)
 
     return work

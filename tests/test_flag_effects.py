@@ -18,6 +18,7 @@ from flag_runs import (
     FROZEN,
     LORA,
     MASKED,
+    MEASURED,
     Flags,
     StandInHub,
     World,
@@ -27,6 +28,7 @@ from flag_runs import (
 )
 from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
+from scripted_evaluation import RISING, scripted
 from training_runs import contents, log_of
 
 from ether_diffusion.adapter_file.strict_json import Json
@@ -367,6 +369,49 @@ def test_pictures_are_drawn_otherwise_and_the_adapter_is_the_same(world: World, 
     name = "samples/final/prompt-00_seed-0.png"
     assert (other.folder / name).read_bytes() != (plain.folder / name).read_bytes()
     assert other.trained == plain.trained == world.run().trained
+
+
+@shows("eval_steps", "eval_prompt", "num_eval_images", "eval_encoder", "eval_num_inference_steps")
+def test_scores_are_taken_as_often_and_of_what_was_asked_for(world: World) -> None:
+    assert world.run().evaluations == []
+    plain = world.run(**MEASURED)
+    assert [line["step"] for line in plain.evaluations] == [0, 3]
+    often = world.run(**MEASURED | {"eval_steps": 2})
+    assert [line["step"] for line in often.evaluations] == [0, 2, 3]
+    assert plain.evaluation["settings"]["prompts"][0] == "a sks cat in the snow"
+    one = world.run(**MEASURED, eval_prompt=["a sks cat"])
+    two = world.run(**MEASURED | {"num_eval_images": 2}, eval_prompt=["a sks cat"])
+    drawn = world.run(**MEASURED, **DRAWN)
+    assert one.evaluation["settings"]["prompts"] == drawn.evaluation["settings"]["prompts"] == ["a sks cat"]
+    assert [len(run.evaluations[0]["evaluation"]["fidelity"]) for run in (plain, one, two)] == [4, 1, 2]
+    others: list[Flags] = [{"eval_encoder": ["@dino", "@clip"]}, {"eval_num_inference_steps": 2}]
+    for other in (world.run(**MEASURED | flags, eval_prompt=["a sks cat"]) for flags in others):
+        assert other.evaluations[0]["eval_fidelity"] != one.evaluations[0]["eval_fidelity"]
+    assert plain.trained == often.trained == world.run().trained
+
+
+@shows("eval_max_drift", "eval_max_prompt_loss")
+@pytest.mark.parametrize("name", ["eval_max_drift", "eval_max_prompt_loss"])
+def test_a_step_out_of_bounds_is_not_the_best(world: World, name: str) -> None:
+    beside: Flags = {"eval_prompt": ["a sks cat"], "learning_rate": 1.0}
+    assert world.run(**MEASURED, **beside).evaluation["best_step"] == 3
+    strict = world.run(**MEASURED | {name: 1e-9}, **beside)
+    found = strict.evaluation["curve"][-1]
+    base = strict.evaluation["curve"][0]
+    is_out = name == "eval_max_drift" or found["prompt"]["mean"] < base["prompt"]["mean"]
+    assert (strict.evaluation["best_step"] is None) == is_out
+    assert bool(strict.names("best/*")) != is_out
+
+
+@shows("stop_when_good", "eval_patience")
+def test_a_run_ends_once_it_is_good(world: World) -> None:
+    def last(name: str, **ends: Json) -> int:
+        flags: Flags = MEASURED | {"eval_steps": 1, "max_train_steps": 8, "output_dir": f"@{name}"} | ends
+        return len(world.run_measured_by(scripted(*RISING), flags).evaluations) - 1
+
+    assert last("to the end", eval_patience=1) == 8
+    assert last("patient", stop_when_good=True) == 5
+    assert last("less patient", stop_when_good=True, eval_patience=1) == 3
 
 
 @shows("output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint")

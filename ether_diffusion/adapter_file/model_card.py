@@ -25,8 +25,13 @@ Pictures = Sequence[tuple[str, str]]
 """Prompts, and the paths of what was drawn from them, relative to the card."""
 
 
-def model_card(adapter: Adapter, *, has_lora_export: bool, pictures: Pictures = ()) -> str:
-    """Return the README.md of an ETHER adapter: YAML for the Hub, the trigger, how to load, pictures."""
+def model_card(
+    adapter: Adapter, *, has_lora_export: bool, pictures: Pictures = (), evaluation: Sequence[str] = ()
+) -> str:
+    """Return the README.md of an ETHER adapter: YAML for the Hub, the trigger, how to load, pictures.
+
+    evaluation are lines of Markdown on what was measured.
+    """
     metadata, config = adapter.metadata, adapter.config
     base_model = metadata.base_model or config.base_model_name_or_path
     method = {"ether": "ETHER", "ether_plus": "ETHER+"}[config.variant]
@@ -38,7 +43,7 @@ def model_card(adapter: Adapter, *, has_lora_export: bool, pictures: Pictures = 
     )
     example = _example(base_model or "path or Hub id of the base", is_for_text=is_for_text)
     lines = [f"# {method} adapter", "", intro, "", *_trigger(metadata)]
-    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export)]
+    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export), *_evaluation(evaluation)]
     if metadata.base_fingerprint is not None:
         lines += [f"Fingerprint of the base: `{metadata.base_fingerprint.id}`.", ""]
     tags = ["ether"] if is_for_text else ["ether", "text-to-image", "diffusers"]
@@ -46,7 +51,12 @@ def model_card(adapter: Adapter, *, has_lora_export: bool, pictures: Pictures = 
 
 
 def plain_card(
-    method: str, metadata: AdapterMetadata, *, has_lora_export: bool, pictures: Pictures = ()
+    method: str,
+    metadata: AdapterMetadata,
+    *,
+    has_lora_export: bool,
+    pictures: Pictures = (),
+    evaluation: Sequence[str] = (),
 ) -> str:
     """Return the README.md of an adapter of another of PEFT's methods for a UNet."""
     intro = f"A {method} adapter in PEFT's layout for {_shown_base(metadata.base_model)}."
@@ -58,7 +68,7 @@ def plain_card(
         'pipe.unet = PeftModel.from_pretrained(pipe.unet, "path or Hub id of this adapter")'
     )
     lines = [f"# {method} adapter", "", intro, "", *_trigger(metadata)]
-    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export)]
+    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export), *_evaluation(evaluation)]
     tags = [method.lower(), "text-to-image", "diffusers"]
     return _finished(metadata, metadata.base_model, lines, pictures, tags)
 
@@ -106,6 +116,10 @@ def _shown_base(base_model: str | None) -> str:
 
 def _trigger(metadata: AdapterMetadata) -> list[str]:
     return ["## Trigger", "", _fenced(metadata.trigger), ""] if metadata.trigger else []
+
+
+def _evaluation(lines: Sequence[str]) -> list[str]:
+    return ["## Evaluation", "", *lines, ""] if lines else []
 
 
 def _lora(has_lora_export: bool) -> list[str]:

@@ -67,6 +67,18 @@ def load_encoder(
     return ClipEncoder(source, processor, tokenizer, model, batch_size)
 
 
+def check_encoder(name: str, *, offline: bool = False) -> EncoderKind:
+    """Return what kind of encoder a name stands for, without loading it.
+
+    Raises:
+        FileNotFoundError: it is not here, and the Hub does not give it.
+        ValueError: it is no encoder that can be used.
+    """
+    source = DEFAULT_SOURCES.get(name, name)
+    is_tiny = source == ALIAS or Path(source) == WEIGHTS_FOLDER
+    return "tiny" if is_tiny else _find_kind(source, offline)
+
+
 def _find_kind(source: str, offline: bool) -> EncoderKind:
     shown = printable(source)
     is_path = Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1

@@ -102,7 +102,9 @@ def score_samples(
         if encoder.reads_texts and any(sample.prompt is None for sample in samples):
             left_out[text_column(encoder)] = "the prompts of the pictures are not known"
         elif encoder.reads_texts:
-            texts = encoder.embed_texts([_without(sample.prompt or "", identifier) for sample in samples])
+            texts = encoder.embed_texts(
+                [without_identifier(sample.prompt or "", identifier) for sample in samples]
+            )
             values[text_column(encoder)] = likeness_of_pairs(vectors, texts).tolist()
         obstacle = find_obstacle(len(photos), len(vectors), encoder.size)
         if obstacle is None:
@@ -181,7 +183,7 @@ def _among_prompts(lpips: Lpips, samples: Sequence[Sample]) -> dict[str, float]:
     return {prompt: sum(row) / len(row) for prompt, row in rows.items()}
 
 
-def _without(prompt: str, identifier: str | None) -> str:
+def without_identifier(prompt: str, identifier: str | None) -> str:
     """Leave a word out of a prompt: "a sks dog" becomes "a dog"."""
     if identifier is None:
         return prompt

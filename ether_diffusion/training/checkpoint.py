@@ -42,6 +42,12 @@ class Checkpoint:
         """Say whether a file of this name belongs to it."""
         return (self.folder / name).is_file()
 
+    def inside(self, subfolder: str) -> dict[str, bytes]:
+        """Return the files of a subfolder by their names in it; none where there is no such folder."""
+        root = self.folder / subfolder
+        paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one of its files."""
         loaded: dict[str, Tensor] = safetensors.torch.load((self.folder / name).read_bytes())

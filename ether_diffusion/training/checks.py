@@ -23,6 +23,7 @@ from ether_diffusion.training.data import (
     plan_visits,
     with_controls,
 )
+from ether_diffusion.training.evaluating import Evaluator, OpenEvaluator
 from ether_diffusion.training.loop import Progress
 from ether_diffusion.training.methods import attach_new, peft_config
 from ether_diffusion.training.optimizers import find_optimizer
@@ -37,13 +38,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run whose base, photos and settings can be used; `num_missing` class images are to be drawn."""
+    """A run whose base, photos and settings can be used; `num_missing` class images are to be drawn.
+
+    `evaluator` measures in between, where that was asked for.
+    """
 
     config: DreamBoothConfig
     base: Base
     items: Items
     num_missing: int
     num_processes: int
+    evaluator: Evaluator | None = None
 
     def plan(self) -> VisitPlan:
         """Decide what every visit trains on; class images must be there by now.
@@ -86,7 +91,9 @@ class CheckedRun:
         return side, side
 
 
-def check_run(config: DreamBoothConfig, *, num_processes: int) -> CheckedRun:
+def check_run(
+    config: DreamBoothConfig, *, num_processes: int, open_evaluator: OpenEvaluator | None = None
+) -> CheckedRun:
     """Open the base, decode every photo, read every caption, and look for what the settings need.
 
     Raises:
@@ -120,6 +127,9 @@ def check_run(config: DreamBoothConfig, *, num_processes: int) -> CheckedRun:
             problems.append(
                 "an inpainting base draws no picture from a prompt alone; leave validation_prompt out"
             )
+        if config.evaluation.eval_steps:
+            evaluator = collect(lambda: _open_evaluator(config, base, items, open_evaluator))
+            checked = replace(checked, evaluator=evaluator)
         if not num_missing:
             plan = collect(checked.plan)
             for warning in () if plan is None else plan.warnings:
@@ -130,6 +140,19 @@ def check_run(config: DreamBoothConfig, *, num_processes: int) -> CheckedRun:
         raise ValueError("\n".join(problems))
     assert checked is not None
     return checked
+
+
+def _open_evaluator(
+    config: DreamBoothConfig, base: Base, items: Items, open_evaluator: OpenEvaluator | None
+) -> Evaluator:
+    if open_evaluator is None:
+        raise ValueError(
+            "eval_steps needs something that measures; train with "
+            "open_evaluator=ether_diffusion.evaluation.in_training.open_evaluator, or leave it out"
+        )
+    if base.is_inpainting:
+        raise ValueError("an inpainting base draws no picture from a prompt alone; leave eval_steps out")
+    return open_evaluator(config, base, items)
 
 
 def _open(config: DreamBoothConfig) -> Base:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ether_diffusion.training.checks import CheckedRun
 from ether_diffusion.training.config import control_of
 from ether_diffusion.training.control import validation_controls
+from ether_diffusion.training.measuring import Measuring
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.result import metadata_of_run, result_files
 from ether_diffusion.training.samples import Sampler
@@ -17,7 +18,7 @@ from ether_diffusion.training.setup import LoadedRun, load_run
 
 logger = logging.getLogger(__name__)
 
-TRAIN, DRAW = "one step", "one image"
+TRAIN, DRAW, MEASURE = "one step", "one image", "one evaluation"
 
 
 def run_dry(checked: CheckedRun, accelerator: Accelerator, check: Callable[[], None]) -> None:
@@ -51,6 +52,12 @@ def run_dry(checked: CheckedRun, accelerator: Accelerator, check: Callable[[], N
         )
         with phases.measure(DRAW), accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             sampler.draw(run.unet, run.encode, check=check)
+    if checked.evaluator is not None and accelerator.is_main_process:
+        checked.evaluator.load(accelerator.device)
+        measuring = Measuring(checked.evaluator, run, accelerator, check)
+        with phases.measure(MEASURE):
+            measuring.measure_base()
+        logger.info("an evaluation draws %d pictures", measuring.num_pictures)
     if accelerator.is_main_process:
         for line in _summary(run, phases):
             logger.info("%s", line)
@@ -83,8 +90,15 @@ def _summary(run: LoadedRun, phases: Phases) -> Iterator[str]:
     drawn = -(-progress.num_steps // validation.steps_between(per_epoch)) + 3
     images = drawn * len(validation.validation_prompt) * validation.num_validation_images
     total = seconds[TRAIN] * progress.num_steps + seconds.get(DRAW, 0.0) * images
-    yield f"time: about {total / 60:.1f} minutes, at the pace of a first step, {images} images included"
+    included = f"{images} images"
+    if config.evaluation.eval_steps:  # the base, every so many steps and the last
+        evaluations = -(-progress.num_steps // config.evaluation.eval_steps) + 1
+        cost = seconds.get(MEASURE, 0.0) * evaluations
+        total, included = total + cost, f"{included} and {evaluations} evaluations ({cost / 60:.1f} minutes)"
+    yield f"time: about {total / 60:.1f} minutes, at the pace of a first step, {included} included"
     size = sum(map(len, result_files(run.trainer, metadata_of_run(run)).values()))
     # weights and two moments a checkpoint; the weights again as the result
     disk = size * (3 * config.output.checkpoints_total_limit + 1)
+    if config.evaluation.eval_steps:  # the best step's, in each checkpoint and as best/
+        disk += size * (config.output.checkpoints_total_limit + 1)
     yield f"disk: {size / 2**20:.1f} MiB the adapter, {disk / 2**20:.1f} MiB with checkpoints; images beside"

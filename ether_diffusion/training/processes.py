@@ -1,11 +1,14 @@
 """Several processes of one run: the main one writes, and what stops it stops the others."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ether_diffusion.training.interrupts import InterruptedRunError, StoppedAtOnceError
+
+T = TypeVar("T")
 
 
 class MainStoppedError(ValueError):
@@ -33,6 +36,12 @@ def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
             raise MainStoppedError(told)
     if stop is not None:
         raise stop
+
+
+def from_main(accelerator: Accelerator, value: T) -> T:
+    """Return the main process's value in all of them."""
+    told: T = broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+    return told
 
 
 def _as_told(stop: Exception | None) -> int | str | None:

@@ -13,13 +13,13 @@ from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import AdapterMetadata, load_ether, read_adapter
 from ether_diffusion.adapter_file.model_card import is_ours, model_card, plain_card
 from ether_diffusion.adapter_file.models import shareable_name
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
+from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX, safetensors_bytes
 from ether_diffusion.adapter_file.writer import CARD_NAME
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.export import EXPORT_NAME, export_lora
@@ -28,9 +28,9 @@ from ether_diffusion.training.control import CONTROL_FILES, control_result_files
 from ether_diffusion.training.loop import Trainer
 from ether_diffusion.training.methods import (
     ADAPTER_NAME,
+    Part,
     TrainedPart,
     adapter_files,
-    adapter_tensors,
     restore_adapter,
 )
 from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 FINAL = "final"
 SAVED_NAME = "saved"
+EVALUATION_NAME, CURVE_NAME = "evaluation.json", "evaluation.png"
 UPLOADED = [
     CARD_NAME,
     EXPORT_NAME,
@@ -52,6 +53,8 @@ UPLOADED = [
         for name in (CONFIG_NAME, TENSORS_NAME)
     ),
     f"{SAMPLES_FOLDER}/*.png",
+    CURVE_NAME,
+    EVALUATION_NAME,
 ]
 """All of a run's folder that is for others: its settings name folders of this machine."""
 
@@ -74,10 +77,11 @@ def metadata_of(config: DreamBoothConfig, num_steps: int, *, batch_size: int) ->
     )
 
 
-def metadata_of_run(run: LoadedRun) -> AdapterMetadata:
-    """Return what the adapter's file says as far as the run is."""
+def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
+    """Return what the adapter's file says at a step, or as far as the run is."""
     trainer = run.trainer
-    return metadata_of(run.checked.config, trainer.step, batch_size=trainer.progress.effective_batch)
+    step = trainer.step if step is None else step
+    return metadata_of(run.checked.config, step, batch_size=trainer.progress.effective_batch)
 
 
 def trigger_of(config: DreamBoothConfig) -> str | None:
@@ -132,7 +136,7 @@ def write_export(folder: Path, run: LoadedRun) -> Path | None:
 def _save_lora(folder: Path, run: LoadedRun) -> Path:
     """Write PEFT's LoRA as diffusers' own scripts do."""
     parts = {part.part: part for part in run.trainer.parts}
-    layers = {f"{name}_lora_layers": adapter_tensors(part.model) for name, part in parts.items()}
+    layers = {f"{name}_lora_layers": _saved_tensors(folder, name) for name in parts}
     metadata = {f"{name}_lora_adapter_metadata": _lora_metadata(part.config) for name, part in parts.items()}
     is_xl = run.checked.base.family == "sdxl"
     pipeline = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
@@ -143,6 +147,12 @@ def _save_lora(folder: Path, run: LoadedRun) -> Path:
         tensors = load_file(Path(temporary) / EXPORT_NAME)
     write_files(folder, {EXPORT_NAME: safetensors_bytes(tensors, header)})  # whole, equal bytes each time
     return folder / EXPORT_NAME
+
+
+def _saved_tensors(folder: Path, part: Part) -> dict[str, Tensor]:
+    """Return what was saved of a part's adapter, by PEFT's names."""
+    tensors = load_file((folder if part == "unet" else folder / part) / TENSORS_NAME)
+    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
 
 
 def _lora_metadata(config: PeftConfig) -> dict[str, object]:
@@ -207,8 +217,17 @@ def draw_final(run: LoadedRun, sampler: Sampler, check: Callable[[], None]) -> l
     ]
 
 
-def write_card(folder: Path, run: LoadedRun, pictures: list[tuple[str, str]]) -> None:
-    """Write README.md, unless somebody edited the one that is there."""
+def write_card(
+    folder: Path,
+    run: LoadedRun,
+    pictures: list[tuple[str, str]],
+    step: int,
+    evaluation: Sequence[str] = (),
+) -> None:
+    """Write README.md, unless somebody edited the one that is there; evaluation are lines on it.
+
+    An encoder by itself has none.
+    """
     path = folder / CARD_NAME
     if path.exists() and not is_ours(path):
         logger.info("left %s as it is: it was edited", path)
@@ -218,11 +237,16 @@ def write_card(folder: Path, run: LoadedRun, pictures: list[tuple[str, str]]) ->
     if not run.trainer.parts:
         return
     if _is_ether(run.trainer.parts):
-        text = model_card(read_adapter(folder), has_lora_export=has_export, pictures=pictures)
+        text = model_card(
+            read_adapter(folder), has_lora_export=has_export, pictures=pictures, evaluation=evaluation
+        )
     else:
-        metadata = metadata_of_run(run)
         text = plain_card(
-            config.adapter.adapter.upper(), metadata, has_lora_export=has_export, pictures=pictures
+            config.adapter.adapter.upper(),
+            metadata_of_run(run, step),
+            has_lora_export=has_export,
+            pictures=pictures,
+            evaluation=evaluation,
         )
     write_files(folder, {CARD_NAME: text.encode()})
 

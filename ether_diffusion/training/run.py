@@ -11,6 +11,7 @@ from ether_diffusion.training.checks import CheckedRun, check_run
 from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
 from ether_diffusion.training.config.files import write_config_file
 from ether_diffusion.training.dry_run import run_dry
+from ether_diffusion.training.evaluating import OpenEvaluator
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.processes import do_on_main
@@ -32,11 +33,13 @@ def train_dreambooth(
     allow_changes: bool = False,
     dry_run: bool = False,
     hub_token: str | None = None,
+    open_evaluator: OpenEvaluator | None = None,
 ) -> int:
     """Train an adapter and write it; return the exit code: 0, or 130 or 143 where a signal stopped it.
 
     A run that was stopped or killed goes on where it was, to the same bytes. `allow_changes` lets it go on
-    with other settings or photos; `dry_run` does one step and one image and writes nothing.
+    with other settings or photos; `dry_run` does one step and one image and writes nothing. What eval_steps
+    asks for is measured by what `open_evaluator` returns.
 
     Raises:
         ValueError: something cannot be used, or training cannot go on; the message says what to do.
@@ -51,7 +54,7 @@ def train_dreambooth(
         folder=str(output.output_dir),
         logging_dir=output.logging_dir,
     )
-    checked = check_run(config, num_processes=accelerator.num_processes)
+    checked = check_run(config, num_processes=accelerator.num_processes, open_evaluator=open_evaluator)
     with Interrupts() as interrupts, shortages_explained(output.output_dir):
         try:
             if dry_run:
@@ -79,6 +82,8 @@ def _run(
     with ExitStack() as held:
 
         def begin() -> None:
+            if checked.evaluator is not None:
+                checked.evaluator.load(accelerator.device)
             held.enter_context(folder)
             write_config_file(path / CONFIG_NAME, config)
             if config.output.push_to_hub:  # refused now rather than after hours

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -65,7 +65,7 @@ class RunFolder:
     def log(self, record: Mapping[str, Json]) -> None:
         """Append one line to log.jsonl, at once."""
         if self._log is None:
-            self._keep_lines(None)
+            self.keep_lines(lambda line: True)
             self._log = (self.path / LOG_NAME).open("ab")
         self._log.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._log.flush()
@@ -77,16 +77,23 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop from log.jsonl the lines of later steps, and a last line that a crash cut off."""
-        self._close_log()
-        self._keep_lines(step)
+        self.keep_lines(lambda line: not isinstance(own := line.get("step"), int) or own <= step)
 
-    def _keep_lines(self, step: int | None) -> None:
+    def lines(self) -> list[dict[str, Json]]:
+        """Return what log.jsonl holds, without what a crash cut off."""
+        return [record for line in self._raw_lines() if (record := _read_line(line)) is not None]
+
+    def keep_lines(self, is_kept: Callable[[dict[str, Json]], bool]) -> None:
+        """Drop all other lines from log.jsonl, and what a crash cut off."""
+        self._close_log()
+        lines = self._raw_lines()
+        kept = [line for line in lines if (record := _read_line(line)) is not None and is_kept(record)]
+        if kept != lines:
+            write_files(self.path, {LOG_NAME: b"".join(kept)})
+
+    def _raw_lines(self) -> list[bytes]:
         path = self.path / LOG_NAME
-        before = path.read_bytes() if path.exists() else b""
-        lines = before.splitlines(keepends=True)
-        kept = b"".join(line for line in lines if line.endswith(b"\n") and _is_kept(line, step))
-        if kept != before:
-            write_files(self.path, {LOG_NAME: kept})
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
     def _recognise(self) -> None:
         path = self.path / RUN_NAME
@@ -152,15 +159,13 @@ def _are_prints(run: dict[str, Json]) -> bool:
     )
 
 
-def _is_kept(line: bytes, step: int | None) -> bool:
+def _read_line(line: bytes) -> dict[str, Json] | None:
+    """Return a line of the log; None where it is no whole one."""
     try:
-        record = json.loads(line)
+        record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
-        return False
-    if not isinstance(record, dict):
-        return False
-    own = record.get("step")
-    return step is None or not isinstance(own, int) or own <= step
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _make(path: Path) -> None:

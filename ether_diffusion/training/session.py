@@ -1,7 +1,5 @@
 """One call's share of a run: it goes on from a checkpoint, trains, saves, draws, and writes the result."""
 
-import hashlib
-import json
 import logging
 import math
 import shutil
@@ -10,20 +8,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from ether_diffusion.adapter_file.models import base_fingerprint
 from ether_diffusion.adapter_file.source import TENSORS_NAME
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX
 from ether_diffusion.training.checkpoint import Checkpoint, newer_checkpoints, save_checkpoint
 from ether_diffusion.training.config import control_of
 from ether_diffusion.training.control import restore_from, validation_controls
+from ether_diffusion.training.evaluations import Evaluations
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
 from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
-from ether_diffusion.training.methods import TrainedPart, adapter_off, adapter_tensors, restore_adapter
-from ether_diffusion.training.processes import do_on_main
+from ether_diffusion.training.measuring import Measuring
+from ether_diffusion.training.methods import adapter_off, restore_adapter
+from ether_diffusion.training.processes import do_on_main, from_main
+from ether_diffusion.training.restoring import compare_marks, marks_of, stored_tensors
 from ether_diffusion.training.result import (
     draw_final,
     load_saved,
@@ -61,6 +58,10 @@ class Session:
             None if run.trainer.control is None else run.trainer.control.encoder,
             validation_controls(control_of(self.config), run.checked.size),
         )
+        evaluator = run.checked.evaluator
+        self.evaluations: Evaluations | None = None
+        if evaluator is not None:
+            self.evaluations = Evaluations(Measuring(evaluator, run, accelerator, interrupts.check), folder)
         per_epoch = self.trainer.progress.steps_per_epoch(run.plan.num_samples)
         self.validation_steps = self.config.validation.steps_between(per_epoch)
 
@@ -73,10 +74,10 @@ class Session:
         main = self.accelerator.is_main_process
         if checkpoint is not None:
             state = checkpoint.state()
-            self._compare(state, allow_changes=allow_changes)
+            compare_marks(state, marks_of(self.run), allow_changes=allow_changes)
             for part in self.trainer.parts:
                 prefix = "" if part.part == "unet" else f"{part.part}/"
-                restore_adapter(part.model, _checked(part, checkpoint, f"{prefix}{TENSORS_NAME}"))
+                restore_adapter(part.model, stored_tensors(part, checkpoint, f"{prefix}{TENSORS_NAME}"))
             if self.trainer.control is not None:
                 restore_from(self.trainer.control, checkpoint)
             files = [name for name in STATE_FILES if checkpoint.has(name)]
@@ -89,29 +90,13 @@ class Session:
                 shutil.rmtree(newer)
             self.folder.rewind(self.trainer.step)
             self.sampler.forget(self.trainer.step)
-
-    def _compare(self, state: dict[str, Json], *, allow_changes: bool) -> None:
-        for name, found in self._marks().items():
-            if state.get(name) == found:
-                continue
-            sentence = f"the {name.replace('_', ' ')} changed since the checkpoint was written"
-            if not allow_changes:
-                raise ValueError(f"{sentence}; give --allow_changes to go on, or another --output_dir")
-            logger.warning("%s; the run goes on with what is there now", sentence)
-
-    def _marks(self) -> dict[str, Json]:
-        """Return what a checkpoint is only good for: the base's weights, and all that is trained on."""
-        unet = self.run.unet
-        adapted = [name for name, module in unet.named_modules() if hasattr(module, "base_layer")]
-        found = base_fingerprint(unet, adapted or ["conv_in"])  # of encoder-only, what it is added after
-        data = json.dumps(self.run.source.fingerprint(), sort_keys=True).encode()
-        return {
-            "weights_of_the_base": None if found is None else found.id,
-            "photos_or_class_images": hashlib.sha256(data).hexdigest(),
-        }
+            if self.evaluations is not None:
+                self.evaluations.restore(checkpoint)
 
     def train(self) -> None:
-        """Do all updates that are left; a checkpoint, and images where asked for, as often as configured.
+        """Do all updates that are left; checkpoints, images and evaluations as often as configured.
+
+        Where that was asked for, it ends once the run is good.
 
         Raises:
             InterruptedRunError: a signal came; what was learned is saved.
@@ -127,14 +112,16 @@ class Session:
             disable=not self.accelerator.is_main_process,
         )
         try:
-            self._validate_if_due()
+            is_good = self._look()
             began = time.monotonic()
-            for report in self.trainer.steps(self.run.source.batches(visits)):
+            for report in () if is_good else self.trainer.steps(self.run.source.batches(visits)):
                 self._report(report, bar, time.monotonic() - began)
                 if report.step % self.config.output.checkpointing_steps == 0 or report.step == last:
                     self.save()
                 self._stop_if_asked()
-                self._validate_if_due()
+                if self._look():
+                    self.save()
+                    break
                 began = time.monotonic()
         except StoppedAtOnceError:
             raise
@@ -144,10 +131,23 @@ class Session:
         finally:
             bar.close()
 
+    def _look(self) -> bool:
+        """Draw and measure what this step shows; say, in all processes, whether the run is to end here."""
+        self._validate_if_due()
+        evaluations = self.evaluations
+        if evaluations is None or not evaluations.is_due(self.trainer.step):
+            return False
+        do_on_main(self.accelerator, evaluations.evaluate)
+        stop = from_main(self.accelerator, evaluations.stop)
+        if stop is not None:
+            logger.info("the run is finished at step %d: %s", stop.step, stop.reason)
+        return stop is not None
+
     def _check_space(self) -> None:
         size = sum(map(len, result_files(self.trainer, metadata_of_run(self.run)).values()))
-        # weights and two moments, the average if there is one, and the result
-        check_space(self.folder.path, (4 + (self.trainer.average is not None)) * size)
+        # weights and two moments, the average if there is one, and the result; the best there and as best/
+        num_copies = 4 + (self.trainer.average is not None) + 2 * (self.evaluations is not None)
+        check_space(self.folder.path, num_copies * size)
 
     def _report(self, report: StepReport, bar: "tqdm[None]", seconds: float) -> None:
         if not self.accelerator.is_main_process:
@@ -183,13 +183,15 @@ class Session:
     def _write_checkpoint(self) -> None:
         tensors, state = self.trainer.state()
         files = result_files(self.trainer, metadata_of_run(self.run))
+        if self.evaluations is not None:
+            files |= self.evaluations.files_of_checkpoint()
         self.folder.sync()
         save_checkpoint(
             self.folder.path,
             self.trainer.step,
             adapter_files=files,
             tensors=tensors,
-            state=state | self._marks(),
+            state=state | marks_of(self.run),
             num_kept=self.config.output.checkpoints_total_limit,
         )
 
@@ -221,27 +223,19 @@ class Session:
     def finish(self, hub_token: str | None) -> None:
         """Write the result folder; the last images are drawn from the files that were written."""
         path: Path = self.folder.path
+        best = None if self.evaluations is None else self.evaluations.result
         with averaged(self.trainer):
-            files = result_files(self.trainer, metadata_of_run(self.run))
+            files = best or result_files(self.trainer, metadata_of_run(self.run))
         write_adapters(path, files)
         if self.config.output.export_lora:
             write_export(path, self.run)
         load_saved(path, self.run)
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             pictures = draw_final(self.run, self.sampler, self.interrupts.check)
-        write_card(path, self.run, pictures)
-        logger.info("the adapter of step %d is in %s", self.trainer.step, path)
+        step, told = self.trainer.step, []
+        if self.evaluations is not None:
+            step, told = self.evaluations.result_step, self.evaluations.told()
+        write_card(path, self.run, pictures, step, told)
+        logger.info("the adapter of step %d is in %s", step, path)
         if self.config.output.push_to_hub:
             logger.info("uploaded to %s", upload(path, self.config.output, hub_token))
-
-
-def _checked(part: TrainedPart, checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
-    """Return an adapter's tensors, if they are those that the part trains now."""
-    now = {key: tensor.shape for key, tensor in adapter_tensors(part.model).items()}
-    found = checkpoint.tensors(name) if checkpoint.has(name) else {}
-    if {key.removeprefix(PEFT_PREFIX): tensor.shape for key, tensor in found.items()} != now:
-        raise ValueError(
-            f"{checkpoint.folder} holds no adapter of this form for the {part.part}; give another "
-            "--output_dir, or the adapter settings and the base that it was made with"
-        )
-    return found

@@ -22,17 +22,19 @@ FREE = frozenset(
         "instance_data_dir",  # the photos and prompts in it are compared themselves
         "local_files_only",
         "logging_dir",
+        "num_eval_images",
         "num_validation_images",
         "output_dir",
         "push_to_hub",
         "report_to",
         "resume_from_checkpoint",
         "sample_batch_size",
+        "stop_when_good",
         "strict",
         "tracker_project_name",
     }
 )
-"""Settings, beside validation_…, that may change between the parts of a run: what is trained is the same."""
+"""Settings, beside validation_… and eval_…, that may change in a run: what is trained is the same."""
 
 
 SPLIT = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
@@ -79,7 +81,7 @@ def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) 
         by_epochs = before.get("num_train_epochs") or now.get("num_train_epochs")
         old, new = before[name] or DEFAULT_STEPS, now[name] or DEFAULT_STEPS
         return not by_epochs and isinstance(old, int) and isinstance(new, int) and new >= old
-    return name in FREE or name.startswith("validation_")
+    return name in FREE or name.startswith(("validation_", "eval_"))
 
 
 def _effective_batch(settings: Mapping[str, Json]) -> int:

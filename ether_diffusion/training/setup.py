@@ -110,8 +110,9 @@ def load_run(
         parts = _text_parts(checked, encoders) if config.adapter.train_text_encoder else []
         encode: Encode = encoders.encode
         if config.data.pre_compute_text_embeddings:
-            prompts = (*plan.prompts, *config.validation.validation_prompt)
-            encode = remember(encoders, (*prompts, config.validation.validation_negative_prompt or ""))
+            prompts = {*plan.prompts, *config.validation.validation_prompt, *_evaluated_prompts(checked)}
+            negative = {"", config.validation.validation_negative_prompt or ""}
+            encode = remember(encoders, sorted(prompts | negative))
             del encoders
     check()
     with phases.measure("load the UNet"):
@@ -142,6 +143,11 @@ def load_run(
         control=control,
     )
     return LoadedRun(checked, plan, source, trainer, unet, encode)
+
+
+def _evaluated_prompts(checked: CheckedRun) -> tuple[str, ...]:
+    evaluator = checked.evaluator
+    return () if evaluator is None else (*evaluator.prompts, *evaluator.other_prompts)
 
 
 def _load_source(

@@ -8,6 +8,7 @@ from ether_diffusion.training.config.control import ControlConfig
 from ether_diffusion.training.config.control_run import ControlRunConfig, control_of
 from ether_diffusion.training.config.data import DataConfig
 from ether_diffusion.training.config.dreambooth import OPTION_NAMES, SECTIONS, DreamBoothConfig
+from ether_diffusion.training.config.evaluation import EvaluationConfig
 from ether_diffusion.training.config.optimization import DEFAULT_STEPS, OptimizationConfig
 from ether_diffusion.training.config.output import OutputConfig
 from ether_diffusion.training.config.prior import PriorConfig
@@ -24,6 +25,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "DataConfig",
     "DreamBoothConfig",
+    "EvaluationConfig",
     "OPTION_NAMES",
     "OptimizationConfig",
     "OptionsError",

@@ -50,6 +50,11 @@ class ControlRunConfig(DreamBoothConfig):
                 f"detector={control.detector} is a model, which would look at every photo again each time; "
                 "leave cache_latents on"
             )
+        if self.evaluation.eval_steps:
+            yield (
+                "eval_steps measures likeness to a subject's photos, and control images teach no subject; "
+                "leave it out: validation_prompt with validation_image shows how the run learns"
+            )
         num_images, num_prompts = len(control.validation_image), len(self.validation.validation_prompt)
         if num_images != num_prompts:
             yield (

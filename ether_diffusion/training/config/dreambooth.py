@@ -13,6 +13,7 @@ from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, Adap
 from ether_diffusion.training.config.base import BaseConfig
 from ether_diffusion.training.config.compute import ComputeConfig
 from ether_diffusion.training.config.data import DataConfig
+from ether_diffusion.training.config.evaluation import EvaluationConfig
 from ether_diffusion.training.config.legacy import NOT_OFFERED
 from ether_diffusion.training.config.optimization import DEFAULT_STEPS, OptimizationConfig
 from ether_diffusion.training.config.output import OutputConfig
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type[Section]] = {
     "optimization": OptimizationConfig,
     "compute": ComputeConfig,
     "validation": ValidationConfig,
+    "evaluation": EvaluationConfig,
     "output": OutputConfig,
 }
 """The sections of DreamBoothConfig, in the order of its fields."""
@@ -54,6 +56,7 @@ class DreamBoothConfig(Section):
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     sections: ClassVar[dict[str, type[Section]]] = SECTIONS
@@ -81,6 +84,8 @@ class DreamBoothConfig(Section):
                 "prior_preservation=frozen needs class_prompt, as 'a photo of a dog'; give it, or token and "
                 "an instance_prompt that holds it and more, so that the class prompt is what is left"
             )
+        if self.evaluation.eval_steps and not self.subject_prompts and self.data.instance_prompt is None:
+            yield "eval_steps needs prompts with the subject; give eval_prompt, as 'a sks dog in the snow'"
         yield from self._shared_folders()
 
     def _shared_folders(self) -> Iterator[str]:
@@ -111,6 +116,11 @@ class DreamBoothConfig(Section):
     def text_encoder_learning_rate(self) -> float:
         """The learning rate of the text encoder's adapter: the one given, or the UNet's."""
         return self.optimization.text_encoder_lr or self.learning_rate
+
+    @property
+    def subject_prompts(self) -> tuple[str, ...]:
+        """The prompts given to measure on, or else those to draw; none where they follow from the photos'."""
+        return self.evaluation.eval_prompt or self.validation.validation_prompt
 
     @property
     def class_prompt(self) -> str | None:

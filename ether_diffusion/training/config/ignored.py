@@ -35,6 +35,7 @@ def _without_effect(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
     yield from _of_the_prior(config)
     yield from _of_the_adapter(config)
     yield from _of_the_optimization(config)
+    yield from _of_the_evaluation(config)
     yield from _of_the_output(config)
     control = control_of(config)
     if control is not None:
@@ -95,6 +96,15 @@ def _of_the_optimization(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
         yield "lr_power", f"it is for lr_scheduler=polynomial, and {scheduler} is used"
     if not optimization.use_ema:
         yield "ema_decay", "there is no moving average; give use_ema"
+
+
+def _of_the_evaluation(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
+    evaluation = config.evaluation
+    if not evaluation.eval_steps:
+        for name in vars(evaluation):
+            yield name, "nothing is measured in between; give eval_steps"
+    if not evaluation.stop_when_good:
+        yield "eval_patience", "the run goes on to its last step; give stop_when_good"
 
 
 def _of_the_output(config: DreamBoothConfig) -> Iterator[tuple[str, str]]:
