@@ -1,11 +1,14 @@
-# make demo · make ui · make test · make test-quick · make lint · make bench
+# make demo · make demo-control · make ui · make test · make test-quick · make lint · make bench
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ui test test-quick lint bench clean
+.PHONY: demo demo-control ui test test-quick lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python scripts/demo.py
+
+demo-control: demo
+	$(BIN)/python scripts/demo_control.py --subject fox --subject_adapter demo/fox/adapter
 
 ui: .venv/installed-ui
 	$(BIN)/ether ui --open

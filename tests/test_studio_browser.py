@@ -1,0 +1,227 @@
+"""Journeys through Create and History in a real browser, on the embedded base."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import (
+    WAIT_MS,
+    RunningStudio,
+    needs_browser,
+    open_page,
+    running_browser,
+    running_studio,
+    serious_findings,
+)
+from PIL import Image, ImageChops
+from playwright.sync_api import Browser, Page, expect
+
+from ether_diffusion import EtherConfig
+from ether_diffusion.base import open_base
+from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
+from ether_diffusion.pipelines.opening import open_pipeline
+from ether_diffusion.ui.studio import Studio
+
+pytestmark = needs_browser
+PROMPT = "a photo of a red fox on grass, <b>naïve</b> 狐"
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    """A studio with one adapter, Fox, that was never trained."""
+    folder = tmp_path_factory.mktemp("browser") / "studio"
+    _add_adapter(folder, "Fox")
+    with running_studio(folder) as running:
+        yield running
+
+
+def _add_adapter(folder: Path, name: str) -> None:
+    import torch
+
+    from ether_diffusion.adapter_file import save_ether
+
+    torch.manual_seed(0)
+    pipeline = open_pipeline(open_base("tiny_world"), device=torch.device("cpu"), dtype=torch.float32)
+    pipeline.unet.add_adapter(EtherConfig())
+    save_ether(pipeline, folder.parent / "saved")
+    Studio(folder).library.add_run_result(folder.parent / "saved", name)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, studio: RunningStudio) -> Iterator[Page]:
+    with open_page(browser, studio.url) as opened:
+        yield opened
+
+
+def fill(page: Page, *, prompt: str = PROMPT, steps: int = 2, seed: int | None = 7) -> None:
+    page.locator("#create-prompt textarea").fill(prompt)
+    set_number(page, "create-steps", steps)
+    if seed is not None:
+        set_number(page, "create-seed", seed)
+
+
+def set_number(page: Page, name: str, value: int) -> None:
+    box = page.locator(f"#{name} input[type=number]")
+    box.fill(str(value))
+    box.blur()
+
+
+def choose_fox(page: Page) -> None:
+    page.locator("#create-adapters input").click()
+    page.get_by_role("option", name="Fox").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_label(re.compile("Strength of Fox")).first).to_be_visible()
+
+
+def generate(page: Page) -> None:
+    page.locator("#create-go").click()
+    expect(page.locator("#create-download")).to_be_visible(timeout=4 * WAIT_MS)
+    expect(page.locator("#create-go")).to_be_visible()
+
+
+def download(page: Page, name: str, target: Path) -> ImageMetadata:
+    with page.expect_download() as caught:
+        page.locator(f"#{name}").click()
+    caught.value.save_as(target)
+    said = read_image_metadata(target)
+    assert said is not None
+    return said
+
+
+def assert_same_pixels(one: Path, other: Path) -> None:
+    with Image.open(one) as first, Image.open(other) as second:
+        assert ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox() is None
+
+
+def test_a_picture_says_what_the_form_said_and_dropped_back_draws_the_same_pixels(
+    browser: Browser, studio: RunningStudio, tmp_path: Path
+) -> None:
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    with open_page(browser, studio.url) as page:
+        fill(page)
+        choose_fox(page)
+        set_number(page, "create-strength-0", 1.5)  # type: ignore[arg-type]
+        generate(page)
+        expect(page.locator("#create-pair")).to_be_visible()
+        expect(page.locator("#create-status")).to_contain_text("the adapter acts on")
+        said = download(page, "create-download", first)
+        assert (said.prompt, said.seed, said.steps) == (PROMPT, 7, 2)
+        assert [(use.name, use.strength) for use in said.adapters] == [("Fox", 1.5)]
+        assert (said.width, said.height) == (64, 64)
+    with open_page(browser, studio.url) as page:  # another visitor, with an empty form
+        page.locator("#create-drop input[type=file]").set_input_files(first)
+        expect(page.locator("#create-restored")).to_contain_text("All settings restored")
+        expect(page.locator("#create-prompt textarea")).to_have_value(PROMPT)
+        generate(page)
+        assert download(page, "create-download", again) == said
+    assert_same_pixels(first, again)
+
+
+def test_a_picture_that_says_nothing_is_refused_in_words(page: Page, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "plain.png")
+    page.locator("#create-drop input[type=file]").set_input_files(tmp_path / "plain.png")
+    expect(page.locator("#create-restored")).to_contain_text("does not say how it was made")
+
+
+def test_stop_ends_the_drawing_and_the_next_one_starts_at_once(page: Page) -> None:
+    fill(page, steps=150)
+    page.locator("#create-go").click()
+    expect(page.locator("#create-status")).to_contain_text("Step")
+    page.locator("#create-stop").click()
+    expect(page.locator("#create-go")).to_be_visible()
+    expect(page.locator("#create-status")).to_contain_text("Stopped")
+    fill(page, steps=1)
+    generate(page)
+    expect(page.locator("#create-status")).to_contain_text("1 picture")
+
+
+def test_a_second_visitor_is_told_the_place_in_line(browser: Browser, studio: RunningStudio) -> None:
+    with open_page(browser, studio.url) as one, open_page(browser, studio.url) as other:
+        fill(one, steps=150)
+        one.locator("#create-go").click()
+        expect(one.locator("#create-status")).to_contain_text("Step")
+        fill(other, steps=1)
+        other.locator("#create-go").click()
+        expect(other.locator("#create-status")).to_contain_text("yours is next")
+        one.locator("#create-stop").click()
+        expect(other.locator("#create-status")).to_contain_text("1 picture")
+        expect(one.locator("#create-go")).to_be_visible()
+
+
+def test_the_form_survives_a_reload(page: Page) -> None:
+    fill(page, prompt="a blue boat", steps=3, seed=11)
+    choose_fox(page)
+    expect(page.locator("#create-new-seed input")).not_to_be_checked()
+    page.wait_for_timeout(500)
+    page.reload()
+    expect(page.locator("#create-prompt textarea")).to_have_value("a blue boat")
+    expect(page.locator("#create-seed input")).to_have_value("11")
+    expect(page.locator("#create-steps input[type=number]")).to_have_value("3")
+    expect(page.get_by_label(re.compile("Strength of Fox")).first).to_be_visible()
+
+
+def test_history_finds_a_picture_and_takes_its_settings_to_create(
+    browser: Browser, studio: RunningStudio, tmp_path: Path
+) -> None:
+    with open_page(browser, studio.url) as page:
+        fill(page, prompt="a teapot in the rain", seed=21)
+        generate(page)
+        fill(page, prompt="something else", seed=3)
+        page.get_by_role("tab", name="History").click()
+        page.locator("#history-text textarea, #history-text input").first.fill("teapot rain")
+        expect(
+            page.locator("#history-gallery button.thumbnail-item, #history-gallery .grid-container button")
+        ).to_have_count(1)
+        expect(page.locator("#history-all")).to_have_text("Download 1 picture as a zip")
+        with page.expect_download() as caught:
+            page.locator("#history-all").click()
+        assert caught.value.suggested_filename == "pictures.zip"
+        page.locator("#history-gallery .grid-container button").first.click()
+        expect(page.locator("#history-facts")).to_contain_text("a teapot in the rain")
+        assert download(page, "history-download", tmp_path / "x.png").seed == 21
+        page.get_by_role("button", name="Use these settings").click()
+        expect(page.locator("#create-prompt textarea")).to_be_visible()
+        expect(page.locator("#create-prompt textarea")).to_have_value("a teapot in the rain")
+        expect(page.locator("#create-seed input")).to_have_value("21")
+
+
+def test_an_impossible_wish_is_refused_in_a_sentence(page: Page) -> None:
+    fill(page)
+    set_number(page, "create-width", 60)
+    page.locator("#create-go").click()
+    expect(page.locator(".toast-body").first).to_contain_text("60")
+    expect(page.locator("#create-go")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
+def test_axe_finds_nothing_serious(browser: Browser, studio: RunningStudio, phone: bool, scheme: str) -> None:
+    with open_page(browser, studio.url, phone=phone, scheme=scheme) as page:  # type: ignore[arg-type]
+        fill(page)
+        choose_fox(page)
+        generate(page)
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(400)
+        assert serious_findings(page) == []
+        page.get_by_role("tab", name="History").click()
+        page.locator("#history-gallery .grid-container button").first.click()
+        expect(page.locator("#history-facts")).to_contain_text("Prompt")
+        page.wait_for_timeout(400)
+        assert serious_findings(page) == []
+
+
+def test_the_keyboard_alone_draws_a_picture(page: Page) -> None:
+    fill(page, steps=1)
+    page.locator("#create-prompt textarea").focus()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#create-download")).to_be_visible(timeout=4 * WAIT_MS)
+    page.locator("#create-prompt textarea").focus()
+    page.keyboard.press("Tab")
+    expect(page.locator("#create-go")).to_be_focused()

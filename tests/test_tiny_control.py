@@ -1,0 +1,82 @@
+"""Shapes drawn by hand are no concept's, and how far a picture follows one is measured against true ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from ether_diffusion.evaluation.tiny_control import CASES, draw_cases, learn_control, shape_iou
+from ether_diffusion.scripts import demo_control
+from ether_diffusion.tiny_world.backgrounds import Background
+from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
+from ether_diffusion.tiny_world.control import object_coverage, training_concepts
+from ether_diffusion.tiny_world.pictures import to_tensor
+from ether_diffusion.tiny_world.shapes import SHAPES, ShapeName, draw_shape
+from ether_diffusion.tiny_world.world import Scene, draw
+
+FLOOR = 0.6
+"""Of the mean IoU after the short training below."""
+ABOVE_BASE = 0.15
+
+
+def test_the_shapes_are_those_of_plane_geometry() -> None:
+    areas = {name: (np.asarray(draw_shape(name)) > 0).mean() for name in SHAPES}
+    assert areas["wide ellipse"] == pytest.approx(np.pi * 0.41 * 0.22, abs=0.005)
+    assert areas["triangle"] == pytest.approx(0.82 * 0.79 / 2, abs=0.005)
+    assert areas["corner"] == pytest.approx(0.28 * 0.76 + 0.37 * 0.29, abs=0.005)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_is_black_and_white_and_off_the_border(name: ShapeName) -> None:
+    picture = np.asarray(draw_shape(name))
+    assert picture.shape == (64, 64)
+    assert set(np.unique(picture)) == {0, 255}
+    assert not picture[[0, -1]].any()
+    assert not picture[:, [0, -1]].any()
+
+
+def test_the_cases_are_of_concepts_that_the_base_draws_and_control_never_saw() -> None:
+    shown = {case.concept for case in CASES}
+    assert shown <= set(load_concepts("trained"))
+    assert not shown & set(training_concepts())
+
+
+def test_a_picture_that_is_the_shape_has_an_iou_of_one_and_its_negative_of_none() -> None:
+    case = replace(CASES[0], colour="black")
+    shape = draw_shape(case.shape)
+    white, negative = (Image.merge("RGB", [each] * 3) for each in (shape, ImageOps.invert(shape)))
+    assert shape_iou(to_tensor([white])[0], case) == 1.0
+    assert shape_iou(to_tensor([negative])[0], case) == 0.0
+
+
+def test_what_stands_out_of_a_plain_ground_is_the_object_of_a_true_picture() -> None:
+    scene = Scene(find_concept("apple"), Background("plain", "white"))
+    picture = to_tensor([draw(scene)])[0]
+    inside = object_coverage(scene) >= 0.5
+    case = replace(CASES[0], colour="white")
+    wanted = np.asarray(draw_shape(case.shape)) > 0
+    true_iou = (inside & wanted).sum() / (inside | wanted).sum()
+    assert shape_iou(picture, case) == pytest.approx(true_iou, abs=0.04)
+
+
+def test_an_unknown_subject_and_a_missing_adapter_are_said_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "demo"
+    assert demo_control.main(["--output_dir", str(folder), "--subject", "dragon"]) == 2
+    assert demo_control.main(["--output_dir", str(folder), "--subject_adapter", str(tmp_path)]) == 2
+    found = capsys.readouterr().err
+    assert "no concept is named 'dragon'" in found
+    assert "has no adapter_config.json" in found
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_unseen_concepts_fill_drawn_shapes_after_a_short_training(tmp_path: Path) -> None:
+    settings = {"max_train_steps": 150, "train_batch_size": 8}
+    ious = draw_cases(learn_control(tmp_path, settings)).ious()
+    base, result = (float(np.mean(ious[name])) for name in ("base", "result"))
+    assert result > FLOOR
+    assert result > base + ABOVE_BASE
