@@ -1,7 +1,6 @@
 """The command `ether evaluate`: is the subject there, is the prompt followed, and what was harmed?"""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,18 @@ from ether_diffusion.scripts.drawing import (
     show_progress,
     warn_of_cuts,
 )
+from ether_diffusion.scripts.evaluate_control import (
+    add_control_flags,
+    check_control_arguments,
+    measure_control,
+)
 from ether_diffusion.scripts.evaluate_request import (
     check_arguments,
     fill_defaults,
     is_tiny_world,
     read_plan,
     read_prompts,
+    write_results,
 )
 from ether_diffusion.scripts.generate_request import adapter_names, base_name
 
@@ -42,7 +47,7 @@ def add_evaluate_command(commands: "argparse._SubParsersAction[argparse.Argument
     )
     what = parser.add_argument_group("what to measure")
     what.add_argument("adapter", nargs="?", help="folder or hub id of an adapter to draw with")
-    what.add_argument("--photos", type=Path, required=True, help="folder of real photos of the subject")
+    what.add_argument("--photos", type=Path, help="folder of real photos of the subject")
     what.add_argument(
         "--prompts", nargs="+", help="file with a prompt a line, or prompts, that name the subject"
     )
@@ -71,6 +76,7 @@ def add_evaluate_command(commands: "argparse._SubParsersAction[argparse.Argument
         "--identifier", help="a made-up word of the prompts, e.g. sks, that CLIP is not to compare with"
     )
     with_what.add_argument("--encoder_batch_size", type=int, default=16, help="pictures encoded at once (16)")
+    add_control_flags(parser)
     _add_drawing(parser)
     result = parser.add_argument_group("result (new files; what is there is never overwritten)")
     result.add_argument("--json", type=Path, help="file for all numbers")
@@ -102,24 +108,31 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    check_control_arguments(arguments)
     check_arguments(arguments)
     hush_libraries()
     from ether_diffusion.evaluation.plot import check_plotting
-    from ether_diffusion.evaluation.samples import read_photos
 
     if arguments.plot is not None:
         check_plotting()
     if arguments.encoder_batch_size < 1:
         raise ValueError(f"--encoder_batch_size is from 1; found {arguments.encoder_batch_size}")
+    if arguments.control_pairs is not None:
+        report, pictures = measure_control(arguments)
+    else:
+        report, pictures = _measure(arguments)
+    write_results(arguments, report, pictures)
+    print(report.table())
+
+
+def _measure(arguments: argparse.Namespace) -> "tuple[Report, dict[str, bytes]]":
+    from ether_diffusion.evaluation.samples import read_photos
+
     photos = read_photos(arguments.photos)
     device = find_device(arguments.device)
-    pictures: dict[str, bytes] = {}
     if arguments.generated is not None:
-        report = _measure_generated(arguments, photos, device)
-    else:
-        report, pictures = _draw_and_measure(fill_defaults(arguments), photos, device)
-    _write(arguments, report, pictures)
-    print(report.table())
+        return _measure_generated(arguments, photos, device), {}
+    return _draw_and_measure(fill_defaults(arguments), photos, device)
 
 
 def _measure_generated(
@@ -226,22 +239,3 @@ def _settings(
         "height": sampling.height,
         "batch_size": sampling.batch_size,
     }
-
-
-def _write(arguments: argparse.Namespace, report: "Report", pictures: dict[str, bytes]) -> None:
-    """Write what was asked for, after all of it is made: a report that fails leaves nothing."""
-    from ether_diffusion.durable_files import write_files, write_folder
-    from ether_diffusion.evaluation.plot import draw_report
-
-    files: list[tuple[Path, bytes]] = []
-    if arguments.json is not None:
-        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        files.append((arguments.json, f"{text}\n".encode()))
-    if arguments.plot is not None:
-        files.append((arguments.plot, draw_report(report)))
-    for path, data in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_files(path.parent, {path.name: data})
-    if pictures:
-        arguments.pictures.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(arguments.pictures, pictures)

@@ -1,12 +1,16 @@
-"""What `ether evaluate` was asked for: its arguments checked, before anything slow is loaded."""
+"""What `ether evaluate` was asked for, checked before anything slow is loaded, and its results written."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ether_diffusion.base import Base
+    from ether_diffusion.evaluation.report import Report
     from ether_diffusion.pipelines.sampling import Sampling
 
 DRAWING = {
@@ -34,13 +38,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """
     if (arguments.adapter is None) == (arguments.generated is None):
         raise ValueError("give either an adapter to draw with, or --generated with pictures drawn before")
+    following = arguments.control_pairs is not None
+    if not following and arguments.photos is None:
+        raise ValueError("found nothing to compare with; give --photos, or --control_pairs")
     if arguments.generated is not None:
         idle = [f"--{name}" for name in DRAWING if getattr(arguments, name) is not None]
         if idle:
             raise ValueError(f"{', '.join(idle)} would change nothing: pictures of --generated are drawn")
     elif arguments.captions is not None:
         raise ValueError("--captions are of pictures drawn before, and there are none; give --generated")
-    elif not arguments.prompts:
+    elif not following and not arguments.prompts:
         raise ValueError("found no --prompts; give a file with one a line, or some")
     outputs = [arguments.json, arguments.plot, arguments.pictures]
     for output in (output for output in outputs if output is not None):
@@ -132,3 +139,22 @@ def _check_new(output: Path) -> None:
     there = next(parent for parent in output.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"nothing can be written into {there}; name another place than {output}")
+
+
+def write_results(arguments: argparse.Namespace, report: "Report", pictures: "Mapping[str, bytes]") -> None:
+    """Write what was asked for, after all of it is made: a report that fails leaves nothing."""
+    from ether_diffusion.durable_files import write_files, write_folder
+    from ether_diffusion.evaluation.plot import draw_report
+
+    files: list[tuple[Path, bytes]] = []
+    if arguments.json is not None:
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        files.append((arguments.json, f"{text}\n".encode()))
+    if arguments.plot is not None:
+        files.append((arguments.plot, draw_report(report)))
+    for path, data in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_files(path.parent, {path.name: data})
+    if pictures:
+        arguments.pictures.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(arguments.pictures, pictures)

@@ -36,7 +36,7 @@ from ether_diffusion.evaluation.overlap import (
     scaled_map,
 )
 
-COLOURS = palette_of({"sky": [0, 0, 255], "tree": [0, 255, 0], "house": [255, 0, 0]}, "colours")
+COLOURS = palette_of({"sky": [0, 0, 255], "tree": [0, 255, 0], "house": [255, 0, 0]}, "the palette")
 CLASSES = ("house", "sky", "tree")
 
 
@@ -201,9 +201,7 @@ def test_not_a_control_image_for_each_picture_is_refused() -> None:
 def test_colours_off_the_palette_are_named_with_the_picture_they_are_in() -> None:
     blended = pairs()[0].control.resize((48, 32), Image.Resampling.BILINEAR)
     wrong = [replace(pairs()[0], control=blended)]
-    with pytest.raises(
-        ValueError, match=r"the control image of 0 has \d+ colours off the palette of colours"
-    ):
+    with pytest.raises(ValueError, match=r"the control image of 0 has \d+ colours off the palette"):
         score_control([wrong[0].photo], wrong, PALETTE)
 
 

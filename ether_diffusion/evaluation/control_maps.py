@@ -21,7 +21,7 @@ _NOTHING_KNOWN = ""
 
 def tiny_palette() -> Palette:
     """Return the colours of Tiny World's classes."""
-    return Palette("Tiny World", tuple(PALETTE), tuple(PALETTE.values()))
+    return Palette("the palette of Tiny World", tuple(PALETTE), tuple(PALETTE.values()))
 
 
 def check_classes(palette: Palette, classes: Sequence[str]) -> None:

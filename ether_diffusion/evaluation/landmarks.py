@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 NEEDS_FACE_ALIGNMENT = (
-    "landmarks of faces need face-alignment, which is not installed; pip install face-alignment"
+    "landmarks of faces need face-alignment, which is not installed; pip install 'ether-diffusion[landmarks]'"
 )
 
 
