@@ -1,0 +1,173 @@
+"""What a study of control comes to: a row for each method, as JSON and as a table."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.control_maps import tiny_palette
+from ether_diffusion.evaluation.control_scores import (
+    ACCURACY,
+    MIOU,
+    OBJECT_IOU,
+    ControlPair,
+    ControlYardsticks,
+    score_control,
+)
+from ether_diffusion.evaluation.control_study import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
+from ether_diffusion.evaluation.encoder_loading import load_encoder
+from ether_diffusion.evaluation.likeness import Estimate
+from ether_diffusion.evaluation.samples import Sample, sort_samples
+from ether_diffusion.evaluation.scoring import Scores
+from ether_diffusion.evaluation.segmenters import load_finder
+from ether_diffusion.evaluation.tiny_subjects import to_images
+from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world.concepts import load_concepts
+from ether_diffusion.tiny_world.control import Pair, draw_control
+from ether_diffusion.tiny_world.pictures import draw_scenes
+from ether_diffusion.tiny_world.world import draw
+
+FID = "fid_tiny"
+TITLES = {
+    "true": "true pictures",
+    "base": "base, no control",
+    "none": "encoder-only",
+    "ether": "ETHER n=4",
+    "ether_plus": "ETHER+ n=4",
+    "lora": "LoRA r=4",
+    "oft": "OFT n=4",
+}
+
+
+def tiny_yardsticks(control_type: str | None = CONTROL_TYPE) -> ControlYardsticks:
+    """Return what the embedded base is measured with: its own segmenter, palette and encoder."""
+    return ControlYardsticks(
+        control_type=control_type,
+        finder=load_finder(ALIAS),
+        palette=tiny_palette(),
+        encoders=[load_encoder(ALIAS)],
+    )
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """What a method came to over its seeds: scores, what was not scored, and what it cost.
+
+    `unseen` is the IoU of the object's shape for concepts that the base, too, never saw.
+    """
+
+    scores: Scores
+    unseen: Estimate
+    set_aside: Mapping[str, str]
+    cost: Mapping[str, Json]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as an object for JSON."""
+        return {
+            "scores": {name: asdict(found) for name, found in self.scores.columns.items()},
+            "object_iou_of_unseen_concepts": asdict(self.unseen),
+            "sets": dict(self.scores.sets),
+            "left_out": dict(self.scores.left_out),
+            "set_aside": dict(self.set_aside),
+            **self.cost,
+        }
+
+
+def control_pair(pair: Pair, number: int) -> ControlPair:
+    """Return a pair of Tiny World as evaluation reads it; its concept is its group."""
+    name = f"{number:03d}_{pair.scene.concept.name}"
+    return ControlPair(name, draw(pair.scene), draw_control(pair), pair.caption, pair.scene.concept.name)
+
+
+def score_runs(runs: Sequence[DrawnRun], settings: StudySettings, yardsticks: ControlYardsticks) -> StudyRow:
+    """Score the runs of one method together: errors are over the concepts, which all seeds share.
+
+    Raises:
+        ValueError: no picture shows anything.
+    """
+    pairs = [control_pair(pair, number) for number, pair in enumerate(validation_pairs(settings))]
+    samples = [
+        Sample(f"{run}_{number}", image)
+        for run, drawn in enumerate(runs)
+        for number, image in enumerate(to_images(drawn.pictures))
+    ]
+    found = sort_samples(samples)
+    scores = _score(found.usable, pairs, yardsticks)
+    held_out = {concept.name for concept in load_concepts("held_out")}
+    strange = [sample for sample in found.usable if pairs[_number(sample)].group in held_out]
+    unseen = _score(strange, pairs, replace(yardsticks, encoders=())).columns[OBJECT_IOU]
+    cost: dict[str, Json] = {
+        "num_seeds": len(runs),
+        "learning_rate": runs[0].learning_rate,
+        "parameters": runs[0].parameters,
+        "encoder_parameters": runs[0].encoder_parameters,
+        "seconds": _mean([run.seconds for run in runs if run.seconds is not None]),
+    }
+    return StudyRow(scores, unseen, {each.name: each.reason for each in found.set_aside}, cost)
+
+
+def _mean(seconds: Sequence[float]) -> float | None:
+    return round(sum(seconds) / len(seconds), 1) if seconds else None
+
+
+def _number(sample: Sample) -> int:
+    return int(sample.name.split("_")[1])
+
+
+def _score(samples: Sequence[Sample], pairs: Sequence[ControlPair], yardsticks: ControlYardsticks) -> Scores:
+    chosen = [pairs[_number(sample)] for sample in samples]
+    return score_control([sample.image for sample in samples], chosen, yardsticks)
+
+
+def true_run(settings: StudySettings) -> DrawnRun:
+    """Return the true pictures of the validation scenes: what the segmenter reads of a perfect drawing."""
+    scenes = [pair.scene for pair in validation_pairs(settings)]
+    return DrawnRun(draw_scenes(scenes), None, None, None, None)
+
+
+def study_json(rows: Mapping[str, StudyRow], settings: StudySettings, seeds: Sequence[int]) -> bytes:
+    """Return the file of all numbers."""
+    found = {
+        "settings": asdict(settings),
+        "seeds": list(seeds),
+        "rows": {name: row.to_json() for name, row in rows.items()},
+    }
+    return (json.dumps(found, indent=1, allow_nan=False) + "\n").encode()
+
+
+def title_of(row: str) -> str:
+    """Return a row's name for people: "oft_0.0001" is that of OFT with its rate."""
+    method, _, rate = row.rpartition("_")
+    if row in TITLES or method not in TITLES:
+        return TITLES.get(row, row)
+    return f"{TITLES[method]}, {float(rate):g}"
+
+
+def study_table(rows: Mapping[str, StudyRow]) -> str:
+    """Return the rows as lines."""
+    head = ["", "mIoU", "accuracy", "object IoU", "of unseen", "FID-like", "parameters", "seconds"]
+    lines = [head]
+    for name_of_row, row in rows.items():
+        columns = row.scores.columns
+        lines.append(
+            [
+                title_of(name_of_row),
+                *(
+                    _percent(each)
+                    for each in (columns[MIOU], columns[ACCURACY], columns[OBJECT_IOU], row.unseen)
+                ),
+                f"{max(row.scores.sets[FID], 0.0):.4f}" if FID in row.scores.sets else "-",
+                "-" if row.cost["parameters"] is None else f"{row.cost['parameters']:,}",
+                "-" if row.cost["seconds"] is None else f"{row.cost['seconds']}",
+            ]
+        )
+    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _percent(found: Estimate) -> str:
+    error = "" if found.standard_error is None else f" ± {100 * found.standard_error:.1f}"
+    return f"{100 * found.mean:.1f}{error}"
