@@ -221,7 +221,7 @@ def write_card(
     folder: Path,
     run: LoadedRun,
     pictures: list[tuple[str, str]],
-    step: int,
+    step: int | None = None,
     evaluation: Sequence[str] = (),
 ) -> None:
     """Write README.md, unless somebody edited the one that is there; evaluation are lines on it.
