@@ -24,7 +24,7 @@ def test_a_heic_photo_is_decoded_where_the_plugin_is_installed(
     """A stand-in for pillow-heif, whose pixels are blue."""
     (tmp_path / "pillow_heif.py").write_text(
         "from PIL import Image, ImageFile\n"
-        "class Heif(ImageFile.StubImageFile):\n"
+        "class Heif(ImageFile.ImageFile):\n"
         "    format = 'HEIF'\n"
         "    def _open(self): self._size, self._mode = (80, 70), 'RGB'\n"
         "    def load(self): self.im = Image.new('RGB', self.size, 'blue').im; self.tile = []\n"
