@@ -96,6 +96,7 @@ def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, b
 def _draw(
     arguments: argparse.Namespace, pairs: "Sequence[ControlPair]", device: "torch.device"
 ) -> "tuple[dict[str, list[Sample]], ControlYardsticks, dict[str, Json]]":
+    from ether_diffusion.adapter_file.source import CONFIG_NAME, find_source
     from ether_diffusion.base import open_base
     from ether_diffusion.control import read_control
     from ether_diffusion.evaluation.control_protocol import check_maps, draw_pairs
@@ -108,7 +109,9 @@ def _draw(
         check_scheduler(arguments.scheduler)
     (name,) = adapter_names([arguments.adapter])
     encoder = read_control(arguments.adapter)
-    known = [found.metadata for found in read_adapters(arguments.adapter).values()][:1]
+    known = []
+    if find_source(arguments.adapter, revision=None, local_files_only=False).holds(None, CONFIG_NAME):
+        known = [next(iter(read_adapters(arguments.adapter).values())).metadata]
     base = open_base(base_name(argparse.Namespace(base=arguments.base, adapter=[arguments.adapter]), known))
     drawing = _plan(arguments, base)
     kind = arguments.control_type or encoder.config.control_type

@@ -117,6 +117,17 @@ def test_an_adapter_is_measured_beside_the_base_and_the_photos(
         assert plot.format == "PNG"
 
 
+def test_an_encoder_by_itself_is_measured_too(work: Path) -> None:
+    Path("encoder").mkdir()
+    for name in ("control_config.json", "control_encoder.safetensors"):
+        shutil.copy(Path("follow") / name, "encoder")
+    config = json.loads(Path("encoder/control_config.json").read_text())
+    Path("encoder/control_config.json").write_text(json.dumps(config | {"adapter_sha256": None}))
+    given = ["encoder", "--control_pairs", "palette", "--base", "tiny_world", *QUICK]
+    assert evaluate(*given, "--json", "out.json") == 0
+    assert read("out.json")["scores"]["adapter"]["miou"]["num_values"] == 4
+
+
 def test_the_pictures_that_were_kept_score_the_same_when_read_again(work: Path) -> None:
     pairs = ["--control_pairs", "palette"]
     assert evaluate("follow", *pairs, *QUICK, "--json", "drawn.json", "--pictures", "pictures") == 0
