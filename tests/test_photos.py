@@ -32,6 +32,7 @@ def test_a_heic_photo_is_decoded_where_the_plugin_is_installed(
         "    Image.register_open('HEIF', Heif, lambda prefix: prefix[4:8] == b'ftyp')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    Image.init()  # Pillow registers its own formats once, and not into the copies below
     monkeypatch.setattr(Image, "ID", [*Image.ID])
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     fill(folder, a_heic=b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
