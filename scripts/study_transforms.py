@@ -1,7 +1,7 @@
 """Draw with the embedded base under random transforms of growing strength: ETHER, ETHER+, OFT and none.
 
 `python scripts/study_transforms.py --output_dir runs/transforms` trains nothing and takes a few minutes on
-one CPU core. It writes transforms.json, transforms.png and sheet.png.
+one CPU core. It writes transforms.json, transforms.png and transforms_sheet.png.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def _run(parsed: argparse.Namespace) -> None:
         {
             "transforms.json": f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode(),
             "transforms.png": draw_curves(study),
-            "sheet.png": png_bytes(draw_sheet(study, prompt=0)),
+            "transforms_sheet.png": png_bytes(draw_sheet(study, prompt=0)),
         },
     )
 

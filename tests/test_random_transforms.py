@@ -100,7 +100,7 @@ def test_the_study_writes_numbers_and_pictures(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "study").iterdir()} == {
         "transforms.json",
         "transforms.png",
-        "sheet.png",
+        "transforms_sheet.png",
     }
 
 
