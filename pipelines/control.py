@@ -26,6 +26,7 @@ from ether_diffusion.control import (
 )
 from ether_diffusion.control.images import listed_images
 from ether_diffusion.pipelines.call import num_prompts_of
+from ether_diffusion.pipelines.choice import Choice
 from ether_diffusion.pipelines.in_use import loaded_adapters
 from ether_diffusion.pipelines.loading import EtherLoaderMixin
 from ether_diffusion.pipelines.metadata import KEYWORD, attach_metadata, parse_metadata
@@ -119,11 +120,13 @@ class EtherControlMixin(EtherLoaderMixin):
         control_image: ControlImage | Sequence[ControlImage] | None = None,
         control_strength: float = 1.0,
         control: str | None = None,
+        adapters: Choice | None = None,
         **kwargs: Any,
     ) -> Any:
         """Make pictures that follow a control image; all other arguments are as without.
 
         Args:
+            adapters: may name encoders by themselves, too, which change nothing in the models.
             control_image: PIL, or a tensor in [0, 1]; one for all prompts, or a list with one for each. It
                 is resized to the picture, which must have its proportions.
             control_strength: what the encoder's features are multiplied by: 1 is as trained, 0 is without.
@@ -136,8 +139,8 @@ class EtherControlMixin(EtherLoaderMixin):
         if control_image is None:
             if control is not None or control_strength != 1.0:
                 raise ValueError("control and control_strength need a control_image; give one")
-            return super().__call__(*args, **kwargs)
-        options = {name: value for name, value in kwargs.items() if name not in ("adapters", "seed")}
+            return super().__call__(*args, adapters=self._without_encoders(adapters), **kwargs)
+        options = {name: value for name, value in kwargs.items() if name != "seed"}
         bound = inspect.signature(super(EtherLoaderMixin, self).__call__).bind(*args, **options)  # type: ignore[misc]
         bound.apply_defaults()
         plan = self._plan(bound.arguments, control_image, control_strength, control)
@@ -145,9 +148,16 @@ class EtherControlMixin(EtherLoaderMixin):
             torch.no_grad(),
             controlled(self.components["unet"], plan.encoder, plan.images, strength=plan.strength),
         ):
-            output = super().__call__(*args, **kwargs)
+            output = super().__call__(*args, adapters=self._without_encoders(adapters), **kwargs)
         _say(output, plan.facts)
         return output
+
+    def _without_encoders(self, choice: Choice | None) -> Choice | None:
+        """Return a choice for all pictures without the encoders that came by themselves."""
+        if not isinstance(choice, Mapping):
+            return choice
+        alone = self.controls.keys() - loaded_adapters(self).keys()
+        return {name: strength for name, strength in choice.items() if name not in alone}
 
     def _plan(
         self,

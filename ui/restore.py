@@ -155,7 +155,15 @@ class _Reading:
                 found[use.name] = card, self._strength(use)
             elif card is not None:
                 self._note(f"It has more than {MAX_ADAPTERS} adapters; {printable(use.name)} is left out.")
-        return found
+        return found | self._lone_encoder(found, cards)
+
+    def _lone_encoder(self, found: Mapping[str, object], cards: list[Card]) -> dict[str, tuple[Card, float]]:
+        """Return the control encoder by its name where it came without an adapter, which pictures list."""
+        name, wanted = self._said.options.get("control"), self._said.options.get("control_encoder_sha256")
+        if not isinstance(name, str) or name in found or len(found) >= MAX_ADAPTERS:
+            return {}
+        same = [card for card in cards if card.kind == "control" and card.fits_base and card.hash == wanted]
+        return {name: (min(same, key=lambda card: card.name != name), 1.0)} if same else {}
 
     def _card(self, use: AdapterUse, cards: list[Card]) -> Card | None:
         same = [card for card in cards if self._is(card, use)]
