@@ -71,9 +71,11 @@ def serve(settings: ServerSettings) -> None:
         studio = Studio(folder, base=settings.base)
         try:
             app = build_app(studio)
+            end = _end_on_signals()
             launch(app, settings, folder)
             print(f"Ether studio: http://{LOOPBACK}:{app.server_port} (Ctrl-C stops it)", flush=True)
-            _wait_for_the_end()
+            while not end.wait(0.5):
+                pass
             app.close(verbose=False)
         finally:
             studio.close()
@@ -193,9 +195,8 @@ def _check_free(host: str, port: int) -> None:
             raise ValueError(f"port {port} is taken; choose another with --port, or leave it out") from None
 
 
-def _wait_for_the_end() -> None:
+def _end_on_signals() -> threading.Event:
     end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: end.set())
-    while not end.wait(0.5):
-        pass
+    return end

@@ -116,7 +116,7 @@ _BUTTONS = {
     "button_primary_background_fill": "*primary_600",
     "button_primary_background_fill_hover": "*primary_700",
     "button_primary_background_fill_dark": "*primary_600",
-    "button_primary_background_fill_hover_dark": "*primary_500",
+    "button_primary_background_fill_hover_dark": "*primary_700",
     "button_primary_text_color": "#ffffff",
     "button_primary_text_color_dark": "#ffffff",
     "button_secondary_background_fill": "#ffffff",

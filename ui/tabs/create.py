@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ether_diffusion.ui.events import StopToken
+from ether_diffusion.ui.events import Finished, StopToken
 from ether_diffusion.ui.facts import counted, notes_html
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
@@ -73,6 +73,7 @@ class CreateTab:
             with gr.Column(scale=1, min_width=150, elem_classes="go-column"):
                 self.go = gr.Button("Generate", variant="primary", elem_id="create-go")
                 self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="create-stop")
+        self.restored = gr.HTML(visible=False, elem_id="create-restored")
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
                 with gr.Group():
@@ -86,7 +87,6 @@ class CreateTab:
                     elem_id="create-drop",
                     elem_classes="drop",
                 )
-                self.restored = gr.HTML(visible=False, elem_id="create-restored")
             with gr.Column(scale=3, min_width=300, elem_classes="results"):
                 self.result = lay_out_result(is_small=self._studio.engine.native_size < SMALL)
 
@@ -155,11 +155,13 @@ class CreateTab:
             }
             try:
                 for event in self._studio.engine.generate(asked, stop):
-                    yield self.result.after(event)
+                    updates = self.result.after(event)
+                    if isinstance(event, Finished):  # in one piece, as pages drop updates that come at once
+                        updates |= self._ready() | {self.reuse: gr.update(interactive=True)}
+                    yield updates
             except Exception:
                 yield self._ready() | self.result.failed()
                 raise
-            yield self._ready() | {self.reuse: gr.update(interactive=True)}
 
     def _ready(self) -> Updates:
         return {self.go: gr.update(visible=True), self.stop: gr.update(visible=False)}
