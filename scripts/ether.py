@@ -9,6 +9,7 @@ from ether_diffusion.scripts.adapter_commands import add_adapter_commands
 from ether_diffusion.scripts.benchmark_command import add_benchmark_command
 from ether_diffusion.scripts.evaluate_command import add_evaluate_command
 from ether_diffusion.scripts.generate_command import add_generate_command
+from ether_diffusion.scripts.plan_command import add_plan_command
 from ether_diffusion.scripts.ui_command import add_ui_command
 
 USER_ERROR = 2
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_generate_command(commands)
     add_evaluate_command(commands)
     add_benchmark_command(commands)
+    add_plan_command(commands)
     add_ui_command(commands)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

@@ -1,0 +1,108 @@
+"""docs/results.md: every claim of the paper with its verdict, and the tables behind it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ether_diffusion.evaluation.benchmark.summary import LABELS, table
+from ether_diffusion.evaluation.results.claims import CLAIMS
+from ether_diffusion.evaluation.results.measured import FILES, Measured, NotMeasuredError
+
+COMMANDS = {
+    "benchmark": "ether benchmark --output_dir runs/benchmark",
+    "learning_rates": "python scripts/study_learning_rate.py --output_dir runs/rates",
+    "blocks": "python scripts/study_blocks.py --output_dir runs/blocks",
+    "energy": "python scripts/study_energy.py --adapters runs/rates --output_dir runs/energy",
+    "transforms": "python scripts/study_transforms.py --output_dir runs/transforms",
+    "cost": "python scripts/study_cost.py --output_dir runs/cost",
+    "control": "python scripts/study_control.py --output_dir runs/control",
+}
+"""What makes each file; its study.json or own JSON is copied into docs/results."""
+HEAD = """# What was measured, and what of the paper it bears out
+
+Written by `python scripts/write_results.py` from the files in `docs/results`; edit neither by hand. The
+paper is ETHER, Bini et al. 2024, [arXiv:2405.20271](https://arxiv.org/abs/2405.20271).
+
+Nothing here was trained on SD 1.5: subjects, blocks, learning rates, transforms and control are of the
+embedded base, Tiny World (64 × 64 px), so "reproduced" means that the paper's **order** holds there, not its
+figures. Parameters are counted on SD 1.5's UNet. That one method scores more than another is called
+reproduced only if the difference on the same subjects is more than two standard errors above zero; the rules
+are functions in `ether_diffusion/evaluation/results`, one for each claim.
+"""
+
+
+def results_page(measured: Measured, folder: Path) -> str:
+    """Return the page; pictures that lie in the folder are shown."""
+    parts = [HEAD, _claims(measured), _benchmark(measured), _ranges(measured), _pictures(folder)]
+    return "\n".join([*(part for part in parts if part), _sources(measured)])
+
+
+def _claims(measured: Measured) -> str:
+    judged = [(claim, *claim.judge(measured)) for claim in CLAIMS]
+    verdicts = [verdict for _, verdict, _ in judged]
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    rows = [["", "the paper says", "where", "here", "numbers"]]
+    rows += [
+        [str(number), claim.statement, claim.source, f"**{verdict}**", numbers]
+        for number, (claim, verdict, numbers) in enumerate(judged, start=1)
+    ]
+    return f"## The claims\n\n{len(judged)} claims: {counts}.\n\n{_markdown(rows)}"
+
+
+def _benchmark(measured: Measured) -> str:
+    try:
+        summary: Mapping[str, Any] = measured.value("benchmark", "settings") and measured.files["benchmark"]
+    except NotMeasuredError:
+        return ""
+    settings = summary["settings"]
+    training = ", ".join(f"{name}={value}" for name, value in settings["training"].items())
+    told = (
+        f"{summary['num_done']} of {summary['num_runs']} runs: {len(summary['subjects'])} subjects "
+        f"({', '.join(summary['subjects'])}) × {summary['num_prompts']} prompts × {settings['num_images']} "
+        f"pictures, {len(summary['seeds'])} seed{'s' if len(summary['seeds']) > 1 else ''} of training, base "
+        f"{settings['base']}; {training}; {settings['num_inference_steps']} denoising steps. "
+        "± is the standard error over subjects; the last step is scored, none is chosen by its score."
+    )
+    return f"## Subjects, in the paper's columns\n\n{told}\n\n{_markdown(table(summary))}"
+
+
+def _ranges(measured: Measured) -> str:
+    try:
+        study: Mapping[str, Any] = measured.value("learning_rates", "usable_range")
+    except NotMeasuredError:
+        return ""
+    file = measured.files["learning_rates"]
+    rows = [["", "best rate", "lowest usable", "highest usable", "ratio", "tried"]]
+    for method, found in study.items():
+        tried = ", ".join(file["methods"].get(method, {}))
+        cells = ["-"] * 4
+        if found is not None:
+            cells = [f"{found[name]:g}" for name in ("best", "lowest", "highest", "ratio")]
+        rows.append([LABELS.get(method, method), *cells, tried])
+    told = (
+        f"Usable is a rate within 5 % of the best likeness to the photos, next to one that is; of the rates "
+        f"that were tried. Subjects: {', '.join(file['subjects'])}; {file['steps']} steps."
+    )
+    return f"## Learning rates\n\n{told}\n\n{_markdown(rows)}"
+
+
+def _pictures(folder: Path) -> str:
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    if not pictures:
+        return ""
+    shown = [f"![{Path(name).stem.replace('_', ' ')}]({folder.name}/{name})" for name in pictures]
+    return "## Pictures\n\n" + "\n\n".join(shown) + "\n"
+
+
+def _sources(measured: Measured) -> str:
+    rows = [["file", "made by", ""]]
+    rows += [
+        [f"{name}.json", f"`{COMMANDS[name]}`", "" if name in measured.files else "not there yet"]
+        for name in FILES
+    ]
+    return f"## Files\n\n{_markdown(rows)}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"

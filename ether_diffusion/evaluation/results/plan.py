@@ -1,0 +1,180 @@
+"""`ether plan`: what to train with and for how long, and what that advice rests on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.benchmark.plan import PAPER_TRAINING, TINY_TRAINING
+from ether_diffusion.evaluation.benchmark.summary import LABELS
+from ether_diffusion.evaluation.results.measured import Measured, NotMeasuredError, paired_difference
+from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
+from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMethod
+
+CURVES_FILE = Path(__file__).with_name("curves.json")
+"""What of the measured files advice rests on; `scripts/write_results.py` writes it."""
+FALLBACK: AdapterMethod = "ether_plus"
+PAPER_PHOTOS = (4, 6)
+"""How many photos the subjects of the DreamBooth data set have."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to train with; `expected` and `basis` are sentences, `doubts` what was never measured."""
+
+    method: AdapterMethod
+    learning_rate: float
+    options: Mapping[str, Json]
+    expected: tuple[str, ...]
+    basis: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as an object for JSON."""
+        return {
+            "method": self.method,
+            "learning_rate": self.learning_rate,
+            "options": dict(self.options),
+            "expected": list(self.expected),
+            "basis": list(self.basis),
+            "doubts": list(self.doubts),
+        }
+
+    def flags(self) -> list[str]:
+        """Return the flags of train-dreambooth that it comes to."""
+        values = {"adapter": self.method, "learning_rate": f"{self.learning_rate:g}", **self.options}
+        return [
+            f"--{name}" if value is True else f"--{name} {value}"
+            for name, value in values.items()
+            if value is not False
+        ]
+
+
+def read_curves(file: Path = CURVES_FILE) -> Mapping[str, Any]:
+    """Read what was measured when this package was made."""
+    curves: Mapping[str, Any] = json.loads(file.read_bytes())
+    return curves
+
+
+def curves_of(measured: Measured) -> dict[str, Json]:
+    """Return the numbers that advice rests on: scores and costs by method, and usable rates."""
+    curves: dict[str, Json] = {"benchmark": None, "usable_range": None}
+    if "learning_rates" in measured.files:
+        curves["usable_range"] = measured.value("learning_rates", "usable_range")
+    try:
+        column, _ = measured.columns()
+    except NotMeasuredError:
+        return curves
+    summary = measured.files["benchmark"]
+    rows = {name: row for name, row in summary["methods"].items() if "parameters" in row and row["scores"]}
+    if not rows:
+        return curves
+    best = max(rows, key=lambda name: rows[name]["scores"][column]["mean"])
+    kept = ("parameters", "bytes", "seconds", "learning_rate")
+    methods: dict[str, Json] = {
+        name: {
+            "likeness": row["scores"][column],
+            "recognised": row["scores"].get("recognised"),
+            "is_behind": name != best and _is_behind(measured, best, name, column),
+            **{each: row[each] for each in kept},
+        }
+        for name, row in rows.items()
+    }
+    curves["benchmark"] = {
+        "base": summary["settings"]["base"],
+        "column": column,
+        "training": summary["settings"]["training"],
+        "num_subjects": len(summary["subjects"]),
+        "num_done": summary["num_done"],
+        "num_runs": summary["num_runs"],
+        "best": best,
+        "real": summary["methods"].get("real", {}).get("scores", {}).get(column),
+        "methods": methods,
+    }
+    return curves
+
+
+def _is_behind(measured: Measured, best: str, name: str, column: str) -> bool:
+    """Say whether a method is clearly less like the photos than the best."""
+    try:
+        return paired_difference(measured, best, name, column).is_clear
+    except NotMeasuredError:
+        return False
+
+
+def advise(num_photos: int, base: str, curves: Mapping[str, Any]) -> Advice:
+    """Return what to do with so many photos on a base.
+
+    On the base that was measured it is the method with the fewest parameters of those that are not clearly
+    behind the best; elsewhere it is the paper's.
+
+    Raises:
+        ValueError: there is no photo.
+    """
+    if num_photos < 1:
+        raise ValueError(f"a subject needs photos; found {num_photos}")
+    found = curves["benchmark"]
+    if found is not None and base == found["base"]:
+        return _measured_advice(num_photos, found, curves["usable_range"] or {})
+    is_tiny = base == ALIAS
+    training = TINY_TRAINING if is_tiny else PAPER_TRAINING
+    basis = [
+        "the setting of the ETHER paper (arXiv:2405.20271, 5.1.1, C.1), 1200 steps on SD 1.5"
+        if not is_tiny
+        else "the short form's setting; its benchmark was not done when this package was made"
+    ]
+    doubts = [f"nothing was measured here on {base}: no fidelity and no time can be promised"]
+    if not is_tiny:
+        doubts.append(
+            "train-dreambooth --dry_run does one step on your machine; multiply its time by the steps"
+        )
+        doubts += _doubts_of_photos(num_photos, *PAPER_PHOTOS)
+    return Advice(FALLBACK, DEFAULT_LEARNING_RATES[FALLBACK], training, (), tuple(basis), tuple(doubts))
+
+
+def _measured_advice(num_photos: int, found: Mapping[str, Any], ranges: Mapping[str, Any]) -> Advice:
+    methods = found["methods"]
+    able = [name for name, row in methods.items() if not row["is_behind"]]
+    method = min(able, key=lambda name: methods[name]["parameters"])
+    row, real = methods[method], found["real"]
+    expected = [
+        f"likeness to the photos {_estimate(row['likeness'])} by {found['column']}"
+        + ("" if real is None else f"; the photos among each other have {real['mean']:.3f}")
+    ]
+    if row["recognised"] is not None:
+        expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
+    expected.append(f"{row['seconds']:.0f} s of training steps on the machine that was measured")
+    expected.append(f"a file of {row['bytes'] / 1024:.0f} KiB, {row['parameters']:,} parameters")
+    best = found["best"]
+    basis = [
+        f"{found['num_done']} of {found['num_runs']} runs of the benchmark, {found['num_subjects']} subjects "
+        f"with {NUM_PHOTOS} photos each"
+    ]
+    if method != best:
+        basis.append(
+            f"{LABELS[best]} had {_estimate(methods[best]['likeness'])} with {methods[best]['parameters']:,} "
+            "parameters, which is not clearly more"
+        )
+    usable = ranges.get(method)
+    if usable is not None:
+        basis.append(f"rates from {usable['lowest']:g} to {usable['highest']:g} came within 5 % of its best")
+    doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
+    return Advice(
+        method, row["learning_rate"], found["training"], tuple(expected), tuple(basis), tuple(doubts)
+    )
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    error = found["standard_error"]
+    return f"{found['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
+def _doubts_of_photos(num_photos: int, least: int, most: int) -> list[str]:
+    if least <= num_photos <= most:
+        return []
+    measured = f"{least}" if least == most else f"{least} to {most}"
+    less = "; expect less variety" if num_photos < least else ""
+    return [f"{num_photos} photos: what this rests on had {measured}, and the steps are kept{less}"]

@@ -1,0 +1,135 @@
+"""Files of studies made up for tests, in the form that the studies write."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LIKENESS = {
+    "full": (0.60, 0.40),
+    "lora": (0.62, 0.42),
+    "oft": (0.61, 0.42),
+    "ether": (0.40, 0.20),
+    "ether_plus": (0.66, 0.45),
+}
+"""tiny_i of two subjects, by method."""
+
+
+def estimate(mean: float) -> dict[str, Any]:
+    return {"mean": mean, "standard_error": 0.1, "num_values": 2, "num_groups": 2}
+
+
+def benchmark(likeness: Mapping[str, tuple[float, ...]] = LIKENESS) -> dict[str, Any]:
+    runs: list[dict[str, Any]] = []
+    methods: dict[str, Any] = {"real": {"scores": {"tiny_i": estimate(0.9)}, "num_diverged": 0}}
+    for number, (method, values) in enumerate(likeness.items()):
+        scores = {"tiny_i": estimate(sum(values) / len(values)), "tiny_t": estimate(0.5)}
+        methods[method] = {
+            "scores": scores,
+            "num_runs": len(values),
+            "num_diverged": 0,
+            "parameters": 1000 - 100 * number,
+            "bytes": 4096,
+            "seconds": 40.0,
+            "learning_rate": 0.006,
+        }
+        runs += [
+            {
+                "method": method,
+                "subject": f"subject{place}",
+                "seed": 0,
+                "scores": {"tiny_i": value, "tiny_t": 0.5},
+            }
+            for place, value in enumerate(values)
+        ]
+    settings = {
+        "base": "tiny_world",
+        "training": {"max_train_steps": 200, "train_batch_size": 4, "random_flip": True},
+        "num_images": 2,
+        "num_inference_steps": 15,
+    }
+    return {
+        "settings": settings,
+        "subjects": ["subject0", "subject1"],
+        "num_prompts": 8,
+        "seeds": [0],
+        "num_runs": len(runs),
+        "num_done": len(runs),
+        "methods": methods,
+        "runs": runs,
+    }
+
+
+def learning_rates() -> dict[str, Any]:
+    ranges = {"ether_plus": (1e-3, 1e-1), "ether": (1e-3, 1e-2), "oft": (1e-3, 1e-3)}
+    distances = {"ether": (0.3, 0.4), "ether_plus": (0.1, 0.5), "oft": (0.01, 3.0)}
+    return {
+        "steps": 100,
+        "subjects": ["panda"],
+        "methods": {
+            method: {
+                rate: {"weight_distance": estimate(value)}
+                for rate, value in zip(("0.001", "0.1"), values, strict=True)
+            }
+            for method, values in distances.items()
+        },
+        "usable_range": {
+            method: {"lowest": low, "highest": high, "best": low, "ratio": high / low}
+            for method, (low, high) in ranges.items()
+        }
+        | {"lora": None},
+    }
+
+
+def others() -> dict[str, Any]:
+    blocks = {"1": {"tiny_i": estimate(0.50)}, "4": {"tiny_i": estimate(0.49)}}
+    return {
+        "blocks": {
+            "variants": {
+                "ETHER": blocks,
+                "ETHER+": {"4": {"tiny_i": estimate(0.6)}},
+                "ETHER+ one-sided": {"4": {"tiny_i": estimate(0.5)}},
+            }
+        },
+        "energy": {
+            "methods": {
+                name: {"absolute_change": estimate(value)}
+                for name, value in {"ether": 1e-8, "oft": 1e-7, "lora": 1e-3, "ether_plus": 1e-2}.items()
+            }
+        },
+        "transforms": {
+            "base": {"recognised": estimate(1.0)},
+            "methods": {
+                name: {"0.1": {"recognised": estimate(1.0)}, "0.97": {"recognised": estimate(value)}}
+                for name, value in {"ether": 0.5, "ether_plus": 0.6, "oft": 0.1}.items()
+            },
+        },
+        "cost": {
+            "methods": {
+                name: {"parameters": count}
+                for name, count in {
+                    "ETHER": 99_456,
+                    "ETHER+": 398_592,
+                    "PEFT LoRA r=4": 797_184,
+                    "PEFT OFT 4 blocks": 11_602_368,
+                }.items()
+            }
+        },
+        "control": {
+            "rows": {
+                name: {"scores": {"miou": estimate(value)}}
+                for name, value in {"none": 0.1, "ether": 0.5, "oft_0.0001": 0.4, "ether_plus": 0.6}.items()
+            }
+        },
+    }
+
+
+def write_all(folder: Path, **changed: Any) -> Path:
+    """Write a file for each study into docs/results below a folder; None leaves one out."""
+    results = folder / "docs" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    files = {"benchmark": benchmark(), "learning_rates": learning_rates(), **others(), **changed}
+    for name, value in files.items():
+        if value is not None:
+            (results / f"{name}.json").write_text(json.dumps(value))
+    return results

@@ -1,0 +1,110 @@
+"""`ether plan`: advice that follows the measured curves, and says where there are none."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measured_files import LIKENESS, benchmark, write_all
+from training_runs import write_photos
+
+from ether_diffusion.evaluation.results.measured import Measured
+from ether_diffusion.evaluation.results.plan import advise, curves_of, read_curves
+from ether_diffusion.scripts import ether
+from ether_diffusion.training.config import DreamBoothConfig
+
+CURVES: dict[str, Any] = {"benchmark": None, "usable_range": None}
+
+
+def curves(tmp_path: Path, **likeness: tuple[float, ...]) -> dict[str, Any]:
+    made = benchmark({**LIKENESS, **likeness})
+    return json.loads(json.dumps(curves_of(Measured.read(write_all(tmp_path, benchmark=made)))))
+
+
+def test_the_method_with_fewest_parameters_of_those_not_behind_is_advised(tmp_path: Path) -> None:
+    near = curves(tmp_path, ether_plus=(0.66, 0.40), lora=(0.62, 0.44))
+    found = advise(6, "tiny_world", near)
+    assert (found.method, found.learning_rate) == ("ether_plus", 0.006)
+    behind = curves(tmp_path, ether_plus=(0.30, 0.10), ether=(0.10, 0.05))
+    assert advise(6, "tiny_world", behind).method == "oft"
+
+
+def test_what_is_to_be_expected_is_what_was_measured(tmp_path: Path) -> None:
+    found = advise(6, "tiny_world", curves(tmp_path))
+    assert found.options["max_train_steps"] == 200
+    assert "likeness to the photos 0.555 ± 0.100 by tiny_i" in found.expected[0]
+    assert "the photos among each other have 0.900" in found.expected[0]
+    assert any("40 s of training steps" in sentence for sentence in found.expected)
+    assert any("rates from 0.001 to 0.1" in sentence for sentence in found.basis)
+    assert found.doubts == ()
+
+
+def test_on_another_base_nothing_is_promised(tmp_path: Path) -> None:
+    found = advise(5, "some/base", curves(tmp_path))
+    assert found.expected == ()
+    assert (found.method, found.learning_rate, found.options["max_train_steps"]) == ("ether_plus", 6e-3, 1200)
+    assert found.doubts[0].startswith("nothing was measured here on some/base")
+
+
+def test_without_curves_the_embedded_base_has_no_promise_either() -> None:
+    found = advise(6, "tiny_world", CURVES)
+    assert found.expected == ()
+    assert "no fidelity and no time can be promised" in found.doubts[0]
+
+
+@pytest.mark.parametrize(("num_photos", "doubted"), [(1, True), (4, False), (6, False), (40, True)])
+def test_other_numbers_of_photos_than_were_measured_are_doubted(num_photos: int, doubted: bool) -> None:
+    doubts = advise(num_photos, "some/base", CURVES).doubts
+    assert any(sentence.startswith(f"{num_photos} photos: ") for sentence in doubts) == doubted
+
+
+@pytest.mark.parametrize("base", ["tiny_world", "some/base"])
+def test_the_advice_is_a_configuration_of_training(base: str) -> None:
+    found = advise(5, base, read_curves())
+    options = dict(found.options)
+    if "prior_preservation" in options:
+        options |= {"class_data_dir": "classes", "class_prompt": "a photo of thing"}
+    config = DreamBoothConfig.from_flat(
+        {
+            **options,
+            "adapter": found.method,
+            "learning_rate": found.learning_rate,
+            "instance_data_dir": "photos",
+            "instance_prompt": "a photo of sks thing",
+            "token": "sks",
+            "output_dir": "run",
+        }
+    )
+    assert config.learning_rate == found.learning_rate
+
+
+def test_the_command_counts_photos_and_prints_a_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos", count=5)
+    assert ether.main(["plan", "--photos", str(photos), "--base", "some/base"]) == 0
+    said = capsys.readouterr().out
+    words = shlex.split(said.splitlines()[1])
+    assert words[0] == "train-dreambooth"
+    assert words[words.index("--max_train_steps") + 1] == "1200"
+    assert words[words.index("--class_prompt") + 1] == "a photo of THING"
+    assert words[words.index("--instance_data_dir") + 1] == str(photos)
+    assert "not known: nothing was measured here on some/base" in said
+    assert ether.main(["plan", "--photos", "5", "--base", "some/base", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["learning_rate"] == 6e-3
+
+
+@pytest.mark.parametrize(("photos", "sentence"), [("0", "needs photos; found 0"), ("nowhere", "nowhere")])
+def test_what_is_no_number_and_no_folder_gets_a_sentence(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    photos: str,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ether.main(["plan", "--photos", photos]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ether plan: ")
+    assert sentence in error

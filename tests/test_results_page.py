@@ -1,0 +1,145 @@
+"""docs/results.md: regenerated from the committed files to the byte, and verdicts that follow the numbers."""
+
+import json
+import math
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measured_files import LIKENESS, benchmark, estimate, learning_rates, others, write_all
+
+from ether_diffusion.evaluation.results.claims import CLAIMS
+from ether_diffusion.evaluation.results.measured import FILES, Measured, difference_of, paired_difference
+from ether_diffusion.evaluation.results.page import results_page
+from ether_diffusion.scripts import write_results
+
+ROOT = Path(__file__).parent.parent
+
+
+def verdict(results: Path, part: str) -> tuple[str, str]:
+    """Return the verdict on the only claim with these words, and its numbers."""
+    (claim,) = [claim for claim in CLAIMS if part in claim.statement]
+    return claim.judge(Measured.read(results))
+
+
+def test_the_committed_page_and_curves_are_those_of_the_committed_files(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
+    made = ["--docs", str(tmp_path / "docs"), "--curves", str(tmp_path / "curves.json")]
+    assert write_results.main(made) == 0
+    committed = ROOT / "ether_diffusion" / "evaluation" / "results" / "curves.json"
+    assert (tmp_path / "docs" / "results.md").read_bytes() == (ROOT / "docs" / "results.md").read_bytes()
+    assert (tmp_path / "curves.json").read_bytes() == committed.read_bytes()
+
+
+def test_every_committed_file_is_one_that_the_page_reads() -> None:
+    assert {path.stem for path in (ROOT / "docs" / "results").glob("*.json")} <= set(FILES)
+
+
+def test_without_files_nothing_is_claimed(tmp_path: Path) -> None:
+    verdicts = {claim.judge(Measured({}))[0] for claim in CLAIMS}
+    assert verdicts == {"not measured yet", "not testable here"}
+    page = results_page(Measured({}), tmp_path)
+    assert "**reproduced**" not in page
+    assert page.count("not there yet |") >= len(FILES)
+
+
+def test_every_claim_that_can_be_tested_is_reproduced_by_numbers_like_the_papers(tmp_path: Path) -> None:
+    likeness = {name: tuple(value + 0.001 * k for k in range(8)) for name, (value, _) in LIKENESS.items()}
+    made = benchmark(likeness)
+    for run in made["runs"]:
+        run["scores"]["tiny_t"] = 0.6 if run["method"] == "ether" else 0.5
+    results = write_all(tmp_path, benchmark=made)
+    judged = {claim.statement: claim.judge(Measured.read(results))[0] for claim in CLAIMS}
+    assert set(judged.values()) == {"reproduced", "not testable here"}
+    assert sum(found == "reproduced" for found in judged.values()) == sum(c.rule is not None for c in CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "path", "value"),
+    [
+        ("120 times", "cost", ("methods", "ETHER", "parameters"), 200_000),
+        ("30 times", "cost", ("methods", "ETHER+", "parameters"), 797_184),
+        ("half of LoRA", "cost", ("methods", "ETHER+", "parameters"), 400_000),
+        ("on both sides", "blocks", ("variants", "ETHER+", "4", "tiny_i"), estimate(0.4)),
+        ("number of blocks", "blocks", ("variants", "ETHER", "4", "tiny_i"), estimate(0.4)),
+        ("survive ETHER+", "transforms", ("methods", "oft", "0.97", "recognised"), estimate(0.9)),
+        ("hyperspherical", "energy", ("methods", "ether", "absolute_change"), estimate(0.005)),
+        ("hyperspherical", "energy", ("methods", "lora", "absolute_change"), estimate(0.5)),
+        ("an encoder alone", "control", ("rows", "none", "scores", "miou"), estimate(0.55)),
+        ("follows a map best", "control", ("rows", "oft_0.0001", "scores", "miou"), estimate(0.7)),
+    ],
+)
+def test_a_claim_is_not_reproduced_by_numbers_against_it(
+    tmp_path: Path, part: str, file: str, path: tuple[str, ...], value: Any
+) -> None:
+    assert verdict(write_all(tmp_path), part)[0] == "reproduced"
+    changed = others()[file]
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    assert verdict(write_all(tmp_path, **{file: changed}), part)[0] == "not reproduced"
+
+
+def test_ranges_and_distances_are_judged_by_their_numbers(tmp_path: Path) -> None:
+    results = write_all(tmp_path)
+    assert verdict(results, "widest range")[0] == "reproduced"
+    assert verdict(results, "distance is bounded")[0] == "reproduced"
+    made = learning_rates()
+    made["usable_range"]["oft"]["ratio"] = 1000
+    made["methods"]["ether_plus"]["0.1"]["weight_distance"] = estimate(30.0)
+    results = write_all(tmp_path, learning_rates=made)
+    assert verdict(results, "widest range") == (
+        "not reproduced",
+        "highest ÷ lowest usable rate: ether_plus 100, ether 10, oft 1000",
+    )
+    assert verdict(results, "distance is bounded")[0] == "not reproduced"
+
+
+def test_a_difference_within_its_error_is_not_called_reproduced(tmp_path: Path) -> None:
+    near = {**LIKENESS, "ether_plus": (0.66, 0.42), "lora": (0.62, 0.44)}
+    found, numbers = verdict(write_all(tmp_path, benchmark=benchmark(near)), "truer to the subject than LoRA")
+    assert found == "not reproduced"
+    assert "within two standard errors of zero" in numbers
+
+
+def test_differences_are_paired_over_subjects(tmp_path: Path) -> None:
+    values = [0.1, 0.4, 0.25, -0.1]
+    likeness = {"lora": tuple(0.1 * k for k in range(4)), "oft": (0.0,) * 4}
+    likeness["oft"] = tuple(x - d for x, d in zip(likeness["lora"], values, strict=True))
+    made = Measured.read(write_all(tmp_path, benchmark=benchmark(likeness)))
+    found = paired_difference(made, "lora", "oft", "tiny_i")
+    assert found.mean == pytest.approx(statistics.mean(values))
+    assert found.standard_error == pytest.approx(statistics.stdev(values) / math.sqrt(4))
+    assert found.is_clear == (abs(found.mean) > 2 * found.standard_error)
+    assert difference_of([1.0, 1.0]).is_clear
+
+
+def test_a_study_without_a_method_is_not_measured_and_says_what_lacks(tmp_path: Path) -> None:
+    cost = others()["cost"]
+    del cost["methods"]["PEFT OFT 4 blocks"]
+    assert verdict(write_all(tmp_path, cost=cost), "120 times") == (
+        "not measured yet",
+        "cost.json has no methods / PEFT OFT 4 blocks / parameters",
+    )
+
+
+def test_the_page_shows_the_tables_and_the_pictures_of_the_folder(tmp_path: Path) -> None:
+    results = write_all(tmp_path)
+    (results / "sheet.png").touch()
+    page = results_page(Measured.read(results), results)
+    assert "| ETHER+ | 600 | 0.555 ± 0.100 | 0.500 ± 0.100 | 0.006 | 40.0 | 4 |" in page
+    assert "| LoRA r=4 | - | - | - | - |" in page  # no usable rate
+    assert "![sheet](results/sheet.png)" in page
+    assert "2 subjects (subject0, subject1) × 8 prompts × 2 pictures" in page
+
+
+def test_a_damaged_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = write_all(tmp_path)
+    (results / "cost.json").write_text("{")
+    assert write_results.main(["--docs", str(results.parent), "--curves", str(tmp_path / "c.json")]) == 2
+    assert capsys.readouterr().err.startswith("write_results: ")
+    assert json.loads((results / "blocks.json").read_text())
+    assert not (tmp_path / "c.json").exists()
