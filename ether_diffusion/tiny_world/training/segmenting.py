@@ -64,7 +64,7 @@ class SegmenterStage:
     def write_sheet(self, path: Path, device: torch.device) -> None:
         """Draw nothing; log the accuracy on training pictures (new ones are scored by the tests)."""
         count = len(self.segments.classes)
-        indices = torch.randint(count, (512,), generator=torch.Generator().manual_seed(1))
+        indices = torch.randint(count, (min(count, 512),), generator=torch.Generator().manual_seed(1))
         for name, pixels in (("drawn", self.segments.drawn), ("decoded", self.segments.decoded)):
             images = (pixels[indices].float() / 127.5 - 1).to(device)
             right = self.segmenter.segment(images).cpu() == self.segments.classes[indices]
