@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ether_diffusion.ui.events import Finished, StopToken
+from ether_diffusion.ui.events import Event, Finished
 from ether_diffusion.ui.facts import counted, notes_html
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
@@ -23,10 +23,8 @@ from ether_diffusion.ui.tabs.create_form import (
 from ether_diffusion.ui.tabs.create_result import lay_out_result
 from ether_diffusion.ui.tabs.keep_form import keep_in_browser
 from ether_diffusion.ui.tabs.parts import Refresh, TabParts, Updates
-from ether_diffusion.ui.wiring import RunningJobs, handler
-
-MAX_AT_ONCE = 24
-"""Visitors that wait for the engine at a time; each takes a thread of the server while it does."""
+from ether_diffusion.ui.tabs.run_buttons import MAX_AT_ONCE, RunButtons
+from ether_diffusion.ui.wiring import handler
 
 SMALL = 256
 """Pictures of fewer pixels a side are shown with their pixels sharp."""
@@ -61,25 +59,24 @@ class CreateTab:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._jobs = RunningJobs()
         self._lay_out()
         self._tie()
         keep_in_browser("create", self.form.named(), self._fill_from_browser)
-        add_endpoint(studio, self.form, self._jobs)
+        add_endpoint(studio, self.form, self.buttons.jobs)
 
     def _lay_out(self) -> None:
         with gr.Row(elem_classes="prompt-row", equal_height=True):
-            prompt = lay_out_prompt()
-            with gr.Column(scale=1, min_width=150, elem_classes="go-column"):
-                self.go = gr.Button("Generate", variant="primary", elem_id="create-go")
-                self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="create-stop")
+            prompt = lay_out_prompt("create")
+            self.buttons = RunButtons("create", "Generate")
         self.restored = gr.HTML(visible=False, elem_id="create-restored")
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
                 with gr.Group():
-                    adapters, strengths = lay_out_adapters()
+                    adapters, strengths = lay_out_adapters("create")
                 self.unfit = gr.HTML(visible=False, elem_id="create-unfit")
-                self.form, self.dice, self.reuse = lay_out_form(self._studio, prompt, adapters, strengths)
+                self.form, self.dice, self.reuse = lay_out_form(
+                    "create", self._studio, prompt, adapters, strengths
+                )
                 self.dropped = gr.File(
                     label="Restore settings from a picture",
                     file_types=[".png"],
@@ -88,19 +85,19 @@ class CreateTab:
                     elem_classes="drop",
                 )
             with gr.Column(scale=3, min_width=300, elem_classes="results"):
-                self.result = lay_out_result(is_small=self._studio.engine.native_size < SMALL)
+                self.result = lay_out_result("create", is_small=self._studio.engine.native_size < SMALL)
 
     def _tie(self) -> None:
         form, private = self.form, {"api_visibility": "private", "show_progress": "hidden"}
         gr.on(
-            [self.go.click, form.prompt.submit],
+            [self.buttons.go.click, form.prompt.submit],
             handler(self.draw),
             inputs=set(form.all()),
-            outputs=[self.go, self.stop, form.seed, self.reuse, *self.result.all()],
+            outputs=[*self.buttons.both(), form.seed, self.reuse, *self.result.all()],
             concurrency_limit=MAX_AT_ONCE,
             **private,
         )
-        self.stop.click(handler(self.stop_drawing), outputs=[self.stop], queue=False, **private)
+        self.buttons.tie(private)
         self.dice.click(None, js=f"() => Math.floor(Math.random() * {2**32})", outputs=[form.seed], **private)
         form.seed.input(None, js="() => false", outputs=[form.new_seed], **private)
         self.reuse.click(
@@ -145,31 +142,17 @@ class CreateTab:
     def draw(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         """Draw what the form says, showing how far it is."""
         asked = self.form.read(values)
-        stop = StopToken()
-        with self._jobs.hold(request.session_hash, stop):
-            yield {
-                self.go: gr.update(visible=False),
-                self.stop: gr.update(visible=True, value="Stop", interactive=True),
-                self.form.seed: asked.seed,
-                **self.result.starting(),
-            }
-            try:
-                for event in self._studio.engine.generate(asked, stop):
-                    updates = self.result.after(event)
-                    if isinstance(event, Finished):  # in one piece, as pages drop updates that come at once
-                        updates |= self._ready() | {self.reuse: gr.update(interactive=True)}
-                    yield updates
-            except Exception:
-                yield self._ready() | self.result.failed()
-                raise
+        yield from self.buttons.run(
+            request,
+            lambda stop: self._studio.engine.generate(asked, stop),
+            starting={self.form.seed: asked.seed, **self.result.starting()},
+            after=self._after,
+            failed=self.result.failed,
+        )
 
-    def _ready(self) -> Updates:
-        return {self.go: gr.update(visible=True), self.stop: gr.update(visible=False)}
-
-    def stop_drawing(self, request: gr.Request) -> Updates:
-        """Stop what this visitor draws; the engine ends at the next step."""
-        self._jobs.stop(request.session_hash)
-        return {self.stop: gr.update(value="Stopping …", interactive=False)}
+    def _after(self, event: Event) -> Updates:
+        further = {self.reuse: gr.update(interactive=True)} if isinstance(event, Finished) else {}
+        return self.result.after(event) | further
 
     def take_picture(self, path: str | None) -> Updates:
         """Fill the form from a picture that was dropped, and say what differs."""

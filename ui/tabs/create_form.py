@@ -129,8 +129,8 @@ def _whole(value: float | None) -> int | None:
     return None if not value else int(value)
 
 
-def lay_out_prompt() -> gr.Textbox:
-    """Lay out the first thing on the page."""
+def lay_out_prompt(prefix: str) -> gr.Textbox:
+    """Lay out the first thing on a tab, whose ids begin with `prefix`."""
     return gr.Textbox(
         label="Prompt",
         placeholder="What should be in the picture?",
@@ -139,20 +139,22 @@ def lay_out_prompt() -> gr.Textbox:
         max_length=MAX_PROMPT,
         autofocus=True,
         scale=5,
-        elem_id="create-prompt",
+        elem_id=f"{prefix}-prompt",
     )
 
 
-def lay_out_adapters() -> tuple[gr.Dropdown, tuple[gr.Slider, ...]]:
+def lay_out_adapters(
+    prefix: str, *, label: str = "Adapters", info: str = "None draws with the base alone."
+) -> tuple[gr.Dropdown, tuple[gr.Slider, ...]]:
     """Lay out the choice of adapters and the sliders, which appear as adapters are chosen."""
     chosen = gr.Dropdown(
         choices=[],
         value=[],
         multiselect=True,
         max_choices=MAX_ADAPTERS,
-        label="Adapters",
-        info="None draws with the base alone.",
-        elem_id="create-adapters",
+        label=label,
+        info=info,
+        elem_id=f"{prefix}-adapters",
     )
     sliders = tuple(
         gr.Slider(
@@ -162,7 +164,7 @@ def lay_out_adapters() -> tuple[gr.Dropdown, tuple[gr.Slider, ...]]:
             step=0.05,
             label=f"Strength {index + 1}",
             visible=False,
-            elem_id=f"create-strength-{index}",
+            elem_id=f"{prefix}-strength-{index}",
         )
         for index in range(MAX_ADAPTERS)
     )
@@ -170,7 +172,11 @@ def lay_out_adapters() -> tuple[gr.Dropdown, tuple[gr.Slider, ...]]:
 
 
 def lay_out_form(
-    studio: Studio, prompt: gr.Textbox, adapters: gr.Dropdown, strengths: tuple[gr.Slider, ...]
+    prefix: str,
+    studio: Studio,
+    prompt: gr.Textbox,
+    adapters: gr.Dropdown,
+    strengths: tuple[gr.Slider, ...],
 ) -> tuple[Form, gr.Button, gr.Button]:
     """Lay out the rest of the form and return it with the buttons for a new seed and the last one."""
     engine = studio.engine
@@ -184,34 +190,36 @@ def lay_out_form(
                 maximum=MAX_SEED,
                 min_width=110,
                 scale=3,
-                elem_id="create-seed",
+                elem_id=f"{prefix}-seed",
             )
-            dice = gr.Button("New seed", size="sm", min_width=84, scale=1, elem_id="create-dice")
+            dice = gr.Button("New seed", size="sm", min_width=84, scale=1, elem_id=f"{prefix}-dice")
             reuse = gr.Button(
-                "Last seed", size="sm", min_width=84, scale=1, interactive=False, elem_id="create-reuse"
+                "Last seed", size="sm", min_width=84, scale=1, interactive=False, elem_id=f"{prefix}-reuse"
             )
-        new_seed = gr.Checkbox(True, label="New seed each time", elem_id="create-new-seed")
+        new_seed = gr.Checkbox(True, label="New seed each time", elem_id=f"{prefix}-new-seed")
     with gr.Group():
-        num_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Pictures", elem_id="create-num-images")
-        steps = gr.Slider(1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id="create-steps")
+        num_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Pictures", elem_id=f"{prefix}-num-images")
+        steps = gr.Slider(
+            1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id=f"{prefix}-steps"
+        )
         guidance = gr.Slider(
-            0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id="create-guidance"
+            0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id=f"{prefix}-guidance"
         )
         with gr.Row():
             side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
-            width = gr.Number(engine.native_size, label="Width in px", elem_id="create-width", **side)
-            height = gr.Number(engine.native_size, label="Height in px", elem_id="create-height", **side)
-        compare = gr.Checkbox(True, label="Show the base beside it", elem_id="create-compare")
-    with gr.Accordion("Advanced", open=False, elem_id="create-advanced"):
+            width = gr.Number(engine.native_size, label="Width in px", elem_id=f"{prefix}-width", **side)
+            height = gr.Number(engine.native_size, label="Height in px", elem_id=f"{prefix}-height", **side)
+        compare = gr.Checkbox(True, label="Show the base beside it", elem_id=f"{prefix}-compare")
+    with gr.Accordion("Advanced", open=False, elem_id=f"{prefix}-advanced"):
         negative = gr.Textbox(
             label="Negative prompt", info="What the picture should not show.", lines=2, max_length=MAX_PROMPT,
-            elem_id="create-negative",
+            elem_id=f"{prefix}-negative",
         )  # fmt: skip
         keep = gr.Checkbox(
             True,
             label="Write the settings into the picture",
             info="So that it can be made again. Without them it tells nobody how it was made.",
-            elem_id="create-metadata",
+            elem_id=f"{prefix}-metadata",
         )
     form = Form(
         prompt, adapters, strengths, seed, new_seed, steps, guidance, width, height, num_images, negative,

@@ -1,4 +1,4 @@
-"""What the tab Create shows of a job: nothing yet, its progress with a preview, then its pictures."""
+"""What a tab shows of a job: nothing yet, its progress with a preview, then its pictures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,32 +155,32 @@ def _seed(picture: SavedPicture) -> int | None:
     return None if picture.metadata is None else picture.metadata.seed
 
 
-def lay_out_result(*, is_small: bool) -> Result:
-    """Lay out the widgets; small pictures are enlarged with sharp pixels."""
+def lay_out_result(prefix: str, *, is_small: bool) -> Result:
+    """Lay out the widgets, whose ids begin with `prefix`; small pictures are enlarged with sharp pixels."""
     look = ["picture", "sharp"] if is_small else ["picture"]
-    status = gr.HTML(EMPTY, elem_id="create-status")
+    status = gr.HTML(EMPTY, elem_id=f"{prefix}-status")
     pair = gr.ImageSlider(
         visible=False, label="Base and adapter", show_label=False, format="png", type="filepath",
-        buttons=["fullscreen"], interactive=False, max_height=640, elem_id="create-pair",
+        buttons=["fullscreen"], interactive=False, max_height=640, elem_id=f"{prefix}-pair",
         elem_classes=look,
     )  # fmt: skip
     caption = gr.HTML(
         '<div class="sides"><span>Base</span><span>With adapter</span></div>',
         visible=False,
-        elem_id="create-sides",
+        elem_id=f"{prefix}-sides",
     )
     single = gr.Image(
         visible=False, label="Picture", show_label=False, format="png", type="filepath",
-        buttons=["fullscreen"], interactive=False, elem_id="create-picture", elem_classes=look,
+        buttons=["fullscreen"], interactive=False, elem_id=f"{prefix}-picture", elem_classes=look,
     )  # fmt: skip
     gallery = gr.Gallery(
         visible=False, label="Pictures", show_label=False, format="png", columns=4, height="auto", buttons=[],
-        allow_preview=False, interactive=False, object_fit="cover", elem_id="create-gallery",
+        allow_preview=False, interactive=False, object_fit="cover", elem_id=f"{prefix}-gallery",
     )  # fmt: skip
-    download = gr.DownloadButton("Download PNG", visible=False, elem_id="create-download")
-    notes = gr.HTML(visible=False, elem_id="create-notes")
+    download = gr.DownloadButton("Download PNG", visible=False, elem_id=f"{prefix}-download")
+    notes = gr.HTML(visible=False, elem_id=f"{prefix}-notes")
     with gr.Accordion(
-        "Settings of this picture", open=False, visible=False, elem_id="create-facts"
+        "Settings of this picture", open=False, visible=False, elem_id=f"{prefix}-facts"
     ) as settings:
         facts = gr.HTML()
     shown = gr.State(Shown())
