@@ -37,6 +37,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     ):
         for sentence in sentences:
             print(f"{title}: {sentence}")
+    print("to stop sooner: add --eval_steps 50 --stop_when_good --eval_prompt with prompts of yours")
 
 
 def _own_flags(arguments: argparse.Namespace, *, with_class: bool) -> list[str]:
