@@ -101,10 +101,10 @@ class DrawnRun:
 
 
 def validation_pairs(settings: StudySettings) -> tuple[Pair, ...]:
-    """Return the pairs that are drawn: concepts that control never learned from."""
+    """Return the pairs that are drawn: concepts that control never learned from, anywhere and turned."""
     concepts = validation_concepts()
     number = len(concepts) * settings.scenes_per_concept
-    return sample_pairs(concepts, number, control_type=CONTROL_TYPE, seed=VALIDATION_SEED)
+    return sample_pairs(concepts, number, control_type=CONTROL_TYPE, seed=VALIDATION_SEED, scattered=True)
 
 
 def carry_out(run: StudyRun, root: Path, settings: StudySettings) -> DrawnRun:
@@ -162,7 +162,11 @@ def write_training_pairs(root: Path, settings: StudySettings) -> Path:
     folder = root / PAIRS_FOLDER
     if not (folder / "metadata.jsonl").is_file():  # written last
         pairs = sample_pairs(
-            training_concepts(), settings.num_pairs, control_type=CONTROL_TYPE, seed=TRAINING_SEED
+            training_concepts(),
+            settings.num_pairs,
+            control_type=CONTROL_TYPE,
+            seed=TRAINING_SEED,
+            scattered=True,
         )
         write_pairs(pairs, folder)
     return folder
