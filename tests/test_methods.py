@@ -19,7 +19,7 @@ from training_runs import config, write_base
 from ether_diffusion.adapter_file import read_adapter
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import (
-    adapter_off,
+    adapters_off,
     attach_new,
     peft_config,
     restore_adapter,
@@ -103,7 +103,7 @@ def test_a_method_switched_off_is_the_base_bit_for_bit(tmp_path: Path, method: s
     base_unet = open_pipeline(tmp_path / "base").unet
     base_unet.set_attn_processor(AttnProcessor())  # as training's, on a CPU
     adapted, base = output(run.unet), output(base_unet)
-    with adapter_off(run.unet):
+    with adapters_off([run.unet]):
         assert torch.equal(output(run.unet), base)
     assert torch.equal(output(run.unet), adapted)
 

@@ -72,6 +72,13 @@ def test_step_0_of_ether_is_not_the_base(tmp_path: Path) -> None:
     assert not same(drawn(samples, "step-000000"), drawn(samples, "base"))
 
 
+def test_the_base_is_drawn_without_the_text_encoder_s_adapter(tmp_path: Path) -> None:
+    settings = {**DRAWN, "adapter": "ether", "train_text_encoder": True, "max_train_steps": 1}
+    assert train_dreambooth(config(tmp_path, **settings)) == 0
+    run = tmp_path / "run"
+    assert same(drawn(run / "samples", "base"), by_diffusers(run, adapted=False))
+
+
 def by_diffusers(run: Path, *, adapted: bool) -> list[NDArray[np.uint8]]:
     """Draw the validation's pictures as a user of diffusers would."""
     pipe = open_pipeline(run.parent / "base")

@@ -1,7 +1,7 @@
 """What a batch costs: it is noised, the UNet is asked, and its answer compared with the target."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ether_diffusion.base import PromptEmbeddings
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.training.data import Batch
-from ether_diffusion.training.methods import adapter_off
+from ether_diffusion.training.methods import adapters_off
 from ether_diffusion.training.objective import (
     draw_noise,
     draw_timesteps,
@@ -96,9 +96,7 @@ class Denoising:
     def _with_frozen_prior(self, target: Tensor, batch: Batch, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Replace the targets of frozen priors by what the base itself predicts."""
         is_frozen = batch.is_frozen_prior.to(target.device)
-        with ExitStack() as stack:
-            for model in (self.unet, *self.text_encoders):
-                stack.enter_context(adapter_off(model))
+        with adapters_off((self.unet, *self.text_encoders)):
             inputs = self._inputs(batch, noisy, timesteps)
             prediction = self.unet(**_rows(inputs, is_frozen)).sample
         target = target.clone()

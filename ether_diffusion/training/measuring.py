@@ -1,7 +1,7 @@
 """Pictures for an evaluation, drawn with the models in training as they are, and their scores."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from ether_diffusion.training.best import Measured
 from ether_diffusion.training.config import ValidationConfig
 from ether_diffusion.training.evaluating import Evaluator
 from ether_diffusion.training.loop import averaged
-from ether_diffusion.training.methods import TrainedPart, adapter_off
+from ether_diffusion.training.methods import TrainedPart, adapters_off
 from ether_diffusion.training.samples import Sampler
 from ether_diffusion.training.setup import LoadedRun
 
@@ -89,11 +89,9 @@ class Measuring:
 def at_rest(parts: Sequence[TrainedPart], *, with_adapter: bool) -> Iterator[None]:
     """Switch dropout off inside, and all parts' adapters where they are not wanted."""
     before = [part.model.training for part in parts]
-    with ExitStack() as stack:
-        for part in parts:
-            part.model.eval()
-            if not with_adapter:
-                stack.enter_context(adapter_off(part.model))
+    for part in parts:
+        part.model.eval()
+    with nullcontext() if with_adapter else adapters_off(part.model for part in parts):
         try:
             yield
         finally:

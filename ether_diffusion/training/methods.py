@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,9 +121,9 @@ def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: Part) -
 
 
 @contextmanager
-def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Run the base inside; what was on is on again after."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+def adapters_off(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Run the base inside, in all these models; what was on is on again after."""
+    layers = [each for model in models for each in model.modules() if isinstance(each, BaseTunerLayer)]
     before = [layer.disable_adapters for layer in layers]
     try:
         for layer in layers:

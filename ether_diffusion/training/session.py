@@ -18,7 +18,7 @@ from ether_diffusion.training.evaluations import Evaluations
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
 from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
 from ether_diffusion.training.measuring import Measuring
-from ether_diffusion.training.methods import adapter_off, restore_adapter
+from ether_diffusion.training.methods import adapters_off, restore_adapter
 from ether_diffusion.training.processes import do_on_main, from_main
 from ether_diffusion.training.restoring import compare_marks, marks_of, stored_tensors
 from ether_diffusion.training.result import (
@@ -211,7 +211,7 @@ class Session:
             if self.sampler.controls and not self.sampler.has(CONTROL_FOLDER):
                 self.sampler.save(self.sampler.control_rows(), CONTROL_FOLDER)
             if not self.sampler.has(BASE_FOLDER):
-                with adapter_off(unet):
+                with adapters_off(part.model for part in self.trainer.parts):
                     base = self.sampler.draw(unet, self.run.encode, check=check, with_control=False)
                 self.sampler.save(base, BASE_FOLDER)
             with averaged(self.trainer):
