@@ -53,7 +53,16 @@ class Runs:
         Raises:
             ValueError: the disk is full or cannot be written to.
         """
-        return take_photos(paths, self.temp / "photos")
+        return take_photos(paths, self.photos)
+
+    @property
+    def photos(self) -> Path:
+        """Where photos wait that were checked, until a run has its own copies."""
+        return self.temp / "photos"
+
+    def ids(self) -> list[str]:
+        """Return the ids of all runs, the newest first."""
+        return sorted((folder.name for folder in self._folders()), reverse=True)
 
     def command(self, request: TrainRequest) -> list[str]:
         """Return the command that `start` would run, with ID in place of the run's folder."""

@@ -1,14 +1,20 @@
 """The studio's work: a folder with adapters, pictures and training runs, and what draws and trains in it."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ether_diffusion.ui.engine import Engine
+from ether_diffusion.ui.engine import Engine, StopToken
 from ether_diffusion.ui.history import History
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs
 from ether_diffusion.ui.shortages import disk_explained
+from ether_diffusion.ui.training_request import TrainRequest
+
+logger = logging.getLogger(__name__)
 
 ADAPTERS, OUTPUTS, RUNS, TEMP = "adapters", "outputs", "runs", "temp"
 
@@ -49,6 +55,53 @@ class Studio:
     def close(self) -> None:
         """Stop what is being drawn; training goes on."""
         self.engine.close()
+
+    def train(self, request: TrainRequest) -> str:
+        """Start a training run and return its id.
+
+        Raises:
+            ValueError: as `Runs.start`, or pictures are being drawn on the accelerator.
+        """
+        with self._accelerator_free():
+            return self.runs.start(request)
+
+    def resume(self, run_id: str) -> None:
+        """Go on with a training run.
+
+        Raises:
+            FileNotFoundError, ValueError: as `Runs.resume`, or pictures are being drawn on the accelerator.
+        """
+        with self._accelerator_free():
+            self.runs.resume(run_id)
+
+    def keep_finished(self) -> list[str]:
+        """Put what finished runs made into the library, once each; return the ids of what is new there.
+
+        A run whose adapter cannot be read, or for which the disk has no room, is left for later.
+        """
+        new = []
+        for run in self.runs.all():
+            if run.adapter is None or run.library_id is not None:
+                continue
+            try:
+                new.append(self.runs.adopt(run.id, self.library).id)
+            except (ValueError, FileNotFoundError) as error:
+                logger.warning("%s is not in the library yet: %s", run.name, error)
+        return new
+
+    @contextmanager
+    def _accelerator_free(self) -> Iterator[None]:
+        """Keep pictures from being drawn while a run starts on the same accelerator."""
+        if self.engine.machine.device.type == "cpu":
+            yield
+            return
+        if not self.engine.is_free:
+            raise ValueError(
+                "pictures are being drawn on the accelerator; wait until they are done, or stop them, "
+                "and start again"
+            )
+        with self.engine.machine.line.turn(StopToken(), lambda place: None):
+            yield
 
     def _check_free(self, device: torch.device) -> None:
         """Let pictures be drawn beside training on the CPU, where it yields; an accelerator has no room."""

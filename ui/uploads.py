@@ -24,7 +24,7 @@ MAX_TOTAL_BYTES = 2**30
 THUMBNAIL_SIDE = 256
 """Longer side in px."""
 _KEPT_SECONDS = 24 * 3600
-_UNPACKED, _THUMBNAILS = "unpacked", "thumbnails"
+_UNPACKED, THUMBNAILS = "unpacked", "thumbnails"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def take_photos(paths: Sequence[Path], folder: Path) -> IntakeReport:
     photos: list[tuple[Photo, Path, Path]] = []
     total = 0
     with disk_explained(folder, "taking the photos"):
-        (own / _THUMBNAILS).mkdir(parents=True, mode=0o700)
+        (own / THUMBNAILS).mkdir(parents=True, mode=0o700)
         try:
             for name, path in _files(paths, own, refusals):
                 try:
@@ -88,7 +88,7 @@ def take_photos(paths: Sequence[Path], folder: Path) -> IntakeReport:
                     _check_room(len(photos), total + len(data))
                     photo = check_photo(Path(name), data)
                     copy = own / f"photo-{len(photos) + 1:03d}{_plain_suffix(name)}"
-                    thumbnail = own / _THUMBNAILS / f"{copy.stem}.png"
+                    thumbnail = own / THUMBNAILS / f"{copy.stem}.png"
                     _write_thumbnail(data, name, thumbnail)
                 except UnusableFileError as reason:
                     refusals.note(name, str(reason))

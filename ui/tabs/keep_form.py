@@ -6,12 +6,23 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.context import Context
 
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.wiring import handler
 
 _SECRET = "kept in this browser only"
 """Gradio encrypts what it keeps under a key that it sends to the page; it must not change between servers."""
+
+
+def browser_state(name: str, default: Any = None) -> gr.BrowserState:
+    """Return a value that the browser keeps, outside the tabs: what is in a closed one is not there yet."""
+    inside = Context.block
+    Context.block = Context.root_block
+    try:
+        return gr.BrowserState(default, storage_key=f"ether-studio-{name}", secret=_SECRET)
+    finally:
+        Context.block = inside
 
 
 def keep_in_browser(
@@ -24,7 +35,7 @@ def keep_in_browser(
     Nothing is sent to the server to keep them. What comes back is whatever the browser holds: `restore` must
     check it.
     """
-    kept = gr.BrowserState(None, storage_key=f"ether-studio-{name}", secret=_SECRET)
+    kept = browser_state(name)
     names = json.dumps(list(widgets))
     gr.on(
         [widget.change for widget in widgets.values()],
@@ -39,6 +50,6 @@ def keep_in_browser(
     def load(found: object) -> Updates:
         return restore(found) if isinstance(found, dict) else {}
 
-    gr.context.Context.root_block.load(
+    Context.root_block.load(
         load, [kept], list(widgets.values()), api_visibility="private", show_progress="hidden"
     )

@@ -1,0 +1,206 @@
+"""Journeys through Train in a real browser, with short real trainings of the embedded base."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import (
+    WAIT_MS,
+    RunningStudio,
+    needs_browser,
+    open_page,
+    running_browser,
+    running_studio,
+    serious_findings,
+)
+from photo_files import photo
+from playwright.sync_api import Browser, Page, expect
+from studio_trainers import StandInRuns, request, wait_until
+
+from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.tiny_world.subjects import write_photos
+from ether_diffusion.training.run_lock import read_holder
+from ether_diffusion.ui.run_record import PROCESS_NAME
+
+pytestmark = needs_browser
+STEPS = 48
+TRAINING_MS = 20 * WAIT_MS
+"""As long as a short training may take on a machine that does much else."""
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    """A studio in which nothing has been trained."""
+    with running_studio(tmp_path_factory.mktemp("train") / "studio") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_photos(find_concept("fox"), tmp_path_factory.mktemp("photos"))
+
+
+def open_train(page: Page) -> None:
+    page.get_by_role("tab", name="Train").click()
+    expect(page.locator("#train-go")).to_be_visible()
+
+
+def fill(page: Page, photos: list[Path]) -> None:
+    page.locator("#train-photos input[type=file]").set_input_files(photos)
+    expect(page.locator("#train-photos-said")).to_contain_text(f"{len(photos)} photos")
+    page.get_by_label("What is it?").fill("animal")
+    page.get_by_label("Name in the library").fill("Fox")
+    expect(page.locator("#train-described")).to_contain_text("a sks animal")
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    page.locator("#train-steps input").fill(str(STEPS))
+    page.get_by_label("Pictures to draw in between").fill("a sks animal")
+
+
+def wait_for_step(page: Page, step: int) -> None:
+    """Wait until the page tells of a later step than this one."""
+    page.wait_for_function(
+        "(step) => Number(document.querySelector('#train-status')?.innerText.match(/step (\\d+) of/)?.[1])"
+        " > step",
+        arg=step,
+        timeout=TRAINING_MS,
+    )
+
+
+def shown_step(page: Page) -> int:
+    found = re.search(r"step (\d+) of", page.locator("#train-status").inner_text())
+    assert found is not None
+    return int(found[1])
+
+
+def pid_of(studio: RunningStudio) -> int:
+    (run,) = (studio.folder / "runs").iterdir()
+    holder = read_holder(run / PROCESS_NAME)
+    assert holder is not None
+    return holder.pid
+
+
+def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_create(
+    browser: Browser, studio: RunningStudio, photos: list[Path]
+) -> None:
+    with open_page(browser, studio.url) as page:
+        open_train(page)
+        fill(page, photos)
+        page.locator("#train-go").click()
+        expect(page.locator("#train-status h2")).to_have_text("Fox")
+        wait_for_step(page, 1)
+        expect(page.locator("#train-curve")).to_be_visible()
+        page.reload()
+        open_train(page)
+        expect(page.locator("#train-gallery .grid-container button")).to_have_count(len(photos))
+        expect(page.get_by_label("Name in the library")).to_have_value("Fox")
+        wait_for_step(page, 2)
+        expect(page.locator("#train-curve")).to_be_visible()
+        expect(page.locator("#train-pictures figcaption").first).to_have_text("Base")
+        expect(page.locator("#train-pictures figcaption").nth(1)).to_have_text("Step 0")
+        seen = shown_step(page)
+    with open_page(browser, studio.url, phone=True) as page:  # the tab was closed; a second device
+        open_train(page)
+        wait_for_step(page, seen)
+        page.locator("#train-pause").click()
+        expect(page.locator("#train-status")).to_contain_text("Paused at step", timeout=TRAINING_MS)
+        page.locator("#train-resume").click()
+        wait_for_step(page, shown_step(page))
+        os.kill(pid_of(studio), signal.SIGKILL)
+        expect(page.locator("#train-status")).to_contain_text("The training broke off")
+        expect(page.locator("#train-status")).to_contain_text("it was killed")
+        expect(page.locator("#train-pause")).to_be_hidden()
+        page.locator("#train-resume").click()
+        expect(page.locator("#train-status")).to_contain_text("Done: Fox", timeout=TRAINING_MS)
+        expect(page.locator("#train-pictures figcaption").last).to_have_text(f"Step {STEPS}")
+        page.locator("#train-use").click()
+        expect(page.locator("#create-prompt textarea")).to_be_visible()
+        expect(page.locator("#create-prompt textarea")).to_have_value("a sks animal")
+        expect(page.get_by_label(re.compile("Strength of Fox")).first).to_be_visible()
+    (run,) = (studio.folder / "runs").iterdir()
+    lines = (run / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+
+
+def test_of_twelve_files_the_good_are_shown_and_the_bad_have_a_reason_each(
+    browser: Browser, studio: RunningStudio, tmp_path: Path
+) -> None:
+    for number in range(7):
+        (tmp_path / f"good{number}.png").write_bytes(photo(seed=number))
+    bad = {
+        "empty.png": b"",
+        "text.jpg": b"not a picture",
+        "cut.png": photo(seed=8)[:900],
+        "page.html": b"<html><script>document.title='x'</script></html>",
+        "<b>name.jpg": b"\xff\xd8 no",
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+    with open_page(browser, studio.url) as page:
+        open_train(page)
+        page.locator("#train-photos input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
+        expect(page.locator("#train-refused tbody tr")).to_have_count(5)
+        for reason in page.locator("#train-refused tbody td").all():
+            assert len(reason.inner_text()) > 10
+        expect(page.locator("#train-refused")).to_contain_text("cut.png")
+        expect(page.locator("#train-gallery .grid-container button")).to_have_count(7)
+        page.locator("#train-gallery .grid-container button").first.click()
+        page.locator("#train-leave-out").click()
+        expect(page.locator("#train-gallery .grid-container button")).to_have_count(6)
+        page.locator("#train-photos input[type=file]").set_input_files(tmp_path / "good3.png")
+        expect(page.locator("#train-refused")).to_contain_text("is the same picture as good3.png")
+        expect(page.locator("#train-photos-said")).to_contain_text("6 photos")
+        page.locator("#train-clear").click()
+        expect(page.locator("#train-gallery")).to_be_hidden()
+
+
+def test_what_cannot_be_trained_is_refused_in_a_sentence_and_the_command_is_shown(
+    browser: Browser, studio: RunningStudio
+) -> None:
+    with open_page(browser, studio.url) as page:
+        open_train(page)
+        page.get_by_label("What is it?").fill("dog")
+        page.get_by_role("button", name="Command line").click()
+        command = page.locator("#train-command textarea")
+        expect(command).to_have_value(re.compile(r"^train-dreambooth .*--instance_data_dir=runs/ID/photos"))
+        assert str(studio.folder) not in command.input_value()
+        page.locator("#train-go").click()
+        expect(page.locator(".toast-body").first).to_contain_text("There are no photos")
+
+
+@pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, broken: RunningStudio, phone: bool, scheme: str) -> None:
+    with open_page(browser, broken.url, phone=phone, scheme=scheme) as page:  # type: ignore[arg-type]
+        open_train(page)
+        expect(page.locator("#train-status")).to_contain_text("memory ran out in the run's folder")
+        expect(page.locator("#train-curve")).to_be_visible()
+        page.get_by_role("button", name="Advanced").locator("visible=true").click()
+        page.locator("#train-delete").click()
+        expect(page.locator("#train-delete-now")).to_be_visible()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(400)
+        assert serious_findings(page) == []
+        page.locator("#train-delete-not").click()
+        expect(page.locator("#train-delete-now")).to_be_hidden()
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    """A studio with a run that broke off."""
+    folder = tmp_path_factory.mktemp("broken") / "studio"
+    runs = StandInRuns(folder / "runs", folder / "temp", base="tiny_world")
+    runs.fate = "crash"
+    run_id = runs.start(request(runs))
+    wait_until(runs, run_id, lambda each: each.state == "crashed")
+    with running_studio(folder) as running:
+        yield running
