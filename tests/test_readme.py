@@ -72,7 +72,7 @@ def test_every_flag_of_the_readmes_training_commands_exists() -> None:
     section = README[README.index("## Your own photos") : README.index("## Pipelines")]
     mentioned = set(re.findall(r"`--(\w+)", section)) - {"nproc_per_node"}
     known = {name for action in dreambooth_parser()._actions for name in action.option_strings}
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert {f"--{name}" for name in given | mentioned} <= known
 
 
