@@ -9,6 +9,7 @@ from PIL import Image
 
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.pipelines.metadata import ImageMetadata
+from ether_diffusion.ui.events import Previewing, Waiting
 
 _SHOWN = 2000
 """Characters of a prompt that are shown."""
@@ -52,6 +53,28 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def sentence(error: object) -> str:
+    """Return what an error of ours says, as a sentence."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+
+
+def state_words(event: Waiting | Previewing, *, what: str = "picture") -> tuple[float, str]:
+    """Return how much of a job is done, of 1, and the words for it; its parts are called `what`."""
+    if isinstance(event, Waiting):
+        place = "yours is next" if event.place == 1 else f"number {event.place} in line"
+        return 0.0, f"Waiting: {place}"
+    words = ["Loading the models …"]
+    if event.step:
+        words = [f"Step {event.step} of {event.num_steps}"]
+        if event.num_images > 1:
+            words.append(f"{what} {min(event.num_done + 1, event.num_images)} of {event.num_images}")
+    if event.seconds_left is not None:
+        words.append(f"about {duration(event.seconds_left)} left")
+    done = (event.num_done + event.step / max(1, event.num_steps)) / max(1, event.num_images)
+    return done, " · ".join(words)
+
+
 def progress_html(done: float, words: str) -> str:
     """Return a bar, `done` of 1, with words under it."""
     percent = round(100 * min(max(done, 0.0), 1.0))
@@ -70,6 +93,18 @@ def preview_html(image: Image.Image, *, is_small: bool) -> str:
     look = "look sharp" if is_small else "look"
     source = f"data:image/webp;base64,{data}"
     return f'<div class="{look}"><img alt="How the picture looks by now" src="{source}"></div>'
+
+
+def figure_html(image: Image.Image, caption: str, *, is_small: bool) -> str:
+    """Return a small picture inside the page itself, exactly, under its caption."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    look = "small sharp" if is_small else "small"
+    return (
+        f'<figure class="{look}"><img alt="" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def notes_html(heading: str, notes: Iterable[str], *, kind: str = "note") -> str:

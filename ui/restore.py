@@ -14,6 +14,7 @@ from ether_diffusion.pipelines.describe import library_versions
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
 from ether_diffusion.pipelines.sampling import MAX_GUIDANCE, MAX_SIDE_PX, MAX_STEPS, MAX_STRENGTH
 from ether_diffusion.ui.cards import Card
+from ether_diffusion.ui.facts import sentence
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, MAX_SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -39,7 +40,7 @@ def restore(picture: Path, studio: Studio) -> Restored:
     except FileNotFoundError:
         return Restored(None, ("The picture is no longer there; drop it again.",))
     except ValueError as error:
-        return Restored(None, (_sentence(error),))
+        return Restored(None, (sentence(error),))
     if metadata is None:
         return Restored(None, ("The picture does not say how it was made.",))
     return restore_metadata(metadata, studio)
@@ -51,7 +52,7 @@ def restore_metadata(metadata: ImageMetadata, studio: Studio) -> Restored:
     try:
         request = reading.request()
     except ValueError as error:
-        return Restored(None, (_sentence(error),))
+        return Restored(None, (sentence(error),))
     return Restored(request, tuple(reading.differences))
 
 
@@ -238,8 +239,3 @@ class _Reading:
         ]
         if other:
             self._note(f"It was drawn with {', '.join(other)}; pixels may differ a little.")
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

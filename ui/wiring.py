@@ -14,6 +14,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import gradio as gr
 
+from ether_diffusion.ui.facts import sentence
+
 P = ParamSpec("P")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -52,12 +54,12 @@ def _said_in_words() -> Iterator[None]:
     except gr.Error:
         raise
     except Exception as error:
-        sentence = _sentence(error)
-        if sentence is None:
+        said = _sentence(error)
+        if said is None:
             number = secrets.token_hex(2)
             logger.exception("error %s", number)
-            sentence = f"Something went wrong (id {number}). Details are in the log."
-        raise gr.Error(html.escape(sentence, quote=False), title="", print_exception=False) from None
+            said = f"Something went wrong (id {number}). Details are in the log."
+        raise gr.Error(html.escape(said, quote=False), title="", print_exception=False) from None
 
 
 def _sentence(error: Exception) -> str | None:
@@ -73,7 +75,7 @@ def _sentence(error: Exception) -> str | None:
     if trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("ether_diffusion."):
         return None
     text = without_paths(" ".join(str(error).split()))
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+    return sentence(text)
 
 
 def without_paths(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_IMAGES, MAX_PROMPT, MAX_SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.parts import Updates
@@ -199,17 +200,31 @@ def lay_out_form(
         new_seed = gr.Checkbox(True, label="New seed each time", elem_id=f"{prefix}-new-seed")
     with gr.Group():
         num_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Pictures", elem_id=f"{prefix}-num-images")
-        steps = gr.Slider(
-            1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id=f"{prefix}-steps"
-        )
-        guidance = gr.Slider(
-            0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id=f"{prefix}-guidance"
-        )
-        with gr.Row():
-            side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
-            width = gr.Number(engine.native_size, label="Width in px", elem_id=f"{prefix}-width", **side)
-            height = gr.Number(engine.native_size, label="Height in px", elem_id=f"{prefix}-height", **side)
+        steps, guidance, width, height = lay_out_sampling(prefix, engine)
         compare = gr.Checkbox(True, label="Show the base beside it", elem_id=f"{prefix}-compare")
+    negative, keep = lay_out_advanced(prefix)
+    form = Form(
+        prompt, adapters, strengths, seed, new_seed, steps, guidance, width, height, num_images, negative,
+        compare, keep,
+    )  # fmt: skip
+    return form, dice, reuse
+
+
+def lay_out_sampling(prefix: str, engine: Engine) -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Number]:
+    """Lay out steps, guidance, width and height."""
+    steps = gr.Slider(1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id=f"{prefix}-steps")
+    guidance = gr.Slider(
+        0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id=f"{prefix}-guidance"
+    )
+    with gr.Row():
+        side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
+        width = gr.Number(engine.native_size, label="Width in px", elem_id=f"{prefix}-width", **side)
+        height = gr.Number(engine.native_size, label="Height in px", elem_id=f"{prefix}-height", **side)
+    return steps, guidance, width, height
+
+
+def lay_out_advanced(prefix: str) -> tuple[gr.Textbox, gr.Checkbox]:
+    """Lay out what few need: the negative prompt, and whether pictures say how they were made."""
     with gr.Accordion("Advanced", open=False, elem_id=f"{prefix}-advanced"):
         negative = gr.Textbox(
             label="Negative prompt", info="What the picture should not show.", lines=2, max_length=MAX_PROMPT,
@@ -221,8 +236,4 @@ def lay_out_form(
             info="So that it can be made again. Without them it tells nobody how it was made.",
             elem_id=f"{prefix}-metadata",
         )
-    form = Form(
-        prompt, adapters, strengths, seed, new_seed, steps, guidance, width, height, num_images, negative,
-        compare, keep,
-    )  # fmt: skip
-    return form, dice, reuse
+    return negative, keep

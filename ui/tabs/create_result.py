@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from ether_diffusion.ui.events import Event, Finished, Previewing, SavedPicture, Waiting
+from ether_diffusion.ui.events import Event, Finished, Previewing, SavedPicture
 from ether_diffusion.ui.facts import (
     counted,
     duration,
@@ -16,6 +16,7 @@ from ether_diffusion.ui.facts import (
     picture_facts,
     preview_html,
     progress_html,
+    state_words,
 )
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.wiring import handler
@@ -81,24 +82,11 @@ class Result:
 
     def after(self, event: Event) -> Updates:
         """Show what a job just told."""
-        if isinstance(event, Waiting):
-            words = "Waiting: yours is next" if event.place == 1 else f"Waiting: number {event.place} in line"
-            return {self.status: progress_html(0, words)}
-        if isinstance(event, Previewing):
-            return self._progress(event)
-        return self._finished(event)
-
-    def _progress(self, event: Previewing) -> Updates:
-        words = ["Loading the models …"]
-        if event.step:
-            words = [f"Step {event.step} of {event.num_steps}"]
-            if event.num_images > 1:
-                words.append(f"picture {min(event.num_done + 1, event.num_images)} of {event.num_images}")
-        if event.seconds_left is not None:
-            words.append(f"about {duration(event.seconds_left)} left")
-        done = (event.num_done + event.step / max(1, event.num_steps)) / max(1, event.num_images)
-        look = "" if event.image is None else preview_html(event.image, is_small=self.is_small)
-        return {self.status: progress_html(done, " · ".join(words)) + look}
+        if isinstance(event, Finished):
+            return self._finished(event)
+        image = event.image if isinstance(event, Previewing) else None
+        look = "" if image is None else preview_html(image, is_small=self.is_small)
+        return {self.status: progress_html(*state_words(event)) + look}
 
     def _finished(self, event: Finished) -> Updates:
         shown = Shown(event.pictures, event.base_pictures)

@@ -9,13 +9,12 @@ import gradio as gr
 from gradio.components import Component
 
 from ether_diffusion.ui.events import SavedPicture
-from ether_diffusion.ui.facts import counted, facts_html, notes_html, picture_facts
+from ether_diffusion.ui.facts import counted
 from ether_diffusion.ui.history import Search
 from ether_diffusion.ui.requests import MAX_PROMPT
-from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create import SMALL
-from ether_diffusion.ui.tabs.parts import Refresh, Sending, TabParts, Updates
+from ether_diffusion.ui.tabs.parts import Refresh, TabParts, Updates
+from ether_diffusion.ui.tabs.picture_detail import PictureDetail
 from ether_diffusion.ui.wiring import handler
 
 PAGE = 48
@@ -34,7 +33,7 @@ def build(studio: Studio) -> TabParts:
     return TabParts(
         tab,
         refresh=Refresh(handler(page.refresh), page.refreshed()),
-        sendings=[Sending(page.used, page.restored)],
+        sendings=[page.detail.sending],
     )
 
 
@@ -62,7 +61,6 @@ class HistoryTab:
                 False, label="Pictures of the base, too", min_width=160, elem_id="history-base"
             )
         self.empty = gr.HTML(EMPTY, elem_id="history-empty")
-        look = ["picture", "sharp"] if self._studio.engine.native_size < SMALL else ["picture"]
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=3, min_width=300):
                 self.gallery = gr.Gallery(
@@ -71,19 +69,10 @@ class HistoryTab:
                     elem_id="history-gallery",
                 )  # fmt: skip
                 self.more = gr.Button("Show more", visible=False, elem_id="history-more")
-            with gr.Column(scale=2, min_width=300, visible=False, elem_classes="results") as self.detail:
-                self.picture = gr.Image(
-                    label="Picture", show_label=False, format="png", type="filepath", buttons=["fullscreen"],
-                    interactive=False, elem_id="history-picture", elem_classes=look,
-                )  # fmt: skip
-                self.facts = gr.HTML(elem_id="history-facts")
-                with gr.Row():
-                    self.use = gr.Button("Use these settings", variant="primary", elem_id="history-use")
-                    self.fetch = gr.DownloadButton("Download PNG", elem_id="history-download")
+            self.detail = PictureDetail("history", self._studio)
         self.all = gr.Button("Download all", visible=False, elem_id="history-all")
         self.archive = gr.DownloadButton(visible="hidden")
-        self.ids, self.selected = gr.State([]), gr.State("")
-        self.count, self.restored = gr.State(PAGE), gr.State()
+        self.ids, self.count = gr.State([]), gr.State(PAGE)
 
     def _tie(self) -> None:
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
@@ -91,18 +80,13 @@ class HistoryTab:
         for event in (self.text.change, self.adapter.input, self.base.input):
             event(handler(self.search), looked_for, self.refreshed(), trigger_mode="always_last", **quiet)
         self.more.click(handler(self.show_more), [*looked_for, self.count], self.refreshed(), **quiet)
-        self.gallery.select(handler(self.select), [self.ids], self.selection(), **quiet)
-        self.used = self.use.click(handler(self.take), [self.selected], [self.restored], **quiet)
+        self.gallery.select(handler(self.select), [self.ids], self.detail.all(), **quiet)
         zipped = self.all.click(handler(self.zip), looked_for, [self.archive], api_visibility="private")
         zipped.success(None, [self.archive], None, js=SAVE_AS, api_visibility="private")
 
     def refreshed(self) -> list[Component]:
         """Return what `refresh` gives values to."""
         return [self.adapter, self.empty, self.gallery, self.more, self.all, self.ids, self.count]
-
-    def selection(self) -> list[Component]:
-        """Return what `select` gives values to."""
-        return [self.detail, self.picture, self.facts, self.fetch, self.use, self.selected]
 
     def refresh(self) -> Updates:
         """Show all pictures there are, and offer the adapters they were drawn with."""
@@ -143,23 +127,7 @@ class HistoryTab:
         """Show a picture large with all that it says of itself."""
         if not isinstance(chosen.index, int) or not 0 <= chosen.index < len(ids):
             return {}
-        picture = self._studio.history.picture(ids[chosen.index])
-        if picture.metadata is None:
-            said = notes_html("This picture does not say how it was made", ())
-        else:
-            said = facts_html(picture_facts(picture.metadata))
-        return {
-            self.detail: gr.update(visible=True),
-            self.picture: picture.path,
-            self.facts: said,
-            self.fetch: gr.update(value=picture.path),
-            self.use: gr.update(interactive=picture.metadata is not None),
-            self.selected: picture.id,
-        }
-
-    def take(self, picture_id: str) -> Restored:
-        """Return the settings of a picture for the tab Create."""
-        return restore(self._studio.history.picture(picture_id).path, self._studio)
+        return self.detail.show(self._studio.history.picture(ids[chosen.index]))
 
     def zip(self, text: str, adapter: str, with_base: bool) -> Path:
         """Return a zip of all the pictures that are looked for."""
