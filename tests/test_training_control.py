@@ -11,6 +11,8 @@ import training_runs
 from PIL import Image
 from safetensors.torch import load_file
 
+from ether_diffusion.adapter_file.content_hash import content_hash
+from ether_diffusion.adapter_file.method_attach import method_tensors
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.base import open_base
 from ether_diffusion.control import load_control, new_encoder, read_control
@@ -117,11 +119,24 @@ def test_an_sdxl_base_learns_control_too(tmp_path: Path) -> None:
     assert read_control(trained(tmp_path)).conv_out.weight.abs().max() > 0
 
 
-@pytest.mark.parametrize("method", ["lora", "oft"])
-def test_other_methods_train_the_encoder_beside_them(tmp_path: Path, method: str) -> None:
-    folder = trained(tmp_path, adapter=method)
-    assert read_control(folder).conv_out.weight.abs().max() > 0
-    assert json.loads((folder / "control_config.json").read_text())["adapter_sha256"] is None
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # what BOFT says of kernels that are not there
+@pytest.mark.parametrize("method", ["lora", "oft", "hra", "delora", "boft"])
+def test_other_methods_train_the_encoder_beside_them_and_load(tmp_path: Path, method: str) -> None:
+    folder = trained(tmp_path, adapter=method, max_train_steps=2)
+    saved = {
+        name.removeprefix("base_model.model."): tensor
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    said = json.loads((folder / "control_config.json").read_text())["adapter_sha256"]
+    assert said == content_hash(saved)
+    unet = open_base(tmp_path / "base").load_unet()
+    loaded = load_control(unet, folder)
+    assert loaded.report is not None
+    assert loaded.report.base_match == "same"
+    assert loaded.encoder.conv_out.weight.abs().max() > 0
+    found = method_tensors(unet, "control")
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
 
 
 def test_encoder_only_trains_and_saves_the_encoder_alone(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def parse_config(data: bytes, where: str) -> EtherConfig:
             raise ValueError(f"{where} is not of an ETHER adapter: {kind}")
         raise ValueError(f'{where} does not say "peft_type": "ETHER"; it is not an adapter of this kind')
     known = {name: value for name, value in found.items() if name in _CONFIG_SCHEMA}
-    _check_unknown({name: value for name, value in found.items() if name not in _CONFIG_SCHEMA}, where)
+    check_unknown({name: value for name, value in found.items() if name not in _CONFIG_SCHEMA}, where)
     for name, value in known.items():
         needed, is_valid = _CONFIG_SCHEMA[name]
         if not is_valid(value):
@@ -116,12 +116,17 @@ def config_bytes(config: EtherConfig) -> bytes:
     return (json.dumps(stored, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _check_unknown(unknown: Mapping[str, Json], where: str) -> None:
+def check_unknown(unknown: Mapping[str, Json], where: str, method: str = "ETHER") -> None:
+    """Refuse entries that no release here knows, unless they are empty: these are ignored with a warning.
+
+    Raises:
+        ValueError: as said.
+    """
     telling = [name for name, value in unknown.items() if value not in (None, False, [], {}, "")]
     if telling:
         raise ValueError(
             f"{where} sets {listed(telling)}, which this release does not know; upgrade ether-diffusion, "
-            "or remove the entry if it is not meant for ETHER"
+            f"or remove the entry if it is not meant for {method}"
         )
     if unknown:
         warnings.warn(

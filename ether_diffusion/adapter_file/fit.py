@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ether_diffusion.adapter_file.adapter import Adapter
 from ether_diffusion.adapter_file.models import bare_model, base_layer
 from ether_diffusion.adapter_file.wording import listed
-from ether_diffusion.tuner import EtherConfig, EtherModel
+from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
 
 
@@ -23,7 +23,7 @@ def check_targets(
             or of an unsupported kind.
     """
     root = bare_model(model)
-    _check_name(root, adapter_name)
+    check_name(root, adapter_name)
     _check_state(model, given)
     modules = dict(root.named_modules())
     names = adapter.projections().keys()
@@ -77,6 +77,15 @@ def _check_state(model: nn.Module, given: str) -> None:
         raise ValueError(
             f"{given} is a PeftModel of another method ({method}); load into its get_base_model()"
         )
+    check_unmerged(model, given)
+
+
+def check_unmerged(model: nn.Module, given: str) -> None:
+    """Check that no adapter is merged into a model's weights.
+
+    Raises:
+        ValueError: one is.
+    """
     merged = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
     if merged:
         raise ValueError(
@@ -86,9 +95,9 @@ def _check_state(model: nn.Module, given: str) -> None:
 
 def _problem(name: str, module: nn.Module) -> str | None:
     linear = base_layer(module)
-    if isinstance(linear, BaseTunerLayer):
+    if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer):
         return (
-            f"{name} already carries an adapter of another method ({type(linear).__name__}); unload it first"
+            f"{name} already carries an adapter of another method ({type(module).__name__}); unload it first"
         )
     if not isinstance(linear, nn.Linear) or not _is_plain(linear.weight.data):
         kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
@@ -102,7 +111,12 @@ def _is_plain(weight: Tensor) -> bool:
     return type(weight) is Tensor and weight.is_floating_point()  # quantized weights have types of their own
 
 
-def _check_name(root: nn.Module, adapter_name: str) -> None:
+def check_name(root: nn.Module, adapter_name: str) -> None:
+    """Check that a model can take an adapter of this name.
+
+    Raises:
+        ValueError: the name is taken or cannot be one.
+    """
     if not adapter_name or not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name):
         raise ValueError(
             f"adapter_name={adapter_name!r} cannot name an adapter; use 1 to 100 characters, no dots"

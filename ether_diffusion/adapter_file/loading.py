@@ -11,7 +11,7 @@ from torch import nn
 
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata, Fact
 from ether_diffusion.adapter_file.attach import attach_adapter, detach_adapter
-from ether_diffusion.adapter_file.fingerprint import BaseMatch
+from ether_diffusion.adapter_file.fingerprint import BaseFingerprint, BaseMatch
 from ether_diffusion.adapter_file.fit import check_targets, check_widths
 from ether_diffusion.adapter_file.models import (
     adapter_config,
@@ -90,7 +90,7 @@ def load_ether(
     source = find_source(path_or_hub_id, revision=revision, local_files_only=local_files_only)
     parts = find_parts(pipeline_or_model, subfolder)
     if source.folder is not None:
-        _check_unused(pipeline_or_model, parts, source.folder / (subfolder or ""))
+        check_unused(pipeline_or_model, parts, source.folder / (subfolder or ""))
     found = _read_parts(parts, source, subfolder)
     matches = [
         _check_part(part, adapter, adapter_name, require_same_base=require_same_base)
@@ -100,7 +100,8 @@ def load_ether(
     with unchanged_on_failure(roots, adapter_name):
         for part, adapter in found:
             attach_adapter(part.model, adapter, adapter_name, activate=activate, trainable=trainable)
-    return _reported(adapter_name, source, matches, found)
+    components = {part.name: len(adapter.projections()) for part, adapter in found}
+    return report_of(adapter_name, source, matches, components)
 
 
 def save_ether(
@@ -144,8 +145,12 @@ def _read_parts(parts: list[Part], source: Source, subfolder: str | None) -> lis
     return found
 
 
-def _check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[Part], folder: Path) -> None:
-    """Say which adapters in a folder nothing is there to take: refused of a pipeline, told of a model."""
+def check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[Part], folder: Path) -> None:
+    """Say which adapters in a folder nothing is there to take: refused of a pipeline, told of a model.
+
+    Raises:
+        ValueError: as said.
+    """
     there = {name for name in TEXT_ENCODERS if (folder / name / CONFIG_NAME).exists()}
     unused = listed(sorted(there - {part.name for part in parts}))
     if unused and not isinstance(pipeline_or_model, nn.Module):
@@ -161,10 +166,10 @@ def _check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[Part], fo
         )
 
 
-def _reported(
-    adapter_name: str, source: Source, matches: list[Match], found: list[tuple[Part, Adapter]]
+def report_of(
+    adapter_name: str, source: Source, matches: list[Match], components: Mapping[str, int]
 ) -> LoadReport:
-    components = {part.name: len(adapter.projections()) for part, adapter in found}
+    """Return the report on what was loaded, and log it."""
     match = max(matches, key=("same", "unknown", "other weights").index)  # the worst of the components
     unchecked = (
         "; it carries no fingerprint, so its base was checked by shape only" if match == "unknown" else ""
@@ -186,6 +191,16 @@ def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> N
 
 def _check_part(part: Part, adapter: Adapter, adapter_name: str, *, require_same_base: bool) -> Match:
     fit = check_fit(part.model, adapter, adapter_name)
+    judge_fit(fit, require_same_base=require_same_base, stacklevel=4)
+    return fit.match
+
+
+def judge_fit(fit: Fit, *, require_same_base: bool, stacklevel: int) -> None:
+    """Warn of a base of other weights, or refuse what is not the same where that is required.
+
+    Raises:
+        ValueError: it is not, or nothing says so.
+    """
     if fit.match == "unknown" and require_same_base:
         raise ValueError(
             "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
@@ -193,8 +208,7 @@ def _check_part(part: Part, adapter: Adapter, adapter_name: str, *, require_same
     if fit.match == "other weights":
         if require_same_base:
             raise ValueError(f"{fit.remark}; load that base, or leave out require_same_base")
-        warnings.warn(f"{fit.remark}, so results may differ", stacklevel=3)
-    return fit.match
+        warnings.warn(f"{fit.remark}, so results may differ", stacklevel=stacklevel)
 
 
 def check_fit(model: nn.Module, adapter: Adapter, adapter_name: str) -> Fit:
@@ -214,6 +228,15 @@ def check_fit(model: nn.Module, adapter: Adapter, adapter_name: str) -> Fit:
     assert ours is not None
     made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
     check_widths(model, adapter, made_for=made_for, given=given)
+    return compare_bases(theirs, ours, made_for=made_for, given=given)
+
+
+def compare_bases(theirs: BaseFingerprint, ours: BaseFingerprint, *, made_for: str, given: str) -> Fit:
+    """Say how a base compares with the one that an adapter was trained on.
+
+    Raises:
+        ValueError: it is of another architecture.
+    """
     match = theirs.compare(ours)
     if match == "other architecture":
         raise ValueError(

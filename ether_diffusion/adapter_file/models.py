@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file.fingerprint import BaseFingerprint, fingerprint
@@ -53,8 +54,8 @@ def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | No
 
 
 def base_layer(module: nn.Module) -> nn.Module:
-    """Return the frozen layer under ETHER adapters, or the module itself."""
-    return module.base_linear if isinstance(module, EtherLayer) else module
+    """Return the frozen layer under adapters of any method, or the module itself."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def _pristine_weight(module: nn.Module) -> Tensor:

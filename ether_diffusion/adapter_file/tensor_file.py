@@ -38,8 +38,7 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
     """
     header = _parse_header(data, where)
     metadata = _metadata(header.pop("__metadata__", {}), where)
-    if len(header) > MAX_TENSORS:
-        raise ValueError(f"{where} holds {len(header)} tensors; an adapter has at most {MAX_TENSORS}")
+    _check_number(header, where)
     _check_entries(header, where)
     loaded = _load(data, where)
     tensors = {
@@ -51,6 +50,18 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
             f"{where} holds tensors both with and without the prefix {PEFT_PREFIX}; keep one set"
         )
     return tensors, metadata
+
+
+def parse_layout(data: bytes, where: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Return the shapes by name that a file speaks of, and the header's metadata; no tensor is read.
+
+    Raises:
+        ValueError: it is no bounded safetensors file.
+    """
+    header = _parse_header(data, where)
+    metadata = _metadata(header.pop("__metadata__", {}), where)
+    _check_number(header, where)
+    return _shapes(header), metadata
 
 
 def parse_exact_tensors(data: bytes, where: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -139,6 +150,11 @@ def _metadata(found: Json, where: str) -> dict[str, str]:
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"{where} has {size} bytes of metadata; an adapter has at most {MAX_METADATA_BYTES}")
     return metadata
+
+
+def _check_number(header: Mapping[str, Json], where: str) -> None:
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"{where} holds {len(header)} tensors; an adapter has at most {MAX_TENSORS}")
 
 
 def _check_entries(header: Mapping[str, Json], where: str) -> None:

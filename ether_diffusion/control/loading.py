@@ -1,14 +1,16 @@
 """load_control and save_control: one folder holds an adapter and the encoder that was trained with it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import Adapter, LoadReport, load_ether, write_adapter
+from ether_diffusion.adapter_file import Adapter, LoadReport, write_adapter
 from ether_diffusion.adapter_file.content_hash import content_hash
+from ether_diffusion.adapter_file.method_loading import load_any
+from ether_diffusion.adapter_file.method_reader import read_any_from
 from ether_diffusion.adapter_file.parts import Pipeline, find_parts
-from ether_diffusion.adapter_file.reader import read_from
 from ether_diffusion.adapter_file.source import CONFIG_NAME, find_source
 from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
 from ether_diffusion.adapter_file.wording import printable
@@ -27,7 +29,7 @@ from ether_diffusion.durable_files import write_files
 
 @dataclass(frozen=True)
 class LoadedControl:
-    """An encoder, and what `load_ether` says of the adapter beside it; None for an encoder by itself."""
+    """An encoder, and what `load_any` says of the adapter beside it; None for an encoder by itself."""
 
     encoder: ControlEncoder
     report: LoadReport | None
@@ -45,6 +47,8 @@ def load_control(
 ) -> LoadedControl:
     """Load an adapter and its control encoder: the adapter into the model, the encoder beside it.
 
+    The adapter may be of any method that `load_any` reads; an encoder by itself changes nothing in the model.
+
     The encoder is in force inside `controlled`. Nothing is loaded unless all of it fits.
 
     Raises:
@@ -55,7 +59,7 @@ def load_control(
     encoder, adapter_sha256 = read_control_from(source)
     check_encoder(find_parts(pipeline_or_unet, None)[0].model, encoder)
     place = printable(source.name, 300)
-    adapter = read_from(source, None)
+    adapter = read_any_from(source, None)
     if adapter is None and adapter_sha256 is not None:
         raise FileNotFoundError(
             f"{place} has no {CONFIG_NAME}, the adapter that its control encoder was trained with; fetch or "
@@ -68,7 +72,7 @@ def load_control(
             f"{place} holds an adapter and a control encoder that were not saved together; fetch or save "
             "both again"
         )
-    report = load_ether(
+    report = load_any(
         pipeline_or_unet,
         path_or_hub_id,
         adapter_name=adapter_name,
@@ -89,7 +93,7 @@ def save_control(folder: str | Path, encoder: ControlEncoder, *, adapter: Adapte
         NotADirectoryError: `folder` is a file.
     """
     folder = Path(folder)
-    files = control_files(encoder, adapter)
+    files = control_files(encoder, None if adapter is None else adapter.tensors)
     if adapter is None and (folder / CONFIG_NAME).exists():
         raise ValueError(f"{printable(folder)} holds an adapter; save the encoder with it, or elsewhere")
     if adapter is not None:
@@ -98,8 +102,8 @@ def save_control(folder: str | Path, encoder: ControlEncoder, *, adapter: Adapte
     write_files(folder, files)
 
 
-def control_files(encoder: ControlEncoder, adapter: Adapter | None) -> dict[str, bytes]:
-    """Return the files of an encoder in float32, which name the adapter that they belong to.
+def control_files(encoder: ControlEncoder, adapter: Mapping[str, Tensor] | None) -> dict[str, bytes]:
+    """Return the files of an encoder in float32, which name the adapter of these tensors as theirs.
 
     Raises:
         ValueError: they would be refused on reading.
@@ -108,7 +112,7 @@ def control_files(encoder: ControlEncoder, adapter: Adapter | None) -> dict[str,
         name: tensor.detach().to("cpu").float().contiguous() for name, tensor in encoder.state_dict().items()
     }
     data = safetensors_bytes(dict(sorted(tensors.items())), {"format": "pt"})
-    config = control_config_bytes(encoder.config, None if adapter is None else content_hash(adapter.tensors))
+    config = control_config_bytes(encoder.config, None if adapter is None else content_hash(adapter))
     where = "the control encoder to be written"
     parse_control_config(config, where)
     parse_encoder(data, encoder.config, where)

@@ -19,7 +19,7 @@ from ether_diffusion.training.config import ControlConfig
 from ether_diffusion.training.data.companions import BLACK
 from ether_diffusion.training.data.controls import detector_of, finish_control
 from ether_diffusion.training.decoding import WHITE, decode_photo
-from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart
+from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart, adapter_tensors
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import EtherConfig
 
@@ -85,11 +85,13 @@ def _validation_picture(config: ControlConfig, path: str, *, width: int, height:
 
 
 def control_result_files(control: TrainedControl, parts: Sequence[TrainedPart]) -> dict[str, bytes]:
-    """Return the encoder's files, which name the UNet's adapter where that is one of ETHER."""
+    """Return the encoder's files, which name the UNet's adapter where there is one."""
     unet = next((part for part in parts if part.part == "unet"), None)
-    if unet is None or not isinstance(unet.config, EtherConfig):
+    if unet is None:
         return control_files(control.encoder, None)
-    return control_files(control.encoder, detach_adapter(unet.model, ADAPTER_NAME))
+    if isinstance(unet.config, EtherConfig):
+        return control_files(control.encoder, detach_adapter(unet.model, ADAPTER_NAME).tensors)
+    return control_files(control.encoder, adapter_tensors(unet.model))
 
 
 def restore_control(control: TrainedControl, folder: Path) -> None:

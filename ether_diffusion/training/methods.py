@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter
+from ether_diffusion.adapter_file.models import base_fingerprint
+from ether_diffusion.adapter_file.schema import metadata_header
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX, safetensors_bytes
 from ether_diffusion.adapter_file.wording import listed
@@ -144,10 +146,11 @@ def adapter_files(model: nn.Module, config: PeftConfig, metadata: AdapterMetadat
     if isinstance(config, EtherConfig):
         return check_writable(detach_adapter(model, ADAPTER_NAME, metadata=metadata))
     tensors = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in adapter_tensors(model).items()}
-    header = {"format": "pt"} | ({"trigger": metadata.trigger} if metadata.trigger else {})
+    adapted = sorted(name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    metadata = replace(metadata, base_fingerprint=base_fingerprint(model, adapted))
     return {
-        CONFIG_NAME: _config_bytes(config, metadata),
-        TENSORS_NAME: safetensors_bytes(dict(sorted(tensors.items())), header),
+        CONFIG_NAME: _config_bytes(config, metadata, adapted),
+        TENSORS_NAME: safetensors_bytes(dict(sorted(tensors.items())), metadata_header(metadata)),
     }
 
 
@@ -164,7 +167,9 @@ def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor], *, name: st
     assert not result.unexpected_keys, result.unexpected_keys
 
 
-def _config_bytes(config: PeftConfig, metadata: AdapterMetadata) -> bytes:
+def _config_bytes(config: PeftConfig, metadata: AdapterMetadata, adapted: Sequence[str]) -> bytes:
     values = config.to_dict() | {"base_model_name_or_path": metadata.base_model, "inference_mode": True}
+    if isinstance(values.get("target_modules"), str):  # a regex, which no reader should have to evaluate
+        values["target_modules"] = list(adapted)
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
     return json.dumps(plain, indent=2, sort_keys=True).encode()
