@@ -5,7 +5,7 @@ from html import escape
 import gradio as gr
 
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs import compare, create, history, train
+from ether_diffusion.ui.tabs import compare, control, create, history, train
 from ether_diffusion.ui.tabs.create import CreateParts
 from ether_diffusion.ui.tabs.parts import TabParts
 from ether_diffusion.ui.wiring import handler
@@ -21,7 +21,12 @@ def build_app(studio: Studio) -> gr.Blocks:
         _lay_out_heading(studio)
         with gr.Tabs(elem_id="tabs") as tabs:
             create_parts = create.build(studio)
-            others: list[TabParts] = [compare.build(studio), train.build(studio), history.build(studio)]
+            others: list[TabParts] = [
+                compare.build(studio),
+                train.build(studio),
+                control.build(studio),
+                history.build(studio),
+            ]
         _tie(app, tabs, create_parts, [create_parts, *others])
     return app
 

@@ -4,8 +4,8 @@ import re
 
 from ether_diffusion.adapter_file.wording import printable
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-_RANGE = re.compile(r"(\d+)\s*(?:-|–|…|\.\.\.?)\s*(\d+)")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+_RANGE = re.compile(r"(\d+)\s*(?:-|–|…|\.\.\.?)\s*(\d+)", re.ASCII)
 _SEPARATORS = re.compile(r"[,;\s]+")
 MAX_NUMBERS = 400
 """In one field: as many as a grid has cells."""

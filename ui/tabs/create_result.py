@@ -143,8 +143,11 @@ def _seed(picture: SavedPicture) -> int | None:
     return None if picture.metadata is None else picture.metadata.seed
 
 
-def lay_out_result(prefix: str, *, is_small: bool) -> Result:
-    """Lay out the widgets, whose ids begin with `prefix`; small pictures are enlarged with sharp pixels."""
+def lay_out_result(prefix: str, *, is_small: bool, beside: str = "With adapter") -> Result:
+    """Lay out the widgets, whose ids begin with `prefix`; small pictures are enlarged with sharp pixels.
+
+    `beside` stands under the picture that is beside the base's.
+    """
     look = ["picture", "sharp"] if is_small else ["picture"]
     status = gr.HTML(EMPTY, elem_id=f"{prefix}-status")
     pair = gr.ImageSlider(
@@ -153,7 +156,7 @@ def lay_out_result(prefix: str, *, is_small: bool) -> Result:
         elem_classes=look,
     )  # fmt: skip
     caption = gr.HTML(
-        '<div class="sides"><span>Base</span><span>With adapter</span></div>',
+        f'<div class="sides"><span>Base</span><span>{beside}</span></div>',
         visible=False,
         elem_id=f"{prefix}-sides",
     )
