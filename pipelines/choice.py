@@ -4,10 +4,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+
 from ether_diffusion.adapter_file.parts import Part, Pipeline, find_parts
 from ether_diffusion.adapter_file.wording import listed, printable
-from ether_diffusion.pipelines.in_use import is_fused, loaded_adapters
+from ether_diffusion.pipelines.in_use import is_fused, loaded_adapters, of_other_methods
 from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
+from ether_diffusion.tuner.other_layers import adapters_of, check_strengths
 
 Strengths = Mapping[str, float]
 """Adapters by name with the strength of each; {} is the base."""
@@ -34,6 +37,9 @@ def check_choice(pipeline: Pipeline, choice: Choice, num_prompts: int) -> Streng
             )
         if not math.isfinite(strength):
             raise ValueError(f"the strength of {printable(name)} is {strength}; use a finite number")
+    for part in find_parts(pipeline, None):
+        for one in each:
+            check_strengths(part.model, one)
     if is_fused(pipeline):
         raise ValueError("adapters are fused into the base; call unfuse before choosing adapters for a call")
     if isinstance(choice, Mapping):
@@ -41,6 +47,13 @@ def check_choice(pipeline: Pipeline, choice: Choice, num_prompts: int) -> Streng
     if len(each) != num_prompts:
         raise ValueError(f"found {len(each)} adapters for {num_prompts} prompts; give one per prompt")
     several = [one for one in each if len(one) > 1]
+    others = of_other_methods(pipeline)
+    unmixed = list(dict.fromkeys(name for one in each for name in one if name in others))
+    if unmixed:
+        raise ValueError(
+            f"{listed(unmixed)} is not of ETHER, whose adapters alone differ by prompt in a batch; choose it "
+            "for a whole call"
+        )
     if several:
         raise ValueError(
             f"found {listed(several[0])} for one prompt; among adapters by prompt each takes at most one"
@@ -55,9 +68,11 @@ def chosen_for_call(
     """Put a checked choice in force on all parts of a pipeline, and take it back after, whatever happens."""
     with ExitStack() as stack:
         for part in find_parts(pipeline, None):
-            known = {name for m in part.model.modules() if isinstance(m, EtherLayer) for name in m.r}
+            layers = [module for module in part.model.modules() if isinstance(module, BaseTunerLayer)]
+            known = {name for layer in layers if isinstance(layer, EtherLayer) for name in layer.r}
             if isinstance(choice, Mapping):
-                here = {name: strength for name, strength in choice.items() if name in known}
+                every = {name for layer in layers for name in adapters_of(layer)}
+                here = {name: strength for name, strength in choice.items() if name in every}
                 stack.enter_context(chosen_adapters(part.model, here))
             elif known:
                 _mix(stack, part, known, choice, num_images_per_prompt)

@@ -1,21 +1,24 @@
-"""Which ETHER adapters are in force in a pipeline, and how strongly."""
+"""Which adapters are in force in a pipeline, of ETHER or another method, and how strongly."""
 
 from collections.abc import Mapping, Sequence
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from ether_diffusion.adapter_file.content_hash import content_hash
+from ether_diffusion.adapter_file.method_attach import method_tensors
 from ether_diffusion.adapter_file.models import ether_layers
 from ether_diffusion.adapter_file.parts import Part, Pipeline, find_parts
 from ether_diffusion.pipelines.metadata import AdapterUse
 from ether_diffusion.tuner import EtherLayer
+from ether_diffusion.tuner.other_layers import adapters_of, other_layers, strength_of
 
 
 def loaded_adapters(pipeline: Pipeline) -> dict[str, list[Part]]:
-    """Return the ETHER adapters of a pipeline by name, each with the parts that carry it."""
+    """Return the adapters of a pipeline by name, of any method, each with the parts that carry it."""
     carrying: dict[str, list[Part]] = {}
     for part in find_parts(pipeline, None):
-        names = {name: None for layer in _layers(part) for name in layer.r}  # in the order of loading
+        names = {name: None for layer in _layers(part) for name in adapters_of(layer)}  # in loading order
         for name in names:
             carrying.setdefault(name, []).append(part)
     return carrying
@@ -31,7 +34,10 @@ def adapters_in_use(pipeline: Pipeline, *, scale: float = 1.0) -> tuple[AdapterU
     uses = []
     for name, parts in loaded_adapters(pipeline).items():
         strengths = {
-            _strength(layer, name, scale) for part in parts for layer in _layers(part) if name in layer.r
+            _strength(layer, name, scale)
+            for part in parts
+            for layer in _layers(part)
+            if name in adapters_of(layer)
         }
         if strengths != {0.0}:
             strength = strengths.pop() if len(strengths) == 1 else None
@@ -49,14 +55,25 @@ def use_of(pipeline: Pipeline, strengths: Mapping[str, float]) -> tuple[AdapterU
     )
 
 
-def _strength(layer: EtherLayer, name: str, scale: float) -> float:
+def of_other_methods(pipeline: Pipeline) -> dict[str, list[Part]]:
+    """Return the adapters of a pipeline that are not of ETHER by name, with the parts that carry them."""
+    found: dict[str, list[Part]] = {}
+    for part in find_parts(pipeline, None):
+        for name in {name: None for layer in other_layers(part.model) for name in adapters_of(layer)}:
+            found.setdefault(name, []).append(part)
+    return found
+
+
+def _strength(layer: BaseTunerLayer, name: str, scale: float) -> float:
+    if not isinstance(layer, EtherLayer):
+        return 1.0 if name in layer.merged_adapters else strength_of(layer, name) * scale
     if layer.merged:
         return layer.scale(name) if name in layer.merged_adapters else 0.0
     return 0.0 if layer.disable_adapters else layer.active_scales().get(name, 0.0) * scale
 
 
-def _layers(part: Part) -> Sequence[EtherLayer]:
-    return [module for module in part.model.modules() if isinstance(module, EtherLayer)]
+def _layers(part: Part) -> Sequence[BaseTunerLayer]:
+    return [module for module in part.model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _hashes(name: str, parts: Sequence[Part]) -> dict[str, str]:
@@ -67,6 +84,8 @@ def _hashes(name: str, parts: Sequence[Part]) -> dict[str, str]:
 
 
 def _tensors(part: Part, adapter_name: str) -> dict[str, Tensor]:
+    if not ether_layers(part.model, adapter_name):
+        return method_tensors(part.model, adapter_name)
     return {
         f"{name}.{vector}": getattr(layer, vector)[adapter_name]
         for name, layer in ether_layers(part.model, adapter_name).items()

@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 
 from ether_diffusion.adapter_file import LoadReport, load_ether
+from ether_diffusion.adapter_file.method_loading import load_any
 from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.pipelines.call import Call, bind_call
 from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
 from ether_diffusion.pipelines.describe import describe_call, describe_picture, fingerprint_of
 from ether_diffusion.pipelines.in_use import adapters_in_use, is_fused, loaded_adapters, use_of
 from ether_diffusion.pipelines.metadata import AdapterUse, attach_metadata
+from ether_diffusion.pipelines.other_methods import check_fusible, check_scale, remove_others, set_others
 from ether_diffusion.tiny_world import resolve_base
 
 logger = logging.getLogger(__name__)
@@ -68,14 +70,40 @@ class EtherLoaderMixin:
             activate=activate,
         )
 
+    def load_adapter_weights(
+        self,
+        path_or_hub_id: str | Path,
+        *,
+        adapter_name: str = "default",
+        revision: str | None = None,
+        local_files_only: bool = False,
+        require_same_base: bool = False,
+        activate: bool = True,
+    ) -> LoadReport:
+        """Load an adapter of any method that training saves, as `load_any` does; it alone is then active.
+
+        Raises:
+            FileNotFoundError: there is no such folder, model or file.
+            ValueError: the file is not a whole adapter of such a method, or not one of this base.
+        """
+        return load_any(
+            self,
+            path_or_hub_id,
+            adapter_name=adapter_name,
+            revision=revision,
+            local_files_only=local_files_only,
+            require_same_base=require_same_base,
+            activate=activate,
+        )
+
     @property
     def active_adapters(self) -> list[str]:
-        """The names of the ETHER adapters in force, fused ones included, in the order of loading."""
+        """The names of the adapters in force, fused ones included, in the order of loading."""
         return [use.name for use in self.adapters_in_use]
 
     @property
     def adapters_in_use(self) -> tuple[AdapterUse, ...]:
-        """The ETHER adapters in force with their strengths and hashes."""
+        """The adapters in force with their strengths and hashes."""
         return adapters_in_use(self)
 
     def set_adapters(
@@ -84,7 +112,8 @@ class EtherLoaderMixin:
         """Activate adapters by name with weights, W + Σ sᵢ (W'ᵢ − W); as diffusers, and checked first.
 
         Raises:
-            ValueError: a name is unknown, a weight is not finite, or adapters are fused.
+            ValueError: a name is unknown, a weight is not finite, adapters are fused, or one of a method
+                without strengths is to have one.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         single = adapter_weights is None or isinstance(adapter_weights, float | int | Mapping)
@@ -93,7 +122,8 @@ class EtherLoaderMixin:
             raise ValueError(f"the weights of {listed(names)} must be finite numbers; found {weights}")
         if is_fused(self):
             raise ValueError("adapters are fused into the base; call unfuse before set_adapters")
-        super().set_adapters(names, weights)  # type: ignore[misc]  # diffusers'
+        if not set_others(self, names, _numbers(weights)):
+            super().set_adapters(names, weights)  # type: ignore[misc]  # diffusers'
 
     def fuse(self, *, scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
         """Merge the active adapters, or those named, into the weights, at `scale` times their strengths.
@@ -111,6 +141,7 @@ class EtherLoaderMixin:
         if unknown or not names:
             found = f"no adapter named {listed(unknown)}" if unknown else "no active adapter"
             raise ValueError(f"found {found} to fuse; loaded are {listed(loaded) or 'none'}")
+        check_fusible(self, names)
         self.fuse_lora(components=self._components(names), lora_scale=scale, adapter_names=names)
 
     def unfuse(self) -> None:
@@ -132,8 +163,11 @@ class EtherLoaderMixin:
         self.unfuse()
         if set(names) == set(loaded):
             self.unload_lora_weights()
-        else:
-            self.delete_adapters(names)
+            return
+        remove_others(self, names)
+        rest = [name for name in names if name in loaded_adapters(self)]
+        if rest:
+            self.delete_adapters(rest)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the base as diffusers does; plain diffusers loads it.
@@ -178,6 +212,7 @@ class EtherLoaderMixin:
         """
         call = bind_call(super().__call__, args, kwargs, seed=seed)  # type: ignore[misc]  # diffusers'
         choice = None if adapters is None else check_choice(self, adapters, call.num_prompts)
+        check_scale(self, call.scale)
         if isinstance(choice, list) and call.scale != 1.0:
             raise ValueError("cross_attention_kwargs' scale does not reach adapters by prompt; leave it out")
         with nullcontext() if choice is None else chosen_for_call(self, choice, call.images_per_prompt):

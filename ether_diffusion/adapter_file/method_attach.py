@@ -12,6 +12,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -134,7 +135,8 @@ def attach_method(model: nn.Module, adapter: MethodAdapter, adapter_name: str, *
 def put_in_force(layer: BaseTunerLayer, names: Sequence[str]) -> None:
     """Let adapters by these names work in a layer of another method, and no others; none is the base."""
     layer.set_adapter(list(names), inference_mode=True)
-    layer._disable_adapters = not names  # PEFT's BOFT without adapters differs from the base in the last bit
+    if not isinstance(layer, LoraLayer):
+        layer._disable_adapters = not names  # BOFT without adapters differs from the base in the last bit
 
 
 def remove_method(model: nn.Module, names: Sequence[str]) -> None:
@@ -143,6 +145,8 @@ def remove_method(model: nn.Module, names: Sequence[str]) -> None:
     for layer in other_layers(root):
         for name in names:
             if name in adapters_of(layer):
+                # PEFT would put another one in force, which nobody asked for
+                put_in_force(layer, [active for active in layer.active_adapters if active != name])
                 layer.delete_adapter(name)
     for module in list(root.modules()):
         for child_name, child in list(module.named_children()):

@@ -48,6 +48,7 @@ class Method:
         shapes: from settings and a Linear's widths (in, out) to its tensors' shapes by name.
         widths: from such shapes back to the widths; 0 where they do not tell.
         blocks: the setting that must divide the input width.
+        has_strengths: whether W' - W can be multiplied by a number.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Method:
     shapes: Callable[[Settings, int, int], dict[str, Shape]]
     widths: Callable[[Mapping[str, Shape]], tuple[int, int]]
     blocks: str | None = None
+    has_strengths: bool = False
 
     def tensor_names(self) -> tuple[str, ...]:
         """Return the names that a module's tensors have after its own."""
@@ -101,6 +103,7 @@ METHODS: Mapping[str, Method] = {
         {"r": _RANK, "lora_alpha": _FACTOR, "lora_dropout": _DROPOUT, "init_lora_weights": _INITIAL},
         _lora_shapes,
         lambda found: (found["lora_A.weight"][1], found["lora_B.weight"][0]),
+        has_strengths=True,
     ),
     "OFT": Method(
         "OFT",
@@ -123,6 +126,7 @@ METHODS: Mapping[str, Method] = {
         {"r": _RANK, "delora_lambda": _FACTOR, "module_dropout": _DROPOUT},
         _delora_shapes,
         lambda found: (found["delora_A"][1], found["delora_B"][0]),
+        has_strengths=True,
     ),
     "BOFT": Method(
         "BOFT",

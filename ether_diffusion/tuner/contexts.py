@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.tuner.linear import EtherLinear, make_rows
 from ether_diffusion.tuner.mixture import Mixture
+from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, chosen_others, other_layers
 
 
 @contextmanager
@@ -46,20 +47,26 @@ def chosen_adapters(model: nn.Module, strengths: Mapping[str, float]) -> Iterato
     """Run with these adapters at these scales and no others, of any method; {} is the base.
 
     Raises:
-        ValueError: a name is unknown, a scale is not finite, or adapters are merged.
+        ValueError: a name is unknown, a scale is not finite or not one of the method's, or adapters are
+            merged.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    ours = [layer for layer in layers if isinstance(layer, EtherLinear)]
-    _check_names(ours, strengths)
+    _check_names(layers, strengths)
     _check_unmerged(layers, "chosen_adapters")
     if not all(map(math.isfinite, strengths.values())):
         raise ValueError(f"chosen_adapters needs finite scales; found {dict(strengths)}")
+    check_strengths(model, strengths)
+    with chosen_others(other_layers(model), strengths), _chosen_ours(layers, strengths):
+        yield
+
+
+@contextmanager
+def _chosen_ours(layers: Sequence[BaseTunerLayer], strengths: Mapping[str, float]) -> Iterator[None]:
+    ours = [layer for layer in layers if isinstance(layer, EtherLinear)]
     # past set_adapter and enable_adapters, which also decide which parameters take gradients
-    disabled = [layer._disable_adapters for layer in layers]
+    disabled = [layer._disable_adapters for layer in ours]
     before = [(layer._active_adapter, layer.scales) for layer in ours]
     try:
-        for layer in layers:
-            layer._disable_adapters = True
         for layer in ours:
             layer._disable_adapters = False
             layer._active_adapter = [name for name in strengths if name in layer.r]  # type: ignore[assignment]
@@ -68,7 +75,7 @@ def chosen_adapters(model: nn.Module, strengths: Mapping[str, float]) -> Iterato
             }
         yield
     finally:
-        for layer, flag in zip(layers, disabled, strict=True):
+        for layer, flag in zip(ours, disabled, strict=True):
             layer._disable_adapters = flag
         for layer, (active, scales) in zip(ours, before, strict=True):
             layer._active_adapter, layer.scales = active, scales
@@ -119,8 +126,8 @@ def _check_mixture(layers: list[EtherLinear], names: Sequence[str | None], scale
     _check_unmerged(layers, "mixed_adapters")
 
 
-def _check_names(layers: list[EtherLinear], names: Iterable[str]) -> None:
-    known = {name for layer in layers for name in layer.r}
+def _check_names(layers: Iterable[BaseTunerLayer], names: Iterable[str]) -> None:
+    known = {name for layer in layers for name in adapters_of(layer)}
     unknown = sorted(set(names) - known)
     if unknown:
         loaded = ", ".join(sorted(known)) or "none"

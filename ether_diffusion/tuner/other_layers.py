@@ -46,7 +46,7 @@ def check_strengths(model: nn.Module, strengths: Mapping[str, float]) -> None:
             continue
         for name in adapters_of(layer):
             if strengths.get(name, 1.0) not in (0.0, 1.0):
-                method = type(layer).__name__.removesuffix("Linear")
+                method = layer.adapter_layer_names[0].partition("_")[0].upper()  # as in oft_R
                 raise ValueError(
                     f"{name} is an adapter of {method}, which has no strengths between or beyond; found "
                     f"{strengths[name]:g}, use 1 as trained or 0 the base"

@@ -1,0 +1,46 @@
+"""Control folders of every method that training saves, with values as after training."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from control_encoders import random_encoder
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from tiny_pipelines import tiny_sd
+
+from ether_diffusion.adapter_file import AdapterMetadata
+from ether_diffusion.control import ControlEncoder
+from ether_diffusion.control.loading import control_files
+from ether_diffusion.training.config import AdapterConfig
+from ether_diffusion.training.methods import adapter_files, adapter_tensors, attach_new, peft_config
+
+METHODS = ("lora", "oft", "hra", "delora", "boft")
+
+
+def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings: Any) -> Any:
+    """Give a UNet an adapter of a method that is far from the identity; return PEFT's configuration."""
+    config = peft_config(AdapterConfig(adapter=method, target_modules="attention", **settings), "unet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what BOFT says of kernels that are not there
+        parameters = attach_new(unet, config, seed=seed, part="unet")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return config
+
+
+def save_method(folder: Path, method: str, **settings: Any) -> tuple[DiffusionPipeline, ControlEncoder]:
+    """Write a control folder as train-control does; return the pipeline in training and the encoder."""
+    pipe = tiny_sd()
+    encoder = random_encoder(pipe.unet, factor=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = control_files(encoder, None)
+    if method != "none":
+        config = adapt(pipe.unet, method, **settings)
+        files = adapter_files(pipe.unet, config, AdapterMetadata(base_model="base", trigger="a photo of sks"))
+        files |= control_files(encoder, adapter_tensors(pipe.unet))
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return pipe, encoder

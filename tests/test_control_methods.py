@@ -1,0 +1,172 @@
+"""Control adapters of every method draw what training draws, weigh in as they can, and go without trace."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from control_encoders import control_images
+from method_adapters import METHODS, save_method
+from tiny_pipelines import tiny_sd
+from torch import Tensor
+from trained_adapters import CONFIGS, save_adapter
+
+from ether_diffusion.control import controlled
+from ether_diffusion.pipelines import EtherControlPipeline, parse_metadata
+from ether_diffusion.pipelines.metadata import KEYWORD
+
+SIDE = 16
+OPTIONS: dict[str, Any] = {
+    "height": SIDE,
+    "width": SIDE,
+    "num_inference_steps": 2,
+    "guidance_scale": 3.0,
+    "output_type": "pt",
+}
+STRENGTHLESS = ("oft", "hra", "boft")
+
+
+def image() -> Tensor:
+    return control_images(1, side=SIDE)[0].mul(255).round().div(255)
+
+
+def empty() -> Any:
+    pipe = EtherControlPipeline.from_pipe(tiny_sd())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def loaded(folder: Path, **options: Any) -> Any:
+    pipe = empty()
+    pipe.load_control_weights(folder, **options)
+    return pipe
+
+
+def draw(pipe: Any, **options: Any) -> Tensor:
+    images: Tensor = pipe("abc", **OPTIONS, seed=7, **options).images
+    return images
+
+
+def drawn_in_training(pipe: Any, encoder: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad(), controlled(pipe.unet, encoder, image()[None]):
+        images: Tensor = pipe("abc", **OPTIONS, generator=torch.Generator().manual_seed(7)).images
+    return images
+
+
+@pytest.mark.parametrize("method", [*METHODS, "none"])
+def test_a_loaded_adapter_draws_what_the_model_in_training_draws(tmp_path: Path, method: str) -> None:
+    expected = drawn_in_training(*save_method(tmp_path, method))
+    pipe = loaded(tmp_path)
+    assert torch.equal(draw(pipe, control_image=image()), expected)
+    assert not torch.allclose(draw(empty()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_that_is_not_activated_changes_nothing_until_it_is_chosen(
+    tmp_path: Path, method: str
+) -> None:
+    expected = drawn_in_training(*save_method(tmp_path, method))
+    base = draw(empty())
+    pipe = loaded(tmp_path, activate=False)
+    assert not pipe.active_adapters
+    assert torch.equal(draw(pipe), base)
+    assert torch.equal(draw(pipe, control_image=image(), adapters={"control": 1.0}), expected)
+    assert torch.equal(draw(pipe, adapters={"control": 0.0}), base)
+    assert torch.equal(draw(pipe), base)
+    pipe.set_adapters(["control"])
+    assert torch.equal(draw(pipe, control_image=image()), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unloading_leaves_the_base_bit_for_bit(tmp_path: Path, method: str) -> None:
+    save_method(tmp_path, method)
+    pipe = empty()
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    modules = dict(pipe.unet.named_modules())
+    pipe.load_control_weights(tmp_path)
+    pipe.load_control_weights(tmp_path, adapter_name="again")
+    pipe.unload("again")
+    assert not pipe.active_adapters
+    pipe.unload("control")
+    assert not pipe.controls
+    assert dict(pipe.unet.named_modules()) == modules
+    after = pipe.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("method", ["lora", "delora"])
+def test_a_strength_multiplies_what_is_added_to_the_weights(tmp_path: Path, method: str) -> None:
+    trained, encoder = save_method(tmp_path, method)
+    name = "lora_B" if method == "lora" else "delora_lambda"
+    with torch.no_grad():
+        for key, parameter in trained.unet.named_parameters():
+            if name in key:
+                parameter.mul_(0.5)
+    expected = drawn_in_training(trained, encoder)
+    pipe = loaded(tmp_path)
+    whole = draw(pipe, control_image=image())
+    half = draw(pipe, control_image=image(), adapters={"control": 0.5})
+    torch.testing.assert_close(half, expected)
+    assert torch.equal(draw(pipe, control_image=image()), whole)
+
+
+def test_a_strength_of_a_lora_is_diffusers_own(tmp_path: Path) -> None:
+    save_method(tmp_path, "lora")
+    pipe = loaded(tmp_path)
+    chosen = draw(pipe, adapters={"control": 0.3})
+    pipe.set_adapters(["control"], [0.3])
+    torch.testing.assert_close(draw(pipe), chosen)
+    assert pipe.adapters_in_use[0].strength == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("method", STRENGTHLESS)
+def test_a_strength_that_a_method_has_not_is_refused(tmp_path: Path, method: str) -> None:
+    save_method(tmp_path, method)
+    pipe = loaded(tmp_path)
+    before = draw(pipe)
+    with pytest.raises(ValueError, match=r"control is an adapter of (OFT|HRA|BOFT), which has no strengths"):
+        draw(pipe, adapters={"control": 0.5})
+    with pytest.raises(ValueError, match="control has no strength that could be set for all calls"):
+        pipe.set_adapters(["control"], [0.5])
+    with pytest.raises(ValueError, match="scale does not reach control"):
+        draw(pipe, cross_attention_kwargs={"scale": 0.5})
+    assert torch.equal(draw(pipe), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_says_which_adapter_made_it(tmp_path: Path, method: str) -> None:
+    save_method(tmp_path, method)
+    pipe = loaded(tmp_path)
+    made = pipe("ab", **OPTIONS | {"output_type": "pil"}, control_image=image(), seed=0).images[0]
+    (use,) = parse_metadata(made.info[KEYWORD], "it").adapters
+    assert (use.name, use.strength) == ("control", 1.0)
+    assert len(use.sha256["unet"]) == 64
+
+
+def test_what_only_adapters_of_ether_can_do_is_refused(tmp_path: Path) -> None:
+    save_method(tmp_path / "lora", "lora")
+    save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
+    pipe = loaded(tmp_path / "lora")
+    with pytest.raises(ValueError, match="control is not of ETHER, whose adapters alone differ by prompt"):
+        pipe(["ab", "cd"], **OPTIONS, adapters=["control", None])
+    with pytest.raises(ValueError, match="control is not of ETHER, and the base's weights would not"):
+        pipe.fuse()
+    with pytest.raises(ValueError, match="already carries an adapter of another method"):
+        pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox")
+    assert pipe.active_adapters == ["control"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_of_another_save_is_refused(tmp_path: Path, method: str) -> None:
+    save_method(tmp_path / "one", method)
+    save_method(tmp_path / "two", method, seed=1)
+    (tmp_path / "one" / "adapter_model.safetensors").write_bytes(
+        (tmp_path / "two" / "adapter_model.safetensors").read_bytes()
+    )
+    pipe = empty()
+    with pytest.raises(ValueError, match="were not saved together"):
+        pipe.load_control_weights(tmp_path / "one")
+    assert not pipe.controls
+    assert not pipe.active_adapters
