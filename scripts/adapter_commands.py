@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ether_diffusion.adapter_file import Adapter
+    from collections.abc import Mapping
+
+    from ether_diffusion.adapter_file.method_reader import AnyAdapter
+    from ether_diffusion.control import ControlEncoder
 
 # The library is imported inside the commands: `ether --help` must not wait for torch.
 
@@ -75,12 +78,21 @@ def _add_adapter_and_base(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.export import read_adapters
+    from ether_diffusion.adapter_file.method_reader import read_any
+    from ether_diffusion.control import holds_control, read_control_folder
 
+    adapters: Mapping[str, AnyAdapter] = {}
+    control: dict[str, dict[str, object]] = {}
+    if holds_control(arguments.adapter):
+        encoder, beside = read_control_folder(arguments.adapter)
+        control["control"] = _encoder_facts(encoder)
+        adapters = {} if beside is None else read_any(arguments.adapter)
+    else:
+        adapters = read_any(arguments.adapter)
     described = {
         component: _described(adapter, Path(arguments.adapter, "" if component == "unet" else component))
-        for component, adapter in read_adapters(arguments.adapter).items()
-    }
+        for component, adapter in adapters.items()
+    } | control
     if arguments.json:
         print(json.dumps(described, indent=2))
         return
@@ -90,17 +102,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
             print(f"  {name.replace('_', ' ')}: {_shown(value)}")
 
 
-def _described(adapter: "Adapter", folder: Path) -> dict[str, object]:
+def _described(adapter: "AnyAdapter", folder: Path) -> dict[str, object]:
     from ether_diffusion.adapter_file.content_hash import content_hash
 
-    config, metadata = adapter.config, adapter.metadata
+    metadata = adapter.metadata
     file = folder / "adapter_model.safetensors"
     return {
-        "variant": config.variant,
-        "sides": config.sides,
-        "num_blocks": config.num_blocks,
-        "num_blocks_pattern": dict(config.num_blocks_pattern),
-        "projections": len(adapter.projections()),
+        **_form(adapter),
         "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
         "sha256": content_hash(adapter.tensors),
         "trigger": metadata.trigger,
@@ -108,6 +116,36 @@ def _described(adapter: "Adapter", folder: Path) -> dict[str, object]:
         "base_fingerprint": None if metadata.base_fingerprint is None else metadata.base_fingerprint.id,
         "training": dict(metadata.training),
         "file_bytes": file.stat().st_size if file.is_file() else None,
+    }
+
+
+def _form(adapter: "AnyAdapter") -> dict[str, object]:
+    from ether_diffusion.adapter_file.method_reader import MethodAdapter
+
+    if isinstance(adapter, MethodAdapter):
+        return {
+            "method": adapter.method.title,
+            "settings": dict(adapter.config.settings),
+            "projections": len(adapter.modules()),
+        }
+    config = adapter.config
+    return {
+        "variant": config.variant,
+        "sides": config.sides,
+        "num_blocks": config.num_blocks,
+        "num_blocks_pattern": dict(config.num_blocks_pattern),
+        "projections": len(adapter.projections()),
+    }
+
+
+def _encoder_facts(encoder: "ControlEncoder") -> dict[str, object]:
+    from ether_diffusion.adapter_file.content_hash import content_hash
+
+    return {
+        "control_type": encoder.config.control_type,
+        "scale_factor": encoder.config.scale_factor,
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "sha256": content_hash(encoder.state_dict()),
     }
 
 

@@ -61,7 +61,7 @@ def open_with_adapters(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for name, adapter in adapters.items():
-            load = pipeline.load_control_weights if name in controls else pipeline.load_ether_weights
+            load = pipeline.load_control_weights if name in controls else pipeline.load_adapter_weights
             load(adapter, adapter_name=name, activate=False)
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         logger.warning("%s", message)

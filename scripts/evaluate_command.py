@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ether_diffusion.scripts.chosen_adapters import metadata_of, read_one
 from ether_diffusion.scripts.drawing import (
     find_device,
     hush_libraries,
@@ -160,12 +161,14 @@ def _draw_and_measure(
     """Draw what is asked for and return its report, with the pictures as files where these are wanted."""
     from ether_diffusion.base import open_base
     from ether_diffusion.evaluation.protocol import draw_samples, report_drawn
-    from ether_diffusion.export import read_adapters
     from ether_diffusion.pipelines.schedulers import check_scheduler
 
     prompts = read_prompts(arguments.prompts, "--prompts")
     (name,) = adapter_names([arguments.adapter])
-    known = [next(iter(read_adapters(arguments.adapter).values())).metadata]
+    chosen = read_one(arguments.adapter, wants_control=False)
+    if chosen is None:
+        raise ValueError(f"{arguments.adapter} is a control encoder by itself; give --control_pairs")
+    known = metadata_of([chosen])
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     base = open_base(_base_name(arguments, known))

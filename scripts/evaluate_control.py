@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ether_diffusion.scripts.chosen_adapters import metadata_of
 from ether_diffusion.scripts.drawing import find_device, open_with_adapters, show_progress
 from ether_diffusion.scripts.generate_request import adapter_names, base_name, read_size
 
@@ -96,11 +97,9 @@ def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, b
 def _draw(
     arguments: argparse.Namespace, pairs: "Sequence[ControlPair]", device: "torch.device"
 ) -> "tuple[dict[str, list[Sample]], ControlYardsticks, dict[str, Json]]":
-    from ether_diffusion.adapter_file.source import CONFIG_NAME, find_source
     from ether_diffusion.base import open_base
-    from ether_diffusion.control import read_control
+    from ether_diffusion.control import read_control_folder
     from ether_diffusion.evaluation.control_protocol import check_maps, draw_pairs
-    from ether_diffusion.export import read_adapters
     from ether_diffusion.pipelines.in_use import loaded_adapters
     from ether_diffusion.pipelines.schedulers import check_scheduler
     from ether_diffusion.scripts.evaluate_request import is_tiny_world
@@ -108,10 +107,8 @@ def _draw(
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     (name,) = adapter_names([arguments.adapter])
-    encoder = read_control(arguments.adapter)
-    known = []
-    if find_source(arguments.adapter, revision=None, local_files_only=False).holds(None, CONFIG_NAME):
-        known = [next(iter(read_adapters(arguments.adapter).values())).metadata]
+    encoder, chosen = read_control_folder(arguments.adapter)
+    known = metadata_of([chosen])
     base = open_base(base_name(argparse.Namespace(base=arguments.base, adapter=[arguments.adapter]), known))
     drawing = _plan(arguments, base)
     kind = arguments.control_type or encoder.config.control_type

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ether_diffusion.scripts.chosen_adapters import check_strengths, metadata_of, read_chosen
 from ether_diffusion.scripts.drawing import (
     find_device,
     hush_libraries,
@@ -19,7 +20,6 @@ from ether_diffusion.scripts.generate_request import (
     detect_control,
     read_control_use,
     read_detector,
-    read_metadata,
     read_sampling,
 )
 
@@ -111,9 +111,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     from ether_diffusion.pipelines.schedulers import check_scheduler
 
     names = adapter_names(arguments.adapter)
-    known = read_metadata(arguments)
+    chosen = read_chosen(arguments)
+    known = metadata_of(chosen)
     sampling = read_sampling(arguments, names, known)
-    control, controls = read_control_use(arguments, names)
+    check_strengths(sampling, names, chosen)
+    control, controls = read_control_use(arguments, names, chosen)
     check_output(arguments, sampling)
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)

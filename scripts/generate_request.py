@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ether_diffusion.adapter_file import AdapterMetadata
+    from ether_diffusion.adapter_file.method_reader import AnyAdapter
     from ether_diffusion.control import Detector
     from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 
@@ -25,15 +26,6 @@ def adapter_names(adapters: list[str]) -> list[str]:
         numbered = (plain if n == 1 else f"{plain}_{n}" for n in range(1, len(adapters) + 1))
         names.append(next(name for name in numbered if name not in names))
     return names
-
-
-def read_metadata(arguments: argparse.Namespace) -> "list[AdapterMetadata]":
-    """Read the adapters before anything slow, so that a bad one costs no time."""
-    from ether_diffusion.export import read_adapters
-
-    if arguments.base is None and not arguments.adapter:
-        raise ValueError("found neither --base nor --adapter; give the base to draw with")
-    return [next(iter(read_adapters(adapter).values())).metadata for adapter in arguments.adapter]
 
 
 def read_sampling(
@@ -65,7 +57,7 @@ def read_sampling(
 
 
 def read_control_use(
-    arguments: argparse.Namespace, names: list[str]
+    arguments: argparse.Namespace, names: list[str], chosen: "list[AnyAdapter | None]"
 ) -> "tuple[ControlUse | None, tuple[str, ...]]":
     """Return the control image, and the name of the adapter that follows it.
 
@@ -88,6 +80,8 @@ def read_control_use(
             )
         read_detector(arguments)
         for name in following:
+            if chosen[names.index(name)] is None:
+                raise ValueError(f"{name} is a control encoder by itself; give --control_image")
             logger.warning("%s follows a control image, and there is none; give --control_image", name)
         return None, ()
     if len(following) != 1:

@@ -1,5 +1,6 @@
 """`ether generate --control_image`: pictures that follow an image, and sentences for what cannot."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -7,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from control_encoders import random_encoder
+from method_adapters import save_method
 from PIL import Image
 from test_generate import generate, pixels, said
 from tiny_pipelines import tiny_sd
 from trained_adapters import CONFIGS, save_adapter, train
 
 from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter
-from ether_diffusion.control import control_image_sha256, save_control
+from ether_diffusion.control import control_image_sha256, read_control, save_control
 from ether_diffusion.pipelines import EtherControlPipeline
+from ether_diffusion.scripts import ether
 
 
 @pytest.fixture
@@ -114,6 +117,70 @@ def test_a_detector_of_another_type_than_was_trained_with_is_said(
     command = ["--adapter", "follow", "--control_image", "map.png", "--control_detector", "canny"]
     assert generate(*command, "--output", "x.png") == 0
     assert "follow was trained to follow images of type silhouette, not canny" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["lora", "boft", "none"])
+def test_a_control_adapter_of_another_method_draws_as_the_pipeline_does(work: Path, method: str) -> None:
+    save_method(work / "other", method)
+    command = ["--adapter", "other", "--control_image", "map.png", "--base", "base", "--base_beside"]
+    assert generate(*command, "--output", "x") == 0
+    pipe = EtherControlPipeline.from_pretrained(work / "base")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_control_weights(work / "other")
+    options = {"num_inference_steps": 2, "guidance_scale": 2, "width": 16, "height": 16, "seed": 0}
+    with Image.open("map.png") as image:
+        expected = pipe("abc", control_image=image, **options).images[0]
+    assert np.array_equal(pixels(Path("x/prompt1_seed0_other1.png")), np.asarray(expected))
+    pipe.unload()
+    assert np.array_equal(
+        pixels(Path("x/prompt1_seed0_base.png")), np.asarray(pipe("abc", **options).images[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "words"),
+    [
+        ("oft", ["--strength", "0.5"], "other is an adapter of OFT, which has no strengths"),
+        ("none", ["--strength", "0.5"], "use --control_strength, not --strength"),
+        (
+            "lora",
+            ["--adapter", "cat"],
+            "adapters of two methods do not work together; found other (LoRA), cat",
+        ),
+    ],
+)
+def test_what_a_method_cannot_do_is_said_before_anything_is_loaded(
+    work: Path, method: str, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_method(work / "other", method)
+    command = ["--adapter", "other", "--control_image", "map.png", "--base", "nowhere"]
+    assert generate(*command, *flags, "--output", "x.png") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_encoder_by_itself_without_an_image_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_method(work / "other", "none")
+    assert generate("--adapter", "other", "--base", "base", "--output", "x.png") == 2
+    assert "other is a control encoder by itself; give --control_image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["hra", "none"])
+def test_inspect_tells_of_the_adapter_and_the_encoder(
+    work: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_method(work / "other", method)
+    assert ether.main(["inspect", "other", "--json"]) == 0
+    said_of = json.loads(capsys.readouterr().out)
+    assert said_of["control"]["scale_factor"] == 1
+    assert said_of["control"]["parameters"] == sum(p.numel() for p in read_control("other").parameters())
+    if method == "none":
+        assert list(said_of) == ["control"]
+    else:
+        assert (said_of["unet"]["method"], said_of["unet"]["settings"]) == ("HRA", {"r": 4})
+        saved = json.loads(Path("other/control_config.json").read_text())
+        assert said_of["unet"]["sha256"] == saved["adapter_sha256"]
 
 
 @pytest.mark.parametrize(

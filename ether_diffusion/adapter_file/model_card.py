@@ -25,12 +25,21 @@ Pictures = Sequence[tuple[str, str]]
 """Prompts, and the paths of what was drawn from them, relative to the card."""
 
 
+CONTROL_PIPELINE, XL_CONTROL_PIPELINE = "EtherControlPipeline", "EtherControlXLPipeline"
+
+
 def model_card(
-    adapter: Adapter, *, has_lora_export: bool, pictures: Pictures = (), evaluation: Sequence[str] = ()
+    adapter: Adapter,
+    *,
+    has_lora_export: bool,
+    pictures: Pictures = (),
+    evaluation: Sequence[str] = (),
+    control: str | None = None,
 ) -> str:
     """Return the README.md of an ETHER adapter: YAML for the Hub, the trigger, how to load, pictures.
 
-    evaluation are lines of Markdown on what was measured.
+    evaluation are lines of Markdown on what was measured; control is the pipeline of ours that takes the
+    adapter with the control encoder beside it, where there is one.
     """
     metadata, config = adapter.metadata, adapter.config
     base_model = metadata.base_model or config.base_model_name_or_path
@@ -41,9 +50,15 @@ def model_card(
         f"{len(adapter.projections())} projections for {_shown_base(base_model)}: sides `{config.sides}`, "
         f"{config.num_blocks} blocks."
     )
-    example = _example(base_model or "path or Hub id of the base", is_for_text=is_for_text)
-    lines = [f"# {method} adapter", "", intro, "", *_trigger(metadata)]
-    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export), *_evaluation(evaluation)]
+    named = base_model or "path or Hub id of the base"
+    example = (
+        _example(named, is_for_text=is_for_text)
+        if control is None
+        else _control_example(named, control, metadata)
+    )
+    lines = [f"# {method} adapter", "", intro, "", *_follows(control), *_trigger(metadata)]
+    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export, control)]
+    lines += _evaluation(evaluation)
     if metadata.base_fingerprint is not None:
         lines += [f"Fingerprint of the base: `{metadata.base_fingerprint.id}`.", ""]
     tags = ["ether"] if is_for_text else ["ether", "text-to-image", "diffusers"]
@@ -57,8 +72,9 @@ def plain_card(
     has_lora_export: bool,
     pictures: Pictures = (),
     evaluation: Sequence[str] = (),
+    control: str | None = None,
 ) -> str:
-    """Return the README.md of an adapter of another of PEFT's methods for a UNet."""
+    """Return the README.md of an adapter of another of PEFT's methods for a UNet; see `model_card`."""
     intro = f"A {method} adapter in PEFT's layout for {_shown_base(metadata.base_model)}."
     name = json.dumps(metadata.base_model or "path or Hub id of the base")
     example = (
@@ -67,10 +83,46 @@ def plain_card(
         f"pipe = DiffusionPipeline.from_pretrained({name})\n"
         'pipe.unet = PeftModel.from_pretrained(pipe.unet, "path or Hub id of this adapter")'
     )
-    lines = [f"# {method} adapter", "", intro, "", *_trigger(metadata)]
-    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export), *_evaluation(evaluation)]
+    if control is not None:
+        example = _control_example(metadata.base_model or "path or Hub id of the base", control, metadata)
+    lines = [f"# {method} adapter", "", intro, "", *_follows(control), *_trigger(metadata)]
+    lines += ["## Use", "", _fenced(example, "python"), "", *_lora(has_lora_export, control)]
+    lines += _evaluation(evaluation)
     tags = [method.lower(), "text-to-image", "diffusers"]
     return _finished(metadata, metadata.base_model, lines, pictures, tags)
+
+
+def encoder_card(
+    metadata: AdapterMetadata,
+    *,
+    pictures: Pictures = (),
+    evaluation: Sequence[str] = (),
+    control: str = CONTROL_PIPELINE,
+) -> str:
+    """Return the README.md of a control encoder by itself; see `model_card`."""
+    intro = f"A control encoder for {_shown_base(metadata.base_model)}, which it leaves as it is."
+    example = _control_example(metadata.base_model or "path or Hub id of the base", control, metadata)
+    lines = ["# Control encoder", "", intro, "", *_follows(control), *_trigger(metadata)]
+    lines += ["## Use", "", _fenced(example, "python"), "", *_evaluation(evaluation)]
+    tags = ["control-encoder", "text-to-image", "diffusers"]
+    return _finished(metadata, metadata.base_model, lines, pictures, tags)
+
+
+def _follows(control: str | None) -> list[str]:
+    told = "Pictures follow a control image: it says where things are, the prompt what they are."
+    return [] if control is None else [told, ""]
+
+
+def _control_example(base_model: str, pipeline: str, metadata: AdapterMetadata) -> str:
+    prompt = json.dumps(metadata.trigger or "what the picture shows", ensure_ascii=False)
+    return (
+        "from PIL import Image\n"
+        f"from ether_diffusion.pipelines import {pipeline}\n\n"
+        f"pipe = {pipeline}.from_pretrained({json.dumps(base_model)})\n"
+        'pipe.load_control_weights("path or Hub id of this adapter")\n'
+        'where = Image.open("control image, of the proportions of the picture")\n'
+        f"picture = pipe({prompt}, control_image=where).images[0]"
+    )
 
 
 def _finished(
@@ -122,9 +174,11 @@ def _evaluation(lines: Sequence[str]) -> list[str]:
     return ["## Evaluation", "", *lines, ""] if lines else []
 
 
-def _lora(has_lora_export: bool) -> list[str]:
+def _lora(has_lora_export: bool, control: str | None) -> list[str]:
     lora = 'pipe.load_lora_weights("path or Hub id of this adapter")'
     heading = "As LoRA, without ether-diffusion:"
+    if control is not None:
+        heading = "As LoRA, without ether-diffusion and without the control image:"
     return [heading, "", _fenced(lora, "python"), ""] if has_lora_export else []
 
 

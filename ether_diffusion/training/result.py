@@ -16,7 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import AdapterMetadata, load_ether, read_adapter
-from ether_diffusion.adapter_file.model_card import is_ours, model_card, plain_card
+from ether_diffusion.adapter_file.model_card import (
+    CONTROL_PIPELINE,
+    XL_CONTROL_PIPELINE,
+    encoder_card,
+    is_ours,
+    model_card,
+    plain_card,
+)
 from ether_diffusion.adapter_file.models import shareable_name
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX, safetensors_bytes
@@ -224,21 +231,27 @@ def write_card(
     step: int | None = None,
     evaluation: Sequence[str] = (),
 ) -> None:
-    """Write README.md, unless somebody edited the one that is there; evaluation are lines on it.
-
-    An encoder by itself has none.
-    """
+    """Write README.md, unless somebody edited the one that is there; evaluation are lines on it."""
     path = folder / CARD_NAME
     if path.exists() and not is_ours(path):
         logger.info("left %s as it is: it was edited", path)
         return
     has_export = (folder / EXPORT_NAME).exists()
     config = run.checked.config
+    is_xl = run.checked.base.family == "sdxl"
+    control = None if run.trainer.control is None else XL_CONTROL_PIPELINE if is_xl else CONTROL_PIPELINE
     if not run.trainer.parts:
-        return
-    if _is_ether(run.trainer.parts):
+        assert control is not None, "nothing was trained"
+        text = encoder_card(
+            metadata_of_run(run, step), pictures=pictures, evaluation=evaluation, control=control
+        )
+    elif _is_ether(run.trainer.parts):
         text = model_card(
-            read_adapter(folder), has_lora_export=has_export, pictures=pictures, evaluation=evaluation
+            read_adapter(folder),
+            has_lora_export=has_export,
+            pictures=pictures,
+            evaluation=evaluation,
+            control=control,
         )
     else:
         text = plain_card(
@@ -247,6 +260,7 @@ def write_card(
             has_lora_export=has_export,
             pictures=pictures,
             evaluation=evaluation,
+            control=control,
         )
     write_files(folder, {CARD_NAME: text.encode()})
 
