@@ -100,7 +100,7 @@ CLAIMS: tuple[Claim, ...] = (
         subject_claims.bounded_distance,
     ),
     Claim(
-        "pictures survive ETHER+ at full strength, and not OFT", "Fig. 3", subject_claims.random_transforms
+        "pictures survive ETHER+ at any strength, and not OFT", "Fig. 3", subject_claims.random_transforms
     ),
     Claim(
         "hyperspherical energy is kept by OFT and ETHER, and changed most by ETHER+",
