@@ -99,9 +99,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Fig. 4",
         subject_claims.bounded_distance,
     ),
-    Claim(
-        "pictures survive ETHER+ at any strength, and not OFT", "Fig. 3", subject_claims.random_transforms
-    ),
+    Claim("pictures survive ETHER+ at any strength, and not OFT", "Fig. 3", subject_claims.random_transforms),
     Claim(
         "hyperspherical energy is kept by OFT and ETHER, and changed most by ETHER+",
         "Fig. 7",
