@@ -5,7 +5,7 @@ from html import escape
 import gradio as gr
 
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs import compare, control, create, history, train
+from ether_diffusion.ui.tabs import compare, control, create, history, library, train
 from ether_diffusion.ui.tabs.create import CreateParts
 from ether_diffusion.ui.tabs.parts import TabParts
 from ether_diffusion.ui.wiring import handler
@@ -25,6 +25,7 @@ def build_app(studio: Studio) -> gr.Blocks:
                 compare.build(studio),
                 train.build(studio),
                 control.build(studio),
+                library.build(studio),
                 history.build(studio),
             ]
         _tie(app, tabs, create_parts, [create_parts, *others])

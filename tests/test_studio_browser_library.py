@@ -1,0 +1,186 @@
+"""Journeys through Library in a real browser: look, name, fetch, add and delete."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from browser import (
+    RunningStudio,
+    needs_browser,
+    open_page,
+    running_browser,
+    running_studio,
+    serious_findings,
+)
+from control_encoders import random_encoder
+from playwright.sync_api import Browser, Locator, Page, expect
+from safetensors.torch import load_file
+from studio_files import save_tiny_world_adapter
+from studio_folders import add, make_adapters
+
+from ether_diffusion.base import open_base
+from ether_diffusion.control import save_control
+from ether_diffusion.pipelines.opening import open_pipeline
+from ether_diffusion.ui.studio import Studio
+
+pytestmark = needs_browser
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    """A studio with fox, follow with control, lines of control alone, odd and alien of other bases."""
+    folder = tmp_path_factory.mktemp("library")
+    make_adapters(folder / "made")
+    base = open_base("tiny_world")
+    encoder = random_encoder(base.load_unet(), factor=base.vae_scale_factor)
+    save_control(folder / "made" / "lines", encoder)
+    add(Studio(folder / "studio"), folder / "made", "fox", "follow", "lines", "odd", "alien")
+    with running_studio(folder / "studio") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, studio: RunningStudio) -> Iterator[Page]:
+    with open_page(browser, studio.url) as opened:
+        open_library(opened)
+        yield opened
+
+
+def open_library(page: Page) -> None:
+    page.get_by_role("tab", name="Library").click()
+    expect(page.locator("#library-cards .card").first).to_be_visible()
+
+
+def card(page: Page, name: str) -> Locator:
+    return page.locator("#library-cards .card").filter(has=page.get_by_text(name, exact=True))
+
+
+def choose(page: Page, name: str) -> None:
+    card(page, name).click()
+    expect(page.locator("#library-head h2")).to_have_text(name)
+    expect(card(page, name)).to_have_attribute("aria-pressed", "true")
+
+
+def fetch(page: Page, button: str, target: Path) -> Path:
+    with page.expect_download() as caught:
+        page.locator(f"#{button}").click()
+    caught.value.save_as(target / caught.value.suggested_filename)
+    return target / caught.value.suggested_filename
+
+
+def test_an_adapter_is_added_named_fetched_and_deleted(
+    page: Page, studio: RunningStudio, tmp_path: Path
+) -> None:
+    made = save_tiny_world_adapter(tmp_path / "made", seed=3)
+    files = [made / "adapter_model.safetensors", made / "adapter_config.json"]
+    page.locator("#library-drop input[type=file]").set_input_files(files)
+    expect(page.locator("#library-head h2")).to_have_text("a sks animal")
+    expect(page.locator("#library-head")).to_contain_text("200")
+    page.locator("#library-name input, #library-name textarea").first.fill("Grandma's <b>fox</b> 狐")
+    page.locator("#library-rename").click()
+    name = "Grandma's <b>fox</b> 狐"
+    expect(page.locator("#library-head h2")).to_have_text(name)
+    expect(card(page, name)).to_be_visible()
+    archive = fetch(page, "library-zip", tmp_path)
+    assert archive.name == "Grandma-s-b-fox-b.zip"
+    lora = load_file(fetch(page, "library-lora", tmp_path))
+    pipeline = open_pipeline(open_base("tiny_world"), device=torch.device("cpu"), dtype=torch.float32)
+    pipeline.load_lora_weights(lora)  # of stock diffusers
+    page.locator("#library-delete").click()
+    expect(page.locator("#library-question")).to_contain_text(f"Delete {name}?")
+    page.locator("#library-delete-not").click()
+    expect(page.locator("#library-question")).to_be_hidden()
+    page.locator("#library-delete").click()
+    page.locator("#library-delete-now").click()
+    expect(page.locator("#library-detail")).to_be_hidden()
+    expect(card(page, name)).to_have_count(0)
+    page.locator("#library-drop input[type=file]").set_input_files(archive)
+    expect(card(page, name)).to_be_visible()
+    added = Studio(studio.folder).library.cards()[0]
+    assert added.name == name
+    before = load_file(made / "adapter_model.safetensors")
+    after = load_file(studio.folder / "adapters" / added.id / "adapter_model.safetensors")
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "mark"), [("odd", "For other weights"), ("alien", "For another base")])
+def test_an_adapter_of_another_base_is_shown_as_such_and_cannot_be_used(
+    page: Page, name: str, mark: str
+) -> None:
+    expect(card(page, name).locator(".mark")).to_have_text(mark)
+    choose(page, name)
+    expect(page.locator("#library-head")).to_contain_text("cannot be used with this studio's base")
+    expect(page.locator("#library-use")).to_be_hidden()
+    expect(page.locator("#library-lora")).to_be_hidden()
+    page.get_by_role("tab", name="Create").click()
+    page.locator("#create-adapters input").click()
+    expect(page.get_by_role("option", name="fox", exact=True)).to_be_visible()
+    expect(page.get_by_role("option", name=name, exact=True)).to_have_count(0)
+
+
+@pytest.mark.parametrize("name", ["follow", "lines"])
+def test_an_adapter_that_follows_control_images_is_shown_as_such(
+    page: Page, name: str, tmp_path: Path
+) -> None:
+    expect(card(page, name).locator(".mark")).to_have_text("Control")
+    choose(page, name)
+    expect(page.locator("#library-head")).to_contain_text("It follows a control image")
+    expect(page.locator("#library-lora")).to_be_hidden()
+    assert fetch(page, "library-zip", tmp_path).name == f"{name}.zip"
+
+
+def test_an_adapter_goes_to_create_with_its_words(page: Page) -> None:
+    choose(page, "fox")
+    page.locator("#library-use").click()
+    expect(page.locator("#create-prompt textarea")).to_be_visible()
+    expect(page.locator("#create-prompt textarea")).to_have_value("a photo of sks fox")
+    expect(page.get_by_label("Strength of fox").first).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"x.zip": b"PK\x03\x04 but no zip"}, "zip"),
+        ({"adapter_model.safetensors": b"x"}, "no whole adapter"),
+        (
+            {"adapter_model.safetensors": b"x" * 99, "adapter_config.json": b"{}"},
+            "it is not an adapter of this kind",
+        ),
+    ],
+)
+def test_an_upload_that_is_no_adapter_is_refused_in_words(
+    page: Page, studio: RunningStudio, tmp_path: Path, files: dict[str, bytes], words: str
+) -> None:
+    before = sorted((studio.folder / "adapters").iterdir())
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    page.locator("#library-drop input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
+    expect(page.locator(".toast-body").first).to_contain_text(words)
+    expect(page.locator(".toast-body").first).not_to_contain_text(str(studio.folder))
+    assert sorted((studio.folder / "adapters").iterdir()) == before
+
+
+@pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, studio: RunningStudio, phone: bool, scheme: str) -> None:
+    with open_page(browser, studio.url, phone=phone, scheme=scheme) as page:  # type: ignore[arg-type]
+        open_library(page)
+        choose(page, "odd")
+        page.locator("#library-delete").click()
+        expect(page.locator("#library-delete-now")).to_be_visible()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(400)
+        assert serious_findings(page) == []
+
+
+def test_the_keyboard_alone_chooses_an_adapter(page: Page) -> None:
+    card(page, "fox").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#library-head h2")).to_have_text("fox")
