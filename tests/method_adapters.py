@@ -20,7 +20,8 @@ METHODS = ("lora", "oft", "hra", "delora", "boft")
 
 def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings: Any) -> Any:
     """Give a UNet an adapter of a method that is far from the identity; return PEFT's configuration."""
-    config = peft_config(AdapterConfig(adapter=method, target_modules="attention", **settings), "unet")
+    values: Any = {"adapter": method, "target_modules": "attention", **settings}
+    config = peft_config(AdapterConfig(**values), "unet")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what BOFT says of kernels that are not there
         parameters = attach_new(unet, config, seed=seed, part="unet")

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import training_runs
@@ -17,6 +18,7 @@ from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.base import open_base
 from ether_diffusion.control import load_control, new_encoder, read_control
 from ether_diffusion.options import OptionsError
+from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.training.config import ControlRunConfig, DreamBoothConfig
 from ether_diffusion.training.config.files import read_config_file
 from ether_diffusion.training.randomness import stream
@@ -137,6 +139,53 @@ def test_other_methods_train_the_encoder_beside_them_and_load(tmp_path: Path, me
     found = method_tensors(unet, "control")
     assert found.keys() == saved.keys()
     assert all(torch.equal(found[name], saved[name]) for name in saved)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("method", ["ether_plus", "lora", "oft", "hra", "delora", "boft", "none"])
+def test_the_loaded_pipeline_draws_the_last_validation_images(tmp_path: Path, method: str) -> None:
+    config(tmp_path)
+    image = Image.new("RGB", (16, 16), (255, 0, 0))
+    image.save(tmp_path / "drawn.png")
+    flags: dict[str, Json] = {
+        "adapter": method,
+        "validation_prompt": ["a cat"],
+        "validation_image": [str(tmp_path / "drawn.png")],
+        "num_validation_images": 1,
+        "validation_num_inference_steps": 2,
+        "validation_guidance_scale": 3.0,
+        "max_train_steps": 2,
+        "learning_rate": 0.01,
+    }
+    folder = trained(tmp_path, **flags)
+    pipe = EtherControlPipeline.from_pretrained(tmp_path / "base")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_control_weights(folder)
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "width": 8, "height": 8, "seed": 0}
+    found = pipe("a cat", control_image=image, **options).images[0]
+    with Image.open(folder / "samples" / "final" / "prompt-00_seed-0.png") as last:
+        expected = np.asarray(last.convert("RGB"))
+    assert np.array_equal(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize("method", ["ether_plus", "lora", "none"])
+def test_the_card_shows_how_to_load_adapter_and_encoder(tmp_path: Path, method: str) -> None:
+    training_runs.write_base(tmp_path / "base", is_xl=method == "none")
+    folder = trained(tmp_path, adapter=method, max_train_steps=1)
+    card = (folder / "README.md").read_text()
+    name = "EtherControlXLPipeline" if method == "none" else "EtherControlPipeline"
+    assert f"pipe = {name}.from_pretrained(" in card
+    assert "pipe.load_control_weights(" in card
+    assert "load_ether" not in card
+    assert "PeftModel" not in card
+    code = card.partition("```python\n")[2].partition("\n```")[0]
+    place = tmp_path / "control.png"
+    Image.new("RGB", (16, 16)).save(place)
+    code = code.replace("path or Hub id of this adapter", str(folder)).replace('("base")', "(base)")
+    code = code.replace("control image, of the proportions of the picture", str(place))
+    names: dict[str, Any] = {"base": tmp_path / "base"}
+    exec(code.replace("control_image=where", "control_image=where, num_inference_steps=1"), names)
+    assert names["picture"].size == (8, 8)
 
 
 def test_encoder_only_trains_and_saves_the_encoder_alone(tmp_path: Path) -> None:
