@@ -69,7 +69,7 @@ def test_the_snippet_of_the_pipelines_draws_weighs_and_gives_the_base_back(
 def test_every_flag_of_the_readmes_training_commands_exists() -> None:
     blocks = re.findall(r"^    (?:train-dreambooth|accelerate launch).*?\n\n", README, flags=re.M | re.S)
     given = {flag for block in blocks for flag in re.findall(r"(?<=--)\w+", block)} - {"nproc_per_node"}
-    section = README[README.index("## Your own photos") : README.index("## Pipelines")]
+    section = README[README.index("## Your own photos") : README.index("## The studio")]
     mentioned = set(re.findall(r"`--(\w+)", section)) - {"nproc_per_node"}
     known = {name for action in dreambooth_parser()._actions for name in action.option_strings}
     assert len(blocks) == 3
