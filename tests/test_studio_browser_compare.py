@@ -25,6 +25,8 @@ from ether_diffusion.ui.studio import Studio
 
 pytestmark = needs_browser
 LONG_MS = 4 * WAIT_MS
+CUT_OFF = ("signal is aborted", "Connection errored out")
+"""What Gradio prints where a reload cuts off what was on its way."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, studio: RunningStudio) -> Iterator[Page]:
-    with open_page(browser, studio.url) as opened:
+    with open_page(browser, studio.url, allowed=CUT_OFF) as opened:
         opened.get_by_role("tab", name="Compare").click()
         yield opened
 

@@ -101,7 +101,7 @@ def test_a_table_has_a_column_per_choice_or_else_per_seed() -> None:
     assert labels.columns == ("Base", "Fox 0.5", "Fox 1")
     assert labels.rows == ("a · seed 1", "a · seed 2", "b · seed 1", "b · seed 2")
     alone = labels_of(GridRequest(("a",), seeds=(1, 2)), {})
-    assert (alone.rows, alone.columns) == (("",), ("seed 1", "seed 2"))
+    assert (alone.rows, alone.columns) == (("",), ("Seed 1", "Seed 2"))
 
 
 def test_names_and_prompts_are_escaped_in_the_table() -> None:

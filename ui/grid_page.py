@@ -30,12 +30,14 @@ class Labels:
 def labels_of(request: GridRequest, names: Mapping[str, str]) -> Labels:
     """Return the labels: a column per choice; with one choice, a column per seed. `names` are adapters'."""
     prompts = [printable(prompt, _SHOWN) for prompt in request.prompts]
-    seeds = [f"seed {seed}" for seed in request.seeds]
+    seeds = [f"Seed {seed}" for seed in request.seeds]
     if len(request.choices) == 1 and len(seeds) > 1:
         return Labels(tuple(prompts if len(prompts) > 1 else [""]), tuple(seeds))
     columns = [_choice(choice, names) for choice in request.choices]
-    lead = [f"{prompt} · " for prompt in prompts] if len(prompts) > 1 else [""]
-    return Labels(tuple(f"{prompt}{seed}" for prompt in lead for seed in seeds), tuple(columns))
+    rows = (
+        [f"{prompt} · {seed.lower()}" for prompt in prompts for seed in seeds] if len(prompts) > 1 else seeds
+    )
+    return Labels(tuple(rows), tuple(columns))
 
 
 def _choice(choice: Mapping[str, float], names: Mapping[str, str]) -> str:
@@ -44,11 +46,11 @@ def _choice(choice: Mapping[str, float], names: Mapping[str, str]) -> str:
 
 def grid_html(labels: Labels, cells: Sequence[SavedPicture], *, is_running: bool, is_small: bool) -> str:
     """Return the table: done cells are buttons that carry their number, the next one is being drawn."""
-    head = "".join(f'<th scope="col">{escape(_capital(label))}</th>' for label in labels.columns)
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels.columns)
     width, rows = len(labels.columns), []
     for index, label in enumerate(labels.rows):
         if label:
-            words = escape(_capital(label))
+            words = escape(label)
             rows.append(
                 f'<tr class="row-label"><th scope="rowgroup" colspan="{width}"><span>{words}</span></th></tr>'
             )
@@ -62,12 +64,8 @@ def grid_html(labels: Labels, cells: Sequence[SavedPicture], *, is_running: bool
     )
 
 
-def _capital(label: str) -> str:
-    return label[:1].upper() + label[1:]
-
-
 def _cell(labels: Labels, cells: Sequence[SavedPicture], number: int, is_running: bool) -> str:
-    label = escape(_capital(labels.of(number)), quote=True)
+    label = escape(labels.of(number), quote=True)
     if number < len(cells):
         # relative, so that it holds behind a proxy, too
         source = f"gradio_api/file={quote(str(cells[number].path))}"
@@ -79,9 +77,7 @@ def _cell(labels: Labels, cells: Sequence[SavedPicture], number: int, is_running
     if is_running:
         words = "drawing …" if number == len(cells) else "waiting"
     state = "now" if words == "drawing …" else "later"
-    return (
-        f'<td><div class="cell {state}"><span>{escape(_capital(labels.of(number)))}</span>{words}</div></td>'
-    )
+    return f'<td><div class="cell {state}"><span>{escape(labels.of(number))}</span>{words}</div></td>'
 
 
 def cost_words(cost: GridCost) -> str:

@@ -40,7 +40,7 @@ def paper_of(control_type: str | None) -> Paper:
     if control_type == "palette":
         groups = (("Things", OBJECT_CLASSES), ("Places", BACKGROUND_CLASSES))
         coloured = tuple((title, {name: PALETTE[name] for name in names}) for title, names in groups)
-        return Paper("palette", coloured, "plain")
+        return Paper("palette", coloured, "beach")
     thing = {"silhouette": "subject", "edges": "line", "canny": "line"}.get(control_type or "", "white")
     return Paper("mask", (("Draw with", {thing: _WHITE, "nothing": _BLACK}),), "nothing")
 

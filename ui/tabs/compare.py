@@ -64,8 +64,8 @@ class CompareTab:
                 self.status = gr.HTML(visible=False, elem_id="compare-status")
                 self.grid = gr.HTML(EMPTY, js_on_load=ON_CLICK, elem_id="compare-grid")
                 with gr.Row(visible=False, elem_classes="tool-row") as self.files:
-                    self.sheet = gr.DownloadButton("Download sheet", elem_id="compare-sheet")
-                    self.manifest = gr.DownloadButton("Download JSON", elem_id="compare-manifest")
+                    self.sheet = gr.DownloadButton("Sheet (PNG)", elem_id="compare-sheet")
+                    self.manifest = gr.DownloadButton("Manifest (JSON)", elem_id="compare-manifest")
                 self.notes = gr.HTML(visible=False, elem_id="compare-notes")
                 self.detail = PictureDetail("compare", self._studio)
         self.cells: gr.State = gr.State(())

@@ -25,7 +25,7 @@ class PictureDetail:
                 interactive=False, elem_id=f"{prefix}-picture", elem_classes=look,
             )  # fmt: skip
             self.facts = gr.HTML(elem_id=f"{prefix}-facts")
-            with gr.Row():
+            with gr.Row(equal_height=True):
                 self.use = gr.Button("Use these settings", variant="primary", elem_id=f"{prefix}-use")
                 self.fetch = gr.DownloadButton("Download PNG", elem_id=f"{prefix}-download")
         self.selected, restored = gr.State(""), gr.State()
