@@ -142,6 +142,7 @@ def test_an_adapter_goes_to_create_with_its_words(page: Page) -> None:
     expect(page.locator("#create-prompt textarea")).to_be_visible()
     expect(page.locator("#create-prompt textarea")).to_have_value("a photo of sks fox")
     expect(page.get_by_label("Strength of fox").first).to_be_visible()
+    expect(page.locator("#create-restored")).to_contain_text("fox is chosen")
 
 
 @pytest.mark.parametrize(

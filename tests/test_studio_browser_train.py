@@ -27,7 +27,7 @@ from ether_diffusion.training.run_lock import read_holder
 from ether_diffusion.ui.run_record import PROCESS_NAME
 
 pytestmark = needs_browser
-STEPS = 48
+STEPS = 60
 TRAINING_MS = 20 * WAIT_MS
 """As long as a short training may take on a machine that does much else."""
 
@@ -125,6 +125,7 @@ def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_cr
         page.locator("#train-use").click()
         expect(page.locator("#create-prompt textarea")).to_be_visible()
         expect(page.locator("#create-prompt textarea")).to_have_value("a sks animal")
+        expect(page.locator("#create-restored")).to_contain_text("Fox is chosen")
         expect(page.get_by_label(re.compile("Strength of Fox")).first).to_be_visible()
     (run,) = (studio.folder / "runs").iterdir()
     lines = (run / "run" / "log.jsonl").read_text().splitlines()

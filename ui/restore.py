@@ -25,10 +25,14 @@ _CONTROL = ("control", "control_strength", "control_image_sha256", "control_enco
 
 @dataclass(frozen=True)
 class Restored:
-    """What draws a picture again; None where it cannot be known, and then `differences` says why."""
+    """What draws a picture again; None where it cannot be known, and then `differences` says why.
+
+    `heading` tells what was filled in where it is not a picture's settings.
+    """
 
     request: GenerateRequest | None
     differences: tuple[str, ...]
+    heading: str = ""
 
 
 def restore(picture: Path, studio: Studio) -> Restored:

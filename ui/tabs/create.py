@@ -173,6 +173,7 @@ class CreateTab:
             if request.control_image is not None:
                 differences.append("It followed a control image, which the tab Control draws with.")
             heading = "Settings restored, with differences" if differences else "All settings restored"
+            heading = restored.heading or heading
             filled = self.form.fill(request, self.names())
         box = notes_html(heading, differences, kind="warning" if differences else "note")
         return {**filled, self.dropped: None, self.restored: gr.update(value=box, visible=True)}

@@ -12,11 +12,11 @@ from ether_diffusion.ui.display_name import MAX_CHARACTERS
 from ether_diffusion.ui.facts import notes_html
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.chosen_adapter import request_with
 from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.history import SAVE_AS
 from ether_diffusion.ui.tabs.library_looks import EMPTY, card_facts, cards_html
 from ether_diffusion.ui.tabs.parts import Sending, TabParts, Updates
-from ether_diffusion.ui.tabs.train_watch import request_with
 from ether_diffusion.ui.thumbnails import Thumbnails
 from ether_diffusion.ui.wiring import handler
 

@@ -6,11 +6,11 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.run_record import GONE
 from ether_diffusion.ui.run_status import RunStatus
 from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.chosen_adapter import request_with
 from ether_diffusion.ui.tabs.keep_form import browser_state
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.tabs.train_form import shown_command
@@ -214,20 +214,6 @@ class TrainWatch:
         run_id = _shown_id(seen)
         card = self._studio.runs.adopt(run_id, self._studio.library)
         return request_with(self._studio, card.id, self._studio.runs.status(run_id).trigger)
-
-
-def request_with(studio: Studio, adapter_id: str, prompt: str) -> Restored:
-    """Return a request of a prompt with one adapter, and all else as the form begins with."""
-    engine = studio.engine
-    request = GenerateRequest(
-        prompt=prompt,
-        adapters={adapter_id: 1.0},
-        steps=engine.default_steps,
-        guidance_scale=engine.default_guidance,
-        width=engine.native_size,
-        height=engine.native_size,
-    )
-    return Restored(request, ())
 
 
 def _parts_of(run: RunStatus | None) -> Seen:
