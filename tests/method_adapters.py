@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from control_encoders import random_encoder
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion.adapter_file import AdapterMetadata
+from ether_diffusion.base import open_base
 from ether_diffusion.control import ControlEncoder
 from ether_diffusion.control.loading import control_files
 from ether_diffusion.training.config import AdapterConfig
@@ -30,6 +32,22 @@ def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings:
         for parameter in parameters:
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return config
+
+
+def save_for_tiny_world(folder: Path, method: str, encoder: ControlEncoder | None = None) -> None:
+    """Write an adapter for the embedded base's UNet, with a control encoder where one is given."""
+    unet = open_base("tiny_world").load_unet()
+    files = adapter_files(unet, adapt(unet, method), AdapterMetadata(base_model="tiny_world"))
+    if encoder is not None:
+        files |= control_files(encoder, adapter_tensors(unet))
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def pixels_in(folder: Path) -> dict[str, bytes]:
+    """Return the pixels of the pictures in a folder by name, without what else PNGs say."""
+    return {path.name: Image.open(path).convert("RGB").tobytes() for path in folder.iterdir()}
 
 
 def save_method(folder: Path, method: str, **settings: Any) -> tuple[DiffusionPipeline, ControlEncoder]:

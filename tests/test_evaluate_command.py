@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from encoder_models import save_alexnet, save_clip, save_dino, save_other_model
+from method_adapters import pixels_in, save_for_tiny_world
 from PIL import Image
 
 from ether_diffusion.evaluation.tiny_subjects import learn_subject
@@ -69,6 +70,16 @@ def measure(*arguments: str) -> int:
 def read(file: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
     return found
+
+
+def test_an_adapter_of_another_method_is_measured_too(work: Path) -> None:
+    save_for_tiny_world(work / "oft", "oft")
+    command = ["oft", "--photos", "photos", *QUICK, "--prompts", "prompts.txt"]
+    assert evaluate(*command, "--pictures", "pictures", "--json", "out.json") == 0
+    assert read("out.json")["settings"]["adapter"] == "oft"
+    base, adapted = (pixels_in(Path("pictures", row)) for row in ("base", "adapter"))
+    assert base.keys() == adapted.keys()
+    assert all(base[name] != adapted[name] for name in base)
 
 
 def test_an_adapter_is_measured_beside_the_base(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

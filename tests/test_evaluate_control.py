@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from method_adapters import pixels_in, save_for_tiny_world
 from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
+from ether_diffusion.control import read_control
 from ether_diffusion.evaluation.control_protocol import ControlDrawing, read_control_pairs
 from ether_diffusion.evaluation.control_study import RUN_FOLDER, StudyRun, StudySettings, carry_out
 from ether_diffusion.evaluation.segmenters import load_finder
@@ -115,6 +117,15 @@ def test_an_adapter_is_measured_beside_the_base_and_the_photos(
     assert f"{found['scores']['adapter']['miou']['mean']:.3f}" in capsys.readouterr().out
     with Image.open("out.png") as plot:
         assert plot.format == "PNG"
+
+
+def test_an_adapter_of_another_method_is_measured_too(work: Path) -> None:
+    save_for_tiny_world(work / "lora", "lora", read_control("follow"))
+    command = ["lora", "--control_pairs", "palette", *QUICK, "--pictures", "pictures"]
+    assert evaluate(*command, "--json", "out.json") == 0
+    assert set(read("out.json")["scores"]) == {"photos", "base", "adapter"}
+    base, adapted = (pixels_in(Path("pictures", row)) for row in ("base", "adapter"))
+    assert all(base[name] != adapted[name] for name in base)
 
 
 def test_an_encoder_by_itself_is_measured_too(work: Path) -> None:

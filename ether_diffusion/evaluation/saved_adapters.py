@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import load_ether
+from ether_diffusion.adapter_file.method_loading import load_any
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.training.methods import restore_adapter
 from ether_diffusion.tuner import EtherConfig
@@ -27,8 +27,8 @@ def attach_saved(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """
     if not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
-    if isinstance(PeftConfig.from_pretrained(str(folder)), EtherConfig):
-        load_ether(pipeline, folder, adapter_name=NAME)
+    if saved_method(folder) != "full":
+        load_any(pipeline, folder, adapter_name=NAME)
         return
     for part in _PARTS:
         place = folder if part == "unet" else folder / part
