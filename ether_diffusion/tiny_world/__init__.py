@@ -4,6 +4,7 @@ from pathlib import Path
 
 ALIAS = "tiny_world"
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
+CONTROL_ADAPTER_FOLDER = Path(__file__).with_name("control_adapter")
 
 
 def tiny_world_path() -> Path:
@@ -18,6 +19,19 @@ def tiny_world_path() -> Path:
             "or train them with scripts/train_tiny_world.py and export them there"
         )
     return WEIGHTS_FOLDER
+
+
+def control_adapter_path() -> Path:
+    """Return the folder of the shipped adapter that fills silhouettes, made by `make demo-control`.
+
+    Raises:
+        FileNotFoundError: this copy of the package carries none.
+    """
+    if not (CONTROL_ADAPTER_FOLDER / "control_config.json").is_file():
+        raise FileNotFoundError(
+            f"{CONTROL_ADAPTER_FOLDER} has no control_config.json; train one with make demo-control"
+        )
+    return CONTROL_ADAPTER_FOLDER
 
 
 def resolve_base(name_or_path: str | Path) -> str:
