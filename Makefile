@@ -13,11 +13,14 @@ demo-control: demo
 ui: .venv/installed-ui
 	$(BIN)/ether ui --open
 
+# a thread for each worker: threads of torch that share a core are slower than none
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
