@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,10 @@ def test_a_control_image_of_another_shape_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match="128 × 64 px and the picture 64 × 64 px"):
         draw(studio, follow(ids, control_image=wide))
     assert set(outputs.glob("*/*-i*.png")) == before
+
+
+def test_what_is_shipped_fills_shapes_in_a_new_studio(tmp_path: Path) -> None:
+    studio = Studio(tmp_path / "new")
+    studio.add_shipped()
+    (card,) = studio.library.cards()
+    assert (card.kind, card.name, card.fits_base) == ("control", "Shapes", True)

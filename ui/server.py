@@ -66,9 +66,12 @@ def serve(settings: ServerSettings) -> None:
     with _log_file(folder / LOG), _private_folder(folder / "temp") as private, _environment(private):
         # Gradio reads its environment when it is imported
         from ether_diffusion.ui.app import build_app
-        from ether_diffusion.ui.studio import Studio
+        from ether_diffusion.ui.studio import ADAPTERS, Studio
 
+        is_new = not (folder / ADAPTERS).exists()
         studio = Studio(folder, base=settings.base)
+        if is_new:
+            studio.add_shipped()
         try:
             app = build_app(studio)
             end = _end_on_signals()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ether_diffusion.tiny_world import control_adapter_path, tiny_world_path
 from ether_diffusion.ui.engine import Engine, StopToken
 from ether_diffusion.ui.history import History
 from ether_diffusion.ui.library import Library
@@ -17,6 +18,8 @@ from ether_diffusion.ui.training_request import TrainRequest
 logger = logging.getLogger(__name__)
 
 ADAPTERS, OUTPUTS, RUNS, TEMP = "adapters", "outputs", "runs", "temp"
+SHIPPED = "Shapes"
+"""What the shipped control adapter is called."""
 
 
 class Studio:
@@ -51,6 +54,15 @@ class Studio:
         self.library = Library(self.folder / ADAPTERS, self.temp, self.engine.base)
         self.history = History(self.folder / OUTPUTS)
         self.runs = Runs(self.folder / RUNS, self.temp, base=base)
+
+    def add_shipped(self) -> None:
+        """Put what is shipped for the embedded base into the library: an adapter that fills drawn shapes.
+
+        Raises:
+            ValueError: the disk has no room.
+        """
+        if self.engine.base.folder.resolve() == tiny_world_path().resolve():
+            self.library.add_run_result(control_adapter_path(), SHIPPED)
 
     def close(self) -> None:
         """Stop what is being drawn; training goes on."""
