@@ -1,5 +1,7 @@
 """Rules for the paper's claims about control images."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from ether_diffusion.evaluation.results.measured import Measured, NotMeasuredError
@@ -8,34 +10,54 @@ FAR = 0.9
 """The encoder alone is far below where it has less than this share of the best adapter's mIoU."""
 
 
-def _miou(measured: Measured) -> dict[str, float]:
+CLEAR = 2.0
+"""A difference is clear above so many standard errors, those of both rows in quadrature."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method came to, and its standard error."""
+
+    mean: float
+    error: float
+
+    def clearly_above(self, other: "Row") -> bool:
+        """Say whether the difference is more than chance."""
+        return self.mean - other.mean > CLEAR * math.hypot(self.error, other.error)
+
+
+def _miou(measured: Measured) -> dict[str, Row]:
     """Return mIoU by method, the best of its rates where there are several."""
     rows: dict[str, Any] = measured.value("control", "rows")
-    found: dict[str, float] = {}
+    found: dict[str, Row] = {}
     for row in rows:
         method = next((m for m in ("ether_plus", "ether", "lora", "oft", "none") if row.startswith(m)), None)
         if method is not None:
-            value = measured.mean("control", "rows", row, "scores", "miou")
-            found[method] = max(value, found.get(method, value))
+            score = measured.value("control", "rows", row, "scores", "miou")
+            value = Row(float(score["mean"]), float(score["standard_error"] or 0.0))
+            found[method] = max(value, found.get(method, value), key=lambda each: each.mean)
     return found
 
 
-def _words(found: dict[str, float]) -> str:
-    return "mIoU " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+def _words(found: dict[str, Row]) -> str:
+    return "mIoU " + ", ".join(f"{name} {row.mean:.3f} ± {row.error:.3f}" for name, row in found.items())
 
 
 def adapters_help(measured: Measured) -> tuple[bool, str]:
-    """Encoder-only is far below the best adapter."""
+    """Encoder-only is far, and clearly, below the best adapter."""
     found = _miou(measured)
     if "none" not in found or len(found) < 2:
         raise NotMeasuredError("control.json has no encoder-only beside an adapter")
-    best = max(value for name, value in found.items() if name != "none")
-    return found["none"] < FAR * best, _words(found)
+    alone = found["none"]
+    best = max((row for name, row in found.items() if name != "none"), key=lambda row: row.mean)
+    return alone.mean < FAR * best.mean and best.clearly_above(alone), _words(found)
 
 
 def ether_plus_is_best(measured: Measured) -> tuple[bool, str]:
-    """ETHER+ has the highest mIoU."""
+    """ETHER+ has clearly the highest mIoU."""
     found = _miou(measured)
     if "ether_plus" not in found or len(found) < 3:
         raise NotMeasuredError("control.json has too few methods")
-    return found["ether_plus"] == max(found.values()), _words(found)
+    plus = found["ether_plus"]
+    others = [row for name, row in found.items() if name != "ether_plus"]
+    return all(plus.clearly_above(row) for row in others), _words(found)
