@@ -10,6 +10,7 @@ from oracles import dense_blocks
 from torch import nn
 
 from ether_diffusion.evaluation.studies import random_transforms as rt
+from ether_diffusion.evaluation.transform_distance import distance_to_identity
 from ether_diffusion.reflections import Vectors, rows
 from ether_diffusion.scripts.study_transforms import METHODS, STRENGTHS, main
 
@@ -70,7 +71,7 @@ def test_growing_strength_keeps_the_direction() -> None:
 def test_the_distance_from_rows_is_that_of_the_dense_matrix(plus: bool) -> None:
     side = Vectors(torch.randn(4, 8), torch.randn(4, 8) if plus else None)
     expected = float((dense_blocks(side) - torch.eye(32)).norm())
-    assert rt.distance_to_identity(rows([side], torch.float32)[0]) == pytest.approx(expected, rel=1e-5)
+    assert distance_to_identity(rows([side], torch.float32)[0]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_weights_are_the_very_tensors_again() -> None:

@@ -12,6 +12,7 @@ PANELS = {
     FIDELITY: "likeness to the photos",
     "tiny_t": "likeness to the prompt",
     "weight_distance": "distance of the weights, ‖W' − W‖ / ‖W‖",
+    "transform_distance": "distance of the transform, ‖T − I‖",
 }
 
 
@@ -47,7 +48,7 @@ def _draw_curves(axes: Any, summary: Mapping[str, Mapping[float, Mapping[str, Es
             label=method,
         )
     axes.set_xscale("log")
-    if name == "weight_distance":
+    if name.endswith("_distance"):
         axes.set_yscale("log")
     axes.set_xlabel("learning rate")
     axes.legend()

@@ -21,6 +21,7 @@ from ether_diffusion.evaluation.samples import Sample, sort_samples
 from ether_diffusion.evaluation.saved_adapters import attach_saved, weight_distance
 from ether_diffusion.evaluation.scoring import PhotoReference, score_samples
 from ether_diffusion.evaluation.tiny_subjects import learn_subject, to_images
+from ether_diffusion.evaluation.transform_distance import transform_distance
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import find_concept
@@ -99,6 +100,8 @@ def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: i
     distance = weight_distance(pipeline.unet)
     if not math.isfinite(distance):
         return {}
+    turned = transform_distance(pipeline.unet)
+    distances = {"weight_distance": distance} | ({} if turned is None else {"transform_distance": turned})
     prompts = unseen_prompts(concept)
     pictures, _ = generate(pipeline, prompts, num_steps=num_inference_steps, seed=seed)
     pictures = pictures.nan_to_num(-1)
@@ -109,7 +112,7 @@ def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: i
     try:
         usable = sort_samples(drawn).usable
     except ValueError:
-        return {"weight_distance": distance}
+        return distances
     photos = [Sample(photo.caption, draw(photo.scene, size=NATIVE_SIZE)) for photo in photos_of(concept)]
     encoder = load_encoder("tiny_world")
     reference = PhotoReference.of(photos, [encoder])
@@ -119,7 +122,7 @@ def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: i
     return {
         **{column: found.mean for column, found in columns.items()},
         "recognised": sum(each == concept for each in named) / len(named),
-        "weight_distance": distance,
+        **distances,
     }
 
 

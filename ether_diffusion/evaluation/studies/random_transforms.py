@@ -16,7 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.reflections import Rows, Vectors, factors, merged_weight, rows
+from ether_diffusion.evaluation.transform_distance import distance_to_identity
+from ether_diffusion.reflections import Vectors, factors, merged_weight, rows
 
 METHODS = ("ether", "ether_plus", "ether_plus_one_sided", "oft", "naive")
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 0.97)
@@ -48,12 +49,6 @@ def random_transform(
     update = factors(weight, sides[0], sides[1] if both else None)
     distance = sum(distance_to_identity(side) ** 2 for side in sides) ** 0.5
     return merged_weight(weight, [(*update, 1.0)]), distance
-
-
-def distance_to_identity(side: Rows) -> float:
-    """Return ‖H − I‖ (Frobenius) of one side, from its rows alone: ‖c Lᵀ R‖² = c² ⟨L Lᵀ, R Rᵀ⟩."""
-    left, right = side.left.double(), side.right.double()
-    return float(abs(side.scale) * ((left @ left.T) * (right @ right.T)).sum().clamp_min(0).sqrt())
 
 
 @contextmanager
