@@ -4,6 +4,8 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +113,6 @@ def _do(
     from ether_diffusion.evaluation.benchmark.work import do_all
 
     form = "short, on Tiny World" if arguments.data is None else "paper"
-    logging.getLogger("ether_diffusion.training").setLevel(logging.ERROR)
 
     def report(done: int, total: int) -> None:
         print(f"{done} of {total} runs", file=sys.stderr, flush=True)
@@ -121,11 +122,23 @@ def _do(
         text = json.dumps(summarise(runs, root, settings, form=form), indent=1, allow_nan=False)
         write_files(root, {BENCHMARK_FILE: f"{text}\n".encode()})
 
-    do_all(runs, root, settings, num_processes=arguments.num_processes, on_progress=report)
+    with _quiet(logging.getLogger("ether_diffusion.training")):
+        do_all(runs, root, settings, num_processes=arguments.num_processes, on_progress=report)
     _write_results()
     write_files(root, {SHEET_FILE: benchmark_sheet(runs, root, settings)})
     print(shown(summarise(runs, root, settings, form=form)))
     print(f"written: {root / BENCHMARK_FILE}, {root / SHEET_FILE}")
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Let a logger say errors only, inside."""
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _settings(arguments: argparse.Namespace) -> "BenchmarkSettings":

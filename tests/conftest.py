@@ -1,9 +1,10 @@
 """Small models built from configs, with fixed seeds: nothing here reaches a hub."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -13,6 +14,13 @@ UNetInputs = tuple[Tensor, Tensor, Tensor]
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run for all of them."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def tiny_unet() -> UNet2DConditionModel:

@@ -64,6 +64,10 @@ LEGACY: dict[str, tuple[Json, Flags]] = {
     "lora_dropout": (0.5, {}),
     "proportion_empty_prompts": (1.0, {}),
     "lora_layers": ("to_q", {}),
+    "train_data_dir": (
+        "@other photos",
+        {"instance_data_dir": None, "instance_prompt": "x", "caption_template": "a cat"},
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import (
+    PATIENT,
     WAIT_MS,
     RunningStudio,
     needs_browser,
@@ -23,7 +24,7 @@ from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
 from ether_diffusion.pipelines.opening import open_pipeline
 from ether_diffusion.ui.studio import Studio
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, PATIENT]
 PROMPT = "a photo of a red fox on grass, <b>naïve</b> 狐"
 
 

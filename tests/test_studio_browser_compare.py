@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import (
+    PATIENT,
     WAIT_MS,
     RunningStudio,
     needs_browser,
@@ -23,7 +24,7 @@ from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.ui.studio import Studio
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, PATIENT]
 LONG_MS = 4 * WAIT_MS
 CUT_OFF = ("signal is aborted", "Connection errored out")
 """What Gradio prints where a reload cuts off what was on its way."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import (
+    PATIENT,
     WAIT_MS,
     RunningStudio,
     needs_browser,
@@ -27,7 +28,7 @@ from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
 from ether_diffusion.tiny_world.control import PALETTE
 from ether_diffusion.ui.studio import Studio
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, PATIENT]
 LONG_MS = 4 * WAIT_MS
 CUT_OFF = ("signal is aborted", "Connection errored out")
 """What Gradio prints where a reload cuts off what was on its way."""

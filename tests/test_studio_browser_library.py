@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser import (
+    PATIENT,
     RunningStudio,
     needs_browser,
     open_page,
@@ -24,7 +25,7 @@ from ether_diffusion.control import save_control
 from ether_diffusion.pipelines.opening import open_pipeline
 from ether_diffusion.ui.studio import Studio
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, PATIENT]
 
 
 @pytest.fixture(scope="module")

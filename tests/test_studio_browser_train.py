@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import (
+    PATIENT,
     WAIT_MS,
     RunningStudio,
     needs_browser,
@@ -26,7 +27,7 @@ from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.run_lock import read_holder
 from ether_diffusion.ui.run_record import PROCESS_NAME
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, PATIENT]
 STEPS = 60
 TRAINING_MS = 20 * WAIT_MS
 """As long as a short training may take on a machine that does much else."""
@@ -77,7 +78,9 @@ def wait_for_step(page: Page, step: int) -> None:
 
 
 def shown_step(page: Page) -> int:
-    found = re.search(r"step (\d+) of", page.locator("#train-status").inner_text())
+    status = page.locator("#train-status")
+    expect(status).to_contain_text(re.compile(r"step \d+ of"), timeout=TRAINING_MS)
+    found = re.search(r"step (\d+) of", status.inner_text())
     assert found is not None
     return int(found[1])
 

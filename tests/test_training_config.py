@@ -83,6 +83,7 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
     assert sentence.startswith(f"{name}={value!r} is not finite; use a number")
 
 
+METHODS = "ether, ether_plus, lora, oft, hra, delora, boft, full, none"
 MAY_BE_ZERO = {
     "dataloader_num_workers",
     "seed",
@@ -96,6 +97,7 @@ MAY_BE_ZERO = {
     "adam_weight_decay",
     "noise_offset",
     "ema_decay",
+    "eval_steps",
     "validation_guidance_scale",
 }
 
@@ -123,12 +125,12 @@ def test_zero_is_refused_where_it_means_nothing(name: str) -> None:
         (
             "adapter",
             "lokr",
-            "adapter='lokr' is not known; use one of ether, ether_plus, lora, oft, hra, delora, boft, full",
+            f"adapter='lokr' is not known; use one of {METHODS}",
         ),
         (
             "adapter",
             None,
-            "adapter=None does not fit; use one of ether, ether_plus, lora, oft, hra, delora, boft, full",
+            f"adapter=None does not fit; use one of {METHODS}",
         ),
         ("mixed_precision", False, "mixed_precision=False does not fit; use one of no, fp16, bf16"),
         ("instance_prompt", " ", "instance_prompt=' ' is empty; use text"),

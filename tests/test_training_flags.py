@@ -163,6 +163,8 @@ def test_every_flag_reaches_its_option_and_no_other(name: str) -> None:
         "dataset_name": [],
         "instance_data_dir": [],
         "prior_preservation": [*NEEDED, "--class_prompt", "a dog"],
+        "eval_steps": [*NEEDED, "--eval_prompt", "a sks dog"],
+        "stop_when_good": [*NEEDED, "--eval_prompt", "a sks dog", "--eval_steps", "50"],
     }
     parsed = parse_flags([*words, *beside.get(name, NEEDED)])
     made = read_call(parsed).config.flat()
@@ -171,6 +173,8 @@ def test_every_flag_reaches_its_option_and_no_other(name: str) -> None:
     expected_too = {
         "dataset_name": {"instance_data_dir"},
         "prior_preservation": {"class_prompt"},
+        "eval_steps": {"eval_prompt"},
+        "stop_when_good": {"eval_prompt", "eval_steps"},
         "train_text_encoder": {"pre_compute_text_embeddings"},
         "aspect_ratio_buckets": {"use_aspect_ratio_buckets"},
     }

@@ -47,7 +47,11 @@ def saved_method(folder: Path) -> str:
     if not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
     config = PeftConfig.from_pretrained(str(folder))
-    return config.variant if isinstance(config, EtherConfig) else str(config.peft_type.value).lower()
+    return (
+        config.variant
+        if isinstance(config, EtherConfig)
+        else str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    )
 
 
 @torch.no_grad()
