@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,14 @@ from ether_diffusion.ui.runs import Runs
 from ether_diffusion.ui.training_request import TrainRequest, train_command
 
 PHOTOS = (Path("photo-001.png"),)
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """What is started in the background of a shell ignores interrupts, and so would the trainers."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def config_of(asked: TrainRequest, base: str = "tiny_world") -> dict[str, object]:
