@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ether_diffusion.scripts.studying import run_study
+
 logger = logging.getLogger(__name__)
 
 SUBJECTS = ("fox", "taxi")
-USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,14 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200, help="of each training (200)")
     parser.add_argument("--inference_steps", type=int, default=20, help="of each picture (20)")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        _run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"study_blocks: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    return run_study("study_blocks", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from ether_diffusion.scripts.studying import run_study
+
 logger = logging.getLogger(__name__)
 
 ENTRIES = ("none", "ether", "ether_plus", "lora", "oft")
-USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,14 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="of training (bf16)")
     parser.add_argument("--results", type=Path, help="folder that gets the JSON, the plot and the sheet, too")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        _run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"study_control: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    return run_study("study_control", parser, _run, arguments)
 
 
 def read_entry(text: str) -> tuple[str, float | None]:

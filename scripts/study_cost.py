@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ether_diffusion.scripts.studying import run_study
+
 if TYPE_CHECKING:
     from peft import PeftConfig
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WHAT = ("size", "step", "memory")
-USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,14 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--latent", type=int, default=64, help="side of the latents of a step (64)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of steps (5)")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        _run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"study_cost: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    return run_study("study_cost", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from ether_diffusion.scripts.studying import run_study
 
-USER_ERROR = 2
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,14 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--base", default="tiny_world", help="what they were trained on (tiny_world)")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        _run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"study_energy: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    return run_study("study_energy", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ether_diffusion.scripts.studying import run_study
+
 logger = logging.getLogger(__name__)
 
 METHODS = ("ether", "ether_plus", "lora", "oft", "hra", "delora", "full")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SUBJECTS = ("fox", "taxi")
-USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,14 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200, help="of each training (200)")
     parser.add_argument("--inference_steps", type=int, default=20, help="of each picture (20)")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        _run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"study_learning_rate: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    return run_study("study_learning_rate", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:

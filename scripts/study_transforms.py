@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ether_diffusion.scripts.studying import run_study
+
 logger = logging.getLogger(__name__)
 
 METHODS = ("ether", "ether_plus", "ether_plus_one_sided", "oft", "naive")
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 0.97)
-USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,14 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--inference_steps", type=int, default=20, help="of each picture (20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        _run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"study_transforms: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    return run_study("study_transforms", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:
