@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from visit_sources import (
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.data import BatchSource, Codec, Needs
 from ether_diffusion.training.data.batch_source import VisitSamples
+from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, signals_held
 
 
 @pytest.fixture
@@ -74,18 +76,44 @@ def test_workers_give_the_batches_that_the_main_process_gives(data: DataConfig) 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="where signals reach a process group")
-def test_workers_outlive_an_interrupt_that_main_attends_to(data: DataConfig) -> None:
+@pytest.mark.parametrize("num_before", [0, 1], ids=["starting", "at work"])
+def test_workers_outlive_an_interrupt_that_main_attends_to(data: DataConfig, num_before: int) -> None:
     schedule = [[number] for number in range(12)]
     batches = source(uncached(data, dataloader_num_workers=2)).batches(schedule)
-    found = [next(batches)]
+    found = list(islice(batches, num_before))
+    interrupt_workers()
+    found += list(batches)
+    for batch, expected in zip(found, source(uncached(data)).batches(schedule), strict=True):
+        assert_equal(batch, expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="where signals reach a process group")
+def test_what_is_held_while_workers_start_comes_afterwards(data: DataConfig) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with Interrupts() as interrupts:
+        with signals_held():
+            signal.raise_signal(signal.SIGINT)
+            interrupts.check()
+        with pytest.raises(InterruptedRunError):
+            interrupts.check()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="where signals reach a process group")
+def test_a_worker_that_is_starting_can_be_terminated(data: DataConfig) -> None:
+    batches = source(uncached(data, dataloader_num_workers=2)).batches([[number] for number in range(12)])
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
+        list(batches)
+
+
+def interrupt_workers() -> None:
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGINT)
-    found += list(batches)
-    for batch, expected in zip(found, source(uncached(data)).batches(schedule), strict=True):
-        assert_equal(batch, expected)
 
 
 def test_what_workers_run_can_be_sent_to_them(data: DataConfig) -> None:

@@ -1,7 +1,11 @@
 """SIGINT and SIGTERM, noted: the step in progress ends and is saved before the process is."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptedRunError(Exception):
@@ -19,14 +23,12 @@ class StoppedAtOnceError(InterruptedRunError):
 class Interrupts:
     """While it is entered, a signal is noted instead of ending the process; a second one ends it at once."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interrupts":
-        for number in self.SIGNALS:
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -49,3 +51,25 @@ class Interrupts:
         if self.signal_number is not None:
             raise StoppedAtOnceError(number)
         self.signal_number = number
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Put off what this thread gets of both signals, and processes it starts until they release_signals.
+
+    Nothing is put off where there are no signal masks, as on Windows.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_signals() -> None:
+    """Let a process that was started while signals were held have them again."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

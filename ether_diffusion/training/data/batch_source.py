@@ -16,6 +16,7 @@ from ether_diffusion.training.data.plan import VisitPlan
 from ether_diffusion.training.data.rows import class_row, frozen_row, instance_row, stack_rows
 from ether_diffusion.training.data.views import View, ViewKey, ViewMaker
 from ether_diffusion.training.data.visits import Schedule, Visit
+from ether_diffusion.training.interrupts import release_signals, signals_held
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,9 @@ class BatchSource:
             worker_init_fn=_leave_interrupts_to_main,
             generator=torch.Generator(),  # else the global one is drawn from
         )
-        return (self._finish(samples) for samples in loader)
+        with signals_held():  # a worker that is still starting could not outlive one
+            found = iter(loader)
+        return (self._finish(samples) for samples in found)
 
     def _encode_views(
         self, keys: Sequence[ViewKey], on_progress: Callable[[int, int], None] | None
@@ -185,6 +188,7 @@ def _leave_interrupts_to_main(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    release_signals()
 
 
 def _unchanged(samples: list[Sample | str]) -> list[Sample | str]:
