@@ -112,7 +112,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_control_arguments(arguments)
     check_arguments(arguments)
     hush_libraries()
-    from ether_diffusion.evaluation.plot import check_plotting
+    from ether_diffusion.evaluation.figures import check_plotting
 
     if arguments.plot is not None:
         check_plotting()

@@ -74,7 +74,7 @@ def _run(parsed: argparse.Namespace) -> None:
         true_run,
     )
     from ether_diffusion.evaluation.control_study import StudyRun, StudySettings, carry_out, draw_base
-    from ether_diffusion.evaluation.plot import check_plotting
+    from ether_diffusion.evaluation.figures import check_plotting
     from ether_diffusion.pipelines.metadata import png_bytes
 
     check_plotting()

@@ -8,11 +8,17 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from ether_diffusion.scripts.studying import run_study
+
+if TYPE_CHECKING:
+    from ether_diffusion.evaluation.kept_scores import Scores
+    from ether_diffusion.evaluation.likeness import Estimate
 
 logger = logging.getLogger(__name__)
 
@@ -38,27 +44,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.durable_files import write_files
+    from ether_diffusion.evaluation.figures import check_plotting
     from ether_diffusion.evaluation.learning_rate_plot import draw_study
-    from ether_diffusion.evaluation.learning_rates import carry_out, fidelity_range, plan_runs, summarise
-    from ether_diffusion.evaluation.plot import check_plotting
+    from ether_diffusion.evaluation.learning_rates import carry_out, carry_out_base, plan_runs, summarise
     from ether_diffusion.tiny_world.concepts import find_concept
 
     check_plotting()
     for subject in parsed.subjects:
         find_concept(subject)
+    steps = parsed.inference_steps
+    base = [
+        carry_out_base(subject, seed, parsed.output_dir, num_inference_steps=steps)
+        for subject in dict.fromkeys(parsed.subjects)
+        for seed in dict.fromkeys(parsed.seeds)
+    ]
     results = {}
     for run in plan_runs(parsed.methods, parsed.learning_rates, parsed.subjects, parsed.seeds):
         results[run] = carry_out(
-            run, parsed.output_dir, max_train_steps=parsed.steps, num_inference_steps=parsed.inference_steps
+            run, parsed.output_dir, max_train_steps=parsed.steps, num_inference_steps=steps
         )
         logger.info("%s: %s", run, json.dumps(results[run]))
     summary = summarise(results)
-    ranges = {method: fidelity_range(rates) for method, rates in summary.items()}
-    study = {
+    study = _study(parsed, base, summary)
+    text = json.dumps(study, indent=1, allow_nan=False)
+    write_files(
+        parsed.output_dir,
+        {"study.json": f"{text}\n".encode(), "study.png": draw_study(summary, study["base"])},
+    )
+    for method, each in study["usable_range"].items():
+        shown = (
+            "none"
+            if each is None
+            else f"{each['lowest']:g} to {each['highest']:g}, {each['ratio']:.3g} times"
+        )
+        logger.info("%s: usable learning rates %s", method, shown)
+
+
+def _study(
+    parsed: argparse.Namespace,
+    base: "Sequence[Scores]",
+    summary: "Mapping[str, Mapping[float, Mapping[str, Estimate]]]",
+) -> dict[str, Any]:
+    """Return what the study came to, as an object for JSON."""
+    from ether_diffusion.evaluation.learning_rates import fidelity_range, least_prompt
+
+    least = least_prompt(base)
+    ranges = {method: fidelity_range(rates, least_prompt=least) for method, rates in summary.items()}
+    by_likeness = {method: fidelity_range(rates) for method, rates in summary.items()}
+    return {
         "steps": parsed.steps,
         "inference_steps": parsed.inference_steps,
         "subjects": list(parsed.subjects),
         "seeds": list(parsed.seeds),
+        "base": {name: fmean(scores[name] for scores in base) for name in base[0]},
+        "least_prompt": least,
         "methods": {
             method: {
                 f"{rate:g}": {name: asdict(found) for name, found in scores.items()}
@@ -66,13 +105,11 @@ def _run(parsed: argparse.Namespace) -> None:
             }
             for method, rates in summary.items()
         },
-        "usable_range": {method: None if each is None else asdict(each) for method, each in ranges.items()},
+        "usable_range": {name: None if found is None else asdict(found) for name, found in ranges.items()},
+        "range_by_likeness_alone": {
+            name: None if found is None else asdict(found) for name, found in by_likeness.items()
+        },
     }
-    text = json.dumps(study, indent=1, allow_nan=False)
-    write_files(parsed.output_dir, {"study.json": f"{text}\n".encode(), "study.png": draw_study(summary)})
-    for method, each in ranges.items():
-        shown = "none" if each is None else f"{each.lowest:g} to {each.highest:g}, {each.ratio:.3g} times"
-        logger.info("%s: usable learning rates %s", method, shown)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,20 @@ def learning_rates() -> dict[str, Any]:
             for method, values in distances.items()
         },
         "usable_range": {
-            method: {"lowest": low, "highest": high, "best": low, "ratio": high / low}
+            method: {
+                "lowest": low,
+                "highest": high,
+                "best": low,
+                "ratio": high / low,
+                "missed": [],
+                "is_open": False,
+            }
             for method, (low, high) in ranges.items()
         }
         | {"lora": None},
+        "range_by_likeness_alone": {"lora": None},
+        "least_prompt": 0.5,
+        "seeds": [0],
     }
 
 

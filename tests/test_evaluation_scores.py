@@ -17,7 +17,13 @@ from torchmetrics.functional.pairwise import pairwise_cosine_similarity
 from ether_diffusion.evaluation.encoder_loading import load_encoder
 from ether_diffusion.evaluation.encoders import Encoder
 from ether_diffusion.evaluation.frechet import frechet_distance
-from ether_diffusion.evaluation.likeness import estimate, likeness_among, likeness_of_pairs, likeness_to
+from ether_diffusion.evaluation.likeness import (
+    estimate,
+    likeness_among,
+    likeness_of_pairs,
+    likeness_to,
+    relative_drift,
+)
 from ether_diffusion.evaluation.perceptual import Lpips, distances_among, distances_to, load_lpips
 from ether_diffusion.evaluation.samples import Sample
 from ether_diffusion.evaluation.scoring import (
@@ -72,6 +78,21 @@ def test_likeness_is_the_mean_cosine_over_all_pairs() -> None:
     torch.testing.assert_close(likeness_to(photos, drawn), expected.mean(1))
     loops = [float(a @ b) for a in drawn.numpy() for b in photos.numpy()]
     assert float(likeness_to(photos, drawn).mean()) == pytest.approx(np.mean(loops), abs=1e-12)
+
+
+def test_drift_is_in_units_of_the_distance_between_the_bases_prompts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, drawn = (
+        torch.nn.functional.normalize(torch.randn(6, 8, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
+    prompts = torch.tensor([0, 0, 1, 1, 2, 2])
+    apart = [1 - base[a] @ base[b] for a in range(6) for b in range(6) if prompts[a] != prompts[b]]
+    expected = torch.stack([1 - a @ b for a, b in zip(drawn, base, strict=True)]) / torch.stack(apart).mean()
+    torch.testing.assert_close(relative_drift(drawn, base, prompts), expected)
+    assert float(relative_drift(base, base, prompts).max()) == pytest.approx(0, abs=1e-12)
+    others = base[[2, 3, 4, 5, 0, 1]]
+    assert float(relative_drift(others, base, prompts).mean()) == pytest.approx(1, abs=0.3)
 
 
 def test_likeness_among_photos_leaves_out_a_photo_and_itself() -> None:

@@ -20,10 +20,12 @@ from ether_diffusion.evaluation.learning_rates import (
     StudyRun,
     carry_out,
     fidelity_range,
+    least_prompt,
     plan_runs,
     summarise,
     usable_range,
 )
+from ether_diffusion.evaluation.likeness import Estimate, estimate
 from ether_diffusion.evaluation.saved_adapters import attach_saved, effective_weight, weight_distance
 from ether_diffusion.scripts import study_learning_rate
 from ether_diffusion.training.methods import adapter_files, adapter_tensors
@@ -98,11 +100,13 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_usable_range_reaches_as_far_as_the_score_stays_near_its_best() -> None:
-    scores = {1e-4: 0.10, 1e-3: 0.96, 3e-3: 1.00, 1e-2: 0.951, 1e-1: 0.94, 1: 0.99}
+    scores = {1e-4: 0.10, 1e-3: 0.96, 3e-3: 1.00, 1e-2: 0.94, 1e-1: 0.951, 1: 0.90}
     found = usable_range(scores)
     assert found is not None
-    assert (found.lowest, found.highest, found.best) == (1e-3, 1e-2, 3e-3)
-    assert found.ratio == pytest.approx(10)
+    assert (found.lowest, found.highest, found.best) == (1e-3, 1e-1, 3e-3)
+    assert found.ratio == pytest.approx(100)
+    assert found.missed == (1e-2,)
+    assert not found.is_open
 
 
 def test_the_usable_range_does_not_depend_on_the_order_of_the_rates() -> None:
@@ -121,12 +125,26 @@ def test_a_range_of_one_rate_is_a_ratio_of_one_and_of_none_is_none() -> None:
 def test_the_usable_range_of_negative_scores_is_below_the_best() -> None:
     found = usable_range({1e-3: -0.100, 1e-2: -0.104, 1e-1: -0.2})
     assert found is not None
-    assert (found.lowest, found.highest) == (1e-3, 1e-2)
+    assert (found.lowest, found.highest, found.is_open) == (1e-3, 1e-2, True)
+
+
+def test_a_rate_that_ignores_the_prompt_is_not_usable_however_like_the_photos() -> None:
+    def scores(likeness: float, prompt: float) -> dict[str, Estimate]:
+        return {"tiny_i": estimate([likeness], "a"), "tiny_t": estimate([prompt], "a")}
+
+    rates = {1e-4: scores(0.20, 0.70), 1e-3: scores(0.21, 0.64), 1e-2: scores(0.90, 0.62), 1e-1: {}}
+    least = least_prompt([{"tiny_t": 0.8}, {"tiny_t": 0.6}])
+    assert least == pytest.approx(0.63)
+    kept, alone = fidelity_range(rates, least_prompt=least), fidelity_range(rates)
+    assert kept is not None
+    assert alone is not None
+    assert (kept.lowest, kept.highest, kept.best) == (1e-4, 1e-3, 1e-3)
+    assert (alone.lowest, alone.highest) == (1e-2, 1e-2)
 
 
 def test_estimates_have_errors_over_subjects_and_none_where_a_run_came_to_nothing() -> None:
     results: dict[StudyRun, dict[str, float]] = {
-        StudyRun("lora", rate, subject, seed): {"tiny_i": rate + bonus + seed / 10}
+        StudyRun("lora", rate, subject, seed): {"tiny_i": rate + bonus + seed / 10, "tiny_t": 0.7}
         for rate in (1.0, 2.0)
         for subject, bonus in (("fox", 0.0), ("owl", 1.0))
         for seed in (0, 1)
@@ -158,7 +176,11 @@ def test_a_study_is_run_written_and_not_repeated(tmp_path: Path, capsys: pytest.
     assert set(found["methods"]) == set(found["usable_range"]) == {"ether_plus", "lora"}
     assert set(found["methods"]["lora"]) == {"0.001", "0.01"}
     scores = found["methods"]["lora"]["0.01"]
-    assert set(scores) == {"tiny_i", "tiny_t", "recognised", "weight_distance"}
+    assert set(scores) == {"tiny_i", "tiny_t", "recognised", "drift", "weight_distance"}
+    assert set(found["methods"]["ether_plus"]["0.01"]) - set(scores) == {"transform_distance"}
+    assert set(found["base"]) == {"tiny_i", "tiny_t", "recognised"}
+    assert scores["drift"]["mean"] > 0
+    assert found["least_prompt"] == pytest.approx(0.9 * found["base"]["tiny_t"])
     assert (
         scores["weight_distance"]["mean"] > found["methods"]["lora"]["0.001"]["weight_distance"]["mean"] > 0
     )

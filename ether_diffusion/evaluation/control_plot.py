@@ -1,6 +1,5 @@
 """The plot and the contact sheet of a study of control."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.evaluation.control_results import StudyRow, title_of
 from ether_diffusion.evaluation.control_scores import ACCURACY, MIOU, OBJECT_IOU
 from ether_diffusion.evaluation.control_study import DrawnRun, StudySettings, validation_pairs
-from ether_diffusion.evaluation.plot import DOTS_PER_INCH, check_plotting
+from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.tiny_subjects import to_images
 from ether_diffusion.tiny_world.control import draw_control
 
@@ -25,19 +24,12 @@ def draw_study(rows: Mapping[str, StudyRow]) -> bytes:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    check_plotting()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(PANELS), 0.8 + 0.42 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4 * len(PANELS), 0.8 + 0.42 * len(rows))
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (column, title) in zip(panels, PANELS.items(), strict=True):
         _draw_bars(axes, rows, column)
         axes.set_title(title)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return file.getvalue()
+    return png_of(figure)
 
 
 def _draw_bars(axes: Any, rows: Mapping[str, StudyRow], column: str) -> None:

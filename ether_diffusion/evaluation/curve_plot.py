@@ -1,9 +1,9 @@
 """The plot of a run's evaluations: likeness to the photos, to the prompts, and drift against steps."""
 
-import io
 from typing import Any
 
-from ether_diffusion.evaluation.plot import COLOURS, DOTS_PER_INCH
+from ether_diffusion.evaluation.figures import new_figure, png_of
+from ether_diffusion.evaluation.plot import COLOURS
 from ether_diffusion.training.best import Curve, Score
 
 LINE, BASE, BEST, BOUND = COLOURS["adapter"], COLOURS["base"], "#2f9e62", "#d9d9de"
@@ -18,11 +18,7 @@ MARGIN = 0.15
 
 def draw_curve(curve: Curve) -> bytes:
     """Return a PNG: a panel for each score with its standard error, the bounds, and the best step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 7.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 7.2)
     figure.suptitle(_headline(curve), fontsize="medium")
     panels = figure.subplots(len(TITLES), 1, sharex=True)
     for axes, (name, title) in zip(panels, TITLES.items(), strict=True):
@@ -31,9 +27,7 @@ def draw_curve(curve: Curve) -> bytes:
     panels[-1].set_xlabel("updates")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return file.getvalue()
+    return png_of(figure)
 
 
 def _draw_panel(axes: Any, curve: Curve, name: str) -> None:

@@ -15,7 +15,7 @@ from ether_diffusion.base import Base
 from ether_diffusion.evaluation.curve_plot import draw_curve
 from ether_diffusion.evaluation.encoder_loading import check_encoder, load_encoder
 from ether_diffusion.evaluation.encoders import ClipEncoder, Encoder, VisionEncoder
-from ether_diffusion.evaluation.likeness import likeness_of_pairs, likeness_to
+from ether_diffusion.evaluation.likeness import likeness_of_pairs, likeness_to, relative_drift
 from ether_diffusion.evaluation.prompts import OTHER_PROMPTS, other_tiny_prompts
 from ether_diffusion.evaluation.scoring import without_identifier
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
@@ -135,13 +135,8 @@ class SubjectEvaluator:
         )
 
     def _drift(self, other: Rows, base_other: Rows) -> Tensor:
-        """Return each distance from the base's picture over the mean between its pictures of two prompts."""
         drawn, base = (self._view([each for row in rows for each in row]) for rows in (other, base_other))
-        distance = (1 - likeness_of_pairs(drawn, base)).clamp(min=0)
-        number = torch.arange(len(base)) // len(other[0])
-        is_apart = number[:, None] != number[None, :]
-        between = (1 - base @ base.T)[is_apart].mean()
-        return distance / between.clamp(min=1e-6)
+        return relative_drift(drawn, base, torch.arange(len(base)) // len(other[0]))
 
     def draw(self, curve: Curve) -> bytes | None:
         """Return a PNG of the curve; None without matplotlib."""

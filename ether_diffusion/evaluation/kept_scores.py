@@ -25,6 +25,7 @@ def kept_scores(folder: Path, asked: Mapping[str, Json], measure: Callable[[], S
         found: dict[str, float] = stored["scores"]
         return found
     scores = measure()
+    folder.mkdir(parents=True, exist_ok=True)
     data = json.dumps({"run": asked, "scores": scores}, indent=1, allow_nan=False)
     write_files(folder, {SCORES_FILE: f"{data}\n".encode()})
     return scores

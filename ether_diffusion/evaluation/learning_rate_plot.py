@@ -1,54 +1,59 @@
 """The plot of a study of learning rates."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-from ether_diffusion.evaluation.learning_rates import FIDELITY
+from ether_diffusion.evaluation.benchmark.summary import LABELS
+from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.plot import DOTS_PER_INCH, check_plotting
+from ether_diffusion.evaluation.subject_scores import FIDELITY, PROMPT
 
 PANELS = {
     FIDELITY: "likeness to the photos",
-    "tiny_t": "likeness to the prompt",
+    PROMPT: "likeness to the prompt",
+    "recognised": "share recognised as the subject",
+    "drift": "drift on prompts without the subject",
     "weight_distance": "distance of the weights, ‖W' − W‖ / ‖W‖",
     "transform_distance": "distance of the transform, ‖T − I‖",
 }
+NUM_ROWS = 2
 
 
-def draw_study(summary: Mapping[str, Mapping[float, Mapping[str, Estimate]]]) -> bytes:
-    """Return a PNG with a curve for each method of a `summarise`d study.
+def draw_study(
+    summary: Mapping[str, Mapping[float, Mapping[str, Estimate]]], base: Mapping[str, float]
+) -> bytes:
+    """Return a PNG with a curve for each method of a `summarise`d study, and a line for what the base scores.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
-    check_plotting()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * len(PANELS), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    figure = new_figure(15, 8)
+    panels = figure.subplots(NUM_ROWS, len(PANELS) // NUM_ROWS).flat
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+        if name in base:
+            axes.axhline(base[name], color="black", linestyle="--", linewidth=1, label=LABELS["base"])
         _draw_curves(axes, summary, name)
         axes.set_title(title)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return file.getvalue()
+        axes.set_xlabel("learning rate")
+        axes.grid(alpha=0.3)
+        if name == FIDELITY:
+            figure.legend(loc="outside lower center", ncols=len(summary) + 1)
+    return png_of(figure)
 
 
 def _draw_curves(axes: Any, summary: Mapping[str, Mapping[float, Mapping[str, Estimate]]], name: str) -> None:
-    for method, rates in summary.items():
+    axes.set_xscale("log")
+    if name.endswith("_distance"):
+        axes.set_yscale("log")
+    for place, (method, rates) in enumerate(summary.items()):
         there = {rate: scores[name] for rate, scores in rates.items() if name in scores}
         axes.errorbar(
             list(there),
             [found.mean for found in there.values()],
             yerr=[found.standard_error or 0.0 for found in there.values()],
+            color=f"C{place}",
             marker="o",
+            markersize=4,
             capsize=3,
-            label=method,
+            label=LABELS.get(method, method),
         )
-    axes.set_xscale("log")
-    if name.endswith("_distance"):
-        axes.set_yscale("log")
-    axes.set_xlabel("learning rate")
-    axes.legend()

@@ -68,3 +68,15 @@ def likeness_of_pairs(first: Tensor, second: Tensor) -> Tensor:
     Of pictures with their prompts it is CLIP-T; of the base's with the adapter's, 1 minus it is drift.
     """
     return (first * second).sum(dim=1)
+
+
+def relative_drift(drawn: Tensor, base: Tensor, prompts: Tensor) -> Tensor:
+    """Return how far pictures (g, d) are from the base's of the same prompt and seed (g, d): (g).
+
+    In units of the mean distance (1 − cosine) between the base's pictures of different prompts, whose numbers
+    are `prompts` (g): 0 is the base's own picture, 1 as far from it as those of other prompts are.
+    """
+    distance = (1 - likeness_of_pairs(drawn, base)).clamp(min=0)
+    is_apart = prompts[:, None] != prompts[None, :]
+    between = (1 - base @ base.T)[is_apart].mean()
+    return distance / between.clamp(min=1e-6)

@@ -1,26 +1,15 @@
 """The plot of a report, drawn off the screen."""
 
-import io
-import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.report import Report
 
-DOTS_PER_INCH = 120
 COLOURS = {"photos": "#9a9aa0", "base": "#5b8ff9", "adapter": "#e8684a", "generated": "#e8684a"}
 LABEL_CHARACTERS = 42
 BAR_WIDTH = 0.26
-
-
-def check_plotting() -> None:
-    """Raise ValueError if there is no matplotlib."""
-    if find_spec("matplotlib") is None:
-        raise ValueError(
-            "a plot needs matplotlib, which is not installed; pip install 'ether-diffusion[evaluate]'"
-        )
 
 
 def draw_report(report: Report) -> bytes:
@@ -29,14 +18,9 @@ def draw_report(report: Report) -> bytes:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    check_plotting()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     prompts = list(dict.fromkeys(prompt for scores in report.rows.values() for prompt in scores.by_prompt))
     num_panels = 2 if prompts else 1
-    figure = Figure(figsize=(6 * num_panels, max(3.6, 1.2 + 0.3 * len(prompts))), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6 * num_panels, max(3.6, 1.2 + 0.3 * len(prompts)))
     panels = figure.subplots(1, num_panels, squeeze=False)[0]
     _draw_bars(panels[0], report)
     if prompts:
@@ -44,11 +28,7 @@ def draw_report(report: Report) -> bytes:
     if report.drift:
         drift = ", ".join(f"{name} {found.mean:.3f}" for name, found in report.drift.items())
         figure.suptitle(f"drift from the base on other prompts: {drift}", fontsize="medium")
-    file = io.BytesIO()
-    with warnings.catch_warnings():  # a script that the font has not is drawn as boxes
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return file.getvalue()
+    return png_of(figure)
 
 
 def _draw_bars(axes: Any, report: Report) -> None:

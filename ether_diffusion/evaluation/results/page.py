@@ -72,18 +72,33 @@ def _ranges(measured: Measured) -> str:
     except NotMeasuredError:
         return ""
     file = measured.files["learning_rates"]
-    rows = [["", "best rate", "lowest usable", "highest usable", "ratio", "tried"]]
+    rows = [["", "best rate", "usable", "ratio", "not between", "ratio by likeness alone", "tried"]]
     for method, found in study.items():
         tried = ", ".join(file["methods"].get(method, {}))
+        alone = file["range_by_likeness_alone"].get(method)
         cells = ["-"] * 4
         if found is not None:
-            cells = [f"{found[name]:g}" for name in ("best", "lowest", "highest", "ratio")]
-        rows.append([LABELS.get(method, method), *cells, tried])
+            missed = ", ".join(f"{rate:g}" for rate in found["missed"])
+            cells = [
+                f"{found['best']:g}",
+                f"{found['lowest']:g} to {found['highest']:g}",
+                _ratio(found),
+                missed,
+            ]
+        rows.append([LABELS.get(method, method), *cells, _ratio(alone), tried])
+    seeds = len(file["seeds"])
     told = (
-        f"Usable is a rate within 5 % of the best likeness to the photos, next to one that is; of the rates "
-        f"that were tried. Subjects: {', '.join(file['subjects'])}; {file['steps']} steps."
+        "Usable is a rate whose likeness to the photos is within 5 % of the method's best and whose likeness "
+        f"to the prompts is no more than a tenth below the base's ({file['least_prompt']:.3f} or more): "
+        "pictures that show a photo whatever is asked are the most like it. The ratio is of the greatest to "
+        "the least usable rate, ≥ where that is the end of what was tried. Subjects: "
+        f"{', '.join(file['subjects'])}; {file['steps']} steps; {seeds} seed{'s' if seeds > 1 else ''}."
     )
     return f"## Learning rates\n\n{told}\n\n{_markdown(rows)}"
+
+
+def _ratio(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{'≥ ' if found['is_open'] else ''}{round(found['ratio'], 1):g}"
 
 
 def _pictures(folder: Path) -> str:

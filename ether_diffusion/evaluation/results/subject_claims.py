@@ -84,12 +84,12 @@ def blocks_hardly_matter(measured: Measured) -> Found:
 
 
 def widest_range(measured: Measured) -> Found:
-    """No other method's range of rates within 5 % of its best is as wide as ETHER+'s."""
+    """No other method's range of usable rates is as wide as ETHER+'s."""
     ranges: dict[str, Any] = measured.value("learning_rates", "usable_range")
     there = {name: found["ratio"] for name, found in ranges.items() if found is not None}
     if "ether_plus" not in there or len(there) < 3:
         raise NotMeasuredError("learning_rates.json has too few methods")
-    words = ", ".join(f"{name} {ratio:g}" for name, ratio in there.items())
+    words = ", ".join(f"{name} {round(ratio, 1):g}" for name, ratio in there.items())
     others = [ratio for name, ratio in there.items() if name != "ether_plus"]
     return there["ether_plus"] > max(others), f"highest ÷ lowest usable rate: {words}"
 

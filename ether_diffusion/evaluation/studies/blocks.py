@@ -3,21 +3,15 @@
 ETHER, Bini et al. 2024, arXiv:2405.20271, tables 9 to 11: blocks hardly do, both sides of ETHER+ do.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.figures import new_figure, png_of
-from ether_diffusion.evaluation.kept_scores import Scores, kept_scores
-from ether_diffusion.evaluation.learning_rates import FIDELITY, score_subject
+from ether_diffusion.evaluation.kept_scores import Scores
 from ether_diffusion.evaluation.likeness import Estimate, estimate
-from ether_diffusion.evaluation.tiny_subjects import learn_subject
-from ether_diffusion.tiny_world.concepts import find_concept
-from ether_diffusion.training.loop import NonFiniteError
-
-logger = logging.getLogger(__name__)
+from ether_diffusion.evaluation.subject_scores import FIDELITY, PROMPT, learn_and_score
 
 VARIANTS: Mapping[str, Mapping[str, Json]] = {
     "ETHER": {"adapter": "ether", "sides": "input"},
@@ -28,7 +22,7 @@ NUM_BLOCKS = (1, 4, 16)
 PANELS = {
     FIDELITY: "likeness to the photos",
     "recognised": "share recognised",
-    "tiny_t": "likeness to the prompt",
+    PROMPT: "likeness to the prompt",
 }
 
 
@@ -67,24 +61,13 @@ def carry_out(run: BlockRun, root: Path, *, max_train_steps: int, num_inference_
         ValueError: the settings cannot be used, or an earlier run had others.
         InterruptedError: a signal stopped the training; called again, it goes on.
     """
-    folder = run.folder(root)
-    asked: dict[str, Json] = {**asdict(run), "steps": max_train_steps, "inference_steps": num_inference_steps}
     settings = {
         **VARIANTS[run.variant],
         "num_blocks": run.num_blocks,
-        "seed": run.seed,
         "max_train_steps": max_train_steps,
     }
-
-    def measure() -> Scores:
-        try:
-            adapter = learn_subject(find_concept(run.subject), folder, settings)
-        except NonFiniteError as error:
-            logger.info("%s: %s", folder, error)
-            return {}
-        return score_subject(run.subject, run.seed, adapter, num_inference_steps)
-
-    return kept_scores(folder, asked, measure)
+    asked: dict[str, Json] = {**asdict(run), "steps": max_train_steps}
+    return learn_and_score(run.subject, run.seed, run.folder(root), asked, settings, num_inference_steps)
 
 
 def summarise(results: Mapping[BlockRun, Scores]) -> dict[str, dict[int, dict[str, Estimate]]]:

@@ -1,0 +1,145 @@
+"""How well an adapter has learned a subject of Tiny World: the scores of the studies that train many."""
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.encoder_loading import load_encoder
+from ether_diffusion.evaluation.encoders import Encoder
+from ether_diffusion.evaluation.kept_scores import Scores, kept_scores
+from ether_diffusion.evaluation.likeness import relative_drift
+from ether_diffusion.evaluation.prompts import other_tiny_prompts
+from ether_diffusion.evaluation.samples import Sample, sort_samples
+from ether_diffusion.evaluation.saved_adapters import attach_saved, weight_distance
+from ether_diffusion.evaluation.scoring import PhotoReference, score_samples
+from ether_diffusion.evaluation.tiny_subjects import learn_subject, to_images
+from ether_diffusion.evaluation.transform_distance import transform_distance
+from ether_diffusion.tiny_world import ALIAS, tiny_world_path
+from ether_diffusion.tiny_world.clip import load_tiny_clip
+from ether_diffusion.tiny_world.concepts import Concept, find_concept
+from ether_diffusion.tiny_world.pictures import generate
+from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
+from ether_diffusion.tiny_world.subjects import IDENTIFIER, photos_of, unseen_prompts, unseen_scenes
+from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw
+from ether_diffusion.training.loop import NonFiniteError
+
+FIDELITY = "tiny_i"
+PROMPT = "tiny_t"
+PICTURES_PER_PROMPT = 2
+
+logger = logging.getLogger(__name__)
+
+
+def learn_and_score(
+    subject: str,
+    seed: int,
+    folder: Path,
+    asked: Mapping[str, Json],
+    settings: Mapping[str, Json],
+    num_inference_steps: int,
+) -> Scores:
+    """Train on a subject in a folder, draw and score it, or read what `asked` came to there before.
+
+    Nothing where training diverged.
+
+    Raises:
+        ValueError: the settings cannot be used, or an earlier run had others.
+        InterruptedError: a signal stopped the training; called again, it goes on.
+    """
+
+    def measure() -> Scores:
+        try:
+            adapter = learn_subject(find_concept(subject), folder, {**settings, "seed": seed})
+        except NonFiniteError as error:
+            logger.info("%s: %s", folder, error)
+            return {}
+        return score_subject(subject, seed, adapter, num_inference_steps)
+
+    how: dict[str, Json] = {"inference_steps": num_inference_steps, "num_images": PICTURES_PER_PROMPT}
+    return kept_scores(folder, {**asked, **how}, measure)
+
+
+def score_base(subject: str, seed: int, num_inference_steps: int) -> dict[str, float]:
+    """Score what the base draws from a subject's prompts, without any adapter."""
+    return _score_pictures(find_concept(subject), _base(), seed, num_inference_steps)
+
+
+def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: int) -> dict[str, float]:
+    """Draw a subject where no photo has it, from a seed, and score what is drawn.
+
+    Returns likeness to the photos (`FIDELITY`) and to the prompts (`PROMPT`), the share recognised, drift on
+    prompts without the subject, and the distances of the weights and of the transform. Only the distances
+    where no picture shows anything, and nothing where weights are not finite.
+    """
+    pipeline = _base()
+    attach_saved(pipeline, adapter)
+    distance = weight_distance(pipeline.unet)
+    if not math.isfinite(distance):
+        return {}
+    turned = transform_distance(pipeline.unet)
+    distances = {"weight_distance": distance} | ({} if turned is None else {"transform_distance": turned})
+    scores = _score_pictures(find_concept(subject), pipeline, seed, num_inference_steps)
+    if not scores:
+        return distances
+    drawn = _view(pipeline, seed, num_inference_steps)
+    base = _view_of_base(seed, num_inference_steps)
+    drift = relative_drift(drawn, base, _numbers_of_prompts(len(drawn)))
+    return {**scores, "drift": float(drift.mean()), **distances}
+
+
+def _score_pictures(
+    concept: Concept, pipeline: StableDiffusionPipeline, seed: int, num_inference_steps: int
+) -> dict[str, float]:
+    """Return what pictures of a subject score; nothing where none shows anything."""
+    prompts = unseen_prompts(concept) * PICTURES_PER_PROMPT
+    pictures, _ = generate(pipeline, prompts, num_steps=num_inference_steps, seed=seed)
+    pictures = pictures.nan_to_num(-1)
+    drawn = [
+        Sample(str(number), image, prompt, number)
+        for number, (image, prompt) in enumerate(zip(to_images(pictures), prompts, strict=True))
+    ]
+    try:
+        usable = sort_samples(drawn).usable
+    except ValueError:
+        return {}
+    photos = [Sample(photo.caption, draw(photo.scene, size=NATIVE_SIZE)) for photo in photos_of(concept)]
+    reference = PhotoReference.of(photos, [_encoder()])
+    columns = score_samples(reference, usable, [_encoder()], None, identifier=IDENTIFIER).columns
+    clip, scenes = load_tiny_clip(tiny_world_path()), unseen_scenes(concept) * PICTURES_PER_PROMPT
+    named = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
+    return {
+        **{column: found.mean for column, found in columns.items()},
+        "recognised": sum(each == concept for each in named) / len(named),
+    }
+
+
+def _view(pipeline: StableDiffusionPipeline, seed: int, num_inference_steps: int) -> Tensor:
+    """Return the vectors of pictures of other things than the subject."""
+    prompts = other_tiny_prompts() * PICTURES_PER_PROMPT
+    pictures, _ = generate(pipeline, prompts, num_steps=num_inference_steps, seed=seed)
+    return _encoder().embed_images(to_images(pictures.nan_to_num(-1)))
+
+
+@cache
+def _view_of_base(seed: int, num_inference_steps: int) -> Tensor:
+    return _view(_base(), seed, num_inference_steps)
+
+
+def _numbers_of_prompts(num_pictures: int) -> Tensor:
+    return torch.arange(num_pictures) % (num_pictures // PICTURES_PER_PROMPT)
+
+
+def _base() -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
+
+
+@cache
+def _encoder() -> Encoder:
+    return load_encoder(ALIAS)
