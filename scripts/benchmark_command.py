@@ -46,7 +46,7 @@ def add_benchmark_command(commands: "argparse._SubParsersAction[argparse.Argumen
         nargs="+",
         default=[],
         metavar="METHOD=RATE",
-        help="where it is not the published one",
+        help="where it is neither the published one nor, on Tiny World, the best there",
     )
     how.add_argument(
         "--train",

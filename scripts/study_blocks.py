@@ -17,7 +17,7 @@ from ether_diffusion.scripts.studying import run_study
 
 logger = logging.getLogger(__name__)
 
-SUBJECTS = ("fox", "taxi")
+SUBJECTS = ("fox", "taxi", "owl")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--blocks", nargs="+", type=int, default=[1, 4, 16], help="per side (1 4 16)")
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=200, help="of each training (200)")
-    parser.add_argument("--inference_steps", type=int, default=20, help="of each picture (20)")
+    parser.add_argument("--steps", type=int, default=100, help="of each training (100)")
+    parser.add_argument("--inference_steps", type=int, default=15, help="of each picture (15)")
     parser.add_argument("--output_dir", type=Path, required=True)
     return run_study("study_blocks", parser, _run, arguments)
 
@@ -39,10 +39,10 @@ def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.evaluation.figures import check_plotting
     from ether_diffusion.evaluation.studies.blocks import (
         VARIANTS,
+        by_blocks,
         carry_out,
         draw_bars,
         plan_runs,
-        summarise,
     )
     from ether_diffusion.tiny_world.concepts import find_concept
 
@@ -55,7 +55,7 @@ def _run(parsed: argparse.Namespace) -> None:
             run, parsed.output_dir, max_train_steps=parsed.steps, num_inference_steps=parsed.inference_steps
         )
         logger.info("%s: %s", run, json.dumps(results[run]))
-    summary = summarise(results)
+    summary = by_blocks(results)
     found = {
         "steps": parsed.steps,
         "inference_steps": parsed.inference_steps,

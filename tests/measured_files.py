@@ -12,7 +12,7 @@ LIKENESS = {
     "ether": (0.40, 0.20),
     "ether_plus": (0.66, 0.45),
 }
-"""tiny_i of two subjects, by method."""
+"""object of two subjects, by method."""
 
 
 def estimate(mean: float, error: float = 0.1) -> dict[str, Any]:
@@ -21,9 +21,9 @@ def estimate(mean: float, error: float = 0.1) -> dict[str, Any]:
 
 def benchmark(likeness: Mapping[str, tuple[float, ...]] = LIKENESS) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
-    methods: dict[str, Any] = {"real": {"scores": {"tiny_i": estimate(0.9)}, "num_diverged": 0}}
+    methods: dict[str, Any] = {"real": {"scores": {"object": estimate(0.9)}, "num_diverged": 0}}
     for number, (method, values) in enumerate(likeness.items()):
-        scores = {"tiny_i": estimate(sum(values) / len(values)), "tiny_t": estimate(0.5)}
+        scores = {"object": estimate(sum(values) / len(values)), "tiny_t": estimate(0.5)}
         methods[method] = {
             "scores": scores,
             "num_runs": len(values),
@@ -38,7 +38,7 @@ def benchmark(likeness: Mapping[str, tuple[float, ...]] = LIKENESS) -> dict[str,
                 "method": method,
                 "subject": f"subject{place}",
                 "seed": 0,
-                "scores": {"tiny_i": value, "tiny_t": 0.5},
+                "scores": {"object": value, "tiny_t": 0.5},
             }
             for place, value in enumerate(values)
         ]
@@ -85,20 +85,39 @@ def learning_rates() -> dict[str, Any]:
             for method, (low, high) in ranges.items()
         }
         | {"lora": None},
-        "range_by_likeness_alone": {"lora": None},
+        "range_by_fidelity_alone": {"lora": None},
         "least_prompt": 0.5,
         "seeds": [0],
     }
 
 
+def photos(method: str = "ether_plus") -> dict[str, Any]:
+    def cell(likeness: float, recognised: float) -> dict[str, Any]:
+        return {"object": estimate(likeness), "recognised": estimate(recognised), "tiny_t": estimate(0.7)}
+
+    return {
+        "method": method,
+        "learning_rate": 1e-2,
+        "subjects": ["panda"],
+        "seeds": [0],
+        "base": {"object": 0.3, "recognised": 0.0, "tiny_t": 0.6},
+        "least_prompt": 0.54,
+        "photos": {
+            "1": {"50": cell(0.5, 0.25), "100": cell(0.6, 0.5)},
+            "4": {"50": cell(0.79, 0.75), "100": cell(0.8, 1.0)},
+        },
+        "enough_steps": {"1": 100, "4": 50},
+    }
+
+
 def others() -> dict[str, Any]:
-    blocks = {"1": {"tiny_i": estimate(0.50)}, "4": {"tiny_i": estimate(0.49)}}
+    blocks = {"1": {"object": estimate(0.50)}, "4": {"object": estimate(0.49)}}
     return {
         "blocks": {
             "variants": {
                 "ETHER": blocks,
-                "ETHER+": {"4": {"tiny_i": estimate(0.6)}},
-                "ETHER+ one-sided": {"4": {"tiny_i": estimate(0.5)}},
+                "ETHER+": {"4": {"object": estimate(0.6)}},
+                "ETHER+ one-sided": {"4": {"object": estimate(0.5)}},
             }
         },
         "energy": {

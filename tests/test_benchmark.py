@@ -198,7 +198,7 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(tmp
     full, plus = found["methods"]["full"], found["methods"]["ether_plus"]
     assert full["parameters"] > 10 * plus["parameters"] > 0
     assert full["seconds"] > 0
-    assert set(plus["scores"]) == {"tiny_i", "tiny_t", "recognised"}
+    assert set(plus["scores"]) == {"object", "tiny_i", "tiny_t", "recognised"}
     with Image.open(tmp_path / "killed" / "sheet.png") as sheet:
         assert sheet.format == "PNG"
 

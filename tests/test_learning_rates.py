@@ -18,11 +18,11 @@ from ether_diffusion import EtherConfig
 from ether_diffusion.adapter_file import AdapterMetadata
 from ether_diffusion.evaluation.learning_rates import (
     StudyRun,
+    by_rates,
     carry_out,
     fidelity_range,
     least_prompt,
     plan_runs,
-    summarise,
     usable_range,
 )
 from ether_diffusion.evaluation.likeness import Estimate, estimate
@@ -130,7 +130,7 @@ def test_the_usable_range_of_negative_scores_is_below_the_best() -> None:
 
 def test_a_rate_that_ignores_the_prompt_is_not_usable_however_like_the_photos() -> None:
     def scores(likeness: float, prompt: float) -> dict[str, Estimate]:
-        return {"tiny_i": estimate([likeness], "a"), "tiny_t": estimate([prompt], "a")}
+        return {"object": estimate([likeness], "a"), "tiny_t": estimate([prompt], "a")}
 
     rates = {1e-4: scores(0.20, 0.70), 1e-3: scores(0.21, 0.64), 1e-2: scores(0.90, 0.62), 1e-1: {}}
     least = least_prompt([{"tiny_t": 0.8}, {"tiny_t": 0.6}])
@@ -144,15 +144,15 @@ def test_a_rate_that_ignores_the_prompt_is_not_usable_however_like_the_photos() 
 
 def test_estimates_have_errors_over_subjects_and_none_where_a_run_came_to_nothing() -> None:
     results: dict[StudyRun, dict[str, float]] = {
-        StudyRun("lora", rate, subject, seed): {"tiny_i": rate + bonus + seed / 10, "tiny_t": 0.7}
+        StudyRun("lora", rate, subject, seed): {"object": rate + bonus + seed / 10, "tiny_t": 0.7}
         for rate in (1.0, 2.0)
         for subject, bonus in (("fox", 0.0), ("owl", 1.0))
         for seed in (0, 1)
     }
     results[StudyRun("lora", 2.0, "owl", 1)] = {}
-    rates = summarise(results)["lora"]
-    assert rates[1.0]["tiny_i"].mean == pytest.approx(1.55)
-    assert rates[1.0]["tiny_i"].standard_error == pytest.approx(0.5)
+    rates = by_rates(results)["lora"]
+    assert rates[1.0]["object"].mean == pytest.approx(1.55)
+    assert rates[1.0]["object"].standard_error == pytest.approx(0.5)
     assert rates[2.0] == {}
     found = fidelity_range(rates)
     assert found is not None
@@ -176,9 +176,9 @@ def test_a_study_is_run_written_and_not_repeated(tmp_path: Path, capsys: pytest.
     assert set(found["methods"]) == set(found["usable_range"]) == {"ether_plus", "lora"}
     assert set(found["methods"]["lora"]) == {"0.001", "0.01"}
     scores = found["methods"]["lora"]["0.01"]
-    assert set(scores) == {"tiny_i", "tiny_t", "recognised", "drift", "weight_distance"}
+    assert set(scores) == {"object", "tiny_i", "tiny_t", "recognised", "drift", "weight_distance"}
     assert set(found["methods"]["ether_plus"]["0.01"]) - set(scores) == {"transform_distance"}
-    assert set(found["base"]) == {"tiny_i", "tiny_t", "recognised"}
+    assert set(found["base"]) == {"object", "tiny_i", "tiny_t", "recognised"}
     assert scores["drift"]["mean"] > 0
     assert found["least_prompt"] == pytest.approx(0.9 * found["base"]["tiny_t"])
     assert (

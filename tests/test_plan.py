@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured_files import LIKENESS, benchmark, write_all
+from measured_files import LIKENESS, benchmark, photos, write_all
 from training_runs import write_photos
 
 from ether_diffusion.evaluation.results.measured import Measured
@@ -14,12 +14,16 @@ from ether_diffusion.evaluation.results.plan import advise, curves_of, read_curv
 from ether_diffusion.scripts import ether
 from ether_diffusion.training.config import DreamBoothConfig
 
-CURVES: dict[str, Any] = {"benchmark": None, "usable_range": None}
+CURVES: dict[str, Any] = {"benchmark": None, "usable_range": None, "photos": None}
 
 
-def curves(tmp_path: Path, **likeness: tuple[float, ...]) -> dict[str, Any]:
+def curves(
+    tmp_path: Path, files: dict[str, Any] | None = None, **likeness: tuple[float, ...]
+) -> dict[str, Any]:
     made = benchmark({**LIKENESS, **likeness})
-    return json.loads(json.dumps(curves_of(Measured.read(write_all(tmp_path, benchmark=made)))))
+    return json.loads(
+        json.dumps(curves_of(Measured.read(write_all(tmp_path, benchmark=made, **(files or {})))))
+    )
 
 
 def test_the_method_with_fewest_parameters_of_those_not_behind_is_advised(tmp_path: Path) -> None:
@@ -33,11 +37,30 @@ def test_the_method_with_fewest_parameters_of_those_not_behind_is_advised(tmp_pa
 def test_what_is_to_be_expected_is_what_was_measured(tmp_path: Path) -> None:
     found = advise(6, "tiny_world", curves(tmp_path))
     assert found.options["max_train_steps"] == 200
-    assert "likeness to the photos 0.555 ± 0.100 by tiny_i" in found.expected[0]
-    assert "the photos among each other have 0.900" in found.expected[0]
+    assert "likeness to the subject 0.555 ± 0.100 by object" in found.expected[0]
     assert any("40 s of training steps" in sentence for sentence in found.expected)
     assert any("rates from 0.001 to 0.1" in sentence for sentence in found.basis)
     assert found.doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("num_photos", "steps", "recognised"), [(1, 100, "50%"), (3, 100, "50%"), (4, 50, "75%"), (40, 50, "75%")]
+)
+def test_steps_are_those_that_were_enough_for_as_many_photos(
+    tmp_path: Path, num_photos: int, steps: int, recognised: str
+) -> None:
+    made = curves(tmp_path, files={"photos": photos()}, ether_plus=(0.66, 0.40), lora=(0.62, 0.44))
+    found = advise(num_photos, "tiny_world", made)
+    assert found.method == "ether_plus"
+    assert found.options["max_train_steps"] == steps
+    assert found.expected[1] == f"{recognised} of the pictures recognised as the subject; the base alone 0%"
+    assert any(f"{40 * steps / 200:.0f} s of training steps" in sentence for sentence in found.expected)
+    assert bool(found.doubts) == (num_photos == 40)
+
+
+def test_a_study_of_another_method_says_nothing_of_this_one(tmp_path: Path) -> None:
+    made = curves(tmp_path, files={"photos": photos("ether")}, ether_plus=(0.66, 0.40), lora=(0.62, 0.44))
+    assert advise(1, "tiny_world", made).options["max_train_steps"] == 200
 
 
 def test_on_another_base_nothing_is_promised(tmp_path: Path) -> None:
@@ -82,14 +105,14 @@ def test_the_advice_is_a_configuration_of_training(base: str) -> None:
 def test_the_command_counts_photos_and_prints_a_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos = write_photos(tmp_path / "photos", count=5)
-    assert ether.main(["plan", "--photos", str(photos), "--base", "some/base"]) == 0
+    folder = write_photos(tmp_path / "photos", count=5)
+    assert ether.main(["plan", "--photos", str(folder), "--base", "some/base"]) == 0
     said = capsys.readouterr().out
     words = shlex.split(said.splitlines()[1])
     assert words[0] == "train-dreambooth"
     assert words[words.index("--max_train_steps") + 1] == "1200"
     assert words[words.index("--class_prompt") + 1] == "a photo of THING"
-    assert words[words.index("--instance_data_dir") + 1] == str(photos)
+    assert words[words.index("--instance_data_dir") + 1] == str(folder)
     assert "not known: nothing was measured here on some/base" in said
     assert ether.main(["plan", "--photos", "5", "--base", "some/base", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["learning_rate"] == 6e-3

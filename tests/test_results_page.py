@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured_files import LIKENESS, benchmark, estimate, learning_rates, others, write_all
+from measured_files import LIKENESS, benchmark, estimate, learning_rates, others, photos, write_all
 
 from ether_diffusion.evaluation.results.claims import CLAIMS
 from ether_diffusion.evaluation.results.measured import FILES, Measured, difference_of, paired_difference
@@ -62,8 +62,8 @@ def test_every_claim_that_can_be_tested_is_reproduced_by_numbers_like_the_papers
         ("120 times", "cost", ("methods", "ETHER", "parameters"), 200_000),
         ("30 times", "cost", ("methods", "ETHER+", "parameters"), 797_184),
         ("half of LoRA", "cost", ("methods", "ETHER+", "parameters"), 400_000),
-        ("on both sides", "blocks", ("variants", "ETHER+", "4", "tiny_i"), estimate(0.4)),
-        ("number of blocks", "blocks", ("variants", "ETHER", "4", "tiny_i"), estimate(0.4)),
+        ("on both sides", "blocks", ("variants", "ETHER+", "4", "object"), estimate(0.4)),
+        ("number of blocks", "blocks", ("variants", "ETHER", "4", "object"), estimate(0.4)),
         ("survive ETHER+", "transforms", ("methods", "oft", "0.97", "recognised"), estimate(0.9)),
         ("hyperspherical", "energy", ("methods", "ether", "absolute_change"), estimate(0.005)),
         ("hyperspherical", "energy", ("methods", "lora", "absolute_change"), estimate(0.5)),
@@ -110,7 +110,7 @@ def test_differences_are_paired_over_subjects(tmp_path: Path) -> None:
     likeness = {"lora": tuple(0.1 * k for k in range(4)), "oft": (0.0,) * 4}
     likeness["oft"] = tuple(x - d for x, d in zip(likeness["lora"], values, strict=True))
     made = Measured.read(write_all(tmp_path, benchmark=benchmark(likeness)))
-    found = paired_difference(made, "lora", "oft", "tiny_i")
+    found = paired_difference(made, "lora", "oft", "object")
     assert found.mean == pytest.approx(statistics.mean(values))
     assert found.standard_error == pytest.approx(statistics.stdev(values) / math.sqrt(4))
     assert found.is_clear == (abs(found.mean) > 2 * found.standard_error)
@@ -143,3 +143,11 @@ def test_a_damaged_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.startswith("write_results: ")
     assert json.loads((results / "blocks.json").read_text())
     assert not (tmp_path / "c.json").exists()
+
+
+def test_the_page_tells_photos_and_steps(tmp_path: Path) -> None:
+    results = write_all(tmp_path, photos=photos())
+    page = results_page(Measured.read(results), results)
+    assert "| photos | 50 steps | 100 steps | enough |" in page
+    assert "| 4 | 0.790 ± 0.100, 75% | 0.800 ± 0.100, 100% | 50 |" in page
+    assert "without an adapter 0.300 and 0%" in page

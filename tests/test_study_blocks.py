@@ -30,7 +30,7 @@ def test_every_variant_is_trained_with_its_blocks_and_sides(study: Path) -> None
 def test_its_numbers_and_plot_are_written(study: Path) -> None:
     found = json.loads((study / "blocks.json").read_text())
     assert {name: set(row) for name, row in found["variants"].items()} == {name: {"8"} for name in VARIANTS}
-    assert found["variants"]["ETHER"]["8"]["tiny_i"]["num_values"] == 1
+    assert found["variants"]["ETHER"]["8"]["object"]["num_values"] == 1
     assert (study / "blocks.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -14,7 +14,7 @@ from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.base import Base
 from ether_diffusion.evaluation.curve_plot import draw_curve
 from ether_diffusion.evaluation.encoder_loading import check_encoder, load_encoder
-from ether_diffusion.evaluation.encoders import ClipEncoder, Encoder, VisionEncoder
+from ether_diffusion.evaluation.encoders import ClipEncoder, Encoder, Views, VisionEncoder
 from ether_diffusion.evaluation.likeness import likeness_of_pairs, likeness_to, relative_drift
 from ether_diffusion.evaluation.prompts import OTHER_PROMPTS, other_tiny_prompts
 from ether_diffusion.evaluation.scoring import without_identifier
@@ -114,7 +114,8 @@ class SubjectEvaluator:
             self._encoders[name] = load_encoder(name, offline=self.offline)
         self._device = device
         with self._at_work():
-            self._photos = self._view([decode_item(item).rgb for item in self.items])
+            photos = [decode_item(item).rgb for item in self.items]
+            self._photos = Views.of(self._encoders[self.viewer_name], photos).subjects
             texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
             self._texts = self._encoders[self.reader_name].embed_texts(texts)
 
@@ -122,14 +123,14 @@ class SubjectEvaluator:
         """Score pictures, one a prompt and seed."""
         pictures = [picture for row in subject for picture in row]
         with self._at_work():
-            seen = self._view(pictures)
-            read = seen
+            seen = Views.of(self._encoders[self.viewer_name], pictures)
+            read = seen.whole
             if self.reader_name != self.viewer_name:
                 read = self._encoders[self.reader_name].embed_images(pictures)
             drift = self._drift(other, base_other)
         texts = self._texts.repeat_interleave(len(subject[0]), dim=0)
         return Measured(
-            tuple(likeness_to(self._photos, seen).tolist()),
+            tuple(likeness_to(self._photos, seen.subjects).tolist()),
             tuple(likeness_of_pairs(read, texts).tolist()),
             tuple(drift.tolist()),
         )

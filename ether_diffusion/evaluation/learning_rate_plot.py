@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ether_diffusion.evaluation.benchmark.summary import LABELS
+from ether_diffusion.evaluation.columns import PROMPT, RECOGNISED
 from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.subject_scores import FIDELITY, PROMPT
+from ether_diffusion.evaluation.subject_scores import FIDELITY
 
 PANELS = {
-    FIDELITY: "likeness to the photos",
+    FIDELITY: "likeness to the true pictures",
     PROMPT: "likeness to the prompt",
-    "recognised": "share recognised as the subject",
+    RECOGNISED: "share recognised as the subject",
     "drift": "drift on prompts without the subject",
     "weight_distance": "distance of the weights, ‖W' − W‖ / ‖W‖",
     "transform_distance": "distance of the transform, ‖T − I‖",

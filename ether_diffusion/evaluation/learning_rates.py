@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.columns import PROMPT
 from ether_diffusion.evaluation.kept_scores import Scores, kept_scores
-from ether_diffusion.evaluation.likeness import Estimate, estimate
-from ether_diffusion.evaluation.subject_scores import FIDELITY, PROMPT, learn_and_score, score_base
+from ether_diffusion.evaluation.likeness import Estimate
+from ether_diffusion.evaluation.subject_scores import FIDELITY, learn_and_score, score_base, summarise
 
 TOLERANCE = 0.05
 MAX_PROMPT_LOSS = 0.1
@@ -78,23 +79,13 @@ def carry_out_base(subject: str, seed: int, root: Path, *, num_inference_steps: 
     return kept_scores(folder, asked, lambda: score_base(subject, seed, num_inference_steps))
 
 
-def summarise(results: Mapping[StudyRun, Scores]) -> dict[str, dict[float, dict[str, Estimate]]]:
-    """Return estimates by method, rate and score, with errors over subjects, or over seeds of one subject.
-
-    A rate at which any run came to nothing has no estimate of what that run lacks.
-    """
-    by_rate: dict[str, dict[float, list[tuple[StudyRun, Scores]]]] = {}
-    for run, scores in results.items():
-        by_rate.setdefault(run.method, {}).setdefault(run.learning_rate, []).append((run, scores))
-    one_subject = len({run.subject for run in results}) == 1
+def by_rates(results: Mapping[StudyRun, Scores]) -> dict[str, dict[float, dict[str, Estimate]]]:
+    """Return estimates by method, rate in ascending order, and score."""
     summary: dict[str, dict[float, dict[str, Estimate]]] = {}
-    for method, rates in by_rate.items():
-        for rate, pairs in sorted(rates.items()):
-            names = set.intersection(*(set(scores) for _, scores in pairs))
-            groups = [run.seed if one_subject else run.subject for run, _ in pairs]
-            summary.setdefault(method, {})[rate] = {
-                name: estimate([scores[name] for _, scores in pairs], groups) for name in sorted(names)
-            }
+    cells = summarise(results, lambda run: (run.method, run.learning_rate))
+    for method in dict.fromkeys(method for method, _ in cells):
+        rates = sorted(rate for name, rate in cells if name == method)
+        summary[method] = {rate: cells[method, rate] for rate in rates}
     return summary
 
 
@@ -119,7 +110,7 @@ def usable_range(scores: Mapping[float, float], *, tolerance: float = TOLERANCE)
 def fidelity_range(
     rates: Mapping[float, Mapping[str, Estimate]], *, least_prompt: float = -math.inf
 ) -> UsableRange | None:
-    """Return a method's usable range by likeness to the photos, of rates that keep to the prompt.
+    """Return a method's usable range by fidelity, of rates that keep to the prompt.
 
     least_prompt is the likeness to the prompts below which a rate is not usable, however like the photos its
     pictures are: those that show a photo whatever is asked are the most like it.

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from ether_diffusion.evaluation.encoders import Encoder
+from ether_diffusion.evaluation.encoders import Encoder, Views
 from ether_diffusion.evaluation.frechet import find_obstacle, frechet_distance
 from ether_diffusion.evaluation.likeness import (
     Estimate,
@@ -30,16 +29,16 @@ Values = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class PhotoReference:
-    """The photos of a subject, with their vectors by each encoder's kind: embedded once for all rows."""
+    """The photos of a subject, as each encoder's kind views them: embedded once for all rows."""
 
     images: tuple[Image.Image, ...]
-    vectors: Mapping[str, Tensor]
+    views: Mapping[str, Views]
 
     @classmethod
     def of(cls, photos: Sequence[Sample], encoders: Sequence[Encoder]) -> "PhotoReference":
         """Embed photos."""
         images = tuple(photo.image for photo in photos)
-        return cls(images, {encoder.kind: encoder.embed_images(images) for encoder in encoders})
+        return cls(images, {encoder.kind: Views.of(encoder, images) for encoder in encoders})
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def text_column(encoder: Encoder) -> str:
 def score_photos(reference: PhotoReference, encoders: Sequence[Encoder], lpips: Lpips | None) -> Scores:
     """Score the photos against each other: what a perfect adapter could reach, the row "real images"."""
     values: dict[str, Sequence[float]] = {
-        image_column(encoder): likeness_among(reference.vectors[encoder.kind]).tolist()
+        image_column(encoder): likeness_among(reference.views[encoder.kind].subjects).tolist()
         for encoder in encoders
     }
     if lpips is not None:
@@ -97,18 +96,18 @@ def score_samples(
     sets: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for encoder in encoders:
-        photos, vectors = reference.vectors[encoder.kind], encoder.embed_images(images)
-        values[image_column(encoder)] = likeness_to(photos, vectors).tolist()
+        photos, seen = reference.views[encoder.kind], Views.of(encoder, images)
+        values[image_column(encoder)] = likeness_to(photos.subjects, seen.subjects).tolist()
         if encoder.reads_texts and any(sample.prompt is None for sample in samples):
             left_out[text_column(encoder)] = "the prompts of the pictures are not known"
         elif encoder.reads_texts:
             texts = encoder.embed_texts(
                 [without_identifier(sample.prompt or "", identifier) for sample in samples]
             )
-            values[text_column(encoder)] = likeness_of_pairs(vectors, texts).tolist()
-        obstacle = find_obstacle(len(photos), len(vectors), encoder.size)
+            values[text_column(encoder)] = likeness_of_pairs(seen.whole, texts).tolist()
+        obstacle = find_obstacle(len(photos.whole), len(seen.whole), encoder.size)
         if obstacle is None:
-            sets[f"fid_{encoder.kind}"] = frechet_distance(photos, vectors)
+            sets[f"fid_{encoder.kind}"] = frechet_distance(photos.whole, seen.whole)
         else:
             left_out[f"fid_{encoder.kind}"] = obstacle
     if lpips is not None:

@@ -2,39 +2,82 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.columns import OBJECT
 from ether_diffusion.evaluation.encoder_loading import load_encoder
 from ether_diffusion.evaluation.encoders import Encoder
 from ether_diffusion.evaluation.kept_scores import Scores, kept_scores
-from ether_diffusion.evaluation.likeness import relative_drift
+from ether_diffusion.evaluation.likeness import Estimate, estimate, relative_drift
 from ether_diffusion.evaluation.prompts import other_tiny_prompts
 from ether_diffusion.evaluation.samples import Sample, sort_samples
 from ether_diffusion.evaluation.saved_adapters import attach_saved, weight_distance
 from ether_diffusion.evaluation.scoring import PhotoReference, score_samples
 from ether_diffusion.evaluation.tiny_subjects import learn_subject, to_images
 from ether_diffusion.evaluation.transform_distance import transform_distance
+from ether_diffusion.evaluation.truth import score_against_truth
 from ether_diffusion.tiny_world import ALIAS, tiny_world_path
-from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import Concept, find_concept
 from ether_diffusion.tiny_world.pictures import generate
-from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
-from ether_diffusion.tiny_world.subjects import IDENTIFIER, photos_of, unseen_prompts, unseen_scenes
+from ether_diffusion.tiny_world.subjects import (
+    IDENTIFIER,
+    NUM_PHOTOS,
+    photos_of,
+    unseen_prompts,
+    unseen_scenes,
+)
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw
 from ether_diffusion.training.loop import NonFiniteError
 
-FIDELITY = "tiny_i"
-PROMPT = "tiny_t"
+FIDELITY = OBJECT
 PICTURES_PER_PROMPT = 2
 
+AnyRun = TypeVar("AnyRun", bound="Run")
+Cells = dict[tuple[Any, ...], dict[str, Estimate]]
+"""Estimates by what runs of a study have in common, and by score."""
+
 logger = logging.getLogger(__name__)
+
+
+class Run(Protocol):
+    """One training of a study."""
+
+    @property
+    def subject(self) -> str:
+        """The name of what is learned."""
+
+    @property
+    def seed(self) -> int:
+        """Of the training and of the pictures."""
+
+
+def summarise(results: Mapping[AnyRun, Scores], cell_of: Callable[[AnyRun], tuple[Any, ...]]) -> Cells:
+    """Return estimates by cell, in order, with errors over subjects, or over seeds of one subject.
+
+    What any run of a cell lacks, the cell lacks: there it came to nothing.
+    """
+    one_subject = len({run.subject for run in results}) == 1
+    cells: dict[tuple[Any, ...], list[tuple[AnyRun, Scores]]] = {}
+    for run, scores in results.items():
+        cells.setdefault(cell_of(run), []).append((run, scores))
+    return {
+        cell: {
+            name: estimate(
+                [scores[name] for _, scores in pairs],
+                [run.seed if one_subject else run.subject for run, _ in pairs],
+            )
+            for name in sorted(set.intersection(*(set(scores) for _, scores in pairs)))
+        }
+        for cell, pairs in cells.items()
+    }
 
 
 def learn_and_score(
@@ -44,6 +87,8 @@ def learn_and_score(
     asked: Mapping[str, Json],
     settings: Mapping[str, Json],
     num_inference_steps: int,
+    *,
+    num_photos: int = NUM_PHOTOS,
 ) -> Scores:
     """Train on a subject in a folder, draw and score it, or read what `asked` came to there before.
 
@@ -56,7 +101,9 @@ def learn_and_score(
 
     def measure() -> Scores:
         try:
-            adapter = learn_subject(find_concept(subject), folder, {**settings, "seed": seed})
+            adapter = learn_subject(
+                find_concept(subject), folder, {**settings, "seed": seed}, num_photos=num_photos
+            )
         except NonFiniteError as error:
             logger.info("%s: %s", folder, error)
             return {}
@@ -74,9 +121,9 @@ def score_base(subject: str, seed: int, num_inference_steps: int) -> dict[str, f
 def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: int) -> dict[str, float]:
     """Draw a subject where no photo has it, from a seed, and score what is drawn.
 
-    Returns likeness to the photos (`FIDELITY`) and to the prompts (`PROMPT`), the share recognised, drift on
-    prompts without the subject, and the distances of the weights and of the transform. Only the distances
-    where no picture shows anything, and nothing where weights are not finite.
+    Returns likeness to the true pictures (`FIDELITY`), to the photos and to the prompts (`PROMPT`), the share
+    recognised, drift on prompts without the subject, and the distances of the weights and of the transform.
+    Only the distances where no picture shows anything, and nothing where weights are not finite.
     """
     pipeline = _base()
     attach_saved(pipeline, adapter)
@@ -112,12 +159,9 @@ def _score_pictures(
     photos = [Sample(photo.caption, draw(photo.scene, size=NATIVE_SIZE)) for photo in photos_of(concept)]
     reference = PhotoReference.of(photos, [_encoder()])
     columns = score_samples(reference, usable, [_encoder()], None, identifier=IDENTIFIER).columns
-    clip, scenes = load_tiny_clip(tiny_world_path()), unseen_scenes(concept) * PICTURES_PER_PROMPT
-    named = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
-    return {
-        **{column: found.mean for column, found in columns.items()},
-        "recognised": sum(each == concept for each in named) / len(named),
-    }
+    scenes = unseen_scenes(concept) * PICTURES_PER_PROMPT
+    truth = score_against_truth(pictures, scenes, [int(sample.name) for sample in usable])
+    return {**{column: found.mean for column, found in columns.items()}, **truth}
 
 
 def _view(pipeline: StableDiffusionPipeline, seed: int, num_inference_steps: int) -> Tensor:

@@ -17,7 +17,13 @@ from ether_diffusion.tiny_world.concepts import Concept
 from ether_diffusion.tiny_world.pictures import generate
 from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
 from ether_diffusion.tiny_world.scores import background_accuracy
-from ether_diffusion.tiny_world.subjects import IDENTIFIER, unseen_prompts, unseen_scenes, write_photos
+from ether_diffusion.tiny_world.subjects import (
+    IDENTIFIER,
+    NUM_PHOTOS,
+    unseen_prompts,
+    unseen_scenes,
+    write_photos,
+)
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.run import train_dreambooth
 
@@ -53,15 +59,21 @@ class SubjectPictures:
         return scores
 
 
-def learn_subject(concept: Concept, folder: Path, settings: Mapping[str, Json] | None = None) -> Path:
-    """Write a subject's photos, train an adapter on them, and return the adapter's folder.
+def learn_subject(
+    concept: Concept,
+    folder: Path,
+    settings: Mapping[str, Json] | None = None,
+    *,
+    num_photos: int = NUM_PHOTOS,
+) -> Path:
+    """Write a subject's first photos, train an adapter on them, and return the adapter's folder.
 
     Raises:
         ValueError: the settings cannot be used, or the folder holds another run.
         InterruptedError: a signal stopped the training; called again, it goes on.
     """
     photos, adapter = folder / "photos", folder / "adapter"
-    write_photos(concept, photos)
+    write_photos(concept, photos, count=num_photos)
     given: dict[str, Json] = {
         **SETTINGS,
         **(settings or {}),

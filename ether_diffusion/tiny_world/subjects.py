@@ -87,12 +87,17 @@ def unseen_scenes(concept: Concept) -> tuple[Scene, ...]:
 
 
 def write_photos(
-    concept: Concept, folder: Path, *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+    concept: Concept,
+    folder: Path,
+    *,
+    count: int = NUM_PHOTOS,
+    size: int = NATIVE_SIZE,
+    renders_folder: Path = RENDERS_FOLDER,
 ) -> list[Path]:
-    """Write a subject's photos as PNG files of size x size px, and metadata.jsonl with their captions."""
+    """Write a subject's first photos as PNG files of size x size px, and metadata.jsonl with captions."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, paths = [], []
-    for number, photo in enumerate(photos_of(concept)):
+    for number, photo in enumerate(photos_of(concept)[:count]):
         path = folder / f"{concept.name.replace(' ', '_')}_{number}.png"
         draw(photo.scene, size=size, renders_folder=renders_folder).save(path)
         rows.append(json.dumps({"file_name": path.name, "text": photo.caption}))

@@ -26,12 +26,10 @@ from ether_diffusion.evaluation.samples import Sample, find_fault, read_photos
 from ether_diffusion.evaluation.saved_adapters import attach_saved
 from ether_diffusion.evaluation.scoring import PhotoReference, score_photos, score_samples
 from ether_diffusion.evaluation.tiny_subjects import to_images
+from ether_diffusion.evaluation.truth import score_against_truth
 from ether_diffusion.pipelines.opening import default_device, default_dtype
-from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import generate
-from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
 from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import NonFiniteError
@@ -223,9 +221,7 @@ def _measure(
     if run.subject.class_name is None:
         concept = find_concept(run.subject.name)
         scenes = [scene for scene in unseen_scenes(concept) for _ in range(settings.num_images)]
-        clip = load_tiny_clip(tiny_world_path())
-        named = recognise(clip.embed_images, pictures.cpu(), scenes, shipped_concepts())
-        scores["recognised"] = sum(each == concept for each in named) / len(named)
+        scores |= score_against_truth(pictures.cpu(), scenes, [int(sample.name) for sample in usable])
     return scores
 
 

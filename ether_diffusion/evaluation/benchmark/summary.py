@@ -9,20 +9,11 @@ from typing import Any
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.benchmark.carry_out import REAL, find_result
 from ether_diffusion.evaluation.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
+from ether_diffusion.evaluation.columns import COLUMNS
 from ether_diffusion.evaluation.likeness import Estimate, estimate
 from ether_diffusion.evaluation.report import aligned, shown_estimate
 
 FORMAT_VERSION = 1
-COLUMNS = {
-    "dino": "DINO ↑",
-    "clip_i": "CLIP-I ↑",
-    "tiny_i": "tiny-I ↑",
-    "clip_t": "CLIP-T ↑",
-    "tiny_t": "tiny-T ↑",
-    "lpips_to_photos": "LPIPS ↑",
-    "recognised": "recognised ↑",
-}
-"""Those of the paper's table, in its order; tiny are of Tiny World's own encoder, recognised a share."""
 COSTS = ("parameters", "bytes", "seconds")
 LABELS = {
     REAL: "real images",

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILES = ("benchmark", "learning_rates", "blocks", "energy", "transforms", "cost", "control")
+from ether_diffusion.evaluation.columns import OBJECT, PROMPT
+
+FILES = ("benchmark", "learning_rates", "photos", "blocks", "energy", "transforms", "cost", "control")
 """Names of the studies' files in docs/results, without .json."""
 
 
@@ -70,17 +72,17 @@ class Measured:
         return found
 
     def columns(self) -> tuple[str, str]:
-        """Return the benchmark's columns of likeness to the photos and to the prompts.
+        """Return the benchmark's columns of likeness to the subject and to the prompts.
 
         Raises:
             NotMeasuredError: there are none.
         """
         rows = self.value("benchmark", "methods")
         names = {name for row in rows.values() for name in row["scores"]}
-        for pair in (("dino", "clip_t"), ("tiny_i", "tiny_t")):
+        for pair in (("dino", "clip_t"), (OBJECT, PROMPT)):
             if names.issuperset(pair):
                 return pair
-        raise NotMeasuredError("benchmark.json has no likeness to photos and prompts")
+        raise NotMeasuredError("benchmark.json has no likeness to subjects and prompts")
 
 
 @dataclass(frozen=True)

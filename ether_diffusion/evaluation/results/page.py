@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.evaluation.benchmark.summary import LABELS, table
+from ether_diffusion.evaluation.columns import OBJECT, RECOGNISED
+from ether_diffusion.evaluation.likeness import Estimate
+from ether_diffusion.evaluation.report import shown_estimate
 from ether_diffusion.evaluation.results.claims import CLAIMS
 from ether_diffusion.evaluation.results.measured import FILES, Measured, NotMeasuredError
 
 COMMANDS = {
-    "benchmark": "ether benchmark --output_dir runs/benchmark",
+    "benchmark": "ether benchmark --output_dir runs/benchmark --num_processes 2 --keep_adapters",
     "learning_rates": "python scripts/study_learning_rate.py --output_dir runs/rates",
+    "photos": "python scripts/study_photos.py --output_dir runs/photos",
     "blocks": "python scripts/study_blocks.py --output_dir runs/blocks",
-    "energy": "python scripts/study_energy.py --adapters runs/rates --output_dir runs/energy",
+    "energy": "python scripts/study_energy.py --adapters runs/benchmark --output_dir runs/energy",
     "transforms": "python scripts/study_transforms.py --output_dir runs/transforms",
-    "cost": "python scripts/study_cost.py --output_dir runs/cost",
+    "cost": "python scripts/study_cost.py --latent 32 --rounds 3 --output_dir runs/cost",
     "control": "python scripts/study_control.py --output_dir runs/control",
 }
 """What makes each file; its study.json or own JSON is copied into docs/results."""
@@ -33,7 +37,8 @@ are functions in `ether_diffusion/evaluation/results`, one for each claim.
 
 def results_page(measured: Measured, folder: Path) -> str:
     """Return the page; pictures that lie in the folder are shown."""
-    parts = [HEAD, _claims(measured), _benchmark(measured), _ranges(measured), _pictures(folder)]
+    parts = [HEAD, _claims(measured), _benchmark(measured), _ranges(measured)]
+    parts += [_photos(measured), _pictures(folder)]
     return "\n".join([*(part for part in parts if part), _sources(measured)])
 
 
@@ -72,10 +77,10 @@ def _ranges(measured: Measured) -> str:
     except NotMeasuredError:
         return ""
     file = measured.files["learning_rates"]
-    rows = [["", "best rate", "usable", "ratio", "not between", "ratio by likeness alone", "tried"]]
+    rows = [["", "best rate", "usable", "ratio", "not between", "ratio by fidelity alone", "tried"]]
     for method, found in study.items():
         tried = ", ".join(file["methods"].get(method, {}))
-        alone = file["range_by_likeness_alone"].get(method)
+        alone = file["range_by_fidelity_alone"].get(method)
         cells = ["-"] * 4
         if found is not None:
             missed = ", ".join(f"{rate:g}" for rate in found["missed"])
@@ -88,9 +93,9 @@ def _ranges(measured: Measured) -> str:
         rows.append([LABELS.get(method, method), *cells, _ratio(alone), tried])
     seeds = len(file["seeds"])
     told = (
-        "Usable is a rate whose likeness to the photos is within 5 % of the method's best and whose likeness "
-        f"to the prompts is no more than a tenth below the base's ({file['least_prompt']:.3f} or more): "
-        "pictures that show a photo whatever is asked are the most like it. The ratio is of the greatest to "
+        "Usable is a rate whose fidelity, the likeness of the object to the true picture, is within 5 % of "
+        "the method's best, and whose likeness to the prompts is no more than a tenth below the base's "
+        f"({file['least_prompt']:.3f} or more). The ratio is of the greatest to "
         "the least usable rate, ≥ where that is the end of what was tried. Subjects: "
         f"{', '.join(file['subjects'])}; {file['steps']} steps; {seeds} seed{'s' if seeds > 1 else ''}."
     )
@@ -99,6 +104,34 @@ def _ranges(measured: Measured) -> str:
 
 def _ratio(found: Mapping[str, Any] | None) -> str:
     return "-" if found is None else f"{'≥ ' if found['is_open'] else ''}{round(found['ratio'], 1):g}"
+
+
+def _photos(measured: Measured) -> str:
+    try:
+        cells: Mapping[str, Any] = measured.value("photos", "photos")
+    except NotMeasuredError:
+        return ""
+    file = measured.files["photos"]
+    steps = list(dict.fromkeys(length for row in cells.values() for length in row))
+    rows = [["photos", *(f"{length} steps" for length in steps), "enough"]]
+    for number, row in cells.items():
+        enough = file["enough_steps"][number]
+        shown = [_cell(row[length]) if length in row else "-" for length in steps]
+        rows.append([number, *shown, "-" if enough is None else str(enough)])
+    base = file["base"]
+    told = (
+        f"{LABELS[file['method']]} at {file['learning_rate']:g}: likeness of the object to the true picture, "
+        f"and the share recognised; without an adapter {base[OBJECT]:.3f} and {base[RECOGNISED]:.0%}. Enough "
+        "are the fewest steps within 5 % of the best that keep the prompt. Subjects: "
+        f"{', '.join(file['subjects'])}; {len(file['seeds'])} seed{'s' if len(file['seeds']) > 1 else ''}."
+    )
+    return f"## Photos and steps\n\n{told}\n\n{_markdown(rows)}"
+
+
+def _cell(scores: Mapping[str, Any]) -> str:
+    if OBJECT not in scores:
+        return "nothing to see"
+    return f"{shown_estimate(Estimate(**scores[OBJECT]))}, {scores[RECOGNISED]['mean']:.0%}"
 
 
 def _pictures(folder: Path) -> str:

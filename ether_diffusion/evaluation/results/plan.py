@@ -9,6 +9,7 @@ from typing import Any
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.benchmark.plan import PAPER_TRAINING, TINY_TRAINING
 from ether_diffusion.evaluation.benchmark.summary import LABELS
+from ether_diffusion.evaluation.columns import OBJECT, RECOGNISED
 from ether_diffusion.evaluation.results.measured import Measured, NotMeasuredError, paired_difference
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
@@ -61,7 +62,7 @@ def read_curves(file: Path = CURVES_FILE) -> Mapping[str, Any]:
 
 def curves_of(measured: Measured) -> dict[str, Json]:
     """Return the numbers that advice rests on: scores and costs by method, and usable rates."""
-    curves: dict[str, Json] = {"benchmark": None, "usable_range": None}
+    curves: dict[str, Json] = {"benchmark": None, "usable_range": None, "photos": _photos_of(measured)}
     if "learning_rates" in measured.files:
         curves["usable_range"] = measured.value("learning_rates", "usable_range")
     try:
@@ -77,7 +78,7 @@ def curves_of(measured: Measured) -> dict[str, Json]:
     methods: dict[str, Json] = {
         name: {
             "likeness": row["scores"][column],
-            "recognised": row["scores"].get("recognised"),
+            "recognised": row["scores"].get(RECOGNISED),
             "is_behind": name != best and _is_behind(measured, best, name, column),
             **{each: row[each] for each in kept},
         }
@@ -91,10 +92,28 @@ def curves_of(measured: Measured) -> dict[str, Json]:
         "num_done": summary["num_done"],
         "num_runs": summary["num_runs"],
         "best": best,
-        "real": summary["methods"].get("real", {}).get("scores", {}).get(column),
         "methods": methods,
     }
     return curves
+
+
+def _photos_of(measured: Measured) -> Json:
+    """Return what the study of photos and steps found, without what advice does not say."""
+    study = measured.files.get("photos")
+    if study is None:
+        return None
+    return {
+        "method": study["method"],
+        "base": {name: study["base"][name] for name in (OBJECT, RECOGNISED)},
+        "enough_steps": study["enough_steps"],
+        "cells": {
+            number: {
+                steps: {name: scores[name] for name in (OBJECT, RECOGNISED) if name in scores}
+                for steps, scores in row.items()
+            }
+            for number, row in study["photos"].items()
+        },
+    }
 
 
 def _is_behind(measured: Measured, best: str, name: str, column: str) -> bool:
@@ -118,7 +137,7 @@ def advise(num_photos: int, base: str, curves: Mapping[str, Any]) -> Advice:
         raise ValueError(f"a subject needs photos; found {num_photos}")
     found = curves["benchmark"]
     if found is not None and base == found["base"]:
-        return _measured_advice(num_photos, found, curves["usable_range"] or {})
+        return _measured_advice(num_photos, found, curves["usable_range"] or {}, curves.get("photos"))
     is_tiny = base == ALIAS
     training = TINY_TRAINING if is_tiny else PAPER_TRAINING
     basis = [
@@ -135,36 +154,74 @@ def advise(num_photos: int, base: str, curves: Mapping[str, Any]) -> Advice:
     return Advice(FALLBACK, DEFAULT_LEARNING_RATES[FALLBACK], training, (), tuple(basis), tuple(doubts))
 
 
-def _measured_advice(num_photos: int, found: Mapping[str, Any], ranges: Mapping[str, Any]) -> Advice:
+def _measured_advice(
+    num_photos: int, found: Mapping[str, Any], ranges: Mapping[str, Any], photos: Mapping[str, Any] | None
+) -> Advice:
     methods = found["methods"]
     able = [name for name, row in methods.items() if not row["is_behind"]]
     method = min(able, key=lambda name: methods[name]["parameters"])
-    row, real = methods[method], found["real"]
-    expected = [
-        f"likeness to the photos {_estimate(row['likeness'])} by {found['column']}"
-        + ("" if real is None else f"; the photos among each other have {real['mean']:.3f}")
-    ]
-    if row["recognised"] is not None:
-        expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
-    expected.append(f"{row['seconds']:.0f} s of training steps on the machine that was measured")
+    row, best, training = methods[method], found["best"], dict(found["training"])
+    seconds = row["seconds"] / training["max_train_steps"]
+    measured = _nearest_study(num_photos, method, photos)
+    if measured is None:
+        expected = [f"likeness to the subject {_estimate(row['likeness'])} by {found['column']}"]
+        if row["recognised"] is not None:
+            expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
+        doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
+    else:
+        training["max_train_steps"], expected = measured.steps, measured.sentences
+        doubts = _doubts_of_photos(num_photos, measured.least, measured.most)
+    expected.append(
+        f"{seconds * training['max_train_steps']:.0f} s of training steps on the machine that was measured"
+    )
     expected.append(f"a file of {row['bytes'] / 1024:.0f} KiB, {row['parameters']:,} parameters")
-    best = found["best"]
     basis = [
         f"{found['num_done']} of {found['num_runs']} runs of the benchmark, {found['num_subjects']} subjects "
-        f"with {NUM_PHOTOS} photos each"
+        f"with {NUM_PHOTOS} photos each: likeness {_estimate(row['likeness'])}"
     ]
     if method != best:
         basis.append(
             f"{LABELS[best]} had {_estimate(methods[best]['likeness'])} with {methods[best]['parameters']:,} "
             "parameters, which is not clearly more"
         )
+    if measured is not None:
+        basis.append(
+            f"the fewest steps within 5 % of the best, of trainings with {measured.num_photos} photos"
+        )
     usable = ranges.get(method)
     if usable is not None:
         basis.append(f"rates from {usable['lowest']:g} to {usable['highest']:g} came within 5 % of its best")
-    doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
-    return Advice(
-        method, row["learning_rate"], found["training"], tuple(expected), tuple(basis), tuple(doubts)
-    )
+    return Advice(method, row["learning_rate"], training, tuple(expected), tuple(basis), tuple(doubts))
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """The trainings of the study of photos with as many photos, or the next fewer."""
+
+    num_photos: int
+    steps: int
+    sentences: list[str]
+    least: int
+    most: int
+
+
+def _nearest_study(num_photos: int, method: str, photos: Mapping[str, Any] | None) -> _Nearest | None:
+    """Return what was found with as many photos; None if this method was not studied."""
+    if photos is None or photos["method"] != method:
+        return None
+    enough = {int(number): steps for number, steps in photos["enough_steps"].items() if steps is not None}
+    if not enough:
+        return None
+    number = max((each for each in enough if each <= num_photos), default=min(enough))
+    steps = enough[number]
+    scores, base = photos["cells"][str(number)][str(steps)], photos["base"]
+    sentences = [
+        f"likeness of the object to the true picture {_estimate(scores[OBJECT])}; the base alone "
+        f"{base[OBJECT]:.3f}",
+        f"{scores[RECOGNISED]['mean']:.0%} of the pictures recognised as the subject; the base alone "
+        f"{base[RECOGNISED]:.0%}",
+    ]
+    return _Nearest(number, steps, sentences, min(enough), max(enough))
 
 
 def _estimate(found: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ether_diffusion.evaluation.columns import OBJECT
 from ether_diffusion.evaluation.results.measured import (
     Measured,
     NotMeasuredError,
@@ -35,7 +36,7 @@ def half_of_lora(measured: Measured) -> Found:
 
 
 def truer_than(other: str, *, one: str = "ether_plus") -> Callable[[Measured], Found]:
-    """Return the rule that one method's pictures are more like the photos than another's."""
+    """Return the rule that one method's pictures are more like the subject than another's."""
 
     def rule(measured: Measured) -> Found:
         column, _ = measured.columns()
@@ -46,7 +47,7 @@ def truer_than(other: str, *, one: str = "ether_plus") -> Callable[[Measured], F
 
 
 def ether_is_least_true(measured: Measured) -> Found:
-    """Every other method is more like the photos than ETHER."""
+    """Every other method is more like the subject than ETHER."""
     column, _ = measured.columns()
     return _against_all(measured, column, sign=-1)
 
@@ -69,18 +70,18 @@ def _against_all(measured: Measured, column: str, *, sign: int) -> Found:
 
 def both_sides(measured: Measured) -> Found:
     """ETHER+ scores more on both sides than on one, at four blocks."""
-    two = measured.value("blocks", "variants", "ETHER+", "4", "tiny_i")
-    one = measured.value("blocks", "variants", "ETHER+ one-sided", "4", "tiny_i")
-    return two["mean"] > one["mean"], f"tiny_i {_shown(two)} and {_shown(one)}"
+    two = measured.value("blocks", "variants", "ETHER+", "4", OBJECT)
+    one = measured.value("blocks", "variants", "ETHER+ one-sided", "4", OBJECT)
+    return two["mean"] > one["mean"], f"{OBJECT} {_shown(two)} and {_shown(one)}"
 
 
 def blocks_hardly_matter(measured: Measured) -> Found:
     """No number of ETHER's blocks scores more than 5 % below the best."""
     row: dict[str, Any] = measured.value("blocks", "variants", "ETHER")
-    means = {blocks: measured.mean("blocks", "variants", "ETHER", blocks, "tiny_i") for blocks in row}
+    means = {blocks: measured.mean("blocks", "variants", "ETHER", blocks, OBJECT) for blocks in row}
     best = max(means.values())
-    words = ", ".join(f"n={blocks} {_shown(row[blocks]['tiny_i'])}" for blocks in means)
-    return all(best - mean <= NEUTRAL * abs(best) for mean in means.values()), f"tiny_i {words}"
+    words = ", ".join(f"n={blocks} {_shown(row[blocks][OBJECT])}" for blocks in means)
+    return all(best - mean <= NEUTRAL * abs(best) for mean in means.values()), f"{OBJECT} {words}"
 
 
 def widest_range(measured: Measured) -> Found:

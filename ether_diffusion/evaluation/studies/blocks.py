@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.columns import PROMPT, RECOGNISED
 from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.kept_scores import Scores
-from ether_diffusion.evaluation.likeness import Estimate, estimate
-from ether_diffusion.evaluation.subject_scores import FIDELITY, PROMPT, learn_and_score
+from ether_diffusion.evaluation.likeness import Estimate
+from ether_diffusion.evaluation.subject_scores import FIDELITY, learn_and_score, summarise
 
 VARIANTS: Mapping[str, Mapping[str, Json]] = {
     "ETHER": {"adapter": "ether", "sides": "input"},
@@ -20,8 +21,8 @@ VARIANTS: Mapping[str, Mapping[str, Json]] = {
 }
 NUM_BLOCKS = (1, 4, 16)
 PANELS = {
-    FIDELITY: "likeness to the photos",
-    "recognised": "share recognised",
+    FIDELITY: "likeness to the true pictures",
+    RECOGNISED: "share recognised",
     PROMPT: "likeness to the prompt",
 }
 
@@ -70,22 +71,13 @@ def carry_out(run: BlockRun, root: Path, *, max_train_steps: int, num_inference_
     return learn_and_score(run.subject, run.seed, run.folder(root), asked, settings, num_inference_steps)
 
 
-def summarise(results: Mapping[BlockRun, Scores]) -> dict[str, dict[int, dict[str, Estimate]]]:
-    """Return estimates by variant, blocks and score, with errors over subjects, or over seeds of one.
-
-    What any run of a cell lacks, the cell lacks.
-    """
-    one_subject = len({run.subject for run in results}) == 1
-    cells: dict[tuple[str, int], list[tuple[BlockRun, Scores]]] = {}
-    for run, scores in results.items():
-        cells.setdefault((run.variant, run.num_blocks), []).append((run, scores))
+def by_blocks(results: Mapping[BlockRun, Scores]) -> dict[str, dict[int, dict[str, Estimate]]]:
+    """Return estimates by variant, blocks and score."""
     summary: dict[str, dict[int, dict[str, Estimate]]] = {}
-    for (variant, num_blocks), pairs in cells.items():
-        names = set.intersection(*(set(scores) for _, scores in pairs))
-        groups = [run.seed if one_subject else run.subject for run, _ in pairs]
-        summary.setdefault(variant, {})[num_blocks] = {
-            name: estimate([scores[name] for _, scores in pairs], groups) for name in sorted(names)
-        }
+    for (variant, num_blocks), scores in summarise(
+        results, lambda run: (run.variant, run.num_blocks)
+    ).items():
+        summary.setdefault(variant, {})[num_blocks] = scores
     return summary
 
 
