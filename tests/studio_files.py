@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from control_encoders import random_encoder
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import save_ether
+from ether_diffusion.adapter_file import read_adapter, save_ether
 from ether_diffusion.base import open_base
+from ether_diffusion.control import save_control
+from ether_diffusion.ui.studio import Studio
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,19 @@ def save_tiny_world_adapter(folder: Path, *, seed: int = 0) -> Path:
         unet, folder, trigger="a sks animal", base_model="tiny_world", training={"steps": 200, "seed": 0}
     )
     return folder
+
+
+def furnish(folder: Path) -> dict[str, str]:
+    """Give a studio Fox, a subject, Classes, an adapter that follows maps, and Shapes, an encoder alone.
+
+    None was ever trained. Return their ids by their names.
+    """
+    saved, base = folder.parent / "saved", open_base("tiny_world")
+    unet, factor = base.load_unet(), base.vae_scale_factor
+    save_tiny_world_adapter(saved / "Fox")
+    other = read_adapter(save_tiny_world_adapter(saved / "other", seed=1))
+    classes = random_encoder(unet, factor=factor, control_type="palette")
+    save_control(saved / "Classes", classes, adapter=other)
+    save_control(saved / "Shapes", random_encoder(unet, factor=factor, control_type="silhouette"))
+    library = Studio(folder).library
+    return {name: library.add_run_result(saved / name, name).id for name in ("Fox", "Classes", "Shapes")}

@@ -19,7 +19,9 @@ from ether_diffusion.ui.doorkeeper import MAX_FAILURES, Doorkeeper, read_login
 from ether_diffusion.ui.server import EVERYWHERE, LOOPBACK, ServerSettings
 from ether_diffusion.ui.wiring import RunningJobs, handler, without_paths
 
-gr = pytest.importorskip("gradio", reason="the extra ui is not installed; with it, and in CI, this runs")
+NO_UI = "the extra ui is not installed; with it, and in CI, this runs"
+gr = pytest.importorskip("gradio", reason=NO_UI)
+gradio_client = pytest.importorskip("gradio_client", reason=NO_UI)
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
@@ -155,16 +157,23 @@ def test_an_upload_has_a_cap(studio: RunningStudio) -> None:
     assert status == 413
 
 
-def test_what_a_visitor_names_is_never_handed_out(studio: RunningStudio) -> None:
+@pytest.mark.parametrize("place", ["the drop field", "/generate"])
+def test_what_a_visitor_names_is_never_handed_out(studio: RunningStudio, place: str) -> None:
     """A handler is given a path by hand: it must lie among the visitor's uploads."""
     config = json.loads(answer(f"{studio.url}/config")[1])
-    (drop,) = [c["id"] for c in config["components"] if c["props"].get("elem_id") == "create-drop"]
-    (index,) = [d["id"] for d in config["dependencies"] if [drop, "upload"] in d["targets"]]
+    if place == "/generate":
+        (asked,) = [each for each in config["dependencies"] if each["api_name"] == "generate"]
+    else:
+        (drop,) = [c["id"] for c in config["components"] if c["props"].get("elem_id") == "create-drop"]
+        (asked,) = [each for each in config["dependencies"] if [drop, "upload"] in each["targets"]]
+    values = {c["id"]: c["props"].get("value") for c in config["components"]}
     file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    body = json.dumps({"data": [file], "fn_index": index, "session_hash": "abc"}).encode()
+    data = [*(values[widget] for widget in asked["inputs"][:-1]), file]  # the file is the last of all
+    body = json.dumps({"data": data, "fn_index": asked["id"], "session_hash": "abc"}).encode()
     assert answer(f"{studio.url}/gradio_api/queue/join", body)[0] == 200
     _, said = answer(f"{studio.url}/gradio_api/queue/data?session_hash=abc")
     assert b"root:" not in said
+    assert b"not an image" not in said  # it was not even read
     assert b'"success":false' in said
 
 
@@ -182,6 +191,12 @@ def test_a_login_is_asked_for_where_one_is_set(tmp_path: Path) -> None:
         for path in ("/config", "/gradio_api/info", "/gradio_api/file=x"):
             assert answer(f"{running.url}{path}")[0] == 401
         assert answer(f"{running.url}/openapi.json")[0] in (401, 404)
+        with pytest.raises(Exception, match=r"(?i)auth|login|401"):
+            gradio_client.Client(running.url, verbose=False, analytics_enabled=False)
+        script = gradio_client.Client(
+            running.url, auth=("anna", "correct horse"), verbose=False, analytics_enabled=False
+        )
+        assert [card["name"] for card in script.predict(api_name="/adapters")] == ["Shapes"]
 
 
 def test_an_error_of_ours_is_a_sentence_without_a_path() -> None:

@@ -68,8 +68,8 @@ class Form:
             seed=seed,
             steps=int(values[self.steps]),
             guidance_scale=float(values[self.guidance_scale]),
-            width=_whole(values[self.width]),
-            height=_whole(values[self.height]),
+            width=whole(values[self.width]),
+            height=whole(values[self.height]),
             num_images=int(values[self.num_images]),
             negative_prompt=values[self.negative_prompt] or "",
             compare_with_base=bool(values[self.compare_with_base]),
@@ -126,7 +126,8 @@ def choices(names: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, adapter) for adapter, name in names.items()]
 
 
-def _whole(value: float | None) -> int | None:
+def whole(value: float | None) -> int | None:
+    """Return the number of a field that may be empty."""
     return None if not value else int(value)
 
 
@@ -227,8 +228,8 @@ def lay_out_advanced(prefix: str) -> tuple[gr.Textbox, gr.Checkbox]:
     """Lay out what few need: the negative prompt, and whether pictures say how they were made."""
     with gr.Accordion("Advanced", open=False, elem_id=f"{prefix}-advanced"):
         negative = gr.Textbox(
-            label="Negative prompt", info="What the picture should not show.", lines=2, max_length=MAX_PROMPT,
-            elem_id=f"{prefix}-negative",
+            "", label="Negative prompt", info="What the picture should not show.", lines=2,
+            max_length=MAX_PROMPT, elem_id=f"{prefix}-negative",
         )  # fmt: skip
         keep = gr.Checkbox(
             True,

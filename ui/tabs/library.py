@@ -15,6 +15,7 @@ from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.chosen_adapter import request_with
 from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.history import SAVE_AS
+from ether_diffusion.ui.tabs.library_endpoint import add_endpoint
 from ether_diffusion.ui.tabs.library_looks import EMPTY, card_facts, cards_html
 from ether_diffusion.ui.tabs.parts import Sending, TabParts, Updates
 from ether_diffusion.ui.thumbnails import Thumbnails
@@ -33,6 +34,7 @@ def build(studio: Studio) -> TabParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("Library", id="library") as tab:
         page = LibraryTab(studio)
+        add_endpoint(studio)
     page.refresh_with(tab)
     return TabParts(
         tab,

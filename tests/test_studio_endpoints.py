@@ -1,0 +1,167 @@
+"""Scripts do through the studio's endpoints what visitors do on its page, and no more."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import RunningStudio, running_studio
+from PIL import Image
+from studio_files import furnish
+
+from ether_diffusion.control import control_image_sha256
+from ether_diffusion.pipelines import read_image_metadata
+
+gradio_client = pytest.importorskip(
+    "gradio_client", reason="the extra ui is not installed; with it, and in CI, this runs"
+)
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+QUICK = {"steps": 2, "compare_with_base": False, "api_name": "/generate"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("endpoints") / "studio"
+
+
+@pytest.fixture(scope="module")
+def ids(folder: Path) -> dict[str, str]:
+    return furnish(folder)
+
+
+@pytest.fixture(scope="module")
+def studio(folder: Path, ids: dict[str, str]) -> Iterator[RunningStudio]:
+    with running_studio(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def script(studio: RunningStudio, tmp_path: Path) -> Any:
+    return gradio_client.Client(
+        studio.url, download_files=tmp_path / "downloads", verbose=False, analytics_enabled=False
+    )
+
+
+@pytest.fixture
+def shape(tmp_path: Path) -> Path:
+    image = Image.new("RGB", (64, 64))
+    image.paste((255, 255, 255), (16, 16, 48, 48))
+    image.save(tmp_path / "shape.png")
+    return tmp_path / "shape.png"
+
+
+def test_only_two_endpoints_are_offered(script: Any) -> None:
+    offered = script.view_api(return_format="dict", print_info=False)
+    assert set(offered["named_endpoints"]) == {"/adapters", "/generate"}
+    assert offered["unnamed_endpoints"] == {}
+
+
+def test_adapters_are_listed_with_what_generate_needs_to_know(
+    script: Any, studio: RunningStudio, ids: dict[str, str]
+) -> None:
+    cards = script.predict(api_name="/adapters")
+    assert {card["name"]: card["id"] for card in cards} == ids
+    fox = next(card for card in cards if card["name"] == "Fox")
+    files = [path for path in (studio.folder / "adapters" / ids["Fox"]).rglob("*") if path.is_file()]
+    assert fox == {
+        "id": ids["Fox"], "name": "Fox", "kind": "subject", "method": "ETHER+", "trigger": "a sks animal",
+        "fits_base": True, "why_not": "", "num_bytes": sum(path.stat().st_size for path in files),
+    }  # fmt: skip
+    assert {card["name"]: card["kind"] for card in cards if card["name"] != "Fox"} == {
+        "Classes": "control", "Shapes": "control",
+    }  # fmt: skip
+    assert str(studio.folder) not in str(cards)
+
+
+def test_a_picture_says_what_the_script_asked_for(script: Any, ids: dict[str, str]) -> None:
+    pictures, of_base, facts = script.predict(
+        "a red fox", {ids["Fox"]: 0.5}, seed=7, steps=3, num_images=2, negative_prompt="rain",
+        api_name="/generate",
+    )  # fmt: skip
+    assert [len(pictures), len(of_base), facts["notes"]] == [2, 2, []]
+    assert facts["touched_layers"] > 0
+    for number, picture in enumerate(pictures):
+        said = read_image_metadata(picture["image"])
+        assert said is not None
+        assert (said.prompt, said.negative_prompt, said.seed, said.steps) == (
+            "a red fox",
+            "rain",
+            7 + number,
+            3,
+        )
+        assert [(use.name, use.strength) for use in said.adapters] == [("Fox", 0.5)]
+
+
+def test_a_control_image_is_followed(
+    script: Any, studio: RunningStudio, ids: dict[str, str], shape: Path
+) -> None:
+    asked = {"adapters": {ids["Shapes"]: 1.0, ids["Fox"]: 0.5}, "seed": 3, **QUICK}
+    (picture,), _, _ = script.predict(
+        "a strawberry", control_image=gradio_client.handle_file(shape), control_strength=0.7, **asked
+    )
+    said = read_image_metadata(picture["image"])
+    assert said is not None
+    with Image.open(shape) as image:
+        assert said.options["control_image_sha256"] == control_image_sha256(image)
+    assert (said.options["control"], said.options["control_strength"]) == ("Shapes", 0.7)
+    (free,), _, facts = script.predict("a strawberry", **asked)
+    assert "Shapes follows a control image, and none was given." in facts["notes"]
+    with Image.open(picture["image"]) as followed, Image.open(free["image"]) as alone:
+        assert not np.array_equal(np.asarray(followed), np.asarray(alone))
+
+
+def test_a_detector_makes_the_control_image_of_a_photo(
+    script: Any, studio: RunningStudio, ids: dict[str, str], tmp_path: Path
+) -> None:
+    cut_out = Image.new("RGBA", (128, 128))
+    cut_out.paste((200, 30, 30, 255), (32, 32, 96, 96))
+    cut_out.save(tmp_path / "cut-out.png")
+    (picture,), _, _ = script.predict(
+        "a strawberry",
+        {ids["Shapes"]: 1.0},
+        control_image=gradio_client.handle_file(tmp_path / "cut-out.png"),
+        control_detector="silhouette",
+        **QUICK,
+    )
+    said = read_image_metadata(picture["image"])
+    assert said is not None
+    expected = np.zeros((64, 64, 3), dtype=np.uint8)
+    expected[16:48, 16:48] = 255
+    assert said.options["control_image_sha256"] == control_image_sha256(Image.fromarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"adapters": {"nobody": 1.0}}, "no longer in the library"),
+        ({"adapters": ["fox"]}, "Adapters are given as {id: strength}"),
+        ({"num_images": 33}, "33"),
+        ({"width": 60}, "60"),
+        ({"control_detector": "canny"}, "there is no control_image for it"),
+        ({"control_image": True, "control_detector": "magic"}, "There is no such detector"),
+        ({"control_image": True}, "A control image needs one adapter that follows it; found none"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(
+    script: Any, studio: RunningStudio, shape: Path, wish: dict[str, Any], words: str
+) -> None:
+    if "control_image" in wish:
+        wish = wish | {"control_image": gradio_client.handle_file(shape)}
+    with pytest.raises(gradio_client.exceptions.AppError, match=re.escape(words)) as caught:
+        script.predict("a red fox", **wish, **QUICK)
+    assert str(studio.folder) not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_the_snippet_of_the_readme_runs(
+    studio: RunningStudio, ids: dict[str, str], shape: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (snippet,) = re.findall(r"```python\n(from gradio_client.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(shape.parent)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    here = f'"{studio.url}", download_files={str(shape.parent)!r}'
+    scope: dict[str, Any] = {}
+    exec(snippet.replace('"http://127.0.0.1:7860"', here).replace("steps=20", "steps=2"), scope)
+    assert Path(scope["pictures"][0]["image"]).is_file()
