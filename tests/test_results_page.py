@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from measured_files import LIKENESS, benchmark, estimate, learning_rates, others, photos, write_all
 
+from ether_diffusion.evaluation.benchmark.plan import TINY_LEARNING_RATES
+from ether_diffusion.evaluation.benchmark.subjects import TINY_SUBJECTS
 from ether_diffusion.evaluation.results.claims import CLAIMS
 from ether_diffusion.evaluation.results.measured import FILES, Measured, difference_of, paired_difference
 from ether_diffusion.evaluation.results.page import results_page
 from ether_diffusion.scripts import write_results
+from ether_diffusion.training.config import EvaluationConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,6 +99,40 @@ def test_ranges_and_distances_are_judged_by_their_numbers(tmp_path: Path) -> Non
         "highest ÷ lowest usable rate: ether_plus 100, ether 10, oft 1000",
     )
     assert verdict(results, "distance is bounded")[0] == "not reproduced"
+
+
+def test_methods_that_the_paper_has_not_are_told_and_do_not_decide(tmp_path: Path) -> None:
+    made = learning_rates()
+    made["usable_range"]["delora"] = {**made["usable_range"]["oft"], "ratio": 1000, "is_open": True}
+    found, numbers = verdict(write_all(tmp_path, learning_rates=made), "widest range")
+    assert found == "reproduced"
+    assert numbers.endswith("delora ≥ 1000; these figures have no delora")
+
+
+def test_the_short_benchmark_takes_the_best_rates_of_the_committed_study() -> None:
+    study = json.loads((ROOT / "docs" / "results" / "learning_rates.json").read_bytes())
+    assert {name: found["best"] for name, found in study["usable_range"].items()} == TINY_LEARNING_RATES
+    assert not set(study["subjects"]) & set(TINY_SUBJECTS)
+
+
+def test_the_bounds_of_the_best_step_part_usable_rates_from_collapsed_ones() -> None:
+    study, bounds = (
+        json.loads((ROOT / "docs" / "results" / "learning_rates.json").read_bytes()),
+        EvaluationConfig(),
+    )
+    least_prompt = study["base"]["tiny_t"] * (1 - bounds.eval_max_prompt_loss)
+    kept, lost = [], []
+    for method, rates in study["methods"].items():
+        limit = 0.95 * max(scores["object"]["mean"] for scores in rates.values() if "object" in scores)
+        for scores in rates.values():
+            if "drift" in scores:
+                is_out = (
+                    scores["drift"]["mean"] > bounds.eval_max_drift or scores["tiny_t"]["mean"] < least_prompt
+                )
+                is_usable = scores["object"]["mean"] >= limit
+                (kept if is_usable else lost).append((method, is_out))
+    assert not any(is_out for _, is_out in kept)
+    assert sum(is_out for _, is_out in lost) >= 6
 
 
 def test_a_difference_within_its_error_is_not_called_reproduced(tmp_path: Path) -> None:

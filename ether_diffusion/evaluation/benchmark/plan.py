@@ -30,10 +30,10 @@ TINY_LEARNING_RATES: Mapping[str, float] = {
     "full": 1e-4,
     "lora": 3e-3,
     "oft": 1e-3,
-    "hra": 1e-2,
-    "delora": 1e-2,
-    "ether": 1e-2,
-    "ether_plus": 1e-2,
+    "hra": 1e-1,
+    "delora": 1e-3,
+    "ether": 3e-2,
+    "ether_plus": 3e-3,
 }
 """The best of docs/results/learning_rates.json for Tiny World, on subjects that the benchmark has not."""
 PAPER_TRAINING: Mapping[str, Json] = {

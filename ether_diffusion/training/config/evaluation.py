@@ -27,7 +27,7 @@ class EvaluationConfig(Section):
     num_eval_images: int = option(2, "Images of each prompt that is measured.", least=1)
     eval_num_inference_steps: int = option(10, "Denoising steps of a measured image.", least=1)
     eval_max_drift: float = option(
-        0.5,
+        0.3,
         "A step is no candidate for the best above this drift on prompts without the subject: 0 the base's "
         "pictures, 1 as far from them as those of other prompts.",
         above=0.0,
