@@ -33,12 +33,12 @@ figures. Parameters are counted on SD 1.5's UNet. That one method scores more th
 reproduced only if the difference on the same subjects is more than two standard errors above zero; the rules
 are functions in `ether_diffusion/evaluation/results`, one for each claim.
 
-Where the paper has DINO, "object" stands here: the likeness of what is in the middle of a picture to the true
+Where the paper has DINO, "object" stands here: the likeness of the middle of a picture to that of the true
 picture of its scene, which only a drawn world has, in the features of Tiny World's image tower. Likeness of
-whole pictures to whole photos, which was tried first, does not measure subjects there: the true pictures of a
-sailboat on new backgrounds have 0.159, the base, which knows no sailboat, 0.172. That was seen in the study of
-learning rates, before the benchmark was run. Learning rates are the best of that study, for all methods alike,
-on subjects that the benchmark has not.
+whole pictures to whole photos, which was tried first, does not measure subjects there: the true pictures of
+a sailboat on new backgrounds have 0.159, the base, which knows no sailboat, 0.172. That was seen in the study
+of learning rates, before the benchmark below was run. Learning rates are the best of that study, for all
+methods alike, on subjects that the benchmark has not.
 """
 
 
