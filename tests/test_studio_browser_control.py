@@ -17,8 +17,8 @@ from browser import (
     serious_findings,
 )
 from control_encoders import random_encoder
-from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from PIL import Image, ImageChops
+from playwright.sync_api import Browser, Locator, Page, expect
 from studio_files import save_tiny_world_adapter
 
 from ether_diffusion.adapter_file import read_adapter
@@ -68,8 +68,12 @@ def page(browser: Browser, studio: RunningStudio) -> Iterator[Page]:
 def fill(page: Page, adapter: str, *, steps: int = 2) -> None:
     page.locator("#control-prompt textarea").fill("a strawberry")
     choose(page, "control-adapter", adapter)
-    box = page.locator("#control-steps input[type=number]")
-    box.fill(str(steps))
+    set_number(page, "control-steps", str(steps))
+
+
+def set_number(page: Page, name: str, value: str) -> None:
+    box = page.locator(f"#{name} input[type=number]")
+    box.fill(value)
     box.blur()
 
 
@@ -162,6 +166,58 @@ def test_a_drawing_survives_a_reload_and_undo_takes_strokes_back(
     expect(page.locator("#control-sketch .swatch")).to_have_count(2)
     again = generate(page, studio, tmp_path / "again.png")
     assert control_image_sha256(again.control) == control_image_sha256(first.control)
+
+
+def drop(page: Page, tab: str, picture: Path) -> Locator:
+    """Drop a picture in a tab, and return what the page says of it."""
+    page.get_by_role("tab", name=tab).click()
+    page.locator(f"#{tab.lower()}-drop input[type=file]").set_input_files(picture)
+    return page.locator(f"#{tab.lower()}-restored")
+
+
+def same_pixels(one: Path, other: Path) -> bool:
+    with Image.open(one) as first, Image.open(other) as second:
+        return ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox() is None
+
+
+def test_a_picture_dropped_back_draws_the_same_pixels_and_history_brings_it_here_too(
+    browser: Browser, studio: RunningStudio, page: Page, tmp_path: Path
+) -> None:
+    fill(page, "Classes")
+    drag(page, (0.3, 0.5), (0.7, 0.5))
+    set_number(page, "control-control-strength", "0.7")
+    choose(page, "control-adapters", "Fox")
+    page.keyboard.press("Escape")
+    drawn = generate(page, studio, tmp_path / "drawn.png")
+    expect(drop(page, "Create", tmp_path / "drawn.png")).to_contain_text("only the tab Control draws with")
+    with open_page(browser, studio.url) as other:  # another visitor, with an empty form
+        expect(drop(other, "Control", tmp_path / "drawn.png")).to_have_text("All settings restored")
+        expect(other.locator("#control-used img")).to_be_visible()
+        again = generate(other, studio, tmp_path / "again.png")
+        assert again.said == drawn.said
+        assert same_pixels(tmp_path / "drawn.png", tmp_path / "again.png")
+    with open_page(browser, studio.url) as third:
+        third.get_by_role("tab", name="History").click()
+        third.locator("#history-gallery .grid-container button").first.click()
+        third.locator("#history-use").click()
+        expect(third.locator("#control-restored")).to_have_text("All settings restored")
+        generate(third, studio, tmp_path / "third.png")
+        assert same_pixels(tmp_path / "drawn.png", tmp_path / "third.png")
+
+
+def test_a_control_image_that_is_gone_is_said_and_nothing_else_is_followed_instead(
+    page: Page, studio: RunningStudio, tmp_path: Path
+) -> None:
+    fill(page, "Shapes", steps=1)
+    drag(page, (0.2, 0.2), (0.8, 0.3))
+    drawn = generate(page, studio, tmp_path / "drawn.png")
+    kept = studio.folder / "outputs" / "control-images"
+    (kept / f"{drawn.said.options['control_image_sha256']}.png").unlink()
+    page.reload()
+    expect(drop(page, "Control", tmp_path / "drawn.png")).to_contain_text("not stored here; add it again")
+    expect(page.locator("#control-steps input[type=number]")).to_have_value("1")
+    page.locator("#control-go").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("There is no control image")
 
 
 def test_an_upload_is_followed_as_it_is_or_as_a_detector_sees_it(

@@ -72,6 +72,7 @@ def test_every_field_comes_back_and_the_same_pixels(
 ) -> None:
     restored = restore(picture.path, studio)
     assert restored.differences == ()
+    assert restored.followed_control
     assert restored.request is not None
     assert restored.request.control_image is not None
     assert full.control_image is not None
@@ -85,6 +86,7 @@ def test_a_picture_of_the_base_comes_back_without_adapters(studio: Studio, ids: 
     end = draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}, compare_with_base=True))
     restored = restore(end.base_pictures[0].path, studio)
     assert restored.differences == ()
+    assert not restored.followed_control
     assert restored.request is not None
     assert restored.request.adapters == {}
 
@@ -197,7 +199,7 @@ def test_a_strength_that_cannot_be_set_is_said(
     [
         ({"control_image_sha256": "0" * 64}, "Its control image is not stored here"),
         ({"control_image_sha256": "../../secret"}, "Its control image is not stored here"),
-        ({"control": "nobody"}, "by an adapter that is not here"),
+        ({"control": "nobody"}, "by an adapter that is not here; neither comes back"),
         ({"control": "fox"}, "by an adapter that is not here"),
         ({"control_encoder_sha256": "0" * 64}, "is another than the picture's"),
         ({"control_strength": "much"}, "1 is set"),

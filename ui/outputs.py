@@ -57,13 +57,14 @@ class Outputs:
             write_files(folder, {name: data})
         return folder / name
 
-    def keep_control(self, image: Image.Image) -> None:
-        """Keep a control image under the hash that pictures name it by, so that they can be restored."""
+    def keep_control(self, image: Image.Image) -> Path:
+        """Keep a control image under the hash that pictures name it by, and return where it lies."""
         picture, buffer = as_picture(image), io.BytesIO()
         folder, name = self.folder / CONTROL_FOLDER, f"{control_image_sha256(picture)}.png"
         if not (folder / name).exists():
             picture.save(buffer, format="PNG")
             self.write(folder, name, buffer.getvalue())
+        return folder / name
 
     def find_control(self, sha256: str) -> Image.Image | None:
         """Return the control image of a hash; None where it was never kept, or is another by now."""

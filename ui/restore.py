@@ -27,12 +27,14 @@ _CONTROL = ("control", "control_strength", "control_image_sha256", "control_enco
 class Restored:
     """What draws a picture again; None where it cannot be known, and then `differences` says why.
 
-    `heading` tells what was filled in where it is not a picture's settings.
+    `heading` tells what was filled in where it is not a picture's settings; `followed_control` says that the
+    picture followed a control image, whether or not that came back.
     """
 
     request: GenerateRequest | None
     differences: tuple[str, ...]
     heading: str = ""
+    followed_control: bool = False
 
 
 def restore(picture: Path, studio: Studio) -> Restored:
@@ -57,7 +59,8 @@ def restore_metadata(metadata: ImageMetadata, studio: Studio) -> Restored:
         request = reading.request()
     except ValueError as error:
         return Restored(None, (sentence(error),))
-    return Restored(request, tuple(reading.differences))
+    followed = "control_image_sha256" in metadata.options
+    return Restored(request, tuple(reading.differences), followed_control=followed)
 
 
 class _Reading:
@@ -220,14 +223,14 @@ class _Reading:
             return None
         card = cards.get(str(options.get("control")))
         if card is None or card.kind != "control":
-            self._note("It followed a control image by an adapter that is not here; it is drawn without.")
+            self._note("It followed a control image by an adapter that is not here; neither comes back.")
             return None
         encoder = read_control(self._studio.library.folder(card.id))
         if content_hash(encoder.state_dict()) != options.get("control_encoder_sha256"):
             self._note(f"The control encoder of {card.name} is another than the picture's.")
         image = self._engine.outputs.find_control(str(options["control_image_sha256"]))
         if image is None:
-            self._note("Its control image is not stored here; add it again.")
+            self._note("Its control image is not stored here; add it again in the tab Control.")
         return image
 
     def _compare_rest(self) -> None:

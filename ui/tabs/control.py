@@ -1,6 +1,7 @@
 """The tab Control: a control image says where, a prompt says what, and subjects say who."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ from ether_diffusion.ui.cards import Card
 from ether_diffusion.ui.events import Event, Finished
 from ether_diffusion.ui.facts import figure_html, notes_html
 from ether_diffusion.ui.requests import GenerateRequest
+from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.control_form import (
     DRAW,
@@ -28,20 +30,27 @@ from ether_diffusion.ui.tabs.create_form import (
     lay_out_prompt,
 )
 from ether_diffusion.ui.tabs.create_result import lay_out_result
+from ether_diffusion.ui.tabs.dropped_picture import DroppedPicture, lay_out_box, lay_out_drop
 from ether_diffusion.ui.tabs.keep_form import keep_in_browser
-from ether_diffusion.ui.tabs.parts import Refresh, TabParts, Updates
+from ether_diffusion.ui.tabs.parts import Refresh, TakingParts, Updates
 from ether_diffusion.ui.tabs.run_buttons import MAX_AT_ONCE, RunButtons
 from ether_diffusion.ui.wiring import handler
 
 NONE_YET = "There is no control adapter yet"
+IN_CREATE = "It followed no control image; the tab Create draws it as it was."
 GET_ONE = "Train one with the command train-control, and add it in the tab Library."
 
 
-def build(studio: Studio) -> TabParts:
+def build(studio: Studio) -> TakingParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("Control", id="control") as tab:
         page = ControlTab(studio)
-    return TabParts(tab, refresh=Refresh(handler(page.refresh), page.refreshed()))
+    return TakingParts(
+        tab,
+        refresh=Refresh(handler(page.refresh), page.refreshed()),
+        take=handler(page.take),
+        taken=page.filled(),
+    )
 
 
 class ControlTab:
@@ -58,6 +67,7 @@ class ControlTab:
         with gr.Row(elem_classes="prompt-row", equal_height=True):
             prompt = lay_out_prompt("control")
             self.buttons = RunButtons("control", "Generate")
+        box = lay_out_box("control")
         self.none = gr.HTML(visible=False, elem_id="control-none")
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
@@ -71,6 +81,7 @@ class ControlTab:
                     "control", self._studio, prompt, subjects, strengths
                 )
                 self.form = ControlForm(*following, *source, rest)
+                self.dropped = DroppedPicture(lay_out_drop("control"), box)
             with gr.Column(scale=3, min_width=300, elem_classes="results"):
                 self.result = lay_out_result("control", is_small=self._is_small, beside="With control")
                 self.used = gr.HTML(visible=False, elem_id="control-used")
@@ -117,6 +128,12 @@ class ControlTab:
             handler(self.result.last_seed), [self.result.shown], [rest.seed, rest.new_seed], **private
         )
 
+        self.dropped.file.upload(handler(self.take_picture), [self.dropped.file], self.filled(), **private)
+
+    def filled(self) -> list[Component]:
+        """Return what `take` gives values to."""
+        return [*self.form.all(), self.form.sketch, self.used, *self.dropped.both()]
+
     def _names(self, kind: str) -> dict[str, str]:
         return {card.id: card.name for card in self._cards() if card.kind == kind}
 
@@ -159,6 +176,24 @@ class ControlTab:
             after=self._after,
             failed=lambda: self.result.failed() | {self.used: gr.update(visible=False)},
         )
+
+    def take_picture(self, path: str | None) -> Updates:
+        """Fill the form from a picture that was dropped, its control image included, and say what differs."""
+        return {} if path is None else self.take(restore(Path(path), self._studio))
+
+    def take(self, restored: Restored) -> Updates:
+        """Fill the form with restored settings, and say what is not as it was."""
+        request, subjects = restored.request, self._names("subject")
+        if request is None:
+            return self.dropped.tell(restored)
+        if not restored.followed_control:
+            return {**self.form.rest.fill(request, subjects), **self.dropped.tell(restored, [IN_CREATE])}
+        following = self._names("control")
+        return {
+            **self.form.fill(request, self._studio, following=following, subjects=subjects),
+            **self.dropped.tell(restored),
+            self.used: self._followed(request),
+        }
 
     def _followed(self, asked: GenerateRequest) -> Any:
         if asked.control_image is None:

@@ -1,5 +1,6 @@
 """What says where things are, as widgets: an adapter that follows, and a control image, drawn or uploaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +13,7 @@ from ether_diffusion.ui.control_source import DETECTORS, Follower, follower_of, 
 from ether_diffusion.ui.paper import paper_html, paper_of, read_drawing
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create_form import MAX_STRENGTH, Form, Values
+from ether_diffusion.ui.tabs.create_form import MAX_STRENGTH, Form, Values, choices
 from ether_diffusion.ui.tabs.parts import Updates
 
 DRAW, UPLOAD = "Draw", "Upload"
@@ -91,6 +92,33 @@ class ControlForm:
                 value=paper_html(paper_of(follower.control_type), width=width, height=height)
             ),
             self.adapter_strength: gr.update(visible=follower.has_adapter),
+        }
+
+    def fill(
+        self,
+        request: GenerateRequest,
+        studio: Studio,
+        *,
+        following: Mapping[str, str],
+        subjects: Mapping[str, str],
+    ) -> Updates:
+        """Return the updates that make the form say a request that follows a control image.
+
+        `following` and `subjects` are names of adapters by their ids. A control image that did not come back
+        is left to be uploaded: what was drawn on the canvas meanwhile is another.
+        """
+        adapter = next((name for name in request.adapters if name in following), None)
+        image = request.control_image
+        kept = None if image is None else str(studio.engine.outputs.keep_control(image))
+        return {
+            **self.rest.fill(request, subjects),
+            self.adapter: gr.update(choices=choices(following), value=adapter),
+            self.adapter_strength: request.adapters.get(adapter or "", 1.0),
+            self.control_strength: request.control_strength,
+            self.source: UPLOAD,
+            self.sketch: gr.update(visible=False),
+            self.upload: gr.update(visible=True, value=kept),
+            self.detector: gr.update(visible=True, value=""),
         }
 
     def show_source(self, source: str) -> Updates:

@@ -1,7 +1,6 @@
 """The tab Create: a prompt, adapters with their strengths, and pictures beside those of the base."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,22 @@ from ether_diffusion.ui.tabs.create_form import (
     lay_out_prompt,
 )
 from ether_diffusion.ui.tabs.create_result import lay_out_result
+from ether_diffusion.ui.tabs.dropped_picture import DroppedPicture, lay_out_box, lay_out_drop
 from ether_diffusion.ui.tabs.keep_form import keep_in_browser
-from ether_diffusion.ui.tabs.parts import Refresh, TabParts, Updates
+from ether_diffusion.ui.tabs.parts import Refresh, TakingParts, Updates
 from ether_diffusion.ui.tabs.run_buttons import MAX_AT_ONCE, RunButtons
 from ether_diffusion.ui.wiring import handler
 
 SMALL = 256
 """Pictures of fewer pixels a side are shown with their pixels sharp."""
+IN_CONTROL = "It followed a control image, and only the tab Control draws with those: drop it there."
 
 
-@dataclass(frozen=True)
-class CreateParts(TabParts):
-    """The tab Create, which other tabs send settings to.
-
-    Attributes:
-        take: a handler from a Restored to updates of `taken`.
-    """
-
-    take: Callable[[Restored], Updates] = field(kw_only=True)
-    taken: Sequence[Component] = field(kw_only=True)
-
-
-def build(studio: Studio) -> CreateParts:
+def build(studio: Studio) -> TakingParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("Create", id="create") as tab:
         page = CreateTab(studio)
-    return CreateParts(
+    return TakingParts(
         tab,
         refresh=Refresh(handler(page.refresh), page.refreshed()),
         take=handler(page.take),
@@ -68,7 +57,7 @@ class CreateTab:
         with gr.Row(elem_classes="prompt-row", equal_height=True):
             prompt = lay_out_prompt("create")
             self.buttons = RunButtons("create", "Generate")
-        self.restored = gr.HTML(visible=False, elem_id="create-restored")
+        box = lay_out_box("create")
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
                 with gr.Group():
@@ -77,13 +66,7 @@ class CreateTab:
                 self.form, self.dice, self.reuse = lay_out_form(
                     "create", self._studio, prompt, adapters, strengths
                 )
-                self.dropped = gr.File(
-                    label="Restore settings from a picture",
-                    file_types=[".png"],
-                    height=104,
-                    elem_id="create-drop",
-                    elem_classes="drop",
-                )
+                self.dropped = DroppedPicture(lay_out_drop("create"), box)
             with gr.Column(scale=3, min_width=300, elem_classes="results"):
                 self.result = lay_out_result("create", is_small=self._studio.engine.native_size < SMALL)
 
@@ -109,12 +92,12 @@ class CreateTab:
             outputs=list(form.strengths),
             **private,
         )
-        self.dropped.upload(handler(self.take_picture), [self.dropped], self.filled(), **private)
+        self.dropped.file.upload(handler(self.take_picture), [self.dropped.file], self.filled(), **private)
         self.result.tie(private)
 
     def filled(self) -> list[Component]:
         """Return what `fill` gives values to."""
-        return [*self.form.all(), self.dropped, self.restored]
+        return [*self.form.all(), *self.dropped.both()]
 
     def refreshed(self) -> list[Component]:
         """Return what `refresh` gives values to."""
@@ -166,14 +149,7 @@ class CreateTab:
 
     def take(self, restored: Restored) -> Updates:
         """Fill the form with restored settings, and say what is not as it was."""
-        request, differences = restored.request, list(restored.differences)
-        if request is None:
-            heading, filled = "The form was left as it is", {}
-        else:
-            if request.control_image is not None:
-                differences.append("It followed a control image, which the tab Control draws with.")
-            heading = "Settings restored, with differences" if differences else "All settings restored"
-            heading = restored.heading or heading
-            filled = self.form.fill(request, self.names())
-        box = notes_html(heading, differences, kind="warning" if differences else "note")
-        return {**filled, self.dropped: None, self.restored: gr.update(value=box, visible=True)}
+        request = restored.request
+        filled = {} if request is None else self.form.fill(request, self.names())
+        further = [IN_CONTROL] if restored.followed_control else []
+        return {**filled, **self.dropped.tell(restored, further)}

@@ -14,6 +14,8 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
+from ether_diffusion.ui.restore import Restored
+
 Update = Any
 """What a handler gives a widget: a value or gr.update(…); Gradio types neither."""
 Updates = dict[Component, Update]
@@ -29,7 +31,7 @@ class Refresh:
 
 @dataclass(frozen=True)
 class Sending:
-    """An event after which `restored` holds a `Restored` that the visitor wants in the Create tab."""
+    """An event after which `restored` holds a `Restored` that the visitor wants to draw with."""
 
     event: Dependency
     restored: gr.State
@@ -41,7 +43,7 @@ class TabParts:
 
     Attributes:
         refresh: run when the page loads, when the tab is opened, and when adapters change in any tab.
-        sendings: what brings the visitor to Create with settings filled in.
+        sendings: what brings the visitor to Create or Control with settings filled in.
         adapter_changes: events after which the list of adapters is another.
     """
 
@@ -49,3 +51,15 @@ class TabParts:
     refresh: Refresh | None = None
     sendings: Sequence[Sending] = field(default=())
     adapter_changes: Sequence[Dependency] = field(default=())
+
+
+@dataclass(frozen=True)
+class TakingParts(TabParts):
+    """A tab that others send settings to.
+
+    Attributes:
+        take: a handler from a Restored to updates of `taken`.
+    """
+
+    take: Callable[[Restored], Updates] = field(kw_only=True)
+    taken: Sequence[Component] = field(kw_only=True)

@@ -1,4 +1,4 @@
-"""One picture of ours shown large, with what it says of itself, to fetch and to draw again in Create."""
+"""One picture of ours shown large, with what it says of itself, to fetch and to draw again."""
 
 import gradio as gr
 from gradio.blocks import Block
@@ -62,5 +62,5 @@ class PictureDetail:
         return {self.column: gr.update(visible=False), self.picture: None, self.selected: ""}
 
     def take(self, picture_id: str) -> Restored:
-        """Return the settings of the picture for the tab Create."""
+        """Return the settings of the picture, to draw with."""
         return restore(self._studio.history.picture(picture_id).path, self._studio)
