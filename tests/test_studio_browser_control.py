@@ -220,6 +220,19 @@ def test_a_control_image_that_is_gone_is_said_and_nothing_else_is_followed_inste
     expect(page.get_by_test_id("toast-body")).to_contain_text("There is no control image")
 
 
+def test_a_new_studio_fills_a_drawn_shape_without_choosing_anything(browser: Browser, tmp_path: Path) -> None:
+    with running_studio(tmp_path / "new") as new, open_page(browser, new.url) as page:
+        page.get_by_role("tab", name="Control").click()
+        expect(page.locator("#control-adapter input")).to_have_value("Shapes")
+        expect(page.locator("#control-sketch .swatch")).to_have_count(2)
+        page.locator("#control-prompt textarea").fill("a strawberry")
+        set_number(page, "control-steps", "1")
+        drag(page, (0.3, 0.5), (0.7, 0.5))
+        drawn = generate(page, new, tmp_path / "drawn.png")
+        assert drawn.said.options["control"] == "Shapes"
+        assert colours(drawn.control) == {(0, 0, 0), (255, 255, 255)}
+
+
 def test_an_upload_is_followed_as_it_is_or_as_a_detector_sees_it(
     page: Page, studio: RunningStudio, tmp_path: Path
 ) -> None:

@@ -145,10 +145,11 @@ class ControlTab:
         return [self.form.adapter, self.form.rest.adapters, self.none]
 
     def refresh(self) -> Updates:
-        """Show the adapters there are, those that follow and those of subjects."""
+        """Show the adapters there are, those that follow and those of subjects; the only one is chosen."""
         following = self._names("control")
+        chosen = {"value": next(iter(following))} if len(following) == 1 else {}
         return {
-            self.form.adapter: gr.update(choices=choices(following)),
+            self.form.adapter: gr.update(choices=choices(following), **chosen),
             self.form.rest.adapters: gr.update(choices=choices(self._names("subject"))),
             self.none: gr.update(value=notes_html(NONE_YET, [GET_ONE]), visible=not following),
         }
