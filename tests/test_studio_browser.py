@@ -202,6 +202,12 @@ def test_an_impossible_wish_is_refused_in_a_sentence(page: Page) -> None:
     expect(page.locator("#create-go")).to_be_visible()
 
 
+def width(page: Page, name: str) -> float:
+    box = page.locator(name).bounding_box()
+    assert box is not None
+    return box["width"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
 def test_axe_finds_nothing_serious(browser: Browser, studio: RunningStudio, phone: bool, scheme: str) -> None:
@@ -215,6 +221,8 @@ def test_axe_finds_nothing_serious(browser: Browser, studio: RunningStudio, phon
         page.get_by_role("tab", name="History").click()
         page.locator("#history-gallery .grid-container button").first.click()
         expect(page.locator("#history-facts")).to_contain_text("Prompt")
+        if phone:
+            assert width(page, "#history-gallery") == width(page, ".search-row")
         page.wait_for_timeout(400)
         assert serious_findings(page) == []
 
