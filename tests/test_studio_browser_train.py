@@ -20,7 +20,7 @@ from browser import (
 )
 from photo_files import photo
 from playwright.sync_api import Browser, Page, expect
-from studio_trainers import StandInRuns, request, wait_until
+from studio_trainers import make_runs, request, wait_until
 
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
@@ -135,6 +135,41 @@ def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_cr
     assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.parametrize(
+    ("fate", "presses", "words"),
+    [
+        ("wait", 1, "Stopped at step 4 of 5. What was learned until then is kept. Resume goes on from"),
+        ("deaf", 3, "Stopped before anything was saved; the photos are kept. Resume begins with the"),
+    ],
+    ids=["at a word", "by force"],
+)
+def test_stop_ends_a_run_and_says_what_is_kept(
+    browser: Browser, tmp_path: Path, fate: str, presses: int, words: str
+) -> None:
+    runs = make_runs(tmp_path, fate)
+    run_id = runs.start(request(runs))
+    try:
+        with running_studio(runs.root.parent) as running, open_page(browser, running.url) as page:
+            open_train(page)
+            status, stop = page.locator("#train-status"), page.locator("#train-stop")
+            expect(status).to_contain_text("Training, step 3 of 5")
+            for _ in range(presses):
+                stop.click()
+                expect(status).to_contain_text(re.compile("Press Stop again|Stopped"))
+            expect(status).to_contain_text(words)
+            page.reload()
+            open_train(page)
+            expect(status).to_contain_text(words)
+            for name, is_shown in (("stop", False), ("pause", False), ("use", False), ("resume", True)):
+                expect(page.locator(f"#train-{name}")).to_be_visible(visible=is_shown)
+        assert runs.status(run_id).state == "stopped"
+        kept = {path.name for path in (runs.root / run_id).rglob("checkpoint-*")}
+        assert kept == ({"checkpoint-4"} if presses == 1 else set())
+    finally:
+        for _ in range(3):
+            runs.stop(run_id)
+
+
 def test_of_twelve_files_the_good_are_shown_and_the_bad_have_a_reason_each(
     browser: Browser, studio: RunningStudio, tmp_path: Path
 ) -> None:
@@ -201,10 +236,8 @@ def test_axe_finds_nothing_serious(browser: Browser, broken: RunningStudio, phon
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
     """A studio with a run that broke off."""
-    folder = tmp_path_factory.mktemp("broken") / "studio"
-    runs = StandInRuns(folder / "runs", folder / "temp", base="tiny_world")
-    runs.fate = "crash"
+    runs = make_runs(tmp_path_factory.mktemp("broken"), "crash")
     run_id = runs.start(request(runs))
     wait_until(runs, run_id, lambda each: each.state == "crashed")
-    with running_studio(folder) as running:
+    with running_studio(runs.root.parent) as running:
         yield running

@@ -141,8 +141,10 @@ def _sentence(
         return f"Done: {record.name} was learned in {step} steps. Call it by “{record.trigger}”."
     if state == "paused":
         return f"Paused at step {saved} of {record.num_steps}. {onward}"
+    if state == "stopped" and saved:
+        return f"Stopped at step {saved} of {record.num_steps}. What was learned until then is kept. {onward}"
     if state == "stopped":
-        return f"Stopped at step {saved} of {record.num_steps}. {onward}"
+        return f"Stopped before anything was saved; the photos are kept. {onward}"
     reason = _without_paths(last_error(tail), run)
     if reason is None:
         return (
