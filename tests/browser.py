@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image, ImageChops
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -33,6 +34,10 @@ QUIET = (
 )
 START_SECONDS = 120.0
 WAIT_MS = 30_000
+LONG_MS = 4 * WAIT_MS
+"""As long as drawing may take on a machine that does much else."""
+CUT_OFF = ("signal is aborted", "Connection errored out")
+"""What Gradio prints where a reload cuts off what was on its way."""
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 
@@ -170,6 +175,28 @@ def open_page(
         assert not left, left
     finally:
         context.close()
+
+
+def set_number(page: Page, name: str, value: float) -> None:
+    """Type into a field or beside a slider, and leave it."""
+    box = page.locator(f"#{name} input[type=number]")
+    box.fill(str(value))
+    box.blur()
+
+
+def download(page: Page, name: str, target: Path) -> Path:
+    """Press a button that downloads, and return the file."""
+    with page.expect_download() as caught:
+        page.locator(f"#{name}").click()
+    caught.value.save_as(target)
+    return target
+
+
+def assert_same_pixels(one: Path, other: Path) -> None:
+    """Two files show the same picture, bit for bit."""
+    with Image.open(one) as first, Image.open(other) as second:
+        assert first.size == second.size
+        assert ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox() is None
 
 
 def assert_no_sideways_scroll(page: Page) -> None:

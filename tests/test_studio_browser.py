@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 from browser import (
+    LONG_MS,
     PATIENT,
-    WAIT_MS,
     RunningStudio,
+    assert_same_pixels,
+    download,
     needs_browser,
     open_page,
     running_browser,
     running_studio,
     serious_findings,
+    set_number,
 )
-from PIL import Image, ImageChops
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from studio_files import furnish
 
-from ether_diffusion import EtherConfig
-from ether_diffusion.base import open_base
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
-from ether_diffusion.pipelines.opening import open_pipeline
-from ether_diffusion.ui.studio import Studio
 
 pytestmark = [needs_browser, PATIENT]
 PROMPT = "a photo of a red fox on grass, <b>naïve</b> 狐"
@@ -30,23 +30,10 @@ PROMPT = "a photo of a red fox on grass, <b>naïve</b> 狐"
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    """A studio with one adapter, Fox, that was never trained."""
     folder = tmp_path_factory.mktemp("browser") / "studio"
-    _add_adapter(folder, "Fox")
+    furnish(folder)
     with running_studio(folder) as running:
         yield running
-
-
-def _add_adapter(folder: Path, name: str) -> None:
-    import torch
-
-    from ether_diffusion.adapter_file import save_ether
-
-    torch.manual_seed(0)
-    pipeline = open_pipeline(open_base("tiny_world"), device=torch.device("cpu"), dtype=torch.float32)
-    pipeline.unet.add_adapter(EtherConfig())
-    save_ether(pipeline, folder.parent / "saved")
-    Studio(folder).library.add_run_result(folder.parent / "saved", name)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +58,6 @@ def fill(
         set_number(page, "create-seed", seed)
 
 
-def set_number(page: Page, name: str, value: int) -> None:
-    box = page.locator(f"#{name} input[type=number]")
-    box.fill(str(value))
-    box.blur()
-
-
 def choose_fox(page: Page) -> None:
     page.locator("#create-adapters input").click()
     page.get_by_role("option", name="Fox").click()
@@ -86,22 +67,15 @@ def choose_fox(page: Page) -> None:
 
 def generate(page: Page) -> None:
     page.locator("#create-go").click()
-    expect(page.locator("#create-download")).to_be_visible(timeout=4 * WAIT_MS)
+    expect(page.locator("#create-download")).to_be_visible(timeout=LONG_MS)
     expect(page.locator("#create-go")).to_be_visible()
 
 
-def download(page: Page, name: str, target: Path) -> ImageMetadata:
-    with page.expect_download() as caught:
-        page.locator(f"#{name}").click()
-    caught.value.save_as(target)
-    said = read_image_metadata(target)
+def fetch(page: Page, name: str, target: Path) -> ImageMetadata:
+    """Download a picture, and return what it says of itself."""
+    said = read_image_metadata(download(page, name, target))
     assert said is not None
     return said
-
-
-def assert_same_pixels(one: Path, other: Path) -> None:
-    with Image.open(one) as first, Image.open(other) as second:
-        assert ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox() is None
 
 
 def test_a_picture_says_what_the_form_said_and_dropped_back_draws_the_same_pixels(
@@ -111,11 +85,11 @@ def test_a_picture_says_what_the_form_said_and_dropped_back_draws_the_same_pixel
     with open_page(browser, studio.url) as page:
         fill(page)
         choose_fox(page)
-        set_number(page, "create-strength-0", 1.5)  # type: ignore[arg-type]
+        set_number(page, "create-strength-0", 1.5)
         generate(page)
         expect(page.locator("#create-pair")).to_be_visible()
         expect(page.locator("#create-status")).to_contain_text("the adapter acts on")
-        said = download(page, "create-download", first)
+        said = fetch(page, "create-download", first)
         assert (said.prompt, said.seed, said.steps) == (PROMPT, 7, 2)
         assert [(use.name, use.strength) for use in said.adapters] == [("Fox", 1.5)]
         assert (said.width, said.height) == (64, 64)
@@ -124,7 +98,7 @@ def test_a_picture_says_what_the_form_said_and_dropped_back_draws_the_same_pixel
         expect(page.locator("#create-restored")).to_contain_text("All settings restored")
         expect(page.locator("#create-prompt textarea")).to_have_value(PROMPT)
         generate(page)
-        assert download(page, "create-download", again) == said
+        assert fetch(page, "create-download", again) == said
     assert_same_pixels(first, again)
 
 
@@ -187,7 +161,7 @@ def test_history_finds_a_picture_and_takes_its_settings_to_create(
         assert caught.value.suggested_filename == "pictures.zip"
         page.locator("#history-gallery .grid-container button").first.click()
         expect(page.locator("#history-facts")).to_contain_text("a teapot in the rain")
-        assert download(page, "history-download", tmp_path / "x.png").seed == 21
+        assert fetch(page, "history-download", tmp_path / "x.png").seed == 21
         page.get_by_role("button", name="Use these settings").click()
         expect(page.locator("#create-prompt textarea")).to_be_visible()
         expect(page.locator("#create-prompt textarea")).to_have_value("a teapot in the rain")
@@ -231,7 +205,7 @@ def test_the_keyboard_alone_draws_a_picture(page: Page) -> None:
     fill(page, steps=1)
     page.locator("#create-prompt textarea").focus()
     page.keyboard.press("Control+Enter")
-    expect(page.locator("#create-download")).to_be_visible(timeout=4 * WAIT_MS)
+    expect(page.locator("#create-download")).to_be_visible(timeout=LONG_MS)
     page.locator("#create-prompt textarea").focus()
     page.keyboard.press("Tab")
     expect(page.locator("#create-go")).to_be_focused()

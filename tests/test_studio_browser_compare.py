@@ -7,34 +7,33 @@ from pathlib import Path
 
 import pytest
 from browser import (
+    CUT_OFF,
+    LONG_MS,
     PATIENT,
-    WAIT_MS,
     RunningStudio,
+    assert_same_pixels,
+    download,
     needs_browser,
     open_page,
     running_browser,
     running_studio,
     serious_findings,
+    set_number,
 )
-from PIL import Image, ImageChops
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
-from studio_files import save_tiny_world_adapter
+from studio_files import furnish
 
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.pipelines import read_image_metadata
-from ether_diffusion.ui.studio import Studio
 
 pytestmark = [needs_browser, PATIENT]
-LONG_MS = 4 * WAIT_MS
-CUT_OFF = ("signal is aborted", "Connection errored out")
-"""What Gradio prints where a reload cuts off what was on its way."""
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    """A studio with one adapter, Fox, that was never trained."""
     folder = tmp_path_factory.mktemp("browser") / "studio"
-    Studio(folder).library.add_run_result(save_tiny_world_adapter(folder.parent / "saved"), "Fox")
+    furnish(folder)
     with running_studio(folder) as running:
         yield running
 
@@ -59,20 +58,11 @@ def fill(page: Page, *, prompts: str = "a fox on a beach", strengths: str, seeds
     page.keyboard.press("Escape")
     write(page, "strengths", strengths)
     write(page, "seeds", seeds)
-    box = page.locator("#compare-steps input[type=number]")
-    box.fill(str(steps))
-    box.blur()
+    set_number(page, "compare-steps", steps)
 
 
 def write(page: Page, name: str, text: str) -> None:
     page.locator(f"#compare-{name} :is(textarea, input)").fill(text)
-
-
-def download(page: Page, name: str, target: Path) -> Path:
-    with page.expect_download() as caught:
-        page.locator(f"#compare-{name}").click()
-    caught.value.save_as(target)
-    return target
 
 
 def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create(
@@ -86,20 +76,20 @@ def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create
     expect(page.locator("#compare-cost")).to_contain_text(re.compile(r"4 pictures · 8 steps · about \d+ s"))
     expect(page.locator("#compare-grid [data-cell]")).to_have_count(4)
 
-    manifest = json.loads(download(page, "manifest", tmp_path / "grid.json").read_text())
+    manifest = json.loads(download(page, "compare-manifest", tmp_path / "grid.json").read_text())
     assert (manifest["prompts"], manifest["seeds"]) == (["a fox on a beach"], [3, 7])
     assert manifest["choices"] == [{"Fox": 0.5}, {"Fox": 1.0}]
     assert [each["metadata"]["steps"] for each in manifest["pictures"]] == [2] * 4
     files = [next(studio.folder.rglob(Path(each["file"]).name)) for each in manifest["pictures"]]
     assert [read_image_metadata(file) is not None for file in files] == [True] * 4
     pictures = [Image.open(file).convert("RGB") for file in files]
-    expected = draw_contact_sheet(
+    draw_contact_sheet(
         [pictures[:2], pictures[2:]],
         row_labels=["seed 3", "seed 7"],
         column_labels=["Fox 0.5", "Fox 1"],
         title="a fox on a beach · tiny_world · 2 steps · guidance 3 · DPMSolverMultistep",
-    )
-    assert_same_pixels(Image.open(download(page, "sheet", tmp_path / "sheet.png")), expected)
+    ).save(tmp_path / "expected.png")
+    assert_same_pixels(download(page, "compare-sheet", tmp_path / "sheet.png"), tmp_path / "expected.png")
 
     page.get_by_role("button", name="Fox 1, seed 7").click()
     expect(page.locator("#compare-facts")).to_contain_text("Fox at 1")
@@ -107,15 +97,7 @@ def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create
     expect(page.locator("#create-restored")).to_contain_text("All settings restored")
     page.locator("#create-go").click()
     expect(page.locator("#create-download")).to_be_visible(timeout=LONG_MS)
-    with page.expect_download() as caught:
-        page.locator("#create-download").click()
-    caught.value.save_as(tmp_path / "again.png")
-    assert_same_pixels(Image.open(tmp_path / "again.png"), pictures[3])
-
-
-def assert_same_pixels(one: Image.Image, other: Image.Image) -> None:
-    assert one.size == other.size
-    assert ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getbbox() is None
+    assert_same_pixels(download(page, "create-download", tmp_path / "again.png"), files[3])
 
 
 def test_cells_stream_in_and_stop_leaves_the_rest_undrawn(page: Page) -> None:

@@ -7,47 +7,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import (
+    CUT_OFF,
+    LONG_MS,
     PATIENT,
-    WAIT_MS,
     RunningStudio,
+    assert_same_pixels,
+    download,
     needs_browser,
     open_page,
     running_browser,
     running_studio,
     serious_findings,
+    set_number,
 )
-from control_encoders import random_encoder
-from PIL import Image, ImageChops
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
-from studio_files import save_tiny_world_adapter
+from studio_files import furnish
 
-from ether_diffusion.adapter_file import read_adapter
-from ether_diffusion.base import open_base
-from ether_diffusion.control import control_image_sha256, save_control
+from ether_diffusion.control import control_image_sha256
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
 from ether_diffusion.tiny_world.control import PALETTE
-from ether_diffusion.ui.studio import Studio
 
 pytestmark = [needs_browser, PATIENT]
-LONG_MS = 4 * WAIT_MS
-CUT_OFF = ("signal is aborted", "Connection errored out")
-"""What Gradio prints where a reload cuts off what was on its way."""
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    """A studio with a subject, an adapter that follows classes, and an encoder alone that follows shapes."""
     folder = tmp_path_factory.mktemp("browser") / "studio"
-    saved, base = folder.parent, open_base("tiny_world")
-    subject = save_tiny_world_adapter(saved / "fox")
-    other = read_adapter(save_tiny_world_adapter(saved / "other", seed=1))
-    unet, factor = base.load_unet(), base.vae_scale_factor
-    classes = random_encoder(unet, factor=factor, control_type="palette")
-    save_control(saved / "classes", classes, adapter=other)
-    save_control(saved / "shapes", random_encoder(unet, factor=factor, control_type="silhouette"))
-    library = Studio(folder).library
-    for made, name in ((subject, "Fox"), (saved / "classes", "Classes"), (saved / "shapes", "Shapes")):
-        library.add_run_result(made, name)
+    furnish(folder)
     with running_studio(folder) as running:
         yield running
 
@@ -68,13 +55,7 @@ def page(browser: Browser, studio: RunningStudio) -> Iterator[Page]:
 def fill(page: Page, adapter: str, *, steps: int = 2) -> None:
     page.locator("#control-prompt textarea").fill("a strawberry")
     choose(page, "control-adapter", adapter)
-    set_number(page, "control-steps", str(steps))
-
-
-def set_number(page: Page, name: str, value: str) -> None:
-    box = page.locator(f"#{name} input[type=number]")
-    box.fill(value)
-    box.blur()
+    set_number(page, "control-steps", steps)
 
 
 def choose(page: Page, dropdown: str, name: str) -> None:
@@ -111,10 +92,7 @@ def generate(page: Page, studio: RunningStudio, target: Path) -> Drawn:
     page.locator("#control-go").click()
     expect(page.locator("#control-stop")).to_be_visible()
     expect(page.locator("#control-go")).to_be_visible(timeout=LONG_MS)
-    with page.expect_download() as caught:
-        page.locator("#control-download").click()
-    caught.value.save_as(target)
-    said = read_image_metadata(target)
+    said = read_image_metadata(download(page, "control-download", target))
     assert said is not None
     kept = studio.folder / "outputs" / "control-images" / f"{said.options['control_image_sha256']}.png"
     return Drawn(said, Image.open(kept).convert("RGB"))
@@ -175,17 +153,12 @@ def drop(page: Page, tab: str, picture: Path) -> Locator:
     return page.locator(f"#{tab.lower()}-restored")
 
 
-def same_pixels(one: Path, other: Path) -> bool:
-    with Image.open(one) as first, Image.open(other) as second:
-        return ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox() is None
-
-
 def test_a_picture_dropped_back_draws_the_same_pixels_and_history_brings_it_here_too(
     browser: Browser, studio: RunningStudio, page: Page, tmp_path: Path
 ) -> None:
     fill(page, "Classes")
     drag(page, (0.3, 0.5), (0.7, 0.5))
-    set_number(page, "control-control-strength", "0.7")
+    set_number(page, "control-control-strength", 0.7)
     choose(page, "control-adapters", "Fox")
     page.keyboard.press("Escape")
     drawn = generate(page, studio, tmp_path / "drawn.png")
@@ -195,14 +168,14 @@ def test_a_picture_dropped_back_draws_the_same_pixels_and_history_brings_it_here
         expect(other.locator("#control-used img")).to_be_visible()
         again = generate(other, studio, tmp_path / "again.png")
         assert again.said == drawn.said
-        assert same_pixels(tmp_path / "drawn.png", tmp_path / "again.png")
+        assert_same_pixels(tmp_path / "drawn.png", tmp_path / "again.png")
     with open_page(browser, studio.url) as third:
         third.get_by_role("tab", name="History").click()
         third.locator("#history-gallery .grid-container button").first.click()
         third.locator("#history-use").click()
         expect(third.locator("#control-restored")).to_have_text("All settings restored")
         generate(third, studio, tmp_path / "third.png")
-        assert same_pixels(tmp_path / "drawn.png", tmp_path / "third.png")
+        assert_same_pixels(tmp_path / "drawn.png", tmp_path / "third.png")
 
 
 def test_a_control_image_that_is_gone_is_said_and_nothing_else_is_followed_instead(
@@ -226,7 +199,7 @@ def test_a_new_studio_fills_a_drawn_shape_without_choosing_anything(browser: Bro
         expect(page.locator("#control-adapter input")).to_have_value("Shapes")
         expect(page.locator("#control-sketch .swatch")).to_have_count(2)
         page.locator("#control-prompt textarea").fill("a strawberry")
-        set_number(page, "control-steps", "1")
+        set_number(page, "control-steps", 1)
         drag(page, (0.3, 0.5), (0.7, 0.5))
         drawn = generate(page, new, tmp_path / "drawn.png")
         assert drawn.said.options["control"] == "Shapes"
