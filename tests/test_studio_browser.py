@@ -1,6 +1,7 @@
 """Journeys through Create and History in a real browser, on the embedded base."""
 
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,22 +150,28 @@ def test_history_finds_a_picture_and_takes_its_settings_to_create(
     browser: Browser, studio: RunningStudio, tmp_path: Path
 ) -> None:
     with open_page(browser, studio.url) as page:
-        fill(page, prompt="a teapot in the rain", seed=21)
+        word = secrets.token_hex(3)  # another one each time that this is tried
+        prompt = f"a {word} teapot in the rain"
+        fill(page, prompt=prompt, seed=21)
         generate(page)
         fill(page, prompt="something else", seed=3)
         page.get_by_role("tab", name="History").click()
-        page.locator("#history-text textarea, #history-text input").first.fill("teapot rain")
+        page.locator("#history-text textarea, #history-text input").first.fill(f"{word} rain")
         expect(page.locator("#history-gallery .grid-container button")).to_have_count(1)
         expect(page.locator("#history-all")).to_have_text("Download 1 picture as a zip")
+        page.get_by_role("tab", name="Library").click()
+        page.get_by_role("tab", name="History").click()  # what is looked for stays
+        page.wait_for_timeout(400)
+        expect(page.locator("#history-gallery .grid-container button")).to_have_count(1)
         with page.expect_download() as caught:
             page.locator("#history-all").click()
         assert caught.value.suggested_filename == "pictures.zip"
         page.locator("#history-gallery .grid-container button").first.click()
-        expect(page.locator("#history-facts")).to_contain_text("a teapot in the rain")
+        expect(page.locator("#history-facts")).to_contain_text(prompt)
         assert fetch(page, "history-download", tmp_path / "x.png").seed == 21
         page.get_by_role("button", name="Use these settings").click()
         expect(page.locator("#create-prompt textarea")).to_be_visible()
-        expect(page.locator("#create-prompt textarea")).to_have_value("a teapot in the rain")
+        expect(page.locator("#create-prompt textarea")).to_have_value(prompt)
         expect(page.locator("#create-seed input")).to_have_value("21")
 
 

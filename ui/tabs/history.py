@@ -13,7 +13,7 @@ from ether_diffusion.ui.facts import counted
 from ether_diffusion.ui.history import Search
 from ether_diffusion.ui.requests import MAX_PROMPT
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.parts import Refresh, TabParts, Updates
+from ether_diffusion.ui.tabs.parts import TabParts, Updates
 from ether_diffusion.ui.tabs.picture_detail import PictureDetail
 from ether_diffusion.ui.wiring import handler
 
@@ -30,11 +30,8 @@ def build(studio: Studio) -> TabParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("History", id="history") as tab:
         page = HistoryTab(studio)
-    return TabParts(
-        tab,
-        refresh=Refresh(handler(page.refresh), page.refreshed()),
-        sendings=[page.detail.sending],
-    )
+    page.search_with(tab)
+    return TabParts(tab, sendings=[page.detail.sending])
 
 
 class HistoryTab:
@@ -76,27 +73,41 @@ class HistoryTab:
 
     def _tie(self) -> None:
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        looked_for = [self.text, self.adapter, self.base]
-        for event in (self.text.change, self.adapter.input, self.base.input):
-            event(handler(self.search), looked_for, self.refreshed(), trigger_mode="always_last", **quiet)
-        self.more.click(handler(self.show_more), [*looked_for, self.count], self.refreshed(), **quiet)
+        looked_for = self._looked_for()
+        self.more.click(handler(self.show_more), [*looked_for, self.count], self._found(), **quiet)
         self.gallery.select(handler(self.select), [self.ids], self.detail.all(), **quiet)
         zipped = self.all.click(handler(self.zip), looked_for, [self.archive], api_visibility="private")
         zipped.success(None, [self.archive], None, js=SAVE_AS, api_visibility="private")
 
-    def refreshed(self) -> list[Component]:
-        """Return what `refresh` gives values to."""
+    def search_with(self, tab: gr.Tab) -> None:
+        """Search when the page is loaded, when the tab is opened, and as the visitor types.
+
+        All of it is one event, of which the last is answered last: a tab that was opened a moment ago does
+        not show everything again when a word was typed since.
+        """
+        load = gr.context.Context.root_block.load
+        gr.on(
+            [load, tab.select, self.text.change, self.adapter.input, self.base.input],
+            handler(self.search),
+            self._looked_for(),
+            self._found(),
+            trigger_mode="always_last",
+            api_visibility="private",
+            show_progress="hidden",
+        )
+
+    def _looked_for(self) -> list[Component]:
+        return [self.text, self.adapter, self.base]
+
+    def _found(self) -> list[Component]:
         return [self.adapter, self.empty, self.gallery, self.more, self.all, self.ids, self.count]
 
-    def refresh(self) -> Updates:
-        """Show all pictures there are, and offer the adapters they were drawn with."""
-        names = [ANY, *self._studio.history.adapters()]
-        found = self._studio.history.pictures(Search(with_base=False))
-        return {self.adapter: gr.update(choices=names), **self._show(found, PAGE, EMPTY)}
-
     def search(self, text: str, adapter: str, with_base: bool) -> Updates:
-        """Show the pictures that are looked for."""
-        return self._show(self._find(text, adapter, with_base), PAGE, NOT_FOUND)
+        """Show the pictures that are looked for, and offer the adapters that any was drawn with."""
+        found = self._find(text, adapter, with_base)
+        nothing = NOT_FOUND if text or adapter != ANY else EMPTY
+        names = [ANY, *self._studio.history.adapters()]
+        return {self.adapter: gr.update(choices=names), **self._show(found, PAGE, nothing)}
 
     def show_more(self, text: str, adapter: str, with_base: bool, count: int) -> Updates:
         """Show more of what was found."""
