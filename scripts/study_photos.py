@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[50, 100, 200, 400], help="of trainings (50 100 200 400)"
     )
-    parser.add_argument("--method", default="ether_plus", help="(ether_plus)")
+    parser.add_argument("--method", default="ether", help="(ether, which ether plan advises)")
     parser.add_argument("--learning_rate", type=float, help="(the method's own for Tiny World)")
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

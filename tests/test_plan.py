@@ -58,6 +58,12 @@ def test_steps_are_those_that_were_enough_for_as_many_photos(
     assert bool(found.doubts) == (num_photos == 40)
 
 
+def test_the_whole_model_is_never_advised_however_good(tmp_path: Path) -> None:
+    made = curves(tmp_path, full=(0.99, 0.98), ether_plus=(0.66, 0.40), lora=(0.62, 0.44))
+    assert "full" not in made["benchmark"]["methods"]
+    assert advise(6, "tiny_world", made).method == "ether_plus"
+
+
 def test_a_study_of_another_method_says_nothing_of_this_one(tmp_path: Path) -> None:
     made = curves(tmp_path, files={"photos": photos("ether")}, ether_plus=(0.66, 0.40), lora=(0.62, 0.44))
     assert advise(1, "tiny_world", made).options["max_train_steps"] == 200

@@ -17,6 +17,8 @@ from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMetho
 
 CURVES_FILE = Path(__file__).with_name("curves.json")
 """What of the measured files advice rests on; `scripts/write_results.py` writes it."""
+WHOLE_MODEL = "full"
+"""What is never advised: a file as large as the base is not what one takes for a subject."""
 FALLBACK: AdapterMethod = "ether_plus"
 PAPER_PHOTOS = (4, 6)
 """How many photos the subjects of the DreamBooth data set have."""
@@ -70,7 +72,11 @@ def curves_of(measured: Measured) -> dict[str, Json]:
     except NotMeasuredError:
         return curves
     summary = measured.files["benchmark"]
-    rows = {name: row for name, row in summary["methods"].items() if "parameters" in row and row["scores"]}
+    rows = {
+        name: row
+        for name, row in summary["methods"].items()
+        if name != WHOLE_MODEL and "parameters" in row and row["scores"]
+    }
     if not rows:
         return curves
     best = max(rows, key=lambda name: rows[name]["scores"][column]["mean"])
@@ -127,8 +133,8 @@ def _is_behind(measured: Measured, best: str, name: str, column: str) -> bool:
 def advise(num_photos: int, base: str, curves: Mapping[str, Any]) -> Advice:
     """Return what to do with so many photos on a base.
 
-    On the base that was measured it is the method with the fewest parameters of those that are not clearly
-    behind the best; elsewhere it is the paper's.
+    On the base that was measured it is the adapter with the fewest parameters of those that are not clearly
+    behind the best adapter; elsewhere it is the paper's.
 
     Raises:
         ValueError: there is no photo.
