@@ -68,7 +68,7 @@ def write(page: Page, name: str, text: str) -> None:
 def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create(
     page: Page, studio: RunningStudio, tmp_path: Path
 ) -> None:
-    fill(page, strengths="0.5, 1", seeds="3, 7", steps=2)
+    fill(page, strengths="-0.5, 3", seeds="3, 7", steps=2)
     page.get_by_label("A column of the base").uncheck()
     expect(page.locator("#compare-cost")).to_contain_text("4 pictures · 8 steps")
     page.locator("#compare-go").click()
@@ -78,7 +78,7 @@ def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create
 
     manifest = json.loads(download(page, "compare-manifest", tmp_path / "grid.json").read_text())
     assert (manifest["prompts"], manifest["seeds"]) == (["a fox on a beach"], [3, 7])
-    assert manifest["choices"] == [{"Fox": 0.5}, {"Fox": 1.0}]
+    assert manifest["choices"] == [{"Fox": -0.5}, {"Fox": 3.0}]
     assert [each["metadata"]["steps"] for each in manifest["pictures"]] == [2] * 4
     files = [next(studio.folder.rglob(Path(each["file"]).name)) for each in manifest["pictures"]]
     assert [read_image_metadata(file) is not None for file in files] == [True] * 4
@@ -86,13 +86,13 @@ def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create
     draw_contact_sheet(
         [pictures[:2], pictures[2:]],
         row_labels=["seed 3", "seed 7"],
-        column_labels=["Fox 0.5", "Fox 1"],
+        column_labels=["Fox -0.5", "Fox 3"],
         title="a fox on a beach · tiny_world · 2 steps · guidance 3 · DPMSolverMultistep",
     ).save(tmp_path / "expected.png")
     assert_same_pixels(download(page, "compare-sheet", tmp_path / "sheet.png"), tmp_path / "expected.png")
 
-    page.get_by_role("button", name="Fox 1, seed 7").click()
-    expect(page.locator("#compare-facts")).to_contain_text("Fox at 1")
+    page.get_by_role("button", name="Fox 3, seed 7").click()
+    expect(page.locator("#compare-facts")).to_contain_text("Fox at 3")
     page.locator("#compare-use").click()
     expect(page.locator("#create-restored")).to_contain_text("All settings restored")
     page.locator("#create-go").click()

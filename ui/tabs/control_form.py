@@ -13,7 +13,7 @@ from ether_diffusion.ui.control_source import DETECTORS, Follower, follower_of, 
 from ether_diffusion.ui.paper import paper_html, paper_of, read_drawing
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create_form import MAX_STRENGTH, Form, Values, choices
+from ether_diffusion.ui.tabs.create_form import MAX_STRENGTH, Form, Values, choices, reaching
 from ether_diffusion.ui.tabs.parts import Updates
 
 DRAW, UPLOAD = "Draw", "Upload"
@@ -113,8 +113,8 @@ class ControlForm:
         return {
             **self.rest.fill(request, subjects),
             self.adapter: gr.update(choices=choices(following), value=adapter),
-            self.adapter_strength: request.adapters.get(adapter or "", 1.0),
-            self.control_strength: request.control_strength,
+            self.adapter_strength: reaching(request.adapters.get(adapter or "", 1.0), 0, MAX_STRENGTH),
+            self.control_strength: reaching(request.control_strength, 0, MAX_STRENGTH),
             self.source: UPLOAD,
             self.sketch: gr.update(visible=False),
             self.upload: gr.update(visible=True, value=kept),

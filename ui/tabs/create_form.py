@@ -11,10 +11,12 @@ from gradio.components import Component
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_IMAGES, MAX_PROMPT, MAX_SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.parts import Updates
+from ether_diffusion.ui.tabs.parts import Update, Updates
 
 MAX_STRENGTH = 2.0
 MAX_STEPS = 150
+MAX_GUIDANCE = 20.0
+"""Where the sliders end until a picture or a kept form comes with more."""
 Values = Mapping[Component, Any]
 
 
@@ -85,8 +87,8 @@ class Form:
             **self.show_strengths(chosen, names, request.adapters),
             self.seed: request.seed,
             self.new_seed: False,
-            self.steps: request.steps,
-            self.guidance_scale: request.guidance_scale,
+            self.steps: reaching(request.steps, 1, MAX_STEPS),
+            self.guidance_scale: reaching(request.guidance_scale, 0, MAX_GUIDANCE),
             self.width: request.width,
             self.height: request.height,
             self.num_images: request.num_images,
@@ -115,10 +117,15 @@ class Form:
             if index < len(chosen):
                 label = f"Strength of {names.get(chosen[index], chosen[index])}"
                 value = strengths.get(chosen[index], 1.0)
-                updates[slider] = gr.update(visible=True, label=label, value=value)
+                updates[slider] = reaching(value, 0, MAX_STRENGTH) | {"visible": True, "label": label}
             else:
                 updates[slider] = gr.update(visible=False, value=1.0)
         return updates
+
+
+def reaching(value: float, minimum: float, maximum: float) -> Update:
+    """Return the update that sets a slider, made longer where the value lies beyond its ends."""
+    return gr.update(value=value, minimum=min(minimum, value), maximum=max(maximum, value))
 
 
 def choices(names: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -215,7 +222,7 @@ def lay_out_sampling(prefix: str, engine: Engine) -> tuple[gr.Slider, gr.Slider,
     """Lay out steps, guidance, width and height."""
     steps = gr.Slider(1, MAX_STEPS, engine.default_steps, step=1, label="Steps", elem_id=f"{prefix}-steps")
     guidance = gr.Slider(
-        0, 20, engine.default_guidance, step=0.1, label="Guidance", elem_id=f"{prefix}-guidance"
+        0, MAX_GUIDANCE, engine.default_guidance, step=0.1, label="Guidance", elem_id=f"{prefix}-guidance"
     )
     with gr.Row():
         side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
