@@ -129,7 +129,8 @@ def _photos(measured: Measured) -> str:
     told = (
         f"{LABELS[file['method']]} at {file['learning_rate']:g}: likeness of the object to the true picture, "
         f"and the share recognised; without an adapter {base[OBJECT]:.3f} and {base[RECOGNISED]:.0%}. Enough "
-        "are the fewest steps within 5 % of the best that keep the prompt. Subjects: "
+        "are the fewest steps within 5 % of the best that keep the prompt. A subject of Tiny World is the "
+        "same drawing in all of its photos, so that one says more than a real one would. Subjects: "
         f"{', '.join(file['subjects'])}; {len(file['seeds'])} seed{'s' if len(file['seeds']) > 1 else ''}."
     )
     return f"## Photos and steps\n\n{told}\n\n{_markdown(rows)}"

@@ -192,7 +192,8 @@ def _measured_advice(
         )
     if measured is not None:
         basis.append(
-            f"the fewest steps within 5 % of the best, of trainings with {measured.num_photos} photos"
+            "the fewest steps within 5 % of the best, of trainings with "
+            + ("one photo" if measured.num_photos == 1 else f"{measured.num_photos} photos")
         )
     usable = ranges.get(method)
     if usable is not None:
