@@ -80,14 +80,13 @@ class HistoryTab:
         zipped.success(None, [self.archive], None, js=SAVE_AS, api_visibility="private")
 
     def search_with(self, tab: gr.Tab) -> None:
-        """Search when the page is loaded, when the tab is opened, and as the visitor types.
+        """Search when the tab is opened, and as the visitor types.
 
         All of it is one event, of which the last is answered last: a tab that was opened a moment ago does
         not show everything again when a word was typed since.
         """
-        load = gr.context.Context.root_block.load
         gr.on(
-            [load, tab.select, self.text.change, self.adapter.input, self.base.input],
+            [tab.select, self.text.change, self.adapter.input, self.base.input],
             handler(self.search),
             self._looked_for(),
             self._found(),
