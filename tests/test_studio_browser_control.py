@@ -172,6 +172,7 @@ def test_a_picture_dropped_back_draws_the_same_pixels_and_history_brings_it_here
     with open_page(browser, studio.url) as third:
         third.get_by_role("tab", name="History").click()
         third.locator("#history-gallery .grid-container button").first.click()
+        expect(third.locator("#history-facts")).to_contain_text("followed by Classes at 0.7")
         third.locator("#history-use").click()
         expect(third.locator("#control-restored")).to_have_text("All settings restored")
         generate(third, studio, tmp_path / "third.png")

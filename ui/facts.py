@@ -29,6 +29,9 @@ def picture_facts(metadata: ImageMetadata) -> list[tuple[str, str]]:
     for use in metadata.adapters:
         strength = "several strengths" if use.strength is None else f"{use.strength:g}"
         facts.append(("Adapter", f"{printable(use.name)} at {strength}"))
+    if "control" in metadata.options:
+        control, followed = (metadata.options.get(name, "?") for name in ("control", "control_strength"))
+        facts.append(("Control image", f"followed by {printable(control)} at {printable(followed)}"))
     rest = {
         "Base": metadata.base,
         "Seed": metadata.seed,
