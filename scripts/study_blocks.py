@@ -61,6 +61,7 @@ def _run(parsed: argparse.Namespace) -> None:
         "inference_steps": parsed.inference_steps,
         "subjects": list(parsed.subjects),
         "seeds": list(parsed.seeds),
+        "runs": [{**asdict(run), "scores": dict(scores)} for run, scores in results.items()],
         "variants": {
             variant: {
                 str(num_blocks): {name: asdict(each) for name, each in scores.items()}

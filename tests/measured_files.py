@@ -114,11 +114,16 @@ def others() -> dict[str, Any]:
     blocks = {"1": {"object": estimate(0.50)}, "4": {"object": estimate(0.49)}}
     return {
         "blocks": {
+            "runs": [
+                {"variant": name, "num_blocks": 4, "subject": subject, "seed": 0, "scores": {"object": value}}
+                for subject, values in {"fox": (0.60, 0.50), "owl": (0.61, 0.52), "taxi": (0.6, 0.5)}.items()
+                for name, value in zip(("ETHER+", "ETHER+ one-sided"), values, strict=True)
+            ],
             "variants": {
                 "ETHER": blocks,
                 "ETHER+": {"4": {"object": estimate(0.6)}},
                 "ETHER+ one-sided": {"4": {"object": estimate(0.5)}},
-            }
+            },
         },
         "energy": {
             "methods": {

@@ -109,5 +109,5 @@ def draw_bars(summary: Mapping[str, Mapping[int, Mapping[str, Estimate]]]) -> by
         axes.set_xticks(range(len(summary)), list(summary))
         axes.set_title(title)
         axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(blocks))
     return png_of(figure)

@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.evaluation.benchmark.summary import LABELS
 from ether_diffusion.evaluation.energy import energy_changes
 from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.likeness import Estimate, estimate
@@ -122,7 +123,7 @@ def draw_bars(study: EnergyStudy) -> bytes:
     for axes, (name, title) in zip(figure.subplots(1, len(BARS), sharey=True), BARS.items(), strict=True):
         found = [row[name] for row in methods.values()]
         axes.barh(
-            list(methods),
+            [LABELS.get(name, name) for name in methods],
             [100 * each.mean for each in found],
             xerr=[100 * (each.standard_error or 0.0) for each in found],
             capsize=3,
