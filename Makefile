@@ -1,6 +1,8 @@
 # make demo · make demo-control · make ui · make test · make test-quick · make lint · make bench
 PYTHON ?= python3
 BIN := .venv/bin
+# setuptools warns of the folders that are linked into the package, as they are meant to be
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo demo-control ui test test-quick lint bench clean
 
@@ -33,15 +35,15 @@ bench: .venv/installed-dev
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) .
 	touch $@
 
 .venv/installed-ui: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	$(INSTALL) '.[ui]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	touch $@
 
 clean:

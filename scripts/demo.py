@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from ether_diffusion.scripts.starting import start_command
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 
 logger = logging.getLogger(__name__)
@@ -13,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, draw, score; print the path of the contact sheet. Return 0, or 2 for what the user can mend."""
+    start_command()
     parser = argparse.ArgumentParser(description=__doc__)
     names = ", ".join(concept.name for concept in load_concepts("held_out"))
     parser.add_argument("--subject", default="fox", help=f"what to learn (fox): {names}")

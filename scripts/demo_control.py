@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+from ether_diffusion.scripts.starting import start_command
+
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, draw, score; print the path of the contact sheet. Return 0, or 2 for what the user can mend."""
+    start_command()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -10,6 +10,7 @@ from ether_diffusion.scripts.benchmark_command import add_benchmark_command
 from ether_diffusion.scripts.evaluate_command import add_evaluate_command
 from ether_diffusion.scripts.generate_command import add_generate_command
 from ether_diffusion.scripts.plan_command import add_plan_command
+from ether_diffusion.scripts.starting import start_command
 from ether_diffusion.scripts.ui_command import add_ui_command
 
 USER_ERROR = 2
@@ -17,6 +18,7 @@ USER_ERROR = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for what the user can mend, said in one sentence."""
+    start_command()
     parser = argparse.ArgumentParser(prog="ether", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")

@@ -9,14 +9,14 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.contact_sheet import draw_contact_sheet
-from ether_diffusion.evaluation.tiny_subjects import draw_subject, learn_subject, to_images
+from ether_diffusion.scripts.starting import start_command
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
-from ether_diffusion.tiny_world.subjects import unseen_prompts
 from ether_diffusion.training.config import AdapterMethod
+
+if TYPE_CHECKING:
+    from ether_diffusion.adapter_file.strict_json import Json
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ RECOGNISED = 0.75
 
 def main(arguments: list[str] | None = None) -> int:
     """Learn, draw, score and write scores.json and sheet.png. Return 0, or 2 for what the user can mend."""
+    start_command()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,8 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(subjects: list[str], settings: dict[str, Json], folder: Path) -> None:
+def run(subjects: list[str], settings: "dict[str, Json]", folder: Path) -> None:
     """Learn each subject into a folder of its own, then write what all of them came to."""
+    from ether_diffusion.contact_sheet import draw_contact_sheet
+    from ether_diffusion.evaluation.tiny_subjects import draw_subject, learn_subject, to_images
+    from ether_diffusion.tiny_world.subjects import unseen_prompts
+
     scores, rows, labels = {}, [], []
     for name in subjects:
         concept = find_concept(name)

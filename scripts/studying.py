@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from ether_diffusion.scripts.starting import start_command
+
 USER_ERROR = 2
 
 
@@ -15,6 +17,7 @@ def run_study(
     arguments: Sequence[str] | None,
 ) -> int:
     """Parse the arguments and carry out a study. Return 0, or 2 for what the user can mend, in a sentence."""
+    start_command()
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.scripts.dreambooth_flags import DREAMBOOTH, Call, Program, parse_flags, read_call
+from ether_diffusion.scripts.starting import start_command
 from ether_diffusion.training.config.ignored import find_ignored
 from ether_diffusion.training.config.repaired import repaired_defaults
 
@@ -24,13 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_program(program: Program, arguments: Sequence[str] | None) -> int:
     """Run one training by its command line; the exit code is as `main`'s."""
+    start_command()
     parsed = parse_flags(arguments, program)
     speaks = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if speaks else logging.ERROR)
     # libraries report each request and each file at this level
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # when diffusers is imported it says that torchvision is missing, which nothing here uses
-    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
     try:
         return run(parsed, program)
     except KeyboardInterrupt:  # before the run noted signals itself: nothing is half done

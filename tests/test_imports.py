@@ -19,6 +19,7 @@ def run(code: str) -> str:
     [
         "ether_diffusion",
         *(f"ether_diffusion.scripts.{n}" for n in ("ether", "train_dreambooth", "train_control")),
+        *(f"ether_diffusion.scripts.{n}" for n in ("demo", "demo_control", "learn_subjects", "studying")),
     ],
 )
 def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:
@@ -42,6 +43,44 @@ def test_help_imports_no_library(command: str, arguments: list[str]) -> None:
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
     assert said.splitlines()[-1] == "[]"
+
+
+WAITING = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+
+@pytest.mark.parametrize("command", ["ether", "train_dreambooth", "demo", "demo_control", "learn_subjects"])
+def test_threads_of_a_command_sleep_while_they_wait(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = (
+        f"from ether_diffusion.scripts.{command} import main\n"
+        f"try: main(['--help'])\nexcept SystemExit: pass\n{WAITING}"
+    )
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert run(started).splitlines()[-1] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run(started).splitlines()[-1] == "ACTIVE"  # the user's own wish stays
+
+
+def test_the_library_leaves_the_threads_of_its_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert (
+        run(f"from ether_diffusion import load_ether; import ether_diffusion.pipelines; {WAITING}") == "None"
+    )
+
+
+def test_starting_says_nothing_of_libraries_that_nothing_here_uses() -> None:
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from ether_diffusion.scripts.starting import start_command; start_command()\n"
+            "import ether_diffusion.training.run, ether_diffusion.evaluation.in_training, diffusers\n"
+            "diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
 
 
 KNOWN = "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known; print('ETHER' in known)"
