@@ -5,8 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from diffusers import DDPMPipeline, DDPMScheduler
-from peft import get_peft_model
+import torch
+from diffusers import ControlNetModel, DDPMPipeline, DDPMScheduler, StableDiffusionControlNetPipeline
+from peft import LoraConfig, get_peft_model
 from small_models import (
     adapted_unet,
     encoded,
@@ -17,6 +18,7 @@ from small_models import (
     small_text_encoder,
     small_unet,
 )
+from tiny_pipelines import tiny_sd
 from torch import nn
 
 from ether_diffusion import EtherConfig
@@ -46,6 +48,66 @@ def test_a_pipeline_takes_back_the_adapters_of_unet_and_text_encoder(tmp_path: P
     assert report.components == {"unet": 32, "text_encoder": 2}
     assert exactly_equal(output(fresh.components["unet"]), output(pipe.components["unet"]))
     assert exactly_equal(encoded(fresh), encoded(pipe))
+
+
+OTHERS = ["transformer_2", "controlnet", "motion_adapter", "image_encoder", "vae", "prior"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("with_denoiser", [True, False])
+def test_every_component_that_carries_the_adapter_is_saved_and_loaded(
+    name: str, with_denoiser: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    adapted = {"transformer": adapted_unet() if with_denoiser else small_unet(), name: adapted_unet()}
+    save_ether(SimpleNamespace(components=adapted), tmp_path)
+    fresh = {"transformer": small_unet(), name: small_unet()}
+    report = load_ether(SimpleNamespace(components=fresh), tmp_path)
+    assert report.components == ({"transformer": 32} if with_denoiser else {}) | {name: 32}
+    for part, model in fresh.items():
+        assert exactly_equal(output(model), output(adapted[part]))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_pipeline_without_a_component_refuses_its_adapter(name: str, tmp_path: Path) -> None:
+    save_ether(SimpleNamespace(components={"unet": adapted_unet(), name: adapted_unet()}), tmp_path)
+    with pytest.raises(ValueError, match=f"an adapter of {name}, which this pipeline lacks"):
+        load_ether(pipeline(), tmp_path)
+    with pytest.raises(ValueError, match=f"holds adapters of {name}, which 'default' lacks"):
+        save_ether(adapted_unet(), tmp_path)
+
+
+def test_a_controlnet_takes_its_adapter_back_in_a_pipeline_of_diffusers(tmp_path: Path) -> None:
+    base = tiny_sd()
+
+    def controlled() -> StableDiffusionControlNetPipeline:
+        torch.manual_seed(5)
+        controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8, 16))
+        return StableDiffusionControlNetPipeline(**base.components, controlnet=controlnet)
+
+    pipe, fresh = controlled(), controlled()
+    pipe.controlnet.add_adapter(EtherConfig())
+    save_ether(pipe, tmp_path)
+    assert load_ether(fresh, tmp_path).components == {"controlnet": 16}
+    ours, theirs = pipe.controlnet.state_dict(), fresh.controlnet.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(exactly_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_an_adapter_of_another_method_under_the_same_name_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    pipe = pipeline()
+    pipe.components["unet"].add_adapter(EtherConfig())
+    pipe.components["text_encoder"].add_adapter(LoraConfig(target_modules=["q_proj"]), "default")
+    with pytest.raises(ValueError, match="'default' is an adapter of another method in text_encoder"):
+        save_ether(pipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+    save_ether(pipe.components["unet"], tmp_path)
+
+
+def test_a_model_under_two_names_is_one_part(tmp_path: Path) -> None:
+    unet = adapted_unet()
+    save_ether(SimpleNamespace(components={"unet": unet, "controlnet": unet}), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_what_holds_no_model_that_can_be_adapted_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ether_diffusion.adapter_file.models import (
     name_of_base,
     shareable_name,
 )
-from ether_diffusion.adapter_file.parts import TEXT_ENCODERS, Part, Pipeline, find_parts
+from ether_diffusion.adapter_file.parts import COMPONENTS, Part, Pipeline, find_parts
 from ether_diffusion.adapter_file.reader import read_from, refuse_missing
 from ether_diffusion.adapter_file.rollback import unchanged_on_failure
 from ether_diffusion.adapter_file.source import CONFIG_NAME, Source, find_source
@@ -72,8 +72,8 @@ def load_ether(
 ) -> LoadReport:
     """Load an adapter into a diffusers pipeline or a model, whole or not at all.
 
-    Of a pipeline, the UNet (or transformer) takes the adapter in the folder itself, and the text encoders
-    those in the subfolders of their names. Everything is checked before a model is touched, and a model is
+    Of a pipeline, the UNet (or transformer) takes the adapter in the folder itself, and every other component
+    that in the subfolder of its name. Everything is checked before a model is touched, and a model is
     as before if anything fails. The new adapter alone is then active, as with PEFT and diffusers; use
     `set_adapters` to combine several.
 
@@ -120,10 +120,11 @@ def save_ether(
         training: flat facts for the file's header and the model card, e.g. {"steps": 800}.
 
     Raises:
-        ValueError: there is no such adapter, it cannot be read back, or `folder` holds the adapter of a text
-            encoder that this one lacks.
+        ValueError: there is no such adapter, it cannot be read back, a component carries one of another
+            method under that name, or `folder` holds the adapter of a component that this one lacks.
     """
     everything = find_parts(pipeline_or_model, None)
+    _check_method(everything, adapter_name)
     # where none carries it, detach_adapter says of the first what it carries instead
     parts = [part for part in everything if ether_layers(part.model, adapter_name)] or everything[:1]
     adapters = []
@@ -136,6 +137,17 @@ def save_ether(
     _check_stale(folder, {part.subfolder for part in parts}, adapter_name)
     for part, adapter in zip(parts, adapters, strict=True):
         write_adapter(folder / (part.subfolder or ""), adapter, card=part.subfolder is None)
+
+
+def _check_method(parts: list[Part], adapter_name: str) -> None:
+    carried = [part for part in parts if ether_layers(part.model, adapter_name)]
+    named = [part for part in parts if adapter_name in getattr(bare_model(part.model), "peft_config", {})]
+    others = listed(part.name for part in named if part not in carried)
+    if carried and others:
+        raise ValueError(
+            f"{adapter_name!r} is an adapter of another method in {others}, which would be left out; give "
+            "each model to save by itself"
+        )
 
 
 def _read_parts(parts: list[Part], source: Source, subfolder: str | None) -> list[tuple[Part, Adapter]]:
@@ -151,7 +163,7 @@ def check_unused(pipeline_or_model: Pipeline | nn.Module, parts: list[Part], fol
     Raises:
         ValueError: as said.
     """
-    there = {name for name in TEXT_ENCODERS if (folder / name / CONFIG_NAME).exists()}
+    there = {name for name in COMPONENTS if (folder / name / CONFIG_NAME).exists()}
     unused = listed(sorted(there - {part.name for part in parts}))
     if unused and not isinstance(pipeline_or_model, nn.Module):
         raise ValueError(
@@ -180,7 +192,7 @@ def report_of(
 
 
 def _check_stale(folder: Path, written: set[str | None], adapter_name: str) -> None:
-    there = {name for name in (None, *TEXT_ENCODERS) if (folder / (name or "") / CONFIG_NAME).exists()}
+    there = {name for name in (None, *COMPONENTS) if (folder / (name or "") / CONFIG_NAME).exists()}
     stale = sorted(name or "the denoiser" for name in there - written)
     if stale:
         raise ValueError(
