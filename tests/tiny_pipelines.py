@@ -4,9 +4,11 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    MotionAdapter,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNetMotionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -67,6 +69,20 @@ def tiny_sdxl(seed: int = 2) -> StableDiffusionXLPipeline:
             scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
             add_watermarker=False,
         )
+
+
+def motion_unet() -> UNetMotionModel:
+    """The UNet of `tiny_sd` with motion modules, as AnimateDiff runs it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        motion = MotionAdapter(
+            block_out_channels=(32, 64),
+            motion_layers_per_block=1,
+            motion_mid_block_layers_per_block=1,
+            motion_num_attention_heads=4,
+            motion_norm_num_groups=8,
+        )
+        return UNetMotionModel.from_unet2d(tiny_sd().unet, motion).eval()
 
 
 def _autoencoder() -> AutoencoderKL:

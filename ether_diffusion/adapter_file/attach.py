@@ -10,7 +10,13 @@ from torch import nn
 
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata
 from ether_diffusion.adapter_file.fit import plain_targets
-from ether_diffusion.adapter_file.models import adapter_config, bare_model, base_fingerprint, ether_layers
+from ether_diffusion.adapter_file.models import (
+    adapter_config,
+    bare_model,
+    base_fingerprint,
+    ether_layers,
+    names_here,
+)
 from ether_diffusion.adapter_file.reader import is_plain
 from ether_diffusion.adapter_file.rollback import active_state, restore_active
 from ether_diffusion.adapter_file.wording import listed
@@ -63,7 +69,13 @@ def attach_adapter(
             peft_model.base_model.inject_adapter(root, adapter_name)
         else:
             inject_adapter_in_model(config, root, adapter_name)
-    result = set_peft_model_state_dict(root, adapter.tensors, adapter_name)
+    names = {layer: name for name, layer in root.named_modules()}
+    places = {name: names[layer] for name, layer in ether_layers(root, adapter_name).items()}
+    tensors = {
+        f"{places[module]}.{vector}": adapter.tensors[f"{module}.{vector}"]
+        for module, vector in (key.rsplit(".", 1) for key in adapter.tensors)
+    }
+    result = set_peft_model_state_dict(root, tensors, adapter_name)
     assert not result.unexpected_keys, result.unexpected_keys
     layers = ether_layers(root, adapter_name)
     assert set(layers) == set(adapter.projections())
@@ -80,18 +92,18 @@ def attach_adapter(
 def _exact_config(root: nn.Module, adapter: Adapter) -> EtherConfig:
     """Return a configuration that targets the adapter's modules in this model, those and no others."""
     config = adapter.config
-    names = list(adapter.projections())
-    blocks = {key.rpartition(".")[0]: len(tensor) for key, tensor in adapter.tensors.items()}
+    here, names = names_here(root), adapter.projections().keys()
+    blocks = {here[key.rpartition(".")[0]]: len(tensor) for key, tensor in adapter.tensors.items()}
     is_safe = all(map(is_plain, config.num_blocks_pattern))
     if not is_safe or any(n != config.blocks_of(name) for name, n in blocks.items()):
         # (^…) because PEFT puts an optional prefix before a pattern
         exact = {f"(^{re.escape(name)})": n for name, n in blocks.items() if n != config.num_blocks}
         config = replace(config, num_blocks_pattern=exact)
-    if plain_targets(root, config) == set(names):
+    if plain_targets(root, config) == names:
         return replace(config)
     return replace(
         config,
-        target_modules="|".join(map(re.escape, names)),
+        target_modules="|".join(re.escape(here[name]) for name in names),
         exclude_modules=None,
         layers_to_transform=None,
         layers_pattern=None,

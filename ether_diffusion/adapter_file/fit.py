@@ -7,25 +7,33 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file.adapter import Adapter
-from ether_diffusion.adapter_file.models import bare_model, base_layer
+from ether_diffusion.adapter_file.models import bare_model, base_layer, plain_modules
 from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
+
+_FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
+"""What `fuse_qkv_projections` of diffusers runs, in place of what."""
 
 
 def check_targets(
     model: nn.Module, adapter: Adapter, adapter_name: str, *, made_for: str, given: str
 ) -> None:
-    """Check that a model can take an adapter under a name, and has just the modules that it is for.
+    """Check that a model can take an adapter under a name, and has the modules that it is for.
 
     Raises:
-        ValueError: the name is taken or cannot be one, adapters are merged, or modules are missing, left over
+        ValueError: the name is taken or cannot be one, adapters are merged, or modules are missing, not run
             or of an unsupported kind.
     """
     root = bare_model(model)
     check_name(root, adapter_name)
     _check_state(model, given)
-    modules = dict(root.named_modules())
+    modules = plain_modules(root)
     names = adapter.projections().keys()
     absent = [name for name in names if name not in modules]
     if absent:
@@ -33,11 +41,11 @@ def check_targets(
             f"the adapter was made for {made_for}: {len(absent)} of its {len(names)} projections are not in "
             f"{given} ({listed(absent)}); load the base it was made for"
         )
-    unadapted = sorted(plain_targets(root, adapter.config) - names)
-    if unadapted:
+    fused = [name for name in names if _is_fused(modules[name.rpartition(".")[0]], name.rpartition(".")[2])]
+    if fused:
         raise ValueError(
-            f"the adapter lacks projections that its configuration targets in {given} "
-            f"({listed(unadapted)}); it is not whole, or was made for another base than this"
+            f"{given} runs fused projections in place of {len(fused)} that the adapter changes "
+            f"({listed(fused)}); call unfuse_qkv_projections before loading, or fuse the adapter first"
         )
     problems = [problem for name in names if (problem := _problem(name, modules[name])) is not None]
     if problems:
@@ -46,13 +54,51 @@ def check_targets(
         )
 
 
+def check_whole(model: nn.Module, adapter: Adapter, *, given: str) -> None:
+    """Check that an adapter has all modules of the kinds of place it has any of, where its base does not say.
+
+    Modules in other places, as motion modules and an IP-Adapter's, are not the base's that it was made for.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    names = adapter.projections().keys()
+    places = {_place(name) for name in names}
+    missing = sorted(
+        name for name in plain_targets(bare_model(model), adapter.config) - names if _place(name) in places
+    )
+    if missing:
+        raise ValueError(
+            f"the adapter lacks projections that its configuration targets in {given} "
+            f"({listed(missing)}); it is not whole, or was made for another base than this"
+        )
+
+
+def _place(name: str) -> str:
+    """Return where in its block a module stands: attentions.#.transformer_blocks.#.attn#.to_q."""
+    _, *inside = re.sub(r"\d+", "#", name).split(".")
+    return ".".join(inside).removeprefix("#.")
+
+
+def _is_fused(attention: nn.Module, projection: str) -> bool:
+    """Say whether an attention of diffusers runs a fused projection in place of one of its own."""
+    if hasattr(attention, "_supports_qkv_fusion"):
+        is_fused = bool(getattr(attention, "fused_projections", False))
+    else:
+        # the older kind keeps its flag and the fused layers when it is unfused: its processor tells
+        is_fused = type(getattr(attention, "processor", None)).__name__.startswith("Fused")
+    return is_fused and any(
+        projection in parts and hasattr(attention, fused) for fused, parts in _FUSED.items()
+    )
+
+
 def check_widths(model: nn.Module, adapter: Adapter, *, made_for: str, given: str) -> None:
     """Check that the vectors are as long as the model's modules are wide.
 
     Raises:
         ValueError: some are not; the message names both bases.
     """
-    modules = dict(bare_model(model).named_modules())
+    modules = plain_modules(model)
     wrong = []
     for name, (input_side, output_side) in adapter.projections().items():
         linear = base_layer(modules[name])
@@ -142,15 +188,14 @@ def plain_targets(root: nn.Module, config: EtherConfig) -> set[str]:
     if isinstance(targets, str) or isinstance(excluded, str) or config.layers_to_transform is not None:
         return set()
     named = {
-        name for name, module in root.named_modules() if name and isinstance(base_layer(module), nn.Linear)
+        name for name, module in plain_modules(root).items() if isinstance(base_layer(module), nn.Linear)
     }
-    inside = {name for name in named if name.endswith(".base_layer")}
 
     def matches(name: str, wanted: set[str]) -> bool:
         return any(f".{name}".endswith(f".{suffix}") for suffix in wanted)
 
     return {
         n
-        for n in named - inside
+        for n in named
         if matches(n, set(ATTENTION if targets is None else targets)) and not matches(n, set(excluded))
     }

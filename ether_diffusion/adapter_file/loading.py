@@ -12,7 +12,7 @@ from torch import nn
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata, Fact
 from ether_diffusion.adapter_file.attach import attach_adapter, detach_adapter
 from ether_diffusion.adapter_file.fingerprint import BaseFingerprint, BaseMatch
-from ether_diffusion.adapter_file.fit import check_targets, check_widths
+from ether_diffusion.adapter_file.fit import check_targets, check_whole, check_widths
 from ether_diffusion.adapter_file.models import (
     adapter_config,
     bare_model,
@@ -235,12 +235,16 @@ def check_fit(model: nn.Module, adapter: Adapter, adapter_name: str) -> Fit:
     theirs = adapter.metadata.base_fingerprint
     if theirs is None:
         check_widths(model, adapter, made_for=made_for, given=given)
+        check_whole(model, adapter, given=given)
         return Fit("unknown")
     ours = base_fingerprint(model, list(adapter.projections()))
     assert ours is not None
     made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
     check_widths(model, adapter, made_for=made_for, given=given)
-    return compare_bases(theirs, ours, made_for=made_for, given=given)
+    fit = compare_bases(theirs, ours, made_for=made_for, given=given)
+    if fit.match != "same":
+        check_whole(model, adapter, given=given)
+    return fit
 
 
 def compare_bases(theirs: BaseFingerprint, ours: BaseFingerprint, *, made_for: str, given: str) -> Fit:

@@ -19,7 +19,7 @@ Settings = Mapping[str, Json]
 MAX_RANK = 4096
 MAX_TARGETS = 4096
 MAX_FACTOR = 1e6
-_TARGET = re.compile(r"[A-Za-z0-9_]{1,64}(?:\.[A-Za-z0-9_]{1,64}){0,31}")
+_TARGET = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,64}){0,31}")
 
 
 def _is_from_one(most: int) -> Callable[[Json], bool]:

@@ -14,6 +14,8 @@ from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherLinear
 
 _ORIGIN = "_name_or_path"
+_WRAPPERS = frozenset({"base_layer", "_orig_mod"})
+"""What an adapter of another method on top, and torch.compile of a single block, put into names."""
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -22,10 +24,29 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def plain_name(name: str) -> str:
+    """Return the name that a module has in the model by itself, as files speak of it."""
+    return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+
+
+def names_here(model: nn.Module) -> dict[str, str]:
+    """Return the names that modules have in the bare model as it is by their plain names; the outermost's."""
+    names: dict[str, str] = {}
+    for name, _ in bare_model(model).named_modules():
+        names.setdefault(plain_name(name), name)
+    return names
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of the bare model by plain name; of several of one name, the outermost."""
+    root = bare_model(model)
+    return {plain: root.get_submodule(name) for plain, name in names_here(root).items()}
+
+
 def ether_layers(model: nn.Module, adapter_name: str) -> dict[str, EtherLinear]:
-    """Return the layers of a model that carry an adapter, by their sorted names in the bare model."""
+    """Return the layers of a model that carry an adapter, by their sorted plain names."""
     found = {
-        name: module
+        plain_name(name): module
         for name, module in bare_model(model).named_modules()
         if isinstance(module, EtherLinear) and adapter_name in module.r
     }
@@ -49,7 +70,7 @@ def adapter_config(model: nn.Module, adapter_name: str) -> EtherConfig:
 
 def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | None:
     """Return the fingerprint of the named modules' own weights, merged or not; None on the meta device."""
-    modules = dict(bare_model(model).named_modules())
+    modules = plain_modules(model)
     return fingerprint({name: _pristine_weight(modules[name]) for name in names})
 
 
@@ -59,8 +80,11 @@ def base_layer(module: nn.Module) -> nn.Module:
 
 
 def _pristine_weight(module: nn.Module) -> Tensor:
-    pristine = module.pristine_weight if isinstance(module, EtherLinear) else None
-    return cast(Tensor, base_layer(module).weight) if pristine is None else pristine
+    while isinstance(module, BaseTunerLayer):
+        if isinstance(module, EtherLinear) and module.pristine_weight is not None:
+            return module.pristine_weight
+        module = cast(nn.Module, module.base_layer)
+    return cast(Tensor, module.weight)
 
 
 def name_of_base(owner: object) -> str | None:

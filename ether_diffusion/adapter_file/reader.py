@@ -1,6 +1,7 @@
 """Reading an adapter: everything that can be checked without a model is checked here."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ from ether_diffusion.adapter_file import tensor_file
 from ether_diffusion.adapter_file.adapter import Adapter, AdapterMetadata, vector_names
 from ether_diffusion.adapter_file.config_schema import MAX_CONFIG_BYTES, parse_config
 from ether_diffusion.adapter_file.foreign import foreign_kind
+from ether_diffusion.adapter_file.models import plain_name
 from ether_diffusion.adapter_file.schema import parse_metadata
 from ether_diffusion.adapter_file.source import CONFIG_NAME, PICKLE_NAME, TENSORS_NAME, Source, find_source
 from ether_diffusion.adapter_file.wording import listed, printable
@@ -60,9 +62,15 @@ def read_from(source: Source, subfolder: str | None) -> Adapter | None:
     if data is None:
         refuse_missing(source, subfolder, TENSORS_NAME)
     where = f"{place}/{TENSORS_NAME}"
-    tensors, header = tensor_file.parse_tensors(data, where)
+    stored, header = tensor_file.parse_tensors(data, where)
     metadata = parse_metadata(header, where)
+    tensors = {plain_name(name): tensor for name, tensor in stored.items()}
+    if len(tensors) < len(stored):
+        raise ValueError(f"{where} holds tensors of one projection under two names; save the adapter again")
     check_consistent(config, tensors, metadata, where)
+    if tensors.keys() != stored.keys():
+        # once saved from beneath another adapter; the hash of its base was taken over the wrong names
+        metadata = replace(metadata, base_fingerprint=None)
     return Adapter(config, tensors, metadata)
 
 

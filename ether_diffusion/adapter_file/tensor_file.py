@@ -25,7 +25,7 @@ SAFE_EXPONENT = 30
 """Blocks whose largest entry is within 2^-30 and 2^30 keep their norm."""
 
 PEFT_PREFIX = "base_model.model."
-KEY = re.compile(r"(?:[A-Za-z0-9_]{1,64}\.){1,32}ether_(?:input|output)_[uv]")
+KEY = re.compile(r"(?:[A-Za-z0-9_-]{1,64}\.){1,32}ether_(?:input|output)_[uv]")
 FLOATS = ("F64", "F32", "F16", "BF16")
 NOT_ONE = "{where} is not a safetensors adapter ({reason}); fetch or save it again"
 
