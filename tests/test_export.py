@@ -1,5 +1,6 @@
 """Exported files, read by tools that have never heard of ETHER, compute what the adapter computes."""
 
+import copy
 import json
 import os
 import shutil
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from real_configs import meta_unet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import tiny_sd, tiny_sdxl
+from tiny_pipelines import motion_unet, tiny_sd, tiny_sdxl
 from torch import Tensor
 from trained_adapters import (
     CONFIGS,
@@ -36,7 +37,7 @@ from ether_diffusion.adapter_file import (
     read_adapter,
     save_ether,
 )
-from ether_diffusion.export import export_lora
+from ether_diffusion.export import EXPORT_NAME, export_lora
 from ether_diffusion.export.header import lora_header
 
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {"sd": tiny_sd, "sdxl": tiny_sdxl}
@@ -161,18 +162,28 @@ def test_the_header_says_what_the_file_is_and_on_which_base_it_is_exact(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "architecture"),
+    ("name", "version", "architecture", "second"),
     [
-        ("sd15", "sd_v1", "stable-diffusion-v1/lora"),
-        ("sd21", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
-        ("sdxl", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+        ("sd15", "sd_v1", "stable-diffusion-v1/lora", None),
+        ("sd21", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "True"),
+        ("sdxl", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", None),
     ],
 )
-def test_the_header_names_the_family_of_a_real_unet(name: str, version: str, architecture: str) -> None:
+def test_the_header_names_the_family_of_a_real_unet(
+    name: str, version: str, architecture: str, second: str | None
+) -> None:
     adapter = Adapter(EtherConfig(), {}, AdapterMetadata())
-    header = lora_header(adapter, rank=4, title="x", unet=meta_unet(name))
+    header = lora_header(adapter, rank=4, title="x", denoiser=meta_unet(name))
     assert header["ss_base_model_version"] == version
     assert header["modelspec.architecture"] == architecture
+    assert header.get("ss_v2") == second  # by which A1111 tells 2.x from 1.x
+
+
+def test_the_header_names_the_base_of_stable_diffusion_2_that_draws_512_pixels() -> None:
+    unet = meta_unet("sd21")
+    unet.register_to_config(sample_size=64)
+    header = lora_header(Adapter(EtherConfig(), {}, AdapterMetadata()), rank=4, title="x", denoiser=unet)
+    assert (header["ss_base_model_version"], header["ss_v2"]) == ("sd_v2", "True")
 
 
 @pytest.fixture
@@ -201,15 +212,74 @@ def test_another_architecture_is_refused(trained: Path, rebake: bool) -> None:
         export_lora(trained, tiny_sdxl(), trained, rebake=rebake)
 
 
-@pytest.mark.usefixtures("untouched")
-def test_modules_without_a_key_are_refused_by_name(trained: Path) -> None:
+@pytest.mark.parametrize(
+    "targets",
+    [["q_proj"], ["k_proj", "v_proj"], ["q_proj", "fc1"], ["fc2"]],
+    ids="+".join,
+)
+@pytest.mark.parametrize("unet_targets", [["to_q"], ["to_q", "time_embedding.linear_1"]], ids="+".join)
+def test_a_text_encoder_is_read_whatever_of_it_is_adapted(
+    targets: list[str], unet_targets: list[str], tmp_path: Path
+) -> None:
     pipe = tiny_sd()
-    pipe.unet.add_adapter(EtherConfig(target_modules=["time_embedding.linear_1"]), "default")
-    name = "time_embedding.linear_1"
-    vectors = pipe.unet.get_submodule(name).vectors("default")[0]
-    adapter = Adapter(EtherConfig(), {f"{name}.ether_input_u": vectors.u.detach()})
-    with pytest.raises(ValueError, match=r"no key for time_embedding\.linear_1"):
-        export_lora(adapter, pipe, trained)
+    train(pipe.unet, EtherConfig(target_modules=unet_targets))
+    train(pipe.text_encoder, EtherConfig(target_modules=targets))
+    save_ether(pipe, tmp_path)
+    export_lora(tmp_path, pipe, tmp_path, dtype=torch.float32)
+    other = tiny_sd()
+    other.load_lora_weights(tmp_path, weight_name=EXPORT_NAME)
+    assert relative_error(predict(other, None), predict(pipe, None)) < 1e-5
+    tokens = inputs()["tokens"]
+    with torch.no_grad():
+        native = pipe.text_encoder(tokens).last_hidden_state
+        assert relative_error(other.text_encoder(tokens).last_hidden_state, native) < 1e-5
+        assert relative_error(tiny_sd().text_encoder(tokens).last_hidden_state, native) > 1e-3
+
+
+def kandinsky_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+        encoder_hid_dim=16,
+        encoder_hid_dim_type="image_proj",
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        addition_embed_type="image",
+        only_cross_attention=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "targets"), [(motion_unet, ["to_q"]), (kandinsky_unet, ["to_q", "add_k_proj"])]
+)
+def test_unets_that_kohya_has_no_keys_for_are_exported_with_those_of_diffusers(
+    build: Callable[[], UNet2DConditionModel], targets: list[str], tmp_path: Path
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        unet = build()
+    other = copy.deepcopy(unet)
+    train(unet, EtherConfig(target_modules=targets))
+    save_ether(unet, tmp_path)
+    path = export_lora(tmp_path, other, tmp_path, dtype=torch.float32)
+    other.load_lora_adapter(tmp_path, weight_name=path.name, prefix="unet", adapter_name="x")
+    for name, sides in read_adapter(tmp_path).projections().items():
+        layer = other.get_submodule(name)
+        expected = dense_update(layer.get_base_layer().weight.detach(), sides)
+        torch.testing.assert_close(layer.get_delta_weight("x").double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("component", ["vae", "text_encoder_2", "transformer_2"])
+def test_components_that_no_lora_file_holds_are_refused_by_name(trained: Path, component: str) -> None:
+    adapters = {"unet": read_adapter(trained), component: read_adapter(trained)}
+    with pytest.raises(ValueError, match=f"diffusers reads no LoRA of {component} from a file of Stable"):
+        export_lora(adapters, tiny_sd(), trained)
 
 
 @pytest.mark.usefixtures("untouched")

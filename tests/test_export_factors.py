@@ -9,7 +9,7 @@ from trained_adapters import dense_update, relative_error, train
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
-from ether_diffusion.export.keys import lora_keys
+from ether_diffusion.export.keys import kohya_keys
 from ether_diffusion.reflections import Vectors
 
 # The block names that diffusers, A1111, ComfyUI and InvokeAI read, and the transformer blocks in each.
@@ -46,7 +46,9 @@ def test_the_keys_for_a_real_unet_are_those_of_the_table(
     unet = meta_unet(name)
     train(unet, EtherConfig())
     layers = {n: m for n, m in unet.named_modules() if hasattr(m, "ether_input_u")}
-    keys = lora_keys(layers, "unet", has_two_text_encoders=False)
+    found = kohya_keys([("unet", n) for n in layers], has_two_text_encoders=False)
+    assert found is not None
+    keys = {n: key for (_, n), key in found.items()}
     factors = {
         keys[n]: stored_factors(lora_factors(m.base_linear.weight, *m.vectors("default")), torch.float16)
         for n, m in layers.items()
@@ -93,7 +95,8 @@ def test_a1111_finds_the_sgm_block_of_every_key() -> None:
     ],
 )
 def test_text_encoder_keys_say_text_model_and_number_sdxls(module: str, two: bool, key: str) -> None:
-    assert lora_keys([module], "text_encoder", has_two_text_encoders=two) == {module: key}
+    place = "text_encoder", module
+    assert kohya_keys([place], has_two_text_encoders=two) == {place: key}
 
 
 def side(width: int, num_blocks: int, *, distance: float | None) -> Vectors:

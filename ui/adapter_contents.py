@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 import torch
 
 from ether_diffusion.adapter_file import Adapter, AdapterMetadata
 from ether_diffusion.adapter_file.content_hash import content_hash
+from ether_diffusion.adapter_file.parts import COMPONENTS
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME, find_source
 from ether_diffusion.adapter_file.writer import CARD_NAME
 from ether_diffusion.control import ControlEncoder
@@ -85,7 +85,7 @@ def read_contents(folder: Path) -> Contents:
 
 def file_names() -> list[str]:
     """Return the names of all files that make an adapter, relative to its folder."""
-    parts = ["" if name == "unet" else f"{name}/" for name in get_args(Component)]
+    parts = ["" if name == "unet" else f"{name}/" for name in ("unet", *COMPONENTS)]
     return [
         *(f"{part}{name}" for part in parts for name in (CONFIG_NAME, TENSORS_NAME)),
         CONTROL_CONFIG_NAME,

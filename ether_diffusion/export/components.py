@@ -1,23 +1,30 @@
 """The parts of a pipeline that an adapter may change, and the own weights of each that it does change."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
 
 from diffusers import DiffusionPipeline
+from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import Adapter, fingerprint, read_adapter
+from ether_diffusion.adapter_file.models import plain_modules
+from ether_diffusion.adapter_file.parts import COMPONENTS, DENOISERS, TEXT_ENCODERS
 from ether_diffusion.adapter_file.reader import read_from
 from ether_diffusion.adapter_file.source import find_source
+from ether_diffusion.adapter_file.wording import listed
 
 logger = logging.getLogger(__name__)
 
-Component = Literal["unet", "text_encoder", "text_encoder_2"]
+Component = str
+"""A component's name in its pipeline; the denoiser is "unet" whatever it is called there."""
 Adapters = Mapping[Component, Adapter]
-"""One adapter by the component that it changes; in a folder, the UNet's lies on top, others in subfolders."""
+"""One adapter by component; in a folder, the denoiser's lies on top and the others in subfolders."""
+
+_BY_THEMSELVES = ("transformer_2", "transformer_ref")
+"""Those whose LoRA diffusers takes from a file that names its only component "transformer"."""
 
 
 def read_adapters(adapter: Adapter | Adapters | str | Path) -> dict[Component, Adapter]:
@@ -34,7 +41,9 @@ def read_adapters(adapter: Adapter | Adapters | str | Path) -> dict[Component, A
         return dict(adapter)
     source = find_source(adapter, revision=None, local_files_only=False)
     found: dict[Component, Adapter] = {}
-    for component in get_args(Component):
+    # a folder tells what it holds at no cost, the Hub is asked for each
+    others = COMPONENTS if source.folder is not None else (*TEXT_ENCODERS, "transformer_2")
+    for component in ("unet", *others):
         part = read_from(source, None if component == "unet" else component)
         if part is not None:
             found[component] = part
@@ -42,19 +51,41 @@ def read_adapters(adapter: Adapter | Adapters | str | Path) -> dict[Component, A
 
 
 def component_of(base: DiffusionPipeline | nn.Module, component: Component) -> nn.Module:
-    """Return a component of a pipeline, its transformer for a UNet; a model given by itself is the UNet.
+    """Return a component of a pipeline; a model given by itself is the denoiser.
 
     Raises:
         ValueError: the base has no such component.
     """
-    model = getattr(base, component, None) if isinstance(base, DiffusionPipeline) else base
-    if model is None and component == "unet":
-        model = getattr(base, "transformer", None)
+    name = denoiser_name(base) if component == "unet" else component
+    model = getattr(base, name, None) if isinstance(base, DiffusionPipeline) else base
     if not isinstance(model, nn.Module) or (model is base and component != "unet"):
         raise ValueError(
             f"the adapter changes the {component}, and {type(base).__name__} has none; give a pipeline"
         )
     return model
+
+
+def denoiser_name(base: DiffusionPipeline | nn.Module) -> Component:
+    """Return what a pipeline calls its denoiser; of a model, the prefix by which it loads a LoRA."""
+    if isinstance(base, DiffusionPipeline):
+        return next((name for name in DENOISERS if isinstance(getattr(base, name, None), nn.Module)), "unet")
+    return "unet" if isinstance(base, UNet2DConditionLoadersMixin) else "transformer"
+
+
+def check_readable(base: DiffusionPipeline | nn.Module, components: Iterable[Component]) -> None:
+    """Check that diffusers reads a LoRA of these components from one file.
+
+    Raises:
+        ValueError: it would pass over one.
+    """
+    loadable = {"unet", *getattr(base, "_lora_loadable_modules", ())} - set(_BY_THEMSELVES)
+    unread = [component for component in components if component not in loadable]
+    if unread:
+        raise ValueError(
+            f"diffusers reads no LoRA of {listed(unread)} from a file of {type(base).__name__}; share this "
+            f"adapter in its own format, or merged, or export one by itself: read_adapter(…, "
+            f"subfolder={unread[0]!r}) onto that model"
+        )
 
 
 def adapted_weights(adapter: Adapter, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
@@ -64,7 +95,7 @@ def adapted_weights(adapter: Adapter, model: nn.Module, *, rebake: bool) -> dict
         ValueError: a module is missing or has another shape, the fingerprint tells another architecture, or
             other weights and `rebake` is not set.
     """
-    modules = dict(model.named_modules())
+    modules = plain_modules(model)
     weights = {name: _own_weight(name, modules.get(name)) for name in adapter.projections()}
     for name, sides in adapter.projections().items():
         for side, width in zip(sides, reversed(weights[name].shape), strict=True):

@@ -51,18 +51,20 @@ def stored_factors(factors: LoraFactors, dtype: torch.dtype) -> LoraFactors:
     return stored
 
 
-def lora_tensors(factors: Mapping[str, LoraFactors]) -> tuple[dict[str, Tensor], int]:
-    """Return a LoRA file's tensors and their rank from factors by key.
+def lora_tensors(factors: Mapping[str, LoraFactors], *, kohya: bool = True) -> tuple[dict[str, Tensor], int]:
+    """Return a LoRA file's tensors and their rank from factors by key, in kohya's names or in PEFT's.
 
     All have one rank, by rows of zeros, and alpha = rank: some readers take the first module's for all.
     """
     rank = max(len(down) for down, _ in factors.values())
+    down_name, up_name = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
     tensors = {}
     for key, (down, up) in factors.items():
         missing = rank - len(down)
-        tensors[f"{key}.lora_down.weight"] = nn.functional.pad(down, (0, 0, 0, missing)).contiguous()
-        tensors[f"{key}.lora_up.weight"] = nn.functional.pad(up, (0, missing)).contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=down.dtype)
+        tensors[f"{key}.{down_name}.weight"] = nn.functional.pad(down, (0, 0, 0, missing)).contiguous()
+        tensors[f"{key}.{up_name}.weight"] = nn.functional.pad(up, (0, missing)).contiguous()
+        if kohya:  # without it, alpha is the rank
+            tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=down.dtype)
     return tensors, rank
 
 

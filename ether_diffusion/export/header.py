@@ -9,7 +9,7 @@ NOTE = "ether.note"
 """The entry by which a file is known as an export."""
 
 
-def lora_header(adapter: Adapter, *, rank: int, title: str, unet: nn.Module) -> dict[str, str]:
+def lora_header(adapter: Adapter, *, rank: int, title: str, denoiser: nn.Module) -> dict[str, str]:
     """Return the entries for an adapter whose metadata names the base that the file is made on."""
     config, trigger = adapter.config, adapter.metadata.trigger
     entries = {
@@ -25,12 +25,12 @@ def lora_header(adapter: Adapter, *, rank: int, title: str, unet: nn.Module) -> 
     }
     if trigger:
         entries["modelspec.trigger_phrase"] = trigger
-    return metadata_header(adapter.metadata) | entries | _family(unet)
+    return metadata_header(adapter.metadata) | entries | _family(denoiser)
 
 
-def _family(unet: nn.Module) -> dict[str, str]:
-    """Return the entries that name a Stable Diffusion family; none for a UNet of no known one."""
-    config = getattr(unet, "config", None)
+def _family(denoiser: nn.Module) -> dict[str, str]:
+    """Return the entries that name a Stable Diffusion family; none for a denoiser of no known one."""
+    config = getattr(denoiser, "config", None)
     widths = tuple(getattr(config, "block_out_channels", ()))
     context = getattr(config, "cross_attention_dim", None)
     if widths == (320, 640, 1280) and context == 2048:
@@ -45,4 +45,6 @@ def _family(unet: nn.Module) -> dict[str, str]:
 
 
 def _entries(version: str, architecture: str) -> dict[str, str]:
-    return {"ss_base_model_version": version, "modelspec.architecture": f"{architecture}/lora"}
+    # A1111 asks ss_v2, not the version, whether a file is of Stable Diffusion 2
+    second = {"ss_v2": "True"} if version.startswith("sd_v2") else {}
+    return {"ss_base_model_version": version, "modelspec.architecture": f"{architecture}/lora"} | second

@@ -1,9 +1,8 @@
-"""Keys of LoRA files: kohya's with diffusers' block names, as diffusers, A1111, ComfyUI and InvokeAI read."""
+"""Keys of LoRA files: kohya's with diffusers' block names, which every reader takes, or diffusers' own."""
 
 import re
 from collections.abc import Iterable
 
-from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.export.components import Component
 
 _ATTENTION = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+"
@@ -11,39 +10,59 @@ _UNET_MODULE = re.compile(
     rf"{_ATTENTION}\.(proj_in|proj_out|"
     r"transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
 )
-_TEXT_MODULE = re.compile(r"(text_model\.)?(encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]))")
+_TEXT_MODULE = re.compile(
+    r"(text_model\.)?((encoder\.layers\.\d+)\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]))"
+)
+
+Place = tuple[Component, str]
+"""A module by its component and its name there."""
 
 
-def lora_keys(modules: Iterable[str], component: Component, *, has_two_text_encoders: bool) -> dict[str, str]:
-    """Return each module's key, "lora_unet_mid_block_attentions_0_…_to_q", by the module's name.
+def kohya_keys(places: Iterable[Place], *, has_two_text_encoders: bool) -> dict[Place, str] | None:
+    """Return each module's key, "lora_unet_mid_block_attentions_0_…_to_q"; None if there is none for one.
 
     Block names are those of diffusers: SGM's would be lost on SD 1.x. Text encoders are named with
     `text_model`, which transformers 5 has dropped and every reader of LoRA files expects.
-
-    Raises:
-        ValueError: the format has no key for a module.
     """
-    prefix = _prefix(component, has_two_text_encoders=has_two_text_encoders)
-    paths = {name: _path(name, component) for name in modules}
-    unnamed = [name for name, path in paths.items() if path is None]
-    if unnamed:
-        raise ValueError(
-            f"LoRA files have no key for {listed(unnamed)} of the {component}; "
-            "share this adapter in its own format, or merged"
-        )
-    return {name: f"{prefix}_{path.replace('.', '_')}" for name, path in paths.items() if path is not None}
+    # SDXL numbers its text encoders
+    first = "lora_te1" if has_two_text_encoders else "lora_te"
+    prefixes = {"unet": "lora_unet", "text_encoder": first, "text_encoder_2": "lora_te2"}
+    keys = {}
+    for component, name in places:
+        path = _kohya_path(component, name)
+        if path is None or component not in prefixes:
+            return None
+        keys[component, name] = f"{prefixes[component]}_{path.replace('.', '_')}"
+    return keys
 
 
-def _prefix(component: Component, *, has_two_text_encoders: bool) -> str:
-    if component == "unet":
-        return "lora_unet"
-    if component == "text_encoder_2":
-        return "lora_te2"
-    return "lora_te1" if has_two_text_encoders else "lora_te"  # SDXL numbers them
+def diffusers_keys(places: Iterable[Place], *, denoiser: str) -> dict[Place, str]:
+    """Return each module's key as diffusers and PEFT write it, "transformer.blocks.0.attn1.to_q"."""
+    return {
+        (component, name): f"{denoiser}.{name}"
+        if component == "unet"
+        else f"{component}.{_text_path(name) or name}"
+        for component, name in places
+    }
 
 
-def _path(module: str, component: Component) -> str | None:
+def sign_of_text_encoder(modules: Iterable[str]) -> str | None:
+    """Return the module that a CLIP text encoder's LoRA must hold to be read, if it is not among these.
+
+    diffusers tells the format of such a file by its output projections, and takes none without.
+    """
+    found = [match for name in modules if (match := _TEXT_MODULE.fullmatch(name))]
+    if not found or any(match[5] == "out" for match in found):
+        return None
+    return f"{found[0][1] or ''}{found[0][3]}.self_attn.out_proj"
+
+
+def _kohya_path(component: Component, module: str) -> str | None:
     if component == "unet":
         return module if _UNET_MODULE.fullmatch(module) else None
+    return _text_path(module)
+
+
+def _text_path(module: str) -> str | None:
     found = _TEXT_MODULE.fullmatch(module)
-    return None if found is None else f"text_model.{found.group(2)}"
+    return None if found is None else f"text_model.{found[2]}"

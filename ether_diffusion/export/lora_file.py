@@ -10,13 +10,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ether_diffusion.adapter_file import Adapter, fingerprint
-from ether_diffusion.adapter_file.models import name_of_base
+from ether_diffusion.adapter_file.models import base_layer, name_of_base, plain_modules
 from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.export.components import Adapters, adapted_weights, component_of, read_adapters
+from ether_diffusion.export.components import (
+    Adapters,
+    Component,
+    adapted_weights,
+    check_readable,
+    component_of,
+    denoiser_name,
+    read_adapters,
+)
 from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.export.header import NOTE, lora_header
-from ether_diffusion.export.keys import lora_keys
+from ether_diffusion.export.keys import Place, diffusers_keys, kohya_keys, sign_of_text_encoder
 
 EXPORT_NAME = "pytorch_lora_weights.safetensors"
 """The name that diffusers prefers over every other file of a folder."""
@@ -34,35 +42,58 @@ def export_lora(
 ) -> Path:
     """Write an adapter as a LoRA file into `folder` and return its path; strength 1 is as trained.
 
-    `adapter` is a folder, a hub id, or values read before; `base` is a pipeline, or a UNet by itself. The
+    `adapter` is a folder, a hub id, or values read before; `base` is a pipeline, or a denoiser by itself. The
     file holds the base's weights and is exact on that base only; with `rebake` it is made on another base of
-    the same architecture, by the same reflections of other weights.
+    the same architecture, by the same reflections of other weights. Keys are kohya's where these name every
+    module, as of Stable Diffusion, and else diffusers' own, as of every transformer: `pipe.load_lora_weights`
+    or `model.load_lora_adapter` reads both.
 
     Raises:
         ValueError: the adapter does not fit the base, was trained on other weights and `rebake` is not set,
-            changes modules that LoRA files cannot name, or a file that is no export stands in the way.
+            changes components that LoRA files cannot name, or a file that is no export stands in the way.
     """
     if dtype not in EXPORT_DTYPES.values():
         raise ValueError(f"dtype={dtype} is not exported; use torch.float16 or torch.float32")
     path = lora_path(folder, export_name)
     adapters = read_adapters(adapter)
-    two = getattr(base, "text_encoder_2", None) is not None
-    plans = []
+    check_readable(base, adapters)
+    weights = {c: adapted_weights(part, component_of(base, c), rebake=rebake) for c, part in adapters.items()}
+    factors: dict[Place, LoraFactors] = {}
     for component, part in adapters.items():
-        keys = lora_keys(part.projections(), component, has_two_text_encoders=two)
-        weights = adapted_weights(part, component_of(base, component), rebake=rebake)
-        plans.append((part, keys, weights))
-    factors: dict[str, LoraFactors] = {}
-    for part, keys, weights in plans:
         for name, sides in part.projections().items():
-            factors[keys[name]] = stored_factors(lora_factors(weights[name], *sides), dtype)
-    tensors, rank = lora_tensors(factors)
-    first, _, weights = plans[0]
-    unet = getattr(base, "unet", base)
-    header = lora_header(_on_base(first, weights, base), rank=rank, title=path.stem, unet=unet)
+            exact = lora_factors(weights[component][name], *sides)
+            factors[component, name] = stored_factors(exact, dtype)
+        if component != "unet":
+            factors |= _sign(component, part, component_of(base, component), dtype)
+    denoiser, two = denoiser_name(base), getattr(base, "text_encoder_2", None) is not None
+    kohya = kohya_keys(factors, has_two_text_encoders=two)
+    keys = kohya or diffusers_keys(factors, denoiser=denoiser)
+    tensors, rank = lora_tensors({keys[p]: pair for p, pair in factors.items()}, kohya=kohya is not None)
+    first, part = next(iter(adapters.items()))
+    header = lora_header(
+        _on_base(part, weights[first], base),
+        rank=rank,
+        title=path.stem,
+        denoiser=getattr(base, denoiser, base),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_files(path.parent, {path.name: safetensors_bytes(tensors, header)})
     return path
+
+
+def _sign(
+    component: Component, adapter: Adapter, model: nn.Module, dtype: torch.dtype
+) -> dict[Place, LoraFactors]:
+    """Return the module that a file of this text encoder is known by, unchanged, where it is not in it."""
+    name = sign_of_text_encoder(adapter.projections())
+    if name is None:
+        return {}
+    linear = base_layer(plain_modules(model)[name])
+    assert isinstance(linear, nn.Linear)
+    nothing = LoraFactors(
+        torch.zeros(1, linear.in_features, dtype=dtype), torch.zeros(linear.out_features, 1, dtype=dtype)
+    )
+    return {(component, name): nothing}
 
 
 def _on_base(adapter: Adapter, weights: Mapping[str, Tensor], base: DiffusionPipeline | nn.Module) -> Adapter:
