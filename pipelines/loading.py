@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ether_diffusion.adapter_file import LoadReport, load_ether
 from ether_diffusion.adapter_file.method_loading import load_any
+from ether_diffusion.adapter_file.parts import find_parts
 from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.pipelines.call import Call, bind_call
 from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
@@ -27,14 +28,32 @@ Weight = float | Mapping[str, Any] | None
 """A number, diffusers' dictionary by component and block, or None for 1."""
 
 
+def _reaching(name: str) -> Callable[..., Any]:
+    """Return diffusers' method of a name, called so that it reaches every part that carries adapters."""
+
+    def method(self: "EtherLoaderMixin", *args: Any, **kwargs: Any) -> Any:
+        with self._parts_within_reach():
+            return getattr(super(EtherLoaderMixin, self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
 class EtherLoaderMixin:
     """Stands before a text-to-image pipeline of diffusers among the bases of a class."""
 
     components: dict[str, Any]
-    fuse_lora: Callable[..., None]
-    unfuse_lora: Callable[..., None]
-    unload_lora_weights: Callable[[], None]
-    delete_adapters: Callable[[list[str]], None]
+    # diffusers' own would pass over compiled models and over components that LoRA files do not hold
+    fuse_lora = _reaching("fuse_lora")
+    unfuse_lora = _reaching("unfuse_lora")
+    unload_lora_weights = _reaching("unload_lora_weights")
+    delete_adapters = _reaching("delete_adapters")
+    enable_lora = _reaching("enable_lora")
+    disable_lora = _reaching("disable_lora")
+    get_list_adapters = _reaching("get_list_adapters")
+    get_active_adapters = _reaching("get_active_adapters")
+    _set_adapters = _reaching("set_adapters")
+    _lora_loadable_modules: list[str]
     _fingerprinted: tuple[nn.Module, str | None] | None = None
 
     @classmethod
@@ -123,7 +142,7 @@ class EtherLoaderMixin:
         if is_fused(self):
             raise ValueError("adapters are fused into the base; call unfuse before set_adapters")
         if not set_others(self, names, _numbers(weights)):
-            super().set_adapters(names, weights)  # type: ignore[misc]  # diffusers'
+            self._set_adapters(names, weights)
 
     def fuse(self, *, scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
         """Merge the active adapters, or those named, into the weights, at `scale` times their strengths.
@@ -245,6 +264,21 @@ class EtherLoaderMixin:
             unet = self.components["unet"]
             self._fingerprinted = unet, fingerprint_of(unet)
         return self._fingerprinted[1]
+
+    @contextmanager
+    def _parts_within_reach(self) -> Iterator[None]:
+        """Put compiled models themselves in the place of their wrappers, and name all parts with adapters."""
+        wrapped = {part.name: part.model for part in find_parts(self, None)}
+        carrying = [part.name for parts in loaded_adapters(self).values() for part in parts]
+        reached = list(dict.fromkeys([*self._lora_loadable_modules, *carrying]))
+        before = self._lora_loadable_modules
+        # past __setattr__, which would write to the pipeline's configuration
+        self.__dict__ |= {name: getattr(model, "_orig_mod", model) for name, model in wrapped.items()}
+        self.__dict__["_lora_loadable_modules"] = reached
+        try:
+            yield
+        finally:
+            self.__dict__ |= wrapped | {"_lora_loadable_modules": before}
 
     def _components(self, adapter_names: Iterable[str]) -> list[str]:
         loaded = loaded_adapters(self)
