@@ -14,6 +14,7 @@ from ether_diffusion.adapter_file import LoadReport, load_ether
 from ether_diffusion.adapter_file.method_loading import load_any
 from ether_diffusion.adapter_file.parts import find_parts
 from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.base import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.call import Call, bind_call
 from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
 from ether_diffusion.pipelines.describe import describe_call, describe_picture, fingerprint_of
@@ -236,8 +237,13 @@ class EtherLoaderMixin:
             raise ValueError("cross_attention_kwargs' scale does not reach adapters by prompt; leave it out")
         with nullcontext() if choice is None else chosen_for_call(self, choice, call.images_per_prompt):
             uses = self._uses(choice, call)
-            output = super().__call__(**call.arguments)  # type: ignore[misc]
-        self._attach(output, call, uses)
+            wants_pictures = call.arguments["output_type"] == "pil"
+            arguments = {**call.arguments, **({"output_type": "np"} if wants_pictures else {})}
+            with decoded_again(self.components["vae"]):
+                output = super().__call__(**arguments)  # type: ignore[misc]
+        if wants_pictures:
+            output = _with_pictures(output)
+            self._attach(output, call, uses)
         return output
 
     def _uses(self, choice: Strengths | list[Strengths] | None, call: Call) -> list[tuple[AdapterUse, ...]]:
@@ -247,16 +253,17 @@ class EtherLoaderMixin:
         return [adapters_in_use(self, scale=call.scale)] * len(call.seeds)
 
     def _attach(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> None:
-        """Give each picture of an output its metadata; arrays and latents carry none."""
-        images = output[0] if isinstance(output, tuple) else output.images
-        if not isinstance(images, list):
-            return
+        """Give each picture of an output its metadata, and say what is wrong with one."""
+        images = output[0]
         common = describe_call(self, call, fingerprint=self._base_fingerprint())
         for index, (image, adapters) in enumerate(zip(images, uses, strict=True)):
             try:
                 attach_metadata(image, describe_picture(common, call, index, image, adapters))
             except ValueError as error:  # a finished picture is worth more than what it says
                 logger.warning("%s", error)
+            fault = fault_of(image)
+            if fault is not None:
+                logger.warning("the picture of seed %s %s", call.seeds[index], fault)
 
     def _base_fingerprint(self) -> str | None:
         # reads all of the weights, so once per UNet
@@ -283,6 +290,16 @@ class EtherLoaderMixin:
     def _components(self, adapter_names: Iterable[str]) -> list[str]:
         loaded = loaded_adapters(self)
         return list({part.name: None for name in adapter_names for part in loaded[name]})
+
+
+def _with_pictures(output: Any) -> Any:
+    """Return a pipeline's output of arrays (b, height, width, 3) with pictures, as it gives them itself."""
+    flagged = output[1] if len(output) > 1 else None
+    pictures = to_pictures(output[0], flagged)
+    if isinstance(output, tuple):
+        return pictures, *output[1:]
+    output.images = pictures
+    return output
 
 
 def _numbers(weights: object) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.base import Fault, fault_of
 from ether_diffusion.pipelines.choice import Strengths
 from ether_diffusion.pipelines.metadata import KEYWORD, ImageMetadata, parse_metadata, png_bytes
 from ether_diffusion.pipelines.seeds import MAX_SEED
@@ -100,6 +101,11 @@ class Picture:
     def metadata(self) -> ImageMetadata:
         """What it says of itself."""
         return parse_metadata(self.image.info[KEYWORD], "the metadata of a picture")
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why it shows nothing, where something went wrong."""
+        return fault_of(self.image)
 
     def png(self) -> bytes:
         """Return it as a PNG with its metadata."""

@@ -17,7 +17,7 @@ USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, or 2 for what the user can mend, said in one sentence."""
+    """Run one command and return its exit code: its own, or 2 for what the user can mend, in one sentence."""
     start_command()
     parser = argparse.ArgumentParser(prog="ether", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        parsed.run(parsed)
+        code: int = parsed.run(parsed) or 0
     except (ValueError, OSError) as error:
         if parsed.debug:
             raise
         print(f"ether {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    return 0
+    return code
 
 
 if __name__ == "__main__":

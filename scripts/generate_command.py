@@ -1,6 +1,7 @@
 """The command `ether generate`: pictures from a base with and without adapters, alone or as a grid."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ether_diffusion.pipelines.sampling import Picture, Sampling
 
 # The library is imported inside the command: `ether --help` must not wait for torch.
+
+NOTHING_SHOWN = 3
+"""The exit code where every picture was written and none shows anything."""
 
 
 def add_generate_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -104,7 +108,7 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
     parser.set_defaults(run=_generate)
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _generate(arguments: argparse.Namespace) -> int:
     hush_libraries()
     from ether_diffusion.base import open_base
     from ether_diffusion.pipelines.sampling import draw_pictures
@@ -139,6 +143,10 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     pictures = draw_pictures(pipeline, sampling, control=control, on_progress=show_progress)
     print(_write(arguments, sampling, pictures))
+    if all(picture.fault for picture in pictures):
+        print("ether generate: no picture shows anything; the reasons are above", file=sys.stderr)
+        return NOTHING_SHOWN
+    return 0
 
 
 def _write(arguments: argparse.Namespace, sampling: "Sampling", pictures: "list[Picture]") -> Path:

@@ -1,49 +1,133 @@
 """Pictures and latents: what the autoencoder makes of one for the other."""
 
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.image_processor import VaeImageProcessor
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+
+VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
+_FAULT = "ether_diffusion_fault"
+
+logger = logging.getLogger(__name__)
+
+
+class Fault(StrEnum):
+    """Why a picture shows nothing, and what to do, as what follows its name."""
+
+    BLACKENED = (
+        "was blackened by the base's safety checker; take another seed or prompt, or a base without it"
+    )
+    NOT_FINITE = (
+        "has values that are not finite, and is black there; draw in float32, with less strength, or fetch "
+        "the base again"
+    )
+    EMPTY = "is empty, of one colour throughout; draw in float32, with more steps, or fetch the base again"
+
+
+def fault_of(picture: Image.Image) -> Fault | None:
+    """Return what was found wrong with a picture when it was drawn; a black one that was drawn so is fine."""
+    found = picture.info.get(_FAULT)
+    return None if found is None else Fault(found)
+
+
+def to_pictures(values: NDArray[np.floating], blackened: Sequence[bool] | None = None) -> list[Image.Image]:
+    """Return values (b, height, width, 3) in [0, 1] as pictures that know what is wrong with them.
+
+    What is not finite becomes black. `blackened` are those that a safety checker has taken out.
+    """
+    pictures: list[Image.Image] = VaeImageProcessor.numpy_to_pil(np.nan_to_num(values))
+    for picture, each, is_blackened in zip(pictures, values, blackened or [False] * len(values), strict=True):
+        fault = Fault.BLACKENED if is_blackened else _find_fault(each)
+        if fault is not None:
+            picture.info[_FAULT] = fault.value
+    return pictures
+
+
+def _find_fault(values: NDArray[np.floating]) -> Fault | None:
+    if not np.isfinite(values).all():
+        return Fault.NOT_FINITE
+    first = values[:1, :1]
+    # what is drawn black, white or red is clipped there; between, no two numbers of a drawing are the same
+    return Fault.EMPTY if (values == first).all() and ((first > 0) & (first < 1)).any() else None
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+def encode_images(vae: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (b, c, h, w), float32 on the CPU, of the posterior of images.
 
     Images are (b, 3, height, width) in [-1, 1]; the latents are as the autoencoder gives them, unscaled.
     """
     with _as_stored(vae):
-        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-    return posterior.mean.float().cpu(), posterior.std.float().cpu()
+        encoded = vae.encode(images.to(vae.device, vae.dtype))
+    if isinstance(vae, AutoencoderTiny):  # it has no posterior
+        latents = encoded.latents.float().cpu()
+        return latents, torch.zeros_like(latents)
+    return encoded.latent_dist.mean.float().cpu(), encoded.latent_dist.std.float().cpu()
 
 
-def scale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def scale_latents(vae: VAE, latents: Tensor) -> Tensor:
     """Map latents of the autoencoder to those of the UNet: shifted and scaled as its config says."""
     scale, shift = _statistics(vae)
     return (latents - shift) * scale
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
+def decode_latents(vae: VAE, latents: Tensor) -> list[Image.Image]:
     """Return the pictures of latents (b, c, h, w) of the UNet."""
     scale, shift = _statistics(vae)
-    with _as_stored(vae):
+    with _as_stored(vae), decoded_again(vae):
         decoded = vae.decode((latents.float().cpu() / scale + shift).to(vae.device, vae.dtype)).sample
-    pictures: list[Image.Image] = VaeImageProcessor().postprocess(decoded.float(), output_type="pil")
-    return pictures
+    return to_pictures(VaeImageProcessor().postprocess(decoded.float(), output_type="np"))
 
 
-def _as_stored(vae: AutoencoderKL) -> torch.autocast:
+@contextmanager
+def decoded_again(vae: VAE) -> Iterator[None]:
+    """Inside, what a VAE's decoder overflows at in half precision is decoded again in float32.
+
+    SDXL's own VAE does so in float16. What is infinite even then is NaN, which no clipping hides.
+    """
+    handle = vae.decoder.register_forward_hook(_decode_again)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _decode_again(decoder: nn.Module, inputs: tuple[Any, ...], decoded: Tensor) -> Tensor | None:
+    if decoded.isfinite().all():
+        return None
+    dtype = next(decoder.parameters()).dtype
+    is_here = not any(parameter.is_meta for parameter in decoder.parameters())
+    if decoded.dtype != torch.float32 and is_here and inputs[0].isfinite().all():
+        logger.warning("the VAE overflows in %s; it decodes in float32 instead", str(decoded.dtype)[6:])
+        try:
+            with torch.autocast(decoded.device.type, enabled=False):
+                decoded = decoder.to(torch.float32)(*(each.float() for each in inputs))
+        finally:
+            decoder.to(dtype)
+    return decoded.where(decoded.isfinite(), torch.nan)
+
+
+def _as_stored(vae: VAE) -> torch.autocast:
     """Work in the autoencoder's own dtype, also under mixed precision: SDXL's gives NaN in float16."""
     return torch.autocast(vae.device.type, enabled=False)
 
 
-def _statistics(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+def _statistics(vae: VAE) -> tuple[Tensor, Tensor]:
     """Return scale and shift, each (1, c or 1, 1, 1): the UNet sees (latents - shift) * scale."""
     config = vae.config
     scale = torch.tensor(config.scaling_factor)
-    if config.latents_mean is None or config.latents_std is None:
-        return scale.view(1, 1, 1, 1), torch.tensor(config.shift_factor or 0.0).view(1, 1, 1, 1)
-    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std))
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return scale.view(1, 1, 1, 1), torch.tensor(config.get("shift_factor") or 0.0).view(1, 1, 1, 1)
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (mean, std))
     return scale / std, mean

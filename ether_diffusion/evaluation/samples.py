@@ -10,6 +10,7 @@ from PIL import Image
 
 from ether_diffusion.adapter_file.strict_json import parse_json
 from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.base import fault_of
 from ether_diffusion.pipelines.metadata import read_image_metadata
 from ether_diffusion.training import decode_photo, find_photos
 from ether_diffusion.training.caption_files import FILE_COLUMN, TEXT_COLUMNS, decode_text
@@ -48,6 +49,9 @@ class SortedSamples:
 
 def find_fault(image: Image.Image) -> str | None:
     """Say why a picture shows nothing, or None: it has no pixels, is not finite, black or of one colour."""
+    fault = fault_of(image)
+    if fault is not None:
+        return str(fault)
     if 0 in image.size:
         return "has no pixels"
     pixels = np.asarray(image if image.mode in ("F", "I", "L") else image.convert("RGB"))

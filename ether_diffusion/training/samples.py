@@ -18,7 +18,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.base import Base, PromptEmbeddings, decode_latents
+from ether_diffusion.base import Base, PromptEmbeddings, decode_latents, fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.durable_files import write_files
@@ -73,9 +73,15 @@ class Sampler:
                         for index in range(self.config.num_validation_images)
                     ]
                 rows.append([image for each in latents for image in decode_latents(pipeline.vae, each)])
+                self._say_faults(prompt, rows[-1])
             return rows
         finally:
             unet.train(was_training)
+
+    def _say_faults(self, prompt: str, images: Sequence[Image.Image]) -> None:
+        for index, fault in enumerate(map(fault_of, images)):
+            if fault is not None:
+                logger.warning('the picture of "%s" with seed %d %s', prompt, self.seed + index, fault)
 
     def _controlled(self, unet: UNet2DConditionModel, prompt: int) -> AbstractContextManager[None]:
         if self.encoder is None:

@@ -17,6 +17,7 @@ from ether_diffusion.base import (
     Base,
     PromptEmbeddings,
     TextEncoders,
+    decoded_again,
     encode_images,
     scale_latents,
     stack_embeddings,
@@ -72,16 +73,17 @@ def draw_class_images(checked: CheckedRun, accelerator: Accelerator, check: Chec
         logger.info("class images: %d of %d", done, wanted)
         check()
 
-    generate_class_images(
-        pipeline,
-        prior.class_data_dir,
-        class_prompt=config.class_prompt,
-        num_class_images=prior.num_class_images,
-        sample_batch_size=prior.sample_batch_size,
-        seed=config.compute.seed,
-        follow_symlinks=config.data.follow_symlinks,
-        on_progress=report,
-    )
+    with decoded_again(pipeline.vae):
+        generate_class_images(
+            pipeline,
+            prior.class_data_dir,
+            class_prompt=config.class_prompt,
+            num_class_images=prior.num_class_images,
+            sample_batch_size=prior.sample_batch_size,
+            seed=config.compute.seed,
+            follow_symlinks=config.data.follow_symlinks,
+            on_progress=report,
+        )
 
 
 def load_run(

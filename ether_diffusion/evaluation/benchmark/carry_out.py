@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from ether_diffusion.adapter_file.source import TENSORS_NAME
 from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.base import open_base
+from ether_diffusion.base import decoded_again, open_base
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.evaluation.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
 from ether_diffusion.evaluation.encoders import Encoder
@@ -184,14 +184,15 @@ def _draw(run: BenchmarkRun, settings: BenchmarkSettings, adapter: Path | None) 
     ).to(device)
     if adapter is not None:
         attach_saved(pipeline, adapter)
-    pictures, _ = generate(
-        pipeline,
-        _prompts(run, settings),
-        num_steps=settings.num_inference_steps,
-        guidance_scale=base.guidance_scale,
-        seed=run.seed * 1_000_000,
-        batch_size=settings.batch_size,
-    )
+    with decoded_again(pipeline.vae):
+        pictures, _ = generate(
+            pipeline,
+            _prompts(run, settings),
+            num_steps=settings.num_inference_steps,
+            guidance_scale=base.guidance_scale,
+            seed=run.seed * 1_000_000,
+            batch_size=settings.batch_size,
+        )
     return pictures.nan_to_num(-1)
 
 
