@@ -38,7 +38,7 @@ def open_pipeline(
         kind = EtherControlXLPipeline if base.family == "sdxl" else EtherControlPipeline
     else:
         kind = EtherStableDiffusionXLPipeline if base.family == "sdxl" else EtherStableDiffusionPipeline
-    pipeline: EtherPipeline = kind.from_pretrained(str(base.folder), dtype=dtype, variant=base.variant)
+    pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype)
     # a hub id is a better name for people than its folder in the cache
     pipeline.register_to_config(_name_or_path=base.name)
     pipeline.to(device)

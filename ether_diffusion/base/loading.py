@@ -1,14 +1,21 @@
-"""A whole base model, loaded as it is stored."""
+"""A whole base model, found where it lies and loaded part by part."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+import transformers
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
+from huggingface_hub import get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from transformers import PreTrainedModel
 
-from ether_diffusion.adapter_file.strict_json import parse_json
+from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.base.parts import read_config
+from ether_diffusion.base.weights import load_part, variants_of
 from ether_diffusion.tiny_world import resolve_base
 
 
@@ -23,10 +30,14 @@ def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
         ValueError: its files are damaged, or do not fit together.
     """
     folder = find_folder(name)
-    try:
-        return _load_folder(folder)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the base in {folder} is damaged; fetch or save it again ({error})") from error
+    if (folder / "model_index.json").is_file():
+        return load_pipeline(folder)
+    is_model = (folder / "config.json").is_file()
+    if is_model and read_config(folder, "config.json").get("_class_name") == UNet2DConditionModel.__name__:
+        return load_part(UNet2DConditionModel, folder)
+    raise FileNotFoundError(
+        f"{folder} holds no model_index.json and no UNet's config.json; name a folder in diffusers' layout"
+    )
 
 
 def find_folder(
@@ -48,11 +59,26 @@ def find_folder(
         return folder
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or resolved.startswith("."):
         raise FileNotFoundError(f"{resolved} is not the folder of a base model, nor a hub id like owner/name")
-    return Path(
-        DiffusionPipeline.download(
-            resolved, revision=revision, variant=variant, local_files_only=local_files_only
-        )
-    )
+    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    found = Path(DiffusionPipeline.download(resolved, variant=variant, **options))
+    for lone in sorted(_lone_variants(found, resolved, revision)) if variant is None else ():
+        DiffusionPipeline.download(resolved, variant=lone, **options)
+    return found
+
+
+def _lone_variants(folder: Path, repository: str, revision: str | None) -> set[str]:
+    """Return the variants that the Hub has of parts without plain weights, which a download left out."""
+    bare = {
+        path.parent.name
+        for path in folder.glob("*/config.json")
+        if not variants_of(beside.name for beside in path.parent.iterdir())
+    }
+    try:
+        files = get_cached_repo_tree(repository, revision=revision) if bare else []
+    except CachedRepoTreeNotFoundError:  # whoever loads the part says what is missing
+        return set()
+    paths = [Path(file.path) for file in files]
+    return {each for each in variants_of(path.name for path in paths if path.parent.name in bare) if each}
 
 
 def find_part(
@@ -78,32 +104,55 @@ def find_part(
         ) from error
 
 
-def _load_folder(folder: Path) -> DiffusionPipeline | UNet2DConditionModel:
-    if (folder / "model_index.json").is_file():
-        return DiffusionPipeline.from_pretrained(str(folder), dtype=_stored_dtypes(folder))
-    if (folder / "config.json").is_file():
-        config = parse_json((folder / "config.json").read_bytes(), f"{folder}/config.json")
-        if isinstance(config, dict) and config.get("_class_name") == UNet2DConditionModel.__name__:
-            return UNet2DConditionModel.from_pretrained(str(folder), dtype=stored_dtype(folder))
-    raise FileNotFoundError(
-        f"{folder} holds no model_index.json and no UNet's config.json; name a folder in diffusers' layout"
-    )
+def load_pipeline(
+    folder: Path,
+    kind: Any = DiffusionPipeline,
+    *,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    **given: Any,
+) -> Any:
+    """Load a whole pipeline from a folder; each part in dtype, or as it is stored.
+
+    What is given takes the place of the folder's own; None leaves a part out.
+
+    Raises:
+        ValueError: it or a part is of a class that is not known, or weights are missing or damaged.
+    """
+    index = read_config(folder, "model_index.json")
+    if kind is DiffusionPipeline and isinstance(index.get("_class_name"), str):
+        kind = _known_class(diffusers, index["_class_name"], str(folder))
+    taken = inspect.signature(kind.__init__).parameters
+    for name, entry in index.items():
+        model = None if name in given else _model_class(folder / name, entry)
+        if model is not None and (name in taken or kind is DiffusionPipeline):
+            given[name] = load_part(model, folder / name, dtype=dtype, variant=variant)
+    try:
+        return kind.from_pretrained(str(folder), **given)
+    except ImportError as error:
+        raise ValueError(f"the base in {folder} needs what is not installed: {error}") from None
 
 
-def _stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    return {part.name: stored_dtype(part) for part in sorted(folder.iterdir()) if part.is_dir()}
+def _model_class(folder: Path, entry: object) -> type | None:
+    """Return the class of a part that has weights, which model_index.json names with its library."""
+    if not (folder.is_dir() and isinstance(entry, list) and len(entry) == 2):
+        return None
+    if not variants_of(path.name for path in folder.iterdir()) and not (folder / "config.json").is_file():
+        return None
+    library, name = entry
+    home = {"diffusers": diffusers, "transformers": transformers}.get(library)
+    home = home or getattr(diffusers.pipelines, library, None)  # as of safety checkers
+    if home is None:
+        return None  # code of its own, which diffusers finds
+    kind = _known_class(home, name, f"the {folder.name} in {folder.parent}")
+    return kind if issubclass(kind, ModelMixin | PreTrainedModel) else None
 
 
-def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
-    """Return the dtype of the first floating-point tensor in a folder's safetensors; float32 without any."""
-    pattern = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
-    for path in sorted(folder.glob(pattern)):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                dtype = _FLOATS.get(file.get_slice(key).get_dtype())
-                if dtype is not None:
-                    return dtype
-    return torch.float32
-
-
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+def _known_class(library: Any, name: str, what: str) -> type:
+    kind = getattr(library, name, None)
+    if not isinstance(kind, type):
+        raise ValueError(
+            f"{what} is of the class {printable(name)}, which the installed {library.__name__.split('.')[0]} "
+            "does not know; use another base"
+        )
+    return kind

@@ -1,18 +1,18 @@
 """A Stable Diffusion base that is opened but not loaded: its parts come into memory one at a time."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ether_diffusion.base.loading import find_folder, find_part, stored_dtype
+from ether_diffusion.base.loading import find_folder, find_part, load_pipeline
+from ether_diffusion.base.parts import read_config
 from ether_diffusion.base.prompts import TextEncoders
+from ether_diffusion.base.weights import check_variant, find_variant, load_part, stored_dtype
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 
 Family = Literal["sd", "sdxl"]
@@ -60,10 +60,8 @@ class Base:
 
     def load_vae(self) -> AutoencoderKL:
         """Load the autoencoder, frozen, in float32: SDXL's gives NaN in float16."""
-        if self.vae_folder:  # the variant is the base's
-            vae = _load(AutoencoderKL, self.vae_folder, None, dtype=torch.float32, variant=None)
-        else:
-            vae = self._load(AutoencoderKL, "vae", dtype=torch.float32)
+        folder = self.vae_folder or self.folder / "vae"
+        vae = load_part(AutoencoderKL, folder, dtype=torch.float32, variant=self.variant)
         return vae.requires_grad_(False).eval()
 
     def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> TextEncoders:
@@ -90,8 +88,12 @@ class Base:
         """Return the forward process of the base's scheduler: its betas and what its UNet predicts."""
         return DDPMScheduler.from_pretrained(str(self.folder), subfolder="scheduler")
 
+    def load_pipeline(self, kind: Any = DiffusionPipeline, **options: Any) -> Any:
+        """Load the whole pipeline, as `load_pipeline` does, by a class of its kind or the base's own."""
+        return load_pipeline(self.folder, kind, variant=self.variant, **options)
+
     def _load(self, kind: Any, subfolder: str, *, dtype: torch.dtype) -> Any:
-        return _load(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)
+        return load_part(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)
 
 
 def open_base(
@@ -113,13 +115,18 @@ def open_base(
     folder = find_folder(name, revision=revision, variant=variant, local_files_only=local_files_only)
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} holds no model_index.json; name a folder in diffusers' layout")
-    index, unet = _config(folder, "model_index.json"), _config(folder, "unet/config.json")
-    vae_config = _config(folder, "vae/config.json")
-    scheduler = _config(folder, "scheduler/scheduler_config.json")
+    index, unet = read_config(folder, "model_index.json"), read_config(folder, "unet/config.json")
+    vae_config = read_config(folder, "vae/config.json")
+    scheduler = read_config(folder, "scheduler/scheduler_config.json")
     family: Family = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd"
     channels = unet.get("in_channels", 4)
     prediction_type = scheduler.get("prediction_type", "epsilon")
     _check_family(folder, index, family, channels, prediction_type)
+    encoders = ("text_encoder", "text_encoder_2")[: 2 if family == "sdxl" else 1]
+    if variant is not None:
+        check_variant(folder, variant)
+    for part in ("unet", *encoders, *(() if vae else ("vae",))):
+        find_variant(folder / part, variant)
     vae_folder = tokenizer_folder = None
     if vae is not None:
         vae_folder = find_part(vae, _VAE_FILES, local_files_only=local_files_only)
@@ -155,30 +162,6 @@ def _check_part(folder: Path, files: Sequence[str], what: str) -> None:
         raise ValueError(
             f"{folder} holds no {what}: it has no {' and no '.join(files)}; name a folder of one"
         )
-
-
-def _load(
-    kind: Any, folder: Path | str, subfolder: str | None, *, dtype: torch.dtype, variant: str | None
-) -> Any:
-    arguments: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
-    try:
-        return kind.from_pretrained(str(folder), dtype=dtype, variant=variant, **arguments)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        where = f"{subfolder or 'model'} in {folder}"
-        raise ValueError(f"the {where} is missing or damaged; fetch or save it again ({error})") from error
-
-
-def _config(folder: Path, name: str) -> Mapping[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {name}; training needs a whole Stable Diffusion pipeline")
-    try:
-        config = json.loads(path.read_bytes())  # diffusers writes -Infinity, which strict JSON has not
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch or save the base again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no JSON object; fetch or save the base again")
-    return config
 
 
 def _check_family(

@@ -139,7 +139,7 @@ class Sampler:
         else:
             absent |= {"safety_checker": None, "feature_extractor": None}
         vae = self.base.load_vae().to(unet.device)
-        pipeline = DiffusionPipeline.from_pretrained(str(self.base.folder), unet=unet, vae=vae, **absent)
+        pipeline: DiffusionPipeline = self.base.load_pipeline(unet=unet, vae=vae, **absent)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

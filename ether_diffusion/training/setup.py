@@ -9,7 +9,7 @@ import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from transformers import PreTrainedModel
 
@@ -64,9 +64,7 @@ def draw_class_images(checked: CheckedRun, accelerator: Accelerator, check: Chec
     assert config.class_prompt is not None
     precision = prior.prior_generation_precision or accelerator.mixed_precision
     logger.info("drawing %d class images into %s", checked.num_missing, prior.class_data_dir)
-    pipeline = DiffusionPipeline.from_pretrained(
-        str(base.folder), dtype=DTYPES[precision], variant=base.variant, **_no_safety_checker(base)
-    ).to(accelerator.device)
+    pipeline = base.load_pipeline(dtype=DTYPES[precision], **_no_safety_checker(base)).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
 
     def report(done: int, wanted: int) -> None:

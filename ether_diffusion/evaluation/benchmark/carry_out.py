@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
@@ -179,9 +178,7 @@ def _draw(run: BenchmarkRun, settings: BenchmarkSettings, adapter: Path | None) 
     base = open_base(settings.base)
     device = default_device()
     checker = {} if base.family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = DiffusionPipeline.from_pretrained(
-        str(base.folder), dtype=default_dtype(device), variant=base.variant, **checker
-    ).to(device)
+    pipeline = base.load_pipeline(dtype=default_dtype(device), **checker).to(device)
     if adapter is not None:
         attach_saved(pipeline, adapter)
     with decoded_again(pipeline.vae):
