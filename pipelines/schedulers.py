@@ -5,6 +5,8 @@ from typing import Any
 
 import diffusers
 
+from ether_diffusion.base.schedule import NOISE
+
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -17,15 +19,6 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-_NOISE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-)
-"""What the base was trained with."""
 _MUST_BE_KNOWN = ("prediction_type", "rescale_betas_zero_snr")
 """Settings that change what the UNet's output means: a scheduler without them would draw noise."""
 
@@ -58,5 +51,5 @@ def make_scheduler(name: str, base_scheduler: Any) -> Any:
                 "use another scheduler, or leave it out for the base's own"
             )
     # from_config leaves out what the base has by default, where another scheduler's default may differ
-    noise = {name: config[name] for name in _NOISE if name in config and name in known}
+    noise = {name: config[name] for name in NOISE if name in config and name in known}
     return kind.from_config(config, **noise)

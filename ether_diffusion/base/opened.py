@@ -1,19 +1,29 @@
 """A Stable Diffusion base that is opened but not loaded: its parts come into memory one at a time."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ether_diffusion.base.loading import find_folder, find_part, load_pipeline
-from ether_diffusion.base.parts import read_config
+from ether_diffusion.base.parts import (
+    check_classes,
+    check_unet,
+    check_vae,
+    read_config,
+    vae_scale_factor,
+)
 from ether_diffusion.base.prompts import TextEncoders
+from ether_diffusion.base.schedule import forward_process
 from ether_diffusion.base.weights import check_variant, find_variant, load_part, stored_dtype
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
+
+logger = logging.getLogger(__name__)
 
 Family = Literal["sd", "sdxl"]
 
@@ -58,10 +68,11 @@ class Base:
         """The dtype that the UNet is stored in."""
         return stored_dtype(self.folder / "unet", self.variant)
 
-    def load_vae(self) -> AutoencoderKL:
+    def load_vae(self) -> AutoencoderKL | AutoencoderTiny:
         """Load the autoencoder, frozen, in float32: SDXL's gives NaN in float16."""
         folder = self.vae_folder or self.folder / "vae"
-        vae = load_part(AutoencoderKL, folder, dtype=torch.float32, variant=self.variant)
+        kind = _VAE_CLASSES[read_config(folder, "config.json").get("_class_name", "AutoencoderKL")]
+        vae = load_part(kind, folder, dtype=torch.float32, variant=self.variant)
         return vae.requires_grad_(False).eval()
 
     def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> TextEncoders:
@@ -85,8 +96,12 @@ class Base:
         return [CLIPTokenizer.from_pretrained(str(folder)) for folder in folders]
 
     def load_noise_scheduler(self) -> DDPMScheduler:
-        """Return the forward process of the base's scheduler: its betas and what its UNet predicts."""
-        return DDPMScheduler.from_pretrained(str(self.folder), subfolder="scheduler")
+        """Return the forward process of the base's scheduler: its betas and what its UNet predicts.
+
+        Raises:
+            ValueError: the base was trained with noise of another kind.
+        """
+        return forward_process(self.folder)
 
     def load_pipeline(self, kind: Any = DiffusionPipeline, **options: Any) -> Any:
         """Load the whole pipeline, as `load_pipeline` does, by a class of its kind or the base's own."""
@@ -116,6 +131,7 @@ def open_base(
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} holds no model_index.json; name a folder in diffusers' layout")
     index, unet = read_config(folder, "model_index.json"), read_config(folder, "unet/config.json")
+    check_classes(folder, index)
     vae_config = read_config(folder, "vae/config.json")
     scheduler = read_config(folder, "scheduler/scheduler_config.json")
     family: Family = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd"
@@ -127,15 +143,17 @@ def open_base(
         check_variant(folder, variant)
     for part in ("unet", *encoders, *(() if vae else ("vae",))):
         find_variant(folder / part, variant)
+    check_unet(folder, unet, [read_config(folder, f"{name}/config.json") for name in encoders])
+    check_vae(folder / "vae", vae_config)
     vae_folder = tokenizer_folder = None
+    factor = vae_scale_factor(vae_config)
     if vae is not None:
         vae_folder = find_part(vae, _VAE_FILES, local_files_only=local_files_only)
-        _check_part(vae_folder, ("config.json",), "VAE")
+        factor = _factor_of_other(vae_folder, factor)
     if tokenizer is not None:
         tokenizer_folder = find_part(
             tokenizer, ("*.json", "*.txt"), revision=revision, local_files_only=local_files_only
         )
-    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     size = unet.get("sample_size", 64)
     return Base(
         name=str(name),
@@ -153,7 +171,22 @@ def open_base(
     )
 
 
+def _factor_of_other(folder: Path, own_factor: int) -> int:
+    """Check a VAE that takes the place of the base's, and return what it divides sides by."""
+    _check_part(folder, ("config.json",), "VAE")
+    config = read_config(folder, "config.json")
+    check_vae(folder, config)
+    factor = vae_scale_factor(config)
+    if factor != own_factor:
+        logger.warning(
+            "the VAE in %s divides sides by %d, and the base's own by %d: it was made for another base",
+            *(folder, factor, own_factor),
+        )
+    return factor
+
+
 _VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
+_VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 def _check_part(folder: Path, files: Sequence[str], what: str) -> None:

@@ -157,7 +157,7 @@ def _open_evaluator(
 
 def _open(config: DreamBoothConfig) -> Base:
     settings = config.base
-    return open_base(
+    base = open_base(
         settings.pretrained_model_name_or_path,
         revision=settings.revision,
         variant=settings.variant,
@@ -165,6 +165,8 @@ def _open(config: DreamBoothConfig) -> Base:
         tokenizer=settings.tokenizer_name,
         local_files_only=settings.local_files_only,
     )
+    base.load_noise_scheduler()  # refused now where the base has noise of another kind
+    return base
 
 
 def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
