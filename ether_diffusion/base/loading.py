@@ -18,6 +18,8 @@ from ether_diffusion.base.parts import read_config
 from ether_diffusion.base.weights import load_part, variants_of
 from ether_diffusion.tiny_world import resolve_base
 
+_SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")
+
 
 def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
     """Load a base from a folder, a hub id or the alias "tiny_world", each part in the dtype it is stored in.
@@ -52,11 +54,13 @@ def find_folder(
     Raises:
         FileNotFoundError: a path that is not there.
         OSError: the Hub does not give it.
+        ValueError: it is a single file.
     """
     resolved = resolve_base(name)
     folder = Path(resolved)
     if folder.is_dir():
         return folder
+    _check_single_file(folder, "StableDiffusionPipeline (of SDXL, StableDiffusionXLPipeline)")
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or resolved.startswith("."):
         raise FileNotFoundError(f"{resolved} is not the folder of a base model, nor a hub id like owner/name")
     options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
@@ -81,6 +85,25 @@ def _lone_variants(folder: Path, repository: str, revision: str | None) -> set[s
     return {each for each in variants_of(path.name for path in paths if path.parent.name in bare) if each}
 
 
+def _check_single_file(path: Path, kind: str) -> None:
+    """Refuse a checkpoint that is one file, as people download it, with what makes a folder of it.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not (path.is_file() and path.suffix.lower() in _SINGLE_FILES):
+        return
+    if path.suffix.lower() == ".gguf":
+        raise ValueError(
+            f"{path} is a single file of quantized weights, which are not opened here; use the model's "
+            "folder in diffusers' layout, or its hub id"
+        )
+    raise ValueError(
+        f"{path} is a single file, and a folder in diffusers' layout is needed; make one with diffusers' "
+        f"{kind}.from_single_file({str(path)!r}).save_pretrained('new_folder'), and name that folder"
+    )
+
+
 def find_part(
     name: str, files: Sequence[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
@@ -88,9 +111,11 @@ def find_part(
 
     Raises:
         FileNotFoundError: it is no folder, and the Hub does not give it.
+        ValueError: it is a single file.
     """
     if Path(name).is_dir():
         return Path(name)
+    _check_single_file(Path(name), "AutoencoderKL")
     try:
         return Path(
             snapshot_download(
