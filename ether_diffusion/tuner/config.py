@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from peft import PeftConfig
 
-PEFT_TYPE = "ETHER"
+from ether_diffusion.tuner.peft_types import peft_type
+
+PEFT_TYPE = peft_type("ETHER")
 
 Variant = Literal["ether", "ether_plus"]
 Sides = Literal["input", "output", "both"]

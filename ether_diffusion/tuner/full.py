@@ -13,8 +13,9 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_t
 from torch import Tensor, nn
 
 from ether_diffusion.tuner.layer import VectorDict
+from ether_diffusion.tuner.peft_types import peft_type
 
-FULL_PEFT_TYPE = "FULL"
+FULL_PEFT_TYPE = peft_type("FULL")
 _OWN = ("weight", "bias")
 
 
