@@ -61,7 +61,8 @@ class _ReflectedLinear(torch.autograd.Function):
         y, kept = forward(tokens, weight, bias, input_side, output_side)
         ctx.x_shape, ctx.is_plus = x.shape, (is_plus_in, is_plus_out)
         ctx.save_for_backward(tokens, weight, stack_in, stack_out, *kept)
-        return y.view(*x.shape[:-1], weight.shape[0])
+        # no view, as which autograd would refuse to let a module that follows change it in place
+        return y.view(*x.shape[:-1], weight.shape[0]).data
 
     @staticmethod
     @once_differentiable

@@ -1,6 +1,7 @@
 """The custom autograd function against dense matrices, autograd and finite differences."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -138,3 +139,31 @@ def test_nothing_as_large_as_the_weight_or_the_input_is_kept_for_the_backward(si
         )
     extra = [t for t in kept if t.data_ptr() not in (x.data_ptr(), weight.data_ptr())]
     assert sum(t.numel() for t in extra) < width * width
+
+
+IN_PLACE = {
+    "relu": lambda y: F.relu(y, inplace=True),
+    "add": lambda y: y.add_(1),
+    "masked": lambda y: y.masked_fill_(y < 0.5, -1.0),
+    "a slice": lambda y: y[..., 1:3].mul_(2) + y[..., 2:4],
+}
+
+
+@pytest.mark.parametrize("after", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("shape", [(FEW,), (2, FEW), (2, MANY)], ids=str)
+@pytest.mark.parametrize("x_wants_grad", [True, False])
+def test_what_comes_out_may_be_changed_in_place(
+    after: Callable[[Tensor], Tensor], shape: tuple[int, ...], x_wants_grad: bool
+) -> None:
+    x = torch.randn(*shape, WIDTH, dtype=torch.float64, requires_grad=x_wants_grad)
+    weight, bias = torch.randn(HEIGHT, WIDTH, dtype=torch.float64), torch.randn(HEIGHT, dtype=torch.float64)
+    first, second = make_sides(True, "both", 2)
+    inputs = leaves(first, second) + ([x] if x_wants_grad else [])
+    y = after(reflected_linear(x, weight, bias, input_side=rows(first), output_side=rows(second)))
+    expected = after(F.linear(x, dense_weight(weight, first, second), bias).clone())
+    assert_close(y, expected, atol=1e-12, rtol=0)
+    grad = torch.randn_like(y)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
+    ):
+        assert_close(ours, theirs, atol=1e-12, rtol=0)
