@@ -59,8 +59,13 @@ class Rows(NamedTuple):
         return 1.0 if self.is_plus else -2.0
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or in its own dtype where that is wider."""
+    return tensor if tensor.dtype.itemsize > 4 else tensor.float()
+
+
 def _unit(raw: Tensor) -> Tensor:
-    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    raw = wide(raw)
     norm: Tensor = torch.linalg.vector_norm(raw, dim=-1, keepdim=True)
     return raw / norm.clamp_min(MIN_NORM)
 
@@ -143,11 +148,11 @@ def merged_weight(weight: Tensor, updates: list[tuple[Tensor, Tensor, float]]) -
 
     A scale of 0 adds nothing, not even a signed zero, so that the result is W bit for bit.
     """
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    merged = wide(weight)
     for down, up, scale in updates:
         if scale != 0:
-            wide = torch.addmm(wide, up.to(wide.dtype), down.to(wide.dtype), alpha=scale)
-    return wide.to(weight.dtype)
+            merged = torch.addmm(merged, up.to(merged.dtype), down.to(merged.dtype), alpha=scale)
+    return merged.to(weight.dtype)
 
 
 def plain_linear(

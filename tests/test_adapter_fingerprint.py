@@ -9,7 +9,7 @@ from small_models import adapted_unet, small_unet
 from ether_diffusion.adapter_file import base_fingerprint, detach_adapter, fingerprint, load_ether, save_ether
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("width", [32, 320, 1280])
 def test_rounding_a_base_leaves_it_the_same_base(dtype: torch.dtype, width: int) -> None:
     torch.manual_seed(0)

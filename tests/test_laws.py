@@ -229,10 +229,3 @@ def test_pefts_converter_finds_the_same_update(variant: str) -> None:
     converted = get_peft_model(copy.deepcopy(model).unload(), config)
     set_peft_model_state_dict(converted, tensors)
     assert_close(converted.base_model.model.to_q(x), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_weight_offloaded_from_under_its_adapter_is_an_error_in_words() -> None:
-    _, layer, x = make("ether", "input", 4, torch.float32)
-    layer.base_linear.to("meta")
-    with pytest.raises(ValueError, match="offloaded layer by layer; fuse the adapter first"):
-        layer(x)

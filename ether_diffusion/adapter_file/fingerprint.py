@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ether_diffusion.reflections import wide
+
 BaseMatch = Literal["same", "other weights", "other architecture"]
 
 FLOAT32_TOLERANCE = 1e-6
@@ -63,7 +65,9 @@ def fingerprint(weights: Mapping[str, Tensor]) -> BaseFingerprint | None:
 def _norm(weight: Tensor) -> float:
     if weight.device.type == "mps":  # has no float64
         weight = weight.cpu()
-    norm: float = torch.linalg.vector_norm(weight, dtype=torch.float64).item()
+    norm: float = torch.linalg.vector_norm(
+        wide(weight), dtype=torch.float64
+    ).item()  # float8 promotes to nothing
     return norm
 
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ether_diffusion.reflections import wide
+from ether_diffusion.tuner.hooked import is_hooked, lies_on_disk, weight_of
 from ether_diffusion.tuner.linear import EtherLinear, make_rows
 from ether_diffusion.tuner.mixture import Mixture
 from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, chosen_others, other_layers
@@ -22,6 +24,8 @@ def prepared_adapters(model: nn.Module) -> Iterator[None]:
     ran inside belongs inside too. The result is the same; narrow layers become faster (see the README).
     """
     layers = _ether_layers(model)
+    # where hooks change the weights' dtype or device, or bring them, for a call, rows are made in that call
+    layers = [] if lies_on_disk(model) else [layer for layer in layers if not is_hooked(layer.base_linear)]
     keyed: dict[torch.dtype, list[tuple[EtherLinear, str]]] = {}
     for layer in layers:
         weight = layer.base_linear.weight
@@ -93,11 +97,16 @@ def mixed_adapters(
 
     Raises:
         ValueError: no adapter is attached, a name is unknown, scales do not pair with names or are not
-            finite, or adapters are merged.
+            finite, adapters are merged, or the base's blocks lie on disk.
     """
     layers = _ether_layers(model)
     scales = [1.0] * len(names) if scales is None else list(scales)
     _check_mixture(layers, names, scales)
+    if lies_on_disk(model):
+        raise ValueError(
+            "mixed_adapters needs the base's weights, and whole blocks of them lie on disk (group "
+            "offloading); offload to memory, or leaf by leaf"
+        )
     before = [layer.mixture for layer in layers]
     try:
         for layer in layers:
@@ -141,11 +150,11 @@ def _check_unmerged(layers: Iterable[BaseTunerLayer], purpose: str) -> None:
 
 @torch.no_grad()
 def _mixture(layer: EtherLinear, names: Sequence[str | None], scales: Sequence[float]) -> Mixture:
-    weight = layer.base_linear.weight
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    pairs = {name: layer.factors(name, wide) for name in set(names) if name in layer.r}
+    weight = weight_of(layer.base_linear)
+    base = wide(weight)
+    pairs = {name: layer.factors(name, base) for name in set(names) if name in layer.r}
     rank = max((len(down) for down, _ in pairs.values()), default=1)
-    nothing = wide.new_zeros(rank, layer.in_features), wide.new_zeros(layer.out_features, rank)
+    nothing = base.new_zeros(rank, layer.in_features), base.new_zeros(layer.out_features, rank)
 
     def padded(name: str | None, scale: float) -> tuple[Tensor, Tensor]:
         down, up = pairs.get(name, nothing) if name is not None else nothing

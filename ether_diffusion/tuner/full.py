@@ -39,6 +39,7 @@ class FullLayer(BaseTunerLayer):
 
     adapter_layer_names = ("full_weight", "full_bias")
     other_param_names: tuple[str, ...] = ()
+    cast_input_dtype_enabled = True  # PEFT and diffusers switch this; nothing is cast here
 
     base_layer: nn.Module
     full_weight: VectorDict

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.tuner.config import EtherConfig
+from ether_diffusion.tuner.hooked import device_of, is_hooked
 
 
 class VectorDict(nn.ParameterDict):
@@ -27,12 +28,25 @@ class VectorDict(nn.ParameterDict):
         super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def forward(self, adapter_name: str) -> Tensor:
+        """Return an adapter's parameter, so that it outlasts a call that brings it and takes it away."""
+        parameter: Tensor = self[adapter_name]
+        return parameter.view_as(parameter)
+
+    def take(self, adapter_name: str) -> Tensor:
+        """Return an adapter's parameter, as the hooks on this module present it."""
+        # torch's ParameterDict forbids the call, but accelerate and diffusers hang their hooks around it
+        parameter: Tensor = nn.Module.__call__(self, adapter_name) if is_hooked(self) else self[adapter_name]
+        return parameter
+
 
 class EtherLayer(BaseTunerLayer):
     """Adapters by name: their vectors, their scales, and which of them are in force."""
 
     adapter_layer_names = ("ether_input_u", "ether_input_v", "ether_output_u", "ether_output_v")
     other_param_names = ("r", "scales", "dropout")
+    cast_input_dtype_enabled = True
+    """PEFT and diffusers switch this; nothing is cast here, as rows are made in the dtype of W."""
 
     ether_input_u: VectorDict
     ether_input_v: VectorDict
@@ -79,7 +93,7 @@ class EtherLayer(BaseTunerLayer):
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         """Move an adapter to its base's device; unlike PEFT's own, in float32 whatever the base's dtype."""
-        device = device or self.base_linear.weight.device
+        device = device or device_of(self.base_linear)
         for layer_name in self.adapter_layer_names:
             vectors = getattr(self, layer_name)
             if adapter_name in vectors and not vectors[adapter_name].is_meta:
@@ -97,7 +111,7 @@ class EtherLayer(BaseTunerLayer):
         def side(us: VectorDict, vs: VectorDict) -> Vectors | None:
             if adapter_name not in us:
                 return None
-            return Vectors(us[adapter_name], vs.get(adapter_name, None))
+            return Vectors(us.take(adapter_name), vs.take(adapter_name) if adapter_name in vs else None)
 
         return side(self.ether_input_u, self.ether_input_v), side(self.ether_output_u, self.ether_output_v)
 

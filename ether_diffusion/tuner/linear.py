@@ -1,6 +1,7 @@
 """EtherLinear: an nn.Linear seen through its adapters, and merged with them and back."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ether_diffusion import reflections
 from ether_diffusion.fast_linear import reflected_linear
 from ether_diffusion.reflections import Rows
 from ether_diffusion.tuner.config import EtherConfig
+from ether_diffusion.tuner.hooked import called, is_hooked, weight_of, write_weight
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.mixture import Mixture
 
@@ -39,36 +41,33 @@ class EtherLinear(nn.Module, EtherLayer):
         self.update_layer(adapter_name, config, num_blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x W'ᵀ + b (..., out) for x (..., in).
-
-        Raises:
-            ValueError: the base's weight has been offloaded from under the adapter.
-        """
+        """Return x W'ᵀ + b (..., out) for x (..., in)."""
         if self._disable_adapters and self.merged:
             self.unmerge()
         active = {} if self._disable_adapters or self.merged else self.active_scales()
-        base = self.base_linear
-        if base.weight.is_meta and not x.is_meta and (active or self.mixture is not None):
-            raise ValueError(
-                "the weight under an adapter is offloaded layer by layer; fuse the adapter first, or offload "
-                "whole models (enable_model_cpu_offload instead of enable_sequential_cpu_offload)"
-            )
-        if self.mixture is not None and not self._disable_adapters:
-            return self.mixture.linear(x, base.weight, base.bias)
-        if not active:
+        mixture = None if self._disable_adapters else self.mixture
+        if not active and mixture is None:
             result: Tensor = self.base_layer(x)
             return result
-        if self.training and (probability := max(self.dropout[name] for name in active)):
-            x = F.dropout(x, probability)
-        device = x.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._adapted(x, base.weight, base.bias, active)
-        dtype = torch.get_autocast_dtype(device)
-        bias = None if base.bias is None else base.bias.to(dtype)
-        with torch.autocast(device, enabled=False):
-            return self._adapted(x.to(dtype), base.weight.to(dtype), bias, active)
+        if mixture is None and self.training and (p := max(self.dropout[name] for name in active)):
+            x = F.dropout(x, p)
+        base = self.base_linear
+        if is_hooked(base):
+            return called(base, x, partial(self._adapted, active=active))
+        return self._adapted(x, base.weight, base.bias, active)
 
     def _adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, active: dict[str, float]) -> Tensor:
+        if self.mixture is not None:
+            return self.mixture.linear(x, weight, bias)
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._summed(x, weight, bias, active)
+        dtype = torch.get_autocast_dtype(device)
+        bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            return self._summed(x.to(dtype), weight.to(dtype), bias, active)
+
+    def _summed(self, x: Tensor, weight: Tensor, bias: Tensor | None, active: dict[str, float]) -> Tensor:
         if list(active.values()) != [1.0]:
             down, up = self._summed_factors(weight, active)
             return F.linear(x, weight, bias) + F.linear(F.linear(x, down), up)
@@ -96,42 +95,42 @@ class EtherLinear(nn.Module, EtherLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return W'_a - W (out, in) of an adapter at scale 1, in float32; needed by PEFT's converters."""
-        down, up = self.factors(adapter, self._unmerged_weight().float())
+        pristine = self.pristine_weight
+        weight = weight_of(self.base_linear) if pristine is None else pristine
+        down, up = self.factors(adapter, weight.float())
         return up @ down
-
-    def _unmerged_weight(self) -> Tensor:
-        weight: Tensor = (
-            self.base_linear.weight.detach() if self.pristine_weight is None else self.pristine_weight
-        )
-        return weight
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Replace the base's weight by W', keeping the weight itself for `unmerge`.
 
         Raises:
-            ValueError: with `safe_merge`, W' is not finite.
+            ValueError: with `safe_merge`, W' is not finite; or W' would be lost, see `write_weight`.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.r]
         if not names:
             return
-        weight = self.base_linear.weight
-        pristine = self._unmerged_weight()
-        wide = pristine.to(torch.promote_types(pristine.dtype, torch.float32))
-        updates = [(*self.factors(name, wide), self.scale(name)) for name in names]
-        merged = reflections.merged_weight(weight.data, updates)
-        if safe_merge and not torch.isfinite(merged).all():
+        weight = weight_of(self.base_linear)
+        pristine = weight if self.pristine_weight is None else self.pristine_weight
+        base = reflections.wide(pristine)
+        updates = [(*self.factors(name, base), self.scale(name)) for name in names]
+        merged = reflections.merged_weight(weight, updates)
+        if safe_merge and not torch.isfinite(reflections.wide(merged)).all():
             raise ValueError(f"merging adapter(s) {', '.join(names)} would give weights that are not finite")
-        self.pristine_weight = pristine
-        weight.data = merged
+        write_weight(self, self.base_linear, merged)
+        self.pristine_weight = pristine.cpu() if self.base_linear.weight.is_meta else pristine
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Put the base's own weight back: the very tensor, so nothing drifts."""
+        """Put the base's own weight back: the very tensor, so nothing drifts.
+
+        Raises:
+            ValueError: it would be lost, see `write_weight`.
+        """
         if self.pristine_weight is None:
             warnings.warn("no adapter is merged here; nothing to unmerge", stacklevel=2)
             return
-        self.base_linear.weight.data = self.pristine_weight
+        write_weight(self, self.base_linear, self.pristine_weight)
         self.pristine_weight = None
         self.merged_adapters.clear()
         for pushed in self.scales.values():  # diffusers' fuse_lora(lora_scale) leaves its factor behind

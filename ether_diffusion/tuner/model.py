@@ -66,6 +66,12 @@ class EtherModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        """Put a layer in the place of another; PEFT's own would move vectors to where W lies offloaded."""
+        setattr(parent, child_name, new_module)
+
 
 def _targets(config: EtherConfig, model: nn.Module) -> dict[str, nn.Module]:
     adapted = tuple(
