@@ -22,9 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--curves", type=Path, help="file for ether plan (the package's own)")
     parsed = parser.parse_args(arguments)
     from ether_diffusion.durable_files import write_files
+    from ether_diffusion.evaluation.results.curves import curves_of
     from ether_diffusion.evaluation.results.measured import Measured
     from ether_diffusion.evaluation.results.page import results_page
-    from ether_diffusion.evaluation.results.plan import CURVES_FILE, curves_of
+    from ether_diffusion.evaluation.results.plan import CURVES_FILE
 
     try:
         measured = Measured.read(parsed.docs / "results")
