@@ -18,14 +18,22 @@ LEVELS = [
     {"training"},
     {"evaluation", "pipelines"},
     {"ui", "scripts"},
+    {"research"},
 ]
 """Each part may import what stands above it, and its own level."""
 
-ONLY_IN = {"accelerate": {"training"}, "gradio": {"ui"}, "argparse": {"scripts", "flags", "tiny_world"}}
+ONLY_IN = {
+    "accelerate": {"training"},
+    "gradio": {"ui"},
+    "argparse": {"scripts", "flags", "tiny_world", "research"},
+}
+
+NOT_INSTALLED = ("research",)
+TOP_LEVEL = ("pipelines", "ui", "scripts", *NOT_INSTALLED)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    for folder, prefix in ((ROOT / PACKAGE, ()), *((ROOT / n, (n,)) for n in ("pipelines", "ui", "scripts"))):
+    for folder, prefix in ((ROOT / PACKAGE, ()), *((ROOT / n, (n,)) for n in TOP_LEVEL)):
         for path in sorted(folder.rglob("*.py")):
             if not any(parent.is_symlink() for parent in path.parents):
                 yield ".".join((*prefix, *path.relative_to(folder).with_suffix("").parts)), path
@@ -67,6 +75,13 @@ def test_a_library_appears_only_where_it_belongs(library: str) -> None:
     for name, path in MODULES.items():
         if library in {target.split(".")[0] for target in imports(path)}:
             assert ONLY_IN[library] & set(name.split(".")), f"{name} imports {library}"
+
+
+def test_nothing_that_is_installed_imports_what_is_not() -> None:
+    for name, path in MODULES.items():
+        if name.split(".")[0] not in NOT_INSTALLED:
+            found = set(NOT_INSTALLED) & {target.split(".")[0] for target in imports(path)}
+            assert not found, f"{name} imports {found}"
 
 
 def test_no_module_imports_a_top_level_folder_by_its_bare_name() -> None:

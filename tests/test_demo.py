@@ -15,8 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return call(ROOT / "scripts" / script, *arguments)
+
+
+def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.mark.slow
@@ -56,7 +60,8 @@ def test_an_adapter_draws_its_subject_where_no_photo_showed_it(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_several_subjects_are_learned_and_scored(tmp_path: Path) -> None:
-    done = run("learn_subjects.py", "--subjects", "taxi", "--steps", "2", "--output_dir", tmp_path)
+    short = ("--subjects", "taxi", "--steps", "2")
+    done = call("-m", "research.learn_subjects", *short, "--output_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores["subjects"]["taxi"]) >= {"base_recognised", "adapter_recognised", "seconds"}

@@ -14,14 +14,14 @@ from torch import nn
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapter_file import AdapterMetadata
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.evaluation import energy
-from ether_diffusion.evaluation.energy import energy_changes, hyperspherical_energy
 from ether_diffusion.reflections import Vectors
-from ether_diffusion.scripts.study_energy import main
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import adapter_files, attach_new, peft_config
 from ether_diffusion.tuner import EtherLayer
+from research import energy
+from research.energy import energy_changes, hyperspherical_energy
+from research.study_energy import main
 
 
 class Attention(nn.Module):

@@ -15,7 +15,6 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from ether_diffusion.control import read_control
 from ether_diffusion.evaluation.control_protocol import ControlDrawing, read_control_pairs
-from ether_diffusion.evaluation.control_study import RUN_FOLDER, StudyRun, StudySettings, carry_out
 from ether_diffusion.evaluation.segmenters import load_finder
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
@@ -29,6 +28,7 @@ from ether_diffusion.tiny_world.control import (
 )
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.segmenter import load_segmenter
+from research.control_study import RUN_FOLDER, StudyRun, StudySettings, carry_out
 
 QUICK = ["--steps", "2", "--batch_size", "4", "--device", "cpu"]
 LABELS = ("wall", "sky", "tree")

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "peft", "diffusers", "transformers", "accelerate", "datasets", "gradio", "numpy", "PIL")
 
 
 def run(code: str) -> str:
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.strip()
 
@@ -19,7 +22,8 @@ def run(code: str) -> str:
     [
         "ether_diffusion",
         *(f"ether_diffusion.scripts.{n}" for n in ("ether", "train_dreambooth", "train_control")),
-        *(f"ether_diffusion.scripts.{n}" for n in ("demo", "demo_control", "learn_subjects", "studying")),
+        *(f"ether_diffusion.scripts.{n}" for n in ("demo", "demo_control")),
+        *(f"research.{n}" for n in ("learn_subjects", "studying")),
     ],
 )
 def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:
@@ -48,12 +52,15 @@ def test_help_imports_no_library(command: str, arguments: list[str]) -> None:
 WAITING = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
 
 
-@pytest.mark.parametrize("command", ["ether", "train_dreambooth", "demo", "demo_control", "learn_subjects"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"ether_diffusion.scripts.{n}" for n in ("ether", "train_dreambooth", "demo", "demo_control")),
+        "research.learn_subjects",
+    ],
+)
 def test_threads_of_a_command_sleep_while_they_wait(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = (
-        f"from ether_diffusion.scripts.{command} import main\n"
-        f"try: main(['--help'])\nexcept SystemExit: pass\n{WAITING}"
-    )
+    started = f"from {command} import main\ntry: main(['--help'])\nexcept SystemExit: pass\n{WAITING}"
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert run(started).splitlines()[-1] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")

@@ -16,7 +16,11 @@ from torch import nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapter_file import AdapterMetadata
-from ether_diffusion.evaluation.learning_rates import (
+from ether_diffusion.evaluation.likeness import Estimate, estimate
+from ether_diffusion.evaluation.saved_adapters import attach_saved, effective_weight, weight_distance
+from ether_diffusion.training.methods import adapter_files, adapter_tensors
+from research import study_learning_rate
+from research.learning_rates import (
     StudyRun,
     by_rates,
     carry_out,
@@ -25,10 +29,6 @@ from ether_diffusion.evaluation.learning_rates import (
     plan_runs,
     usable_range,
 )
-from ether_diffusion.evaluation.likeness import Estimate, estimate
-from ether_diffusion.evaluation.saved_adapters import attach_saved, effective_weight, weight_distance
-from ether_diffusion.scripts import study_learning_rate
-from ether_diffusion.training.methods import adapter_files, adapter_tensors
 
 TARGETS = ["to_q", "to_v"]
 CONFIGS: dict[str, PeftConfig] = {

@@ -9,11 +9,11 @@ import pytest
 from measured_files import LIKENESS, benchmark, photos, write_all
 from training_runs import write_photos
 
-from ether_diffusion.evaluation.results.curves import curves_of
-from ether_diffusion.evaluation.results.measured import Measured
-from ether_diffusion.evaluation.results.plan import advise, read_curves
+from ether_diffusion.evaluation.advice import advise, read_curves
 from ether_diffusion.scripts import ether
 from ether_diffusion.training.config import DreamBoothConfig
+from research.curves import curves_of
+from research.measured import Measured
 
 CURVES: dict[str, Any] = {"benchmark": None, "usable_range": None, "photos": None}
 

@@ -9,10 +9,10 @@ import torch
 from oracles import dense_blocks
 from torch import nn
 
-from ether_diffusion.evaluation.studies import random_transforms as rt
-from ether_diffusion.evaluation.transform_distance import distance_to_identity
 from ether_diffusion.reflections import Vectors, rows
-from ether_diffusion.scripts.study_transforms import METHODS, STRENGTHS, main
+from research import random_transforms as rt
+from research.study_transforms import METHODS, STRENGTHS, main
+from research.transform_distance import distance_to_identity
 
 WIDTH, HEIGHT = 32, 48
 

@@ -12,11 +12,11 @@ from measured_files import LIKENESS, benchmark, estimate, learning_rates, others
 
 from ether_diffusion.evaluation.benchmark.plan import TINY_LEARNING_RATES
 from ether_diffusion.evaluation.benchmark.subjects import TINY_SUBJECTS
-from ether_diffusion.evaluation.results.claims import CLAIMS
-from ether_diffusion.evaluation.results.measured import FILES, Measured, difference_of, paired_difference
-from ether_diffusion.evaluation.results.page import results_page
-from ether_diffusion.scripts import write_results
 from ether_diffusion.training.config import EvaluationConfig
+from research import write_results
+from research.claims import CLAIMS
+from research.measured import FILES, Measured, difference_of, paired_difference
+from research.page import results_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def test_the_committed_page_and_curves_are_those_of_the_committed_files(tmp_path
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
     made = ["--docs", str(tmp_path / "docs"), "--curves", str(tmp_path / "curves.json")]
     assert write_results.main(made) == 0
-    committed = ROOT / "ether_diffusion" / "evaluation" / "results" / "curves.json"
+    committed = ROOT / "ether_diffusion" / "evaluation" / "curves.json"
     assert (tmp_path / "docs" / "results.md").read_bytes() == (ROOT / "docs" / "results.md").read_bytes()
     assert (tmp_path / "curves.json").read_bytes() == committed.read_bytes()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ether_diffusion.adapter_file import read_adapter
-from ether_diffusion.evaluation.studies.blocks import VARIANTS, plan_runs
-from ether_diffusion.scripts.study_blocks import main
+from research.blocks import VARIANTS, plan_runs
+from research.study_blocks import main
 
 SHORT = ["--subjects", "fox", "--steps", "1", "--inference_steps", "1", "--blocks", "8"]
 

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ether_diffusion.evaluation.control_plot import study_sheet
-from ether_diffusion.evaluation.control_results import score_runs, tiny_yardsticks, title_of, true_run
-from ether_diffusion.evaluation.control_study import (
+from ether_diffusion.tiny_world.concepts import load_concepts
+from ether_diffusion.tiny_world.control import VALIDATION_CONCEPTS, training_concepts
+from research import study_control
+from research.control_plot import study_sheet
+from research.control_results import score_runs, tiny_yardsticks, title_of, true_run
+from research.control_study import (
     DrawnRun,
     StudyRun,
     StudySettings,
@@ -19,9 +22,6 @@ from ether_diffusion.evaluation.control_study import (
     draw_base,
     validation_pairs,
 )
-from ether_diffusion.scripts import study_control
-from ether_diffusion.tiny_world.concepts import load_concepts
-from ether_diffusion.tiny_world.control import VALIDATION_CONCEPTS, training_concepts
 
 QUICK = StudySettings(num_pairs=4, steps=2, batch_size=2, scenes_per_concept=1, inference_steps=2)
 

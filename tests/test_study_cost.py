@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ether_diffusion.scripts.study_cost import main
+from research.study_cost import main
 
 PAPER = {"ETHER": 99_456, "ETHER+": 398_592, "PEFT LoRA r=4": 797_184, "PEFT OFT 4 blocks": 11_602_368}
 """Of SD 1.5, from the widths of its attention projections: 0.1, 0.4, 0.8 and 11.6 million in Table 2."""

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.evaluation.likeness import Estimate, estimate
-from ether_diffusion.evaluation.studies.photos import PhotoRun, enough_steps
-from ether_diffusion.scripts.study_photos import main
+from research.photos import PhotoRun, enough_steps
+from research.study_photos import main
 
 SHORT = ["--subjects", "panda", "--num_photos", "1", "3", "--steps", "1", "--inference_steps", "1"]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.evaluation.saved_adapters import effective_weight
-from ether_diffusion.evaluation.transform_distance import transform_distance
+from research.transform_distance import transform_distance
 
 TARGETS = ["to_q"]
 INPUT_SIDED: dict[str, PeftConfig] = {

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ether_diffusion.evaluation.results import control_claims, subject_claims
-from ether_diffusion.evaluation.results.measured import Measured, NotMeasuredError
+from research import control_claims, subject_claims
+from research.measured import Measured, NotMeasuredError
 
 Verdict = Literal["reproduced", "not reproduced", "not testable here", "not measured yet"]
 Rule = Callable[[Measured], tuple[bool, str]]

@@ -1,6 +1,6 @@
 """Train each method on Tiny World's subjects at learning rates over magnitudes, and plot what comes of it.
 
-`python scripts/study_learning_rate.py --output_dir runs/rates` trains methods × rates × subjects × seeds
+`python -m research.study_learning_rate --output_dir runs/rates` trains methods × rates × subjects × seeds
 adapters, about forty seconds each on one CPU core; stopped, the same command goes on.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ether_diffusion.scripts.studying import run_study
+from research.studying import run_study
 
 if TYPE_CHECKING:
-    from ether_diffusion.evaluation.kept_scores import Scores
     from ether_diffusion.evaluation.likeness import Estimate
+    from research.kept_scores import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.durable_files import write_files
     from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.evaluation.learning_rate_plot import draw_study
-    from ether_diffusion.evaluation.learning_rates import by_rates, carry_out, carry_out_base, plan_runs
     from ether_diffusion.tiny_world.concepts import find_concept
+    from research.learning_rate_plot import draw_study
+    from research.learning_rates import by_rates, carry_out, carry_out_base, plan_runs
 
     check_plotting()
     for subject in parsed.subjects:
@@ -87,7 +87,7 @@ def _study(
     summary: "Mapping[str, Mapping[float, Mapping[str, Estimate]]]",
 ) -> dict[str, Any]:
     """Return what the study came to, as an object for JSON."""
-    from ether_diffusion.evaluation.learning_rates import fidelity_range, least_prompt
+    from research.learning_rates import fidelity_range, least_prompt
 
     least = least_prompt(base)
     ranges = {method: fidelity_range(rates, least_prompt=least) for method, rates in summary.items()}

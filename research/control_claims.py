@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ether_diffusion.evaluation.results.measured import Measured, NotMeasuredError
+from research.measured import Measured, NotMeasuredError
 
 FAR = 0.9
 """The encoder alone is far below where it has less than this share of the best adapter's mIoU."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.columns import PROMPT, RECOGNISED
 from ether_diffusion.evaluation.figures import new_figure, png_of
-from ether_diffusion.evaluation.kept_scores import Scores
 from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.subject_scores import FIDELITY, learn_and_score, summarise
+from research.kept_scores import Scores
+from research.subject_scores import FIDELITY, learn_and_score, summarise
 
 VARIANTS: Mapping[str, Mapping[str, Json]] = {
     "ETHER": {"adapter": "ether", "sides": "input"},

@@ -8,10 +8,10 @@ from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.benchmark.summary import LABELS
 from ether_diffusion.evaluation.columns import PROMPT, RECOGNISED
 from ether_diffusion.evaluation.figures import new_figure, png_of
-from ether_diffusion.evaluation.kept_scores import Scores
-from ether_diffusion.evaluation.learning_rates import TOLERANCE
 from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.subject_scores import FIDELITY, learn_and_score, summarise
+from research.kept_scores import Scores
+from research.learning_rates import TOLERANCE
+from research.subject_scores import FIDELITY, learn_and_score, summarise
 
 NUM_PHOTOS = (1, 2, 4, 6)
 STEPS = (50, 100, 200, 400)

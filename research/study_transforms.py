@@ -1,6 +1,6 @@
 """Draw with the embedded base under random transforms of growing strength: ETHER, ETHER+, OFT and none.
 
-`python scripts/study_transforms.py --output_dir runs/transforms` trains nothing and takes a few minutes on
+`python -m research.study_transforms --output_dir runs/transforms` trains nothing and takes a few minutes on
 one CPU core. It writes transforms.json, transforms.png and transforms_sheet.png.
 """
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ether_diffusion.scripts.studying import run_study
+from research.studying import run_study
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.durable_files import write_files
     from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.evaluation.studies.random_transforms import check_strength
-    from ether_diffusion.evaluation.studies.transform_study import carry_out, draw_curves, draw_sheet
     from ether_diffusion.pipelines.metadata import png_bytes
+    from research.random_transforms import check_strength
+    from research.transform_study import carry_out, draw_curves, draw_sheet
 
     check_plotting()
     for strength in parsed.strengths:

@@ -1,6 +1,6 @@
 """Write docs/results.md, and what `ether plan` rests on, from the files in docs/results.
 
-`python scripts/write_results.py` in the repository; a test regenerates both and compares bytes.
+`python -m research.write_results` in the repository; a test regenerates both and compares bytes.
 """
 
 import argparse
@@ -22,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--curves", type=Path, help="file for ether plan (the package's own)")
     parsed = parser.parse_args(arguments)
     from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.results.curves import curves_of
-    from ether_diffusion.evaluation.results.measured import Measured
-    from ether_diffusion.evaluation.results.page import results_page
-    from ether_diffusion.evaluation.results.plan import CURVES_FILE
+    from ether_diffusion.evaluation.advice import CURVES_FILE
+    from research.curves import curves_of
+    from research.measured import Measured
+    from research.page import results_page
 
     try:
         measured = Measured.read(parsed.docs / "results")

@@ -15,7 +15,7 @@ from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
 from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMethod
 
 CURVES_FILE = Path(__file__).with_name("curves.json")
-"""What of the measured files advice rests on; `scripts/write_results.py` writes it."""
+"""What of the measured files advice rests on; `research/write_results.py` writes it."""
 FALLBACK: AdapterMethod = "ether_plus"
 PAPER_PHOTOS = (4, 6)
 """How many photos the subjects of the DreamBooth data set have."""

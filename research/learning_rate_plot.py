@@ -7,7 +7,7 @@ from ether_diffusion.evaluation.benchmark.summary import LABELS
 from ether_diffusion.evaluation.columns import PROMPT, RECOGNISED
 from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.subject_scores import FIDELITY
+from research.subject_scores import FIDELITY
 
 PANELS = {
     FIDELITY: "likeness to the true pictures",

@@ -1,6 +1,6 @@
 """Learn Tiny World's subjects with n = 1, 4 and 16 blocks, on one side and on both, and compare.
 
-`python scripts/study_blocks.py --output_dir runs/blocks` trains variants × blocks × subjects × seeds
+`python -m research.study_blocks --output_dir runs/blocks` trains variants × blocks × subjects × seeds
 adapters, about a minute each on one CPU core; stopped, the same command goes on. It writes blocks.json and
 blocks.png.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ether_diffusion.scripts.studying import run_study
+from research.studying import run_study
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.durable_files import write_files
     from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.evaluation.studies.blocks import (
+    from ether_diffusion.tiny_world.concepts import find_concept
+    from research.blocks import (
         VARIANTS,
         by_blocks,
         carry_out,
         draw_bars,
         plan_runs,
     )
-    from ether_diffusion.tiny_world.concepts import find_concept
 
     check_plotting()
     for subject in parsed.subjects:

@@ -8,30 +8,30 @@ from ether_diffusion.evaluation.benchmark.summary import LABELS, table
 from ether_diffusion.evaluation.columns import OBJECT, RECOGNISED
 from ether_diffusion.evaluation.likeness import Estimate
 from ether_diffusion.evaluation.report import shown_estimate
-from ether_diffusion.evaluation.results.claims import CLAIMS
-from ether_diffusion.evaluation.results.measured import FILES, Measured, NotMeasuredError
+from research.claims import CLAIMS
+from research.measured import FILES, Measured, NotMeasuredError
 
 COMMANDS = {
     "benchmark": "ether benchmark --output_dir runs/benchmark --num_processes 2 --keep_adapters",
-    "learning_rates": "python scripts/study_learning_rate.py --output_dir runs/rates",
-    "photos": "python scripts/study_photos.py --output_dir runs/photos",
-    "blocks": "python scripts/study_blocks.py --output_dir runs/blocks",
-    "energy": "python scripts/study_energy.py --adapters runs/benchmark --output_dir runs/energy",
-    "transforms": "python scripts/study_transforms.py --output_dir runs/transforms",
-    "cost": "python scripts/study_cost.py --latent 32 --rounds 3 --output_dir runs/cost",
-    "control": "python scripts/study_control.py --output_dir runs/control",
+    "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
+    "photos": "python -m research.study_photos --output_dir runs/photos",
+    "blocks": "python -m research.study_blocks --output_dir runs/blocks",
+    "energy": "python -m research.study_energy --adapters runs/benchmark --output_dir runs/energy",
+    "transforms": "python -m research.study_transforms --output_dir runs/transforms",
+    "cost": "python -m research.study_cost --latent 32 --rounds 3 --output_dir runs/cost",
+    "control": "python -m research.study_control --output_dir runs/control",
 }
 """What makes each file; its study.json or own JSON is copied into docs/results."""
 HEAD = """# What was measured, and what of the paper it bears out
 
-Written by `python scripts/write_results.py` from the files in `docs/results`; edit neither by hand. The
+Written by `python -m research.write_results` from the files in `docs/results`; edit neither by hand. The
 paper is ETHER, Bini et al. 2024, [arXiv:2405.20271](https://arxiv.org/abs/2405.20271).
 
 Nothing here was trained on SD 1.5: subjects, blocks, learning rates, transforms and control are of the
 embedded base, Tiny World (64 × 64 px), so "reproduced" means that the paper's **order** holds there, not its
 figures. Parameters are counted on SD 1.5's UNet. That one method scores more than another is called
 reproduced only if the difference on the same subjects is more than two standard errors above zero; the rules
-are functions in `ether_diffusion/evaluation/results`, one for each claim.
+are functions in `research/`, one for each claim.
 
 Where the paper has DINO, "object" stands here: the likeness of the middle of a picture to that of the true
 picture of its scene, which only a drawn world has, in the features of Tiny World's image tower. Likeness of

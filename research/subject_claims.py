@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ether_diffusion.evaluation.columns import OBJECT
-from ether_diffusion.evaluation.results.measured import (
+from research.measured import (
     Measured,
     NotMeasuredError,
     difference_of,

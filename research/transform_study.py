@@ -12,7 +12,6 @@ from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.likeness import Estimate, estimate, likeness_of_pairs
-from ether_diffusion.evaluation.studies.random_transforms import METHODS, transformed
 from ether_diffusion.evaluation.tiny_subjects import to_images
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.backgrounds import Background
@@ -21,6 +20,7 @@ from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.pictures import generate
 from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
 from ether_diffusion.tiny_world.world import Scene
+from research.random_transforms import METHODS, transformed
 
 LABELS = {
     "ether": "ETHER (fixed)",

@@ -1,6 +1,6 @@
 """Measure how saved adapters of any method change the hyperspherical energy of the base's attention weights.
 
-`python scripts/study_energy.py --adapters runs/benchmark --output_dir runs/energy` takes seconds an
+`python -m research.study_energy --adapters runs/benchmark --output_dir runs/energy` takes seconds an
 adapter; it trains nothing and writes energy.json and energy.png.
 """
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ether_diffusion.scripts.studying import run_study
+from research.studying import run_study
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.durable_files import write_files
     from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.evaluation.studies.energy_study import carry_out, draw_bars, find_adapters
+    from research.energy_study import carry_out, draw_bars, find_adapters
 
     check_plotting()
     study = carry_out(find_adapters(parsed.adapters), parsed.base, on_progress=logger.info)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.columns import PROMPT
-from ether_diffusion.evaluation.kept_scores import Scores, kept_scores
 from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.subject_scores import FIDELITY, learn_and_score, score_base, summarise
+from research.kept_scores import Scores, kept_scores
+from research.subject_scores import FIDELITY, learn_and_score, score_base, summarise
 
 TOLERANCE = 0.05
 MAX_PROMPT_LOSS = 0.1

@@ -1,6 +1,6 @@
 """Learn several subjects of Tiny World, one after the other, and say which of them the adapters draw.
 
-`python scripts/learn_subjects.py --output_dir runs/subjects` takes about a minute a subject on one CPU core.
+`python -m research.learn_subjects --output_dir runs/subjects` takes about a minute a subject on one CPU core.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.columns import OBJECT, RECOGNISED
-from ether_diffusion.evaluation.results.measured import Measured, NotMeasuredError, paired_difference
+from research.measured import Measured, NotMeasuredError, paired_difference
 
 WHOLE_MODEL = "full"
 """What is never advised: a file as large as the base is not what one takes for a subject."""

@@ -1,6 +1,6 @@
 """Train on subjects of Tiny World with few photos and with more, for long or not, and plot what comes of it.
 
-`python scripts/study_photos.py --output_dir runs/photos` trains photos × steps × subjects × seeds adapters,
+`python -m research.study_photos --output_dir runs/photos` trains photos × steps × subjects × seeds adapters,
 about a minute each on one CPU core; stopped, the same command goes on.
 """
 
@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from ether_diffusion.scripts.studying import run_study
+from research.studying import run_study
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.durable_files import write_files
     from ether_diffusion.evaluation.benchmark.plan import TINY_LEARNING_RATES
     from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.evaluation.learning_rates import carry_out_base, least_prompt
-    from ether_diffusion.evaluation.studies.photos import PhotoRun, by_photos, draw_curves, enough_steps
     from ether_diffusion.tiny_world.concepts import find_concept
     from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
+    from research.learning_rates import carry_out_base, least_prompt
+    from research.photos import PhotoRun, by_photos, draw_curves, enough_steps
 
     check_plotting()
     rate = parsed.learning_rate or TINY_LEARNING_RATES.get(parsed.method)

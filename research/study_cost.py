@@ -1,6 +1,6 @@
 """What each method costs on SD 1.5: parameters, file size, seconds of a training step, and its memory.
 
-`python scripts/study_cost.py --output_dir runs/cost --latent 32` takes about ten minutes on one CPU core:
+`python -m research.study_cost --output_dir runs/cost --latent 32` takes about ten minutes on one CPU core:
 steps and memory are measured, at random weights; `--what size` takes seconds. It writes cost.json and
 cost.png.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ether_diffusion.scripts.studying import run_study
+from research.studying import run_study
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -44,8 +44,8 @@ def _run(parsed: argparse.Namespace) -> None:
 
     from ether_diffusion.durable_files import write_files
     from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.evaluation.studies.cost import draw_costs
     from ether_diffusion.scripts.benchmark import machine
+    from research.cost import draw_costs
 
     check_plotting()
     torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def _configs() -> Mapping[str, "PeftConfig"]:
 
 
 def _sizes(parsed: argparse.Namespace, names: Sequence[str]) -> Mapping[str, Mapping[str, "Json"]]:
-    from ether_diffusion.evaluation.studies.cost import count_parameters
+    from research.cost import count_parameters
 
     configs = _configs()
     return {name: dict(count_parameters(configs[name])) for name in names}

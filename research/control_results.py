@@ -14,7 +14,6 @@ from ether_diffusion.evaluation.control_scores import (
     ControlYardsticks,
     score_control,
 )
-from ether_diffusion.evaluation.control_study import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
 from ether_diffusion.evaluation.encoder_loading import load_encoder
 from ether_diffusion.evaluation.likeness import Estimate
 from ether_diffusion.evaluation.samples import Sample, sort_samples
@@ -26,6 +25,7 @@ from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.control import Pair, draw_control
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.world import draw
+from research.control_study import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
 
 FID = "fid_tiny"
 TITLES = {

@@ -12,11 +12,11 @@ from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.benchmark.summary import LABELS
-from ether_diffusion.evaluation.energy import energy_changes
 from ether_diffusion.evaluation.figures import new_figure, png_of
 from ether_diffusion.evaluation.likeness import Estimate, estimate
 from ether_diffusion.evaluation.saved_adapters import attach_saved, saved_method
 from ether_diffusion.tiny_world import resolve_base
+from research.energy import energy_changes
 
 BARS = {
     "relative_change": "mean over layers of ΔHE / HE",

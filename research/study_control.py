@@ -1,6 +1,6 @@
 """Train methods on Tiny World's palette maps for equal steps, and compare how well they follow unseen ones.
 
-`python scripts/study_control.py --output_dir runs/control` trains encoder-only, ETHER, ETHER+, LoRA and OFT,
+`python -m research.study_control --output_dir runs/control` trains encoder-only, ETHER, ETHER+, LoRA and OFT,
 about ten minutes each on one CPU core; stopped or killed, the same command goes on.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ether_diffusion.scripts.studying import run_study
+from research.studying import run_study
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +65,17 @@ def read_entry(text: str) -> tuple[str, float | None]:
 def _run(parsed: argparse.Namespace) -> None:
     entries = [read_entry(text) for text in dict.fromkeys(parsed.methods)]
     from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.control_plot import draw_study, study_sheet
-    from ether_diffusion.evaluation.control_results import (
+    from ether_diffusion.evaluation.figures import check_plotting
+    from ether_diffusion.pipelines.metadata import png_bytes
+    from research.control_plot import draw_study, study_sheet
+    from research.control_results import (
         score_runs,
         study_json,
         study_table,
         tiny_yardsticks,
         true_run,
     )
-    from ether_diffusion.evaluation.control_study import StudyRun, StudySettings, carry_out, draw_base
-    from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.pipelines.metadata import png_bytes
+    from research.control_study import StudyRun, StudySettings, carry_out, draw_base
 
     check_plotting()
     names = {field.name for field in fields(StudySettings)}

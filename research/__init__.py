@@ -1,0 +1,1 @@
+"""The paper's claims and the studies behind docs/results.md: in a checkout, `python -m research.NAME`."""
