@@ -30,7 +30,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 bench: .venv/installed-dev
-	$(BIN)/python scripts/bench_reflections.py
+	$(BIN)/python -m tools.bench_reflections
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -44,8 +44,8 @@ def _run(parsed: argparse.Namespace) -> None:
 
     from ether_diffusion.durable_files import write_files
     from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.scripts.benchmark import machine
     from research.cost import draw_costs
+    from tools.benchmark import machine
 
     check_plotting()
     torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _configs() -> Mapping[str, "PeftConfig"]:
-    from ether_diffusion.scripts import benchmark
+    from tools import benchmark
 
     configs = benchmark.ether_methods(benchmark.ATTENTION) | benchmark.peft_methods(benchmark.ATTENTION)
     return {name: config for name, config in configs.items() if "BOFT" not in name}  # far too slow
@@ -78,7 +78,7 @@ def _sizes(parsed: argparse.Namespace, names: Sequence[str]) -> Mapping[str, Map
 
 
 def _steps(parsed: argparse.Namespace, names: Sequence[str]) -> Mapping[str, Mapping[str, "Json"]]:
-    from ether_diffusion.scripts.bench_reflections import time_unet
+    from tools.bench_reflections import time_unet
 
     times = time_unet(parsed.latent, parsed.rounds)
     floor = times["frozen"]
@@ -97,7 +97,7 @@ def _steps(parsed: argparse.Namespace, names: Sequence[str]) -> Mapping[str, Map
 
 
 def _memory(parsed: argparse.Namespace, names: Sequence[str]) -> Mapping[str, Mapping[str, "Json"]]:
-    from ether_diffusion.scripts.bench_memory import FLOOR, measure_all
+    from tools.bench_memory import FLOOR, measure_all
 
     peaks = measure_all([FLOOR, *names], parsed.latent)
     return {name: {"peak_mib_over_frozen": round(peaks[name] - peaks[FLOOR], 1)} for name in names}

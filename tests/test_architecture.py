@@ -18,6 +18,7 @@ LEVELS = [
     {"training"},
     {"evaluation", "pipelines"},
     {"ui", "scripts"},
+    {"tools"},
     {"research"},
 ]
 """Each part may import what stands above it, and its own level."""
@@ -25,10 +26,10 @@ LEVELS = [
 ONLY_IN = {
     "accelerate": {"training"},
     "gradio": {"ui"},
-    "argparse": {"scripts", "flags", "tiny_world", "research"},
+    "argparse": {"scripts", "flags", "tiny_world", "research", "tools"},
 }
 
-NOT_INSTALLED = ("research",)
+NOT_INSTALLED = ("research", "tools")
 TOP_LEVEL = ("pipelines", "ui", "scripts", *NOT_INSTALLED)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ether_diffusion.scripts import bench_training
+from tools import bench_training
 
 
 @pytest.fixture(autouse=True)

@@ -131,10 +131,10 @@ def test_every_command_of_the_readme_exists(command: str, capsys: pytest.Capture
     assert all(option in helped for line in options for option in re.findall(r"--\w+", line))
 
 
-@pytest.mark.parametrize("bench", sorted(set(re.findall(r"scripts/(bench_\w+)\.py", SPEED))))
+@pytest.mark.parametrize("bench", sorted(set(re.findall(r"\btools\.(bench_\w+)", SPEED))))
 def test_every_bench_of_the_tables_starts(bench: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", f"ether_diffusion.scripts.{bench}", "--help"],
+        [sys.executable, "-W", "ignore", "-m", f"tools.{bench}", "--help"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,7 @@
 """Forward and backward of one projection and of a whole UNet: frozen, ETHER, the paper's way, PEFT's methods.
 
-    python scripts/bench_reflections.py layers [--dtype float32|bfloat16] [--rounds 9]
-    python scripts/bench_reflections.py unet   [--latent 64] [--rounds 3]
+    python -m tools.bench_reflections layers [--dtype float32|bfloat16] [--rounds 9]
+    python -m tools.bench_reflections unet   [--latent 64] [--rounds 3]
 
 Everything runs in one process, interleaved in shuffled rounds; the figures are medians over the frozen floor.
 """
@@ -20,8 +20,8 @@ from peft import PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from ether_diffusion import prepared_adapters
-from ether_diffusion.scripts import benchmark
 from ether_diffusion.tuner import EtherLinear
+from tools import benchmark
 
 COPIES = 16
 """Projections per measurement: weights are as cold as in a UNet, and preparation is shared as there."""

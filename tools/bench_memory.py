@@ -1,6 +1,6 @@
 """Peak memory of one training step of SD 1.5's UNet beyond the loaded model, each method in its own process.
 
-    python scripts/bench_memory.py [--latent 64]
+    python -m tools.bench_memory [--latent 64]
 
 Linux only: reads the peak resident size from /proc, with malloc told to return freed pages at once.
 """
@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from ether_diffusion.scripts import benchmark
-from ether_diffusion.scripts.bench_reflections import attached, make_unet, unet_step
+from tools import benchmark
+from tools.bench_reflections import attached, make_unet, unet_step
 
 MIB = 2**20
 FLOOR = "frozen"
@@ -58,7 +58,7 @@ def measure_all(names: Sequence[str], latent: int) -> dict[str, float]:
         "MALLOC_TRIM_THRESHOLD_": "65536",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "ether_diffusion.scripts.bench_memory", "--latent", str(latent)]
+    command = [sys.executable, "-m", "tools.bench_memory", "--latent", str(latent)]
     return {
         name: float(subprocess.check_output([*command, "--method", name], env=os.environ | small_pieces))
         for name in names

@@ -1,6 +1,6 @@
 """A batch of eight samples with eight different adapters, against one for all: SD 1.5's UNet, forward.
 
-python scripts/bench_mixture.py [--latent 32] [--rounds 3] [--dtype float32|bfloat16]
+python -m tools.bench_mixture [--latent 32] [--rounds 3] [--dtype float32|bfloat16]
 """
 
 import argparse
@@ -16,9 +16,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig, mixed_adapters
-from ether_diffusion.scripts import benchmark
-from ether_diffusion.scripts.bench_reflections import make_unet
 from ether_diffusion.tuner.config import Variant
+from tools import benchmark
+from tools.bench_reflections import make_unet
 
 SAMPLES = 8
 NAMES = [f"subject{index}" for index in range(SAMPLES)]

@@ -1,8 +1,8 @@
 """What training costs: a step of the loop, a whole run, and the memory of a step.
 
-    python scripts/bench_training.py step   [--latent 32] [--rounds 5]
-    python scripts/bench_training.py memory [--latent 64]
-    python scripts/bench_training.py run    [--rounds 3]
+    python -m tools.bench_training step   [--latent 32] [--rounds 5]
+    python -m tools.bench_training memory [--latent 64]
+    python -m tools.bench_training run    [--rounds 3]
 
 A step is train-dreambooth's, on SD 1.5's UNet at random weights, latents and embeddings cached, batch 1.
 Its floor is the frozen UNet forward and backward, and AdamW over as many parameters. A run, on Tiny World, is
@@ -32,10 +32,6 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.base import PromptEmbeddings
-from ether_diffusion.scripts import benchmark
-from ether_diffusion.scripts.bench_memory import MIB, resident
-from ether_diffusion.scripts.bench_mixture import share_weights
-from ether_diffusion.scripts.bench_reflections import make_unet
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import AdapterConfig, ComputeConfig, DreamBoothConfig, OptimizationConfig
 from ether_diffusion.training.data import Batch
@@ -45,6 +41,10 @@ from ether_diffusion.training.methods import TrainedPart, attach_new, peft_confi
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import SMALL_ATTENTION, load_run, make_accelerator
+from tools import benchmark
+from tools.bench_memory import MIB, resident
+from tools.bench_mixture import share_weights
+from tools.bench_reflections import make_unet
 
 METHODS = {
     "ETHER": AdapterConfig(adapter="ether"),
@@ -138,7 +138,7 @@ def bench_step(latent: int, rounds: int, *, quick: bool) -> None:
 def bench_memory(latent: int, *, quick: bool) -> None:
     """Print what a first step takes beyond model and adapter at rest, a process each."""
     small_pieces = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "ether_diffusion.scripts.bench_training", "memory"]
+    command = [sys.executable, "-m", "tools.bench_training", "memory"]
     command += ["--latent", str(latent), *(["--quick"] if quick else [])]
     peaks = {
         name: float(subprocess.check_output([*command, "--method", name], env=os.environ | small_pieces))
