@@ -30,7 +30,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 bench: .venv/installed-dev
-	$(BIN)/python -m tools.bench_reflections
+	$(BIN)/python -m tools.bench_reflections layers
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
