@@ -6,7 +6,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.evaluation.saved_adapters import effective_weight
+from research.distances import effective_weight
 
 _MAX_PAIRS = 2**24
 """Distances held at once."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ether_diffusion.reflections import Vectors, factors, merged_weight, rows
-from research.transform_distance import distance_to_identity
+from research.distances import distance_to_identity
 
 METHODS = ("ether", "ether_plus", "ether_plus_one_sided", "oft", "naive")
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 0.97)

@@ -18,7 +18,7 @@ from ether_diffusion.evaluation.encoders import Encoder
 from ether_diffusion.evaluation.likeness import Estimate, estimate, relative_drift
 from ether_diffusion.evaluation.prompts import other_tiny_prompts
 from ether_diffusion.evaluation.samples import Sample, sort_samples
-from ether_diffusion.evaluation.saved_adapters import attach_saved, weight_distance
+from ether_diffusion.evaluation.saved_adapters import attach_saved
 from ether_diffusion.evaluation.scoring import PhotoReference, score_samples
 from ether_diffusion.evaluation.tiny_subjects import learn_subject, to_images
 from ether_diffusion.evaluation.truth import score_against_truth
@@ -34,8 +34,8 @@ from ether_diffusion.tiny_world.subjects import (
 )
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw
 from ether_diffusion.training.loop import NonFiniteError
+from research.distances import transform_distance, weight_distance
 from research.kept_scores import Scores, kept_scores
-from research.transform_distance import transform_distance
 
 FIDELITY = OBJECT
 PICTURES_PER_PROMPT = 2

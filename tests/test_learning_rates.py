@@ -17,9 +17,10 @@ from torch import nn
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapter_file import AdapterMetadata
 from ether_diffusion.evaluation.likeness import Estimate, estimate
-from ether_diffusion.evaluation.saved_adapters import attach_saved, effective_weight, weight_distance
+from ether_diffusion.evaluation.saved_adapters import attach_saved
 from ether_diffusion.training.methods import adapter_files, adapter_tensors
 from research import study_learning_rate
+from research.distances import effective_weight, weight_distance
 from research.learning_rates import (
     StudyRun,
     by_rates,

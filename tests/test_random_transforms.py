@@ -11,8 +11,8 @@ from torch import nn
 
 from ether_diffusion.reflections import Vectors, rows
 from research import random_transforms as rt
+from research.distances import distance_to_identity
 from research.study_transforms import METHODS, STRENGTHS, main
-from research.transform_distance import distance_to_identity
 
 WIDTH, HEIGHT = 32, 48
 

@@ -8,8 +8,7 @@ from peft import HRAConfig, LoraConfig, OFTConfig, PeftConfig, inject_adapter_in
 from torch import nn
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.evaluation.saved_adapters import effective_weight
-from research.transform_distance import transform_distance
+from research.distances import effective_weight, transform_distance
 
 TARGETS = ["to_q"]
 INPUT_SIDED: dict[str, PeftConfig] = {

@@ -1,13 +1,10 @@
-"""Adapters of every method that training saves, attached to a pipeline, and how far they move its weights."""
+"""Adapters of every method that training saves, attached to a pipeline."""
 
 from pathlib import Path
 
-import torch
 from diffusers import StableDiffusionPipeline
 from peft import PeftConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from ether_diffusion.adapter_file.method_loading import load_any
 from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
@@ -52,31 +49,3 @@ def saved_method(folder: Path) -> str:
         if isinstance(config, EtherConfig)
         else str(getattr(config.peft_type, "value", config.peft_type)).lower()
     )
-
-
-@torch.no_grad()
-def weight_distance(model: nn.Module) -> float:
-    """Return the mean over adapted Linears of ‖W' − W‖ / ‖W‖ (Frobenius), for any method.
-
-    Raises:
-        ValueError: no Linear is adapted.
-    """
-    distances = []
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer) and isinstance(layer.get_base_layer(), nn.Linear):
-            weight = layer.get_base_layer().weight.float()
-            distances.append(float((effective_weight(layer) - weight).norm() / weight.norm()))
-    if not distances:
-        raise ValueError("the model has no adapted Linear")
-    return sum(distances) / len(distances)
-
-
-def effective_weight(layer: nn.Module) -> Tensor:
-    """Return W' (out, in) of an adapted Linear: what its forward makes of the unit vectors."""
-    assert isinstance(layer, BaseTunerLayer)
-    weight = layer.get_base_layer().weight
-    unit = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    assert callable(layer)
-    bias: Tensor = layer(torch.zeros_like(unit[:1]))
-    made: Tensor = layer(unit)
-    return (made - bias).T.float()

@@ -1,4 +1,4 @@
-"""How far the matrices that multiply a weight lie from the identity, for the methods that multiply."""
+"""How far adapters move weights, and the matrices that multiply them from the identity."""
 
 import math
 
@@ -10,6 +10,34 @@ from torch import Tensor, nn
 
 from ether_diffusion.reflections import Rows, Vectors, rows
 from ether_diffusion.tuner import EtherLayer
+
+
+@torch.no_grad()
+def weight_distance(model: nn.Module) -> float:
+    """Return the mean over adapted Linears of ‖W' − W‖ / ‖W‖ (Frobenius), for any method.
+
+    Raises:
+        ValueError: no Linear is adapted.
+    """
+    distances = []
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer.get_base_layer(), nn.Linear):
+            weight = layer.get_base_layer().weight.float()
+            distances.append(float((effective_weight(layer) - weight).norm() / weight.norm()))
+    if not distances:
+        raise ValueError("the model has no adapted Linear")
+    return sum(distances) / len(distances)
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """Return W' (out, in) of an adapted Linear: what its forward makes of the unit vectors."""
+    assert isinstance(layer, BaseTunerLayer)
+    weight = layer.get_base_layer().weight
+    unit = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    assert callable(layer)
+    bias: Tensor = layer(torch.zeros_like(unit[:1]))
+    made: Tensor = layer(unit)
+    return (made - bias).T.float()
 
 
 @torch.no_grad()
