@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from research.studying import run_study
+from research.study import run_study
 
 logger = logging.getLogger(__name__)
 

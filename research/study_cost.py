@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.studying import run_study
+from research.study import run_study
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -1,96 +1,126 @@
-"""Train on subjects of Tiny World with few photos and with more, for long or not, and plot what comes of it.
+"""How many photos, and how many steps? Subjects of Tiny World learned from few and more, for long or not.
 
 `python -m research.study_photos --output_dir runs/photos` trains photos × steps × subjects × seeds adapters,
-about a minute each on one CPU core; stopped, the same command goes on.
+about a minute each on one CPU core; stopped, the same command goes on. It writes photos.json and photos.png.
 """
 
 import argparse
-import json
-import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import fmean
+from typing import TYPE_CHECKING
 
-from research.studying import run_study
+from research.study import (
+    Training,
+    cells_json,
+    draw_curves,
+    learn_all,
+    run_study,
+    study_parser,
+    summarise,
+    write_study,
+)
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ether_diffusion.evaluation.likeness import Estimate
 
 SUBJECTS = ("panda", "sailboat")
+PANELS = {
+    "object": "likeness to the true pictures",
+    "recognised": "share recognised as the subject",
+    "tiny_t": "likeness to the prompt",
+    "drift": "drift on prompts without the subject",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and write photos.json and photos.png. Return 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Run the study. Return 0, or 2 for what the user can mend."""
+    parser = study_parser(__doc__, SUBJECTS)
     parser.add_argument("--num_photos", nargs="+", type=int, default=[1, 2, 4, 6], help="(1 2 4 6)")
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[50, 100, 200, 400], help="of trainings (50 100 200 400)"
     )
     parser.add_argument("--method", default="ether", help="(ether, which ether plan advises)")
     parser.add_argument("--learning_rate", type=float, help="(the method's own for Tiny World)")
-    parser.add_argument("--subjects", nargs="+", default=SUBJECTS, metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--inference_steps", type=int, default=15, help="of each picture (15)")
-    parser.add_argument("--output_dir", type=Path, required=True)
     return run_study("study_photos", parser, _run, arguments)
 
 
-def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.benchmark.plan import TINY_LEARNING_RATES
-    from ether_diffusion.evaluation.figures import check_plotting
-    from ether_diffusion.tiny_world.concepts import find_concept
-    from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
-    from research.learning_rates import carry_out_base, least_prompt
-    from research.photos import PhotoRun, by_photos, draw_curves, enough_steps
+def training(method: str, rate: float, num_photos: int, steps: int, subject: str, seed: int) -> Training:
+    """Return one training of the study."""
+    return Training(
+        {
+            "method": method,
+            "learning_rate": rate,
+            "num_photos": num_photos,
+            "steps": steps,
+            "subject": subject,
+            "seed": seed,
+        },
+        ("num_photos", "steps"),
+        Path(f"{num_photos}_photos", f"{steps}_steps", f"{subject.replace(' ', '_')}_{seed}"),
+        {"adapter": method, "learning_rate": rate, "max_train_steps": steps},
+        num_photos,
+    )
 
-    check_plotting()
+
+def enough_steps(row: "Mapping[int, Mapping[str, Estimate]]", least_prompt: float) -> int | None:
+    """Return the fewest steps whose fidelity is within 5 % of the best that keeps the prompt.
+
+    None where none keeps it.
+    """
+    from research.study_learning_rate import TOLERANCE, kept_fidelity
+
+    means = kept_fidelity(row, least_prompt)
+    best = max(means.values(), default=0.0)
+    return min((steps for steps, mean in means.items() if mean >= best - TOLERANCE * abs(best)), default=None)
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from ether_diffusion.evaluation.benchmark.plan import TINY_LEARNING_RATES
+    from ether_diffusion.evaluation.benchmark.summary import LABELS
+    from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
+    from research.study_learning_rate import base_of
+
     rate = parsed.learning_rate or TINY_LEARNING_RATES.get(parsed.method)
     if rate is None:
         raise ValueError(f"--method is one of {', '.join(TINY_LEARNING_RATES)}; found {parsed.method}")
-    for subject in parsed.subjects:
-        find_concept(subject)
     wrong = [count for count in parsed.num_photos if not 1 <= count <= NUM_PHOTOS]
     if wrong:
         raise ValueError(f"a subject of Tiny World has 1 to {NUM_PHOTOS} photos; asked for {wrong[0]}")
-    steps = parsed.inference_steps
-    base = [
-        carry_out_base(subject, seed, parsed.output_dir, num_inference_steps=steps)
-        for subject, seed in product(parsed.subjects, parsed.seeds)
+    base, least = base_of(parsed)
+    trainings = [
+        training(parsed.method, rate, num_photos, steps, subject, seed)
+        for subject, seed, num_photos, steps in product(
+            *(
+                dict.fromkeys(each)
+                for each in (parsed.subjects, parsed.seeds, parsed.num_photos, parsed.steps)
+            )
+        )
     ]
-    results = {}
-    for subject, seed, num_photos, length in product(
-        parsed.subjects, parsed.seeds, parsed.num_photos, parsed.steps
-    ):
-        run = PhotoRun(parsed.method, rate, num_photos, length, subject, seed)
-        results[run] = run.carry_out(parsed.output_dir, steps)
-        logger.info("%s: %s", run, json.dumps(results[run]))
-    summary, least = by_photos(results), least_prompt(base)
-    means = {name: fmean(scores[name] for scores in base) for name in base[0]}
+    cells = summarise(learn_all(trainings, parsed.output_dir, parsed.inference_steps))
     found = {
         "method": parsed.method,
         "learning_rate": rate,
-        "inference_steps": steps,
+        "inference_steps": parsed.inference_steps,
         "subjects": list(parsed.subjects),
         "seeds": list(parsed.seeds),
-        "base": means,
+        "base": dict(base),
         "least_prompt": least,
-        "photos": {
-            str(number): {
-                str(length): {name: asdict(each) for name, each in scores.items()}
-                for length, scores in row.items()
-            }
-            for number, row in summary.items()
-        },
-        "enough_steps": {str(number): enough_steps(row, least) for number, row in summary.items()},
+        "photos": cells_json(cells),
+        "enough_steps": {str(number): enough_steps(row, least) for number, row in cells.items()},
     }
-    text = json.dumps(found, indent=1, allow_nan=False)
-    plot = draw_curves(summary, means, parsed.method)
-    write_files(parsed.output_dir, {"photos.json": f"{text}\n".encode(), "photos.png": plot})
+    plot = draw_curves(
+        PANELS,
+        cells,
+        base,
+        {number: f"{number} photo{'s' if number > 1 else ''}" for number in cells},
+        size=(11, 7.4),
+        xlabel="steps",
+        ticks=sorted({steps for row in cells.values() for steps in row}),
+        title=LABELS.get(parsed.method, parsed.method),
+    )
+    write_study(parsed.output_dir, "photos", found, photos=plot)
 
 
 if __name__ == "__main__":

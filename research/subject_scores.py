@@ -2,10 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -15,7 +13,7 @@ from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.evaluation.columns import OBJECT
 from ether_diffusion.evaluation.encoder_loading import load_encoder
 from ether_diffusion.evaluation.encoders import Encoder
-from ether_diffusion.evaluation.likeness import Estimate, estimate, relative_drift
+from ether_diffusion.evaluation.likeness import relative_drift
 from ether_diffusion.evaluation.prompts import other_tiny_prompts
 from ether_diffusion.evaluation.samples import Sample, sort_samples
 from ether_diffusion.evaluation.saved_adapters import attach_saved
@@ -35,74 +33,29 @@ from ether_diffusion.tiny_world.subjects import (
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw
 from ether_diffusion.training.loop import NonFiniteError
 from research.distances import transform_distance, weight_distance
-from research.kept_scores import Scores, kept_scores
+from research.study import Scores, Training, kept_scores
 
 FIDELITY = OBJECT
 PICTURES_PER_PROMPT = 2
 
-AnyRun = TypeVar("AnyRun", bound="Run")
-Cells = dict[tuple[Any, ...], dict[str, Estimate]]
-"""Estimates by what runs of a study have in common, and by score."""
-
 logger = logging.getLogger(__name__)
 
 
-class Run(Protocol):
-    """One training of a study."""
-
-    @property
-    def subject(self) -> str:
-        """The name of what is learned."""
-
-    @property
-    def seed(self) -> int:
-        """Of the training and of the pictures."""
-
-
-def summarise(results: Mapping[AnyRun, Scores], cell_of: Callable[[AnyRun], tuple[Any, ...]]) -> Cells:
-    """Return estimates by cell, in order, with errors over subjects, or over seeds of one subject.
-
-    What any run of a cell lacks, the cell lacks: there it came to nothing.
-    """
-    one_subject = len({run.subject for run in results}) == 1
-    cells: dict[tuple[Any, ...], list[tuple[AnyRun, Scores]]] = {}
-    for run, scores in results.items():
-        cells.setdefault(cell_of(run), []).append((run, scores))
-    return {
-        cell: {
-            name: estimate(
-                [scores[name] for _, scores in pairs],
-                [run.seed if one_subject else run.subject for run, _ in pairs],
-            )
-            for name in sorted(set.intersection(*(set(scores) for _, scores in pairs)))
-        }
-        for cell, pairs in cells.items()
-    }
-
-
-def learn_and_score(
-    subject: str,
-    seed: int,
-    folder: Path,
-    asked: Mapping[str, Json],
-    settings: Mapping[str, Json],
-    num_inference_steps: int,
-    *,
-    num_photos: int = NUM_PHOTOS,
-) -> Scores:
-    """Train on a subject in a folder, draw and score it, or read what `asked` came to there before.
-
-    Nothing where training diverged.
+def learn_and_score(training: Training, root: Path, num_inference_steps: int) -> Scores:
+    """Train on a subject, draw and score it, or read what this came to before; nothing where it diverged.
 
     Raises:
         ValueError: the settings cannot be used, or an earlier run had others.
         InterruptedError: a signal stopped the training; called again, it goes on.
     """
+    folder, subject, seed = root / training.folder, str(training.asked["subject"]), training.asked["seed"]
+    assert isinstance(seed, int)
+    num_photos = NUM_PHOTOS if training.num_photos is None else training.num_photos
 
     def measure() -> Scores:
         try:
             adapter = learn_subject(
-                find_concept(subject), folder, {**settings, "seed": seed}, num_photos=num_photos
+                find_concept(subject), folder, {**training.settings, "seed": seed}, num_photos=num_photos
             )
         except NonFiniteError as error:
             logger.info("%s: %s", folder, error)
@@ -110,7 +63,18 @@ def learn_and_score(
         return score_subject(subject, seed, adapter, num_inference_steps)
 
     how: dict[str, Json] = {"inference_steps": num_inference_steps, "num_images": PICTURES_PER_PROMPT}
-    return kept_scores(folder, {**asked, **how}, measure)
+    return kept_scores(folder, {**training.asked, **how}, measure)
+
+
+def kept_base_scores(subject: str, seed: int, root: Path, num_inference_steps: int) -> Scores:
+    """Score what the base draws without an adapter, or read what it came to before.
+
+    Raises:
+        ValueError: an earlier run had other settings.
+    """
+    asked: dict[str, Json] = {"subject": subject, "seed": seed, "inference_steps": num_inference_steps}
+    folder = root / "base" / f"{subject.replace(' ', '_')}_{seed}"
+    return kept_scores(folder, asked, lambda: score_base(subject, seed, num_inference_steps))
 
 
 def score_base(subject: str, seed: int, num_inference_steps: int) -> dict[str, float]:

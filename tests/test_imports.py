@@ -23,7 +23,7 @@ def run(code: str) -> str:
         "ether_diffusion",
         *(f"ether_diffusion.scripts.{n}" for n in ("ether", "train_dreambooth", "train_control")),
         *(f"ether_diffusion.scripts.{n}" for n in ("demo", "demo_control")),
-        *(f"research.{n}" for n in ("learn_subjects", "studying")),
+        *(f"research.{n}" for n in ("learn_subjects", "study")),
     ],
 )
 def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,9 @@ from ether_diffusion.evaluation.saved_adapters import attach_saved
 from ether_diffusion.training.methods import adapter_files, adapter_tensors
 from research import study_learning_rate
 from research.distances import effective_weight, weight_distance
-from research.learning_rates import (
-    StudyRun,
-    by_rates,
-    carry_out,
-    fidelity_range,
-    least_prompt,
-    plan_runs,
-    usable_range,
-)
+from research.study import Scores, summarise
+from research.study_learning_rate import fidelity_range, least_prompt, plan, usable_range
+from research.subject_scores import learn_and_score
 
 TARGETS = ["to_q", "to_v"]
 CONFIGS: dict[str, PeftConfig] = {
@@ -144,14 +139,14 @@ def test_a_rate_that_ignores_the_prompt_is_not_usable_however_like_the_photos() 
 
 
 def test_estimates_have_errors_over_subjects_and_none_where_a_run_came_to_nothing() -> None:
-    results: dict[StudyRun, dict[str, float]] = {
-        StudyRun("lora", rate, subject, seed): {"object": rate + bonus + seed / 10, "tiny_t": 0.7}
-        for rate in (1.0, 2.0)
-        for subject, bonus in (("fox", 0.0), ("owl", 1.0))
-        for seed in (0, 1)
-    }
-    results[StudyRun("lora", 2.0, "owl", 1)] = {}
-    rates = by_rates(results)["lora"]
+    def scores(asked: Mapping[str, Any]) -> Scores:
+        if (asked["learning_rate"], asked["subject"], asked["seed"]) == (2.0, "owl", 1):
+            return {}
+        bonus = {"fox": 0.0, "owl": 1.0}[asked["subject"]]
+        return {"object": asked["learning_rate"] + bonus + asked["seed"] / 10, "tiny_t": 0.7}
+
+    trainings = plan(["lora"], [1.0, 2.0], ["fox", "owl"], [0, 1], 1)
+    rates = summarise([(training, scores(training.asked)) for training in trainings])["lora"]
     assert rates[1.0]["object"].mean == pytest.approx(1.55)
     assert rates[1.0]["object"].standard_error == pytest.approx(0.5)
     assert rates[2.0] == {}
@@ -161,8 +156,9 @@ def test_estimates_have_errors_over_subjects_and_none_where_a_run_came_to_nothin
 
 
 def test_a_plan_has_every_run_once() -> None:
-    runs = plan_runs(["ether", "lora"], [1e-3, 1e-3, 1e-2], ["fox"], [0, 1])
-    assert len(runs) == len(set(runs)) == 8
+    runs = plan(["ether", "lora"], [1e-2, 1e-3, 1e-3], ["fox"], [0, 1], 1)
+    assert len(runs) == len({run.folder for run in runs}) == 8
+    assert [run.asked["learning_rate"] for run in runs[:4]] == [1e-3, 1e-3, 1e-2, 1e-2]
 
 
 def study(folder: Path, *arguments: str) -> int:
@@ -207,6 +203,6 @@ def test_an_unknown_subject_is_refused_before_anything_is_trained(
 
 
 def test_a_training_that_diverges_is_a_result_without_scores(tmp_path: Path) -> None:
-    run = StudyRun("lora", 1e30, "fox", 0)
-    assert not carry_out(run, tmp_path, max_train_steps=3, num_inference_steps=1)
-    assert not carry_out(run, tmp_path, max_train_steps=3, num_inference_steps=1)
+    (run,) = plan(["lora"], [1e30], ["fox"], [0], 3)
+    assert not learn_and_score(run, tmp_path, 1)
+    assert not learn_and_score(run, tmp_path, 1)

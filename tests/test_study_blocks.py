@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from ether_diffusion.adapter_file import read_adapter
-from research.blocks import VARIANTS, plan_runs
-from research.study_blocks import main
+from research.study_blocks import VARIANTS, main, plan
 
 SHORT = ["--subjects", "fox", "--steps", "1", "--inference_steps", "1", "--blocks", "8"]
 
@@ -20,9 +19,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_variant_is_trained_with_its_blocks_and_sides(study: Path) -> None:
-    for run in plan_runs(list(VARIANTS), [8], ["fox"], [0]):
-        config = read_adapter(run.folder(study) / "adapter").config
-        asked = VARIANTS[run.variant]
+    for training in plan([8], ["fox"], [0], 1):
+        config = read_adapter(study / training.folder / "adapter").config
+        asked = VARIANTS[str(training.asked["variant"])]
         assert (config.variant, config.sides) == (asked["adapter"], asked["sides"])
         assert config.num_blocks == 8
 

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.evaluation.likeness import Estimate, estimate
-from research.photos import PhotoRun, enough_steps
-from research.study_photos import main
+from research.study_photos import enough_steps, main, training
 
 SHORT = ["--subjects", "panda", "--num_photos", "1", "3", "--steps", "1", "--inference_steps", "1"]
 
@@ -31,8 +30,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_sees_as_many_photos_as_it_says(study: Path) -> None:
     found = json.loads((study / "photos.json").read_text())
     for number in (1, 3):
-        run = PhotoRun(found["method"], found["learning_rate"], number, 1, "panda", 0)
-        photos = run.folder(study) / "photos"
+        one = training(found["method"], found["learning_rate"], number, 1, "panda", 0)
+        photos = study / one.folder / "photos"
         assert len(list(photos.glob("*.png"))) == number
         assert len((photos / "metadata.jsonl").read_text().splitlines()) == number
 
