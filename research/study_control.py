@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from research.study import run_study
+from research.study import run_study, study_parser
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,7 @@ ENTRIES = ("none", "ether", "ether_plus", "lora", "oft")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and write its JSON, plot and sheet. Return 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__)
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -38,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--inference_steps", type=int, help="of each picture (12)")
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="of training (bf16)")
     parser.add_argument("--results", type=Path, help="folder that gets the JSON, the plot and the sheet, too")
-    parser.add_argument("--output_dir", type=Path, required=True)
     return run_study("study_control", parser, _run, arguments)
 
 
@@ -65,7 +62,6 @@ def read_entry(text: str) -> tuple[str, float | None]:
 def _run(parsed: argparse.Namespace) -> None:
     entries = [read_entry(text) for text in dict.fromkeys(parsed.methods)]
     from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.figures import check_plotting
     from ether_diffusion.pipelines.metadata import png_bytes
     from research.control_plot import draw_study, study_sheet
     from research.control_results import (
@@ -77,7 +73,6 @@ def _run(parsed: argparse.Namespace) -> None:
     )
     from research.control_study import StudyRun, StudySettings, carry_out, draw_base
 
-    check_plotting()
     names = {field.name for field in fields(StudySettings)}
     given = {key: value for key, value in vars(parsed).items() if key in names and value is not None}
     settings, root, seeds = StudySettings(**given), parsed.output_dir, list(dict.fromkeys(parsed.seeds))

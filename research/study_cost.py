@@ -6,16 +6,14 @@ cost.png.
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.study import run_study
+from research.study import run_study, study_parser, write_study
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -29,25 +27,19 @@ WHAT = ("size", "step", "memory")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__)
     parser.add_argument("--what", nargs="+", default=WHAT, choices=WHAT, help="all of them by default")
     parser.add_argument("--latent", type=int, default=64, help="side of the latents of a step (64)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of steps (5)")
-    parser.add_argument("--output_dir", type=Path, required=True)
     return run_study("study_cost", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:
     import torch
 
-    from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.figures import check_plotting
     from research.cost import draw_costs
     from tools.benchmark import machine
 
-    check_plotting()
     torch.set_num_threads(1)
     methods: dict[str, dict[str, Json]] = {name: {} for name in _configs()}
     with warnings.catch_warnings():
@@ -58,9 +50,7 @@ def _run(parsed: argparse.Namespace) -> None:
                     logger.info("%s: %s", name, costs)
                     methods[name] |= costs
     found = {"machine": machine(), "latent": parsed.latent, "methods": methods}
-    text = json.dumps(found, indent=1, allow_nan=False)
-    parsed.output_dir.mkdir(parents=True, exist_ok=True)
-    write_files(parsed.output_dir, {"cost.json": f"{text}\n".encode(), "cost.png": draw_costs(methods)})
+    write_study(parsed.output_dir, "cost", found, cost=draw_costs(methods))
 
 
 def _configs() -> Mapping[str, "PeftConfig"]:

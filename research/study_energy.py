@@ -5,22 +5,19 @@ adapter; it trains nothing and writes energy.json and energy.png.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from research.study import run_study
+from research.study import run_study, study_parser, write_study
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__)
     parser.add_argument(
         "--adapters",
         nargs="+",
@@ -30,20 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of adapters, or of runs that hold some",
     )
     parser.add_argument("--base", default="tiny_world", help="what they were trained on (tiny_world)")
-    parser.add_argument("--output_dir", type=Path, required=True)
     return run_study("study_energy", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.figures import check_plotting
-    from research.energy_study import carry_out, draw_bars, find_adapters
+    from research.energy import carry_out, draw_bars, find_adapters
 
-    check_plotting()
     study = carry_out(find_adapters(parsed.adapters), parsed.base, on_progress=logger.info)
-    text = json.dumps({"base": parsed.base, **study.to_json()}, indent=1, allow_nan=False)
-    parsed.output_dir.mkdir(parents=True, exist_ok=True)
-    write_files(parsed.output_dir, {"energy.json": f"{text}\n".encode(), "energy.png": draw_bars(study)})
+    found = {"base": parsed.base, **study.to_json()}
+    write_study(parsed.output_dir, "energy", found, energy=draw_bars(study))
 
 
 if __name__ == "__main__":

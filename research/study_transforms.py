@@ -5,13 +5,11 @@ one CPU core. It writes transforms.json, transforms.png and transforms_sheet.png
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from research.study import run_study
+from research.study import run_study, study_parser, write_study
 
 logger = logging.getLogger(__name__)
 
@@ -21,25 +19,18 @@ STRENGTHS = (0.1, 0.25, 0.5, 0.75, 0.97)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME")
     parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS, help="from 0 to below 1")
     parser.add_argument("--inference_steps", type=int, default=20, help="of each picture (20)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, required=True)
     return run_study("study_transforms", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.figures import check_plotting
     from ether_diffusion.pipelines.metadata import png_bytes
-    from research.random_transforms import check_strength
-    from research.transform_study import carry_out, draw_curves, draw_sheet
+    from research.transforms import carry_out, check_strength, draw_curves, draw_sheet
 
-    check_plotting()
     for strength in parsed.strengths:
         check_strength(strength)
     study = carry_out(
@@ -50,15 +41,8 @@ def _run(parsed: argparse.Namespace) -> None:
         on_progress=logger.info,
     )
     found = {"inference_steps": parsed.inference_steps, "seed": parsed.seed, **study.to_json()}
-    parsed.output_dir.mkdir(parents=True, exist_ok=True)
-    write_files(
-        parsed.output_dir,
-        {
-            "transforms.json": f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode(),
-            "transforms.png": draw_curves(study),
-            "transforms_sheet.png": png_bytes(draw_sheet(study, prompt=0)),
-        },
-    )
+    sheet = png_bytes(draw_sheet(study, prompt=0))
+    write_study(parsed.output_dir, "transforms", found, transforms=draw_curves(study), transforms_sheet=sheet)
 
 
 if __name__ == "__main__":
