@@ -12,8 +12,8 @@ from training_runs import write_photos
 from ether_diffusion.evaluation.advice import advise, read_curves
 from ether_diffusion.scripts import ether
 from ether_diffusion.training.config import DreamBoothConfig
-from research.curves import curves_of
 from research.measured import Measured
+from research.write_results import curves_of
 
 CURVES: dict[str, Any] = {"benchmark": None, "usable_range": None, "photos": None}
 

@@ -16,7 +16,7 @@ from ether_diffusion.training.config import EvaluationConfig
 from research import write_results
 from research.claims import CLAIMS
 from research.measured import FILES, Measured, difference_of, paired_difference
-from research.page import results_page
+from research.write_results import results_page
 
 ROOT = Path(__file__).parent.parent
 
