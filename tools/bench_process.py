@@ -1,8 +1,8 @@
 """What whole processes of train-dreambooth cost: beside a busy neighbour, in starting, and beside diffusers.
 
-    python tools/bench_process.py neighbour [--steps 30] [--rounds 3]
-    python tools/bench_process.py start     [--rounds 5]
-    python tools/bench_process.py diffusers --script train_dreambooth_lora.py [--steps 20 200]
+    python -m tools.bench_process neighbour [--steps 30] [--rounds 3]
+    python -m tools.bench_process start     [--rounds 5]
+    python -m tools.bench_process diffusers --script train_dreambooth_lora.py [--steps 20 200]
 
 Six photos of a fox are learned on Tiny World, in a process each, in shuffled rounds; medians. `neighbour`
 lets OpenMP's threads wait in several ways, on the machine as it is and beside a process that keeps one core
