@@ -18,18 +18,18 @@ LEVELS = [
     {"training"},
     {"evaluation", "pipelines"},
     {"ui", "scripts"},
-    {"tools"},
+    {"recipes", "tools"},
     {"research"},
 ]
 """Each part may import what stands above it, and its own level."""
 
 ONLY_IN = {
-    "accelerate": {"training"},
+    "accelerate": {"training", "recipes"},
     "gradio": {"ui"},
-    "argparse": {"scripts", "flags", "tiny_world", "research", "tools"},
+    "argparse": {"scripts", "flags", "recipes", "research", "tools"},
 }
 
-NOT_INSTALLED = ("research", "tools")
+NOT_INSTALLED = ("recipes", "research", "tools")
 TOP_LEVEL = ("pipelines", "ui", "scripts", *NOT_INSTALLED)
 
 

@@ -1,7 +1,7 @@
 """Where a prompt is cut and how a trigger word is read, by a stand-in and by a real tokenizer."""
 
-from ether_diffusion.tiny_world.training.tokenizer import IDENTIFIERS, train_tokenizer
 from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
+from recipes.tiny_world.tokenizer import IDENTIFIERS, train_tokenizer
 
 CLIP_RANKS = {
     "a": 320,

@@ -20,11 +20,11 @@ from ether_diffusion.tiny_world.judge import JUDGE_FILE
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.recognition import shipped_concepts
 from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, Segmenter, load_segmenter
-from ether_diffusion.tiny_world.training.export import export_segmenter
-from ether_diffusion.tiny_world.training.loop import RunConfig, Trainer, step_generator
-from ether_diffusion.tiny_world.training.segmenting import SegmenterStage
-from ether_diffusion.tiny_world.training.segments import Segments, draw_segments, segment_scenes
 from ether_diffusion.tiny_world.world import is_held_out_pair
+from recipes.tiny_world.export import export_segmenter
+from recipes.tiny_world.loop import RunConfig, Trainer, step_generator
+from recipes.tiny_world.segmenting import SegmenterStage
+from recipes.tiny_world.segments import Segments, draw_segments, segment_scenes
 
 NEW_SEED = 7
 """Training draws its scenes from seed 0."""

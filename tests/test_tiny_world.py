@@ -21,7 +21,6 @@ from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.scenery import SCENE_PHRASES
 from ether_diffusion.tiny_world.scores import background_accuracy, background_colours, top_accuracy
 from ether_diffusion.tiny_world.subjects import photos_of, subject_noun, unseen_prompts, write_photos
-from ether_diffusion.tiny_world.training.prompts import draw_scenes as draw_prompt_scenes
 from ether_diffusion.tiny_world.world import (
     Scene,
     draw,
@@ -31,6 +30,7 @@ from ether_diffusion.tiny_world.world import (
     sample_scene,
     training_caption,
 )
+from recipes.tiny_world.prompts import draw_scenes as draw_prompt_scenes
 
 BUNDLED = [concept for concept in all_concepts() if (RENDERS_FOLDER / f"{concept.render}.webp").is_file()]
 

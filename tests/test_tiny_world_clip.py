@@ -11,16 +11,16 @@ from ether_diffusion.tiny_world.clip import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.scores import caption_likeness, rank_captions
-from ether_diffusion.tiny_world.training.clip import (
+from ether_diffusion.tiny_world.world import Scene
+from recipes.tiny_world.clip import (
     build_image_tower,
     build_text_tower,
     load_text_encoder,
     to_text_encoder,
     tokenize,
 )
-from ether_diffusion.tiny_world.training.export import export_image_tower
-from ether_diffusion.tiny_world.training.tokenizer import train_tokenizer
-from ether_diffusion.tiny_world.world import Scene
+from recipes.tiny_world.export import export_image_tower
+from recipes.tiny_world.tokenizer import train_tokenizer
 
 SCENES = [Scene(find_concept(name), Background("plain", "red")) for name in ("cat", "star")]
 CAPTIONS = [scene.caption() for scene in SCENES]

@@ -1,11 +1,13 @@
 """The command line of Tiny World's training."""
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 from ether_diffusion.flags import add_flags
-from ether_diffusion.tiny_world.evaluate import EvaluationConfig, parse_config
-from ether_diffusion.tiny_world.training.loop import RunConfig
+from recipes.tiny_world.evaluate import EvaluationConfig, parse_config
+from recipes.tiny_world.loop import RunConfig
 
 
 def test_every_field_of_a_config_is_a_flag_with_its_default() -> None:
@@ -35,3 +37,12 @@ def test_the_help_has_every_flag_with_its_line() -> None:
     lines = parser.format_help()
     assert "Last part of the budget over which the rate falls to 5 %; 0: constant." in lines
     assert all(f"--{name}" in lines for name in RunConfig.__dataclass_fields__)
+
+
+def test_the_recipe_runs_from_the_checkout() -> None:
+    command = [sys.executable, "-m", "recipes.tiny_world"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run([*command, "--help"], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python -m recipes.tiny_world ")
+    refused = subprocess.run([*command, "--stage", "nap"], cwd=root, capture_output=True, check=False)
+    assert refused.returncode == 2

@@ -8,15 +8,15 @@ import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
-from ether_diffusion.tiny_world.training.autoencoder import LATENT_NOISE, DecoderStage, build_vae, psnr
-from ether_diffusion.tiny_world.training.average import Average
-from ether_diffusion.tiny_world.training.checkpoint import newest_checkpoint
-from ether_diffusion.tiny_world.training.clip import build_text_tower, tokenize
-from ether_diffusion.tiny_world.training.clock import Clock
-from ether_diffusion.tiny_world.training.data import Composites, join_composites
-from ether_diffusion.tiny_world.training.loop import Batch, RunConfig, Trainer, step_generator
-from ether_diffusion.tiny_world.training.tokenizer import IDENTIFIERS, train_tokenizer
-from ether_diffusion.tiny_world.training.unet import SCHEDULE, UNetObjective
+from recipes.tiny_world.autoencoder import LATENT_NOISE, DecoderStage, build_vae, psnr
+from recipes.tiny_world.average import Average
+from recipes.tiny_world.checkpoint import newest_checkpoint
+from recipes.tiny_world.clip import build_text_tower, tokenize
+from recipes.tiny_world.clock import Clock
+from recipes.tiny_world.data import Composites, join_composites
+from recipes.tiny_world.loop import Batch, RunConfig, Trainer, step_generator
+from recipes.tiny_world.tokenizer import IDENTIFIERS, train_tokenizer
+from recipes.tiny_world.unet import SCHEDULE, UNetObjective
 
 CAPTIONS = ["a cat on a red background", "a small apple in the snow", "an animal in space", "a dog"] * 50
 

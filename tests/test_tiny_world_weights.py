@@ -13,8 +13,8 @@ from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.tiny_world.judge import load_judge
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
 from ether_diffusion.tiny_world.scores import background_accuracy, rank_concepts, top_accuracy
-from ether_diffusion.tiny_world.training.autoencoder import psnr, reconstruct
 from ether_diffusion.tiny_world.world import Scene
+from recipes.tiny_world.autoencoder import psnr, reconstruct
 
 EASY = {
     "cat": "white",

@@ -16,7 +16,7 @@ def tiny_world_path() -> Path:
     if not (WEIGHTS_FOLDER / "model_index.json").is_file():
         raise FileNotFoundError(
             f"{WEIGHTS_FOLDER} has no model_index.json; install a wheel that carries the weights, "
-            "or train them with scripts/train_tiny_world.py and export them there"
+            "or train them with python -m recipes.tiny_world and export them there"
         )
     return WEIGHTS_FOLDER
 

@@ -81,7 +81,7 @@ def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> Image.Ima
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; the package carries only the renders of its demos; others come from "
-            "scripts/train_tiny_world.py --stage data"
+            "python -m recipes.tiny_world --stage data"
         )
     with Image.open(path) as picture:
         rgba = picture.convert("RGBA")

@@ -49,7 +49,7 @@ def load_tiny_clip(folder: Path) -> TinyClip:
     """
     if not (folder / IMAGE_TOWER_FOLDER).is_dir():
         raise FileNotFoundError(
-            f"{folder} has no folder {IMAGE_TOWER_FOLDER}; run scripts/train_tiny_world.py "
+            f"{folder} has no folder {IMAGE_TOWER_FOLDER}; run python -m recipes.tiny_world "
             "--stage image_tower and --stage export"
         )
     tower = folder / IMAGE_TOWER_FOLDER

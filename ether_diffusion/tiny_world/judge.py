@@ -47,7 +47,7 @@ def load_judge(folder: Path) -> Judge:
     """
     path = folder / JUDGE_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; train it: scripts/train_tiny_world.py --stage judge")
+        raise FileNotFoundError(f"there is no {path}; train it: python -m recipes.tiny_world --stage judge")
     judge = Judge(len(all_concepts()))
     judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return judge.eval()

@@ -68,7 +68,7 @@ def load_segmenter(folder: Path) -> Segmenter:
     path = folder / SEGMENTER_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; train it: scripts/train_tiny_world.py --stage segmenter"
+            f"{path} does not exist; train it: python -m recipes.tiny_world --stage segmenter"
         )
     segmenter = Segmenter()
     tensors = load_file(path)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from ether_diffusion.durable_files import write_folder
-from ether_diffusion.tiny_world.training.average import Average
+from recipes.tiny_world.average import Average
 
 Json = dict[str, int | float | str]
 

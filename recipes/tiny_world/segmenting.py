@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ether_diffusion.tiny_world.segmenter import Segmenter
-from ether_diffusion.tiny_world.training.loop import Batch
-from ether_diffusion.tiny_world.training.segments import Segments
+from recipes.tiny_world.loop import Batch
+from recipes.tiny_world.segments import Segments
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from ether_diffusion.tiny_world.concepts import all_concepts
 from ether_diffusion.tiny_world.judge import Judge
-from ether_diffusion.tiny_world.training.data import Composites
-from ether_diffusion.tiny_world.training.loop import Batch
+from recipes.tiny_world.data import Composites
+from recipes.tiny_world.loop import Batch
 
 logger = logging.getLogger(__name__)
 

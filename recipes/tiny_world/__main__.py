@@ -1,16 +1,16 @@
-"""Train Tiny World: `python scripts/train_tiny_world.py --stage autoencoder --time_budget_minutes 30`."""
+"""Train Tiny World: `python -m recipes.tiny_world --stage autoencoder --time_budget_minutes 30`."""
 
 import argparse
 import logging
 
 from ether_diffusion.flags import add_flags
-from ether_diffusion.tiny_world.training.loop import RunConfig
-from ether_diffusion.tiny_world.training.stages import STAGES, run_stage
+from recipes.tiny_world.loop import RunConfig
+from recipes.tiny_world.stages import STAGES, run_stage
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line: the stage, and one flag for each field of RunConfig."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m recipes.tiny_world", description=__doc__)
     parser.add_argument("--stage", required=True, choices=STAGES, help="What to train or prepare.")
     add_flags(parser, RunConfig)
     return parser.parse_args(arguments)

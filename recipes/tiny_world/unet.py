@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.tiny_world.training.autoencoder import LATENT_NOISE
-from ether_diffusion.tiny_world.training.clip import TEXT_WIDTH, tokenize
-from ether_diffusion.tiny_world.training.data import Composites
-from ether_diffusion.tiny_world.training.loop import Batch
-from ether_diffusion.tiny_world.training.sampling import sample_latents
-from ether_diffusion.tiny_world.training.sheets import to_pictures, write_contact_sheet
+from recipes.tiny_world.autoencoder import LATENT_NOISE
+from recipes.tiny_world.clip import TEXT_WIDTH, tokenize
+from recipes.tiny_world.data import Composites
+from recipes.tiny_world.loop import Batch
+from recipes.tiny_world.sampling import sample_latents
+from recipes.tiny_world.sheets import to_pictures, write_contact_sheet
 
 logger = logging.getLogger(__name__)
 

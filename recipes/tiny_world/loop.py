@@ -13,10 +13,10 @@ from accelerate import Accelerator
 
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER
-from ether_diffusion.tiny_world.training.average import Average
-from ether_diffusion.tiny_world.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from ether_diffusion.tiny_world.training.clock import Clock
-from ether_diffusion.tiny_world.training.compiling import compile_blocks
+from recipes.tiny_world.average import Average
+from recipes.tiny_world.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from recipes.tiny_world.clock import Clock
+from recipes.tiny_world.compiling import compile_blocks
 
 logger = logging.getLogger(__name__)
 

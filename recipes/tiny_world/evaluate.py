@@ -1,4 +1,4 @@
-"""Score a Tiny World pipeline: `python -m ether_diffusion.tiny_world.evaluate --base tiny_world`."""
+"""Score a Tiny World pipeline: `python -m recipes.tiny_world.evaluate --base tiny_world`."""
 
 import argparse
 import json
@@ -25,10 +25,10 @@ from ether_diffusion.tiny_world.scores import (
     rank_concepts,
     top_accuracy,
 )
-from ether_diffusion.tiny_world.training.autoencoder import psnr, reconstruct
-from ether_diffusion.tiny_world.training.prompts import draw_scenes as draw_prompts
-from ether_diffusion.tiny_world.training.sheets import to_pictures, write_contact_sheet
 from ether_diffusion.tiny_world.world import Scene
+from recipes.tiny_world.autoencoder import psnr, reconstruct
+from recipes.tiny_world.prompts import draw_scenes as draw_prompts
+from recipes.tiny_world.sheets import to_pictures, write_contact_sheet
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from ether_diffusion.tiny_world.concepts import load_concepts
-from ether_diffusion.tiny_world.training.data import Composites
-from ether_diffusion.tiny_world.training.loop import Batch, trainable
-from ether_diffusion.tiny_world.training.tokenizer import MAX_TOKENS
+from recipes.tiny_world.data import Composites
+from recipes.tiny_world.loop import Batch, trainable
+from recipes.tiny_world.tokenizer import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ether_diffusion.tiny_world.assets import fetch_renders, read_emoji_names
 from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
 from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, load_segmenter
-from ether_diffusion.tiny_world.training.autoencoder import (
+from recipes.tiny_world.autoencoder import (
     AutoencoderObjective,
     AutoencoderStage,
     DecoderStage,
     build_vae,
 )
-from ether_diffusion.tiny_world.training.checkpoint import load_averaged, newest_checkpoint
-from ether_diffusion.tiny_world.training.clip import (
+from recipes.tiny_world.checkpoint import load_averaged, newest_checkpoint
+from recipes.tiny_world.clip import (
     ClipObjective,
     ClipStage,
     ImageTowerStage,
@@ -27,21 +27,21 @@ from ether_diffusion.tiny_world.training.clip import (
     to_text_encoder,
     tokenize,
 )
-from ether_diffusion.tiny_world.training.data import Composites, join_composites, prepare_composites
-from ether_diffusion.tiny_world.training.export import (
+from recipes.tiny_world.data import Composites, join_composites, prepare_composites
+from recipes.tiny_world.export import (
     check_size,
     export_image_tower,
     export_judge,
     export_pipeline,
     export_segmenter,
 )
-from ether_diffusion.tiny_world.training.judging import JudgeStage
-from ether_diffusion.tiny_world.training.loop import RunConfig, Trainer
-from ether_diffusion.tiny_world.training.prompts import sheet_captions
-from ether_diffusion.tiny_world.training.segmenting import SegmenterStage
-from ether_diffusion.tiny_world.training.segments import prepare_segments
-from ether_diffusion.tiny_world.training.tokenizer import train_tokenizer
-from ether_diffusion.tiny_world.training.unet import (
+from recipes.tiny_world.judging import JudgeStage
+from recipes.tiny_world.loop import RunConfig, Trainer
+from recipes.tiny_world.prompts import sheet_captions
+from recipes.tiny_world.segmenting import SegmenterStage
+from recipes.tiny_world.segments import prepare_segments
+from recipes.tiny_world.tokenizer import train_tokenizer
+from recipes.tiny_world.unet import (
     CachedLatents,
     UNetStage,
     build_unet,

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from ether_diffusion.tiny_world.training.data import Composites
-from ether_diffusion.tiny_world.training.loop import Batch, trainable
-from ether_diffusion.tiny_world.training.sheets import to_pictures, write_contact_sheet
+from recipes.tiny_world.data import Composites
+from recipes.tiny_world.loop import Batch, trainable
+from recipes.tiny_world.sheets import to_pictures, write_contact_sheet
 
 logger = logging.getLogger(__name__)
 

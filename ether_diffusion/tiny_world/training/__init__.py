@@ -1,1 +1,0 @@
-"""Training of Tiny World: the data, autoencoder, CLIP, judge and UNet stages."""

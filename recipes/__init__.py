@@ -1,0 +1,1 @@
+"""How what is shipped was made; run from a checkout, not installed."""

@@ -1,0 +1,1 @@
+"""Training and scoring of Tiny World: the data, autoencoder, CLIP, judge and UNet stages."""
