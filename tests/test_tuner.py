@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import HRAConfig, OFTConfig, PeftConfig, get_peft_model
 from real_configs import meta_unet
 from torch import nn
 
@@ -212,8 +212,15 @@ def test_a_quantized_base_layer_is_refused_by_name(quantized: type[Int8Linear | 
     )
 
 
-def test_a_layer_with_another_methods_adapter_is_refused(unet: UNet2DConditionModel) -> None:
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "lora")
+@pytest.mark.parametrize(
+    "config",
+    [HRAConfig(r=2, target_modules=["to_q"]), OFTConfig(oft_block_size=4, target_modules=["to_v"])],
+    ids=["HRA", "OFT"],
+)
+def test_a_layer_with_another_methods_adapter_is_refused(
+    unet: UNet2DConditionModel, config: PeftConfig
+) -> None:
+    unet.add_adapter(config, "other")
     with (
         pytest.warns(UserWarning, match="Already found a `peft_config`"),
         pytest.raises(ValueError, match="already carries an adapter of another method"),

@@ -35,10 +35,18 @@ class EtherLinear(nn.Module, EtherLayer):
         self._init_adapters(base_layer)
         self.register_buffer("pristine_weight", None, persistent=False)
         self.pristine_weight: Tensor | None
+        self.merged_updates: list[tuple[Tensor, Tensor, float]] = []
+        self.merged_content: tuple[int, int] | None = None
         self.prepared_rows: dict[str, SideRows] = {}
         self.mixture: Mixture | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, num_blocks)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the layer computes with anything but the base's own weight now."""
+        in_force = self.mixture is not None or bool(self.active_scales())
+        return bool(self.merged) or (in_force and not self._disable_adapters)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W'ᵀ + b (..., out) for x (..., in)."""
@@ -119,10 +127,15 @@ class EtherLinear(nn.Module, EtherLayer):
             raise ValueError(f"merging adapter(s) {', '.join(names)} would give weights that are not finite")
         write_weight(self, self.base_linear, merged)
         self.pristine_weight = pristine.cpu() if self.base_linear.weight.is_meta else pristine
+        self.merged_updates += updates
+        self.merged_content = _content(self.base_linear.weight)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Put the base's own weight back: the very tensor, so nothing drifts.
+
+        Only where a LoRA has been merged on top, in place, is it W' less its updates: PEFT subtracts the LoRA
+        when its turn comes, before or after.
 
         Raises:
             ValueError: it would be lost, see `write_weight`.
@@ -130,8 +143,18 @@ class EtherLinear(nn.Module, EtherLayer):
         if self.pristine_weight is None:
             warnings.warn("no adapter is merged here; nothing to unmerge", stacklevel=2)
             return
-        write_weight(self, self.base_linear, self.pristine_weight)
-        self.pristine_weight = None
+        weight, before = self.base_linear.weight, self.merged_content
+        now = _content(weight)
+        if before is not None and now is not None and before[0] == now[0] and before != now:
+            updates = [
+                (down.to(weight.device), up.to(weight.device), -scale)
+                for down, up, scale in self.merged_updates
+            ]
+            write_weight(self, self.base_linear, reflections.merged_weight(weight.detach(), updates))
+        else:
+            write_weight(self, self.base_linear, self.pristine_weight)
+        self.pristine_weight = self.merged_content = None
+        self.merged_updates = []
         self.merged_adapters.clear()
         for pushed in self.scales.values():  # diffusers' fuse_lora(lora_scale) leaves its factor behind
             del pushed[1:]
@@ -142,6 +165,13 @@ class EtherLinear(nn.Module, EtherLayer):
             f"{name}: {blocks} blocks at {self.scale(name):g}" for name, blocks in self.r.items()
         )
         return f"in_features={self.in_features}, out_features={self.out_features}, adapters=({adapters})"
+
+
+def _content(weight: Tensor) -> tuple[int, int] | None:
+    """Return where a weight lies and what it holds, in short; None where nothing can be added in place."""
+    if weight.is_meta or weight.dtype.itemsize == 1:
+        return None
+    return weight.data_ptr(), int(torch.hash_tensor(weight.detach()).item())
 
 
 def make_rows(vectors: list[Any], dtype: torch.dtype) -> list[SideRows]:

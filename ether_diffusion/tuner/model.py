@@ -4,6 +4,7 @@ import warnings
 from typing import Any, ClassVar
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -14,6 +15,7 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from ether_diffusion.tuner.config import TARGET_PRESETS, EtherConfig, matches_module
+from ether_diffusion.tuner.fused_projections import follow_fusing
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
 
@@ -56,6 +58,9 @@ class EtherModel(BaseTuner):
         if problem is not None:
             raise ValueError(problem)
         num_blocks = peft_config.blocks_of(current_key)
+        follow_fusing(parent)
+        while isinstance(target, LoraLinear):  # it adds to what is under it, so that ETHER goes there
+            parent, target_name, target = target, "base_layer", target.base_layer
         if isinstance(target, EtherLinear):
             target.update_layer(adapter_name, peft_config, num_blocks)
             return
@@ -72,6 +77,25 @@ class EtherModel(BaseTuner):
         """Put a layer in the place of another; PEFT's own would move vectors to where W lies offloaded."""
         setattr(parent, child_name, new_module)
 
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Name a vector by the module that it adapts, also where a LoRA lies on top of that."""
+        return _plain(super()._remove_adapter_name_from_key(key, adapter_name))
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: EtherConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        plain = {_plain(key): tensor for key, tensor in state_dict.items()}
+        mapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, plain
+        )
+        return mapped
+
+
+def _plain(key: str) -> str:
+    return key.replace(f".base_layer.{EtherModel.prefix}", f".{EtherModel.prefix}")
+
 
 def _targets(config: EtherConfig, model: nn.Module) -> dict[str, nn.Module]:
     adapted = tuple(
@@ -87,11 +111,11 @@ def _targets(config: EtherConfig, model: nn.Module) -> dict[str, nn.Module]:
 
 def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
     """Say in one sentence why a module cannot be adapted, or return None."""
-    if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer):
-        return (
-            f"{name} already carries an adapter of another method ({type(module).__name__}); unload it first"
-        )
-    base = module.base_linear if isinstance(module, EtherLayer) else module
+    base = module
+    while isinstance(base, LoraLinear | EtherLinear):
+        base = base.base_layer
+    if isinstance(base, BaseTunerLayer):
+        return f"{name} already carries an adapter of another method ({type(base).__name__}); unload it first"
     if not isinstance(base, nn.Linear) or not _is_plain(base):
         return (
             f"{name} is a {_describe(base)}; ETHER adapts torch.nn.Linear with floating-point weights: "
