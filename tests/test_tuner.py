@@ -151,11 +151,17 @@ def test_dropout_zeroes_inputs_in_training_only() -> None:
             "layers_to_transform needs target_modules as a list",
         ),
         ({"layers_pattern": "layers"}, "give layers_to_transform too"),
+        ({"layers_pattern": ["layers"]}, "give layers_to_transform too"),
     ],
 )
 def test_a_config_outside_its_range_is_refused_in_a_sentence(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
         EtherConfig(**fields)
+
+
+@pytest.mark.parametrize("empty", [[], "", None])
+def test_an_empty_layers_pattern_is_none_as_for_pefts_methods(empty: list[str] | str | None) -> None:
+    assert EtherConfig(layers_pattern=empty).layers_pattern == empty
 
 
 def refused(model: nn.Module, sentence: str, **fields: Any) -> None:
@@ -172,6 +178,23 @@ def test_blocks_that_do_not_divide_are_refused_with_those_that_do(unet: UNet2DCo
         unet,
         f"num_blocks=3 does not divide in_features=32 of {name}; use one of 1, 2, 4, 8, 16, 32",
         num_blocks=3,
+    )
+
+
+@pytest.mark.parametrize("variant", ["ether", "ether_plus"])
+def test_blocks_of_one_number_are_refused_where_there_are_any(variant: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2))
+    sides = "both"
+    refused(
+        model,
+        "num_blocks=2 leaves blocks of one number in out_features=2 of 1, where a reflection has nothing to",
+        variant=variant,
+        sides=sides,
+        num_blocks=2,
+        target_modules=["0", "1"],
+    )
+    attach(
+        model, variant=variant, sides=sides, num_blocks=2, num_blocks_pattern={"1": 1}, target_modules=["1"]
     )
 
 

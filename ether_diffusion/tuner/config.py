@@ -109,7 +109,7 @@ class EtherConfig(PeftConfig):
             raise ValueError(f"dropout={self.dropout!r} is not a probability; use a number from 0 to below 1")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("layers_to_transform needs target_modules as a list of names; found a regex")
-        if self.layers_pattern is not None and self.layers_to_transform is None:
+        if self.layers_pattern and self.layers_to_transform is None:  # PEFT takes an empty one for none
             raise ValueError(
                 "layers_pattern says where layers_to_transform counts; give layers_to_transform too"
             )

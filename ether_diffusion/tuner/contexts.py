@@ -87,12 +87,17 @@ def _chosen_ours(layers: Sequence[BaseTunerLayer], strengths: Mapping[str, float
 
 @contextmanager
 def mixed_adapters(
-    model: nn.Module, names: Sequence[str | None], *, scales: Sequence[float] | None = None
+    model: nn.Module,
+    names: Sequence[str | None],
+    *,
+    scales: Sequence[float] | None = None,
+    repeats: bool = True,
 ) -> Iterator[None]:
     """Give each sample of the batches run inside its own adapter; None, or a scale of 0, is the base.
 
     Sample i is computed with W + scales[i] (W' of names[i] - W), whatever adapters are otherwise active. A
-    batch may hold the samples several times over, one set after the other, as classifier-free guidance does.
+    batch may hold the samples several times over, one set after the other, as classifier-free guidance does,
+    unless `repeats` is False.
     Inference only: no gradient reaches the adapters, and they must not change inside.
 
     Raises:
@@ -110,7 +115,7 @@ def mixed_adapters(
     before = [layer.mixture for layer in layers]
     try:
         for layer in layers:
-            layer.mixture = _mixture(layer, names, scales)
+            layer.mixture = _mixture(layer, names, scales)._replace(repeats=repeats)
         yield
     finally:
         for layer, mixture in zip(layers, before, strict=True):

@@ -12,15 +12,17 @@ class Mixture(NamedTuple):
 
     down: Tensor
     up: Tensor
+    repeats: bool = True
+    """Whether a batch may hold the samples several times over, one set after the other."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x_i W'_iᵀ + b (batch, ..., out) for x (batch, ..., in).
 
         Raises:
-            ValueError: the batch is not a multiple of the samples.
+            ValueError: the batch is not the samples, or a multiple of them.
         """
         batch, samples = len(x), len(self.down)
-        if batch % samples:
+        if batch % samples or (batch != samples and not self.repeats):
             raise ValueError(
                 f"the batch has {batch} rows and mixed_adapters names {samples} adapters; name one per sample"
                 " (classifier-free guidance may double the batch)"

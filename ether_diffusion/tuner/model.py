@@ -1,6 +1,9 @@
 """EtherModel: which modules of a model are adapted, checked before any is touched."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +15,11 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ether_diffusion.tuner.config import TARGET_PRESETS, EtherConfig, matches_module
+from ether_diffusion.tuner.contexts import mixed_adapters
 from ether_diffusion.tuner.fused_projections import follow_fusing
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
@@ -77,6 +82,16 @@ class EtherModel(BaseTuner):
         """Put a layer in the place of another; PEFT's own would move vectors to where W lies offloaded."""
         setattr(parent, child_name, new_module)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Leave an adapter in float32, or give it the base's dtype, where PEFT is asked not to widen that."""
+        if autocast_adapter_dtype:
+            return
+        for layer in self.model.modules():
+            if isinstance(layer, EtherLinear) and (dtype := layer.base_linear.weight.dtype).itemsize > 1:
+                for held in layer.adapter_layer_names:
+                    if adapter_name in (vectors := getattr(layer, held)):
+                        vectors[adapter_name].data = vectors[adapter_name].data.to(dtype)
+
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Name a vector by the module that it adapts, also where a LoRA lies on top of that."""
@@ -92,9 +107,41 @@ class EtherModel(BaseTuner):
         )
         return mapped
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Give each sample its own adapter where a PeftModel is called with adapter_names=[...].
+
+        Raises:
+            ValueError: the model is in training mode, or a name is unknown.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError(
+                "adapter_names gives no gradients; call eval() before, or train one adapter alone"
+            )
+        copies = [kwargs.get(argument) or 1 for argument in ("num_beams", "num_return_sequences")]
+        names = [name for name in names for _ in range(max(copies))]
+        with ExitStack() as stack:
+            for module in self.model.modules():
+                if isinstance(module, AuxiliaryTrainingWrapper):  # modules_to_save
+                    hook = partial(_with_names, names=names)
+                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            ours = [None if name == "__base__" else name for name in names]
+            stack.enter_context(mixed_adapters(self.model, ours, repeats=False))
+            yield
+
 
 def _plain(key: str) -> str:
     return key.replace(f".base_layer.{EtherModel.prefix}", f".{EtherModel.prefix}")
+
+
+def _with_names(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"adapter_names": names}
 
 
 def _targets(config: EtherConfig, model: nn.Module) -> dict[str, nn.Module]:
@@ -129,6 +176,11 @@ def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
         if wanted and width % num_blocks:
             fitting = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
             return f"num_blocks={num_blocks} does not divide {side}={width} of {name}; use one of {fitting}"
+        if wanted and width == num_blocks:
+            return (
+                f"num_blocks={num_blocks} leaves blocks of one number in {side}={width} of {name}, where a "
+                "reflection has nothing to learn; use fewer there (num_blocks_pattern), or exclude_modules"
+            )
     return None
 
 
