@@ -1,12 +1,15 @@
 """`ether benchmark`: the data set's own prompts, runs that go on after a kill, and the paper's table."""
 
+import fcntl
 import json
 import math
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from ether_diffusion.evaluation.benchmark.summary import shown, summarise, table
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.training.config import AdapterConfig
+from ether_diffusion.training.run_lock import LOCK_NAME, Holder
 
 PROMPTS_AND_CLASSES = """Classes
 
@@ -201,6 +205,23 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(tmp
     assert set(plus["scores"]) == {"object", "tiny_i", "tiny_t", "recognised"}
     with Image.open(tmp_path / "killed" / "sheet.png") as sheet:
         assert sheet.format == "PNG"
+
+
+def test_a_benchmark_that_waits_for_others_says_once_for_whom_and_then_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--methods", "full", "--subjects", "fox", *QUICK]
+    assert benchmark(tmp_path, *arguments) == 0
+    done = tmp_path / "runs" / "full" / "fox_0"
+    (done / "result.json").rename(tmp_path / "result.json")
+    holder = Holder(7, "elsewhere", "then", "Monday")
+    (done / LOCK_NAME).write_text(json.dumps(asdict(holder)))
+    with (done / LOCK_NAME).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a process of another host holds it
+        give_back = threading.Timer(4, lambda: (tmp_path / "result.json").rename(done / "result.json"))
+        give_back.start()
+        assert benchmark(tmp_path, *arguments) == 0
+    assert caplog.text.count(f"{done} is in use by process 7 on elsewhere since Monday") == 1
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

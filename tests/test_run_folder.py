@@ -1,5 +1,6 @@
 """The folder of a run: who may use it, what counts as the same run, and a log without a seam."""
 
+import fcntl
 import json
 import logging
 import os
@@ -109,10 +110,91 @@ def test_a_number_that_another_process_has_now_is_not_the_holder(
     assert f"from process {os.getpid()}, which is gone" in caplog.text
 
 
-def test_a_holder_on_another_host_is_taken_to_be_alive(tmp_path: Path) -> None:
-    lock(tmp_path, host="elsewhere", started="long ago")
-    with pytest.raises(ValueError, match=r"on elsewhere; .* delete .*\.lock"):
-        folder(tmp_path).__enter__()
+def test_a_lock_that_a_killed_process_of_another_host_left_holds_nobody_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock(tmp_path, pid=7, host="elsewhere", started="long ago")
+    with caplog.at_level(logging.INFO), folder(tmp_path):
+        assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
+    assert "from process 7, which is gone" in caplog.text
+    assert not (tmp_path / LOCK_NAME).exists()
+
+
+def test_a_lock_that_the_system_says_is_held_is_not_taken_over_whoever_it_names(tmp_path: Path) -> None:
+    lock(tmp_path, pid=7, host="elsewhere", started="long ago", since="Monday")
+    before = contents(tmp_path)
+    with (tmp_path / LOCK_NAME).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a process in another container holds it
+        with pytest.raises(ValueError, match="in use by process 7 on elsewhere since Monday; wait for it"):
+            folder(tmp_path).__enter__()
+        assert contents(tmp_path) == before
+
+
+def test_a_process_of_another_pid_namespace_does_not_take_over_from_a_living_one(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-Urpf", "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("runs where a user may make namespaces of processes")
+    with other_process(tmp_path) as process:
+        taking = HOLDING.replace("time.sleep(60)", "")
+        second = subprocess.run(
+            ["unshare", "-Urpf", "--mount-proc", sys.executable, "-c", taking, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert f"in use by process {process.pid} on" in second.stderr
+        assert process.poll() is None
+
+
+def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder(tmp_path: Path) -> None:
+    forking = HOLDING.replace("    print(", "    worker = os.fork()\n    print(").replace(
+        "import sys", "import os, sys"
+    )
+    forking = forking.replace('print("held"', 'worker and print("held"')
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", forking, str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            process.kill()
+            process.wait()
+            with folder(tmp_path, allow_changes=True):
+                pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the worker, which still sleeps
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "folder", "FIFO"])
+def test_a_lock_that_is_no_file_is_refused_and_nothing_is_written(tmp_path: Path, kind: str) -> None:
+    path, other = tmp_path / "run" / LOCK_NAME, tmp_path / "other"
+    path.parent.mkdir()
+    if kind.startswith("link"):
+        path.symlink_to(other)
+    if kind == "link":
+        other.write_text("mine")
+    if kind == "folder":
+        path.mkdir()
+    if kind == "FIFO":
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"run/\.lock is no plain file, .*; delete it"):
+        folder(tmp_path / "run").__enter__()
+    assert contents(tmp_path) == ({"other": b"mine", "run/.lock": b"mine"} if kind == "link" else {})
+
+
+def test_a_folder_that_was_replaced_meanwhile_keeps_the_lock_of_its_new_holder(tmp_path: Path) -> None:
+    with folder(tmp_path / "run"):
+        (tmp_path / "run").rename(tmp_path / "before")
+        with folder(tmp_path / "run"):
+            pass
+        lock(tmp_path / "run", pid=7)
+    assert (tmp_path / "run" / LOCK_NAME).exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "1", "host": "x", "started": "y"}'])

@@ -1,5 +1,6 @@
 """Training from the studio: the command, the process, and how it stands, whoever looks."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -265,16 +266,32 @@ def test_a_number_that_another_process_has_now_is_not_the_trainer(tmp_path: Path
 
 def test_a_process_of_another_machine_counts_while_its_files_change(tmp_path: Path) -> None:
     runs, folder = finished_before(tmp_path)
-    write_holder(folder / "run" / ".lock", Holder(7, "elsewhere", "then"))
+    write_holder(folder / PROCESS_NAME, Holder(7, "elsewhere", "then"))
     assert runs.status(folder.name).state in ("starting", "running")
     with pytest.raises(ValueError, match="is trained on elsewhere"):
         runs.stop(folder.name)
-    for path in (folder / "output.log", folder / "run" / "log.jsonl", folder / "run" / ".lock"):
+    for path in (folder / "output.log", folder / "run" / "log.jsonl"):
         os.utime(path, (0, 0))
     assert runs.status(folder.name).state == "stopped"
     set_fate(folder, "fine")
     runs.resume(folder.name)
     wait_until(runs, folder.name, lambda each: each.state == "finished")
+
+
+def test_a_process_of_another_machine_counts_while_it_holds_the_lock(tmp_path: Path) -> None:
+    runs, folder = finished_before(tmp_path)
+    lock = folder / "run" / ".lock"
+    write_holder(lock, Holder(7, "elsewhere", "then"))
+    assert runs.status(folder.name).state == "stopped"
+    with lock.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(lock, (0, 0))
+        assert runs.status(folder.name).state in ("starting", "running")
+        with pytest.raises(ValueError, match="is trained on elsewhere"):
+            runs.stop(folder.name)
+        with pytest.raises(ValueError, match="is training already"):
+            runs.resume(folder.name)
+    assert runs.status(folder.name).state == "stopped"
 
 
 def test_a_run_whose_folder_was_deleted_by_hand_is_said_to_be_gone(tmp_path: Path) -> None:

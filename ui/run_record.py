@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from ether_diffusion.adapter_file.strict_json import Json, is_number, is_whole, parse_json
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.training.run_lock import LOCK_NAME, Holder, read_holder
+from ether_diffusion.training.run_lock import LOCK_NAME, Holder, current_holder, read_holder
 from ether_diffusion.ui.training_request import output_folder
 
 REQUEST_NAME, WISH_NAME, PROCESS_NAME, OUTPUT_NAME = "request.json", "wish.json", "process.json", "output.log"
@@ -126,13 +126,11 @@ def living_process(folder: Path) -> Holder | None:
     Its number alone says nothing, as numbers come back: it counts with the time when it started. A process
     of another machine counts while the run's files change.
     """
-    for path in (folder / PROCESS_NAME, output_folder(folder) / LOCK_NAME):
-        holder = read_holder(path)
-        if holder is None or holder.is_gone():
-            continue
-        if holder.is_here or time.time() - _last_change(folder) < _SECONDS_UNTIL_FORGOTTEN:
-            return holder
-    return None
+    holder = read_holder(folder / PROCESS_NAME)
+    is_fresh = time.time() - _last_change(folder) < _SECONDS_UNTIL_FORGOTTEN
+    if holder is not None and not holder.is_gone() and (holder.is_here or is_fresh):
+        return holder
+    return current_holder(output_folder(folder))
 
 
 def _last_change(folder: Path) -> float:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.training.run_lock import LOCK_NAME, guarded
+from ether_diffusion.training.run_lock import guarded
 from ether_diffusion.ui.cards import Card
 from ether_diffusion.ui.launching import launch
 from ether_diffusion.ui.library import Library
@@ -135,8 +135,6 @@ class Runs:
             if has_result(output_folder(folder)):
                 raise ValueError(f"{name} is finished; there is nothing to go on with")
             self._check_alone()
-            # a lock of this machine is taken over; that of a machine that is gone would hold it for ever
-            (output_folder(folder) / LOCK_NAME).unlink(missing_ok=True)
             launch(folder)
 
     def adopt(self, run_id: str, library: Library) -> Card:

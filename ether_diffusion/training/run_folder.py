@@ -49,7 +49,7 @@ class RunFolder:
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.path))
-            except PermissionError as error:
+            except OSError as error:
                 raise ValueError(_not_writable(self.path, error)) from None
             self._recognise()
             delete_unfinished(self.path)

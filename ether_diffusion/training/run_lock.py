@@ -1,128 +1,169 @@
-"""One process per folder: a lock that names its holder, and is taken over when that process is gone."""
+"""One process per folder: the system holds the lock on an open file, which says who it is."""
 
+import errno
 import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout, lock_descriptor
 
 from ether_diffusion.adapter_file.strict_json import is_whole, parse_json
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.durable_files import write_files
+from ether_diffusion.training.plain_files import read_plain_file
 
 LOCK_NAME = ".lock"
+PATIENCE_SECONDS = 2.0
+"""A process that was killed holds its lock until the system has taken its memory apart."""
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock; `started` tells it from a later process of the same number."""
+    """A process; `started` tells it from a later one of the same number, `since` says when it took a lock."""
 
     pid: int
     host: str
     started: str
+    since: str = ""
 
     def is_gone(self) -> bool:
         """Say whether this process ended; one on another host is taken to be alive."""
-        return self.is_here and process_start(self.pid) != self.started
+        return self.host == socket.gethostname() and not self.is_here
 
     @property
     def is_here(self) -> bool:
-        """Whether this is a process of this host, which can be looked at."""
-        return self.host == socket.gethostname()
+        """Whether this is a living process that can be looked at: of this host, and of no other container."""
+        return self.host == socket.gethostname() and process_start(self.pid) == self.started
+
+
+class FolderInUseError(ValueError):
+    """Another process holds the lock of a folder; `holder` is None where it has not said which."""
+
+    def __init__(self, folder: Path, holder: Holder | None, option: str) -> None:
+        self.sentence, self.holder = f"{printable(folder)} is in use by another process", holder
+        if holder is not None:
+            since = f" since {printable(holder.since)}" if holder.since else ""
+            self.sentence = (
+                f"{printable(folder)} is in use by process {holder.pid} on {printable(holder.host)}{since}"
+            )
+        super().__init__(f"{self.sentence}; wait for it, or give another {option}")
 
 
 @contextmanager
-def locked(folder: Path, *, option: str = "--output_dir") -> Iterator[None]:
+def locked(
+    folder: Path, *, option: str = "--output_dir", patience: float = PATIENCE_SECONDS
+) -> Iterator[None]:
     """Hold the lock of a folder; `option` is where the message says that another one can be given.
 
+    The system ends it with the process, however that ends, and other containers and hosts see it where their
+    file system shares locks. Who holds it is a word in the file, and decides nothing. Waits `patience`
+    seconds for it.
+
     Raises:
-        ValueError: a living process holds it, or one on another host.
+        FolderInUseError: another process holds it.
+        ValueError: something else has the lock's name.
+        OSError: there can be no such file.
     """
     path, own = folder / LOCK_NAME, holder_of(os.getpid())
-    with guarded(folder):
-        holder = read_holder(path)
-        if holder is not None and not holder.is_gone():
-            raise ValueError(
-                f"{printable(folder)} is in use by process {holder.pid} on {printable(holder.host)}; wait "
-                f"for it, give another {option}, or, if it is surely gone, delete {printable(path)}"
-            )
-        if holder is not None:
-            logger.info("took over %s from process %d, which is gone", printable(folder), holder.pid)
-        write_holder(path, own)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(
+            f"{printable(path)} is no plain file, as the lock of the folder has to be; delete it"
+        )
+    lock = FileLock(path, fallback_to_soft=False)
     try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise FolderInUseError(folder, read_holder(path), option) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning(
+            "%s is on a file system without locks (%s); start no second run in it",
+            printable(folder),
+            error.strerror,
+        )
+    try:
+        before = read_holder(path)
+        if before is not None:
+            logger.info("took over %s from process %d, which is gone", printable(folder), before.pid)
+        with suppress(OSError):  # a disk may be full: the lock holds all the same
+            path.write_text(json.dumps(asdict(own)), encoding="utf-8")  # into the very file that is locked
         yield
     finally:
-        with guarded(folder):
+        with suppress(OSError):  # the folder may have gone, or be another one by now
             if read_holder(path) == own:
-                path.unlink(missing_ok=True)
+                path.unlink()
+        lock.release()
+
+
+def current_holder(folder: Path) -> Holder | None:
+    """Return the process that holds the lock of a folder; None where nobody does, or has said who."""
+    path = folder / LOCK_NAME
+    if not path.is_file():
+        return None
+    with suppress(OSError), path.open("r+b") as file:
+        if lock_descriptor(file.fileno(), blocking=False):
+            return None  # it is given back at once, and whoever wants it has patience
+    return read_holder(path)
 
 
 def process_start(pid: int) -> str | None:
-    """Return when a process of this host started, as text to compare, or None where there is none.
-
-    Where the system does not say when, the text is empty.
-    """
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            # the name in brackets may hold anything; field 22 is the start in ticks since booting
-            text = stat.read_text(encoding="utf-8", errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        fields = text.rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return None if fields[0] == "Z" else f"{boot} {fields[19]}"
-    if os.name != "posix":
-        return ""
+    """Return when a process of this host started, as text to compare, or None where there is none."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists():
+            return str(process.create_time())
+        # seconds since 1970 move with the clock; field 22, behind the name in brackets, is ticks since boot
+        fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {fields[19]}"
+    except psutil.AccessDenied:
         return ""
-    return ""
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def holder_of(pid: int) -> Holder:
     """Return what tells a process of this host from every other, before or after."""
-    return Holder(pid, socket.gethostname(), process_start(pid) or "")
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    return Holder(pid, socket.gethostname(), process_start(pid) or "", now)
 
 
 def read_holder(path: Path) -> Holder | None:
     """Return the process that a file names; None where there is no such file or it is damaged."""
     try:
-        value = parse_json(path.read_bytes(), printable(path))
-    except (FileNotFoundError, ValueError):
-        return None  # a power cut may leave it empty; nobody holds it then
-    if not isinstance(value, dict) or value.keys() != {"pid", "host", "started"}:
+        value = parse_json(read_plain_file(path, inside=None, max_bytes=2**16), printable(path))
+    except ValueError:
+        return None  # a power cut may leave it empty
+    if not isinstance(value, dict) or not {"pid", "host", "started"} <= value.keys():
         return None
-    pid, host, started = value["pid"], value["host"], value["started"]
-    if not (is_whole(pid) and isinstance(host, str) and isinstance(started, str)):
+    pid, words = value["pid"], (value["host"], value["started"], value.get("since", ""))
+    if not is_whole(pid) or not all(isinstance(word, str) for word in words):
         return None
-    assert isinstance(pid, int)
-    return Holder(pid, host, started)
+    return Holder(pid, *words)  # type: ignore[arg-type]  # checked above
 
 
 def write_holder(path: Path, holder: Holder) -> None:
     """Write a file that names a process, whole or not at all."""
-    aside = path.with_name(f"{path.name}.{holder.pid}.part")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(asdict(holder), file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_files(path.parent, {path.name: json.dumps(asdict(holder)).encode()})
 
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """Keep others out while the lock is looked at and changed; the system ends it with the process."""
+    """Keep others out of a folder for a moment, and wait for them; the system ends it with the process."""
     if os.name != "posix":
         yield
         return

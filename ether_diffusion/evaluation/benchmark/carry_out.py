@@ -35,7 +35,7 @@ from ether_diffusion.training.loop import NonFiniteError
 from ether_diffusion.training.prior import count_missing
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.run_folder import LOG_NAME
-from ether_diffusion.training.run_lock import locked
+from ether_diffusion.training.run_lock import FolderInUseError, locked
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def carry_out(
     settings: BenchmarkSettings,
     encoders: list[Encoder],
     lpips: Lpips | None,
-) -> bool:
-    """Do a run, going on where an earlier call was killed; return False where another process is at it.
+) -> FolderInUseError | None:
+    """Do a run, going on where an earlier call was killed; where another process is at it, return that.
 
     Where training diverged there are no scores, and the result says so.
 
@@ -73,16 +73,16 @@ def carry_out(
     with ExitStack() as held:
         for place in _places(run, root, settings):
             try:
-                held.enter_context(locked(place))
-            except ValueError:
-                return False
+                held.enter_context(locked(place, patience=0))
+            except FolderInUseError as in_use:
+                return in_use
         if find_result(run, root) is None:
             result = _train_and_measure(run, root, settings, encoders, lpips)
             text = json.dumps(result, indent=1, allow_nan=False)
             write_files(folder, {RESULT_FILE: f"{text}\n".encode()})
         if not settings.keep_adapters:
             shutil.rmtree(folder / ADAPTER, ignore_errors=True)
-    return True
+    return None
 
 
 def _train_and_measure(

@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -47,7 +47,8 @@ def do_all(
     for helper in helpers:
         helper.start()
     try:
-        _work(runs, root, settings, on_progress=on_progress)
+        own = {helper.pid for helper in helpers}
+        _work(runs, root, settings, on_progress=on_progress, own=own)
     finally:
         for helper in helpers:
             helper.join(timeout=WAIT_SECONDS)
@@ -69,7 +70,9 @@ def _work(
     *,
     go_on: Callable[[], bool] = lambda: True,
     on_progress: Callable[[int, int], None] | None = None,
+    own: Collection[int | None] | None = None,
 ) -> None:
+    """Take runs until all are done; `own` are the helpers, whom nobody needs to be told of."""
     device = default_device()
     encoders = [load_encoder(name, device=device) for name in settings.encoders]
     lpips = find_lpips(settings)
@@ -80,12 +83,17 @@ def _work(
         for run in left:
             if not go_on():
                 return
-            if find_result(run, root) is None and carry_out(run, root, settings, encoders, lpips):
+            in_use = carry_out(run, root, settings, encoders, lpips)
+            if in_use is None:
                 if on_progress is not None:
                     on_progress(sum(find_result(each, root) is not None for each in runs), len(runs))
                 break
         else:
-            time.sleep(WAIT_SECONDS)  # others are at all that is left
+            assert in_use is not None
+            if own is not None and (in_use.holder is None or in_use.holder.pid not in own):
+                logger.warning("waiting for others, who are at what is left: %s", in_use.sentence)
+                own = None
+            time.sleep(WAIT_SECONDS)
 
 
 def find_lpips(settings: BenchmarkSettings) -> Lpips | None:
