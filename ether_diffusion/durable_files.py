@@ -4,9 +4,12 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-_ASIDE = re.compile(r"\..+\.(\d+\.part|unfinished)")
+import psutil
+
+_ASIDE = re.compile(r"\..+\.(?:(\d{1,9})\.part|unfinished)")
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -34,7 +37,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; it is not replaced")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    delete(unfinished)
     try:
         for name, data in files.items():
             path = unfinished / name
@@ -54,24 +57,35 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     At every instant one of the two is on the disk, whole; for an instant the older one has another name.
     """
     before = folder.with_name(f".{folder.name}.before.unfinished")
-    shutil.rmtree(before, ignore_errors=True)
+    delete(before)
     fresh = folder.with_name(f".{folder.name}.new.unfinished")
-    shutil.rmtree(fresh, ignore_errors=True)
+    delete(fresh)
     write_folder(fresh, files)
     if folder.exists():
         folder.rename(before)
     fresh.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
+    delete(before)
     sync_folder(folder.parent)
 
 
-def delete_unfinished(folder: Path) -> None:
-    """Delete what crashes left unfinished in a folder and its subfolders; nobody else may write there."""
-    for path in [path for path in folder.rglob(".*") if _ASIDE.fullmatch(path.name)]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def delete_unfinished(folder: Path, *, is_shared: bool = False) -> None:
+    """Delete what crashes left unfinished in a folder and its subfolders.
+
+    Nobody else may write there, or it `is_shared`: then only files of processes that ended are deleted.
+    """
+    for path in list(folder.rglob(".*")):
+        match = _ASIDE.fullmatch(path.name)
+        if match and not (is_shared and (match[1] is None or psutil.pid_exists(int(match[1])))):
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file, or a folder with what is in it, as far as that may be; of a link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

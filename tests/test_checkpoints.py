@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,90 @@ def test_opening_by_name_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({"state.json": "0"}))
     with pytest.raises(ValueError, match=r"not whole \(state\.json is missing or damaged\)"):
         open_checkpoint(tmp_path / "checkpoint-1")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "huge", "folder", "link to nothing"])
+def test_what_stands_in_the_place_of_a_manifest_is_passed_over_at_once(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, 1)
+    manifest = save(tmp_path, 2) / MANIFEST
+    manifest.unlink()
+    if kind == "FIFO":
+        os.mkfifo(manifest)
+    elif kind == "socket":
+        os.mknod(manifest, stat.S_IFSOCK | 0o600)
+    elif kind == "huge":
+        manifest.touch()
+        os.truncate(manifest, 2**40)
+    elif kind == "folder":
+        manifest.mkdir()
+    else:
+        manifest.symlink_to("/dev/zero" if kind == "device" else "nothing")
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+@pytest.mark.parametrize("name", ["", "..", "x" * 300, "a\0b", "/dev/zero"])
+def test_a_manifest_of_names_that_no_file_has_is_passed_over(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1)
+    manifest = save(tmp_path, 2) / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {name: "0"}))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+def test_only_what_the_manifest_names_belongs_to_a_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    for name in ("average.safetensors", "text_encoder/adapter_model.safetensors"):
+        (path / name).write_bytes(b"foreign")
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert not found.has("average.safetensors")
+    assert found.inside("text_encoder") == {"adapter_config.json": b"{}"}
+
+
+def test_what_only_has_a_checkpoints_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    (tmp_path / "run" / "checkpoint-1").write_text("mine")
+    (tmp_path / "run" / "checkpoint-2").symlink_to(tmp_path / "mine")
+    (tmp_path / "run" / "checkpoint-3").symlink_to("nothing")
+    assert newest_checkpoint(tmp_path / "run") is None
+    for step in (1, 2, 3):
+        save(tmp_path / "run", step, num_kept=1)
+    found = newest_checkpoint(tmp_path / "run")
+    assert found is not None
+    assert (found.step, found.folder.is_symlink()) == (3, False)
+    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+    kept = {path.name.partition(".")[0]: path for path in (tmp_path / "run").iterdir()}
+    assert kept["checkpoint-1"].read_text() == "mine"
+    assert kept["checkpoint-2"].resolve() == tmp_path / "mine"
+
+
+def test_a_checkpoint_behind_a_link_is_read_and_of_it_only_the_link_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    elsewhere = save(tmp_path / "elsewhere", 1)
+    (tmp_path / "run" / "checkpoint-1").symlink_to(elsewhere)
+    found = newest_checkpoint(tmp_path / "run")
+    assert found is not None
+    assert found.state()["step"] == 1
+    save(tmp_path / "run", 2, num_kept=1)
+    assert names(tmp_path / "run") == {"checkpoint-2"}
+    assert newest_checkpoint(tmp_path / "elsewhere") is not None
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_stands_where_a_checkpoint_is_written_aside_does_not_stop_it(tmp_path: Path, kind: str) -> None:
+    aside, mine = tmp_path / ".checkpoint-1.unfinished", tmp_path / "mine"
+    mine.mkdir()
+    if kind == "file":
+        aside.write_text("")
+    else:
+        aside.symlink_to(mine)
+    save(tmp_path, 1)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert not found.folder.is_symlink()
+    assert not list(mine.iterdir())

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +87,23 @@ def test_only_what_is_unfinished_is_deleted(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     delete_unfinished(tmp_path)
     assert contents(tmp_path) == kept
+
+
+def test_where_others_write_only_what_is_of_processes_that_ended_is_deleted(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    living = {f".a.png.{os.getpid()}.part": b"1", "b.png": b"2", ".c.unfinished": b"3"}
+    for name, data in (living | {f".a.png.{ended.pid}.part": b"4"}).items():
+        (tmp_path / name).write_bytes(data)
+    delete_unfinished(tmp_path, is_shared=True)
+    assert contents(tmp_path) == living
+
+
+def test_of_a_link_among_what_is_unfinished_only_the_link_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    write_folder(tmp_path / "mine", OLD)
+    (tmp_path / "run" / ".samples.unfinished").symlink_to(tmp_path / "mine")
+    (tmp_path / "run" / ".a.json.1.part").symlink_to(tmp_path / "mine" / next(iter(OLD)))
+    delete_unfinished(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+    assert contents(tmp_path / "mine") == OLD

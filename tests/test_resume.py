@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,3 +226,32 @@ def test_images_of_what_is_trained_again_otherwise_are_drawn_again(tmp_path: Pat
     train_dreambooth(later, allow_changes=True)
     differing = {name for name, data in contents(samples).items() if before[name] != data}
     assert {str(Path(name).parent) for name in differing} == {".", "step-000004", "final"}
+
+
+def test_what_a_kill_right_after_a_save_left_is_gone_after_the_next_start(tmp_path: Path) -> None:
+    drawn: dict[str, Json] = {
+        "prior_preservation": "class_images",
+        "class_data_dir": str(tmp_path / "classes"),
+        "class_prompt": "a cat",
+        "num_class_images": 2,
+    }
+    write_photos(tmp_path / "classes", count=2, seed=5)
+    assert train_dreambooth(config(tmp_path, **drawn)) == 0
+    run, whole = tmp_path / "run", trained_files(tmp_path / "run")
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-1")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    part = tmp_path / "classes" / f".00001-abc.png.{ended.pid}.part"
+    part.write_bytes(b"half")
+    assert train_dreambooth(config(tmp_path, **drawn)) == 0
+    assert trained_files(run) == whole
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.jsonl"])
+def test_a_fifo_in_a_run_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    assert train_dreambooth(config(tmp_path)) == 0
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(ValueError, match=rf"{name} is a FIFO, which is never opened; delete it"):
+        train_dreambooth(config(tmp_path))

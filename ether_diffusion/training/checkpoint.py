@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +17,24 @@ from torch import Tensor
 
 from ether_diffusion.adapter_file.strict_json import Json, parse_json
 from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
-from ether_diffusion.durable_files import write_folder
+from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.durable_files import delete, write_folder
+from ether_diffusion.training.plain_files import read_plain_file
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, STATE = "manifest.json", "state.json"
+MAX_MANIFEST = 16 * 2**20
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: the files' SHA-256 are those of its manifest."""
+    """A whole checkpoint: the SHA-256 of its files, `names`, are those of its manifest; no other is read."""
 
     folder: Path
     step: int
+    names: frozenset[str]
 
     def state(self) -> dict[str, Json]:
         """Return what `save_checkpoint` was given as state."""
@@ -40,13 +44,12 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Say whether a file of this name belongs to it."""
-        return (self.folder / name).is_file()
+        return name in self.names
 
     def inside(self, subfolder: str) -> dict[str, bytes]:
         """Return the files of a subfolder by their names in it; none where there is no such folder."""
-        root = self.folder / subfolder
-        paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+        inner = {name.removeprefix(f"{subfolder}/"): name for name in sorted(self.names)}
+        return {short: (self.folder / name).read_bytes() for short, name in inner.items() if short != name}
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one of its files."""
@@ -81,25 +84,35 @@ def save_checkpoint(
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files[MANIFEST] = json.dumps(hashes, indent=1, sort_keys=True).encode()
     path = checkpoint_folder(folder, step)
-    if path.exists():  # not whole, or the run would have gone on from it
-        shutil.rmtree(path)
+    if path.is_dir() and not path.is_symlink():  # not whole, or the run would have gone on from it
+        delete(path)
+    elif path.exists() or path.is_symlink():
+        other = path.with_name(f"{path.name}.before-{time.time_ns()}")
+        logger.warning("%s is no checkpoint; it is called %s now", printable(path), printable(other.name))
+        path.rename(other)
     try:
         write_folder(path, files)
     except OSError as error:
         size = sum(map(len, files.values())) / 2**20
         raise OSError(error.errno, f"{error.strerror}: {path.name} needs {size:.1f} MiB") from error
-    for _, old in _numbered(folder)[num_kept:]:
-        shutil.rmtree(old)
+    prune_checkpoints(folder, step, num_kept)
     return path
+
+
+def prune_checkpoints(folder: Path, step: int, num_kept: int) -> None:
+    """Keep num_kept checkpoints, that of this step and those before it, and delete all older ones."""
+    older = [path for number, path in _numbered(folder) if number < step]
+    for path in older[num_kept - 1 :]:
+        delete(path)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest whole checkpoint of a run; what is not whole is passed over, and said."""
     for step, path in _numbered(folder):
-        problem = _problem(path)
-        if problem is None:
-            return Checkpoint(path, step)
-        logger.warning("%s is not whole (%s); an older checkpoint is used", path, problem)
+        try:
+            return Checkpoint(path, step, _checked_names(path))
+        except ValueError as problem:
+            logger.warning("%s is not whole (%s); an older checkpoint is used", printable(path), problem)
     return None
 
 
@@ -113,10 +126,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     match = _NAME.fullmatch(path.name)
     if match is None or not path.is_dir():
         raise FileNotFoundError(f"{path} is no checkpoint; name a folder like checkpoint-500 of this run")
-    problem = _problem(path)
-    if problem is not None:
-        raise ValueError(f"{path} is not whole ({problem}); use an older checkpoint")
-    return Checkpoint(path, int(match[1]))
+    try:
+        return Checkpoint(path, int(match[1]), _checked_names(path))
+    except ValueError as problem:
+        raise ValueError(f"{path} is not whole ({problem}); use an older checkpoint") from None
 
 
 def newer_checkpoints(folder: Path, step: int) -> list[Path]:
@@ -125,21 +138,34 @@ def newer_checkpoints(folder: Path, step: int) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints of a run, newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))]
-    return sorted(found, reverse=True)
+    """Return the checkpoints of a run, newest first; a file of such a name is none."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
+    return sorted(((int(match[1]), path) for match, path in matches if match and path.is_dir()), reverse=True)
 
 
-def _problem(path: Path) -> str | None:
-    """Say what a checkpoint lacks; None if it is whole."""
+def _checked_names(path: Path) -> frozenset[str]:
+    """Return the names of a checkpoint's files, which are what its manifest says.
+
+    Raises:
+        ValueError: one is not, or there is no manifest.
+    """
     try:
-        hashes = parse_json((path / MANIFEST).read_bytes(), MANIFEST)
-    except (OSError, ValueError):
-        return f"{MANIFEST} is missing or damaged"
+        hashes = parse_json(read_plain_file(path / MANIFEST, inside=None, max_bytes=MAX_MANIFEST), MANIFEST)
+    except ValueError:
+        raise ValueError(f"{MANIFEST} is missing or damaged") from None
     if not isinstance(hashes, dict) or STATE not in hashes:
-        return f"{MANIFEST} is damaged"
+        raise ValueError(f"{MANIFEST} is damaged")
     for name, expected in hashes.items():
-        file = path / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            return f"{name} is missing or damaged"
-    return None
+        if _sha256(path / name) != expected:
+            raise ValueError(f"{printable(name)} is missing or damaged")
+    return frozenset(hashes)
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        if not path.is_file():  # a FIFO is never opened
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):  # a name that no file can have
+        return None

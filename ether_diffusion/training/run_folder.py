@@ -12,6 +12,7 @@ from typing import BinaryIO
 from ether_diffusion.adapter_file.strict_json import Json, parse_json
 from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.durable_files import delete_unfinished, write_files
+from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.training.run_lock import locked
 from ether_diffusion.training.settings_changes import Changes, compare_settings
 
@@ -93,7 +94,7 @@ class RunFolder:
 
     def _raw_lines(self) -> list[bytes]:
         path = self.path / LOG_NAME
-        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return _read(path).splitlines(keepends=True) if path.exists() else []
 
     def _recognise(self) -> None:
         path = self.path / RUN_NAME
@@ -140,7 +141,7 @@ def _tell(path: Path, changes: Changes) -> None:
 
 
 def _read_run(path: Path) -> dict[str, Json]:
-    run = parse_json(path.read_bytes(), printable(path))
+    run = parse_json(_read(path), printable(path))
     if not isinstance(run, dict) or not isinstance(run.get("settings"), dict) or not _are_prints(run):
         raise ValueError(f"{printable(path)} is damaged or not of a run; give another --output_dir")
     if run.get("format") != FORMAT:
@@ -149,6 +150,13 @@ def _read_run(path: Path) -> dict[str, Json]:
             "update ether-diffusion, or give another --output_dir"
         )
     return run
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_plain_file(path, inside=None, max_bytes=2**30)
+    except UnusableFileError as reason:
+        raise ValueError(f"{printable(path)} {reason}") from None
 
 
 def _are_prints(run: dict[str, Json]) -> bool:

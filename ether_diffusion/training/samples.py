@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 from ether_diffusion.base import Base, PromptEmbeddings, decode_latents, fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import ControlEncoder, controlled
-from ether_diffusion.durable_files import write_files
+from ether_diffusion.durable_files import delete, write_files
 from ether_diffusion.training.config import ValidationConfig
 
 logger = logging.getLogger(__name__)
@@ -173,7 +172,7 @@ class Sampler:
                 not is_same and (match or path.name in (BASE_FOLDER, CONTROL_FOLDER))
             ):
                 logger.info("%s is of what is now trained or drawn otherwise; it is drawn again", path)
-                shutil.rmtree(path)
+                delete(path)
 
     def _drawn(self) -> bytes:
         """Say what a picture depends on besides the adapter and its name."""

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import time
 from pathlib import Path
 
@@ -11,7 +10,13 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ether_diffusion.adapter_file.source import TENSORS_NAME
-from ether_diffusion.training.checkpoint import Checkpoint, newer_checkpoints, save_checkpoint
+from ether_diffusion.durable_files import delete
+from ether_diffusion.training.checkpoint import (
+    Checkpoint,
+    newer_checkpoints,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from ether_diffusion.training.config import control_of
 from ether_diffusion.training.control import restore_from, validation_controls
 from ether_diffusion.training.evaluations import Evaluations
@@ -87,7 +92,10 @@ class Session:
         if main:
             for newer in newer_checkpoints(self.folder.path, self.trainer.step):
                 logger.warning("%s is later than where this run goes on from; it is deleted", newer)
-                shutil.rmtree(newer)
+                delete(newer)
+            # a process that was killed right after a save has left them
+            limit = self.config.output.checkpoints_total_limit
+            prune_checkpoints(self.folder.path, self.trainer.step, limit)
             self.folder.rewind(self.trainer.step)
             self.sampler.forget(self.trainer.step)
             if self.evaluations is not None:

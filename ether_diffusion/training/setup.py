@@ -22,6 +22,7 @@ from ether_diffusion.base import (
     scale_latents,
     stack_embeddings,
 )
+from ether_diffusion.durable_files import delete_unfinished
 from ether_diffusion.training.checks import CheckedRun
 from ether_diffusion.training.config import ComputeConfig, control_of
 from ether_diffusion.training.control import new_control
@@ -56,10 +57,12 @@ class LoadedRun:
 
 def draw_class_images(checked: CheckedRun, accelerator: Accelerator, check: Check) -> None:
     """Draw the class images that are missing, by the base alone."""
-    if not checked.num_missing:
-        return
     config, base = checked.config, checked.base
     prior = config.prior
+    if prior.class_data_dir is not None:
+        delete_unfinished(prior.class_data_dir, is_shared=True)
+    if not checked.num_missing:
+        return
     assert prior.class_data_dir is not None
     assert config.class_prompt is not None
     precision = prior.prior_generation_precision or accelerator.mixed_precision
