@@ -35,12 +35,18 @@ def add_ui_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 def _serve(arguments: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise ValueError('the studio needs Gradio; install it with pip install "ether-diffusion[ui]"')
+    try:
+        folder = arguments.folder.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"there is no home folder here for {arguments.folder}; say with --folder where to keep all"
+        ) from None
     from ether_diffusion.ui.doorkeeper import read_login
     from ether_diffusion.ui.server import ServerSettings, serve
 
     serve(
         ServerSettings(
-            folder=arguments.folder,
+            folder=folder,
             base=arguments.base,
             port=arguments.port,
             listen=arguments.listen,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import tarfile
@@ -12,7 +13,8 @@ from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RUN_FOLDER = Path("~/.cache/ether_diffusion/tiny_world").expanduser()
+# pathlib's own raises where there is neither HOME nor an entry for the user; this leaves the ~
+DEFAULT_RUN_FOLDER = Path(os.path.expanduser("~/.cache/ether_diffusion/tiny_world"))  # noqa: PTH111
 RENDERS_FOLDER = Path(__file__).with_name("renders")
 # Versions are pinned so that the same concepts give the same pictures.
 NPM_PACKAGES = (

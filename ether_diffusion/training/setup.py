@@ -1,7 +1,10 @@
 """From a checked run to one that trains: parts are loaded one at a time, used, and leave memory again."""
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -13,6 +16,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from transformers import PreTrainedModel
 
+from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.base import (
     Base,
     PromptEmbeddings,
@@ -39,6 +43,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALL_ATTENTION = 32
 """Side (latent px) up to which a CPU is faster without fused attention, whose backward is slow there."""
+
+_OF_LAUNCHERS = re.compile("ACCELERATE_.*|(LOCAL_|NODE_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)")
 
 Check = Callable[[], None]
 
@@ -236,7 +242,8 @@ def make_accelerator(
     """Return accelerate's view of this process.
 
     Raises:
-        ValueError: it was launched for FSDP or DeepSpeed, which split models that are whole here.
+        ValueError: it was launched for FSDP or DeepSpeed, which split models that are whole here, or a
+            variable of the environment says what accelerate cannot do.
     """
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
@@ -244,13 +251,16 @@ def make_accelerator(
     AcceleratorState._reset_state()  # else the precision of an earlier run in this process would stay
     # the others wait while the main process draws class or validation images
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    accelerator = Accelerator(
-        mixed_precision=compute.mixed_precision,
-        # a missing tracker is refused with all else that is wrong; accelerate would warn before
-        log_with=report_to if tracker_problem(report_to) is None else None,
-        kwargs_handlers=[patience],
-        project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{logging_dir}"),
-    )
+    with _variables_named():
+        accelerator = Accelerator(
+            mixed_precision=compute.mixed_precision,
+            # a missing tracker is refused with all else that is wrong; accelerate would warn before
+            log_with=report_to if tracker_problem(report_to) is None else None,
+            kwargs_handlers=[patience],
+            project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{logging_dir}"),
+        )
+        if accelerator.mixed_precision not in DTYPES:
+            raise ValueError(f"{accelerator.mixed_precision} is no precision of {', '.join(DTYPES)}")
     unsuitable = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if accelerator.distributed_type in unsuitable:
         raise ValueError(
@@ -260,3 +270,29 @@ def make_accelerator(
     if compute.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     return accelerator
+
+
+@contextmanager
+def _variables_named() -> Iterator[None]:
+    """Name the variables of the environment that accelerate stumbles over, which it raises anything at."""
+    try:
+        yield
+    except Exception as error:  # KeyError, RuntimeError, ImportError …; nothing but accelerate runs inside
+        given = {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if _OF_LAUNCHERS.fullmatch(name) and value
+        }
+        if not given:
+            raise
+        said = str(error)
+        meant = {
+            name: value
+            for name, value in given.items()
+            if name in said or re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said, re.IGNORECASE)
+        }
+        shown = listed(f"{name}={value}" for name, value in (meant or given).items())
+        raise ValueError(
+            f"accelerate cannot start with the environment's {shown} ({printable(said, 300)}); "
+            "correct what is wrong, or unset it"
+        ) from error
