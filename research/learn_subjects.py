@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ether_diffusion.scripts.starting import start_command
+from ether_diffusion.console import run_command
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.training.config import AdapterMethod
 
@@ -28,7 +28,6 @@ RECOGNISED = 0.75
 
 def main(arguments: list[str] | None = None) -> int:
     """Learn, draw, score and write scores.json and sheet.png. Return 0, or 2 for what the user can mend."""
-    start_command()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
+    return run_command("learn_subjects", lambda: parser.parse_args(arguments), _run)
+
+
+def _run(parsed: argparse.Namespace) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     settings: dict[str, Json] = {
         "adapter": parsed.adapter,
@@ -48,12 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if parsed.learning_rate is not None:
         settings["learning_rate"] = parsed.learning_rate
-    try:
-        run(parsed.subjects, settings, parsed.output_dir)
-    except (ValueError, OSError) as error:
-        print(f"learn_subjects: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run(parsed.subjects, settings, parsed.output_dir)
 
 
 def run(subjects: list[str], settings: "dict[str, Json]", folder: Path) -> None:

@@ -3,20 +3,18 @@
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.scripts.starting import start_command
 
 if TYPE_CHECKING:
     from ether_diffusion.adapter_file.strict_json import Json
     from ether_diffusion.evaluation.likeness import Estimate
 
-USER_ERROR = 2
 SCORES_FILE = "scores.json"
 Scores = Mapping[str, float]
 Cells = Mapping[Any, Mapping[Any, "Mapping[str, Estimate]"]]
@@ -62,21 +60,18 @@ def run_study(
     arguments: Sequence[str] | None,
 ) -> int:
     """Parse the arguments and carry out a study. Return 0, or 2 for what the user can mend, in a sentence."""
-    start_command()
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
+
+    def run(parsed: argparse.Namespace) -> None:
         from ether_diffusion.evaluation.figures import check_plotting
         from ether_diffusion.tiny_world.concepts import find_concept
 
+        logging.basicConfig(format="%(message)s", level=logging.INFO)
         check_plotting()
         for subject in vars(parsed).get("subjects", ()):
             find_concept(subject)
         study(parsed)
-    except (ValueError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+
+    return run_command(name, lambda: parser.parse_args(arguments), run)
 
 
 def write_study(folder: Path, name: str, found: "Mapping[str, Json]", **pictures: bytes) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.evaluation.advice import CURVES_FILE
 from ether_diffusion.evaluation.benchmark.summary import LABELS, table
@@ -21,7 +22,6 @@ from research.claims import CLAIMS
 from research.measured import FILES, Measured, NotMeasuredError, paired_difference
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-USER_ERROR = 2
 COMMANDS = {
     "benchmark": "ether benchmark --output_dir runs/benchmark --num_processes 2 --keep_adapters",
     "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
@@ -62,19 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder with results/ (docs)")
     parser.add_argument("--curves", type=Path, help="file for ether plan (the package's own)")
-    parsed = parser.parse_args(arguments)
+    return run_command("write_results", lambda: parser.parse_args(arguments), _write)
 
-    try:
-        measured = Measured.read(parsed.docs / "results")
-        page = results_page(measured, parsed.docs / "results")
-        curves = json.dumps(curves_of(measured), indent=1, allow_nan=False)
-        write_files(parsed.docs, {"results.md": page.encode()})
-        target = parsed.curves or CURVES_FILE
-        write_files(target.parent, {target.name: f"{curves}\n".encode()})
-    except (ValueError, OSError) as error:
-        print(f"write_results: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+
+def _write(parsed: argparse.Namespace) -> None:
+    measured = Measured.read(parsed.docs / "results")
+    page = results_page(measured, parsed.docs / "results")
+    curves = json.dumps(curves_of(measured), indent=1, allow_nan=False)
+    write_files(parsed.docs, {"results.md": page.encode()})
+    target = parsed.curves or CURVES_FILE
+    write_files(target.parent, {target.name: f"{curves}\n".encode()})
 
 
 def results_page(measured: Measured, folder: Path) -> str:

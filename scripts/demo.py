@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from ether_diffusion.scripts.starting import start_command
+from ether_diffusion.console import run_command
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 
 logger = logging.getLogger(__name__)
@@ -14,21 +14,16 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, draw, score; print the path of the contact sheet. Return 0, or 2 for what the user can mend."""
-    start_command()
     parser = argparse.ArgumentParser(description=__doc__)
     names = ", ".join(concept.name for concept in load_concepts("held_out"))
     parser.add_argument("--subject", default="fox", help=f"what to learn (fox): {names}")
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="folder of the results (demo)")
     parser.add_argument("--steps", type=int, default=200, help="updates of the adapter (200)")
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        run(parsed.subject, parsed.output_dir, parsed.steps)
-    except (ValueError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        "demo",
+        lambda: parser.parse_args(arguments),
+        lambda parsed: run(parsed.subject, parsed.output_dir, parsed.steps),
+    )
 
 
 def run(subject: str, folder: Path, num_steps: int) -> None:
@@ -37,6 +32,8 @@ def run(subject: str, folder: Path, num_steps: int) -> None:
     Raises:
         ValueError: no subject has this name, or the folder holds another run.
     """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     concept = find_concept(subject)
     if concept not in load_concepts("held_out"):
         raise ValueError(f"the base knows {subject!r} already; choose one of its subjects, see --help")

@@ -10,14 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from ether_diffusion.scripts.starting import start_command
+from ether_diffusion.console import run_command
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, draw, score; print the path of the contact sheet. Return 0, or 2 for what the user can mend."""
-    start_command()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,15 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--subject_adapter", type=Path, help="adapter of a subject, which is then placed by silhouettes, too"
     )
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        run(parsed.output_dir, parsed.steps, parsed.subject, parsed.subject_adapter)
-    except (ValueError, OSError) as error:
-        print(f"demo_control: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        "demo_control",
+        lambda: parser.parse_args(arguments),
+        lambda parsed: run(parsed.output_dir, parsed.steps, parsed.subject, parsed.subject_adapter),
+    )
 
 
 def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None) -> None:
@@ -47,6 +42,8 @@ def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None
         ValueError: the folder holds another run, or no subject has this name.
         FileNotFoundError: there is no such adapter of a subject.
     """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     from ether_diffusion.adapter_file import read_adapter
     from ether_diffusion.evaluation.tiny_control import (
         control_sheet,

@@ -3,17 +3,14 @@
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.console import run_command
 from ether_diffusion.scripts.dreambooth_flags import DREAMBOOTH, Call, Program, parse_flags, read_call
-from ether_diffusion.scripts.starting import start_command
 from ether_diffusion.training.config.ignored import find_ignored
 from ether_diffusion.training.config.repaired import repaired_defaults
-
-USER_ERROR = 2
 
 logger = logging.getLogger(__name__)
 
@@ -25,23 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_program(program: Program, arguments: Sequence[str] | None) -> int:
     """Run one training by its command line; the exit code is as `main`'s."""
-    start_command()
-    parsed = parse_flags(arguments, program)
-    speaks = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(message)s", level=logging.INFO if speaks else logging.ERROR)
-    # libraries report each request and each file at this level
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        return run(parsed, program)
-    except KeyboardInterrupt:  # before the run noted signals itself: nothing is half done
-        return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:
-        if parsed.debug:
-            raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            for line in str(error).splitlines():
-                print(f"{program.name}: {printable(line, 2000)}", file=sys.stderr)
-        return USER_ERROR
+    return run_command(
+        program.name,
+        lambda: parse_flags(arguments, program),
+        lambda parsed: run(parsed, program),
+        say=lambda error: "\n".join(printable(line, 2000) for line in str(error).splitlines()),
+    )
 
 
 def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
@@ -51,6 +37,10 @@ def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
         ValueError: the configuration or what it names cannot be used.
         OSError: a file cannot be read or written.
     """
+    speaks = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.INFO if speaks else logging.ERROR)
+    # libraries report each request and each file at this level
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     call = read_call(parsed, program)
     announce(call)
     # slow; what is wrong by now needs no wait

@@ -10,7 +10,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ether_diffusion"
 
 LEVELS = [
-    {"reflections", "fast_linear", "durable_files", "contact_sheet", "options", "flags", "tiny_world"},
+    {
+        "reflections",
+        "fast_linear",
+        "console",
+        "durable_files",
+        "contact_sheet",
+        "options",
+        "flags",
+        "tiny_world",
+    },
     {"tuner", "registration"},
     {"adapter_file", "convert"},
     {"export"},

@@ -79,7 +79,7 @@ def test_starting_says_nothing_of_libraries_that_nothing_here_uses() -> None:
         [
             sys.executable,
             "-c",
-            "from ether_diffusion.scripts.starting import start_command; start_command()\n"
+            "from ether_diffusion.console import share_machine; share_machine()\n"
             "import ether_diffusion.training.run, ether_diffusion.evaluation.in_training, diffusers\n"
             "diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline",
         ],

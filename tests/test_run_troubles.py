@@ -64,13 +64,14 @@ def test_of_two_runs_into_one_folder_the_second_refuses(
     assert checkpoint.step == len(log_of(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("place", ["a file", "below a file", "read-only", "too long"])
+@pytest.mark.parametrize("place", ["a file", "below a file", "read-only", "a long name", "a long path"])
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_slow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
     places = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "run"}
-    places |= {"read-only": Path("/proc/run"), "too long": tmp_path / ("x" * 300)}
+    places |= {"read-only": Path("/proc/run"), "a long name": tmp_path / ("x" * 300)}
+    places["a long path"] = tmp_path.joinpath(*["x" * 200] * 25)
     run = config(tmp_path, output_dir=str(places[place]))
     (tmp_path / "asked").mkdir()
     asked = command(config(tmp_path, output_dir=str(tmp_path / "asked")))[2:]
@@ -79,6 +80,12 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_slow(
     assert "is a file; give a folder" in said or "cannot be written to" in said
     assert "Traceback" not in said
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_of_any_name_that_a_file_system_takes_holds_a_run(tmp_path: Path) -> None:
+    for name in ("two\nlines", "\u202eright to left", "-rf", "x" * 240):
+        assert train_dreambooth(config(tmp_path, max_train_steps=1, output_dir=str(tmp_path / name))) == 0
+        assert newest_checkpoint(tmp_path / name) is not None
 
 
 @pytest.mark.slow

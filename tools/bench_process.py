@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from ether_diffusion.scripts.starting import start_command
+from ether_diffusion.console import share_machine
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import find_concept
 
@@ -33,7 +33,7 @@ WAYS = {
     "sleeping, as our commands do": {},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-STARTING = "from ether_diffusion.scripts.starting import start_command; start_command(); "
+STARTING = "from ether_diffusion.console import share_machine; share_machine(); "
 LIBRARIES = {
     "Python": "pass",
     "torch": "import torch",
@@ -162,7 +162,7 @@ def bench_diffusers(photos: Path, script: Path, steps: Sequence[int], rounds: in
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run one bench."""
-    start_command()
+    share_machine()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -16,11 +16,11 @@ from ether_diffusion.adapter_file.adapter import Fact
 from ether_diffusion.adapter_file.fit import plain_targets
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.base import Base
+from ether_diffusion.console import ran_short
 from ether_diffusion.pipelines.describe import scheduler_settings
 from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
 from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 from ether_diffusion.training import find_cut
-from ether_diffusion.training.shortages import is_out_of_memory
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.ui.attached import MAX_LOADED, AttachedAdapters, Wanted
 from ether_diffusion.ui.drawing import Drawing
@@ -163,7 +163,7 @@ def _shortage_explained() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not ran_short(error):
             raise
         if error.__traceback__ is not None:
             traceback.clear_frames(error.__traceback__.tb_next)  # which hold tensors

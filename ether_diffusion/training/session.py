@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ether_diffusion.adapter_file.source import TENSORS_NAME
+from ether_diffusion.console import Unbroken
 from ether_diffusion.durable_files import delete
 from ether_diffusion.training.checkpoint import (
     Checkpoint,
@@ -117,6 +119,7 @@ class Session:
             initial=self.trainer.step,
             desc="training",
             unit="step",
+            file=Unbroken(sys.stderr),  # nobody may be reading, and the run goes on
             disable=not self.accelerator.is_main_process,
         )
         try:

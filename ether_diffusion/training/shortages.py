@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.console import ran_short
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MIB = 2**20
@@ -20,7 +19,7 @@ def shortages_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not ran_short(error):
             raise
         text = str(error).splitlines()[0][:200] if str(error) else "MemoryError"
         raise ValueError(
@@ -55,10 +54,3 @@ def check_space(folder: Path, num_bytes: int) -> None:
 
 def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an error tells of too little memory, on the CPU or an accelerator."""
-    words = ("allocate memory", "out of memory", "alloc_failed", "bad_alloc")
-    is_said = any(word in str(error).lower() for word in words)
-    return is_said or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import sys
 
+from ether_diffusion.console import run_command
 from ether_diffusion.flags import add_flags
 from recipes.tiny_world.loop import RunConfig
 from recipes.tiny_world.stages import STAGES, run_stage
@@ -16,13 +18,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse, build the config, run the stage."""
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, build the config, run the stage. Return 0, or 2 for what the user can mend."""
+    return run_command("train_tiny_world", lambda: parse_arguments(arguments), _run)
+
+
+def _run(parsed: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    options = vars(parse_arguments(arguments))
+    options = vars(parsed)
     stage = options.pop("stage")
     run_stage(stage, RunConfig(**options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""What every command does about its surroundings: streams that take anything, and errors as sentences."""
+
+import gc
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TextIO, TypeVar
+
+USER_ERROR = 2
+INTERRUPTED = 128 + signal.SIGINT
+NOBODY_READS = 128 + 13  # as the shell says of a command that SIGPIPE ended
+
+T = TypeVar("T")
+
+
+class Unbroken:
+    """A stream whose words may be lost, as it is full, closed or read by nobody, which is nobody's error."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError, ValueError):  # a closed stream raises ValueError
+            if self._stream is not None:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def run_command(
+    name: str,
+    parse: Callable[[], T],
+    work: Callable[[T], int | None],
+    *,
+    say: Callable[[ValueError | OSError], str] = str,
+) -> int:
+    """Parse the command line and work; return the exit code that `work` gives, or 0.
+
+    Call it before torch is imported: it says how torch's threads wait.
+
+    What the user can mend is said, as `say` puts it, and is 2; with `parsed.debug`, the error goes on. Ctrl-C
+    is 130, and a reader of stdout who left is 141, as a shell has it.
+    """
+    mend_streams()
+    share_machine()
+    try:
+        with _interrupts_end_imports():
+            try:
+                return _worked(name, parse(), work, say)
+            finally:
+                _flush_stdout()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _give_up_stdout()
+        return NOBODY_READS
+    except _UnsaidError as error:
+        _give_up_stdout()
+        print(f"{name}: what it says cannot be written to stdout ({error})", file=sys.stderr)
+        return USER_ERROR
+
+
+def share_machine() -> None:
+    """Let this process share its cores with others, and start quickly.
+
+    OpenMP's threads wait for each other by spinning, unless OMP_WAIT_POLICY says otherwise when torch is
+    loaded: beside a busy neighbour they spin for whole time slices. What the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # importing makes many objects and no garbage: at Python's threshold of 700 a seventh of it is collecting
+    gc.set_threshold(100_000, 50, 100)
+    # as diffusers is imported, transformers says that torchvision is missing, which nothing here uses
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+
+
+class _UnsaidError(Exception):
+    """Why stdout takes no more."""
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _UnsaidError(error.strerror) from error
+
+
+def _worked(
+    name: str, parsed: T, work: Callable[[T], int | None], say: Callable[[ValueError | OSError], str]
+) -> int:
+    try:
+        return work(parsed) or 0
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        problem: BaseException = error
+        sentence = say(error)
+        if isinstance(error, UnicodeEncodeError):
+            found = error.object[error.start : error.end]
+            sentence = f"{found!a} cannot be said in {error.encoding}, as this system does; set PYTHONUTF8=1"
+    except BaseException as error:  # MemoryError, RuntimeError, ImportError, a library's own panic …
+        problem = error
+        if not ran_short(error):
+            raise
+        sentence = (
+            f"memory or threads ran out ({str(error) or 'MemoryError'}); free some, or raise the limits of "
+            "this shell (ulimit -v, ulimit -u)"
+        )
+    if getattr(parsed, "debug", False):
+        raise problem
+    command = getattr(parsed, "command", None)
+    rank = os.environ.get("LOCAL_RANK", "0")
+    for line in sentence.splitlines():
+        if rank == "0" or not rank.isdigit():  # of several processes one speaks
+            print(f"{name} {command}: {line}" if command else f"{name}: {line}", file=sys.stderr)
+    return USER_ERROR
+
+
+def ran_short(error: BaseException) -> bool:
+    """Say whether an error tells of too little memory, on the CPU or an accelerator, or too few threads."""
+    memory = ("allocate memory", "out of memory", "alloc_failed", "bad_alloc", "map segment")
+    threads = ("start new thread", "resource temporarily unavailable")
+    is_said = any(words in str(error).lower() for words in (*memory, *threads))
+    return is_said or isinstance(error, MemoryError)
+
+
+def mend_streams() -> None:
+    """Let stdout and stderr take any text, in another encoding as well as it can, and stderr fail in silence.
+
+    One that is closed is opened to nowhere: the next file to be opened would get what is said on it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = Unbroken(sys.stderr)  # it has all that a stream has
+
+
+def _give_up_stdout() -> None:
+    """Let what is left for stdout go nowhere, or Python would try once more at its end, and say so."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _interrupts_end_imports() -> Iterator[None]:
+    """End the process at once where Ctrl-C comes during an import, which could make anything of an error."""
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

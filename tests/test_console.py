@@ -1,0 +1,217 @@
+"""Commands in surroundings that are not a developer's: consoles, pipes, homes, limits, variables."""
+
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from accelerate.state import PartialState
+from training_runs import command, config, contents, environment, trained_files
+
+from ether_diffusion.console import Unbroken, run_command
+from ether_diffusion.training.run import train_dreambooth
+
+SCRIPTS = "ether_diffusion.scripts"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run, whose trigger ASCII has no letter for."""
+    tmp_path = tmp_path_factory.mktemp("run")
+    assert train_dreambooth(config(tmp_path, max_train_steps=1, token="犬 ×")) == 0
+    return tmp_path / "run"
+
+
+def call(*arguments: str, variables: dict[str, str] | None = None, **options: object) -> tuple[int, str, str]:
+    """Run a module of scripts; return its exit code, and what it says on stdout and stderr."""
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(  # type: ignore[call-overload]
+        [sys.executable, "-m", *arguments],
+        env={**environment(), "PYTHONUNBUFFERED": "", **(variables or {})},
+        timeout=120,
+        check=False,
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
+    )
+    return done.returncode, (done.stdout or b"").decode("latin-1"), (done.stderr or b"").decode()
+
+
+@contextmanager
+def unread_pipe() -> Iterator[int]:
+    """The end that is written to of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "cp1252"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "cp932:strict"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+    ],
+)
+def test_what_the_console_has_no_letter_for_is_replaced(run: Path, variables: dict[str, str]) -> None:
+    code, said, error = call(f"{SCRIPTS}.ether", "inspect", str(run), variables=variables)
+    assert code == 0, error
+    assert "trigger: " in said
+    assert "codec" not in error
+
+
+@pytest.mark.parametrize("script", ["ether", "train_dreambooth", "train_control", "demo", "train_tiny_world"])
+def test_help_is_said_in_ascii(script: str) -> None:
+    code, said, error = call(f"{SCRIPTS}.{script}", "--help", variables={"PYTHONIOENCODING": "ascii"})
+    assert (code, "codec" in error) == (0, False)
+    assert said.startswith("usage: ")
+
+
+def test_a_path_that_the_file_system_cannot_name_is_said_so() -> None:
+    code = run_command("x", lambda: None, lambda parsed: str("犬".encode("ascii")))  # type: ignore[arg-type, return-value]
+    assert code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "RUN"], ["inspect", "--json", "RUN"]])
+def test_a_reader_who_leaves_ends_a_command_in_silence(run: Path, arguments: list[str]) -> None:
+    with unread_pipe() as pipe:
+        given = [str(run) if word == "RUN" else word for word in arguments]
+        code, _, error = call(f"{SCRIPTS}.ether", *given, stdout=pipe)
+    assert (code, error) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("script", ["ether", "demo", "demo_control"])
+def test_a_full_stdout_is_said_in_one_sentence(script: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, _, error = call(f"{SCRIPTS}.{script}", "--help", stdout=full)
+    assert code == 2
+    assert "what it says cannot be written to stdout (No space left on device)" in error
+    assert error.count("\n") == 1
+
+
+def test_a_closed_stdout_is_no_error(run: Path) -> None:
+    words = f"{sys.executable} -m {SCRIPTS}.ether inspect {run} >&-"
+    done = subprocess.run(["sh", "-c", words], env=environment(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("stderr", ["nobody reads", "is full", "is closed"])
+def test_a_run_whose_progress_goes_nowhere_ends_with_its_adapter(
+    run: Path, tmp_path: Path, stderr: str
+) -> None:
+    (tmp_path / "base").symlink_to(run.parent / "base")
+    (tmp_path / "photos").symlink_to(run.parent / "photos")
+    words = " ".join([sys.executable, *command(config(tmp_path, max_train_steps=1, token="犬 ×"))])
+    ends = {"is full": "2>/dev/full", "is closed": "2>&- >&-", "nobody reads": "2>&1 >/dev/null | true"}
+    script = f"set -o pipefail; {words} {ends[stderr]}"
+    done = subprocess.run(["bash", "-c", script], env=environment(), check=False)
+    assert done.returncode == 0
+    assert trained_files(tmp_path / "run") == trained_files(run)
+
+
+def test_an_error_that_nobody_reads_keeps_its_exit_code() -> None:
+    with unread_pipe() as pipe:
+        assert call(f"{SCRIPTS}.ether", "inspect", "nowhere", stderr=pipe)[0] == 2
+
+
+def test_a_stream_that_is_none_or_closed_takes_words() -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        assert Unbroken(stream).write("x") == 1
+        Unbroken(stream).flush()
+
+
+@pytest.mark.parametrize("seconds", [0.4, 0.8, 1.3])
+def test_an_interrupt_while_libraries_are_imported_is_quiet(tmp_path: Path, seconds: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *command(config(tmp_path))],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        preexec_fn=_take_interrupts,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+
+
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "nonsense"}, "ACCELERATE_MIXED_PRECISION=nonsense"),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU=maybe"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "x"}, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=x"),
+        ({"LOCAL_RANK": "foo", "ACCELERATE_USE_CPU": "true"}, "LOCAL_RANK=foo"),
+        ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+        ({"ACCELERATE_TORCH_DEVICE": "toaster"}, "ACCELERATE_TORCH_DEVICE=toaster"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "nonsense"}, "ACCELERATE_DYNAMO_BACKEND=nonsense"),
+    ],
+)
+def test_a_variable_that_accelerate_stumbles_over_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], named: str
+) -> None:
+    run = config(tmp_path)
+    before = contents(tmp_path)
+    PartialState._reset_state()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(ValueError, match=r"accelerate cannot start with the environment's") as refusal:
+            train_dreambooth(run)
+    finally:
+        PartialState._reset_state()
+    assert named in str(refusal.value)
+    assert contents(tmp_path) == before
+
+
+def test_without_a_home_everything_but_the_studio_goes_on(run: Path, tmp_path: Path) -> None:
+    strange = ["unshare", "--map-user=12345", "--map-group=12345"]
+    if subprocess.run([*strange, "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("runs where a user may take a number that no entry is of")
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": environment()["PYTHONPATH"], "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "base").symlink_to(run.parent / "base")
+    asked = config(tmp_path, max_train_steps=1)
+
+    def call_strange(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*strange, sys.executable, *words],
+            env=variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    assert call_strange(*command(asked))[0] == 0
+    assert call_strange("-m", f"{SCRIPTS}.ether", "inspect", "run") == (0, "")
+    code, error = call_strange("-m", f"{SCRIPTS}.ether", "ui")
+    assert code == 2
+    assert "there is no home folder here for ~/ether-studio; say with --folder" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "photos", "run", "run.yaml"}
+
+
+@pytest.mark.parametrize("num_bytes", [3 * 10**8, 6 * 10**8])
+def test_too_little_memory_for_the_libraries_is_a_sentence(tmp_path: Path, num_bytes: int) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+
+    code, _, error = call(*command(config(tmp_path))[1:], preexec_fn=limit)
+    assert code == 2
+    assert "Traceback" not in error
+    assert "memory or threads ran out (" in error
