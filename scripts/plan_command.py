@@ -63,4 +63,4 @@ def _count(photos: str) -> int:
 
     if photos.lstrip("-").isdecimal():
         return int(photos)
-    return len(find_photos(Path(photos)).photos)
+    return len(find_photos(Path(photos), without=()).photos)

@@ -12,7 +12,7 @@ PROMPT = "a photo of {token} dog"
 
 
 def photo(path: Path) -> Photo:
-    return Photo(path, 64, 64, "0" * 64, "0" * 64, has_alpha=False, notes=())
+    return Photo(path, path.name, 64, 64, "0" * 64, "0" * 64, has_alpha=False, notes=())
 
 
 def read(folder: Path, names: str = "a.jpg b.jpg", **options: str | None) -> Captions:

@@ -53,7 +53,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def paired(data: DataConfig, **control: Any) -> Items:
-    return with_controls(gather_items(data), data, ControlConfig(**control))
+    made = ControlConfig(**control)
+    without = [] if made.conditioning_data_dir is None else [made.conditioning_data_dir]
+    return with_controls(gather_items(data, without=without), data, made)
 
 
 def made(data: DataConfig, num_visits: int = 12, **control: Any) -> BatchSource:

@@ -100,13 +100,13 @@ def read_photos(folder: Path) -> SortedSamples:
         FileNotFoundError: there is no such folder.
         ValueError: there are fewer than two that show something.
     """
-    found = find_photos(folder, min_side=MIN_SIDE_PX)
+    found = find_photos(folder, min_side=MIN_SIDE_PX, without=())
     samples = [
-        Sample(photo.path.name, decode_photo(photo.path, min_side=MIN_SIDE_PX)[0]) for photo in found.photos
+        Sample(photo.name, decode_photo(photo.path, min_side=MIN_SIDE_PX)[0]) for photo in found.photos
     ]
     faults = {sample.name: find_fault(sample.image) for sample in samples}
     usable = tuple(sample for sample in samples if faults[sample.name] is None)
-    set_aside = [SetAside(each.path.name, each.reason) for each in found.refused]
+    set_aside = [SetAside(each.name, each.reason) for each in found.refused]
     set_aside += [SetAside(name, fault) for name, fault in faults.items() if fault is not None]
     if len(usable) < 2:
         reasons = "".join(f"; {printable(each.name)} {each.reason}" for each in set_aside[:5])

@@ -2,10 +2,11 @@
 
 import csv
 import io
+import posixpath
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ether_diffusion.adapter_file.strict_json import Json, parse_json
 from ether_diffusion.adapter_file.wording import listed, printable
@@ -61,17 +62,22 @@ def decode_text(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_caption_files(paths: list[Path], inside: Path | None) -> tuple[list[FoundCaption], list[str]]:
-    """Return all captions among a folder's files, and a sentence for each file or row that cannot be read."""
+def read_caption_files(
+    files: Mapping[str, Path], inside: Path | None
+) -> tuple[list[FoundCaption], list[str]]:
+    """Return all captions among files by their names, and a sentence for each that cannot be read.
+
+    Names have the subfolders that the files lie in; rows name photos from where their file lies.
+    """
     found: list[FoundCaption] = []
     problems: list[str] = []
-    for path in paths:
-        shown = printable(path.name, NAME_LIMIT)
+    for name, path in files.items():
+        shown = printable(name, NAME_LIMIT)
         parse = _parser(path)
         if parse is None:
             continue
         try:
-            found += parse(path, inside)
+            found += parse(path, name, inside)
         except UnusableFileError as reason:
             problems.append(f"{shown} {reason}")
         except ValueError as error:
@@ -79,7 +85,7 @@ def read_caption_files(paths: list[Path], inside: Path | None) -> tuple[list[Fou
     return found, problems
 
 
-def _parser(path: Path) -> Callable[[Path, Path | None], list[FoundCaption]] | None:
+def _parser(path: Path) -> Callable[[Path, str, Path | None], list[FoundCaption]] | None:
     if path.name.startswith("."):
         return None
     if path.suffix.lower() in SIDECAR_SUFFIXES:
@@ -87,45 +93,45 @@ def _parser(path: Path) -> Callable[[Path, Path | None], list[FoundCaption]] | N
     return {"metadata.jsonl": _read_jsonl, "metadata.csv": _read_csv}.get(path.name.lower())
 
 
-def _read_sidecar(path: Path, inside: Path | None) -> list[FoundCaption]:
+def _read_sidecar(path: Path, name: str, inside: Path | None) -> list[FoundCaption]:
     data = read_plain_file(path, inside=inside, max_bytes=MAX_SIDECAR_BYTES)
-    return [FoundCaption(path.stem, decode_text(data), path.name, is_sidecar=True)]
+    return [FoundCaption(name.removesuffix(path.suffix), decode_text(data), name, is_sidecar=True)]
 
 
-def _read_jsonl(path: Path, inside: Path | None) -> list[FoundCaption]:
+def _read_jsonl(path: Path, name: str, inside: Path | None) -> list[FoundCaption]:
     text = decode_text(read_plain_file(path, inside=inside, max_bytes=MAX_METADATA_BYTES))
     rows: list[FoundCaption] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            where = f"{path.name} line {number}"
+            where = f"{name} line {number}"
             row = parse_json(line, where)
             if not isinstance(row, dict):
                 raise ValueError(f'{where} is no object; write {{"{FILE_COLUMN}": …, "text": …}}')
-            rows += _row(row, where)
+            rows += _row(row, where, name)
     return rows
 
 
-def _read_csv(path: Path, inside: Path | None) -> list[FoundCaption]:
+def _read_csv(path: Path, name: str, inside: Path | None) -> list[FoundCaption]:
     text = decode_text(read_plain_file(path, inside=inside, max_bytes=MAX_METADATA_BYTES))
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[FoundCaption] = []
     try:
         columns = list(reader.fieldnames or [])
         if len(set(columns)) < len(columns):
-            raise ValueError(f"{path.name} line 1 names a column twice; give each its own name")
+            raise ValueError(f"{name} line 1 names a column twice; give each its own name")
         for record in reader:
-            where = f"{path.name} line {reader.line_num}"
+            where = f"{name} line {reader.line_num}"
             if None in record or None in record.values():
                 raise ValueError(f"{where} has another number of fields than line 1; quote texts with commas")
-            rows += _row(dict(record), where)
+            rows += _row(dict(record), where, name)
     except csv.Error as error:
         number = reader.reader.line_num
-        raise ValueError(f"{path.name} line {number} is not valid CSV ({error}); mend it") from None
+        raise ValueError(f"{name} line {number} is not valid CSV ({error}); mend it") from None
     return rows
 
 
-def _row(row: dict[str, Json], where: str) -> Iterator[FoundCaption]:
-    columns = [name for name in TEXT_COLUMNS if name in row]
+def _row(row: dict[str, Json], where: str, file: str) -> Iterator[FoundCaption]:
+    columns = [column for column in TEXT_COLUMNS if column in row]
     if FILE_COLUMN not in row or len(columns) != 1:
         raise ValueError(
             f"{where} has the fields {listed(row) or 'of none'}; "
@@ -134,7 +140,8 @@ def _row(row: dict[str, Json], where: str) -> Iterator[FoundCaption]:
     name, text = row[FILE_COLUMN], row[columns[0]]
     if not isinstance(name, str) or not isinstance(text, str):
         raise ValueError(f"{where} holds something else than text; write both fields in quotes")
-    yield FoundCaption(name.removeprefix("./"), text, where, is_sidecar=False)
+    named = posixpath.join(posixpath.dirname(file), name.removeprefix("./"))
+    yield FoundCaption(named, text, where, is_sidecar=False)
 
 
 def match_captions(
@@ -142,15 +149,16 @@ def match_captions(
 ) -> tuple[dict[str, list[FoundCaption]], list[str]]:
     """Return the captions of each photo by its name, and warnings on those of no photo or of several.
 
-    A name in another Unicode normalisation counts where there is no exact one, as zip files change it.
+    A name in another Unicode normalisation counts where there is no exact one, as zip files change it; so
+    does one that is written otherwise, as .\\images\\00.png.
     """
-    exact, composed = _photos_by_key(photo_names, str), _photos_by_key(photo_names, _composed)
+    exact, plain = _photos_by_key(photo_names, str), _photos_by_key(photo_names, _plain)
     by_photo: dict[str, list[FoundCaption]] = {}
     warnings: list[str] = []
     orphans: list[str] = []
     for caption in found:
         kind, name = caption.is_sidecar, caption.name
-        owners = exact.get((kind, name)) or composed.get((kind, _composed(name)), [])
+        owners = exact.get((kind, name)) or plain.get((kind, _plain(name)), [])
         for owner in owners:
             by_photo.setdefault(owner, []).append(caption)
         if not owners:
@@ -166,10 +174,11 @@ def _photos_by_key(names: Sequence[str], form: Callable[[str], str]) -> dict[tup
     """Map (is_sidecar, name) to photos: a row names the whole file, a sidecar that or its stem."""
     by_key: dict[tuple[bool, str], list[str]] = {}
     for name in names:
-        for key in {(False, form(name)), (True, form(name)), (True, form(Path(name).stem))}:
+        stem = str(PurePosixPath(name).with_suffix(""))
+        for key in {(False, form(name)), (True, form(name)), (True, form(stem))}:
             by_key.setdefault(key, []).append(name)
     return by_key
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+def _plain(name: str) -> str:
+    return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))

@@ -2,20 +2,21 @@
 
 A photo's caption is its sidecar (`a.txt`, `a.caption` or `a.jpg.txt` for `a.jpg`) or its row in
 metadata.jsonl or metadata.csv. Several that say the same are fine; where they differ, it is an error. A photo
-without one gets the instance prompt. Then the template is filled: `{caption}` by either, and `{token}`, also
-inside captions, by the trigger word.
+without one gets the words of its folder, where that is called like `10_sks dog`, or else the instance prompt.
+Then the template is filled: `{caption}` by any of these, and `{token}`, also inside captions, by the trigger
+word.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.caption_files import FoundCaption, match_captions, read_caption_files
-from ether_diffusion.training.photos import Photo
-from ether_diffusion.training.plain_files import NAME_LIMIT, list_files
+from ether_diffusion.training.photos import Photo, name_repeats
+from ether_diffusion.training.plain_files import NAME_LIMIT, walk_files
 
 MAX_CHARACTERS = 10_000
 _JOINERS = "\u200c\u200d"
@@ -24,7 +25,10 @@ _JOINERS = "\u200c\u200d"
 
 @dataclass(frozen=True)
 class Caption:
-    """What a photo is trained with; `source` is a file or a line of one, None for the instance prompt."""
+    """What a photo is trained with; `source` is a file, a line of one, or the folder whose name it is.
+
+    It is None for the instance prompt.
+    """
 
     photo: Photo
     prompt: str
@@ -95,8 +99,11 @@ def read_captions(
     token: str | None = None,
     template: str = "{caption}",
     follow_symlinks: bool = False,
+    without: Collection[Path] = (),
 ) -> Captions:
-    """Find each photo's caption in the folder and make its prompt; nothing is written.
+    """Find each photo's caption in the folder or below and make its prompt; nothing is written.
+
+    Folders `without` are left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -104,8 +111,8 @@ def read_captions(
     """
     filling = Filling(instance_prompt, token, template)
     filling.check()
-    paths = list_files(folder, "the captions")
-    found, problems = read_caption_files(paths, None if follow_symlinks else Path(folder))
+    files = walk_files(folder, "the captions", without=without, follow_symlinks=follow_symlinks).files
+    found, problems = read_caption_files(files, None if follow_symlinks else Path(folder))
     where = printable(folder, NAME_LIMIT)
     return caption_photos(found, photos, filling, problems=problems, where=where)
 
@@ -124,22 +131,24 @@ def caption_photos(
         ValueError: texts that contradict each other, are missing or too long; all are listed.
     """
     problems = list(problems)
-    by_photo, warnings = match_captions(list(found), [photo.path.name for photo in photos])
+    by_photo, warnings = match_captions(list(found), [photo.name for photo in photos])
     captions: list[Caption] = []
     for photo in photos:
-        texts = {_one_line(caption.text): caption for caption in by_photo.get(photo.path.name, [])}
+        texts = {_one_line(caption.text): caption for caption in by_photo.get(photo.name, [])}
         texts.pop("", None)
         if len(texts) > 1:
             problems.append(_conflict(photo, texts))
             continue
-        text, own = next(iter(texts.items()), (filling.instance_prompt or "", None))
-        problems += filling.problems(text, _shown(photo) if own is None else own.shown)
-        captions.append(Caption(photo, filling.fill(text), None if own is None else own.source))
+        named = name_repeats(photo.name)
+        fallback = (filling.instance_prompt or "", None) if named is None else (named[1], named[2])
+        text, source = next(((text, own.source) for text, own in texts.items()), fallback)
+        problems += filling.problems(text, printable(source or photo.name, NAME_LIMIT))
+        captions.append(Caption(photo, filling.fill(text), source))
     if problems:
         reasons = ";\n  ".join(problems)
         raise ValueError(f"captions in {where} cannot be used:\n  {reasons}")
     num_fallbacks = sum(caption.source is None for caption in captions)
-    remarks = (*warnings, *_remarks_on_files(found), *_remarks(captions, filling))
+    remarks = (*warnings, *_remarks_on_files(found), *_remarks(captions, filling, has_files=bool(found)))
     return Captions(tuple(captions), num_fallbacks, remarks)
 
 
@@ -157,15 +166,16 @@ def _remarks_on_files(found: Sequence[FoundCaption]) -> Iterator[str]:
         yield f"{listed(several)}: of several lines, which are read as one caption"
 
 
-def _remarks(captions: list[Caption], filling: Filling) -> Iterator[str]:
+def _remarks(captions: list[Caption], filling: Filling, *, has_files: bool) -> Iterator[str]:
+    yield from _remarks_on_folders(captions, filling)
     own = [caption for caption in captions if caption.source is not None]
-    if own and len(own) < len(captions):
-        missing = [caption.photo.path.name for caption in captions if caption.source is None]
+    missing = [caption.photo.name for caption in captions if caption.source is None]
+    if missing and (own or has_files):
         share = f"{len(missing)} of {len(captions)} photos"
         yield f"{share} have no caption and get the instance prompt: {listed(missing)}"
     if own and "{caption}" not in filling.template:
         yield f"the template has no {{caption}}, so that the captions of {len(own)} photos are not used"
-    lacking = [caption.photo.path.name for caption in captions if filling.lacks_token(caption.prompt)]
+    lacking = [caption.photo.name for caption in captions if filling.lacks_token(caption.prompt)]
     if lacking:
         share = f"{len(lacking)} of {len(captions)} prompts"
         yield f'the trigger word "{printable(filling.token)}" is absent from {share}: {listed(lacking)}'
@@ -174,12 +184,27 @@ def _remarks(captions: list[Caption], filling: Filling) -> Iterator[str]:
             yield f'a prompt has characters that cannot be seen: "{printable(prompt)}"'
 
 
+def _remarks_on_folders(captions: list[Caption], filling: Filling) -> Iterator[str]:
+    by_folder: dict[tuple[int, str, str], list[Caption]] = {}
+    for caption in captions:
+        named = name_repeats(caption.photo.name)
+        if named is not None:
+            by_folder.setdefault(named, []).append(caption)
+    for (repeats, words, folder), inside in by_folder.items():
+        found = f"{printable(folder)}, as its name says: {len(inside)} photos, {repeats} times an epoch each"
+        missing = [caption.photo.name for caption in inside if caption.source == folder]
+        if missing:
+            instead = "" if filling.instance_prompt is None else " instead of the instance prompt"
+            found += f'; {len(missing)} without a caption get "{printable(words)}"{instead}'
+        yield found
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
 def _shown(photo: Photo) -> str:
-    return printable(photo.path.name, NAME_LIMIT)
+    return printable(photo.name, NAME_LIMIT)
 
 
 def _sha256(text: str) -> str:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -63,7 +64,7 @@ class CheckedRun:
             config.data,
             prior,
             self.items,
-            gather_class_items(config.data, prior) if has_images else None,
+            gather_class_items(config.data, prior, without=folders_of(config)) if has_images else None,
             needs=Needs(
                 base.native_size,
                 base.size_multiple,
@@ -109,7 +110,7 @@ def check_run(
             return None
 
     base = collect(lambda: _open(config))
-    items = collect(lambda: gather_items(config.data))
+    items = collect(lambda: gather_items(config.data, without=folders_of(config)))
     if items is not None:
         found = items
         items = collect(lambda: _with_controls(found, config))
@@ -140,6 +141,22 @@ def check_run(
         raise ValueError("\n".join(problems))
     assert checked is not None
     return checked
+
+
+def folders_of(config: DreamBoothConfig) -> tuple[Path, ...]:
+    """Return all folders that a run reads or writes: where one lies in another, it is no part of that one."""
+    control = control_of(config)
+    return tuple(
+        folder
+        for folder in (
+            config.output.output_dir,
+            config.data.instance_data_dir,
+            config.data.mask_data_dir,
+            config.prior.class_data_dir,
+            None if control is None else control.conditioning_data_dir,
+        )
+        if folder is not None
+    )
 
 
 def _open_evaluator(
@@ -192,7 +209,7 @@ def _with_controls(items: Items, config: DreamBoothConfig) -> Items:
     control = control_of(config)
     if control is None:
         return items
-    return with_controls(items, config.data, control)
+    return with_controls(items, config.data, control, without=folders_of(config))
 
 
 def _count_missing(config: DreamBoothConfig) -> int:
@@ -201,7 +218,10 @@ def _count_missing(config: DreamBoothConfig) -> int:
         return 0
     assert prior.class_data_dir is not None
     return count_missing(
-        prior.class_data_dir, prior.num_class_images, follow_symlinks=config.data.follow_symlinks
+        prior.class_data_dir,
+        prior.num_class_images,
+        follow_symlinks=config.data.follow_symlinks,
+        without=folders_of(config),
     )
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.decoding import (
@@ -19,7 +20,14 @@ from ether_diffusion.training.decoding import (
     Decoded,
     decode_bytes,
 )
-from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, list_files, read_plain_file
+from ether_diffusion.training.plain_files import (
+    NAME_LIMIT,
+    FoundFiles,
+    UnusableFileError,
+    list_files,
+    read_plain_file,
+    walk_files,
+)
 from ether_diffusion.training.srgb import BAD_PROFILE, NO_ADOBE_MARK
 
 _NOT_PHOTOS = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -28,6 +36,8 @@ _CHECKED_SIDE = 2048
 """Larger JPEGs are checked at reduced scale (px, shorter side): as sure to find damage, in flat memory."""
 _LOSSES = (FIRST_FRAME, FIRST_PAGE, BAD_EXIF, BAD_PROFILE, NO_ADOBE_MARK)
 """Notes that cost something, so that a warning names the photos."""
+_NAMED_REPEATS = re.compile(r"(\d{1,3})_(.+)")
+"""A folder's name as kohya's trainers read it, 10_sks dog; of more digits it is a date."""
 _ONE_TOO_MANY = "delete one, or the photo counts twice"
 
 
@@ -35,11 +45,13 @@ _ONE_TOO_MANY = "delete one, or the photo counts twice"
 class Photo:
     """A photo that was decoded whole; width and height (px) are the upright photo's.
 
+    `name` is its file's, with the subfolders that it lies in: images/00.png.
     `pixels_sha256` is over the upright sRGB pixels and the mask, for JPEGs of over 4096 px at reduced scale.
     `notes` say what decoding does to it.
     """
 
     path: Path
+    name: str
     width: int
     height: int
     sha256: str
@@ -53,12 +65,13 @@ class Refusal:
     """A file that is not used, and why."""
 
     path: Path
+    name: str
     reason: str
 
     @property
     def sentence(self) -> str:
         """The name, escaped, the reason and the remedy."""
-        return f"{printable(self.path.name, NAME_LIMIT)} {self.reason}"
+        return f"{printable(self.name, NAME_LIMIT)} {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ class PhotoFolder:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the SHA-256 of each photo's file by its name; plain text, fit for JSON."""
-        return {_plain_name(photo.path): photo.sha256 for photo in self.photos}
+        return {_plain(photo.name): photo.sha256 for photo in self.photos}
 
 
 @dataclass(frozen=True)
@@ -109,9 +122,11 @@ def find_photos(
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
     choose: Callable[[int], Sequence[int]] | None = None,
+    without: Collection[Path] | None = None,
 ) -> PhotoFolder:
-    """Find and check the photos of a folder, without its subfolders; nothing is written.
+    """Find and check the photos of a folder; nothing is written.
 
+    Its subfolders are only looked into where folders to leave out are given, `without`, be they none.
     Hidden files, captions, metadata and what operating systems leave behind are passed over; every other file
     becomes a photo or a refusal. Links out of the folder are refused unless `follow_symlinks`. `choose` says
     which of so many files are looked at.
@@ -123,20 +138,38 @@ def find_photos(
     inside = None if follow_symlinks else Path(folder)
     photos: list[Photo] = []
     refused: list[Refusal] = []
-    paths = [path for path in list_files(folder, "the photos") if not _is_passed_over(path)]
-    for path in paths if choose is None else [paths[index] for index in choose(len(paths))]:
+    found = FoundFiles({path.name: path for path in list_files(folder, "the photos")}, ())
+    if without is not None:
+        found = walk_files(folder, "the photos", without=without, follow_symlinks=follow_symlinks)
+    names = [name for name, path in found.files.items() if not _is_passed_over(path)]
+    for name in names if choose is None else [names[index] for index in choose(len(names))]:
+        path = found.files[name]
         try:
             data = read_plain_file(path, inside=inside, max_bytes=MAX_BYTES)
-            photos.append(check_photo(path, data, max_pixels=max_pixels, min_side=min_side))
+            photos.append(check_photo(path, data, name=name, max_pixels=max_pixels, min_side=min_side))
         except UnusableFileError as reason:
-            refused.append(Refusal(path, str(reason)))
+            refused.append(Refusal(path, name, str(reason)))
     if refused and (strict or not photos):
         reasons = ";\n  ".join(refusal.sentence for refusal in refused)
-        found = f"{len(refused)} unusable files" if photos else "no usable photos"
-        raise ValueError(f"{found} in {printable(folder, NAME_LIMIT)}:\n  {reasons}")
+        problem = f"{len(refused)} unusable files" if photos else "no usable photos"
+        raise ValueError(f"{problem} in {printable(folder, NAME_LIMIT)}:\n  {reasons}")
     if not photos:
-        raise ValueError(f"no usable photos in {printable(folder, NAME_LIMIT)} (looked for {KINDS})")
-    return PhotoFolder(tuple(photos), tuple(refused), remarks_on(photos))
+        rest = "; ".join((f"looked for {KINDS}", *found.remarks))
+        raise ValueError(f"no usable photos in {printable(folder, NAME_LIMIT)} ({rest})")
+    return PhotoFolder(tuple(photos), tuple(refused), (*found.remarks, *remarks_on(photos)))
+
+
+def name_repeats(name: str) -> tuple[int, str, str] | None:
+    """Return what the name of a photo's folder says, as 10_sks dog does, in kohya's trainers.
+
+    That is how often an epoch has the photo, the caption of a photo without one, and the folder's name; None
+    where it says nothing.
+    """
+    for folder in PurePosixPath(name).parents:
+        match = _NAMED_REPEATS.fullmatch(folder.name)
+        if match is not None:
+            return int(match[1]), match[2], folder.as_posix()
+    return None
 
 
 def remarks_on(photos: Sequence[Photo]) -> tuple[str, ...]:
@@ -149,8 +182,15 @@ def _is_passed_over(path: Path) -> bool:
     return name.startswith(".") or name in _NOT_PHOTOS or path.suffix.lower() in _TEXT_SUFFIXES
 
 
-def check_photo(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE) -> Photo:
-    """Decode a photo's bytes whole; `path` names it, and need not be there.
+def check_photo(
+    path: Path,
+    data: bytes,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+) -> Photo:
+    """Decode a photo's bytes whole; `path` names it, unless `name` does, and need not be there.
 
     Raises:
         UnusableFileError: it is not a photo that can be used.
@@ -165,6 +205,7 @@ def check_photo(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS, min_si
     )
     return Photo(
         path=path,
+        name=name or path.name,
         width=decoded.size[0],
         height=decoded.size[1],
         sha256=hashlib.sha256(data).hexdigest(),
@@ -195,14 +236,14 @@ def _doubles(photos: Sequence[Photo]) -> Iterator[str]:
 
 def _losses(photos: Sequence[Photo]) -> Iterator[str]:
     for note in _LOSSES:
-        names = [photo.path.name for photo in photos if note in photo.notes]
+        names = [photo.name for photo in photos if note in photo.notes]
         if names:
             yield f"{listed(names)}: {note}"
 
 
 def _shown(photo: Photo) -> str:
-    return printable(photo.path.name, NAME_LIMIT)
+    return printable(photo.name, NAME_LIMIT)
 
 
-def _plain_name(path: Path) -> str:
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+def _plain(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

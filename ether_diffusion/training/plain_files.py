@@ -3,12 +3,19 @@
 import errno
 import os
 import stat
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.adapter_file.wording import listed, printable
 
 NAME_LIMIT = 300
 """Characters of a file's name that a message shows: all of any name, as file systems allow 255 bytes."""
+
+MAX_FILES = 100_000
+"""In a folder and below: more are a whole disk, given by mistake."""
+MAX_DEPTH = 16
+_OF_SYSTEMS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 
 # a FIFO put in place of the file after it was looked at must not hold us up; Windows has neither flag
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -39,11 +46,81 @@ def list_files(folder: str | Path, holding: str) -> list[Path]:
         raise FileNotFoundError(f"there is no folder {shown}; give the folder that holds {holding}")
     if not Path(folder).is_dir():
         raise ValueError(f"{shown} is not a folder; give the folder that holds {holding}")
+    return [path for path in _entries(folder) if not os.path.isdir(path)]  # noqa: PTH112
+
+
+def _entries(folder: str | Path) -> list[Path]:
     try:
         names = sorted(os.listdir(folder), key=os.fsencode)  # noqa: PTH208
     except OSError as error:
+        shown = printable(folder, NAME_LIMIT)
         raise ValueError(f"the folder {shown} cannot be read ({error.strerror}); change its rights") from None
-    return [Path(folder, name) for name in names if not os.path.isdir(Path(folder, name))]  # noqa: PTH112
+    return [Path(folder, name) for name in names]
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files in a folder and below, by their names from there, a/b.png; and what was not looked into."""
+
+    files: dict[str, Path]
+    passed_over: tuple[str, ...]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence on the folders that were not looked into, if there are any."""
+        return (f"not looked into: {listed(self.passed_over)}",) if self.passed_over else ()
+
+
+def walk_files(
+    folder: str | Path, holding: str, *, without: Collection[Path] = (), follow_symlinks: bool = False
+) -> FoundFiles:
+    """Return what a folder and its subfolders hold, sorted by the bytes of the names.
+
+    Folders `without` are left out: they have another part to play. Hidden ones, those of systems and of
+    training runs, and links, unless `follow_symlinks`, are passed over and told of. Errors are those of
+    `list_files`.
+
+    Raises:
+        ValueError: there are more than MAX_FILES files.
+    """
+    list_files(folder, holding)  # all that can be wrong with the folder itself
+    root, others = Path(folder), {os.path.realpath(path) for path in without}
+    seen, found, passed_over, waiting = {os.path.realpath(root)}, [], [], [root]
+    while waiting:
+        for path in _entries(waiting.pop()):
+            if not os.path.isdir(path):  # noqa: PTH112
+                found.append(path)
+                continue
+            real = os.path.realpath(path)
+            reason = _why_not_entered(path, root, follow_symlinks=follow_symlinks)
+            if real in seen:
+                reason = reason or "the same folder once more"
+            if reason is not None and real not in others:
+                passed_over.append(f"{path.relative_to(root).as_posix()} ({reason})")
+            elif real not in others:
+                seen.add(real)
+                waiting.append(path)
+        if len(found) > MAX_FILES:
+            shown = printable(folder, NAME_LIMIT)
+            raise ValueError(f"{shown} holds more than {MAX_FILES} files; give the folder of {holding} alone")
+    by_name = {path.relative_to(root).as_posix(): path for path in found}
+    return FoundFiles(
+        {name: by_name[name] for name in sorted(by_name, key=os.fsencode)}, tuple(sorted(passed_over))
+    )
+
+
+def _why_not_entered(path: Path, root: Path, *, follow_symlinks: bool) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.name.lower() in _OF_SYSTEMS:
+        return "of a system"
+    if path.is_symlink() and not follow_symlinks:
+        return "a link; follow_symlinks looks into it"
+    if (path / "run.json").is_file():
+        return "a training run"
+    if set(path.name.partition("_")[0]) == {"0"} and "_" in path.name:
+        return "0 repeats"  # as photos.name_repeats reads it
+    return f"more than {MAX_DEPTH} folders deep" if len(path.relative_to(root).parts) > MAX_DEPTH else None
 
 
 def read_plain_file(path: Path, *, inside: Path | None, max_bytes: int) -> bytes:

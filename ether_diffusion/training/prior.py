@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -31,13 +31,15 @@ class Pipeline(Protocol):
     def __call__(self, prompt: list[str], *, generator: list[torch.Generator]) -> Drawn: ...
 
 
-def count_missing(folder: Path, num_class_images: int, *, follow_symlinks: bool = False) -> int:
+def count_missing(
+    folder: Path, num_class_images: int, *, follow_symlinks: bool = False, without: Collection[Path] = ()
+) -> int:
     """Return how many class images a folder lacks; only photos that can be used are counted.
 
     Raises:
         ValueError: it is not a folder, or may not be read.
     """
-    return max(num_class_images - len(_usable(folder, follow_symlinks)), 0)
+    return max(num_class_images - len(_usable(folder, follow_symlinks, without)), 0)
 
 
 def generate_class_images(
@@ -49,6 +51,7 @@ def generate_class_images(
     sample_batch_size: int,
     seed: int,
     follow_symlinks: bool = False,
+    without: Collection[Path] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Fill a folder up to `num_class_images` usable photos; return how many were drawn.
@@ -61,8 +64,8 @@ def generate_class_images(
         ValueError: the folder cannot be read, or the pipeline draws a black image.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    usable = _usable(folder, follow_symlinks)
-    drawn_before = {number for photo in usable if (number := _number(photo.path)) is not None}
+    usable = _usable(folder, follow_symlinks, without)
+    drawn_before = {number for photo in usable if (number := _number(photo.name)) is not None}
     num_wanted = num_class_images - (len(usable) - len(drawn_before))
     missing = [number for number in range(num_wanted) if number not in drawn_before]
     missing = missing[: max(num_class_images - len(usable), 0)]
@@ -87,18 +90,19 @@ def _batches(count: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _usable(folder: Path, follow_symlinks: bool) -> tuple[Photo, ...]:
+def _usable(folder: Path, follow_symlinks: bool, without: Collection[Path]) -> tuple[Photo, ...]:
     """Return the photos that can be used; none where the folder is not there yet, or holds nothing else."""
-    if not folder.exists() or not list_files(folder, "the class images"):
+    if not folder.exists():
         return ()
+    list_files(folder, "the class images")  # a folder that cannot be read is an error
     try:
-        return find_photos(folder, follow_symlinks=follow_symlinks).photos
+        return find_photos(folder, follow_symlinks=follow_symlinks, without=without).photos
     except ValueError:  # none is usable; whoever trains is told why when all are gathered
         return ()
 
 
-def _number(path: Path) -> int | None:
-    match = _GENERATED.fullmatch(path.name)
+def _number(name: str) -> int | None:
+    match = _GENERATED.fullmatch(name)
     return None if match is None else int(match[1])
 
 

@@ -27,7 +27,7 @@ from ether_diffusion.base import (
     stack_embeddings,
 )
 from ether_diffusion.durable_files import delete_unfinished
-from ether_diffusion.training.checks import CheckedRun
+from ether_diffusion.training.checks import CheckedRun, folders_of
 from ether_diffusion.training.config import ComputeConfig, control_of
 from ether_diffusion.training.control import new_control
 from ether_diffusion.training.data import BatchSource, Codec, VisitPlan
@@ -89,6 +89,7 @@ def draw_class_images(checked: CheckedRun, accelerator: Accelerator, check: Chec
             sample_batch_size=prior.sample_batch_size,
             seed=config.compute.seed,
             follow_symlinks=config.data.follow_symlinks,
+            without=folders_of(config),
             on_progress=report,
         )
 

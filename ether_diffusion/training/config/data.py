@@ -22,7 +22,7 @@ class DataConfig(Section):
     """Photos and prompts."""
 
     instance_data_dir: Path | None = option(
-        None, "Folder of the subject's photos; captions may lie beside them."
+        None, "Folder of the subject's photos, with subfolders; captions may lie beside them."
     )
     dataset_name: str | None = option(None, "Instead of a folder: a dataset's hub id or local path.")
     dataset_config_name: str | None = option(None, "Configuration of the dataset.")

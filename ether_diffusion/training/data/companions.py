@@ -1,9 +1,9 @@
 """Files that belong to photos by their names: masks, control images."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from PIL import Image
@@ -12,7 +12,7 @@ from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.data.sources import FileSource, Source, read_again
 from ether_diffusion.training.decoding import MAX_PIXELS, decode_bytes
 from ether_diffusion.training.photos import Photo
-from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, list_files
+from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, walk_files
 
 BLACK = (0, 0, 0)
 
@@ -89,42 +89,49 @@ class FoundCompanions:
 
 
 def find_companions(
-    folder: str | Path, photos: Sequence[Photo], kind: CompanionKind, *, follow_symlinks: bool = False
+    folder: str | Path,
+    photos: Sequence[Photo],
+    kind: CompanionKind,
+    *,
+    follow_symlinks: bool = False,
+    without: Collection[Path] = (),
 ) -> FoundCompanions:
     """Return each photo's file of the same stem, and a sentence for each photo without a usable one.
+
+    A photo in a subfolder has it in one of the same name. Folders `without` are left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it is not a folder, or may not be read.
     """
-    by_stem: dict[str, list[Path]] = {}
-    for path in list_files(folder, f"the {kind.word}s"):
-        by_stem.setdefault(path.stem, []).append(path)
+    by_stem: dict[str, list[str]] = {}
+    files = walk_files(folder, f"the {kind.word}s", without=without, follow_symlinks=follow_symlinks).files
+    for name in files:
+        by_stem.setdefault(_stem(name), []).append(name)
     inside = None if follow_symlinks else Path(folder)
     companions: list[Companion | None] = []
     problems: list[str] = []
     missing: list[str] = []
     for photo in photos:
-        paths = by_stem.get(photo.path.stem, [])
+        names = by_stem.get(_stem(photo.name), [])
         found = None
-        if not paths:
-            missing.append(photo.path.name)
-        elif len(paths) > 1:
-            names = listed(path.name for path in paths)
-            problems.append(f"{_shown(photo.path)} has several {kind.word}s, {names}; keep one")
+        if not names:
+            missing.append(photo.name)
+        elif len(names) > 1:
+            problems.append(f"{_shown(photo.name)} has several {kind.word}s, {listed(names)}; keep one")
         else:
             try:
-                found = kind.read(FileSource(paths[0], inside), paths[0].name, photo)
+                found = kind.read(FileSource(files[names[0]], inside), names[0], photo)
             except UnusableFileError as reason:
-                problems.append(f"the {kind.word} {_shown(paths[0])} {reason}")
+                problems.append(f"the {kind.word} {_shown(names[0])} {reason}")
         companions.append(found)
     if missing:
         problems.append(
             f"{len(missing)} photos have no {kind.word} in {_shown(folder)}: "
             f"{listed(missing, len(missing))}; add files of the same names, such as dog.png for dog.jpg"
         )
-    stems = {photo.path.stem for photo in photos}
-    orphans = [path.name for stem, paths in by_stem.items() if stem not in stems for path in paths]
+    stems = {_stem(photo.name) for photo in photos}
+    orphans = [name for stem, names in by_stem.items() if stem not in stems for name in names]
     return FoundCompanions(tuple(companions), tuple(problems), tuple(_sentence_on(orphans, kind, folder)))
 
 
@@ -145,5 +152,9 @@ def _check_proportions(size: tuple[int, int], photo: Photo) -> None:
         )
 
 
-def _shown(path: str | Path) -> str:
-    return printable(path.name if isinstance(path, Path) else path, NAME_LIMIT)
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _shown(name: str | Path) -> str:
+    return printable(name.name if isinstance(name, Path) else name, NAME_LIMIT)

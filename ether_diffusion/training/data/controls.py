@@ -1,6 +1,6 @@
 """Where control images come from: a folder, a column of the data set, or a detector of the photo itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,12 @@ from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
 WORD = "control image"
 
 
-def with_controls(items: Items, data: DataConfig, control: ControlConfig) -> Items:
+def with_controls(
+    items: Items, data: DataConfig, control: ControlConfig, *, without: Collection[Path] = ()
+) -> Items:
     """Return items with their control images, which join the fingerprint; a detector's are drawn later.
+
+    Folders `without` are left out where they lie among the control images.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -44,6 +48,7 @@ def with_controls(items: Items, data: DataConfig, control: ControlConfig) -> Ite
             [item.photo for item in items.items],
             kind,
             follow_symlinks=data.follow_symlinks,
+            without=without,
         )
     else:
         found = _of_column(items.items, kind, data, control.conditioning_image_column)

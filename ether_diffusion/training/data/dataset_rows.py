@@ -74,9 +74,9 @@ class DatasetRows:
         refused: list[Refusal] = []
         for index, name in enumerate(self.names):
             try:
-                photos.append(check_photo(Path(name), self._source(index).read()))
+                photos.append(check_photo(Path(name), self._source(index).read(), name=name))
             except UnusableFileError as reason:
-                refused.append(Refusal(Path(name), str(reason)))
+                refused.append(Refusal(Path(name), name, str(reason)))
         if not photos:
             reasons = ";\n  ".join(refusal.sentence for refusal in refused)
             raise ValueError(f"no usable photos in the data set {self.name}:\n  {reasons or 'it is empty'}")
@@ -92,7 +92,7 @@ class DatasetRows:
             if isinstance(text, list):
                 text = text[0] if text else None
             if text is not None:
-                found.append(FoundCaption(photo.path.name, str(text), f"row {index}", is_sidecar=False))
+                found.append(FoundCaption(photo.name, str(text), f"row {index}", is_sidecar=False))
         return found
 
     def sources(self, photos: Sequence[Photo]) -> Iterator[RowSource]:
@@ -101,7 +101,7 @@ class DatasetRows:
 
     def _indices(self, photos: Sequence[Photo]) -> Iterator[int]:
         by_name = {name: index for index, name in enumerate(self.names)}
-        return (by_name[photo.path.name] for photo in photos)
+        return (by_name[photo.name] for photo in photos)
 
     def _source(self, index: int) -> RowSource:
         return RowSource(self.rows, index, self.image_column, self.inside)

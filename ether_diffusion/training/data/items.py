@@ -1,7 +1,8 @@
 """What is trained on: each photo with its prompt and mask, all checked before a model is loaded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from ether_diffusion.adapter_file.wording import listed
@@ -11,14 +12,17 @@ from ether_diffusion.training.data.companions import MASK, Companion, find_compa
 from ether_diffusion.training.data.dataset_rows import DatasetRows
 from ether_diffusion.training.data.order import chosen_samples
 from ether_diffusion.training.data.sources import FileSource, Source
-from ether_diffusion.training.photos import Photo, PhotoFolder, find_photos
+from ether_diffusion.training.photos import Photo, PhotoFolder, find_photos, name_repeats
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A photo to be trained on; `mask` is a file's, None where there is none or it is the photo's alpha."""
+    """A photo to be trained on, so many times an epoch.
+
+    `mask` is a file's, None where there is none or it is the photo's alpha.
+    """
 
     photo: Photo
     source: Source
@@ -29,7 +33,13 @@ class Item:
     @property
     def name(self) -> str:
         """The photo's file name."""
-        return self.photo.path.name
+        return self.photo.name
+
+    @property
+    def repeats(self) -> int:
+        """Times that the name of its folder asks for in an epoch, or 1."""
+        named = name_repeats(self.photo.name)
+        return 1 if named is None else named[0]
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,10 @@ class Items:
     fingerprint: dict[str, str]
 
 
-def gather_items(config: DataConfig) -> Items:
+def gather_items(config: DataConfig, *, without: Collection[Path] = ()) -> Items:
     """Find and check the photos, captions and masks that a configuration names.
+
+    Folders `without`, and that of the masks, are left out where they lie among the photos.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -50,19 +62,21 @@ def gather_items(config: DataConfig) -> Items:
     """
     rows = None if config.dataset_name is None else DatasetRows.open(config)
     problems: list[str] = []
+    without = (*without, *([] if config.mask_data_dir is None else [config.mask_data_dir]))
     if rows is None:
         assert config.instance_data_dir is not None
         found = find_photos(
             config.instance_data_dir,
             follow_symlinks=config.follow_symlinks,
             choose=lambda number: chosen_samples(number, config.max_train_samples),
+            without=without,
         )
     else:
         found = rows.find_photos()
     if config.strict:
         problems += [refusal.sentence for refusal in found.refused]
-    captions = _collect(problems, lambda: _captions(config, rows, found))
-    masks, mask_warnings = _masks(config, found.photos, problems)
+    captions = _collect(problems, lambda: _captions(config, rows, found, without))
+    masks, mask_warnings = _masks(config, found.photos, problems, without)
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(f"the training data cannot be used:\n  {lines}")
@@ -78,8 +92,8 @@ def gather_items(config: DataConfig) -> Items:
     )
 
 
-def gather_class_items(data: DataConfig, prior: PriorConfig) -> Items:
-    """Find and check the class images, all with the class prompt.
+def gather_class_items(data: DataConfig, prior: PriorConfig, *, without: Collection[Path] = ()) -> Items:
+    """Find and check the class images, all with the class prompt; folders `without` are left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -87,15 +101,21 @@ def gather_class_items(data: DataConfig, prior: PriorConfig) -> Items:
     """
     assert prior.class_data_dir is not None
     assert prior.class_prompt is not None
-    found = find_photos(prior.class_data_dir, follow_symlinks=data.follow_symlinks, strict=data.strict)
+    found = find_photos(
+        prior.class_data_dir, follow_symlinks=data.follow_symlinks, strict=data.strict, without=without
+    )
     inside = None if data.follow_symlinks else prior.class_data_dir
     items = tuple(Item(photo, FileSource(photo.path, inside), prior.class_prompt) for photo in found.photos)
-    warnings = tuple(f"class images: {warning}" for warning in (*_refusals(found), *found.warnings))
+    named = {each[2]: None for photo in found.photos if (each := name_repeats(photo.name)) is not None}
+    unused = [f"{listed(named)}: neither repeats nor words are taken from these names"] if named else []
+    warnings = tuple(f"class images: {warning}" for warning in (*_refusals(found), *found.warnings, *unused))
     fingerprint = {f"class image {name}": digest for name, digest in found.fingerprint().items()}
     return Items(items, warnings, fingerprint)
 
 
-def _captions(config: DataConfig, rows: DatasetRows | None, found: PhotoFolder) -> Captions:
+def _captions(
+    config: DataConfig, rows: DatasetRows | None, found: PhotoFolder, without: Collection[Path]
+) -> Captions:
     filling = Filling(config.instance_prompt, config.token, config.caption_template)
     filling.check()
     if rows is not None:
@@ -110,23 +130,26 @@ def _captions(config: DataConfig, rows: DatasetRows | None, found: PhotoFolder) 
         token=config.token,
         template=config.caption_template,
         follow_symlinks=config.follow_symlinks,
+        without=without,
     )
 
 
 def _masks(
-    config: DataConfig, photos: Sequence[Photo], problems: list[str]
+    config: DataConfig, photos: Sequence[Photo], problems: list[str], without: Collection[Path]
 ) -> tuple[Sequence[Companion | None], tuple[str, ...]]:
     if config.mask_data_dir is not None:
         folder = config.mask_data_dir
         found = _collect(
             problems,
-            lambda: find_companions(folder, photos, MASK, follow_symlinks=config.follow_symlinks),
+            lambda: find_companions(
+                folder, photos, MASK, follow_symlinks=config.follow_symlinks, without=without
+            ),
         )
         if found is not None:
             orphans = () if config.max_train_samples is not None else found.orphans
             problems += [*found.problems, *(orphans if config.strict else ())]
             return found.companions, () if config.strict else orphans
-    opaque = [photo.path.name for photo in photos if not photo.has_alpha]
+    opaque = [photo.name for photo in photos if not photo.has_alpha]
     if config.mask_from_alpha and len(opaque) == len(photos):
         problems.append("mask_from_alpha: no photo has transparent parts; cut one out, or switch it off")
     if config.mask_from_alpha and opaque:

@@ -22,7 +22,7 @@ class VisitOrder:
     each item `repeats` times. With buckets (of each item, its bucket), the `effective_batch` visits of one
     step come from one bucket: each bucket's permutation is cut into chunks of that many, a short last chunk
     is filled up by going round in the bucket, and the chunks are shuffled. Then an epoch uses each item at
-    least `repeats` times.
+    least `repeats` times. Items may have `repeats` of their own.
     """
 
     def __init__(
@@ -32,21 +32,25 @@ class VisitOrder:
         seed: int,
         buckets: Sequence[int] | None = None,
         *,
-        repeats: int = 1,
+        repeats: int | Sequence[int] = 1,
     ) -> None:
         assert num_items > 0
         assert effective_batch > 0
-        assert repeats > 0
+        counts = [repeats] * num_items if isinstance(repeats, int) else repeats
+        assert min(counts) > 0
+        assert len(counts) == num_items
         assert buckets is None or len(buckets) == num_items
         self.num_items = num_items
         self.effective_batch = effective_batch
         self.seed = seed
-        num_samples = num_items * repeats
+        turns = range(max(counts))
+        self._items = [item for turn in turns for item in range(num_items) if turn < counts[item]]
+        num_samples = len(self._items)
         self._buckets: list[list[int]] | None = None
         self.num_visits_per_epoch = num_samples
         if buckets is not None:
             self._buckets = [
-                [sample for sample in range(num_samples) if buckets[sample % num_items] == bucket]
+                [sample for sample, item in enumerate(self._items) if buckets[item] == bucket]
                 for bucket in sorted(set(buckets))
             ]
             num_chunks = sum(-(-len(members) // effective_batch) for members in self._buckets)
@@ -58,7 +62,7 @@ class VisitOrder:
         epoch, place = divmod(visit, self.num_visits_per_epoch)
         if self._last is None or self._last[0] != epoch:
             self._last = (epoch, self._samples(epoch))
-        return self._last[1][place] % self.num_items
+        return self._items[self._last[1][place]]
 
     def _samples(self, epoch: int) -> list[int]:
         if self._buckets is None:

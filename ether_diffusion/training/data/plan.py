@@ -83,7 +83,8 @@ def plan_visits(
     sizes = choose_sizes(data, photos, native_size=native, size_multiple=multiple)
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
     buckets = [numbers[size] for size in sizes] if len(numbers) > 1 else None
-    order = VisitOrder(len(photos), effective_batch, seed, buckets, repeats=data.repeats)
+    repeats = [data.repeats * item.repeats for item in photos]
+    order = VisitOrder(len(photos), effective_batch, seed, buckets, repeats=repeats)
     given = (items,) if class_items is None else (items, class_items)
     return VisitPlan(
         schedule=Schedule(photos, classes, sizes, order, data, seed),
