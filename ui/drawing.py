@@ -1,7 +1,8 @@
-"""One job's pictures, drawn one by one: watched at each step, timed, and stopped between two steps."""
+"""One job's pictures, drawn one by one: watched at each step, timed, and stopped at any operation."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling, dr
 from ether_diffusion.ui.events import Previewing, StopToken
 from ether_diffusion.ui.preview import Previewer
 from ether_diffusion.ui.speed import Pace, Speed
+from ether_diffusion.ui.stopping import StopInside
 
 Place = tuple[int, int, int]
 """Indices into the prompts, seeds and choices of a sampling."""
@@ -50,6 +52,7 @@ class Drawing:
             batch_size=1,
         )
         timer = _Timer()
+        self._tell(0, one.steps, None)
 
         def on_step(step: int, num_steps: int, latents: Tensor) -> None:
             self._stop.check()
@@ -58,7 +61,8 @@ class Drawing:
             self._tell(step, num_steps, timer.pace)
             timer.resumed()
 
-        drawn = draw_pictures(self._pipeline, one, control=control, on_step=on_step)[0]
+        with StopInside(self._stop), _vae_as_it_was(self._pipeline.vae):
+            drawn = draw_pictures(self._pipeline, one, control=control, on_step=on_step)[0]
         self._stop.check()
         self._num_done += 1
         if timer.pace is not None:
@@ -75,6 +79,17 @@ class Drawing:
         self._on_state(
             Previewing(step, num_steps, left, self._previewer.image, self._num_done, self._num_images)
         )
+
+
+@contextmanager
+def _vae_as_it_was(vae: Any) -> Iterator[None]:
+    """Undo the pipelines' change of the dtype where a stop comes before they do."""
+    dtype = vae.dtype
+    try:
+        yield
+    finally:
+        if vae.dtype != dtype:
+            vae.to(dtype)
 
 
 class _Timer:

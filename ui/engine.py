@@ -1,4 +1,4 @@
-"""What draws for the studio: jobs that run one at a time, tell how far they are, and stop within a step."""
+"""What draws for the studio: jobs that run one at a time, tell how far they are, and stop within a second."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -131,15 +131,27 @@ class Engine:
         pace = self.machine.speed.of(request.sampling())
         return None if pace is None else pace.step + pace.picture / request.steps
 
+    def check(self, request: GenerateRequest | GridRequest) -> None:
+        """Refuse what this machine cannot draw.
+
+        Raises:
+            ValueError: it has not the memory, or it would take too long.
+        """
+        sampling, cost = request.sampling(), self.machine.cost
+        num_images = len(sampling.prompts) * len(sampling.seeds) * len(sampling.choices)
+        cost.check_memory(sampling, num_images)
+        cost.check_time(sampling, num_images, self.seconds_per_step(request))
+
     def generate(self, request: GenerateRequest, stop: StopToken) -> Iterator[Event]:
         """Draw pictures; Finished is the last event, told when the lock is free again.
 
         Closing the iterator stops the job.
 
         Raises:
-            FileNotFoundError, ValueError: an adapter is not there or does not fit, or the base cannot draw
-                what is asked for; before the first step.
+            FileNotFoundError, ValueError: an adapter is not there or does not fit, or the base or this
+                machine cannot draw what is asked for; before the first step.
         """
+        self.check(request)
         adapters = self._wanted(request.adapters)
         following = [name for name, one in adapters.items() if holds_control(one.folder)]
         order = self._order(request, adapters, num_images=request.num_images * (1 + request.draws_base))
@@ -154,6 +166,7 @@ class Engine:
         Raises:
             FileNotFoundError, ValueError: as `generate`.
         """
+        self.check(request)
         order = self._order(request, self._wanted(request.adapters), num_images=request.num_cells)
         bench = Bench(self.machine, self.outputs, order, request.keep_metadata, stop)
         return self._stream(lambda emit: draw_grid_cells(bench, emit), stop)

@@ -14,7 +14,7 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class StopToken:
-    """Stops one job, from any thread: within one denoising step, or while it waits."""
+    """Stops one job, from any thread: inside a denoising step, or while it waits."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -55,9 +55,10 @@ class Previewing:
     """A picture is being drawn: step of num_steps of picture num_done + 1 of num_images, base ones included.
 
     Attributes:
-        step: 0 while the models are loaded.
+        step: 0 until the first is done.
         seconds_left: of the whole job; None before a step was measured.
         image: how the picture looks by now; None before the first look, and the last look until the next.
+        is_loading: the models are read, before anything is drawn.
     """
 
     step: int
@@ -66,6 +67,7 @@ class Previewing:
     image: Image.Image | None
     num_done: int
     num_images: int
+    is_loading: bool = False
 
 
 @dataclass(frozen=True)

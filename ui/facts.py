@@ -67,11 +67,11 @@ def state_words(event: Waiting | Previewing, *, what: str = "picture") -> tuple[
     if isinstance(event, Waiting):
         place = "yours is next" if event.place == 1 else f"number {event.place} in line"
         return 0.0, f"Waiting: {place}"
-    words = ["Loading the models …"]
-    if event.step:
-        words = [f"Step {event.step} of {event.num_steps}"]
-        if event.num_images > 1:
-            words.append(f"{what} {min(event.num_done + 1, event.num_images)} of {event.num_images}")
+    if event.is_loading:
+        return 0.0, "Loading the models …"
+    words = [f"Step {event.step} of {event.num_steps}"]
+    if event.num_images > 1:
+        words.append(f"{what} {min(event.num_done + 1, event.num_images)} of {event.num_images}")
     if event.seconds_left is not None:
         words.append(f"about {duration(event.seconds_left)} left")
     done = (event.num_done + event.step / max(1, event.num_steps)) / max(1, event.num_images)

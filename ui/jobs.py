@@ -42,7 +42,7 @@ class Job(Generic[E]):
                     if event.error is not None:
                         raise event.error
                     return
-                state = event if _is_state(event) else None
+                state = event if _is_state(event) else state
                 yield event
         finally:
             self._stop.stop()

@@ -4,11 +4,13 @@ import gc
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import psutil
 import torch
 
 from ether_diffusion.adapter_file import BaseFingerprint, base_fingerprint
@@ -23,10 +25,13 @@ from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 from ether_diffusion.training import find_cut
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.ui.attached import MAX_LOADED, AttachedAdapters, Wanted
+from ether_diffusion.ui.cost import Cost
 from ether_diffusion.ui.drawing import Drawing
 from ether_diffusion.ui.events import Previewing, StopToken, Waiting
 from ether_diffusion.ui.line import Line
 from ether_diffusion.ui.speed import Speed
+
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,11 @@ class Machine:
         self.base = base
         self.device = device or default_device()
         self.line = Line()
-        self.speed = Speed(base.native_size)
+        self.cost = Cost(base, self.device)
+        self.speed = Speed(self.cost)
         self._max_loaded, self._check_free = max_loaded, check_free
         self._loading = threading.Lock()
-        self._loaded: tuple[Any, BaseFacts] | None = None
+        self._loaded: Future[tuple[Any, BaseFacts]] | None = None
 
     @property
     def pipeline(self) -> Any:
@@ -109,9 +115,14 @@ class Machine:
         """
         with self.line.turn(stop, lambda place: on_state(Waiting(place))), _shortage_explained():
             self._check_free(self.device)
-            on_state(Previewing(0, order.sampling.steps, None, None, 0, order.num_images))
+            if self._loaded is None or not self._loaded.done():
+                on_state(
+                    Previewing(0, order.sampling.steps, None, None, 0, order.num_images, is_loading=True)
+                )
+            self._load(stop)
+            available = psutil.virtual_memory().available
+            self.cost.check_memory(order.sampling, order.num_images, available=available)
             attached = self.attached
-            stop.check()
             names = attached.attach(order.adapters)
             doubts = attached.doubts(order.adapters, allow_other_base=order.allow_other_base)
             sampling, control = _named(order, names)
@@ -127,26 +138,41 @@ class Machine:
             notes = (*doubts, *self._cuts(sampling))
             yield Turn(drawing, sampling, control, attached.num_touched(used), notes)
 
-    def _load(self) -> tuple[Any, BaseFacts]:
+    def _load(self, stop: StopToken | None = None) -> tuple[Any, BaseFacts]:
+        """Return what is loaded once; who stops waiting for it leaves the loading to go on for the next."""
         with self._loading:
-            if self._loaded is None:
-                dtype = default_dtype(self.device)
-                pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=True)
-                pipeline.set_progress_bar_config(disable=True)
-                # now, while no adapter is attached
-                names = sorted(plain_targets(pipeline.unet, EtherConfig()))
-                facts = BaseFacts(
-                    base_fingerprint(pipeline.unet, names) if names else None,
-                    type(pipeline.scheduler).__name__,
-                    scheduler_settings(pipeline.scheduler),
-                )
-                self._loaded = pipeline, facts
-        return self._loaded
+            if self._loaded is None or (self._loaded.done() and self._loaded.exception() is not None):
+                self._loaded = Future()
+                threading.Thread(target=_fill, args=(self._loaded, self._open), daemon=True).start()
+            loaded = self._loaded
+        while stop is not None and not wait([loaded], timeout=_POLL_SECONDS).done:
+            stop.check()
+        return loaded.result()
+
+    def _open(self) -> tuple[Any, BaseFacts]:
+        dtype = default_dtype(self.device)
+        pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=True)
+        pipeline.set_progress_bar_config(disable=True)
+        # now, while no adapter is attached
+        names = sorted(plain_targets(pipeline.unet, EtherConfig()))
+        facts = BaseFacts(
+            base_fingerprint(pipeline.unet, names) if names else None,
+            type(pipeline.scheduler).__name__,
+            scheduler_settings(pipeline.scheduler),
+        )
+        return pipeline, facts
 
     def _cuts(self, sampling: Sampling) -> list[str]:
         prompts = [*sampling.prompts, *filter(None, [sampling.negative_prompt])]
         cuts = [find_cut(prompt, self.pipeline.tokenizer) for prompt in dict.fromkeys(prompts)]
         return [str(cut) for cut in cuts if cut is not None]
+
+
+def _fill(future: "Future[tuple[Any, BaseFacts]]", work: Callable[[], tuple[Any, BaseFacts]]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # is raised where somebody waits
+        future.set_exception(error)
 
 
 def _named(order: Order, names: Mapping[str, str]) -> tuple[Sampling, ControlUse | None]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ether_diffusion.pipelines.sampling import Sampling
+from ether_diffusion.ui.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -16,23 +17,24 @@ class Pace:
 class Speed:
     """The last measured pace by size and guidance; what was not measured is scaled from what was."""
 
-    def __init__(self, native_size: int) -> None:
-        self._native_size = native_size
-        self._paces: dict[tuple[int, bool], Pace] = {}
+    def __init__(self, cost: Cost) -> None:
+        self._cost = cost
+        self._paces: dict[tuple[int, int, bool], Pace] = {}
 
     def measured(self, sampling: Sampling, pace: Pace) -> None:
         """Remember what was measured."""
         self._paces[self._kind(sampling)] = pace
 
     def of(self, sampling: Sampling) -> Pace | None:
-        """Return the pace to expect; None before anything was measured."""
-        pixels, is_guided = kind = self._kind(sampling)
+        """Return the pace to expect, by the operations of a step; None before anything was measured."""
+        kind = self._kind(sampling)
         if kind in self._paces or not self._paces:
             return self._paces.get(kind)
-        nearest = min(self._paces, key=lambda known: abs(known[0] - pixels))
-        ratio = pixels / nearest[0] * (1 + is_guided) / (1 + nearest[1])
-        return Pace(self._paces[nearest].step * ratio, self._paces[nearest].picture * pixels / nearest[0])
+        pixels = kind[0] * kind[1]
+        nearest = min(self._paces, key=lambda known: abs(known[0] * known[1] - pixels))
+        ratio = self._cost.step_flop(*kind) / self._cost.step_flop(*nearest)
+        known = self._paces[nearest]
+        return Pace(known.step * ratio, known.picture * pixels / (nearest[0] * nearest[1]))
 
-    def _kind(self, sampling: Sampling) -> tuple[int, bool]:
-        width, height = (side or self._native_size for side in (sampling.width, sampling.height))
-        return width * height, sampling.guidance_scale > 1  # without guidance, half the work
+    def _kind(self, sampling: Sampling) -> tuple[int, int, bool]:
+        return *self._cost.size(sampling), sampling.guidance_scale > 1  # without guidance, half the work

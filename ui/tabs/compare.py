@@ -109,7 +109,9 @@ class CompareTab:
     def show_cost(self, values: Values) -> Updates:
         """Say what the grid of the form would cost, or why it cannot be drawn."""
         try:
-            return {self.cost: self._cost(self.form.read(values))}
+            request = self.form.read(values)
+            self._studio.engine.check(request)
+            return {self.cost: self._cost(request)}
         except ValueError as error:
             return {self.cost: notes_html(sentence(error), (), kind="warning")}
 
