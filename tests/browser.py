@@ -73,17 +73,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_studio(folder: Path, *options: str) -> Iterator[RunningStudio]:
+def running_studio(
+    folder: Path, *options: str, cwd: Path | None = None, **variables: str
+) -> Iterator[RunningStudio]:
     """Start `ether ui` on a free port and a folder, ready when it answers, ended with the block."""
     port, log = free_port(), folder.parent / f"{folder.name}.log"
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "ui"]
     command += ["--folder", str(folder), "--port", str(port), *options]
-    environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, text=True, env=environment, start_new_session=True
+            command, stdout=output, stderr=output, text=True, env=environment, start_new_session=True, cwd=cwd
         )
     studio = RunningStudio(f"http://127.0.0.1:{port}", folder, process, log)
     try:

@@ -15,7 +15,7 @@ import pytest
 from browser import RunningStudio, free_port, running_studio
 
 from ether_diffusion.scripts import ether
-from ether_diffusion.ui.doorkeeper import MAX_FAILURES, Doorkeeper, read_login
+from ether_diffusion.ui.doorkeeper import read_login
 from ether_diffusion.ui.server import EVERYWHERE, LOOPBACK, ServerSettings
 from ether_diffusion.ui.wiring import RunningJobs, handler, without_paths
 
@@ -100,13 +100,6 @@ def test_a_login_that_is_none_is_refused(login: str) -> None:
 def test_a_login_may_stand_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "login").write_text("anna:correct horse\nnot this\n")
     assert read_login(f"@{tmp_path / 'login'}")("anna", "correct horse")
-
-
-def test_after_many_wrong_passwords_the_right_one_has_to_wait() -> None:
-    door = Doorkeeper("anna", "correct horse")
-    assert door("anna", "correct horse")
-    assert not any(door("anna", f"guess {number}") for number in range(MAX_FAILURES))
-    assert not door("anna", "correct horse")
 
 
 def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:

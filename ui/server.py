@@ -8,7 +8,8 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+import webbrowser
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.ui.doorkeeper import Doorkeeper
 
 if TYPE_CHECKING:
@@ -26,8 +28,13 @@ EVERYWHERE = "0.0.0.0"
 MAX_UPLOAD = "64mb"
 MAX_WAITING = 64
 """Requests in Gradio's queue; the next visitor is told that it is full."""
+MAX_SESSIONS = 128
+"""Pages and scripts whose state is kept, the last ones used; each costs half a MB."""
 LOG = "studio.log"
 _OWN_FOLDER = "server-"
+_UNPROXIED = {"NO_PROXY": "*", "no_proxy": "*"}
+_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TORCH_HOME")
+"""Variables that name folders, perhaps from the working directory."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +68,15 @@ def serve(settings: ServerSettings) -> None:
         ValueError: the folder or the base cannot be used.
         OSError: the port is taken.
     """
-    folder = settings.folder.expanduser().resolve()
+    folder, base = _home_known(settings.folder).resolve(), _absolute(settings.base)
     folder.mkdir(parents=True, exist_ok=True)
     with _log_file(folder / LOG), _private_folder(folder / "temp") as private, _environment(private):
-        # Gradio reads its environment when it is imported
-        from ether_diffusion.ui.app import build_app
+        with _variables(_UNPROXIED):  # Gradio reads its environment when it is imported
+            from ether_diffusion.ui.app import build_app
         from ether_diffusion.ui.studio import ADAPTERS, Studio
 
         is_new = not (folder / ADAPTERS).exists()
-        studio = Studio(folder, base=settings.base)
+        studio = Studio(folder, base=base, temp=private)
         if is_new:
             studio.add_shipped()
         try:
@@ -91,36 +98,45 @@ def launch(app: "gr.Blocks", settings: ServerSettings, folder: Path) -> None:
         ValueError: the port is taken.
         OSError: so are all of Gradio's own.
     """
+    from gradio.utils import get_upload_folder
+    from starlette.middleware import Middleware
+
+    from ether_diffusion.ui.gate import Gate
     from ether_diffusion.ui.theme import studio_theme
 
     here = Path(__file__).parent
     host = EVERYWHERE if settings.listen else LOOPBACK
     if settings.port is not None:
         _check_free(host, settings.port)
+    gate = Middleware(Gate, has_login=settings.login is not None, uploads=Path(get_upload_folder()))
     app.queue(max_size=MAX_WAITING, api_open=False)
-    app.launch(
-        server_name=host,
-        server_port=settings.port,
-        auth=settings.login,
-        share=False,
-        inbrowser=settings.open_browser,
-        quiet=True,
-        prevent_thread_lock=True,
-        show_error=False,
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        strict_cors=True,
-        max_file_size=MAX_UPLOAD,
-        allowed_paths=[str(folder / "outputs")],
-        blocked_paths=[str(folder / name) for name in ("adapters", "runs")],
-        footer_links=["api"],
-        app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None},
-        theme=studio_theme(),
-        css_paths=here / "style.css",
-        js=(here / "page.js").read_text(encoding="utf-8"),
-    )
+    with _variables(_UNPROXIED):  # it asks itself whether it is there
+        app.launch(
+            server_name=host,
+            server_port=settings.port,
+            auth=settings.login,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=False,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            strict_cors=True,
+            max_file_size=MAX_UPLOAD,
+            allowed_paths=[str(folder / "outputs")],
+            blocked_paths=[str(folder / name) for name in ("adapters", "runs")],
+            footer_links=["api"],
+            state_session_capacity=MAX_SESSIONS,
+            app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": [gate]},
+            theme=studio_theme(),
+            css_paths=here / "style.css",
+            js=(here / "page.js").read_text(encoding="utf-8"),
+        )
+    if settings.open_browser:
+        webbrowser.open(f"http://{LOOPBACK}:{app.server_port}")
 
 
 @contextlib.contextmanager
@@ -168,25 +184,49 @@ def _environment(private: Path) -> Iterator[None]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "GRADIO_TEMP_DIR": str(private / "cache"),
     }
-    before, directory, temporary = (
-        {name: os.environ.get(name) for name in wanted},
-        Path.cwd(),
-        tempfile.tempdir,
-    )
-    os.environ.update(wanted)
+    for name in _FOLDERS:
+        if os.environ.get(name):
+            wanted[name] = str(Path(os.environ[name]).expanduser().absolute())
+    directory, temporary = Path.cwd(), tempfile.tempdir
     (private.parent / "empty").mkdir(mode=0o700, exist_ok=True)
-    os.chdir(private.parent / "empty")
-    tempfile.tempdir = str(private.parent)
+    with _variables(wanted):
+        os.chdir(private.parent / "empty")
+        tempfile.tempdir = str(private.parent)
+        try:
+            yield
+        finally:
+            os.chdir(directory)
+            tempfile.tempdir = temporary
+
+
+@contextlib.contextmanager
+def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, and put back what was there."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        os.chdir(directory)
-        tempfile.tempdir = temporary
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _absolute(base: str) -> str:
+    """Return the base's folder whatever the working directory; the alias and hub ids as they are."""
+    found = Path(base)
+    return str(found.resolve()) if base != ALIAS and found.is_dir() else base
+
+
+def _home_known(folder: Path) -> Path:
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"there is no home folder for {folder}; name the studio's folder with --folder"
+        ) from None
 
 
 def _check_free(host: str, port: int) -> None:

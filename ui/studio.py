@@ -29,8 +29,8 @@ class Studio:
         temp: for uploads and downloads; nobody else may read it.
     """
 
-    def __init__(self, folder: Path, *, base: str = "tiny_world") -> None:
-        """Open a studio in a folder, which is made where it is not there.
+    def __init__(self, folder: Path, *, base: str = "tiny_world", temp: Path | None = None) -> None:
+        """Open a studio in a folder, which is made where it is not there; `temp` is inside it if not given.
 
         Raises:
             FileNotFoundError, OSError, ValueError: the base or the folder cannot be used.
@@ -38,7 +38,7 @@ class Studio:
         self.folder = folder.expanduser().absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; name a folder for the studio")
-        self.temp = self.folder / TEMP
+        self.temp = temp or self.folder / TEMP
         self.engine = Engine(
             base,
             outputs=self.folder / OUTPUTS,

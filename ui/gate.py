@@ -1,0 +1,241 @@
+"""What stands before Gradio: who may ask, from which page, how much, and for nothing from other places."""
+
+import asyncio
+import json
+import re
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_QUESTION = 16 << 20
+"""Bytes of what is no upload; a drawing of 4096 px is among it."""
+MAX_LOGIN = 64 << 10
+MAX_UPLOADS = 2 << 30
+"""Bytes in Gradio's cache, where uploads are deleted after a day; more are refused."""
+FREE_FAILURES = 5
+PAUSE = 3.0
+"""Seconds that each login of a client takes after so many wrong ones in a row."""
+MAX_IN_PAUSE = 4
+"""Logins of one client that wait at a time."""
+MAX_CLIENTS = 10_000
+"""Whose wrong logins are remembered."""
+_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+_ELSEWHERE = re.compile(r"(file[=/]|proxy=)\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+_HEADERS: Final = {
+    "X-Frame-Options": "SAMEORIGIN",
+    "Content-Security-Policy": "frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Gate:
+    """A middleware of Gradio's app that lets through what its pages, and scripts, have a reason to ask.
+
+    Without a login, only names of this machine are answered, so that no other name can be made to lead here
+    (DNS rebinding). With one, what must not be asked without it is not even read. What another site's page
+    sends is refused, and so is every address that Gradio would fetch.
+    """
+
+    def __init__(self, app: ASGIApp, *, has_login: bool, uploads: Path) -> None:
+        self._app, self._has_login, self._uploads = app, has_login, uploads
+        self._logins = _Logins(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, sending)
+        except HTTPException as refusal:
+            said = {"detail": refusal.detail, "error": refusal.detail}
+            await JSONResponse(said, refusal.status_code)(scope, receive, sending)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, path = Headers(scope=scope), scope["path"].rstrip("/")
+        _check_host(headers, self._has_login)
+        if _ELSEWHERE.search(path):
+            raise HTTPException(403, "The studio fetches nothing from other places.")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        _check_origin(headers)
+        if path == "/login":
+            await self._logins.answer(scope, await _read(headers, receive, MAX_LOGIN), receive, send)
+        elif self._has_login and not _is_known(scope, headers):
+            raise HTTPException(401, "Log in first.")
+        elif path.endswith("/upload"):
+            room = MAX_UPLOADS - await asyncio.to_thread(_size, self._uploads)
+            await self._app(scope, _counted(headers, receive, room), send)
+        else:
+            body = await _read(headers, receive, MAX_QUESTION)
+            _check_files(body)
+            await self._app(scope, _again(body, receive), send)
+
+
+@dataclass
+class _Client:
+    """One that logs in: wrong ones in a row, and those that wait."""
+
+    failures: int = 0
+    num_waiting: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class _Logins:
+    """Makes guessing slow for whoever guesses: nobody else waits, and the right password is never refused."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+
+    async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Let Gradio answer a login, after a pause where many were wrong."""
+        client = self._of(scope)
+
+        async def listening(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                client.failures = 0 if message["status"] < 400 else client.failures + 1
+            await send(message)
+
+        if client.failures >= FREE_FAILURES:
+            await _pause(client)
+        await self._app(scope, _again(body, receive), listening)
+
+    def _of(self, scope: Scope) -> _Client:
+        name = (scope.get("client") or ("",))[0]
+        client = self._clients.setdefault(name, _Client())
+        self._clients.move_to_end(name)
+        if len(self._clients) > MAX_CLIENTS:
+            self._clients.popitem(last=False)
+        return client
+
+
+async def _pause(client: _Client) -> None:
+    if client.num_waiting >= MAX_IN_PAUSE:
+        raise HTTPException(429, "Too many logins at once; wait a moment and try again.")
+    client.num_waiting += 1
+    try:
+        async with client.turn:
+            await asyncio.sleep(PAUSE)
+    finally:
+        client.num_waiting -= 1
+
+
+def _check_host(headers: Headers, has_login: bool) -> None:
+    host = headers.get("host", "")
+    if not has_login and _name_of(host) not in _HOSTS:
+        raise HTTPException(
+            403,
+            "The studio answers here as localhost and 127.0.0.1 only; start it with --auth NAME:PASSWORD to "
+            "reach it by another name.",
+        )
+
+
+def _name_of(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _check_origin(headers: Headers) -> None:
+    """Refuse what a browser sends for another site's page; scripts send neither header."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    is_own = origin is None or urlsplit(origin).netloc == headers.get("host")
+    if not (is_own if site is None else site in ("same-origin", "none")):
+        raise HTTPException(403, "This comes from a page of another site; open the studio itself.")
+
+
+def _is_known(scope: Scope, headers: Headers) -> bool:
+    """Say whether a cookie is that of a login, as Gradio's own check does after it has read everything."""
+    app, cookies = scope["app"], cookie_parser(headers.get("cookie", ""))
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return any(cookies.get(name) in app.tokens for name in names)
+
+
+def _check_files(body: bytes) -> None:
+    """Refuse files that are somewhere else: Gradio would fetch them before any handler is asked."""
+    try:
+        left: list[Any] = [json.loads(body)] if body else []
+    except (ValueError, RecursionError):  # no JSON, which Gradio says itself
+        return
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            path = value.get("path")
+            if isinstance(path, str) and _ADDRESS.match(path):
+                raise HTTPException(403, "The studio fetches nothing from other places; upload the file.")
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+
+
+async def _read(headers: Headers, receive: Receive, room: int) -> bytes:
+    """Return a body of at most `room` bytes."""
+    counted, parts = _counted(headers, receive, room), []
+    while True:
+        message = await counted()
+        parts.append(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
+    """Give what is received, and refuse it when it is more than there is room for."""
+    left = room
+
+    def check(num_bytes: int) -> None:
+        if num_bytes > room:
+            raise HTTPException(
+                413,
+                f"This is more than the {max(0, room) >> 20} MiB that the studio takes now; send less, or "
+                "wait until older uploads are deleted after a day.",
+            )
+
+    async def counting() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        check(room - left)
+        return message
+
+    declared = headers.get("content-length", "")
+    check(int(declared) if declared.isdecimal() else 0)
+    return counting
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Give a body that was read already, and then what else comes."""
+    left = [body]
+
+    async def giving() -> Message:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return giving
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of the files below a folder, which others add to and delete from meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
