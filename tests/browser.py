@@ -10,11 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -74,7 +75,7 @@ def free_port() -> int:
 
 @contextmanager
 def running_studio(
-    folder: Path, *options: str, cwd: Path | None = None, **variables: str
+    folder: Path, *options: str, cwd: Path | None = None, variables: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[RunningStudio]:
     """Start `ether ui` on a free port and a folder, ready when it answers, ended with the block."""
     port, log = free_port(), folder.parent / f"{folder.name}.log"
@@ -82,7 +83,7 @@ def running_studio(
     home.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "ui"]
     command += ["--folder", str(folder), "--port", str(port), *options]
-    environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
+    environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, text=True, env=environment, start_new_session=True, cwd=cwd

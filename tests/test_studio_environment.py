@@ -34,7 +34,7 @@ def drawn_by(url: str, folder: Path) -> str:
     ],
 )
 def test_it_starts_behind_a_proxy(tmp_path: Path, proxies: dict[str, str]) -> None:
-    with running_studio(tmp_path / "studio", **proxies) as running:
+    with running_studio(tmp_path / "studio", variables=proxies) as running:
         assert "Ether studio: http" in _said(running.log)
         inside = psutil.Process(running.process.pid).environ()
         assert {name: inside[name] for name in proxies} == proxies
@@ -52,7 +52,9 @@ def _said(log: Path) -> str:
 def test_a_base_is_found_from_the_folder_that_the_command_was_given_in(tmp_path: Path, base: str) -> None:
     place = tmp_path / "here"
     shutil.copytree(tiny_world_path(), place / Path(os.path.normpath(base)))
-    with running_studio(tmp_path / "studio", "--base", base, cwd=place, HF_HOME="cache") as running:
+    with running_studio(
+        tmp_path / "studio", "--base", base, cwd=place, variables={"HF_HOME": "cache"}
+    ) as running:
         assert drawn_by(running.url, tmp_path)
         assert not list((running.folder / "temp" / "empty").iterdir())
 

@@ -31,6 +31,13 @@ MAX_CLIENTS = 10_000
 _HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _ELSEWHERE = re.compile(r"(file[=/]|proxy=)\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+_BAD_FILE: Final = {
+    "__type__": "validate",
+    "is_valid": False,
+    "parameter_name": "file",
+    "message": "The studio fetches nothing from other places; upload the file first.",
+}
+"""As Gradio's own validators answer."""
 _HEADERS: Final = {
     "X-Frame-Options": "SAMEORIGIN",
     "Content-Security-Policy": "frame-ancestors 'self'",
@@ -84,7 +91,7 @@ class Gate:
             await self._app(scope, _counted(headers, receive, room), send)
         else:
             body = await _read(headers, receive, MAX_QUESTION)
-            _check_files(body)
+            _check_files(body, self._uploads)
             await self._app(scope, _again(body, receive), send)
 
 
@@ -169,21 +176,29 @@ def _is_known(scope: Scope, headers: Headers) -> bool:
     return any(cookies.get(name) in app.tokens for name in names)
 
 
-def _check_files(body: bytes) -> None:
-    """Refuse files that are somewhere else: Gradio would fetch them before any handler is asked."""
+def _check_files(body: bytes, uploads: Path) -> None:
+    """Refuse files that were not uploaded: Gradio would fetch them before any handler is asked."""
     try:
         left: list[Any] = [json.loads(body)] if body else []
     except (ValueError, RecursionError):  # no JSON, which Gradio says itself
         return
     while left:
         value = left.pop()
-        if isinstance(value, dict):
-            path = value.get("path")
-            if isinstance(path, str) and _ADDRESS.match(path):
-                raise HTTPException(403, "The studio fetches nothing from other places; upload the file.")
-            left += value.values()
-        elif isinstance(value, list):
+        if isinstance(value, list):
             left += value
+        elif isinstance(value, dict):
+            left += value.values()
+            path = value.get("path")
+            if isinstance(path, str) and not _is_uploaded(path, uploads):
+                raise HTTPException(422, [_BAD_FILE])  # type: ignore[arg-type]  # clients show its message
+
+
+def _is_uploaded(path: str, uploads: Path) -> bool:
+    try:
+        is_inside = Path(path).resolve().is_relative_to(uploads.resolve())
+    except (OSError, ValueError):  # no path at all
+        return False
+    return is_inside and not _ADDRESS.match(path)
 
 
 async def _read(headers: Headers, receive: Receive, room: int) -> bytes:

@@ -1,5 +1,6 @@
-"""Lists of numbers as people type them into a field of a page: 0, 0.5, 1 or 0-3."""
+"""What people type into a field of a page, or scripts send: a number, or a list as 0, 0.5, 1 or 0-3."""
 
+import math
 import re
 
 from ether_diffusion.adapter_file.wording import printable
@@ -9,8 +10,69 @@ _RANGE = re.compile(r"(\d+)\s*(?:-|–|…|\.\.\.?)\s*(\d+)", re.ASCII)
 _SEPARATORS = re.compile(r"[,;\s]+")
 MAX_NUMBERS = 400
 """In one field: as many as a grid has cells."""
+_MAX_DIGITS = 24
 MAX_TEXT = 4000
 """Characters."""
+
+
+def read_number(value: object, field: str) -> float:
+    """Return the number of a field.
+
+    Raises:
+        ValueError: it is none; the field is named.
+    """
+    text = str(value).strip() if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
+    try:
+        number = float(text) if len(text) <= _MAX_DIGITS else math.inf
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        found = "nothing" if value in (None, "") else printable(value, 40)
+        raise ValueError(f"{field} must be a number; found {found}")
+    return number
+
+
+def read_whole(value: object, field: str) -> int:
+    """Return the whole number of a field.
+
+    Raises:
+        ValueError: it is none; the field is named.
+    """
+    number = read_number(value, field)
+    if number != int(number):
+        raise ValueError(f"{field} must be a whole number; found {printable(value, 40)}")
+    return int(number)
+
+
+def read_optional(value: object, field: str) -> int | None:
+    """Return the whole number of a field that may be empty; pages send 0 for one that was never touched.
+
+    Raises:
+        ValueError: it is no whole number; the field is named.
+    """
+    return None if value in (None, "") else read_whole(value, field) or None
+
+
+def read_text(value: object, field: str) -> str:
+    """Return the text of a field that may be empty.
+
+    Raises:
+        ValueError: it is no text; the field is named.
+    """
+    if not isinstance(value, str | None):
+        raise ValueError(f"{field} must be text; found {printable(value, 40)}")
+    return value or ""
+
+
+def read_switch(value: object, field: str) -> bool:
+    """Return whether a field is ticked.
+
+    Raises:
+        ValueError: it is neither; the field is named.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} must be true or false; found {printable(value, 40)}")
+    return value
 
 
 def read_strengths(text: str) -> tuple[float, ...]:

@@ -50,7 +50,8 @@ def _decode(pipeline: Any, latents: Tensor) -> Image.Image:
     vae, latents = pipeline.vae, latents[:1].detach().float()
     shrink = MAX_SIDE_LATENTS / max(latents.shape[-2:])
     if shrink < 1:
-        latents = torch.nn.functional.interpolate(latents, scale_factor=shrink, mode="area")
+        sides = [max(1, int(side * shrink)) for side in latents.shape[-2:]]
+        latents = torch.nn.functional.interpolate(latents, size=sides, mode="area")
     dtype = vae.dtype
     is_cast = dtype == torch.float16 and vae.config.force_upcast  # as the pipelines do for SDXL
     try:

@@ -54,8 +54,7 @@ class GenerateRequest:
         _check_seeds([self.seed + self.num_images - 1])
         _check_adapters(list(self.adapters))
         self.sampling()
-        if self.control_image is not None:
-            ControlUse(self.control_image, self.control_strength)
+        ControlUse(self.control_image or Image.new("RGB", (1, 1)), self.control_strength)  # checks it
 
     def sampling(self) -> Sampling:
         """Return what is to be drawn: the choice of adapters first, then the base where it is compared."""

@@ -7,7 +7,16 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ether_diffusion.ui.numbers import MAX_TEXT, read_lines, read_seeds, read_strengths
+from ether_diffusion.ui.numbers import (
+    MAX_TEXT,
+    read_lines,
+    read_number,
+    read_optional,
+    read_seeds,
+    read_strengths,
+    read_text,
+    read_whole,
+)
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, GridRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.create_form import Values, choices, lay_out_advanced, lay_out_sampling
@@ -56,11 +65,11 @@ class CompareForm:
             adapters=tuple(values[self.adapters] or ()),
             strengths=read_strengths(values[self.strengths] or ""),
             with_base=bool(values[self.with_base]),
-            steps=int(values[self.steps]),
-            guidance_scale=float(values[self.guidance_scale]),
-            width=int(values[self.width] or 0) or None,
-            height=int(values[self.height] or 0) or None,
-            negative_prompt=values[self.negative_prompt] or "",
+            steps=read_whole(values[self.steps], "steps"),
+            guidance_scale=read_number(values[self.guidance_scale], "guidance"),
+            width=read_optional(values[self.width], "the width"),
+            height=read_optional(values[self.height], "the height"),
+            negative_prompt=read_text(values[self.negative_prompt], "the negative prompt"),
             keep_metadata=bool(values[self.keep_metadata]),
         )
 
@@ -77,6 +86,8 @@ class CompareForm:
         found = {**vars(request), **kept_as_typed}
         return {
             **{widget: found[name] for name, widget in self.named().items()},
+            self.width: request.width or self.width.value,  # an empty field is shown as 0 in a tab unopened
+            self.height: request.height or self.height.value,
             self.adapters: gr.update(choices=choices(names), value=chosen),
         }
 

@@ -10,6 +10,7 @@ from gradio.components import Component
 from PIL import Image
 
 from ether_diffusion.ui.control_source import DETECTORS, Follower, follower_of, read_control_upload
+from ether_diffusion.ui.numbers import read_number, read_optional
 from ether_diffusion.ui.paper import paper_html, paper_of, read_drawing
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
@@ -59,12 +60,12 @@ class ControlForm:
             raise ValueError("there is no control adapter chosen; choose the one that shall follow")
         request = self.rest.read(values)
         follower = follower_of(studio.library.folder(adapter))
-        strength = float(values[self.adapter_strength]) if follower.has_adapter else 1.0
+        strength = read_number(values[self.adapter_strength], "the strength of the adapter")
         return replace(
             request,
-            adapters={adapter: strength, **request.adapters},
+            adapters={adapter: strength if follower.has_adapter else 1.0, **request.adapters},
             control_image=self._control_image(values, follower, studio),
-            control_strength=float(values[self.control_strength]),
+            control_strength=read_number(values[self.control_strength], "the strength of the control image"),
         )
 
     def _control_image(self, values: Values, follower: Follower, studio: Studio) -> Image.Image:
@@ -80,7 +81,8 @@ class ControlForm:
     def size(self, values: Values, studio: Studio) -> tuple[int, int]:
         """Return the size of the pictures that the form asks for, px."""
         native = studio.engine.native_size
-        return int(values[self.rest.width] or native), int(values[self.rest.height] or native)
+        width = read_optional(values[self.rest.width], "the width")
+        return width or native, read_optional(values[self.rest.height], "the height") or native
 
     def follow(self, values: Values, studio: Studio) -> Updates:
         """Return the updates that suit the form to the adapter that is chosen and to the size."""

@@ -1,6 +1,7 @@
 """The endpoint /generate for scripts: the work of Create and Control, with adapters by their ids."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from PIL import Image
 
 from ether_diffusion.ui.control_source import read_control_upload
 from ether_diffusion.ui.events import Event, Finished, SavedPicture, StopToken
+from ether_diffusion.ui.numbers import read_number, read_optional, read_switch, read_text, read_whole
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create_form import Form, whole
+from ether_diffusion.ui.tabs.create_form import Form
 from ether_diffusion.ui.wiring import RunningJobs, handler
 
 MAX_AT_ONCE = 8
@@ -38,45 +40,54 @@ def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
         keep_metadata: bool,
         control_strength: float,
         control_detector: str,
-        control_image: str | None = None,
+        control_image: dict[str, Any] | None = None,
     ) -> Answer:
         """Draw pictures with adapters, {id: strength}, and by the base beside them on the same seeds.
 
         One of the adapters may follow a control image; the detector makes that of a photo. Returns the
         pictures, those of the base, and how it went: seconds, touched_layers, notes.
         """
+        sides = {"width": read_optional(width, "width"), "height": read_optional(height, "height")}
+        if not isinstance(prompt, str):
+            raise ValueError("prompt must be text; found nothing")
         request = GenerateRequest(
             prompt=prompt,
             adapters=_strengths(adapters),
-            seed=int(seed),
-            steps=int(steps),
-            guidance_scale=guidance_scale,
-            width=whole(width),
-            height=whole(height),
-            num_images=int(num_images),
-            negative_prompt=negative_prompt,
-            compare_with_base=compare_with_base,
-            control_image=_control_image(studio, control_image, control_detector, width, height),
-            control_strength=control_strength,
-            keep_metadata=keep_metadata,
+            seed=read_whole(seed, "seed"),
+            steps=read_whole(steps, "steps"),
+            guidance_scale=read_number(guidance_scale, "guidance_scale"),
+            num_images=read_whole(num_images, "num_images"),
+            negative_prompt=read_text(negative_prompt, "negative_prompt"),
+            compare_with_base=read_switch(compare_with_base, "compare_with_base"),
+            control_strength=read_number(control_strength, "control_strength"),
+            keep_metadata=read_switch(keep_metadata, "keep_metadata"),
+            **sides,
         )
+        studio.engine.check(request)
+        image = _control_image(
+            studio, control_image, read_text(control_detector, "control_detector"), **sides
+        )
+        request = replace(request, control_image=image)
         stop = StopToken()
         with jobs.hold(visitor.session_hash, stop):
             return _answer(studio.engine.generate(request, stop))
 
+    numbers = {  # the page's own have limits, of which Gradio says no more than that they are passed
+        name: gr.Number(getattr(form, name).value, visible=False, label=getattr(form, name).label)
+        for name in ("seed", "steps", "guidance_scale", "width", "height", "num_images")
+    }
     adapters = gr.JSON({}, visible=False, label="Adapters: {id: strength}")
     strength = gr.Number(1.0, visible=False, label="Strength of the control image")
     detector = gr.Textbox("", visible=False, label="Detector: canny, silhouette, palette or none")
-    image = gr.File(visible=False, label="Control image, or the photo for a detector")
+    image = gr.JSON(visible=False, label="Control image, or the photo for a detector: an uploaded file")
     outputs = [
         gr.Gallery(visible=False, label="Pictures", format="png"),
         gr.Gallery(visible=False, label="Pictures of the base", format="png"),
         gr.JSON(visible=False, label="How it went"),
     ]
     inputs = [
-        form.prompt, adapters, form.seed, form.steps, form.guidance_scale, form.width, form.height,
-        form.num_images, form.negative_prompt, form.compare_with_base, form.keep_metadata,
-        strength, detector, image,
+        form.prompt, adapters, *numbers.values(), form.negative_prompt, form.compare_with_base,
+        form.keep_metadata, strength, detector, image,
     ]  # fmt: skip
     gr.Button(visible=False).click(
         generate, inputs, outputs, api_name="generate", concurrency_limit=MAX_AT_ONCE, show_progress="hidden"
@@ -84,16 +95,16 @@ def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
 
 
 def _control_image(
-    studio: Studio, path: str | None, detector: str, width: float, height: float
+    studio: Studio, file: object, detector: str, *, width: int | None, height: int | None
 ) -> Image.Image | None:
-    if path is None:
+    if file is None:
         if detector:
             raise ValueError("a detector was named, and there is no control_image for it; send one")
         return None
+    if not isinstance(file, dict) or not isinstance(file.get("path"), str):
+        raise ValueError("control_image must be a file that was uploaded, as by gradio_client's handle_file")
     native = studio.engine.native_size
-    return read_control_upload(
-        Path(path), detector, width=whole(width) or native, height=whole(height) or native
-    )
+    return read_control_upload(Path(file["path"]), detector, width=width or native, height=height or native)
 
 
 def _strengths(adapters: object) -> dict[str, float]:

@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.components import Component
 
 from ether_diffusion.ui.engine import Engine
+from ether_diffusion.ui.numbers import read_number, read_optional, read_text, read_whole
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_IMAGES, MAX_PROMPT, MAX_SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.parts import Update, Updates
@@ -58,22 +59,21 @@ class Form:
         chosen = values[self.adapters] or []
         if values[self.new_seed]:
             seed = secrets.randbelow(MAX_SEED - MAX_IMAGES)
-        elif values[self.seed] is None:
+        elif values[self.seed] in (None, ""):
             raise ValueError("there is no seed; type a whole number, or let a new one be drawn each time")
         else:
-            seed = int(values[self.seed])
+            seed = read_whole(values[self.seed], "the seed")
+        strengths = (read_number(values[slider], "the strength") for slider in self.strengths)
         return GenerateRequest(
-            prompt=values[self.prompt] or "",
-            adapters={
-                name: float(values[slider]) for name, slider in zip(chosen, self.strengths, strict=False)
-            },
+            prompt=read_text(values[self.prompt], "the prompt"),
+            adapters=dict(zip(chosen, strengths, strict=False)),
             seed=seed,
-            steps=int(values[self.steps]),
-            guidance_scale=float(values[self.guidance_scale]),
-            width=whole(values[self.width]),
-            height=whole(values[self.height]),
-            num_images=int(values[self.num_images]),
-            negative_prompt=values[self.negative_prompt] or "",
+            steps=read_whole(values[self.steps], "steps"),
+            guidance_scale=read_number(values[self.guidance_scale], "guidance"),
+            width=read_optional(values[self.width], "the width"),
+            height=read_optional(values[self.height], "the height"),
+            num_images=read_whole(values[self.num_images], "the number of pictures"),
+            negative_prompt=read_text(values[self.negative_prompt], "the negative prompt"),
             compare_with_base=bool(values[self.compare_with_base]),
             keep_metadata=bool(values[self.keep_metadata]),
         )
@@ -89,8 +89,8 @@ class Form:
             self.new_seed: False,
             self.steps: reaching(request.steps, 1, MAX_STEPS),
             self.guidance_scale: reaching(request.guidance_scale, 0, MAX_GUIDANCE),
-            self.width: request.width,
-            self.height: request.height,
+            self.width: request.width or self.width.value,  # an empty field is shown as 0 in a tab unopened
+            self.height: request.height or self.height.value,
             self.num_images: request.num_images,
             self.negative_prompt: request.negative_prompt,
         }
@@ -131,11 +131,6 @@ def reaching(value: float, minimum: float, maximum: float) -> Update:
 def choices(names: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return names and ids of adapters as a dropdown wants them."""
     return [(name, adapter) for adapter, name in names.items()]
-
-
-def whole(value: float | None) -> int | None:
-    """Return the number of a field that may be empty."""
-    return None if not value else int(value)
 
 
 def lay_out_prompt(prefix: str) -> gr.Textbox:
@@ -194,9 +189,6 @@ def lay_out_form(
             seed = gr.Number(
                 0,
                 label="Seed",
-                precision=0,
-                minimum=0,
-                maximum=MAX_SEED,
                 min_width=110,
                 scale=3,
                 elem_id=f"{prefix}-seed",
@@ -225,7 +217,7 @@ def lay_out_sampling(prefix: str, engine: Engine) -> tuple[gr.Slider, gr.Slider,
         0, MAX_GUIDANCE, engine.default_guidance, step=0.1, label="Guidance", elem_id=f"{prefix}-guidance"
     )
     with gr.Row():
-        side = {"precision": 0, "minimum": 8, "maximum": 4096, "step": 8, "min_width": 100}
+        side = {"step": 8, "min_width": 100}  # what can be drawn is said in our words, which name the field
         width = gr.Number(engine.native_size, label="Width in px", elem_id=f"{prefix}-width", **side)
         height = gr.Number(engine.native_size, label="Height in px", elem_id=f"{prefix}-height", **side)
     return steps, guidance, width, height

@@ -11,14 +11,13 @@ import gradio as gr
 from gradio.components import Component
 
 from ether_diffusion.training.config.presets import PRESET_VALUES, PresetName
+from ether_diffusion.ui.numbers import read_optional, read_whole
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.create_form import Values
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.training_request import (
     MAX_NAME_CHARACTERS,
     MAX_PROMPT_CHARACTERS,
-    MAX_SEED,
-    MAX_STEPS,
     TrainRequest,
 )
 
@@ -40,7 +39,7 @@ class TrainForm:
     preset: gr.Radio
     token: gr.Textbox
     instance_prompt: gr.Textbox
-    steps: gr.Number
+    steps: gr.Textbox
     seed: gr.Number
     samples: gr.Textbox
 
@@ -58,7 +57,7 @@ class TrainForm:
         Raises:
             ValueError: it cannot be trained.
         """
-        steps, seed = values[self.steps], values[self.seed]
+        seed = read_optional(values[self.seed], "the seed")
         samples = [line.strip() for line in (values[self.samples] or "").splitlines() if line.strip()]
         return TrainRequest(
             photos=photos,
@@ -67,8 +66,8 @@ class TrainForm:
             token=(values[self.token] or "").strip() or "sks",
             instance_prompt=(values[self.instance_prompt] or "").strip(),
             preset=cast(PresetName, values[self.preset]),
-            steps=int(steps) if steps else None,
-            seed=int(seed) if seed else 0,
+            steps=None if values[self.steps] in (None, "") else read_whole(values[self.steps], "steps"),
+            seed=seed or 0,
             validation_prompts=tuple(samples),
         )
 
@@ -85,7 +84,7 @@ class TrainForm:
             self.preset: request.preset,
             self.token: request.token,
             self.instance_prompt: request.instance_prompt,
-            self.steps: request.steps,
+            self.steps: "" if request.steps is None else str(request.steps),
             self.seed: request.seed,
             self.samples: "\n".join(request.validation_prompts),
         }
@@ -139,13 +138,11 @@ def lay_out_form(subject: gr.Textbox, name: gr.Textbox) -> TrainForm:
             token = gr.Textbox(
                 "sks", label="Trigger word", max_lines=1, max_length=32, min_width=100, elem_id="train-token"
             )
-            steps = gr.Number(
-                None, label="Steps", placeholder="as above", precision=0, minimum=1, maximum=MAX_STEPS,
-                min_width=100, elem_id="train-steps",
+            steps = gr.Textbox(  # a number that is empty would show 0 once this is opened
+                label="Steps", placeholder="as above", max_lines=1, max_length=12, min_width=100,
+                elem_id="train-steps",
             )  # fmt: skip
-            seed = gr.Number(
-                0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100, elem_id="train-seed"
-            )
+            seed = gr.Number(0, label="Seed", min_width=100, elem_id="train-seed")
         instance_prompt = gr.Textbox(
             label="Prompt of the photos", placeholder="made of the above; {token} is the trigger word",
             max_lines=2, max_length=MAX_PROMPT_CHARACTERS, elem_id="train-prompt",
