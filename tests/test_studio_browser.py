@@ -183,6 +183,38 @@ def test_an_impossible_wish_is_refused_in_a_sentence(page: Page) -> None:
     expect(page.locator("#create-go")).to_be_visible()
 
 
+def test_fields_of_tabs_that_were_never_opened_are_as_they_were(page: Page) -> None:
+    """An empty number shows 0 where it is mounted late: none is empty in any tab, also after a reload."""
+    fill(page)
+    for name in ("create-width", "create-height"):
+        page.locator(f"#{name} input").fill("")
+        page.locator(f"#{name} input").blur()
+    page.reload()
+    for tab in ("create", "compare", "control"):
+        page.get_by_role("tab", name=tab.capitalize()).click()
+        for side in ("width", "height"):
+            expect(page.locator(f"#{tab}-{side} input")).to_have_value("64")
+
+
+def test_stop_and_other_visitors_at_a_large_size(browser: Browser, studio: RunningStudio, page: Page) -> None:
+    fill(page)
+    for side in ("create-width", "create-height"):
+        set_number(page, side, 4096)
+    page.locator("#create-go").click()
+    expect(page.locator(".toast-body").first).to_contain_text("px would take about")
+    for side in ("create-width", "create-height"):
+        set_number(page, side, 512)
+    page.locator("#create-go").click()
+    expect(page.locator("#create-status")).to_contain_text(re.compile("Step 0 of"), timeout=LONG_MS)
+    with open_page(browser, studio.url) as other:
+        fill(other)
+        other.locator("#create-go").click()
+        expect(other.locator("#create-status")).to_contain_text("Waiting: yours is next")
+        page.locator("#create-stop").click()
+        expect(page.locator("#create-status")).to_contain_text("Stopped", timeout=5000)
+        expect(other.locator("#create-status")).to_contain_text("picture", timeout=LONG_MS)
+
+
 def width(page: Page, name: str) -> float:
     box = page.locator(name).bounding_box()
     assert box is not None

@@ -63,7 +63,7 @@ def fill(page: Page, photos: list[Path]) -> None:
     page.get_by_label("Name in the library").fill("Fox")
     expect(page.locator("#train-described")).to_contain_text("a sks animal")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
-    page.locator("#train-steps input").fill(str(STEPS))
+    page.locator("#train-steps").locator("input, textarea").fill(str(STEPS))
     page.get_by_label("Pictures to draw in between").fill("a sks animal")
 
 
@@ -200,6 +200,34 @@ def test_of_twelve_files_the_good_are_shown_and_the_bad_have_a_reason_each(
         expect(page.locator("#train-photos-said")).to_contain_text("6 photos")
         page.locator("#train-clear").click()
         expect(page.locator("#train-gallery")).to_be_hidden()
+
+
+def test_a_look_at_advanced_changes_nothing(browser: Browser, tmp_path: Path, photos: list[Path]) -> None:
+    """Fields that are mounted when it is opened hold what they held: none is 0 that was empty."""
+    with (
+        running_studio(tmp_path / "studio") as studio,
+        open_page(browser, studio.url, allowed=("500",)) as page,
+    ):
+        open_train(page)
+        page.locator("#train-photos input[type=file]").set_input_files(photos[:1])
+        expect(page.locator("#train-photos-said")).to_contain_text("1 photo")
+        page.get_by_label("What is it?").fill("dog")
+        page.get_by_role("button", name="Advanced").locator("visible=true").click()
+        steps = page.locator("#train-steps").locator("input, textarea")
+        expect(steps).to_have_value("")
+        for wrong, words in (
+            ("-5", "-5 steps are out of range"),
+            ("many", "Steps must be a number; found many"),
+        ):
+            steps.fill(wrong)
+            page.locator("#train-go").click()
+            expect(page.locator(".toast-body").last).to_contain_text(words)
+        steps.fill("")
+        page.locator("#train-go").click()
+        expect(page.locator("#train-stop")).to_be_visible(timeout=TRAINING_MS)
+        expect(page.locator("#train-status")).to_contain_text("dog")
+        page.locator("#train-stop").click()
+        expect(page.locator("#train-stop")).to_be_hidden(timeout=TRAINING_MS)
 
 
 def test_what_cannot_be_trained_is_refused_in_a_sentence_and_the_command_is_shown(

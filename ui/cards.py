@@ -1,6 +1,7 @@
 """The card of an adapter: what a library shows of it, read from its files and compared with the base."""
 
 import hashlib
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from ether_diffusion.control.reader import CONTROL_CONFIG_NAME
 from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, read_contents
 from ether_diffusion.ui.base_fit import BaseFit
 from ether_diffusion.ui.display_name import read_label
+
+logger = logging.getLogger(__name__)
 
 GONE = "this adapter is no longer in the library: it was deleted meanwhile; refresh the list"
 
@@ -62,6 +65,9 @@ def read_card(folder: Path, base: BaseFit) -> Card:
         match, why_not = fit.match, fit.remark
     except (ValueError, OSError) as error:
         why_not = printable(str(error).replace(f"{folder}/", "").replace(str(folder), label.name), 500)
+    except Exception:  # whatever is wrong with one adapter, the others are listed
+        logger.exception("the adapter in %s cannot be read", folder)
+        why_not = "it cannot be read; details are in the log"
     thumbnail = folder / THUMBNAIL_NAME
     return Card(
         id=id_of(folder),

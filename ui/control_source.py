@@ -18,6 +18,8 @@ DETECTORS = {
     "palette": "A map of classes (palette)",
 }
 """What an upload can be, by the name of the detector."""
+MAX_PIXELS = 50_000_000
+"""Of an upload: a phone's photo, and three times the largest picture that is drawn."""
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -50,8 +52,8 @@ def read_control_upload(path: Path, detector: str, *, width: int, height: int) -
     if detector not in DETECTORS:
         raise ValueError("there is no such detector; choose one of those offered")
     if not detector:
-        return decode_photo(path, background=_BLACK, min_side=1)[0]
-    photo, alpha = decode_photo(path, background=_WHITE, min_side=1)
+        return decode_photo(path, background=_BLACK, min_side=1, max_pixels=MAX_PIXELS)[0]
+    photo, alpha = decode_photo(path, background=_WHITE, min_side=1, max_pixels=MAX_PIXELS)
     try:
         found = Detector(detector).draw_at(photo, alpha, width=width, height=height)
         if detector == "palette":

@@ -11,9 +11,12 @@ from ether_diffusion.adapter_file.source import CONFIG_NAME
 from ether_diffusion.adapter_file.strict_json import parse_json
 from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.training.plain_files import read_plain_file
 
 NAME_FILE = "studio.json"
 MAX_CHARACTERS = 80
+MAX_SECONDS = 253e9
+"""Since 1970, until the end of 9986."""
 _MAX_FILE_BYTES = 4096
 
 
@@ -50,13 +53,13 @@ def write_label(folder: Path, label: Label) -> None:
 
 def read_label(folder: Path) -> Label:
     """Return the label of an adapter; one without is called as its folder, and as old as its files."""
-    path = folder / NAME_FILE
     try:
-        found = parse_json(path.read_bytes(), NAME_FILE) if path.stat().st_size <= _MAX_FILE_BYTES else None
+        data = read_plain_file(folder / NAME_FILE, inside=folder, max_bytes=_MAX_FILE_BYTES)
+        found = parse_json(data, NAME_FILE)
         if isinstance(found, dict) and found.keys() == Label.__dataclass_fields__.keys():
-            name, created = str(found["name"]), str(found["created"])
-            return Label(check_name(name), datetime.fromisoformat(created).astimezone(UTC))
-    except (OSError, ValueError):  # not there, or nobody's label
+            name, created = check_name(str(found["name"])), datetime.fromisoformat(str(found["created"]))
+            return Label(name, _in_range(created.timestamp()))
+    except (OSError, ValueError, OverflowError):  # not there, or nobody's label
         pass
     return Label(printable(folder.name), _age(folder))
 
@@ -70,5 +73,10 @@ def file_stem(name: str, otherwise: str) -> str:
 def _age(folder: Path) -> datetime:
     for path in (folder / CONFIG_NAME, folder):
         if path.exists():
-            return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return datetime.fromtimestamp(0, UTC)
+            return _in_range(path.stat().st_mtime)
+    return _in_range(0)
+
+
+def _in_range(seconds: float) -> datetime:
+    """Return a time in seconds since 1970 as one that can be shown everywhere."""
+    return datetime.fromtimestamp(min(max(seconds, 0), MAX_SECONDS), UTC)

@@ -9,6 +9,7 @@ from typing import Literal, cast
 from ether_diffusion.adapter_file.strict_json import Json, is_number, is_whole, parse_json
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.training.run_lock import LOCK_NAME, Holder, current_holder, read_holder
+from ether_diffusion.ui.display_name import MAX_SECONDS
 from ether_diffusion.ui.training_request import output_folder
 
 REQUEST_NAME, WISH_NAME, PROCESS_NAME, OUTPUT_NAME = "request.json", "wish.json", "process.json", "output.log"
@@ -69,6 +70,7 @@ def read_record(folder: Path) -> RunRecord:
         and all(isinstance(found[name], str) for name in ("name", "trigger"))
         and all(is_whole(found[name]) for name in ("num_steps", "batch_size"))
         and is_number(found["created"])
+        and 0 <= cast(float, found["created"]) <= MAX_SECONDS
         and isinstance(found["command"], list)
         and all(isinstance(word, str) for word in found["command"])
     )

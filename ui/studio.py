@@ -1,6 +1,7 @@
 """The studio's work: a folder with adapters, pictures and training runs, and what draws and trains in it."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ class Studio:
 
     Attributes:
         temp: for uploads and downloads; nobody else may read it.
+        reading: held while what visitors upload is decoded, one after the other: the largest photo that is
+            taken needs 1.4 GB meanwhile.
     """
 
     def __init__(self, folder: Path, *, base: str = "tiny_world", temp: Path | None = None) -> None:
@@ -38,6 +41,7 @@ class Studio:
         self.folder = folder.expanduser().absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; name a folder for the studio")
+        self.reading = threading.Lock()
         self.temp = temp or self.folder / TEMP
         self.engine = Engine(
             base,

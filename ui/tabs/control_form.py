@@ -70,13 +70,15 @@ class ControlForm:
 
     def _control_image(self, values: Values, follower: Follower, studio: Studio) -> Image.Image:
         if values[self.source] == DRAW:
-            return read_drawing(values[self.drawing] or "", paper_of(follower.control_type))
+            with studio.reading:
+                return read_drawing(values[self.drawing] or "", paper_of(follower.control_type))
         if not values[self.upload]:
             raise ValueError("there is no control image; upload one, or draw it")
         width, height = self.size(values, studio)
-        return read_control_upload(
-            Path(values[self.upload]), values[self.detector] or "", width=width, height=height
-        )
+        with studio.reading:
+            return read_control_upload(
+                Path(values[self.upload]), values[self.detector] or "", width=width, height=height
+            )
 
     def size(self, values: Values, studio: Studio) -> tuple[int, int]:
         """Return the size of the pictures that the form asks for, px."""

@@ -47,7 +47,7 @@ def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
         One of the adapters may follow a control image; the detector makes that of a photo. Returns the
         pictures, those of the base, and how it went: seconds, touched_layers, notes.
         """
-        sides = {"width": read_optional(width, "width"), "height": read_optional(height, "height")}
+        sides = read_optional(width, "width"), read_optional(height, "height")
         if not isinstance(prompt, str):
             raise ValueError("prompt must be text; found nothing")
         request = GenerateRequest(
@@ -61,12 +61,12 @@ def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
             compare_with_base=read_switch(compare_with_base, "compare_with_base"),
             control_strength=read_number(control_strength, "control_strength"),
             keep_metadata=read_switch(keep_metadata, "keep_metadata"),
-            **sides,
+            width=sides[0],
+            height=sides[1],
         )
         studio.engine.check(request)
-        image = _control_image(
-            studio, control_image, read_text(control_detector, "control_detector"), **sides
-        )
+        detector = read_text(control_detector, "control_detector")
+        image = _control_image(studio, control_image, detector, *sides)
         request = replace(request, control_image=image)
         stop = StopToken()
         with jobs.hold(visitor.session_hash, stop):
@@ -95,7 +95,7 @@ def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
 
 
 def _control_image(
-    studio: Studio, file: object, detector: str, *, width: int | None, height: int | None
+    studio: Studio, file: object, detector: str, width: int | None, height: int | None
 ) -> Image.Image | None:
     if file is None:
         if detector:
@@ -104,7 +104,10 @@ def _control_image(
     if not isinstance(file, dict) or not isinstance(file.get("path"), str):
         raise ValueError("control_image must be a file that was uploaded, as by gradio_client's handle_file")
     native = studio.engine.native_size
-    return read_control_upload(Path(file["path"]), detector, width=width or native, height=height or native)
+    with studio.reading:
+        return read_control_upload(
+            Path(file["path"]), detector, width=width or native, height=height or native
+        )
 
 
 def _strengths(adapters: object) -> dict[str, float]:

@@ -76,7 +76,8 @@ class TrainPhotos:
 
     def take(self, files: list[str] | None, kept: object) -> Updates:
         """Look at dropped files: show what can be used, and why the rest cannot."""
-        report = self._studio.runs.check_photos([Path(file) for file in files or []])
+        with self._studio.reading:
+            report = self._studio.runs.check_photos([Path(file) for file in files or []])
         both = add_photos(self.accepted(kept), report)
         return self._show(both.accepted, both.refused)
 
