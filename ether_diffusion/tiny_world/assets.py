@@ -65,11 +65,28 @@ def _download_packages(npm_folder: Path) -> None:
 
 def read_emoji_names(run_folder: Path) -> list[str]:
     """Read the Unicode names of all emoji but flags from the fetched packages."""
+    return [row["name"] for row in _read_emoji_rows(run_folder).values() if row["group"] != "Flags"]
+
+
+def read_emoji_table(run_folder: Path) -> list[tuple[str, str, str]]:
+    """Read name, render and group of every emoji that has a render in the fetched packages."""
+    renders = {path.stem for path in fetch_renders(run_folder).iterdir()}
+    table = []
+    for emoji, row in _read_emoji_rows(run_folder).items():
+        code_points = [f"{ord(character):x}" for character in emoji]
+        for render in ("-".join(code_points), "-".join(code_points) + "-fe0f"):
+            if render in renders:
+                table.append((row["name"], render, row["group"]))
+                break
+    return table
+
+
+def _read_emoji_rows(run_folder: Path) -> dict[str, dict[str, str]]:
     with tarfile.open(run_folder / "npm" / NAMES_ARCHIVE) as archive:
         member = archive.extractfile(NAMES_MEMBER)
         assert member is not None, f"{NAMES_ARCHIVE} is pinned and has {NAMES_MEMBER}"
-        rows = json.load(member)
-    return [row["name"] for row in rows.values() if row["group"] != "Flags"]
+        rows: dict[str, dict[str, str]] = json.load(member)
+    return rows
 
 
 @lru_cache(maxsize=256)

@@ -29,7 +29,7 @@ class Concept:
         return with_article(self.name)
 
 
-PLURALS = ("cherries",)
+PLURALS = ("cherries", "grapes", "blueberries", "pancakes", "fries")
 
 
 def with_article(noun: str) -> str:

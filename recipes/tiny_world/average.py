@@ -20,12 +20,15 @@ class Average:
     def update(self, model: torch.nn.Module, step: int) -> None:
         """Move the average towards the model's weights."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averages, tensors = [], []
         for name, tensor in model.state_dict().items():
             average = self.tensors[name] = self.tensors[name].to(tensor.device)
             if average.is_floating_point():
-                average.lerp_(tensor, weight)
+                averages.append(average)
+                tensors.append(tensor)
             else:
                 average.copy_(tensor)
+        torch._foreach_lerp_(averages, tensors, weight)
 
     @contextmanager
     def swapped_in(self, model: torch.nn.Module) -> Iterator[None]:

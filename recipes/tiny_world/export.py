@@ -27,7 +27,7 @@ from recipes.tiny_world.unet import build_scheduler
 
 logger = logging.getLogger(__name__)
 
-MAX_MEGABYTES = 25.0
+MAX_MEGABYTES = 40.0
 LICENSE_FILES = ("NOTICE",)
 
 

@@ -4,6 +4,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,8 @@ from recipes.tiny_world.compiling import compile_blocks
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 100
+BATCHES_AHEAD = 4
+"""Batches that are made beside an accelerator's work."""
 
 Batch = dict[str, torch.Tensor]
 
@@ -67,6 +70,19 @@ class RunConfig:
         default=False,
         metadata={"help": "Compile the blocks: minutes at first, then 1.2 times faster on a CPU."},
     )
+    average_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the averaged weights; 0 takes the stage's own."}
+    )
+    world: int = field(
+        default=1, metadata={"help": "World whose concepts the UNet stage draws: 1 is shipped, 2 is next."}
+    )
+    composites_per_concept: int = field(
+        default=1024, metadata={"help": "Composites of each concept that the UNet stage sees."}
+    )
+    num_pictures: int = field(
+        default=65536, metadata={"help": "Pictures that the pictures stage draws beforehand."}
+    )
+    num_drawers: int = field(default=1, metadata={"help": "Processes that draw pictures."})
     init_from: Path | None = field(
         default=None, metadata={"help": "Exported pipeline that the UNet stage starts from."}
     )
@@ -137,9 +153,10 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(stage.model, optimizer)
         if config.compiled:
             compile_blocks(stage.model)
-        self.average = Average(stage.model, stage.average_decay)
+        self.average = Average(stage.model, config.average_decay or stage.average_decay)
         self.step, self.samples, self.train_seconds, self.stopping = 0, 0, 0.0, False
-        self.losses: list[float] = []
+        self.losses: list[torch.Tensor] = []
+        self.makers, self.ahead = ThreadPoolExecutor(BATCHES_AHEAD), dict[int, Future[Batch]]()
         checkpoint = newest_checkpoint(self.folder)
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, stage.model, average=self.average, optimizer=optimizer)
@@ -151,15 +168,29 @@ class Trainer:
         """Let the current step end, then save and stop; the handler of SIGTERM and SIGINT."""
         self.stopping = True
 
-    def train_step(self, elapsed: float) -> float:
+    def make_batch(self, step: int) -> Batch:
+        """Draw the batch of a step and bring it to the device."""
+        generator = step_generator(self.config.seed, step, self.accelerator.process_index)
+        batch = self.stage.make_batch(self.batch_size, generator)
+        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+
+    def next_batch(self) -> Batch:
+        """Return this step's batch; beside an accelerator, threads make those of the next steps meanwhile."""
+        if self.accelerator.device.type == "cpu":
+            return self.make_batch(self.step)
+        for step in range(self.step, self.step + BATCHES_AHEAD):
+            if step not in self.ahead:
+                self.ahead[step] = self.makers.submit(self.make_batch, step)
+        return self.ahead.pop(self.step).result()
+
+    def train_step(self, elapsed: float) -> torch.Tensor:
         """Do one optimizer step; elapsed is the used part of the budget. Returns the loss."""
         factor = _learning_rate_factor(self.step, elapsed, self.config.decay_fraction)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
-        generator = step_generator(self.config.seed, self.step, self.accelerator.process_index)
-        batch = self.stage.make_batch(self.batch_size, generator)
+        batch = self.next_batch()
         with self.accelerator.autocast():
-            loss = self.model(**{key: value.to(self.accelerator.device) for key, value in batch.items()})
+            loss = self.model(**batch)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -167,7 +198,8 @@ class Trainer:
         self.step += 1
         self.samples += self.batch_size * self.accelerator.num_processes
         self.average.update(self.stage.model, self.step)
-        return float(loss.detach())
+        detached: torch.Tensor = loss.detach()
+        return detached
 
     def save(self) -> None:
         """Write a checkpoint from the main process."""
@@ -217,7 +249,7 @@ class Trainer:
     def log(self, seconds: float) -> None:
         """Log the mean loss and the speed of the last LOG_EVERY steps, which took so many seconds."""
         rate = len(self.losses) * self.batch_size * self.accelerator.num_processes / seconds
-        loss = sum(self.losses) / len(self.losses)
+        loss = float(torch.stack(self.losses).mean())
         form = "%s step %d samples %d loss %.4f %.1f samples/s %.1f min"
         minutes = self.train_seconds / 60
         logger.info(form, self.stage.name, self.step, self.samples, loss, rate, minutes)

@@ -1,6 +1,7 @@
 """Captions for sample sheets and scores, drawn from the world with fixed seeds."""
 
 import random
+from collections.abc import Sequence
 
 from ether_diffusion.tiny_world.concepts import Concept, load_concepts
 from ether_diffusion.tiny_world.world import Scene, held_out_backgrounds, sample_scene
@@ -19,8 +20,8 @@ def draw_scenes(count: int, *, seed: int, held_out_pair: bool | None = None) -> 
     return [sample_scene(concept, rng, held_out_pair=held_out_pair) for concept in chosen[:count]]
 
 
-def sheet_captions(count: int = 48) -> list[str]:
-    """Captions of the sheets that the UNet stage draws while it trains."""
-    concepts = load_concepts("trained")
-    scenes = [sample_scene(concept, random.Random(f"sheet/{concept.name}")) for concept in concepts]
+def sheet_captions(concepts: Sequence[Concept], count: int = 48) -> list[str]:
+    """Captions of the UNet stage's sheets, for concepts from all over the list."""
+    chosen = concepts[:: max(1, len(concepts) // count)]
+    scenes = [sample_scene(concept, random.Random(f"sheet/{concept.name}")) for concept in chosen]
     return [scene.caption() for scene in scenes[:count]]

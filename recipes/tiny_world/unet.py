@@ -7,13 +7,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ether_diffusion.durable_files import write_files
 from recipes.tiny_world.autoencoder import LATENT_NOISE
 from recipes.tiny_world.clip import TEXT_WIDTH, tokenize
-from recipes.tiny_world.data import Composites
 from recipes.tiny_world.loop import Batch
 from recipes.tiny_world.sampling import sample_latents
 from recipes.tiny_world.sheets import to_pictures, write_contact_sheet
@@ -64,34 +61,24 @@ def build_unet() -> UNet2DConditionModel:
 
 @dataclass(frozen=True)
 class CachedLatents:
-    """Scaled mean latents (n, 4, 16, 16) of the training composites and their tokens (n, MAX_TOKENS)."""
+    """Mean latents (n, 4, 16, 16) of the training composites, their tokens (n, MAX_TOKENS) and classes (n).
+
+    scale is what latents are multiplied with, noise_scale the posterior's deviation after that; weights
+    (num_concepts), where given, say how often each concept is drawn.
+    """
 
     latents: torch.Tensor
     input_ids: torch.Tensor
+    labels: torch.Tensor
+    scale: float
     noise_scale: float
+    weights: torch.Tensor | None = None
 
-
-@torch.no_grad()
-def cache_latents(
-    composites: Composites, vae: AutoencoderKL, path: Path, *, device: torch.device
-) -> torch.Tensor:
-    """Encode all composites to unscaled mean latents (n, 4, 16, 16), or read them if that was done before."""
-    if not path.is_file():
-        vae = vae.to(device).eval()
-        pieces = []
-        for start in range(0, len(composites.labels), 64):
-            indices = torch.arange(start, min(start + 64, len(composites.labels)))
-            with torch.autocast(device.type, torch.bfloat16):
-                latents = vae.encode(composites.images(indices).to(device)).latent_dist.mean
-            pieces.append(latents.half().cpu())
-        write_files(path.parent, {path.name: save({"latents": torch.cat(pieces)})})
-        logger.info("cached the latents of %d composites in %s", len(composites.labels), path)
-    cached: torch.Tensor = load_file(path)["latents"]
-    if len(cached) != len(composites.labels):
-        raise ValueError(
-            f"{path} has {len(cached)} latents for {len(composites.labels)} composites; delete it first"
-        )
-    return cached.float()
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw indices (count) of composites."""
+        if self.weights is None:
+            return torch.randint(len(self.latents), (count,), generator=generator)
+        return torch.multinomial(self.weights[self.labels], count, replacement=True, generator=generator)
 
 
 class UNetObjective(torch.nn.Module):
@@ -106,7 +93,13 @@ class UNetObjective(torch.nn.Module):
     def forward(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, input_ids: torch.Tensor
     ) -> torch.Tensor:
-        """Loss for latents and noise (b, 4, 16, 16), timesteps (b) and tokens (b, MAX_TOKENS).
+        """The mean of the samples' losses."""
+        return self.losses(latents, noise, timesteps, input_ids).mean()
+
+    def losses(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, input_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Losses (b) for latents and noise (b, 4, 16, 16), timesteps (b) and tokens (b, MAX_TOKENS).
 
         With a = alphas_cumprod[t]: x = sqrt(a) latents + sqrt(1 - a) noise and
         v = sqrt(a) noise - sqrt(1 - a) latents (Salimans & Ho 2022, arXiv:2202.00512). The weight
@@ -120,8 +113,8 @@ class UNetObjective(torch.nn.Module):
         squared = (prediction - (signal * noise - sigma * latents)).square().mean((1, 2, 3))
         snr = (alphas / (1 - alphas)).flatten()
         weight = snr.clamp(max=MIN_SNR_GAMMA).add(1) / (snr + 1)
-        loss: torch.Tensor = (weight * squared).mean()
-        return loss
+        losses: torch.Tensor = weight * squared
+        return losses
 
 
 class UNetStage:
@@ -161,8 +154,8 @@ class UNetStage:
 
     def make_batch(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw latents from the posterior with their tokens, some of them dropped; noise and timesteps."""
-        indices = torch.randint(len(self.data.latents), (batch_size,), generator=generator)
-        latents = self.data.latents[indices]
+        indices = self.data.draw(batch_size, generator)
+        latents = self.data.latents[indices].float() * self.data.scale
         jitter = torch.randn(latents.shape, generator=generator)
         dropped = torch.rand((batch_size, 1), generator=generator) < CAPTION_DROPOUT
         # One timestep from each of batch_size equal strata: less variance than independent draws.
