@@ -418,6 +418,21 @@ def test_a_prompt_that_is_cut_is_told(studio: Studio) -> None:
     assert "is lost" in draw(studio, replace(QUICK, prompt="a red fox " * 60)).notes[0]
 
 
+def test_a_picture_that_shows_nothing_is_told_with_the_reason(studio: Studio) -> None:
+    weight = studio.engine.machine.pipeline.vae.decoder.conv_out.weight
+    before = weight.detach().clone()
+    grid = GridRequest(prompts=("a rocket",), seeds=(7,), steps=1)
+    try:
+        weight.data.fill_(torch.nan)
+        notes = draw(studio, replace(QUICK, seed=5)).notes
+        told = last_of_grid(studio.engine.grid(grid, StopToken())).notes
+    finally:
+        weight.data.copy_(before)
+    assert any("seed 5" in note and "not finite" in note for note in notes)
+    assert any("seed 7" in note and "not finite" in note for note in told)
+    assert draw(studio, QUICK).notes == ()
+
+
 def test_metadata_can_be_left_out(studio: Studio, ids: dict[str, str]) -> None:
     request = replace(
         QUICK,

@@ -46,6 +46,7 @@ def generate_pictures(bench: Bench, notes: tuple[str, ...], emit: Callable[[Even
                 outputs.keep_control(turn.control.image)
             for seed, choice in itertools.product(range(len(sampling.seeds)), range(len(sampling.choices))):
                 picture = turn.drawing.draw((0, seed, choice), turn.control)
+                notes += _fault_of(picture, sampling)
                 name = f"{job}-i{seed:02d}{BASE_SUFFIX if choice else ''}"
                 saved[choice].append(
                     outputs.save(picture, outputs.day_folder(job), name, keep_metadata=bench.keep_metadata)
@@ -73,6 +74,7 @@ def draw_grid_cells(bench: Bench, emit: Callable[[GridEvent], None]) -> None:
             sampling = turn.sampling
             for place in _places(sampling):
                 picture = turn.drawing.draw(place)
+                notes += _fault_of(picture, sampling)
                 name = f"{job}-c{len(cells) + 1:03d}"
                 pictures[f"{PICTURES_FOLDER}/{name}.png"] = picture
                 cells.append(
@@ -86,6 +88,11 @@ def draw_grid_cells(bench: Bench, emit: Callable[[GridEvent], None]) -> None:
         stopped = True
     seconds = time.monotonic() - start
     emit(GridFinished(job, tuple(cells), sheet, manifest, seconds, stopped, touched_layers, notes))
+
+
+def _fault_of(picture: Picture, sampling: Sampling) -> tuple[str, ...]:
+    """Return a note where a picture shows nothing, with the reason and what to do."""
+    return (f"The picture of seed {sampling.seeds[picture.seed]} {picture.fault}.",) if picture.fault else ()
 
 
 def _places(sampling: Sampling) -> list[tuple[int, int, int]]:
