@@ -113,47 +113,35 @@ def test_a_larger_model_of_other_weights_is_not_taken_for_the_base(tmp_path: Pat
         load_ether(small_unet(seed=3, layers_per_block=2), tmp_path)
 
 
-def fuse_unet() -> UNet2DConditionModel:
-    unet = small_unet()
-    unet.fuse_qkv_projections()
-    return unet
-
-
-@pytest.mark.parametrize("targets", [["to_q"], ["to_k"], ["to_v", "to_out.0"]], ids="+".join)
-def test_loading_beside_fused_projections_is_refused(targets: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [["to_q"], ["to_k"], ["to_v", "to_out.0"], ["to_out.0"]], ids="+".join)
+def test_an_adapter_is_loaded_beside_fused_projections(targets: list[str], tmp_path: Path) -> None:
     save_ether(adapted_unet(target_modules=targets), tmp_path)
-    unet = fuse_unet()
-    before = list(unet.state_dict())
-    with pytest.raises(ValueError, match=r"runs fused projections in place of .*unfuse_qkv_projections"):
+    plain, fused = small_unet(), small_unet()
+    fused.fuse_qkv_projections()
+    for unet in (plain, fused):
         load_ether(unet, tmp_path)
-    assert list(unet.state_dict()) == before
-    unet.unfuse_qkv_projections()
-    load_ether(unet, tmp_path)
-    assert exactly_equal(output(unet), output(adapted_of(tmp_path)))
-
-
-def adapted_of(folder: Path) -> UNet2DConditionModel:
-    unet = small_unet()
-    load_ether(unet, folder)
-    return unet
-
-
-def test_what_runs_beside_fused_projections_may_be_adapted(tmp_path: Path) -> None:
-    save_ether(adapted_unet(target_modules=["to_out.0"]), tmp_path)
-    unet = fuse_unet()
-    load_ether(unet, tmp_path)
-    torch.testing.assert_close(output(unet), output(adapted_of(tmp_path)))
+    torch.testing.assert_close(output(fused), output(plain))
+    fused.unfuse_qkv_projections()
+    assert exactly_equal(output(fused), output(plain))
 
 
 @pytest.mark.parametrize("family", ["flux", "sd3", "auraflow", "wan"])
-def test_transformers_with_fused_projections_are_refused_too(family: str, tmp_path: Path) -> None:
+def test_fused_projections_of_transformers_carry_a_loaded_adapter(family: str, tmp_path: Path) -> None:
     model = TRANSFORMERS[family]()
     model.add_adapter(EtherConfig(target_modules=["to_q"], num_blocks=1))
     save_ether(model, tmp_path)
     fused = TRANSFORMERS[family]()
     fused.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="unfuse_qkv_projections before loading"):
-        load_ether(fused, tmp_path)
+    load_ether(fused, tmp_path)
+    attentions = [module for module in fused.modules() if hasattr(module, "to_qkv")]
+    assert attentions
+    for attention in attentions:
+        for hook in attention._forward_pre_hooks.values():  # as a call of the attention does
+            hook(attention, ())
+        x = torch.randn(3, attention.to_q.in_features)
+        parts = [attention.to_q(x), attention.to_k(x), attention.to_v(x)]
+        assert torch.equal(attention.to_qkv(x), torch.cat(parts, dim=-1))
+        assert not torch.allclose(parts[0], attention.to_q.base_layer(x))
 
 
 @pytest.mark.parametrize("targets", [["to_q", "to_v"], ["attn1.to_k"], ["to_out.0"]], ids="+".join)

@@ -12,14 +12,6 @@ from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
 
-_FUSED = {
-    "to_qkv": ("to_q", "to_k", "to_v"),
-    "to_kv": ("to_k", "to_v"),
-    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
-    "to_added_kv": ("add_k_proj", "add_v_proj"),
-}
-"""What `fuse_qkv_projections` of diffusers runs, in place of what."""
-
 
 def check_targets(
     model: nn.Module, adapter: Adapter, adapter_name: str, *, made_for: str, given: str
@@ -40,12 +32,6 @@ def check_targets(
         raise ValueError(
             f"the adapter was made for {made_for}: {len(absent)} of its {len(names)} projections are not in "
             f"{given} ({listed(absent)}); load the base it was made for"
-        )
-    fused = [name for name in names if _is_fused(modules[name.rpartition(".")[0]], name.rpartition(".")[2])]
-    if fused:
-        raise ValueError(
-            f"{given} runs fused projections in place of {len(fused)} that the adapter changes "
-            f"({listed(fused)}); call unfuse_qkv_projections before loading, or fuse the adapter first"
         )
     problems = [problem for name in names if (problem := _problem(name, modules[name])) is not None]
     if problems:
@@ -78,18 +64,6 @@ def _place(name: str) -> str:
     """Return where in its block a module stands: attentions.#.transformer_blocks.#.attn#.to_q."""
     _, *inside = re.sub(r"\d+", "#", name).split(".")
     return ".".join(inside).removeprefix("#.")
-
-
-def _is_fused(attention: nn.Module, projection: str) -> bool:
-    """Say whether an attention of diffusers runs a fused projection in place of one of its own."""
-    if hasattr(attention, "_supports_qkv_fusion"):
-        is_fused = bool(getattr(attention, "fused_projections", False))
-    else:
-        # the older kind keeps its flag and the fused layers when it is unfused: its processor tells
-        is_fused = type(getattr(attention, "processor", None)).__name__.startswith("Fused")
-    return is_fused and any(
-        projection in parts and hasattr(attention, fused) for fused, parts in _FUSED.items()
-    )
 
 
 def check_widths(model: nn.Module, adapter: Adapter, *, made_for: str, given: str) -> None:
