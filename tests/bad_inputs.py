@@ -132,6 +132,7 @@ def strange_names(folder: Path) -> None:
 def littered(folder: Path) -> None:
     for name in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini"):
         (folder / name).write_bytes(b"whatever")
-    (folder / "more").mkdir()
-    (folder / "more" / "b.png").write_bytes(b"")
+    for name in (".thumbnails", "__MACOSX"):
+        (folder / name).mkdir()
+        (folder / name / "b.png").write_bytes(b"")
     (folder / "a.png").write_bytes(photo_files.photo())
