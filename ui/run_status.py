@@ -1,5 +1,6 @@
 """How a run stands, read from disk alone: it matters not which server started it, or whether that lives."""
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,7 +160,8 @@ def _without_paths(sentence: str | None, run: Path) -> str | None:
     if sentence is None:
         return None
     studio = run.parent.parent.parent
-    words = {run: "the run's folder", run.parent: "the run", studio: "the studio", Path.home(): "~"}
+    home = os.path.expanduser("~")  # noqa: PTH111  (Path.home raises where there is none)
+    words = {run: "the run's folder", run.parent: "the run", studio: "the studio", home: "~"}
     for path, word in words.items():
         sentence = sentence.replace(str(path), word)
     return sentence
