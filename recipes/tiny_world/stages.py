@@ -148,9 +148,15 @@ def load_feature_net(config: RunConfig, pictures: FreshPictures) -> FeatureNet:
 
 
 def load_vae_128(config: RunConfig) -> AutoencoderKL | None:
-    """Load the averaged autoencoder of 128 px, with the decoder that was trained on, if there is one."""
+    """Load the averaged autoencoder of 128 px, with the decoder that was trained on, if there is one.
+
+    Without a checkpoint it is that in init_from, if that is one of 128 px.
+    """
     if newest_checkpoint(config.run_folder / Autoencoder128Stage.name) is None:
-        return None
+        if config.init_from is None:
+            return None
+        vae = AutoencoderKL.from_pretrained(config.init_from, subfolder="vae", dtype=torch.float32)
+        return vae.eval().requires_grad_(False) if vae.config.sample_size == SIZE else None
     pictures, small = fresh_pictures(config), load_small_vae()
     vae, net = build_vae_128(small), load_feature_net(config, pictures)
     folder, objective = config.run_folder / Autoencoder128Stage.name, Autoencoder128Objective(vae, small, net)
