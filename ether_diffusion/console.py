@@ -134,10 +134,17 @@ def _worked(
 
 def ran_short(error: BaseException) -> bool:
     """Say whether an error tells of too little memory, on the CPU or an accelerator, or too few threads."""
-    memory = ("allocate memory", "out of memory", "alloc_failed", "bad_alloc", "map segment")
+    memory = (
+        "allocate memory",
+        "out of memory",
+        "alloc_failed",
+        "bad_alloc",
+        "map segment",
+        "without exception set",
+    )
     threads = ("start new thread", "resource temporarily unavailable")
     is_said = any(words in str(error).lower() for words in (*memory, *threads))
-    return is_said or isinstance(error, MemoryError)
+    return is_said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
 
 
 def mend_streams() -> None:

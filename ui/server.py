@@ -68,7 +68,7 @@ def serve(settings: ServerSettings) -> None:
         ValueError: the folder or the base cannot be used.
         OSError: the port is taken.
     """
-    folder, base = _home_known(settings.folder).resolve(), _absolute(settings.base)
+    folder, base = settings.folder.expanduser().resolve(), _absolute(settings.base)
     folder.mkdir(parents=True, exist_ok=True)
     with _log_file(folder / LOG), _private_folder(folder / "temp") as private, _environment(private):
         with _variables(_UNPROXIED):  # Gradio reads its environment when it is imported
@@ -218,15 +218,6 @@ def _absolute(base: str) -> str:
     """Return the base's folder whatever the working directory; the alias and hub ids as they are."""
     found = Path(base)
     return str(found.resolve()) if base != ALIAS and found.is_dir() else base
-
-
-def _home_known(folder: Path) -> Path:
-    try:
-        return folder.expanduser()
-    except RuntimeError:
-        raise ValueError(
-            f"there is no home folder for {folder}; name the studio's folder with --folder"
-        ) from None
 
 
 def _check_free(host: str, port: int) -> None:
