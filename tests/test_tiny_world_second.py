@@ -20,7 +20,8 @@ from recipes.tiny_world.decoder_128 import Decoder128Objective, Decoder128Stage
 from recipes.tiny_world.features import FeatureNet
 from recipes.tiny_world.fresh_pictures import FreshPictures, StoredPictures, store_pictures
 from recipes.tiny_world.latents import captioned_scene, prepare_latents
-from recipes.tiny_world.stages import load_small_vae
+from recipes.tiny_world.loop import RunConfig
+from recipes.tiny_world.stages import load_small_vae, load_vae_128
 from recipes.tiny_world.unet import CachedLatents, UNetObjective
 from recipes.tiny_world.weighing import BOUNDS, weigh_concepts
 from recipes.tiny_world.worlds import benchmark_concepts, trained_concepts
@@ -200,3 +201,13 @@ def test_a_concept_is_drawn_as_often_as_its_weight_says() -> None:
     data = cached(torch.zeros(400, 4, 16, 16), labels, torch.tensor([3.0, 1.0]))
     drawn = data.labels[data.draw(4000, torch.Generator().manual_seed(0))]
     assert float((drawn == 0).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_lost_run_goes_on_from_an_exported_autoencoder_of_128_px(tmp_path: Path) -> None:
+    vae = build_vae_128(load_small_vae())
+    vae.save_pretrained(tmp_path / "exported" / "vae")
+    found = load_vae_128(RunConfig(run_folder=tmp_path, init_from=tmp_path / "exported"))
+    assert found is not None
+    assert all(torch.equal(vae.state_dict()[name], tensor) for name, tensor in found.state_dict().items())
+    assert load_vae_128(RunConfig(run_folder=tmp_path, init_from=tiny_world_path())) is None
+    assert load_vae_128(RunConfig(run_folder=tmp_path)) is None

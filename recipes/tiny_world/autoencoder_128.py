@@ -108,10 +108,11 @@ class Autoencoder128Stage:
     learning_rate = 8e-4
     average_decay = 0.998
 
-    def __init__(self, pictures: FreshPictures, small: AutoencoderKL, net: FeatureNet) -> None:
-        self.pictures = pictures
-        self.vae = build_vae_128(small)
-        self.model: torch.nn.Module = Autoencoder128Objective(self.vae, small, net)
+    def __init__(
+        self, pictures: FreshPictures, vae: AutoencoderKL, small: AutoencoderKL, net: FeatureNet
+    ) -> None:
+        self.pictures, self.vae = pictures, vae.requires_grad_(True)
+        self.model: torch.nn.Module = Autoencoder128Objective(vae, small, net)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """One group without weight decay, which would move the constant deviation."""

@@ -243,6 +243,7 @@ class Trainer:
                 self.save()
             if clock.is_due("sheet", config.sheet_minutes):
                 self.write_sheet()
+                clock.lap("sheet")  # a busy machine must not draw sheets all the time
         self.save()
         self.write_sheet()
 

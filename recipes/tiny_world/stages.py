@@ -148,22 +148,43 @@ def load_feature_net(config: RunConfig, pictures: FreshPictures) -> FeatureNet:
 
 
 def load_vae_128(config: RunConfig) -> AutoencoderKL | None:
-    """Load the averaged autoencoder of 128 px, with the decoder that was trained on, if there is one.
+    """Load the averaged autoencoder of 128 px, with the decoder that was trained on, or that of init_from."""
+    for stage, objective in (
+        (Decoder128Stage, Decoder128Objective),
+        (Autoencoder128Stage, Autoencoder128Objective),
+    ):
+        folder = config.run_folder / stage.name
+        if newest_checkpoint(folder) is not None:
+            small = load_small_vae()
+            vae, net = build_vae_128(small), load_feature_net(config, fresh_pictures(config))
+            step = load_averaged(folder, objective(vae, small, net))
+            logger.info("autoencoder of %s, step %d", stage.name, step)
+            return vae.eval().requires_grad_(False)
+    return None if config.init_from is None else _exported_vae_128(config.init_from)
 
-    Without a checkpoint it is that in init_from, if that is one of 128 px.
-    """
-    if newest_checkpoint(config.run_folder / Autoencoder128Stage.name) is None:
-        if config.init_from is None:
-            return None
-        vae = AutoencoderKL.from_pretrained(config.init_from, subfolder="vae", dtype=torch.float32)
-        return vae.eval().requires_grad_(False) if vae.config.sample_size == SIZE else None
+
+def _exported_vae_128(folder: Path) -> AutoencoderKL | None:
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
+    return vae.eval().requires_grad_(False) if vae.config.sample_size == SIZE else None
+
+
+def autoencoder_128_stage(config: RunConfig) -> Autoencoder128Stage:
+    """Build the stage of encoder and decoder."""
     pictures, small = fresh_pictures(config), load_small_vae()
-    vae, net = build_vae_128(small), load_feature_net(config, pictures)
-    folder, objective = config.run_folder / Autoencoder128Stage.name, Autoencoder128Objective(vae, small, net)
-    if newest_checkpoint(config.run_folder / Decoder128Stage.name) is not None:
-        folder, objective = config.run_folder / Decoder128Stage.name, Decoder128Objective(vae, small, net)
-    logger.info("autoencoder of %s, step %d", folder.name, load_averaged(folder, objective))
-    return vae.eval().requires_grad_(False)
+    vae = load_vae_128(config) or build_vae_128(small)
+    return Autoencoder128Stage(pictures, vae, small, load_feature_net(config, pictures))
+
+
+def decoder_128_stage(config: RunConfig) -> Decoder128Stage:
+    """Build the stage of the decoder alone.
+
+    Raises:
+        FileNotFoundError: there is no encoder of 128 px yet.
+    """
+    pictures, vae = fresh_pictures(config), load_vae_128(config)
+    if vae is None:
+        raise FileNotFoundError(f"{config.run_folder} has no autoencoder_128; train that stage first")
+    return Decoder128Stage(pictures, vae, load_small_vae(), load_feature_net(config, pictures))
 
 
 def load_parts(config: RunConfig) -> Parts:
@@ -301,15 +322,9 @@ def run_stage(name: str, config: RunConfig) -> None:
     elif name == "features":
         Trainer(FeaturesStage(fresh_pictures(config)), config).run()
     elif name == "autoencoder_128":
-        pictures = fresh_pictures(config)
-        net = load_feature_net(config, pictures)
-        Trainer(Autoencoder128Stage(pictures, load_small_vae(), net), config).run()
+        Trainer(autoencoder_128_stage(config), config).run()
     elif name == "decoder_128":
-        pictures, vae = fresh_pictures(config), load_vae_128(config)
-        if vae is None:
-            raise FileNotFoundError(f"{config.run_folder} has no autoencoder_128; train that stage first")
-        net = load_feature_net(config, pictures)
-        Trainer(Decoder128Stage(pictures, vae, load_small_vae(), net), config).run()
+        Trainer(decoder_128_stage(config), config).run()
     elif name == "weights":
         write_weights(config)
     elif name == "unet":
