@@ -88,6 +88,14 @@ def share_machine() -> None:
     logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
 
 
+def use_one_thread() -> None:
+    """Let torch, when it is loaded, compute with one thread, unless the user has said with how many.
+
+    For models as small as the embedded base: their products are too short for threads that sleep between.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 class _UnsaidError(Exception):
     """Why stdout takes no more."""
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ether_diffusion.console import run_command
+from ether_diffusion.console import run_command, use_one_thread
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.training.config import AdapterMethod
 
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    use_one_thread()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     settings: dict[str, Json] = {
         "adapter": parsed.adapter,

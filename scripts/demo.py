@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from ether_diffusion.console import run_command
+from ether_diffusion.console import run_command, use_one_thread
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ def run(subject: str, folder: Path, num_steps: int) -> None:
     Raises:
         ValueError: no subject has this name, or the folder holds another run.
     """
+    use_one_thread()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     concept = find_concept(subject)

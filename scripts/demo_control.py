@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from ether_diffusion.console import run_command
+from ether_diffusion.console import run_command, use_one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None
         ValueError: the folder holds another run, or no subject has this name.
         FileNotFoundError: there is no such adapter of a subject.
     """
+    use_one_thread()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from ether_diffusion.adapter_file import read_adapter

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.console import run_command
+from ether_diffusion.console import run_command, use_one_thread
 from ether_diffusion.scripts.dreambooth_flags import DREAMBOOTH, Call, Program, parse_flags, read_call
+from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.training.config.ignored import find_ignored
 from ether_diffusion.training.config.repaired import repaired_defaults
 
@@ -43,6 +44,8 @@ def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     call = read_call(parsed, program)
     announce(call)
+    if call.config.base.pretrained_model_name_or_path == ALIAS:
+        use_one_thread()
     # slow; what is wrong by now needs no wait
     from ether_diffusion.evaluation.in_training import open_evaluator
     from ether_diffusion.training.run import train_dreambooth

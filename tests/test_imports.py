@@ -67,6 +67,21 @@ def test_threads_of_a_command_sleep_while_they_wait(command: str, monkeypatch: p
     assert run(started).splitlines()[-1] == "ACTIVE"  # the user's own wish stays
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("2", "2")])
+def test_the_embedded_base_is_trained_by_one_thread_unless_asked_otherwise(
+    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    ended = "main(['--instance_data_dir', 'not_there', '--instance_prompt', 'a cat', '--output_dir', 'run'])"
+    said = run(
+        f"from ether_diffusion.scripts.train_dreambooth import main\nassert {ended} == 2\n"
+        "import os; print(os.environ['OMP_NUM_THREADS'])"
+    )
+    assert said.splitlines()[-1] == used
+
+
 def test_the_library_leaves_the_threads_of_its_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert (
