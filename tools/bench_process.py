@@ -27,10 +27,11 @@ from ether_diffusion.console import share_machine
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import find_concept
 
+ALL_CORES = {"OMP_NUM_THREADS": str(os.cpu_count())}
 WAYS = {
-    "spinning, as torch does by itself": {"GOMP_SPINCOUNT": "300000"},
-    "spinning for a short while": {"GOMP_SPINCOUNT": "10000"},
-    "sleeping, as our commands do": {},
+    "spinning, as torch does by itself": {"GOMP_SPINCOUNT": "300000", **ALL_CORES},
+    "spinning for a short while": {"GOMP_SPINCOUNT": "10000", **ALL_CORES},
+    "sleeping, as our commands do": ALL_CORES,
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 STARTING = "from ether_diffusion.console import share_machine; share_machine(); "
