@@ -146,6 +146,31 @@ def test_fused_projections_of_transformers_carry_a_loaded_adapter(family: str, t
 
 @pytest.mark.parametrize("targets", [["to_q", "to_v"], ["attn1.to_k"], ["to_out.0"]], ids="+".join)
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_loading_beside_a_lora_gives_the_same_in_either_order(targets: list[str], tmp_path: Path) -> None:
+    save_ether(adapted_unet(), tmp_path)
+    lora = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    predictions = []
+    for steps in ("lora ether", "ether lora"):
+        unet = small_unet()
+        for step in steps.split():
+            torch.manual_seed(4)
+            if step == "lora":
+                unet.add_adapter(lora, "lora")
+            else:
+                load_ether(unet, tmp_path, adapter_name="ether")
+        for names in ("lora", "ether", ["lora", "ether"]):
+            unet.set_adapters(names)
+            predictions.append(output(unet))
+    alone = small_unet()
+    load_ether(alone, tmp_path)
+    assert exactly_equal(predictions[1], output(alone))
+    assert not exactly_equal(predictions[2], predictions[1])
+    for ours, theirs in zip(predictions[:3], predictions[3:], strict=True):
+        assert exactly_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("targets", [["to_q", "to_v"], ["attn1.to_k"], ["to_out.0"]], ids="+".join)
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_an_adapter_beneath_a_lora_is_saved_under_the_names_of_the_model(
     targets: list[str], tmp_path: Path
 ) -> None:

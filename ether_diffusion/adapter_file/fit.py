@@ -3,6 +3,7 @@
 import re
 
 from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -115,7 +116,8 @@ def check_unmerged(model: nn.Module, given: str) -> None:
 
 def _problem(name: str, module: nn.Module) -> str | None:
     linear = base_layer(module)
-    if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer):
+    # a LoRA adds to what is under it, so that ETHER goes there
+    if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer | LoraLinear):
         return (
             f"{name} already carries an adapter of another method ({type(module).__name__}); unload it first"
         )
