@@ -147,15 +147,29 @@ def test_a_picture_says_which_adapter_made_it(tmp_path: Path, method: str) -> No
 
 def test_what_only_adapters_of_ether_can_do_is_refused(tmp_path: Path) -> None:
     save_method(tmp_path / "lora", "lora")
-    save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
     pipe = loaded(tmp_path / "lora")
     with pytest.raises(ValueError, match="control is not of ETHER, whose adapters alone differ by prompt"):
         pipe(["ab", "cd"], **OPTIONS, adapters=["control", None])
     with pytest.raises(ValueError, match="control is not of ETHER, and the base's weights would not"):
         pipe.fuse()
-    with pytest.raises(ValueError, match="already carries an adapter of another method"):
-        pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox")
     assert pipe.active_adapters == ["control"]
+
+
+def test_an_ether_loads_beside_a_control_adapter_of_lora_and_goes_again(tmp_path: Path) -> None:
+    expected = drawn_in_training(*save_method(tmp_path / "lora", "lora"))
+    save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
+    pipe = loaded(tmp_path / "lora")
+    pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox", activate=False)
+    assert torch.equal(draw(pipe, control_image=image()), expected)
+    pipe.set_adapters(["control", "fox"])
+    both = draw(pipe, control_image=image())
+    pipe.set_adapters(["fox"])
+    fox = draw(pipe)
+    assert not torch.allclose(both, expected, atol=1e-4)
+    assert not torch.allclose(both, fox, atol=1e-4)
+    pipe.set_adapters(["control"])
+    pipe.unload("fox")
+    assert torch.equal(draw(pipe, control_image=image()), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)

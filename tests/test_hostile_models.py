@@ -135,9 +135,9 @@ def test_an_unsupported_layer_is_refused_by_name(base: UNet2DConditionModel, fol
     assert "conv_in is a torch.nn.modules.conv.Conv2d; ETHER adapts torch.nn.Linear" in message
 
 
-def test_a_projection_that_carries_a_lora_is_refused_by_name(folder: Path) -> None:
+def test_a_projection_that_carries_an_oft_is_refused_by_name(folder: Path) -> None:
     unet = small_unet()
-    unet.add_adapter(LoraConfig(r=2, target_modules=["attn1.to_q"]), adapter_name="lora")
+    unet.add_adapter(OFTConfig(oft_block_size=4, target_modules=["attn1.to_q"]), adapter_name="oft")
     assert "attn1.to_q already carries an adapter of another method" in refusal(unet, folder)
 
 
