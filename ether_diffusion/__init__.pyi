@@ -1,4 +1,4 @@
-from .adapter_file import load_ether, save_ether
+from .adapters import load_ether, save_ether
 from .tuner import TARGET_PRESETS, EtherConfig, EtherModel, mixed_adapters, prepared_adapters
 
 __all__ = [

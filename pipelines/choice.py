@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.adapter_file.parts import Part, Pipeline, find_parts
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapters.parts import Part, Pipeline, find_parts
 from ether_diffusion.pipelines.in_use import is_fused, loaded_adapters, of_other_methods
 from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
 from ether_diffusion.tuner.other_layers import adapters_of, check_strengths
+from ether_diffusion.wording import listed, printable
 
 Strengths = Mapping[str, float]
 """Adapters by name with the strength of each; {} is the base."""

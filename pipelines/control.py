@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.adapter_file import LoadReport
-from ether_diffusion.adapter_file.adapter import Fact
-from ether_diffusion.adapter_file.content_hash import content_hash
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapters import LoadReport
+from ether_diffusion.adapters.adapter import Fact
+from ether_diffusion.adapters.content_hash import content_hash
 from ether_diffusion.control import (
     ControlEncoder,
     ControlImage,
@@ -32,6 +31,7 @@ from ether_diffusion.pipelines.loading import EtherLoaderMixin
 from ether_diffusion.pipelines.metadata import KEYWORD, attach_metadata, parse_metadata
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
+from ether_diffusion.wording import listed, printable
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 import ether_diffusion
-from ether_diffusion.adapter_file.adapter import Fact
-from ether_diffusion.adapter_file.fit import plain_targets
-from ether_diffusion.adapter_file.models import bare_model, base_fingerprint, name_of_base
-from ether_diffusion.adapter_file.parts import Pipeline
+from ether_diffusion.adapters.adapter import Fact
+from ether_diffusion.adapters.fit import plain_targets
+from ether_diffusion.adapters.models import bare_model, base_fingerprint, name_of_base
+from ether_diffusion.adapters.parts import Pipeline
 from ether_diffusion.pipelines.call import Call
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, recordable
 from ether_diffusion.pipelines.watching import StepWatcher

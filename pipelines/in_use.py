@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from ether_diffusion.adapter_file.content_hash import content_hash
-from ether_diffusion.adapter_file.method_attach import method_tensors
-from ether_diffusion.adapter_file.models import ether_layers
-from ether_diffusion.adapter_file.parts import Part, Pipeline, find_parts
+from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters.method_attach import method_tensors
+from ether_diffusion.adapters.models import ether_layers
+from ether_diffusion.adapters.parts import Part, Pipeline, find_parts
 from ether_diffusion.pipelines.metadata import AdapterUse
 from ether_diffusion.tuner import EtherLayer
 from ether_diffusion.tuner.other_layers import adapters_of, other_layers, strength_of

@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ether_diffusion.adapter_file import LoadReport, load_ether
-from ether_diffusion.adapter_file.method_loading import load_any
-from ether_diffusion.adapter_file.parts import find_parts
-from ether_diffusion.adapter_file.wording import listed
-from ether_diffusion.base import decoded_again, fault_of, to_pictures
+from ether_diffusion.adapters import LoadReport, load_ether
+from ether_diffusion.adapters.method_loading import load_any
+from ether_diffusion.adapters.parts import find_parts
+from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.call import Call, bind_call
 from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
 from ether_diffusion.pipelines.describe import describe_call, describe_picture, fingerprint_of
@@ -22,6 +21,7 @@ from ether_diffusion.pipelines.in_use import adapters_in_use, is_fused, loaded_a
 from ether_diffusion.pipelines.metadata import AdapterUse, attach_metadata
 from ether_diffusion.pipelines.other_methods import check_fusible, check_scale, remove_others, set_others
 from ether_diffusion.tiny_world import resolve_base
+from ether_diffusion.wording import listed
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import cast
 
 from PIL import Image, PngImagePlugin
 
-from ether_diffusion.adapter_file.adapter import Fact
-from ether_diffusion.adapter_file.strict_json import Json, is_number, is_whole, parse_json
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapters.adapter import Fact
 from ether_diffusion.pipelines.png_text import MAX_TEXT_BYTES, read_png_text
+from ether_diffusion.strict_json import Json, is_number, is_whole, parse_json
+from ether_diffusion.wording import listed, printable
 
 KEYWORD = "ether_diffusion"
 """Of the text chunk that holds the JSON."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from ether_diffusion.base import Base
+from ether_diffusion.bases import Base
 from ether_diffusion.pipelines.control import EtherControlPipeline, EtherControlXLPipeline
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline

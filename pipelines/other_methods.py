@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.adapter_file.method_attach import put_in_force, remove_method
-from ether_diffusion.adapter_file.parts import Pipeline
-from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.adapters.method_attach import put_in_force, remove_method
+from ether_diffusion.adapters.parts import Pipeline
 from ether_diffusion.pipelines.in_use import of_other_methods
 from ether_diffusion.tuner.other_layers import other_layers
+from ether_diffusion.wording import listed
 
 
 def set_others(pipeline: Pipeline, names: Sequence[str], weights: Sequence[float]) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.base import Fault, fault_of
+from ether_diffusion.bases import Fault, fault_of
 from ether_diffusion.pipelines.choice import Strengths
 from ether_diffusion.pipelines.metadata import KEYWORD, ImageMetadata, parse_metadata, png_bytes
 from ether_diffusion.pipelines.seeds import MAX_SEED
 from ether_diffusion.pipelines.watching import OnStep, StepWatcher
+from ether_diffusion.wording import printable
 
 MAX_STRENGTH = 10.0
 MAX_PICTURES = 1024

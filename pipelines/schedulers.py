@@ -5,7 +5,7 @@ from typing import Any
 
 import diffusers
 
-from ether_diffusion.base.schedule import NOISE
+from ether_diffusion.bases.schedule import NOISE
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",

@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.evaluation.control_maps import tiny_palette
-from ether_diffusion.evaluation.control_scores import (
+from ether_diffusion.metrics.control_maps import tiny_palette
+from ether_diffusion.metrics.control_scores import (
     ACCURACY,
     MIOU,
     OBJECT_IOU,
@@ -14,12 +13,13 @@ from ether_diffusion.evaluation.control_scores import (
     ControlYardsticks,
     score_control,
 )
-from ether_diffusion.evaluation.encoder_loading import load_encoder
-from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.samples import Sample, sort_samples
-from ether_diffusion.evaluation.scoring import Scores
-from ether_diffusion.evaluation.segmenters import load_finder
-from ether_diffusion.evaluation.tiny_subjects import to_images
+from ether_diffusion.metrics.encoder_loading import load_encoder
+from ether_diffusion.metrics.likeness import Estimate
+from ether_diffusion.metrics.samples import Sample, sort_samples
+from ether_diffusion.metrics.scoring import Scores
+from ether_diffusion.metrics.segmenters import load_finder
+from ether_diffusion.metrics.tiny_subjects import to_images
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.control import Pair, draw_control

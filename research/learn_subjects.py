@@ -16,7 +16,7 @@ from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.training.config import AdapterMethod
 
 if TYPE_CHECKING:
-    from ether_diffusion.adapter_file.strict_json import Json
+    from ether_diffusion.strict_json import Json
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def _run(parsed: argparse.Namespace) -> None:
 def run(subjects: list[str], settings: "dict[str, Json]", folder: Path) -> None:
     """Learn each subject into a folder of its own, then write what all of them came to."""
     from ether_diffusion.contact_sheet import draw_contact_sheet
-    from ether_diffusion.evaluation.tiny_subjects import draw_subject, learn_subject, to_images
+    from ether_diffusion.metrics.tiny_subjects import draw_subject, learn_subject, to_images
     from ether_diffusion.tiny_world.subjects import unseen_prompts
 
     scores, rows, labels = {}, [], []

@@ -24,7 +24,7 @@ from research.study import (
 )
 
 if TYPE_CHECKING:
-    from ether_diffusion.adapter_file.strict_json import Json
+    from ether_diffusion.strict_json import Json
 
 SUBJECTS = ("fox", "taxi", "owl")
 VARIANTS: "Mapping[str, Mapping[str, Json]]" = {
@@ -80,7 +80,7 @@ def _run(parsed: argparse.Namespace) -> None:
 
 def draw_bars(cells: Cells) -> bytes:
     """Return a PNG: for each score a group of bars by variant, a bar by number of blocks."""
-    from ether_diffusion.evaluation.figures import new_figure, png_of
+    from ether_diffusion.metrics.figures import new_figure, png_of
 
     figure = new_figure(4.8 * len(PANELS), 3.6)
     blocks = sorted({num_blocks for row in cells.values() for num_blocks in row})

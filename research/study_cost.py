@@ -18,7 +18,7 @@ from research.study import run_study, study_parser, write_study
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-    from ether_diffusion.adapter_file.strict_json import Json
+    from ether_diffusion.strict_json import Json
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.benchmark.summary import LABELS, table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.evaluation.advice import CURVES_FILE
-from ether_diffusion.evaluation.benchmark.summary import LABELS, table
-from ether_diffusion.evaluation.columns import OBJECT, RECOGNISED
-from ether_diffusion.evaluation.likeness import Estimate
-from ether_diffusion.evaluation.report import shown_estimate
+from ether_diffusion.metrics.advice import CURVES_FILE
+from ether_diffusion.metrics.columns import OBJECT, RECOGNISED
+from ether_diffusion.metrics.likeness import Estimate
+from ether_diffusion.metrics.report import shown_estimate
+from ether_diffusion.strict_json import Json
 from research.claims import CLAIMS
 from research.measured import FILES, Measured, NotMeasuredError, paired_difference
 

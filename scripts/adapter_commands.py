@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ether_diffusion.adapter_file.method_reader import AnyAdapter
+    from ether_diffusion.adapters.method_reader import AnyAdapter
     from ether_diffusion.control import ControlEncoder
 
 # The library is imported inside the commands: `ether --help` must not wait for torch.
@@ -78,7 +78,7 @@ def _add_adapter_and_base(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.adapter_file.method_reader import read_any
+    from ether_diffusion.adapters.method_reader import read_any
     from ether_diffusion.control import holds_control, read_control_folder
 
     adapters: Mapping[str, AnyAdapter] = {}
@@ -103,7 +103,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _described(adapter: "AnyAdapter", folder: Path) -> dict[str, object]:
-    from ether_diffusion.adapter_file.content_hash import content_hash
+    from ether_diffusion.adapters.content_hash import content_hash
 
     metadata = adapter.metadata
     file = folder / "adapter_model.safetensors"
@@ -120,7 +120,7 @@ def _described(adapter: "AnyAdapter", folder: Path) -> dict[str, object]:
 
 
 def _form(adapter: "AnyAdapter") -> dict[str, object]:
-    from ether_diffusion.adapter_file.method_reader import MethodAdapter
+    from ether_diffusion.adapters.method_reader import MethodAdapter
 
     if isinstance(adapter, MethodAdapter):
         return {
@@ -139,7 +139,7 @@ def _form(adapter: "AnyAdapter") -> dict[str, object]:
 
 
 def _encoder_facts(encoder: "ControlEncoder") -> dict[str, object]:
-    from ether_diffusion.adapter_file.content_hash import content_hash
+    from ether_diffusion.adapters.content_hash import content_hash
 
     return {
         "control_type": encoder.config.control_type,
@@ -150,7 +150,7 @@ def _encoder_facts(encoder: "ControlEncoder") -> dict[str, object]:
 
 
 def _shown(value: object) -> str:
-    from ether_diffusion.adapter_file.wording import printable
+    from ether_diffusion.wording import printable
 
     if isinstance(value, dict):
         return ", ".join(f"{printable(key)}={printable(fact)}" for key, fact in value.items()) or "none"
@@ -158,8 +158,14 @@ def _shown(value: object) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.base import load_base
-    from ether_diffusion.export import EXPORT_DTYPES, EXPORT_NAME, export_lora, lora_path, read_adapters
+    from ether_diffusion.adapters.export import (
+        EXPORT_DTYPES,
+        EXPORT_NAME,
+        export_lora,
+        lora_path,
+        read_adapters,
+    )
+    from ether_diffusion.bases import load_base
 
     if arguments.output is None and not Path(arguments.adapter).is_dir():
         raise ValueError(f"{arguments.adapter} is no folder here; say with --output where to write")
@@ -179,8 +185,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.base import load_base
-    from ether_diffusion.export import check_new_folder, export_merged, read_adapters
+    from ether_diffusion.adapters.export import check_new_folder, export_merged, read_adapters
+    from ether_diffusion.bases import load_base
 
     check_new_folder(arguments.output)  # refused now rather than after the base is loaded
     adapters = read_adapters(arguments.adapter)
@@ -189,7 +195,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.convert import convert_checkpoint
+    from ether_diffusion.adapters.convert import convert_checkpoint
 
     folder = convert_checkpoint(
         arguments.checkpoint,

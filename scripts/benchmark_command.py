@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ether_diffusion.adapter_file.strict_json import Json
-    from ether_diffusion.evaluation.benchmark.plan import BenchmarkRun, BenchmarkSettings
-    from ether_diffusion.evaluation.benchmark.subjects import Subject
+    from ether_diffusion.benchmark.plan import BenchmarkRun, BenchmarkSettings
+    from ether_diffusion.benchmark.subjects import Subject
+    from ether_diffusion.strict_json import Json
 
 # The library is imported inside the command: `ether --help` must not wait for torch.
 
@@ -71,15 +71,15 @@ def add_benchmark_command(commands: "argparse._SubParsersAction[argparse.Argumen
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.evaluation.benchmark.carry_out import find_result, training_config
-    from ether_diffusion.evaluation.benchmark.plan import (
+    from ether_diffusion.benchmark.carry_out import find_result, training_config
+    from ether_diffusion.benchmark.plan import (
         BASE,
         METHODS,
         check_settings,
         keep_plan,
         plan_benchmark,
     )
-    from ether_diffusion.evaluation.benchmark.subjects import write_tiny_photos
+    from ether_diffusion.benchmark.subjects import write_tiny_photos
     from ether_diffusion.scripts.drawing import hush_libraries
 
     methods, settings = arguments.methods or METHODS, _settings(arguments)
@@ -107,10 +107,10 @@ def _do(
     arguments: argparse.Namespace, runs: "list[BenchmarkRun]", settings: "BenchmarkSettings", root: Path
 ) -> None:
     """Do what is left, then write and print the results."""
+    from ether_diffusion.benchmark.sheet import benchmark_sheet
+    from ether_diffusion.benchmark.summary import shown, summarise
+    from ether_diffusion.benchmark.work import do_all
     from ether_diffusion.durable_files import write_files
-    from ether_diffusion.evaluation.benchmark.sheet import benchmark_sheet
-    from ether_diffusion.evaluation.benchmark.summary import shown, summarise
-    from ether_diffusion.evaluation.benchmark.work import do_all
 
     form = "short, on Tiny World" if arguments.data is None else "paper"
 
@@ -142,7 +142,7 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 
 
 def _settings(arguments: argparse.Namespace) -> "BenchmarkSettings":
-    from ether_diffusion.evaluation.benchmark.plan import PAPER_TRAINING, TINY_TRAINING, BenchmarkSettings
+    from ether_diffusion.benchmark.plan import PAPER_TRAINING, TINY_TRAINING, BenchmarkSettings
 
     is_short = arguments.data is None
     if is_short and arguments.base != "tiny_world":
@@ -195,7 +195,7 @@ def _value(text: str) -> "Json":
 
 
 def _subjects(arguments: argparse.Namespace) -> "list[Subject]":
-    from ether_diffusion.evaluation.benchmark.subjects import TINY_SUBJECTS, read_dreambooth, tiny_subjects
+    from ether_diffusion.benchmark.subjects import TINY_SUBJECTS, read_dreambooth, tiny_subjects
 
     if arguments.data is not None:
         return read_dreambooth(arguments.data.absolute(), arguments.subjects)
@@ -205,8 +205,8 @@ def _subjects(arguments: argparse.Namespace) -> "list[Subject]":
 
 def _described(runs: "list[BenchmarkRun]", settings: "BenchmarkSettings", done: int) -> str:
     """Return what is to be done, a line a matter."""
-    from ether_diffusion.evaluation.benchmark.plan import BASE
-    from ether_diffusion.evaluation.benchmark.summary import LABELS
+    from ether_diffusion.benchmark.plan import BASE
+    from ether_diffusion.benchmark.summary import LABELS
 
     methods = [method for method in dict.fromkeys(run.method for run in runs) if method != BASE]
     subjects = {run.subject.name: run.subject for run in runs}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ether_diffusion.adapter_file import AdapterMetadata
-    from ether_diffusion.adapter_file.method_reader import AnyAdapter
+    from ether_diffusion.adapters import AdapterMetadata
+    from ether_diffusion.adapters.method_reader import AnyAdapter
     from ether_diffusion.pipelines.sampling import Sampling
 
 # The library is imported inside the functions: `ether --help` must not wait for torch.
@@ -43,7 +43,7 @@ def read_one(adapter: str, *, wants_control: bool) -> "AnyAdapter | None":
     Raises:
         FileNotFoundError, ValueError: it is not whole.
     """
-    from ether_diffusion.adapter_file.method_reader import read_any
+    from ether_diffusion.adapters.method_reader import read_any
     from ether_diffusion.control import holds_control, read_control_folder
 
     if (wants_control or Path(adapter).is_dir()) and holds_control(adapter):
@@ -62,7 +62,7 @@ def check_strengths(sampling: "Sampling", names: list[str], adapters: "list[AnyA
     Raises:
         ValueError: as said.
     """
-    from ether_diffusion.adapter_file.method_reader import MethodAdapter
+    from ether_diffusion.adapters.method_reader import MethodAdapter
 
     wanted = {name: {choice.get(name, 1.0) for choice in sampling.choices} for name in names}
     for name, adapter in zip(names, adapters, strict=True):
@@ -80,7 +80,7 @@ def check_strengths(sampling: "Sampling", names: list[str], adapters: "list[AnyA
 
 
 def _title(adapter: "AnyAdapter | None") -> str | None:
-    from ether_diffusion.adapter_file.method_reader import MethodAdapter
+    from ether_diffusion.adapters.method_reader import MethodAdapter
 
     if adapter is None:
         return None

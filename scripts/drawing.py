@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from ether_diffusion.base import Base
+    from ether_diffusion.bases import Base
     from ether_diffusion.pipelines.opening import EtherPipeline
 
 logger = logging.getLogger(__name__)

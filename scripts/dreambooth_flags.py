@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.flags import FlagParser, add_flag, add_flags
 from ether_diffusion.options import option, shown
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.config.dreambooth import unknown_name
 from ether_diffusion.training.config.files import read_config_file

@@ -30,13 +30,13 @@ from ether_diffusion.scripts.generate_request import adapter_names, base_name
 if TYPE_CHECKING:
     import torch
 
-    from ether_diffusion.adapter_file import AdapterMetadata
-    from ether_diffusion.adapter_file.strict_json import Json
-    from ether_diffusion.base import Base
-    from ether_diffusion.evaluation.protocol import Yardsticks
-    from ether_diffusion.evaluation.report import Report
-    from ether_diffusion.evaluation.samples import SortedSamples
+    from ether_diffusion.adapters import AdapterMetadata
+    from ether_diffusion.bases import Base
+    from ether_diffusion.metrics.protocol import Yardsticks
+    from ether_diffusion.metrics.report import Report
+    from ether_diffusion.metrics.samples import SortedSamples
     from ether_diffusion.pipelines.sampling import Sampling
+    from ether_diffusion.strict_json import Json
 
 # The library is imported inside the command: `ether --help` must not wait for torch.
 
@@ -112,7 +112,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_control_arguments(arguments)
     check_arguments(arguments)
     hush_libraries()
-    from ether_diffusion.evaluation.figures import check_plotting
+    from ether_diffusion.metrics.figures import check_plotting
 
     if arguments.plot is not None:
         check_plotting()
@@ -127,7 +127,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> "tuple[Report, dict[str, bytes]]":
-    from ether_diffusion.evaluation.samples import read_photos
+    from ether_diffusion.metrics.samples import read_photos
 
     photos = read_photos(arguments.photos)
     device = find_device(arguments.device)
@@ -139,8 +139,8 @@ def _measure(arguments: argparse.Namespace) -> "tuple[Report, dict[str, bytes]]"
 def _measure_generated(
     arguments: argparse.Namespace, photos: "SortedSamples", device: "torch.device"
 ) -> "Report":
-    from ether_diffusion.evaluation.protocol import report_generated
-    from ether_diffusion.evaluation.samples import read_caption_file, read_generated
+    from ether_diffusion.metrics.protocol import report_generated
+    from ether_diffusion.metrics.samples import read_caption_file, read_generated
 
     captions = None if arguments.captions is None else read_caption_file(arguments.captions)
     generated = read_generated(arguments.generated, captions)
@@ -159,8 +159,8 @@ def _draw_and_measure(
     arguments: argparse.Namespace, photos: "SortedSamples", device: "torch.device"
 ) -> "tuple[Report, dict[str, bytes]]":
     """Draw what is asked for and return its report, with the pictures as files where these are wanted."""
-    from ether_diffusion.base import open_base
-    from ether_diffusion.evaluation.protocol import draw_samples, report_drawn
+    from ether_diffusion.bases import open_base
+    from ether_diffusion.metrics.protocol import draw_samples, report_drawn
     from ether_diffusion.pipelines.schedulers import check_scheduler
 
     prompts = read_prompts(arguments.prompts, "--prompts")
@@ -197,9 +197,9 @@ def _load_yardsticks(
     arguments: argparse.Namespace, defaults: tuple[str, ...], device: "torch.device"
 ) -> "Yardsticks":
     """Load encoders and LPIPS; without the latter's weights it is left out unless they were named."""
-    from ether_diffusion.evaluation.encoder_loading import load_encoder
-    from ether_diffusion.evaluation.perceptual import load_lpips
-    from ether_diffusion.evaluation.protocol import Yardsticks
+    from ether_diffusion.metrics.encoder_loading import load_encoder
+    from ether_diffusion.metrics.perceptual import load_lpips
+    from ether_diffusion.metrics.protocol import Yardsticks
 
     encoders = [
         load_encoder(name, device=device, batch_size=arguments.encoder_batch_size)

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ether_diffusion.adapter_file.strict_json import Json
-    from ether_diffusion.base import Base
-    from ether_diffusion.evaluation.control_protocol import ControlDrawing
-    from ether_diffusion.evaluation.control_scores import ControlPair, ControlYardsticks
-    from ether_diffusion.evaluation.report import Report
-    from ether_diffusion.evaluation.samples import Sample
+    from ether_diffusion.bases import Base
+    from ether_diffusion.metrics.control_protocol import ControlDrawing
+    from ether_diffusion.metrics.control_scores import ControlPair, ControlYardsticks
+    from ether_diffusion.metrics.report import Report
+    from ether_diffusion.metrics.samples import Sample
+    from ether_diffusion.strict_json import Json
 
 # The library is imported inside the functions: `ether --help` must not wait for torch.
 
@@ -73,7 +73,7 @@ def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, b
     Raises:
         FileNotFoundError, ValueError: something cannot be used.
     """
-    from ether_diffusion.evaluation.control_protocol import check_maps, read_control_pairs, report_control
+    from ether_diffusion.metrics.control_protocol import check_maps, read_control_pairs, report_control
     from ether_diffusion.pipelines.metadata import png_bytes
 
     pairs = read_control_pairs(arguments.control_pairs)
@@ -97,9 +97,9 @@ def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, b
 def _draw(
     arguments: argparse.Namespace, pairs: "Sequence[ControlPair]", device: "torch.device"
 ) -> "tuple[dict[str, list[Sample]], ControlYardsticks, dict[str, Json]]":
-    from ether_diffusion.base import open_base
+    from ether_diffusion.bases import open_base
     from ether_diffusion.control import read_control_folder
-    from ether_diffusion.evaluation.control_protocol import check_maps, draw_pairs
+    from ether_diffusion.metrics.control_protocol import check_maps, draw_pairs
     from ether_diffusion.pipelines.in_use import loaded_adapters
     from ether_diffusion.pipelines.schedulers import check_scheduler
     from ether_diffusion.scripts.evaluate_request import is_tiny_world
@@ -137,7 +137,7 @@ def _draw(
 
 
 def _plan(arguments: argparse.Namespace, base: "Base") -> "ControlDrawing":
-    from ether_diffusion.evaluation.control_protocol import ControlDrawing
+    from ether_diffusion.metrics.control_protocol import ControlDrawing
 
     number, first = arguments.num_images or 1, arguments.seed or 0
     if number < 1:
@@ -159,16 +159,16 @@ def _load_yardsticks(
 ) -> "ControlYardsticks":
     """Load what control images of a type are measured with; of what is not named, say why it is left out."""
     from ether_diffusion.control.palette import read_palette
-    from ether_diffusion.evaluation.control_maps import check_classes, tiny_palette
-    from ether_diffusion.evaluation.control_scores import (
+    from ether_diffusion.metrics.control_maps import check_classes, tiny_palette
+    from ether_diffusion.metrics.control_scores import (
         MIOU,
         PALETTE,
         SILHOUETTE,
         ControlYardsticks,
     )
-    from ether_diffusion.evaluation.encoder_loading import load_encoder
-    from ether_diffusion.evaluation.landmarks import load_face_finder
-    from ether_diffusion.evaluation.segmenters import load_finder
+    from ether_diffusion.metrics.encoder_loading import load_encoder
+    from ether_diffusion.metrics.landmarks import load_face_finder
+    from ether_diffusion.metrics.segmenters import load_finder
     from ether_diffusion.tiny_world import ALIAS
 
     size, left_out = arguments.encoder_batch_size, {}
@@ -199,10 +199,10 @@ def _read_generated(folder: Path, pairs: "Sequence[ControlPair]") -> "list[Sampl
     Raises:
         ValueError: some are of no pair.
     """
-    from ether_diffusion.adapter_file.wording import listed
-    from ether_diffusion.evaluation.samples import MIN_SIDE_PX, Sample
+    from ether_diffusion.metrics.samples import MIN_SIDE_PX, Sample
     from ether_diffusion.training.decoding import decode_photo
     from ether_diffusion.training.photos import find_photos
+    from ether_diffusion.wording import listed
 
     names = {pair.name for pair in pairs}
     found = find_photos(folder, min_side=MIN_SIDE_PX).photos

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ether_diffusion.base import Base
-    from ether_diffusion.evaluation.report import Report
+    from ether_diffusion.bases import Base
+    from ether_diffusion.metrics.report import Report
     from ether_diffusion.pipelines.sampling import Sampling
 
 DRAWING = {
@@ -70,9 +70,9 @@ def read_prompts(values: list[str], flag: str) -> tuple[str, ...]:
         FileNotFoundError: one value that ends as a file of text, and there is none.
         ValueError: there are none, one is there twice, or the file is no text.
     """
-    from ether_diffusion.adapter_file.wording import printable
     from ether_diffusion.training.caption_files import decode_text
     from ether_diffusion.training.plain_files import UnusableFileError
+    from ether_diffusion.wording import printable
 
     prompts = [value.strip() for value in values]
     if len(values) == 1 and Path(values[0]).is_file():
@@ -99,8 +99,8 @@ def read_plan(
     Raises:
         ValueError: a flag is out of range, or does not fit the others.
     """
-    from ether_diffusion.evaluation.prompts import OTHER_PROMPTS, other_tiny_prompts
-    from ether_diffusion.evaluation.protocol import plan_sampling
+    from ether_diffusion.metrics.prompts import OTHER_PROMPTS, other_tiny_prompts
+    from ether_diffusion.metrics.protocol import plan_sampling
     from ether_diffusion.scripts.generate_request import read_size
 
     if arguments.num_images < 1:
@@ -144,7 +144,7 @@ def _check_new(output: Path) -> None:
 def write_results(arguments: argparse.Namespace, report: "Report", pictures: "Mapping[str, bytes]") -> None:
     """Write what was asked for, after all of it is made: a report that fails leaves nothing."""
     from ether_diffusion.durable_files import write_files, write_folder
-    from ether_diffusion.evaluation.plot import draw_report
+    from ether_diffusion.metrics.plot import draw_report
 
     files: list[tuple[Path, bytes]] = []
     if arguments.json is not None:

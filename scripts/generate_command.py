@@ -110,7 +110,7 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
 
 def _generate(arguments: argparse.Namespace) -> int:
     hush_libraries()
-    from ether_diffusion.base import open_base
+    from ether_diffusion.bases import open_base
     from ether_diffusion.pipelines.sampling import draw_pictures
     from ether_diffusion.pipelines.schedulers import check_scheduler
 

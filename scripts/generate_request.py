@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ether_diffusion.adapter_file import AdapterMetadata
-    from ether_diffusion.adapter_file.method_reader import AnyAdapter
+    from ether_diffusion.adapters import AdapterMetadata
+    from ether_diffusion.adapters.method_reader import AnyAdapter
     from ether_diffusion.control import Detector
     from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 

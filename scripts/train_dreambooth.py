@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.console import run_command, use_one_thread
 from ether_diffusion.scripts.dreambooth_flags import DREAMBOOTH, Call, Program, parse_flags, read_call
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.training.config.ignored import find_ignored
 from ether_diffusion.training.config.repaired import repaired_defaults
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
     if call.config.base.pretrained_model_name_or_path == ALIAS:
         use_one_thread()
     # slow; what is wrong by now needs no wait
-    from ether_diffusion.evaluation.in_training import open_evaluator
+    from ether_diffusion.metrics.in_training import open_evaluator
     from ether_diffusion.training.run import train_dreambooth
 
     return train_dreambooth(

@@ -22,9 +22,9 @@ from tiny_pipelines import tiny_sd
 from training_runs import log_of, write_base, write_photos
 from transformers import CLIPTokenizer
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.evaluation.in_training import open_evaluator
+from ether_diffusion.metrics.in_training import open_evaluator
 from ether_diffusion.scripts.train_dreambooth import main
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.evaluating import OpenEvaluator

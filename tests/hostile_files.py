@@ -15,7 +15,7 @@ from small_models import small_unet
 from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import load_ether, save_ether
+from ether_diffusion.adapters import load_ether, save_ether
 from ether_diffusion.tuner import EtherLinear
 
 TENSORS = "adapter_model.safetensors"

@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tiny_pipelines import tiny_sd
 
-from ether_diffusion.adapter_file import AdapterMetadata
-from ether_diffusion.base import open_base
+from ether_diffusion.adapters import AdapterMetadata
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import ControlEncoder
 from ether_diffusion.control.loading import control_files
 from ether_diffusion.training.config import AdapterConfig

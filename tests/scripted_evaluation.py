@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.best import Curve, Measured
 from ether_diffusion.training.evaluating import OpenEvaluator
 

@@ -11,8 +11,8 @@ import torch
 from control_encoders import random_encoder
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import read_adapter, save_ether
-from ether_diffusion.base import open_base
+from ether_diffusion.adapters import read_adapter, save_ether
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
 from ether_diffusion.ui.studio import Studio
 

@@ -11,8 +11,8 @@ from PIL import Image
 from tiny_pipelines import tiny_sd
 from trained_adapters import CONFIGS, save_adapter
 
-from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter, save_ether
-from ether_diffusion.base import open_base
+from ether_diffusion.adapters import AdapterMetadata, detach_adapter, save_ether
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
 from ether_diffusion.ui.engine import Event, Finished, GridEvent, GridFinished, StopToken
 from ether_diffusion.ui.requests import GenerateRequest

@@ -12,7 +12,7 @@ from small_models import adapted_unet, exactly_equal, output, small_llama, small
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import read_adapter, save_ether
+from ether_diffusion.adapters import read_adapter, save_ether
 from ether_diffusion.tiny_world import tiny_world_path
 
 

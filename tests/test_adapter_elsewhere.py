@@ -17,7 +17,7 @@ from torch import nn
 from transformer_families import TRANSFORMERS
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import (
+from ether_diffusion.adapters import (
     Adapter,
     AdapterMetadata,
     detach_adapter,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small_models import adapted_unet, exactly_equal, small_unet
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import (
+from ether_diffusion.adapters import (
     Adapter,
     AdapterMetadata,
     BaseFingerprint,
@@ -25,7 +25,7 @@ from ether_diffusion.adapter_file import (
     save_ether,
     write_adapter,
 )
-from ether_diffusion.adapter_file.schema import metadata_header, parse_metadata
+from ether_diffusion.adapters.schema import metadata_header, parse_metadata
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 FACTS = st.one_of(

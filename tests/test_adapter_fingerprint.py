@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import adapted_unet, small_unet
 
-from ether_diffusion.adapter_file import base_fingerprint, detach_adapter, fingerprint, load_ether, save_ether
+from ether_diffusion.adapters import base_fingerprint, detach_adapter, fingerprint, load_ether, save_ether
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])

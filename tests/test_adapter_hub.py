@@ -9,7 +9,7 @@ from huggingface_hub import DryRunFileInfo
 from huggingface_hub.errors import EntryNotFoundError
 from small_models import adapted_unet, exactly_equal, output, pipeline, small_unet
 
-from ether_diffusion.adapter_file import load_ether, read_adapter, save_ether
+from ether_diffusion.adapters import load_ether, read_adapter, save_ether
 
 
 @pytest.fixture(autouse=True)

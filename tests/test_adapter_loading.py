@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from small_models import adapted_unet, exactly_equal, output, small_llama, small_unet
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import Adapter, detach_adapter, load_ether, save_ether, write_adapter
+from ether_diffusion.adapters import Adapter, detach_adapter, load_ether, save_ether, write_adapter
 
 CONFIGS = [
     {"variant": "ether"},

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from tiny_pipelines import tiny_sd
 
-from ether_diffusion.base import load_base
+from ether_diffusion.bases import load_base
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 
 

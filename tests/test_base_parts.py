@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from tiny_pipelines import tiny_sd, tiny_sdxl
 
-from ether_diffusion.base import encode_images, open_base, scale_latents
+from ether_diffusion.bases import encode_images, open_base, scale_latents
 from ether_diffusion.tiny_world import tiny_world_path
 
 PROMPTS = ["a cat", "", "two dogs on a hill"]

@@ -32,9 +32,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.base import decode_latents, encode_images, load_base, open_base
+from ether_diffusion.bases import decode_latents, encode_images, load_base, open_base
 from ether_diffusion.pipelines.opening import open_pipeline
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
 BERT = {

@@ -16,7 +16,7 @@ from torch import nn
 from trained_adapters import CONFIGS, train
 
 from ether_diffusion import save_ether
-from ether_diffusion.base import load_base, open_base
+from ether_diffusion.bases import load_base, open_base
 from ether_diffusion.pipelines.opening import open_pipeline
 from ether_diffusion.scripts import ether
 
@@ -146,7 +146,7 @@ def test_variants_of_the_hub_are_fetched_where_there_is_nothing_else(
 
     tree = [SimpleNamespace(path=str(path)) for path in names]
     monkeypatch.setattr(DiffusionPipeline, "download", download)
-    monkeypatch.setattr("ether_diffusion.base.loading.get_cached_repo_tree", lambda name, revision: tree)
+    monkeypatch.setattr("ether_diffusion.bases.loading.get_cached_repo_tree", lambda name, revision: tree)
     assert load_base("somebody/base").unet.dtype == torch.bfloat16
 
 

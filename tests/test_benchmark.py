@@ -19,8 +19,7 @@ from flag_runs import write_drawing_base
 from PIL import Image
 from training_runs import environment, write_photos
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.evaluation.benchmark.plan import (
+from ether_diffusion.benchmark.plan import (
     BASE,
     PAPER_TRAINING,
     TINY_TRAINING,
@@ -28,9 +27,10 @@ from ether_diffusion.evaluation.benchmark.plan import (
     BenchmarkSettings,
     plan_benchmark,
 )
-from ether_diffusion.evaluation.benchmark.subjects import TINY_SUBJECTS, read_dreambooth
-from ether_diffusion.evaluation.benchmark.summary import shown, summarise, table
+from ether_diffusion.benchmark.subjects import TINY_SUBJECTS, read_dreambooth
+from ether_diffusion.benchmark.summary import shown, summarise, table
 from ether_diffusion.scripts import ether
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.run_lock import LOCK_NAME, Holder

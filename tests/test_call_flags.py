@@ -9,7 +9,7 @@ import pytest
 from flag_runs import CLASS_IMAGES, DRAWN, Flags, Outcome, StandInHub, World, command, listening, made_world
 from training_runs import contents
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config.legacy import LEGACY_OPTIONS, translate_legacy
 
 

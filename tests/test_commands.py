@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import load_ether, read_adapter, save_ether
-from ether_diffusion.adapter_file.content_hash import content_hash
+from ether_diffusion.adapters import load_ether, read_adapter, save_ether
+from ether_diffusion.adapters.content_hash import content_hash
 from ether_diffusion.scripts import ether
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.config.files import MAX_BYTES, read_config_file, write_config_file
 

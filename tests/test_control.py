@@ -19,7 +19,7 @@ from real_configs import meta_unet
 from torch import nn
 
 from ether_diffusion import TARGET_PRESETS, EtherConfig
-from ether_diffusion.base import open_base
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import ControlConfig, ControlEncoder, controlled, new_encoder
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from small_models import small_unet
 
 from ether_diffusion import EtherConfig, save_ether
-from ether_diffusion.adapter_file import Adapter, detach_adapter, read_adapter
+from ether_diffusion.adapters import Adapter, detach_adapter, read_adapter
 from ether_diffusion.control import ControlEncoder, controlled, load_control, read_control, save_control
 
 ENCODER, CONFIG = "control_encoder.safetensors", "control_config.json"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trained_adapters import CONFIGS, save_adapter, train
 
 from ether_diffusion import load_ether
-from ether_diffusion.adapter_file import detach_adapter
+from ether_diffusion.adapters import detach_adapter
 from ether_diffusion.control import control_image_sha256, controlled, save_control
 from ether_diffusion.pipelines import (
     EtherControlPipeline,

@@ -15,17 +15,17 @@ from torchmetrics.classification import (
 )
 
 from ether_diffusion.control.palette import palette_of
-from ether_diffusion.evaluation.control_maps import check_classes, classes_of, silhouette_of
-from ether_diffusion.evaluation.control_scores import (
+from ether_diffusion.metrics.control_maps import check_classes, classes_of, silhouette_of
+from ether_diffusion.metrics.control_scores import (
     ControlPair,
     ControlYardsticks,
     canny_edges,
     score_control,
 )
-from ether_diffusion.evaluation.encoder_loading import load_encoder
-from ether_diffusion.evaluation.landmarks import landmark_distances, load_face_finder
-from ether_diffusion.evaluation.likeness import estimate
-from ether_diffusion.evaluation.overlap import (
+from ether_diffusion.metrics.encoder_loading import load_encoder
+from ether_diffusion.metrics.landmarks import landmark_distances, load_face_finder
+from ether_diffusion.metrics.likeness import estimate
+from ether_diffusion.metrics.overlap import (
     IGNORED,
     class_ious,
     confusion,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
-from ether_diffusion.adapter_file import load_ether, read_adapter
-from ether_diffusion.convert import Architecture, Side, convert_checkpoint
+from ether_diffusion.adapters import load_ether, read_adapter
+from ether_diffusion.adapters.convert import Architecture, Side, convert_checkpoint
 from ether_diffusion.tuner import EtherLinear
 
 WIDTH, WIDE, HEADS, VOCABULARY = 32, 64, 4, 48

@@ -12,7 +12,7 @@ from peft import OFTConfig, inject_adapter_in_model
 from torch import nn
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import AdapterMetadata
+from ether_diffusion.adapters import AdapterMetadata
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.tiny_world import tiny_world_path

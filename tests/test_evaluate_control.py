@@ -14,8 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from ether_diffusion.control import read_control
-from ether_diffusion.evaluation.control_protocol import ControlDrawing, read_control_pairs
-from ether_diffusion.evaluation.segmenters import load_finder
+from ether_diffusion.metrics.control_protocol import ControlDrawing, read_control_pairs
+from ether_diffusion.metrics.segmenters import load_finder
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.control import (

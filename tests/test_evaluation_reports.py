@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.evaluation.encoder_loading import load_encoder
-from ether_diffusion.evaluation.plot import draw_report
-from ether_diffusion.evaluation.prompts import OTHER_PROMPTS, other_tiny_prompts
-from ether_diffusion.evaluation.protocol import (
+from ether_diffusion.metrics.encoder_loading import load_encoder
+from ether_diffusion.metrics.plot import draw_report
+from ether_diffusion.metrics.prompts import OTHER_PROMPTS, other_tiny_prompts
+from ether_diffusion.metrics.protocol import (
     DrawnSamples,
     Yardsticks,
     plan_sampling,
     report_drawn,
     report_generated,
 )
-from ether_diffusion.evaluation.report import Report
-from ether_diffusion.evaluation.samples import Sample, SetAside, SortedSamples
+from ether_diffusion.metrics.report import Report
+from ether_diffusion.metrics.samples import Sample, SetAside, SortedSamples
 from ether_diffusion.tiny_world.concepts import load_concepts
 
 PROMPTS = ("a $5 fox", "a 狐", "an owl")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.evaluation.samples import (
+from ether_diffusion.metrics.samples import (
     Sample,
     find_fault,
     read_caption_file,

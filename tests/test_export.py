@@ -29,7 +29,7 @@ from trained_adapters import (
 )
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import (
+from ether_diffusion.adapters import (
     Adapter,
     AdapterMetadata,
     fingerprint,
@@ -37,8 +37,8 @@ from ether_diffusion.adapter_file import (
     read_adapter,
     save_ether,
 )
-from ether_diffusion.export import EXPORT_NAME, export_lora
-from ether_diffusion.export.header import lora_header
+from ether_diffusion.adapters.export import EXPORT_NAME, export_lora
+from ether_diffusion.adapters.export.header import lora_header
 
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 JOBS = [(kind, name) for kind in PIPELINES for name in CONFIGS]

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tiny_pipelines import tiny_sd
 from trained_adapters import CONFIGS, files_in, predict, relative_error, save_adapter
 
-from ether_diffusion.adapter_file import load_ether
-from ether_diffusion.export import export_merged
+from ether_diffusion.adapters import load_ether
+from ether_diffusion.adapters.export import export_merged
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from tiny_pipelines import tiny_sd, tiny_sdxl
 from training_runs import config
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.base import Fault, decode_latents, fault_of, to_pictures
-from ether_diffusion.evaluation.samples import find_fault
+from ether_diffusion.bases import Fault, decode_latents, fault_of, to_pictures
+from ether_diffusion.metrics.samples import find_fault
 from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
 from ether_diffusion.scripts import ether
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
 DRAWN = {"num_inference_steps": 1, "height": 16, "width": 16, "seed": 3}

@@ -31,7 +31,7 @@ from PIL import Image
 from scripted_evaluation import RISING, scripted
 from training_runs import contents, log_of
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import OPTION_NAMES
 from ether_diffusion.training.setup import LoadedRun
 

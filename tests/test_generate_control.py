@@ -14,7 +14,7 @@ from test_generate import generate, pixels, said
 from tiny_pipelines import tiny_sd
 from trained_adapters import CONFIGS, save_adapter, train
 
-from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter
+from ether_diffusion.adapters import AdapterMetadata, detach_adapter
 from ether_diffusion.control import control_image_sha256, read_control, save_control
 from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.scripts import ether

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from hostile_files import CONFIG, good_adapter, refusal, rewrite_config, rewrite_tensors
 from small_models import small_unet
 
-from ether_diffusion.adapter_file import detach_adapter, load_ether, save_ether
+from ether_diffusion.adapters import detach_adapter, load_ether, save_ether
 
 
 @pytest.fixture(scope="module")

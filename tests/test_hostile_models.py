@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from small_models import small_unet
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import Adapter, load_ether, read_adapter, write_adapter
+from ether_diffusion.adapters import Adapter, load_ether, read_adapter, write_adapter
 from ether_diffusion.tuner import EtherLinear
 
 

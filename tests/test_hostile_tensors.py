@@ -18,7 +18,7 @@ from safetensors.torch import save
 from small_models import small_unet
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import Adapter, load_ether, read_adapter, write_adapter
+from ether_diffusion.adapters import Adapter, load_ether, read_adapter, write_adapter
 from ether_diffusion.reflections import MIN_NORM, Vectors, units
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from training_runs import config, contents
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
 TOKEN = "hf_" + "secret" * 5

@@ -10,8 +10,8 @@ import pytest
 from forked_runs import exit_code, fork, training, wait_for_lines
 from training_runs import command, config, contents, log_of, trained_files, write_photos
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.scripts.train_dreambooth import main
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checkpoint import newest_checkpoint
 from ether_diffusion.training.run_lock import LOCK_NAME
 

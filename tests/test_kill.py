@@ -10,7 +10,7 @@ import pytest
 from forked_runs import exit_code, fork, training, training_until_change, wait_for_lines
 from training_runs import config, log_of, trained_files
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
 
 pytestmark = [

@@ -8,7 +8,7 @@ from loaded_runs import assert_same, batches, load, trained
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training_runs import config
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.loop import NonFiniteError, Progress, averaged
 
 

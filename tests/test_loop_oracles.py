@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.nn.functional import mse_loss
 from training_runs import config, write_base, write_photos
 
-from ether_diffusion.adapter_file import detach_adapter
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.adapters import detach_adapter
 from ether_diffusion.reflections import Vectors
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.data import Batch
 from ether_diffusion.training.methods import adapter_tensors
 from ether_diffusion.training.objective import draw_noise, draw_timesteps

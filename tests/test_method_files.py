@@ -14,11 +14,11 @@ from tiny_pipelines import tiny_sd
 from torch import Tensor
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import AdapterMetadata
-from ether_diffusion.adapter_file.method_attach import remove_method
-from ether_diffusion.adapter_file.method_loading import load_any
-from ether_diffusion.adapter_file.method_reader import MethodAdapter, read_any
-from ether_diffusion.adapter_file.schema import PREFIX
+from ether_diffusion.adapters import AdapterMetadata
+from ether_diffusion.adapters.method_attach import remove_method
+from ether_diffusion.adapters.method_loading import load_any
+from ether_diffusion.adapters.method_reader import MethodAdapter, read_any
+from ether_diffusion.adapters.schema import PREFIX
 from ether_diffusion.training.methods import adapter_files
 
 FIRST = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k."

@@ -16,7 +16,7 @@ from small_models import output
 from tiny_pipelines import tiny_sd
 from training_runs import config, write_base
 
-from ether_diffusion.adapter_file import read_adapter
+from ether_diffusion.adapters import read_adapter
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import (
     adapters_off,

@@ -19,7 +19,7 @@ from torch import Tensor
 from trained_adapters import CONFIGS, save_adapter
 
 from ether_diffusion import load_ether
-from ether_diffusion.export import export_lora, export_merged
+from ether_diffusion.adapters.export import export_lora, export_merged
 
 SIZE = 16
 

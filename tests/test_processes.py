@@ -13,8 +13,8 @@ from forked_runs import exit_code, fork, fork_pair, training, wait_for_lines
 from safetensors.torch import load_file
 from training_runs import command, config, contents, environment, log_of
 
-from ether_diffusion.adapter_file.source import TENSORS_NAME
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.adapters.source import TENSORS_NAME
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checkpoint import newest_checkpoint
 
 pytestmark = [

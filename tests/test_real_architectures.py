@@ -29,7 +29,7 @@ from training_runs import config, log_of, write_photos
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ether_diffusion import load_ether
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
 pytestmark = pytest.mark.slow

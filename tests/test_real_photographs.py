@@ -18,7 +18,7 @@ from PIL import Image
 from training_runs import log_of
 
 from ether_diffusion import load_ether
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.run import train_dreambooth

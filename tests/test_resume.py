@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from training_runs import config, contents, log_of, trained_files, write_base, write_photos
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
 KINDS: dict[str, dict[str, Json]] = {

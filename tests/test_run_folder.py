@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.run_lock import LOCK_NAME, process_start
 

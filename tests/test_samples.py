@@ -11,9 +11,9 @@ from PIL import Image
 from training_runs import config
 
 from ether_diffusion import load_ether
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.base import open_base
+from ether_diffusion.bases import open_base
 from ether_diffusion.contact_sheet import draw_contact_sheet
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import ValidationConfig
 from ether_diffusion.training.result import write_adapters
 from ether_diffusion.training.run import train_dreambooth

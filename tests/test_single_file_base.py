@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_pipelines import tiny_sd
 
-from ether_diffusion.base import load_base, open_base
+from ether_diffusion.bases import load_base, open_base
 
 SINGLE_FILES = {
     "model.safetensors": r"StableDiffusionXLPipeline\)\.from_single_file\('.*'\)\.save_pretrained",

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from studio_files import save_tiny_world_adapter
 from studio_folders import add, make_adapters
 
-from ether_diffusion.base import open_base
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
 from ether_diffusion.pipelines.opening import open_pipeline
 from ether_diffusion.ui.studio import Studio

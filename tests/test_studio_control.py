@@ -11,7 +11,7 @@ from control_encoders import random_encoder
 from PIL import Image
 from studio_folders import QUICK, add, control_image, draw, make_adapters, pixels
 
-from ether_diffusion.base import open_base
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import control_batch, controlled, save_control
 from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.ui.requests import GenerateRequest

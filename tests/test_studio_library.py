@@ -18,11 +18,11 @@ from small_models import small_unet
 from studio_files import Entry, plain_zip, raw_zip, save_tiny_world_adapter
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import load_ether, read_adapter, save_ether
-from ether_diffusion.adapter_file.content_hash import content_hash
-from ether_diffusion.base import open_base
+from ether_diffusion.adapters import load_ether, read_adapter, save_ether
+from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, save_control
-from ether_diffusion.export import export_lora
 from ether_diffusion.ui.library import Library
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

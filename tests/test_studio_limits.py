@@ -13,7 +13,7 @@ from studio_folders import QUICK, add, draw, make_adapters, pixels
 from torch import nn
 from torch.nn import functional as F
 
-from ether_diffusion.base import open_base
+from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.ui.cost import MAX_SECONDS, Cost, machine_memory

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from studio_trainers import make_runs, request, set_fate, wait_until
 
-from ether_diffusion.base import open_base
+from ether_diffusion.bases import open_base
 from ether_diffusion.scripts.dreambooth_flags import parse_flags, read_call
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos

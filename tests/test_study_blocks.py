@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.adapter_file import read_adapter
+from ether_diffusion.adapters import read_adapter
 from research.study_blocks import VARIANTS, main, plan
 
 SHORT = ["--subjects", "fox", "--steps", "1", "--inference_steps", "1", "--blocks", "8"]

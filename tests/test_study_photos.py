@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ether_diffusion.evaluation.likeness import Estimate, estimate
+from ether_diffusion.metrics.likeness import Estimate, estimate
 from research.study_photos import enough_steps, main, training
 
 SHORT = ["--subjects", "panda", "--num_photos", "1", "3", "--steps", "1", "--inference_steps", "1"]

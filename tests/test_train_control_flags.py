@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.options import OptionsError
 from ether_diffusion.scripts.dreambooth_flags import Call, parse_flags, read_call
 from ether_diffusion.scripts.train_control import CONTROL
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import ControlConfig, ControlRunConfig
 from ether_diffusion.training.config.ignored import find_ignored
 from ether_diffusion.training.config.repaired import repaired_defaults

@@ -14,7 +14,7 @@ from tiny_pipelines import tiny_sd, tiny_sdxl
 from training_runs import config, log_of, write_photos
 
 from ether_diffusion import load_ether
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
 RUNS: dict[str, tuple[str, dict[str, Json]]] = {

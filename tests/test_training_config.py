@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.options import kinds_of
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import (
     OPTION_NAMES,
     SECTIONS,

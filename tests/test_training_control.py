@@ -12,13 +12,13 @@ import training_runs
 from PIL import Image
 from safetensors.torch import load_file
 
-from ether_diffusion.adapter_file.content_hash import content_hash
-from ether_diffusion.adapter_file.method_attach import method_tensors
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.base import open_base
+from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters.method_attach import method_tensors
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, new_encoder, read_control
 from ether_diffusion.options import OptionsError
 from ether_diffusion.pipelines import EtherControlPipeline
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import ControlRunConfig, DreamBoothConfig
 from ether_diffusion.training.config.files import read_config_file
 from ether_diffusion.training.randomness import stream

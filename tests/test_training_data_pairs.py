@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from visit_sources import SIZE, assert_equal, double, encode_without_noise, fill_with_photos, ramp, uncached
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.control import PALETTE, sample_pairs, training_concepts, write_pairs
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.control import validation_controls

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.options import kinds_of
 from ether_diffusion.scripts import train_dreambooth
 from ether_diffusion.scripts.dreambooth_flags import (
@@ -21,6 +20,7 @@ from ether_diffusion.scripts.dreambooth_flags import (
     parse_flags,
     read_call,
 )
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import OPTION_NAMES, SECTIONS, DreamBoothConfig
 from ether_diffusion.training.config.legacy import LEGACY_OPTIONS
 from ether_diffusion.training.config.presets import PRESET_VALUES, PRESETS

@@ -11,7 +11,7 @@ from tiny_pipelines import CONTEXT, LATENT
 from torch import Tensor
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapter_file import save_ether
+from ether_diffusion.adapters import save_ether
 from ether_diffusion.reflections import Vectors
 
 CONFIGS = {

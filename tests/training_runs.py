@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tiny_pipelines import tiny_sd, tiny_sdxl
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.config.files import write_config_file
 

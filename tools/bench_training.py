@@ -30,8 +30,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.base import PromptEmbeddings
+from ether_diffusion.bases import PromptEmbeddings
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import AdapterConfig, ComputeConfig, DreamBoothConfig, OptimizationConfig
 from ether_diffusion.training.data import Batch

@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ether_diffusion.adapter_file import Adapter, AdapterMetadata
-from ether_diffusion.adapter_file.content_hash import content_hash
-from ether_diffusion.adapter_file.parts import COMPONENTS
-from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME, find_source
-from ether_diffusion.adapter_file.writer import CARD_NAME
+from ether_diffusion.adapters import Adapter, AdapterMetadata
+from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters.export import EXPORT_NAME, Component, read_adapters
+from ether_diffusion.adapters.parts import COMPONENTS
+from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME, find_source
+from ether_diffusion.adapters.writer import CARD_NAME
 from ether_diffusion.control import ControlEncoder
 from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME, read_control_from
-from ether_diffusion.export import EXPORT_NAME, Component, read_adapters
 from ether_diffusion.training.result import FINAL
 from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
 from ether_diffusion.ui.run_log import samples_by_step

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.adapter_file import tensor_file
-from ether_diffusion.adapter_file.foreign import foreign_kind
-from ether_diffusion.adapter_file.model_card import model_card
-from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapter_file.wording import listed, printable
-from ether_diffusion.adapter_file.writer import CARD_NAME, check_writable
+from ether_diffusion.adapters import tensor_file
+from ether_diffusion.adapters.foreign import foreign_kind
+from ether_diffusion.adapters.model_card import model_card
+from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapters.writer import CARD_NAME, check_writable
 from ether_diffusion.control.loading import control_files
 from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, Contents, read_contents, thumbnail_bytes
 from ether_diffusion.ui.archive_entries import ArchiveLimits
 from ether_diffusion.ui.archives import is_archive, unpack_zip
 from ether_diffusion.ui.display_name import NAME_FILE, read_label
+from ether_diffusion.wording import listed, printable
 
 MAX_BYTES = 256 * 2**20
 _LIMITS = ArchiveLimits(num_entries=200)

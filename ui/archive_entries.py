@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.wording import printable
 
 MIB = 2**20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

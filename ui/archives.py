@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.ui.archive_entries import DEFAULT_LIMITS, MIB, ArchiveLimits, check_entries, is_left_over
+from ether_diffusion.wording import printable
 
 _CHUNK_BYTES = MIB
 _END_BYTES, _MAX_COMMENT_BYTES = 22, 2**16 - 1

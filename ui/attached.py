@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.adapter_file.parts import find_parts
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.adapters.parts import find_parts
 from ether_diffusion.control import holds_control
 from ether_diffusion.tuner import EtherLayer
+from ether_diffusion.wording import printable
 
 MAX_LOADED = 16
 MAX_NAME = 80

@@ -11,12 +11,12 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
 
-from ether_diffusion.adapter_file import Adapter
-from ether_diffusion.adapter_file.loading import Fit, check_fit
-from ether_diffusion.base import Base
+from ether_diffusion.adapters import Adapter
+from ether_diffusion.adapters.export import Component
+from ether_diffusion.adapters.loading import Fit, check_fit
+from ether_diffusion.bases import Base
 from ether_diffusion.control import ControlEncoder
 from ether_diffusion.control.conditioning import check_encoder
-from ether_diffusion.export import Component
 
 
 class BaseFit:

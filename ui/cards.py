@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from ether_diffusion.adapter_file.loading import Match
-from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.adapters.loading import Match
+from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.control.reader import CONTROL_CONFIG_NAME
 from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, read_contents
 from ether_diffusion.ui.base_fit import BaseFit
 from ether_diffusion.ui.display_name import read_label
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ether_diffusion.base import Base
+from ether_diffusion.bases import Base
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.ui.facts import counted, duration
 

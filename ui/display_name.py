@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ether_diffusion.adapter_file.source import CONFIG_NAME
-from ether_diffusion.adapter_file.strict_json import parse_json
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.adapters.source import CONFIG_NAME
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.strict_json import parse_json
 from ether_diffusion.training.plain_files import read_plain_file
+from ether_diffusion.wording import printable
 
 NAME_FILE = "studio.json"
 MAX_CHARACTERS = 80

@@ -4,7 +4,7 @@ import hmac
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.wording import printable
 
 MIN_PASSWORD_LENGTH = 8
 

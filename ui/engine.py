@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from ether_diffusion.adapter_file import BaseFingerprint
-from ether_diffusion.adapter_file.models import shareable_name
-from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.base import open_base
+from ether_diffusion.adapters import BaseFingerprint
+from ether_diffusion.adapters.models import shareable_name
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import holds_control
 from ether_diffusion.pipelines.sampling import SIDE_MULTIPLE_PX, ControlUse
 from ether_diffusion.ui.attached import MAX_LOADED, Wanted
@@ -30,6 +29,7 @@ from ether_diffusion.ui.machine import Machine, Order
 from ether_diffusion.ui.outputs import Outputs
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.ui.work import Bench, draw_grid_cells, generate_pictures
+from ether_diffusion.wording import printable
 
 __all__ = [
     "CellDone",

@@ -7,9 +7,9 @@ from html import escape
 
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.pipelines.metadata import ImageMetadata
 from ether_diffusion.ui.events import Previewing, Waiting
+from ether_diffusion.wording import printable
 
 _SHOWN = 2000
 """Characters of a prompt that are shown."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.facts import counted, duration
 from ether_diffusion.ui.requests import GridCost, GridRequest
+from ether_diffusion.wording import printable
 
 _SHOWN = 80
 """Characters of a prompt that label a row."""

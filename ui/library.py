@@ -8,9 +8,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ether_diffusion.base import Base, load_base
+from ether_diffusion.adapters.export import EXPORT_NAME, export_lora
+from ether_diffusion.bases import Base, load_base
 from ether_diffusion.durable_files import write_files, write_folder
-from ether_diffusion.export import EXPORT_NAME, export_lora
 from ether_diffusion.ui.adapter_contents import (
     Contents,
     download_files,

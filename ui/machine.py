@@ -14,11 +14,10 @@ from typing import Any
 import psutil
 import torch
 
-from ether_diffusion.adapter_file import BaseFingerprint, base_fingerprint
-from ether_diffusion.adapter_file.adapter import Fact
-from ether_diffusion.adapter_file.fit import plain_targets
-from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.base import Base
+from ether_diffusion.adapters import BaseFingerprint, base_fingerprint
+from ether_diffusion.adapters.adapter import Fact
+from ether_diffusion.adapters.fit import plain_targets
+from ether_diffusion.bases import Base
 from ether_diffusion.console import ran_short
 from ether_diffusion.pipelines.describe import scheduler_settings
 from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
@@ -31,6 +30,7 @@ from ether_diffusion.ui.drawing import Drawing
 from ether_diffusion.ui.events import Previewing, StopToken, Waiting
 from ether_diffusion.ui.line import Line
 from ether_diffusion.ui.speed import Speed
+from ether_diffusion.wording import printable
 
 _POLL_SECONDS = 0.05
 

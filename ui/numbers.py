@@ -3,7 +3,7 @@
 import math
 import re
 
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.wording import printable
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _RANGE = re.compile(r"(\d+)\s*(?:-|–|…|\.\.\.?)\s*(\d+)", re.ASCII)

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.ui.uploads import MAX_PHOTOS, THUMBNAILS, Accepted, IntakeReport, Refused
+from ether_diffusion.wording import printable
 
 Note = list[str]
 """A photo as the browser keeps it: our folder, our file, its name for people, the remark on it."""

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.base import decode_latents
+from ether_diffusion.bases import decode_latents
 
 MAX_SIDE_LATENTS = 32
 """Larger latents are shrunk first: 256 px for a VAE that divides sides by 8."""

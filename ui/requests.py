@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.pipelines.choice import Strengths
 from ether_diffusion.pipelines.sampling import ControlUse, Sampling
+from ether_diffusion.wording import listed, printable
 
 MAX_SEED = 2**32 - 1
 """What a field of a page holds without rounding, and what people type."""

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.adapter_file.content_hash import content_hash
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters.export import read_adapters
 from ether_diffusion.control import read_control
-from ether_diffusion.export import read_adapters
 from ether_diffusion.pipelines.describe import library_versions
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
 from ether_diffusion.pipelines.sampling import MAX_GUIDANCE, MAX_SIDE_PX, MAX_STEPS, MAX_STRENGTH
@@ -17,6 +16,7 @@ from ether_diffusion.ui.cards import Card
 from ether_diffusion.ui.facts import sentence
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, MAX_SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
+from ether_diffusion.wording import listed, printable
 
 MAX_BYTES = 64 * 2**20
 _CONTROL = ("control", "control_strength", "control_image_sha256", "control_encoder_sha256")

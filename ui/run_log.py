@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.training.checkpoint import MANIFEST
 from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.samples import BASE_FOLDER
 from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
+from ether_diffusion.wording import printable
 
 MAX_POINTS = 300
 """Of a plotted loss."""

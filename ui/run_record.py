@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from ether_diffusion.adapter_file.strict_json import Json, is_number, is_whole, parse_json
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.strict_json import Json, is_number, is_whole, parse_json
 from ether_diffusion.training.run_lock import LOCK_NAME, Holder, current_holder, read_holder
 from ether_diffusion.ui.display_name import MAX_SECONDS
 from ether_diffusion.ui.training_request import output_folder

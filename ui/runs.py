@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.training.run_lock import guarded
 from ether_diffusion.ui.cards import Card
 from ether_diffusion.ui.launching import launch
@@ -32,6 +31,7 @@ from ether_diffusion.ui.run_status import RunStatus, has_result, read_status
 from ether_diffusion.ui.shortages import disk_explained
 from ether_diffusion.ui.training_request import TrainRequest, output_folder, photos_folder, train_command
 from ether_diffusion.ui.uploads import IntakeReport, take_photos
+from ether_diffusion.wording import printable
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 

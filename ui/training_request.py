@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.training.config.presets import PRESET_VALUES, PresetName
+from ether_diffusion.wording import printable
 
 MAX_STEPS = 100_000
 MAX_SEED = 2**32 - 1

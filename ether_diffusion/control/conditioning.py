@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file.models import bare_model
+from ether_diffusion.adapters.models import bare_model
 from ether_diffusion.control.encoder import ControlEncoder
 
 Strength = float | Tensor

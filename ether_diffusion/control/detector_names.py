@@ -2,7 +2,7 @@
 
 from difflib import get_close_matches
 
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.wording import printable
 
 OWN_DETECTORS = ("canny", "silhouette", "palette")
 """What needs no model: edges; the shape that the alpha channel shows; segmentation colours as they are."""

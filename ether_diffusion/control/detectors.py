@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.control.canny import canny
 from ether_diffusion.control.detector_names import CANNY_THRESHOLDS, MODEL_DETECTORS, detector_problem
 from ether_diffusion.control.images import check_shape, resampling_of
+from ether_diffusion.wording import printable
 
 _HALF = 128
 """Of an alpha channel, from which on a pixel is inside: the object covers at least half of it."""

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import nn
 
-from ether_diffusion.adapter_file.models import bare_model
+from ether_diffusion.adapters.models import bare_model
 
 CHANNELS = (16, 32, 96, 256)
 """Of the paper's encoder for a VAE that divides by 8: 1.09 M parameters on SD 1.5."""

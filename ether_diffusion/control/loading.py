@@ -6,17 +6,16 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import Adapter, AdapterMetadata, LoadReport, write_adapter
-from ether_diffusion.adapter_file.content_hash import content_hash
-from ether_diffusion.adapter_file.method_loading import load_any
-from ether_diffusion.adapter_file.method_reader import AnyAdapter, read_any_from
-from ether_diffusion.adapter_file.model_card import CONTROL_PIPELINE, encoder_card, is_ours, model_card
-from ether_diffusion.adapter_file.parts import Pipeline, find_parts
-from ether_diffusion.adapter_file.reader import LORA_NAME
-from ether_diffusion.adapter_file.source import CONFIG_NAME, find_source
-from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
-from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.adapter_file.writer import CARD_NAME
+from ether_diffusion.adapters import Adapter, AdapterMetadata, LoadReport, write_adapter
+from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters.method_loading import load_any
+from ether_diffusion.adapters.method_reader import AnyAdapter, read_any_from
+from ether_diffusion.adapters.model_card import CONTROL_PIPELINE, encoder_card, is_ours, model_card
+from ether_diffusion.adapters.parts import Pipeline, find_parts
+from ether_diffusion.adapters.reader import LORA_NAME
+from ether_diffusion.adapters.source import CONFIG_NAME, find_source
+from ether_diffusion.adapters.tensor_file import safetensors_bytes
+from ether_diffusion.adapters.writer import CARD_NAME
 from ether_diffusion.control.conditioning import check_encoder
 from ether_diffusion.control.encoder import ControlEncoder
 from ether_diffusion.control.reader import (
@@ -28,6 +27,7 @@ from ether_diffusion.control.reader import (
     read_control_from,
 )
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.wording import printable
 
 
 @dataclass(frozen=True)

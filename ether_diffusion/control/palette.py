@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ether_diffusion.adapter_file.strict_json import Json, parse_json
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.strict_json import Json, parse_json
+from ether_diffusion.wording import listed, printable
 
 Colour = tuple[int, int, int]
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import torch
 
-from ether_diffusion.adapter_file.source import Source, find_source
-from ether_diffusion.adapter_file.strict_json import Json, is_whole, parse_json
-from ether_diffusion.adapter_file.tensor_file import MAX_FILE_BYTES, parse_exact_tensors
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.adapters.source import Source, find_source
+from ether_diffusion.adapters.tensor_file import MAX_FILE_BYTES, parse_exact_tensors
 from ether_diffusion.control.encoder import ControlConfig, ControlEncoder
+from ether_diffusion.strict_json import Json, is_whole, parse_json
+from ether_diffusion.wording import listed, printable
 
 CONTROL_CONFIG_NAME = "control_config.json"
 ENCODER_NAME = "control_encoder.safetensors"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ether_diffusion.adapter_file.strict_json import Json, parse_json
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.strict_json import Json, parse_json
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, read_plain_file
+from ether_diffusion.wording import listed, printable
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
 TEXT_COLUMNS = ("text", "caption", "prompt")

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.caption_files import FoundCaption, match_captions, read_caption_files
 from ether_diffusion.training.photos import Photo, name_repeats
 from ether_diffusion.training.plain_files import NAME_LIMIT, walk_files
+from ether_diffusion.wording import listed, printable
 
 MAX_CHARACTERS = 10_000
 _JOINERS = "\u200c\u200d"

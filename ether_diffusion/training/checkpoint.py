@@ -15,11 +15,11 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from ether_diffusion.adapter_file.strict_json import Json, parse_json
-from ether_diffusion.adapter_file.tensor_file import safetensors_bytes
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.adapters.tensor_file import safetensors_bytes
 from ether_diffusion.durable_files import delete, write_folder
+from ether_diffusion.strict_json import Json, parse_json
 from ether_diffusion.training.plain_files import read_plain_file
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 

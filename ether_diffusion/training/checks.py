@@ -10,8 +10,7 @@ from typing import TypeVar
 import torch
 from peft.utils.error import NoMatchingPeftModuleError
 
-from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.base import Base, open_base
+from ether_diffusion.bases import Base, open_base
 from ether_diffusion.options import shown
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
 from ether_diffusion.training.control import validation_controls
@@ -31,6 +30,7 @@ from ether_diffusion.training.optimizers import find_optimizer
 from ether_diffusion.training.prior import count_missing
 from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
 from ether_diffusion.training.trackers import tracker_problem
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _open_evaluator(
     if open_evaluator is None:
         raise ValueError(
             "eval_steps needs something that measures; train with "
-            "open_evaluator=ether_diffusion.evaluation.in_training.open_evaluator, or leave it out"
+            "open_evaluator=ether_diffusion.metrics.in_training.open_evaluator, or leave it out"
         )
     if base.is_inpainting:
         raise ValueError("an inpainting base draws no picture from a prompt alone; leave eval_steps out")

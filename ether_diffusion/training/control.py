@@ -8,9 +8,8 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import detach_adapter
-from ether_diffusion.adapter_file.wording import printable
-from ether_diffusion.base import Base
+from ether_diffusion.adapters import detach_adapter
+from ether_diffusion.bases import Base
 from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
 from ether_diffusion.control.loading import control_files
 from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
@@ -22,6 +21,7 @@ from ether_diffusion.training.decoding import WHITE, decode_photo
 from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart, adapter_tensors
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import EtherConfig
+from ether_diffusion.wording import printable
 
 CONTROL_FILES = (CONTROL_CONFIG_NAME, ENCODER_NAME)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.training.foreign_files import AVIF_BRANDS, HEIC_BRANDS, brands, foreign_kind, refuse_raw
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, read_plain_file
 from ether_diffusion.training.srgb import split_alpha, to_srgb
+from ether_diffusion.wording import printable
 
 MAX_PIXELS = 120_000_000
 """Above the largest phone cameras' usual 108 million; three bytes each when decoded."""

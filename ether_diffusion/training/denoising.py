@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ether_diffusion.base import PromptEmbeddings
+from ether_diffusion.bases import PromptEmbeddings
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.training.data import Batch
 from ether_diffusion.training.methods import adapters_off

@@ -1,6 +1,6 @@
 """What training needs of an evaluation: prompts to draw, and scores of what was drawn.
 
-The measuring itself stands below training, in ether_diffusion.evaluation, and is handed in by who trains.
+The measuring itself stands below training, in ether_diffusion.metrics, and is handed in by who trains.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.base import Base
+from ether_diffusion.bases import Base
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.best import Curve, Measured
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.data import Items

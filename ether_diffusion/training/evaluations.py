@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.durable_files import replace_folder, write_files
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.best import Curve, Measured, Record, Score, Stop
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.loop import averaged

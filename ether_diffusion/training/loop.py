@@ -13,8 +13,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.adapter_file.wording import listed
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import OptimizationConfig
 from ether_diffusion.training.control import TrainedControl
 from ether_diffusion.training.data import Batch
@@ -28,6 +27,7 @@ from ether_diffusion.training.optimizers import (
     optimizer_state,
 )
 from ether_diffusion.training.randomness import stream
+from ether_diffusion.wording import listed
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.best import Measured
 from ether_diffusion.training.config import ValidationConfig
 from ether_diffusion.training.evaluating import Evaluator

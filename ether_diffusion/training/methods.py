@@ -23,16 +23,16 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import AdapterMetadata, detach_adapter
-from ether_diffusion.adapter_file.models import base_fingerprint
-from ether_diffusion.adapter_file.schema import metadata_header
-from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX, safetensors_bytes
-from ether_diffusion.adapter_file.wording import listed
-from ether_diffusion.adapter_file.writer import check_writable
+from ether_diffusion.adapters import AdapterMetadata, detach_adapter
+from ether_diffusion.adapters.models import base_fingerprint
+from ether_diffusion.adapters.schema import metadata_header
+from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
+from ether_diffusion.adapters.writer import check_writable
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import TARGET_PRESETS, EtherConfig, FullConfig, prepared_adapters
+from ether_diffusion.wording import listed
 
 ADAPTER_NAME = "default"
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.decoding import (
     BAD_EXIF,
     FIRST_FRAME,
@@ -29,6 +28,7 @@ from ether_diffusion.training.plain_files import (
     walk_files,
 )
 from ether_diffusion.training.srgb import BAD_PROFILE, NO_ADOBE_MARK
+from ether_diffusion.wording import listed, printable
 
 _NOT_PHOTOS = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TEXT_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".md"}

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.wording import listed, printable
 
 NAME_LIMIT = 300
 """Characters of a file's name that a message shows: all of any name, as file systems allow 255 bytes."""

@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.training.photos import Photo, find_photos
 from ether_diffusion.training.plain_files import NAME_LIMIT, list_files
 from ether_diffusion.training.randomness import stream
+from ether_diffusion.wording import printable
 
 _GENERATED = re.compile(r"(\d{5,})-[0-9a-f]{40}\.png")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from ether_diffusion.adapter_file.wording import printable
+from ether_diffusion.wording import printable
 
 _UNBOUNDED = 100_000
 """transformers gives a tokenizer that names no limit a limit of about 1e30."""

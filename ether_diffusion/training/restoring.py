@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ether_diffusion.adapter_file.models import base_fingerprint
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX
+from ether_diffusion.adapters.models import base_fingerprint
+from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.methods import TrainedPart, adapter_tensors
 from ether_diffusion.training.setup import LoadedRun

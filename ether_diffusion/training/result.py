@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ether_diffusion.adapter_file import AdapterMetadata, load_ether, read_adapter
-from ether_diffusion.adapter_file.model_card import (
+from ether_diffusion.adapters import AdapterMetadata, load_ether, read_adapter
+from ether_diffusion.adapters.export import EXPORT_NAME, export_lora
+from ether_diffusion.adapters.model_card import (
     CONTROL_PIPELINE,
     XL_CONTROL_PIPELINE,
     encoder_card,
@@ -24,12 +25,11 @@ from ether_diffusion.adapter_file.model_card import (
     model_card,
     plain_card,
 )
-from ether_diffusion.adapter_file.models import shareable_name
-from ether_diffusion.adapter_file.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapter_file.tensor_file import PEFT_PREFIX, safetensors_bytes
-from ether_diffusion.adapter_file.writer import CARD_NAME
+from ether_diffusion.adapters.models import shareable_name
+from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
+from ether_diffusion.adapters.writer import CARD_NAME
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.export import EXPORT_NAME, export_lora
 from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
 from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
 from ether_diffusion.training.loop import Trainer

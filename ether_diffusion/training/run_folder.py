@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from ether_diffusion.adapter_file.strict_json import Json, parse_json
-from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.durable_files import delete_unfinished, write_files
+from ether_diffusion.strict_json import Json, parse_json
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.training.run_lock import locked
 from ether_diffusion.training.settings_changes import Changes, compare_settings
+from ether_diffusion.wording import listed, printable
 
 RUN_NAME = "run.json"
 LOG_NAME = "log.jsonl"

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout, lock_descriptor
 
-from ether_diffusion.adapter_file.strict_json import is_whole, parse_json
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.strict_json import is_whole, parse_json
 from ether_diffusion.training.plain_files import read_plain_file
+from ether_diffusion.wording import printable
 
 LOCK_NAME = ".lock"
 PATIENCE_SECONDS = 2.0

@@ -17,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.base import Base, PromptEmbeddings, decode_latents, fault_of
+from ether_diffusion.bases import Base, PromptEmbeddings, decode_latents, fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.durable_files import delete, write_files

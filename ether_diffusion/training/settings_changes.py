@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ether_diffusion.adapter_file.strict_json import Json
-from ether_diffusion.adapter_file.wording import listed, printable
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DEFAULT_STEPS
 from ether_diffusion.training.photos import compare_fingerprints
+from ether_diffusion.wording import listed, printable
 
 Fingerprints = Mapping[str, Mapping[str, str]]
 

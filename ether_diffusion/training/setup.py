@@ -16,8 +16,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from transformers import PreTrainedModel
 
-from ether_diffusion.adapter_file.wording import listed, printable
-from ether_diffusion.base import (
+from ether_diffusion.bases import (
     Base,
     PromptEmbeddings,
     TextEncoders,
@@ -37,6 +36,7 @@ from ether_diffusion.training.methods import Part, TrainedPart, attach_new, peft
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.prior import generate_class_images
 from ether_diffusion.training.trackers import tracker_problem
+from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.console import ran_short
+from ether_diffusion.wording import printable
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MIB = 2**20

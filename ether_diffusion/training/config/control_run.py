@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.control.detector_names import MODEL_DETECTORS, control_type_of
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config.adapter import AdapterMethod
 from ether_diffusion.training.config.control import ControlConfig
 from ether_diffusion.training.config.dreambooth import SECTIONS, DreamBoothConfig

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.options import OptionsError, kinds_of, shown
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, AdapterConfig, AdapterMethod
 from ether_diffusion.training.config.base import BaseConfig
 from ether_diffusion.training.config.compute import ComputeConfig

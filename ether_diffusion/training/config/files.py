@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from ether_diffusion.adapter_file.strict_json import Json, parse_json
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.strict_json import Json, parse_json
 from ether_diffusion.training.config.dreambooth import DreamBoothConfig
+from ether_diffusion.wording import printable
 
 MAX_BYTES = 1 << 20
 

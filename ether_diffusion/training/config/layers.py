@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 
 TAKES_THE_PLACE_OF = {
     "max_train_steps": "num_train_epochs",

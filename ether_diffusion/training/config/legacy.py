@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ether_diffusion.adapter_file.strict_json import Json
 from ether_diffusion.options import Kind, OptionsError, shown
+from ether_diffusion.strict_json import Json
 
 _SWITCH, _WHOLE, _NUMBER, _TEXT = Kind(bool), Kind(int), Kind(float), Kind(str)
 _FOR_IF = "it exists for DeepFloyd IF, which is not trained here"

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 from typing import Literal
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 
 PresetName = Literal["fast", "balanced", "faithful"]
 

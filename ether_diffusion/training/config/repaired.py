@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from ether_diffusion.adapter_file.strict_json import Json
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config.control_run import control_of
 from ether_diffusion.training.config.dreambooth import DreamBoothConfig
 from ether_diffusion.training.config.optimization import DEFAULT_STEPS

@@ -9,7 +9,6 @@ from itertools import groupby
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.training.data.batch import Batch
 from ether_diffusion.training.data.latents import Codec, EncodedView, encode_view
 from ether_diffusion.training.data.plan import VisitPlan
@@ -17,6 +16,7 @@ from ether_diffusion.training.data.rows import class_row, frozen_row, instance_r
 from ether_diffusion.training.data.views import View, ViewKey, ViewMaker
 from ether_diffusion.training.data.visits import Schedule, Visit
 from ether_diffusion.training.interrupts import release_signals, signals_held
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Literal
 
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.data.sources import FileSource, Source, read_again
 from ether_diffusion.training.decoding import MAX_PIXELS, decode_bytes
 from ether_diffusion.training.photos import Photo
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, walk_files
+from ether_diffusion.wording import listed, printable
 
 BLACK = (0, 0, 0)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.control.detectors import Detector
 from ether_diffusion.control.palette import MAX_CLASSES, Palette, palette_of, read_palette
 from ether_diffusion.tiny_world.control import PALETTE
@@ -22,6 +21,7 @@ from ether_diffusion.training.data.companions import (
 from ether_diffusion.training.data.items import Item, Items
 from ether_diffusion.training.data.sources import FileSource, RowSource, Source
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
+from ether_diffusion.wording import listed, printable
 
 WORD = "control image"
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.adapter_file.wording import listed, printable
 from ether_diffusion.training.caption_files import TEXT_COLUMNS, FoundCaption
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.data.order import chosen_samples
 from ether_diffusion.training.data.sources import Rows, RowSource
 from ether_diffusion.training.photos import Photo, PhotoFolder, Refusal, check_photo, remarks_on
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
+from ether_diffusion.wording import listed, printable
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"}
 _TABLE_SUFFIXES = {".parquet", ".arrow", ".tar", ".zip"}

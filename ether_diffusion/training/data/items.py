@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.training.captions import Captions, Filling, caption_photos, read_captions
 from ether_diffusion.training.config import DataConfig, PriorConfig
 from ether_diffusion.training.data.companions import MASK, Companion, find_companions
@@ -13,6 +12,7 @@ from ether_diffusion.training.data.dataset_rows import DatasetRows
 from ether_diffusion.training.data.order import chosen_samples
 from ether_diffusion.training.data.sources import FileSource, Source
 from ether_diffusion.training.photos import Photo, PhotoFolder, find_photos, name_repeats
+from ether_diffusion.wording import listed
 
 T = TypeVar("T")
 

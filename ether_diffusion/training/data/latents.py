@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.training.data.holes import shrink_hole
 from ether_diffusion.training.data.views import View
+from ether_diffusion.wording import printable
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ether_diffusion.adapter_file.wording import printable
 from ether_diffusion.training.decoding import MAX_BYTES
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, read_plain_file
+from ether_diffusion.wording import printable
 
 
 class Source(Protocol):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ether_diffusion.adapter_file.wording import listed
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.data.buckets import automatic_buckets, check_sides, nearest_bucket
 from ether_diffusion.training.data.geometry import Size, covering_size, draw_int, has_freedom
@@ -13,6 +12,7 @@ from ether_diffusion.training.data.items import Item
 from ether_diffusion.training.data.order import VisitOrder
 from ether_diffusion.training.data.views import ViewKey
 from ether_diffusion.training.randomness import stream
+from ether_diffusion.wording import listed
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,168 @@
+"""What a benchmark is to do: its settings, and one run for each method, subject and seed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from ether_diffusion.benchmark.subjects import Subject
+from ether_diffusion.durable_files import write_files
+from ether_diffusion.strict_json import Json
+from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMethod
+from ether_diffusion.wording import listed, printable
+
+METHODS: tuple[AdapterMethod, ...] = ("full", "lora", "oft", "hra", "delora", "ether", "ether_plus")
+"""The rows of the table; full is DreamBooth, which trains every weight of the UNet."""
+BASE = "base"
+"""The method of the runs that train nothing: what the base draws from the same prompts."""
+PLAN_FILE = "plan.json"
+
+TINY_TRAINING: Mapping[str, Json] = {
+    "max_train_steps": 100,
+    "train_batch_size": 4,
+    "random_flip": True,
+    "checkpointing_steps": 100,
+}
+"""The short form, for Tiny World: about twenty-five seconds on one core of a CPU."""
+TINY_LEARNING_RATES: Mapping[str, float] = {
+    "full": 1e-4,
+    "lora": 3e-3,
+    "oft": 1e-3,
+    "hra": 1e-1,
+    "delora": 1e-3,
+    "ether": 3e-2,
+    "ether_plus": 3e-3,
+}
+"""The best of docs/results/learning_rates.json for Tiny World, on subjects that the benchmark has not."""
+PAPER_TRAINING: Mapping[str, Json] = {
+    # ETHER, Bini et al. 2024, arXiv:2405.20271, 5.1.1 and C.1; 1200 is where its best runs were
+    "max_train_steps": 1200,
+    "train_batch_size": 1,
+    "prior_preservation": "class_images",
+    "num_class_images": 200,
+    "prior_loss_weight": 1.0,
+    "checkpointing_steps": 200,
+}
+"""The paper's form; every method at the rate that was published for it, and the last step is scored."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """How every run is trained, drawn and measured.
+
+    Attributes:
+        base: folder, hub id or tiny_world.
+        training: options of train-dreambooth that all methods share.
+        learning_rates: by method, where it is neither the published one nor, on Tiny World, the best there.
+        num_images: pictures of each prompt.
+        encoders: what likeness is measured with, by name, folder or hub id.
+        lpips_weights: AlexNet's; None takes those in torch's cache, and leaves LPIPS out without.
+    """
+
+    base: str
+    training: Mapping[str, Json]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    num_images: int = 4
+    num_inference_steps: int = 25
+    batch_size: int = 4
+    encoders: tuple[str, ...] = ("dino", "clip")
+    lpips_weights: Path | None = None
+    keep_adapters: bool = False
+
+    def learning_rate(self, method: AdapterMethod) -> float:
+        """Return the rate that a method is trained at."""
+        own = TINY_LEARNING_RATES if self.base == ALIAS else {}
+        return self.learning_rates.get(method) or own.get(method, DEFAULT_LEARNING_RATES[method])
+
+    def to_json(self) -> dict[str, Json]:
+        """Return what results depend on."""
+        return {
+            "base": Path(self.base).name if Path(self.base).is_absolute() else self.base,
+            "training": dict(self.training),
+            "learning_rates": {method: self.learning_rate(method) for method in METHODS},
+            "num_images": self.num_images,
+            "num_inference_steps": self.num_inference_steps,
+            "batch_size": self.batch_size,
+            "encoders": [Path(name).name if Path(name).is_absolute() else name for name in self.encoders],
+        }
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """One adapter to train, draw with and measure; of the method "base" there is nothing to train."""
+
+    method: str
+    subject: Subject
+    seed: int
+
+    def folder(self, root: Path) -> Path:
+        """Return where it lies."""
+        return root / "runs" / self.method / f"{self.subject.name.replace(' ', '_')}_{self.seed}"
+
+
+def plan_benchmark(
+    methods: Sequence[str], subjects: Sequence[Subject], seeds: Sequence[int]
+) -> list[BenchmarkRun]:
+    """Return all runs, subject by subject, so that what is done at any time compares all methods."""
+    return [
+        BenchmarkRun(method, subject, seed)
+        for seed in dict.fromkeys(seeds)
+        for subject in subjects
+        for method in (BASE, *dict.fromkeys(methods))
+    ]
+
+
+def check_settings(methods: Sequence[str], settings: BenchmarkSettings) -> None:
+    """Refuse what cannot be used, all at once.
+
+    Raises:
+        ValueError: as said.
+    """
+    known = get_args(AdapterMethod)
+    problems = [f"{printable(name)} is no method" for name in methods if name not in known]
+    problems += [
+        f"--learning_rates names {printable(name)}, which is not compared"
+        for name in settings.learning_rates
+        if name not in methods
+    ]
+    problems += [
+        f"the learning rate of {printable(name)} is to be above 0; found {rate:g}"
+        for name, rate in settings.learning_rates.items()
+        if not 0 < rate < float("inf")
+    ]
+    counts = {
+        "num_images": settings.num_images,
+        "inference_steps": settings.num_inference_steps,
+        "batch_size": settings.batch_size,
+    }
+    problems += [f"--{name} is from 1; found {count}" for name, count in counts.items() if count < 1]
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}; the methods are {listed(known, len(known))}")
+
+
+def keep_plan(root: Path, settings: BenchmarkSettings) -> None:
+    """Write what this folder's runs have in common, or compare with what is there.
+
+    Raises:
+        ValueError: the folder holds a benchmark of other settings, or something else.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    file, asked = root / PLAN_FILE, settings.to_json()
+    if file.is_file():
+        stored = json.loads(file.read_bytes())
+        if stored != asked:
+            changed = sorted(name for name in asked if stored.get(name) != asked[name])
+            raise ValueError(
+                f"{printable(root)} holds a benchmark with other settings ({listed(changed)}); give another "
+                "--output_dir, or the settings of its plan.json"
+            )
+        return
+    others = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    if others:
+        raise ValueError(
+            f"{printable(root)} holds {listed(others)}, which belong to no benchmark; give another "
+            "--output_dir"
+        )
+    write_files(root, {PLAN_FILE: f"{json.dumps(asked, indent=1)}\n".encode()})

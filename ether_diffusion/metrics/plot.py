@@ -1,0 +1,67 @@
+"""The plot of a report, drawn off the screen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ether_diffusion.metrics.figures import new_figure, png_of
+from ether_diffusion.metrics.report import Report
+from ether_diffusion.wording import printable
+
+COLOURS = {"photos": "#9a9aa0", "base": "#5b8ff9", "adapter": "#e8684a", "generated": "#e8684a"}
+LABEL_CHARACTERS = 42
+BAR_WIDTH = 0.26
+
+
+def draw_report(report: Report) -> bytes:
+    """Return a PNG: a bar for every score with its standard error, and prompt by prompt the first score.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    prompts = list(dict.fromkeys(prompt for scores in report.rows.values() for prompt in scores.by_prompt))
+    num_panels = 2 if prompts else 1
+    figure = new_figure(6 * num_panels, max(3.6, 1.2 + 0.3 * len(prompts)))
+    panels = figure.subplots(1, num_panels, squeeze=False)[0]
+    _draw_bars(panels[0], report)
+    if prompts:
+        _draw_prompts(panels[1], report, prompts)
+    if report.drift:
+        drift = ", ".join(f"{name} {found.mean:.3f}" for name, found in report.drift.items())
+        figure.suptitle(f"drift from the base on other prompts: {drift}", fontsize="medium")
+    return png_of(figure)
+
+
+def _draw_bars(axes: Any, report: Report) -> None:
+    columns = report.columns
+    for number, (row, scores) in enumerate(report.rows.items()):
+        there = [place for place, column in enumerate(columns) if column in scores.columns]
+        found = [scores.columns[columns[place]] for place in there]
+        axes.bar(
+            [place + (number - (len(report.rows) - 1) / 2) * BAR_WIDTH for place in there],
+            [each.mean for each in found],
+            BAR_WIDTH,
+            yerr=[each.standard_error or 0.0 for each in found],
+            capsize=3,
+            label=row,
+            color=COLOURS.get(row),
+        )
+    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_title("means and standard errors")
+    axes.legend()
+
+
+def _draw_prompts(axes: Any, report: Report, prompts: Sequence[str]) -> None:
+    column = report.columns[0]
+    for row, scores in report.rows.items():
+        there = [place for place, prompt in enumerate(prompts) if prompt in scores.by_prompt]
+        values = [scores.by_prompt[prompts[place]][column] for place in there]
+        if there:
+            axes.plot(values, there, "o", label=row, color=COLOURS.get(row))
+    axes.set_yticks(range(len(prompts)), [printable(prompt, LABEL_CHARACTERS) for prompt in prompts])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a prompt may have dollars
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(f"{column}, prompt by prompt")
+    axes.legend()

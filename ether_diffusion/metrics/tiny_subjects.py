@@ -1,0 +1,118 @@
+"""Does an adapter know its subject? One of Tiny World, learned from six photos, drawn where none was."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from ether_diffusion.adapters import load_ether
+from ether_diffusion.contact_sheet import draw_contact_sheet
+from ether_diffusion.strict_json import Json
+from ether_diffusion.tiny_world import tiny_world_path
+from ether_diffusion.tiny_world.clip import load_tiny_clip
+from ether_diffusion.tiny_world.concepts import Concept
+from ether_diffusion.tiny_world.pictures import generate
+from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
+from ether_diffusion.tiny_world.scores import background_accuracy
+from ether_diffusion.tiny_world.subjects import (
+    IDENTIFIER,
+    NUM_PHOTOS,
+    unseen_prompts,
+    unseen_scenes,
+    write_photos,
+)
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.run import train_dreambooth
+
+SETTINGS: Mapping[str, Json] = {"train_batch_size": 6, "max_train_steps": 200, "random_flip": True}
+"""What a subject of Tiny World is learned with: about a minute on one core of a CPU."""
+
+COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class SubjectPictures:
+    """A subject drawn on backgrounds its photos never had, by the base and with the adapter, on equal seeds.
+
+    Pictures are (b, 3, 64, 64) in [-1, 1], a row for each of `unseen_prompts`.
+    """
+
+    concept: Concept
+    base: torch.Tensor
+    adapter: torch.Tensor
+
+    def scores(self) -> dict[str, float]:
+        """Return shares of the pictures in [0, 1].
+
+        `recognised`: the crop of the object is nearest to the subject's among the true crops of all shipped
+        concepts, in the features of Tiny World's image tower. `background`: a plain one has its colour.
+        """
+        clip, scenes = load_tiny_clip(tiny_world_path()), unseen_scenes(self.concept)
+        scores = {}
+        for name, pictures in (("base", self.base), ("adapter", self.adapter)):
+            found = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
+            scores[f"{name}_recognised"] = sum(each == self.concept for each in found) / len(found)
+            scores[f"{name}_background"] = background_accuracy(pictures, scenes)
+        return scores
+
+
+def learn_subject(
+    concept: Concept,
+    folder: Path,
+    settings: Mapping[str, Json] | None = None,
+    *,
+    num_photos: int = NUM_PHOTOS,
+) -> Path:
+    """Write a subject's first photos, train an adapter on them, and return the adapter's folder.
+
+    Raises:
+        ValueError: the settings cannot be used, or the folder holds another run.
+        InterruptedError: a signal stopped the training; called again, it goes on.
+    """
+    photos, adapter = folder / "photos", folder / "adapter"
+    write_photos(concept, photos, count=num_photos)
+    given: dict[str, Json] = {
+        **SETTINGS,
+        **(settings or {}),
+        "instance_data_dir": str(photos),
+        "token": IDENTIFIER,
+        "output_dir": str(adapter),
+    }
+    if train_dreambooth(DreamBoothConfig.from_flat(given)) != 0:
+        raise InterruptedError(f"training was stopped; the same command goes on in {adapter}")
+    return adapter
+
+
+def draw_subject(concept: Concept, adapter: Path, *, seed: int = 0) -> SubjectPictures:
+    """Draw a subject where its photos never showed it, without and with the adapter."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
+    prompts = unseen_prompts(concept)
+    base, _ = generate(pipeline, prompts, seed=seed)
+    load_ether(pipeline, adapter)
+    drawn, _ = generate(pipeline, prompts, seed=seed)
+    return SubjectPictures(concept, base, drawn)
+
+
+def subject_sheet(pictures: SubjectPictures, photos: Sequence[Image.Image]) -> Image.Image:
+    """Return one picture of the photos above, the base and the adapter below."""
+    prompts = unseen_prompts(pictures.concept)[:COLUMNS]
+    rows = [to_images(rows[:COLUMNS]) for rows in (pictures.base, pictures.adapter)]
+    above = draw_contact_sheet(
+        [list(photos[:COLUMNS])],
+        row_labels=["learned from"],
+        column_labels=[f"photo {number}" for number in range(1, COLUMNS + 1)],
+    )
+    below = draw_contact_sheet(rows, row_labels=["the base draws", "with the adapter"], column_labels=prompts)
+    sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
+    sheet.paste(above, (sheet.width - above.width, 0))
+    sheet.paste(below, (sheet.width - below.width, above.height))
+    return sheet
+
+
+def to_images(pictures: torch.Tensor) -> list[Image.Image]:
+    """Turn pictures (b, 3, h, w) in [-1, 1] into RGB images."""
+    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(each.numpy()) for each in pixels]
