@@ -1,8 +1,11 @@
-"""JSON from strangers: bounded, without duplicate keys, NaN, infinities or deep nesting."""
+"""JSON from strangers: bounded, without duplicate keys, NaN, infinities or deep nesting; read into models."""
 
 import json
 import math
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ether_diffusion.wording import printable
 
@@ -10,6 +13,49 @@ MAX_DEPTH = 8
 MAX_DIGITS = 20
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+T = TypeVar("T")
+
+
+class StrictModel(BaseModel):
+    """What a JSON file holds: frozen, nothing converted, no key unknown, every number finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def read_json(text: str | bytes, model: type[T], where: str) -> T:
+    """Parse JSON strictly into a type that pydantic knows; `where` opens the messages.
+
+    Raises:
+        ValueError: as in `parse_json`; or what the first wrong key holds, and what it should.
+    """
+    return validate(parse_json(text, where), model, where)
+
+
+def validate(value: Json, model: type[T], where: str) -> T:
+    """Return parsed JSON as a type that pydantic knows; `where` opens the messages.
+
+    Raises:
+        ValueError: the first wrong key, what it holds, and what it should.
+    """
+    try:
+        return TypeAdapter(model).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{where}: {_sentence(first)}") from None
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    name = printable(".".join(str(part) for part in error["loc"])) or "it"
+    if error["type"] == "missing":
+        return f"{name} is missing; save it again"
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a key that is known; take it out, or use the version that wrote it"
+    if error["type"] == "value_error":
+        return f"{name} {error['ctx']['error']}"
+    needed = error["msg"].removeprefix("Input should be ")
+    return f"{name} is {printable(json.dumps(error['input']))}; it should be {needed}"
 
 
 def parse_json(text: str | bytes, where: str) -> Json:
