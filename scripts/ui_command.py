@@ -41,8 +41,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"there is no home folder here for {arguments.folder}; say with --folder where to keep all"
         ) from None
-    from ether_diffusion.ui.doorkeeper import read_login
-    from ether_diffusion.ui.server import ServerSettings, serve
+    from ether_diffusion.ui.server import ServerSettings, read_login, serve
 
     serve(
         ServerSettings(

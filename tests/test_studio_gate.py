@@ -14,7 +14,7 @@ import psutil
 import pytest
 from browser import RunningStudio, running_studio
 
-from ether_diffusion.ui.doorkeeper import read_login
+from ether_diffusion.ui.server import read_login
 
 pytest.importorskip("gradio", reason="the extra ui is not installed; with it, and in CI, this runs")
 from ether_diffusion.ui.gate import FREE_FAILURES, MAX_QUESTION, PAUSE

@@ -15,9 +15,9 @@ import pytest
 from browser import RunningStudio, free_port, running_studio
 
 from ether_diffusion.scripts import ether
-from ether_diffusion.ui.doorkeeper import read_login
-from ether_diffusion.ui.server import EVERYWHERE, LOOPBACK, ServerSettings
-from ether_diffusion.ui.wiring import RunningJobs, handler, without_paths
+from ether_diffusion.ui.errors import handler, without_paths
+from ether_diffusion.ui.jobs import RunningJobs
+from ether_diffusion.ui.server import EVERYWHERE, LOOPBACK, ServerSettings, read_login
 
 NO_UI = "the extra ui is not installed; with it, and in CI, this runs"
 gr = pytest.importorskip("gradio", reason=NO_UI)

@@ -17,7 +17,7 @@ from studio_files import Entry, plain_zip, raw_zip
 
 from ether_diffusion.ui.archive_entries import ArchiveLimits
 from ether_diffusion.ui.archives import unpack_zip
-from ether_diffusion.ui.shortages import disk_explained
+from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.uploads import take_photos
 
 

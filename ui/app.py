@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs import compare, control, create, history, library, train
 from ether_diffusion.ui.tabs.parts import TabParts, TakingParts, Updates
-from ether_diffusion.ui.wiring import handler
 
 TITLE = "Ether studio"
 CACHE_SECONDS = (3600, 86400)

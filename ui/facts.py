@@ -56,12 +56,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def sentence(error: object) -> str:
-    """Return what an error of ours says, as a sentence."""
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
-
-
 def state_words(event: Waiting | Previewing, *, what: str = "picture") -> tuple[float, str]:
     """Return how much of a job is done, of 1, and the words for it; its parts are called `what`."""
     if isinstance(event, Waiting):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ether_diffusion.pipelines.metadata import ImageMetadata, read_image_metadata
+from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.outputs import BASE_SUFFIX, ID
-from ether_diffusion.ui.shortages import disk_explained
 
 _GONE = "this picture is no longer there: it was deleted meanwhile; refresh the page"
 _DEPTH = 3

@@ -3,8 +3,9 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from ether_diffusion.ui.events import Previewing, StopToken, Waiting
 
@@ -76,3 +77,40 @@ class Job(Generic[E]):
 
 def _is_state(event: object) -> bool:
     return isinstance(event, Waiting | Previewing)
+
+
+class Stoppable(Protocol):
+    """A job that can be told to stop."""
+
+    def stop(self) -> None: ...
+
+
+class RunningJobs:
+    """What each visitor has running, so that Stop stops theirs and nobody else's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: dict[str, list[Stoppable]] = {}
+
+    @contextmanager
+    def hold(self, visitor: str | None, job: Stoppable) -> Iterator[None]:
+        """Know the job as the visitor's while the block runs; leaving it, a closed tab included, stops it."""
+        name = visitor or ""
+        with self._lock:
+            self._jobs.setdefault(name, []).append(job)
+        try:
+            yield
+        finally:
+            job.stop()
+            with self._lock:
+                self._jobs[name].remove(job)
+                if not self._jobs[name]:
+                    del self._jobs[name]
+
+    def stop(self, visitor: str | None) -> int:
+        """Tell the jobs of a visitor to stop and return how many there were."""
+        with self._lock:
+            jobs = list(self._jobs.get(visitor or "", ()))
+        for job in jobs:
+            job.stop()
+        return len(jobs)

@@ -21,7 +21,7 @@ from ether_diffusion.ui.adapter_upload import read_upload
 from ether_diffusion.ui.base_fit import BaseFit
 from ether_diffusion.ui.cards import GONE, Card, id_of, is_adapter, read_card, stamp_of
 from ether_diffusion.ui.display_name import NAME_FILE, Label, check_name, file_stem, read_label, write_label
-from ether_diffusion.ui.shortages import disk_explained
+from ether_diffusion.ui.errors import disk_explained
 
 
 class Library:

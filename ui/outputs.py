@@ -12,8 +12,8 @@ from ether_diffusion.control import control_image_sha256
 from ether_diffusion.control.images import as_picture
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.pipelines.sampling import Picture
+from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.events import SavedPicture
-from ether_diffusion.ui.shortages import disk_explained
 
 ID = re.compile(r"(?P<job>\d{8}-\d{9}-[0-9a-f]{6})(?P<kind>-i\d{2}|-i\d{2}-base|-c\d{3})")
 """Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""

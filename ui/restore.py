@@ -13,7 +13,7 @@ from ether_diffusion.pipelines.describe import library_versions
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
 from ether_diffusion.pipelines.sampling import MAX_GUIDANCE, MAX_SIDE_PX, MAX_STEPS, MAX_STRENGTH
 from ether_diffusion.ui.cards import Card
-from ether_diffusion.ui.facts import sentence
+from ether_diffusion.ui.errors import sentence
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, MAX_SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.wording import listed, printable

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ether_diffusion.training.run_lock import guarded
 from ether_diffusion.ui.cards import Card
+from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.launching import launch
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.run_record import (
@@ -28,7 +29,6 @@ from ether_diffusion.ui.run_record import (
     write_wish,
 )
 from ether_diffusion.ui.run_status import RunStatus, has_result, read_status
-from ether_diffusion.ui.shortages import disk_explained
 from ether_diffusion.ui.training_request import TrainRequest, output_folder, photos_folder, train_command
 from ether_diffusion.ui.uploads import IntakeReport, take_photos
 from ether_diffusion.wording import printable

@@ -1,6 +1,7 @@
 """Serving the studio: on this machine alone unless asked for, behind a login then, telling nobody outside."""
 
 import contextlib
+import hmac
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import threading
 import webbrowser
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from ether_diffusion.tiny_world import ALIAS
-from ether_diffusion.ui.doorkeeper import Doorkeeper
+from ether_diffusion.wording import printable
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -30,11 +31,52 @@ MAX_WAITING = 64
 """Requests in Gradio's queue; the next visitor is told that it is full."""
 MAX_SESSIONS = 128
 """Pages and scripts whose state is kept, the last ones used; each costs half a MB."""
+MIN_PASSWORD_LENGTH = 8
 LOG = "studio.log"
 _OWN_FOLDER = "server-"
 _UNPROXIED = {"NO_PROXY": "*", "no_proxy": "*"}
 _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TORCH_HOME")
 """Variables that name folders, perhaps from the working directory."""
+
+
+@dataclass(frozen=True)
+class Login:
+    """Answers whether a name and password are the right ones; `ui.gate` slows down who guesses.
+
+    Raises:
+        ValueError: there is no name, or the password is shorter than 8 characters.
+    """
+
+    name: str
+    password: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.password) < MIN_PASSWORD_LENGTH:
+            raise ValueError(
+                f"auth needs a name and a password of {MIN_PASSWORD_LENGTH} characters or more; "
+                "give it as NAME:PASSWORD"
+            )
+
+    def __call__(self, name: str, password: str) -> bool:
+        """Say whether to let them in."""
+        right = hmac.compare_digest(name.encode(), self.name.encode())
+        return right & hmac.compare_digest(password.encode(), self.password.encode())
+
+
+def read_login(text: str) -> Login:
+    """Read NAME:PASSWORD, or @FILE that holds it, which no list of processes shows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no colon, no name, or the password is short.
+    """
+    if text.startswith("@"):
+        file = Path(text[1:]).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {printable(file)}; auth is NAME:PASSWORD or @FILE")
+        text = file.read_text(encoding="utf-8").partition("\n")[0]
+    name, _, password = text.partition(":")
+    return Login(name.strip(), password)
 
 
 @dataclass(frozen=True)
@@ -49,7 +91,7 @@ class ServerSettings:
     base: str = "tiny_world"
     port: int | None = None
     listen: bool = False
-    login: Doorkeeper | None = None
+    login: Login | None = None
     open_browser: bool = False
 
     def __post_init__(self) -> None:

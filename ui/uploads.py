@@ -14,7 +14,7 @@ from ether_diffusion.training.decoding import MAX_PIXELS, WHITE, decode_bytes
 from ether_diffusion.training.photos import Photo, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.archives import is_archive, unpack_zip
-from ether_diffusion.ui.shortages import disk_explained
+from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.wording import printable
 
 MAX_PHOTO_BYTES = 64 * 2**20

@@ -7,8 +7,9 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
+from ether_diffusion.ui.errors import handler, sentence
 from ether_diffusion.ui.events import CellDone, GridEvent, GridFinished, SavedPicture
-from ether_diffusion.ui.facts import counted, duration, notes_html, progress_html, sentence, state_words
+from ether_diffusion.ui.facts import counted, duration, notes_html, progress_html, state_words
 from ether_diffusion.ui.grid_page import Labels, cost_words, grid_html, labels_of
 from ether_diffusion.ui.requests import GridRequest
 from ether_diffusion.ui.studio import Studio
@@ -19,7 +20,6 @@ from ether_diffusion.ui.tabs.keep_form import keep_in_browser
 from ether_diffusion.ui.tabs.parts import Refresh, TabParts, Updates
 from ether_diffusion.ui.tabs.picture_detail import PictureDetail
 from ether_diffusion.ui.tabs.run_buttons import MAX_AT_ONCE, RunButtons
-from ether_diffusion.ui.wiring import handler
 
 EMPTY = '<div class="empty"><p>The grid appears here, cell by cell.</p></div>'
 ON_CLICK = """element.addEventListener("click", (event) => {

@@ -8,6 +8,7 @@ import gradio as gr
 from gradio.components import Component
 
 from ether_diffusion.ui.cards import Card
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import Event, Finished
 from ether_diffusion.ui.facts import figure_html, notes_html
 from ether_diffusion.ui.requests import GenerateRequest
@@ -34,7 +35,6 @@ from ether_diffusion.ui.tabs.dropped_picture import DroppedPicture, lay_out_box,
 from ether_diffusion.ui.tabs.keep_form import keep_in_browser
 from ether_diffusion.ui.tabs.parts import Refresh, TakingParts, Updates
 from ether_diffusion.ui.tabs.run_buttons import MAX_AT_ONCE, RunButtons
-from ether_diffusion.ui.wiring import handler
 
 NONE_YET = "There is no control adapter yet"
 IN_CREATE = "It followed no control image; the tab Create draws it as it was."

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import Event, Finished
 from ether_diffusion.ui.facts import counted, notes_html
 from ether_diffusion.ui.restore import Restored, restore
@@ -24,7 +25,6 @@ from ether_diffusion.ui.tabs.dropped_picture import DroppedPicture, lay_out_box,
 from ether_diffusion.ui.tabs.keep_form import keep_in_browser
 from ether_diffusion.ui.tabs.parts import Refresh, TakingParts, Updates
 from ether_diffusion.ui.tabs.run_buttons import MAX_AT_ONCE, RunButtons
-from ether_diffusion.ui.wiring import handler
 
 SMALL = 256
 """Pictures of fewer pixels a side are shown with their pixels sharp."""

@@ -9,12 +9,13 @@ import gradio as gr
 from PIL import Image
 
 from ether_diffusion.ui.control_source import read_control_upload
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import Event, Finished, SavedPicture, StopToken
+from ether_diffusion.ui.jobs import RunningJobs
 from ether_diffusion.ui.numbers import read_number, read_optional, read_switch, read_text, read_whole
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.create_form import Form
-from ether_diffusion.ui.wiring import RunningJobs, handler
 
 MAX_AT_ONCE = 8
 Pictures = list[tuple[str, str]]

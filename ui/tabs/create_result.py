@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import Event, Finished, Previewing, SavedPicture
 from ether_diffusion.ui.facts import (
     counted,
@@ -19,7 +20,6 @@ from ether_diffusion.ui.facts import (
     state_words,
 )
 from ether_diffusion.ui.tabs.parts import Updates
-from ether_diffusion.ui.wiring import handler
 
 EMPTY = '<div class="empty"><p>Your pictures appear here.</p></div>'
 

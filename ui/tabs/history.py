@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.facts import counted
 from ether_diffusion.ui.history import Search
@@ -15,7 +16,6 @@ from ether_diffusion.ui.requests import MAX_PROMPT
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.parts import TabParts, Updates
 from ether_diffusion.ui.tabs.picture_detail import PictureDetail
-from ether_diffusion.ui.wiring import handler
 
 PAGE = 48
 """Pictures that are shown at first, and that each press of the button adds."""

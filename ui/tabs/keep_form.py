@@ -8,8 +8,8 @@ import gradio as gr
 from gradio.components import Component
 from gradio.context import Context
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.tabs.parts import Updates
-from ether_diffusion.ui.wiring import handler
 
 _SECRET = "kept in this browser only"
 """Gradio encrypts what it keeps under a key that it sends to the page; it must not change between servers."""

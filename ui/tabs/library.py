@@ -9,6 +9,7 @@ import gradio as gr
 
 from ether_diffusion.ui.cards import GONE, Card
 from ether_diffusion.ui.display_name import MAX_CHARACTERS
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.facts import notes_html
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.studio import Studio
@@ -19,7 +20,6 @@ from ether_diffusion.ui.tabs.library_endpoint import add_endpoint
 from ether_diffusion.ui.tabs.library_looks import EMPTY, card_facts, cards_html
 from ether_diffusion.ui.tabs.parts import Sending, TabParts, Updates
 from ether_diffusion.ui.thumbnails import Thumbnails
-from ether_diffusion.ui.wiring import handler
 
 THUMBNAIL_SIDE = 144
 SHOW_DETAIL = """() => { if (window.innerWidth <= 760) document.getElementById("library-detail")

@@ -5,8 +5,8 @@ from typing import Any
 import gradio as gr
 
 from ether_diffusion.ui.cards import Card
+from ether_diffusion.ui.errors import handler, without_paths
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.wiring import handler, without_paths
 
 
 def add_endpoint(studio: Studio) -> None:

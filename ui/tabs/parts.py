@@ -1,7 +1,7 @@
 """What one tab shows the others, so that ui/app.py alone ties them together.
 
 A tab is a module with `build(studio) -> TabParts`: inside `with gr.Tab("Name", id="name") as tab` it lays out
-its widgets and ties its own events, every handler wrapped in `ui.wiring.handler`. Nothing else knows its
+its widgets and ties its own events, every handler wrapped in `ui.errors.handler`. Nothing else knows its
 widgets. Pictures in outputs/ are returned as the paths of ours, all others as PIL images: adapters/ and runs/
 cannot be read through the browser.
 """

@@ -3,13 +3,13 @@
 import gradio as gr
 from gradio.blocks import Block
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.facts import facts_html, notes_html, picture_facts
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.parts import Sending, Updates
-from ether_diffusion.ui.wiring import handler
 
 
 class PictureDetail:

@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import Finished, GridFinished, StopToken
+from ether_diffusion.ui.jobs import RunningJobs
 from ether_diffusion.ui.tabs.parts import Updates
-from ether_diffusion.ui.wiring import RunningJobs, handler
 
 E = TypeVar("E")
 MAX_AT_ONCE = 24

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.create_form import Values
@@ -13,7 +14,6 @@ from ether_diffusion.ui.tabs.parts import Sending, TabParts, Updates
 from ether_diffusion.ui.tabs.train_form import describe, lay_out_form, lay_out_subject
 from ether_diffusion.ui.tabs.train_photos import TrainPhotos
 from ether_diffusion.ui.tabs.train_watch import TrainWatch
-from ether_diffusion.ui.wiring import handler
 
 SHOW_RUN = """() => { if (window.innerWidth <= 760) document.getElementById("train-watch")
   .scrollIntoView({ behavior: "smooth" }); }"""

@@ -8,13 +8,13 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.facts import counted
 from ether_diffusion.ui.photo_shelf import add_photos, note_photos, recall_photos
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.keep_form import browser_state
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.uploads import Accepted, Refused
-from ether_diffusion.ui.wiring import handler
 
 ADVICE = "Four to ten photos that show it from several sides, in several places. A zip will do, too."
 

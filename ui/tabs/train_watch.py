@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.run_record import GONE
 from ether_diffusion.ui.run_status import RunStatus
@@ -24,7 +25,6 @@ from ether_diffusion.ui.tabs.train_looks import (
     status_html,
 )
 from ether_diffusion.ui.thumbnails import Thumbnails
-from ether_diffusion.ui.wiring import handler
 
 SECONDS = 1.0
 """Between two looks at the files of a run."""

@@ -1,4 +1,4 @@
-"""What every handler goes through: errors become sentences, and Stop finds what the visitor has running."""
+"""Errors as visitors are told of them: one sentence without paths, or an id whose traceback is in the log."""
 
 import errno
 import functools
@@ -7,20 +7,21 @@ import inspect
 import logging
 import re
 import secrets
-import threading
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
 
-import gradio as gr
-
-from ether_diffusion.ui.facts import sentence
+# Gradio is imported where it is used: a studio without its page does without.
 
 P = ParamSpec("P")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _PATH = re.compile(r"(?<![\w./:])(?:/[^\s/'\",;:]+)+/(?P<name>[^\s/'\",;:]+)")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def handler(function: Callable[P, T]) -> Callable[P, T]:
@@ -40,6 +41,8 @@ def handler(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def answer(*arguments: P.args, **options: P.kwargs) -> T:
+        import gradio as gr
+
         with _said_in_words():
             result = function(*arguments, **options)
         return cast(T, gr.skip()) if result == {} else result  # Gradio takes no updates at all for a value
@@ -49,6 +52,8 @@ def handler(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def _said_in_words() -> Iterator[None]:
+    import gradio as gr
+
     try:
         yield
     except gr.Error:
@@ -74,8 +79,13 @@ def _sentence(error: Exception) -> str | None:
         trace = trace.tb_next
     if trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("ether_diffusion."):
         return None
-    text = without_paths(" ".join(str(error).split()))
-    return sentence(text)
+    return sentence(without_paths(" ".join(str(error).split())))
+
+
+def sentence(error: object) -> str:
+    """Return what an error of ours says, as a sentence."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def without_paths(text: str) -> str:
@@ -83,38 +93,23 @@ def without_paths(text: str) -> str:
     return _PATH.sub(lambda found: found["name"], text)
 
 
-class Stoppable(Protocol):
-    """A job that can be told to stop."""
-
-    def stop(self) -> None: ...
-
-
-class RunningJobs:
-    """What each visitor has running, so that Stop stops theirs and nobody else's."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs: dict[str, list[Stoppable]] = {}
-
-    @contextmanager
-    def hold(self, visitor: str | None, job: Stoppable) -> Iterator[None]:
-        """Know the job as the visitor's while the block runs; leaving it, a closed tab included, stops it."""
-        name = visitor or ""
-        with self._lock:
-            self._jobs.setdefault(name, []).append(job)
-        try:
-            yield
-        finally:
-            job.stop()
-            with self._lock:
-                self._jobs[name].remove(job)
-                if not self._jobs[name]:
-                    del self._jobs[name]
-
-    def stop(self, visitor: str | None) -> int:
-        """Tell the jobs of a visitor to stop and return how many there were."""
-        with self._lock:
-            jobs = list(self._jobs.get(visitor or "", ()))
-        for job in jobs:
-            job.stop()
-        return len(jobs)
+@contextmanager
+def disk_explained(folder: Path, doing: str) -> Iterator[None]:
+    """Turn a full disk and missing rights inside `folder` into a ValueError; `doing` is what was tried."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            while not folder.exists():
+                folder = folder.parent
+            free = shutil.disk_usage(folder).free / 2**20
+            raise ValueError(
+                f"the disk is full, so that {doing} was not possible ({free:.1f} MiB are free); nothing was "
+                "changed: free some space and try again"
+            ) from error
+        if error.errno in _CLOSED:
+            raise ValueError(
+                f"the studio's folder cannot be written to, so that {doing} was not possible; change its "
+                "rights, or start with another --folder"
+            ) from error
+        raise
