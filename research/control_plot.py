@@ -5,10 +5,10 @@ from typing import Any
 
 from PIL import Image
 
+from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.control_scores import ACCURACY, MIOU, OBJECT_IOU
 from ether_diffusion.metrics.figures import new_figure, png_of
-from ether_diffusion.metrics.tiny_subjects import to_images
 from ether_diffusion.tiny_world.control import draw_control
 from research.control_results import StudyRow, title_of
 from research.control_study import DrawnRun, StudySettings, validation_pairs

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.metrics.control_maps import tiny_palette
 from ether_diffusion.metrics.control_scores import (
     ACCURACY,
@@ -18,7 +19,6 @@ from ether_diffusion.metrics.likeness import Estimate
 from ether_diffusion.metrics.samples import Sample, sort_samples
 from ether_diffusion.metrics.scoring import Scores
 from ether_diffusion.metrics.segmenters import load_finder
-from ether_diffusion.metrics.tiny_subjects import to_images
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import load_concepts

@@ -9,15 +9,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from ether_diffusion.benchmark.saved_adapters import attach_saved
+from ether_diffusion.benchmark.tiny_subjects import learn_subject, to_images
 from ether_diffusion.metrics.columns import OBJECT
 from ether_diffusion.metrics.encoder_loading import load_encoder
 from ether_diffusion.metrics.encoders import Encoder
 from ether_diffusion.metrics.likeness import relative_drift
 from ether_diffusion.metrics.prompts import other_tiny_prompts
 from ether_diffusion.metrics.samples import Sample, sort_samples
-from ether_diffusion.metrics.saved_adapters import attach_saved
 from ether_diffusion.metrics.scoring import PhotoReference, score_samples
-from ether_diffusion.metrics.tiny_subjects import learn_subject, to_images
 from ether_diffusion.metrics.truth import score_against_truth
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, tiny_world_path

@@ -19,10 +19,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.figures import new_figure, png_of
 from ether_diffusion.metrics.likeness import Estimate, estimate, likeness_of_pairs
-from ether_diffusion.metrics.tiny_subjects import to_images
 from ether_diffusion.reflections import Vectors, factors, merged_weight, rows
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.benchmark.advice import CURVES_FILE
 from ether_diffusion.benchmark.summary import LABELS, table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.metrics.advice import CURVES_FILE
 from ether_diffusion.metrics.columns import OBJECT, RECOGNISED
 from ether_diffusion.metrics.likeness import Estimate
 from ether_diffusion.metrics.report import shown_estimate

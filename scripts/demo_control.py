@@ -46,7 +46,7 @@ def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from ether_diffusion.adapters import read_adapter
-    from ether_diffusion.metrics.tiny_control import (
+    from ether_diffusion.benchmark.tiny_control import (
         control_sheet,
         draw_cases,
         draw_placed,

@@ -127,7 +127,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> "tuple[Report, dict[str, bytes]]":
-    from ether_diffusion.metrics.samples import read_photos
+    from ether_diffusion.benchmark.evaluation import read_photos
 
     photos = read_photos(arguments.photos)
     device = find_device(arguments.device)
@@ -139,8 +139,8 @@ def _measure(arguments: argparse.Namespace) -> "tuple[Report, dict[str, bytes]]"
 def _measure_generated(
     arguments: argparse.Namespace, photos: "SortedSamples", device: "torch.device"
 ) -> "Report":
+    from ether_diffusion.benchmark.evaluation import read_caption_file, read_generated
     from ether_diffusion.metrics.protocol import report_generated
-    from ether_diffusion.metrics.samples import read_caption_file, read_generated
 
     captions = None if arguments.captions is None else read_caption_file(arguments.captions)
     generated = read_generated(arguments.generated, captions)
@@ -160,7 +160,8 @@ def _draw_and_measure(
 ) -> "tuple[Report, dict[str, bytes]]":
     """Draw what is asked for and return its report, with the pictures as files where these are wanted."""
     from ether_diffusion.bases import open_base
-    from ether_diffusion.metrics.protocol import draw_samples, report_drawn
+    from ether_diffusion.benchmark.evaluation import draw_samples, picture_files
+    from ether_diffusion.metrics.protocol import report_drawn
     from ether_diffusion.pipelines.schedulers import check_scheduler
 
     prompts = read_prompts(arguments.prompts, "--prompts")
@@ -185,7 +186,7 @@ def _draw_and_measure(
     )
     drawn = draw_samples(pipeline, sampling, len(prompts), on_progress=show_progress)
     settings = _settings(arguments, base, sampling, len(prompts), photos)
-    files = {} if arguments.pictures is None else drawn.files()
+    files = {} if arguments.pictures is None else picture_files(drawn)
     return report_drawn(photos, drawn, yardsticks, settings), files
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ether_diffusion.bases import Base
-    from ether_diffusion.metrics.control_protocol import ControlDrawing
+    from ether_diffusion.benchmark.evaluation import ControlDrawing
     from ether_diffusion.metrics.control_scores import ControlPair, ControlYardsticks
     from ether_diffusion.metrics.report import Report
     from ether_diffusion.metrics.samples import Sample
@@ -73,7 +73,8 @@ def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, b
     Raises:
         FileNotFoundError, ValueError: something cannot be used.
     """
-    from ether_diffusion.metrics.control_protocol import check_maps, read_control_pairs, report_control
+    from ether_diffusion.benchmark.evaluation import read_control_pairs
+    from ether_diffusion.metrics.control_protocol import check_maps, report_control
     from ether_diffusion.pipelines.metadata import png_bytes
 
     pairs = read_control_pairs(arguments.control_pairs)
@@ -98,8 +99,9 @@ def _draw(
     arguments: argparse.Namespace, pairs: "Sequence[ControlPair]", device: "torch.device"
 ) -> "tuple[dict[str, list[Sample]], ControlYardsticks, dict[str, Json]]":
     from ether_diffusion.bases import open_base
+    from ether_diffusion.benchmark.evaluation import draw_pairs
     from ether_diffusion.control import read_control_folder
-    from ether_diffusion.metrics.control_protocol import check_maps, draw_pairs
+    from ether_diffusion.metrics.control_protocol import check_maps
     from ether_diffusion.pipelines.in_use import loaded_adapters
     from ether_diffusion.pipelines.schedulers import check_scheduler
     from ether_diffusion.scripts.evaluate_request import is_tiny_world
@@ -137,7 +139,7 @@ def _draw(
 
 
 def _plan(arguments: argparse.Namespace, base: "Base") -> "ControlDrawing":
-    from ether_diffusion.metrics.control_protocol import ControlDrawing
+    from ether_diffusion.benchmark.evaluation import ControlDrawing
 
     number, first = arguments.num_images or 1, arguments.seed or 0
     if number < 1:

@@ -99,8 +99,8 @@ def read_plan(
     Raises:
         ValueError: a flag is out of range, or does not fit the others.
     """
+    from ether_diffusion.benchmark.evaluation import plan_sampling
     from ether_diffusion.metrics.prompts import OTHER_PROMPTS, other_tiny_prompts
-    from ether_diffusion.metrics.protocol import plan_sampling
     from ether_diffusion.scripts.generate_request import read_size
 
     if arguments.num_images < 1:

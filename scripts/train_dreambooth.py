@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
     if call.config.base.pretrained_model_name_or_path == ALIAS:
         use_one_thread()
     # slow; what is wrong by now needs no wait
-    from ether_diffusion.metrics.in_training import open_evaluator
+    from ether_diffusion.training.in_training import open_evaluator
     from ether_diffusion.training.run import train_dreambooth
 
     return train_dreambooth(

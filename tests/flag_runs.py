@@ -22,12 +22,12 @@ from tiny_pipelines import tiny_sd
 from training_runs import log_of, write_base, write_photos
 from transformers import CLIPTokenizer
 
-from ether_diffusion.metrics.in_training import open_evaluator
 from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.evaluating import OpenEvaluator
+from ether_diffusion.training.in_training import open_evaluator
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ether_diffusion.metrics.tiny_subjects import draw_subject, learn_subject
+from ether_diffusion.benchmark.tiny_subjects import draw_subject, learn_subject
 from ether_diffusion.tiny_world.concepts import find_concept
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,8 @@ from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
+from ether_diffusion.benchmark.evaluation import ControlDrawing, read_control_pairs
 from ether_diffusion.control import read_control
-from ether_diffusion.metrics.control_protocol import ControlDrawing, read_control_pairs
 from ether_diffusion.metrics.segmenters import load_finder
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER

@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ether_diffusion.benchmark.evaluation import picture_files, plan_sampling
 from ether_diffusion.metrics.encoder_loading import load_encoder
 from ether_diffusion.metrics.plot import draw_report
 from ether_diffusion.metrics.prompts import OTHER_PROMPTS, other_tiny_prompts
-from ether_diffusion.metrics.protocol import (
-    DrawnSamples,
-    Yardsticks,
-    plan_sampling,
-    report_drawn,
-    report_generated,
-)
+from ether_diffusion.metrics.protocol import DrawnSamples, Yardsticks, report_drawn, report_generated
 from ether_diffusion.metrics.report import Report
 from ether_diffusion.metrics.samples import Sample, SetAside, SortedSamples
 from ether_diffusion.tiny_world.concepts import load_concepts
@@ -132,7 +127,7 @@ def test_pictures_without_prompts_are_plotted_without_them(
 
 def test_drawn_pictures_are_kept_in_folders_by_row() -> None:
     drawn = DrawnSamples({"base": row(0)[:1], "adapter": row(0)[:1]}, {"base": row(0)[:1], "adapter": []})
-    assert set(drawn.files()) == {
+    assert set(picture_files(drawn)) == {
         f"{folder}/prompt1_seed0.png" for folder in ("base", "adapter", "other_base")
     }
 

@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.metrics.samples import (
-    Sample,
-    find_fault,
-    read_caption_file,
-    read_generated,
-    read_photos,
-    sort_samples,
-)
+from ether_diffusion.benchmark.evaluation import read_caption_file, read_generated, read_photos
+from ether_diffusion.metrics.samples import Sample, find_fault, sort_samples
 from ether_diffusion.pipelines.metadata import ImageMetadata, attach_metadata, png_bytes
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.metrics.encoder_loading import load_encoder
 from ether_diffusion.metrics.encoders import TinyEncoder, Views
-from ether_diffusion.metrics.tiny_subjects import to_images
 from ether_diffusion.metrics.truth import score_against_truth
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import draw_scenes

@@ -9,7 +9,7 @@ import pytest
 from measured_files import LIKENESS, benchmark, photos, write_all
 from training_runs import write_photos
 
-from ether_diffusion.metrics.advice import advise, read_curves
+from ether_diffusion.benchmark.advice import advise, read_curves
 from ether_diffusion.scripts import ether
 from ether_diffusion.training.config import DreamBoothConfig
 from research.measured import Measured

@@ -31,7 +31,7 @@ def test_the_committed_page_and_curves_are_those_of_the_committed_files(tmp_path
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
     made = ["--docs", str(tmp_path / "docs"), "--curves", str(tmp_path / "curves.json")]
     assert write_results.main(made) == 0
-    committed = ROOT / "ether_diffusion" / "evaluation" / "curves.json"
+    committed = ROOT / "ether_diffusion" / "benchmark" / "curves.json"
     assert (tmp_path / "docs" / "results.md").read_bytes() == (ROOT / "docs" / "results.md").read_bytes()
     assert (tmp_path / "curves.json").read_bytes() == committed.read_bytes()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ether_diffusion.metrics.tiny_control import CASES, draw_cases, learn_control, shape_iou
+from ether_diffusion.benchmark.tiny_control import CASES, draw_cases, learn_control, shape_iou
 from ether_diffusion.scripts import demo_control
 from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts

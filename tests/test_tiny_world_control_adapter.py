@@ -2,8 +2,8 @@
 
 import pytest
 
+from ether_diffusion.benchmark.tiny_control import CASES, draw_cases
 from ether_diffusion.control import read_control
-from ether_diffusion.metrics.tiny_control import CASES, draw_cases
 from ether_diffusion.tiny_world import control_adapter_path
 from ether_diffusion.tiny_world.control import training_concepts
 

@@ -17,11 +17,11 @@ from training_runs import config, contents, log_of
 
 from ether_diffusion import load_ether
 from ether_diffusion.adapters.source import TENSORS_NAME
-from ether_diffusion.metrics.in_training import open_evaluator
 from ether_diffusion.scripts.train_control import main as train_control
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.best import Curve, Measured, Record
 from ether_diffusion.training.config import DreamBoothConfig, EvaluationConfig
+from ether_diffusion.training.in_training import open_evaluator
 from ether_diffusion.training.run import train_dreambooth
 
 

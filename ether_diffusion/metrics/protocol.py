@@ -1,6 +1,6 @@
 """The evaluation of one adapter: what is drawn on which seeds, and how pictures become a report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ether_diffusion.metrics.encoders import Encoder
@@ -14,10 +14,6 @@ from ether_diffusion.metrics.scoring import (
     score_photos,
     score_samples,
 )
-from ether_diffusion.pipelines.choice import Strengths
-from ether_diffusion.pipelines.metadata import png_bytes
-from ether_diffusion.pipelines.opening import EtherPipeline
-from ether_diffusion.pipelines.sampling import Sampling, draw_pictures
 from ether_diffusion.strict_json import Json
 
 ROWS = ("base", "adapter")
@@ -31,15 +27,6 @@ class DrawnSamples:
     subject: Mapping[str, Sequence[Sample]]
     other: Mapping[str, Sequence[Sample]]
 
-    def files(self) -> dict[str, bytes]:
-        """Return PNGs with their metadata by name: base/prompt1_seed0.png, other_base/… for drift."""
-        return {
-            f"{prefix}{row}/{sample.name}.png": png_bytes(sample.image)
-            for prefix, rows in (("", self.subject), (f"{OTHER}_", self.other))
-            for row, samples in rows.items()
-            for sample in samples
-        }
-
 
 @dataclass(frozen=True)
 class Yardsticks:
@@ -49,57 +36,6 @@ class Yardsticks:
     lpips: Lpips | None
     identifier: str | None
     left_out: Mapping[str, str]
-
-
-def plan_sampling(
-    prompts: Sequence[str],
-    other_prompts: Sequence[str],
-    adapter: Strengths,
-    *,
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float,
-    width: int | None = None,
-    height: int | None = None,
-    batch_size: int = 1,
-) -> Sampling:
-    """Return what `draw_samples` draws: every prompt on every seed, by the base and with the adapter.
-
-    Raises:
-        ValueError: a setting is out of range, these are too many pictures, or a prompt is in both lists.
-    """
-    both = set(prompts) & set(other_prompts)
-    if both:
-        raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
-    return Sampling(
-        prompts=(*prompts, *other_prompts),
-        seeds=tuple(seeds),
-        choices=({}, adapter),
-        steps=steps,
-        guidance_scale=guidance_scale,
-        width=width,
-        height=height,
-        batch_size=batch_size,
-    )
-
-
-def draw_samples(
-    pipeline: EtherPipeline,
-    sampling: Sampling,
-    num_prompts: int,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> DrawnSamples:
-    """Draw what was planned; the first `num_prompts` prompts are the subject's."""
-    subject: dict[str, list[Sample]] = {row: [] for row in ROWS}
-    other: dict[str, list[Sample]] = {row: [] for row in ROWS}
-    for picture in draw_pictures(pipeline, sampling, on_progress=on_progress):
-        seed = sampling.seeds[picture.seed]
-        sample = Sample(
-            f"prompt{picture.prompt + 1}_seed{seed}", picture.image, sampling.prompts[picture.prompt], seed
-        )
-        (subject if picture.prompt < num_prompts else other)[ROWS[picture.choice]].append(sample)
-    return DrawnSamples(subject, other)
 
 
 def report_drawn(

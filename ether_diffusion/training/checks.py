@@ -165,7 +165,7 @@ def _open_evaluator(
     if open_evaluator is None:
         raise ValueError(
             "eval_steps needs something that measures; train with "
-            "open_evaluator=ether_diffusion.metrics.in_training.open_evaluator, or leave it out"
+            "open_evaluator=ether_diffusion.training.in_training.open_evaluator, or leave it out"
         )
     if base.is_inpainting:
         raise ValueError("an inpainting base draws no picture from a prompt alone; leave eval_steps out")

@@ -1,6 +1,6 @@
 """What training needs of an evaluation: prompts to draw, and scores of what was drawn.
 
-The measuring itself stands below training, in ether_diffusion.metrics, and is handed in by who trains.
+The measuring is handed in by who trains.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.adapters import load_ether
+from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_batch, controlled, load_control
-from ether_diffusion.metrics.tiny_subjects import to_images
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.backgrounds import COLOURS, Background

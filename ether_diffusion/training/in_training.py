@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import Base
-from ether_diffusion.metrics.curve_plot import draw_curve
 from ether_diffusion.metrics.encoder_loading import check_encoder, load_encoder
 from ether_diffusion.metrics.encoders import ClipEncoder, Encoder, Views, VisionEncoder
 from ether_diffusion.metrics.likeness import likeness_of_pairs, likeness_to, relative_drift
@@ -21,6 +20,7 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.best import Curve, Measured
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.curve_plot import draw_curve
 from ether_diffusion.training.data import Items
 from ether_diffusion.training.data.items import Item
 from ether_diffusion.training.data.views import decode_item

@@ -1,0 +1,322 @@
+"""What an evaluation is of: photos, pictures and pairs that are read, and pictures that are drawn."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from ether_diffusion.metrics.control_protocol import together
+from ether_diffusion.metrics.control_scores import ControlPair
+from ether_diffusion.metrics.protocol import OTHER, ROWS, DrawnSamples
+from ether_diffusion.metrics.samples import (
+    MIN_SIDE_PX,
+    Sample,
+    SetAside,
+    SortedSamples,
+    find_fault,
+    sort_samples,
+)
+from ether_diffusion.pipelines.choice import Strengths
+from ether_diffusion.pipelines.metadata import png_bytes, read_image_metadata
+from ether_diffusion.pipelines.opening import EtherPipeline
+from ether_diffusion.pipelines.sampling import Sampling, draw_pictures
+from ether_diffusion.strict_json import parse_json
+from ether_diffusion.tiny_world.control import CONTROL_COLUMN, PICTURE_COLUMN, TEXT_COLUMN
+from ether_diffusion.training import decode_photo, find_photos
+from ether_diffusion.training.caption_files import FILE_COLUMN, TEXT_COLUMNS, decode_text
+from ether_diffusion.training.plain_files import UnusableFileError
+from ether_diffusion.wording import listed, printable
+
+METADATA_NAME = "metadata.jsonl"
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+"""What lies under the transparent parts of photos and of control images, as in training."""
+
+
+def read_photos(folder: Path) -> SortedSamples:
+    """Read the real photos of a subject, of any sizes: encoders scale each by itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there are fewer than two that show something.
+    """
+    found = find_photos(folder, min_side=MIN_SIDE_PX, without=())
+    samples = [
+        Sample(photo.name, decode_photo(photo.path, min_side=MIN_SIDE_PX)[0]) for photo in found.photos
+    ]
+    faults = {sample.name: find_fault(sample.image) for sample in samples}
+    usable = tuple(sample for sample in samples if faults[sample.name] is None)
+    set_aside = [SetAside(each.name, each.reason) for each in found.refused]
+    set_aside += [SetAside(name, fault) for name, fault in faults.items() if fault is not None]
+    if len(usable) < 2:
+        reasons = "".join(f"; {printable(each.name)} {each.reason}" for each in set_aside[:5])
+        raise ValueError(
+            f"found {len(usable) or 'no'} photo{'s' if not usable else ''} to compare with in "
+            f"{printable(folder)}; give at least two{reasons}"
+        )
+    return SortedSamples(usable, tuple(set_aside))
+
+
+def read_generated(folder: Path, captions: Mapping[str, str] | None = None) -> SortedSamples:
+    """Read pictures that were generated before.
+
+    Their prompts are `captions` by file name, or else what each PNG of ours says of itself; seeds are always
+    from there.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: fewer than two pictures can be scored, or captions and pictures do not fit.
+    """
+    found = find_photos(folder, min_side=MIN_SIDE_PX)
+    names = [photo.path.name for photo in found.photos]
+    if captions is not None:
+        _check_captions(captions, names, [refusal.path.name for refusal in found.refused])
+    samples = []
+    for photo in found.photos:
+        image, _ = decode_photo(photo.path, min_side=MIN_SIDE_PX)
+        said = read_image_metadata(photo.path) if photo.path.suffix.lower() == ".png" else None
+        prompt = captions[photo.path.name] if captions is not None else said.prompt if said else None
+        samples.append(Sample(photo.path.name, image, prompt, said.seed if said else None))
+    result = sort_samples(samples)
+    if len(result.usable) < 2:
+        raise ValueError(f"found one picture to score in {printable(folder)}; give at least two")
+    refused = tuple(SetAside(each.path.name, each.reason) for each in found.refused)
+    return SortedSamples(result.usable, refused + result.set_aside)
+
+
+def read_caption_file(path: Path) -> dict[str, str]:
+    """Read prompts by file name from JSON Lines: {"file_name": "0.png", "text": "a photo of a dog"}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is something else, or two name one file.
+    """
+    shown = printable(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of captions {shown}")
+    try:
+        text = decode_text(path.read_bytes())
+    except UnusableFileError as reason:
+        raise ValueError(f"{shown} {reason}") from None
+    captions: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {shown}"
+        row = parse_json(line.encode(), where)
+        name = row.get(FILE_COLUMN) if isinstance(row, dict) else None
+        values = [row[key] for key in TEXT_COLUMNS if key in row] if isinstance(row, dict) else []
+        if not isinstance(name, str) or len(values) != 1 or not isinstance(values[0], str):
+            raise ValueError(f'{where} is no caption; write {{"{FILE_COLUMN}": …, "text": …}} a line')
+        if name in captions:
+            raise ValueError(f"{where} names {printable(name)} a second time; leave one line")
+        captions[name] = values[0]
+    return captions
+
+
+def _check_captions(captions: Mapping[str, str], names: Sequence[str], refused: Sequence[str]) -> None:
+    without = [name for name in names if name not in captions]
+    if without:
+        raise ValueError(f"there is no caption for {listed(without)}; give every picture one")
+    unknown = sorted(captions.keys() - {*names, *refused})
+    if unknown:
+        raise ValueError(
+            f"there are captions for {listed(unknown)}, and no such pictures; delete those lines"
+        )
+
+
+def plan_sampling(
+    prompts: Sequence[str],
+    other_prompts: Sequence[str],
+    adapter: Strengths,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float,
+    width: int | None = None,
+    height: int | None = None,
+    batch_size: int = 1,
+) -> Sampling:
+    """Return what `draw_samples` draws: every prompt on every seed, by the base and with the adapter.
+
+    Raises:
+        ValueError: a setting is out of range, these are too many pictures, or a prompt is in both lists.
+    """
+    both = set(prompts) & set(other_prompts)
+    if both:
+        raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
+    return Sampling(
+        prompts=(*prompts, *other_prompts),
+        seeds=tuple(seeds),
+        choices=({}, adapter),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        width=width,
+        height=height,
+        batch_size=batch_size,
+    )
+
+
+def draw_samples(
+    pipeline: EtherPipeline,
+    sampling: Sampling,
+    num_prompts: int,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DrawnSamples:
+    """Draw what was planned; the first `num_prompts` prompts are the subject's."""
+    subject: dict[str, list[Sample]] = {row: [] for row in ROWS}
+    other: dict[str, list[Sample]] = {row: [] for row in ROWS}
+    for picture in draw_pictures(pipeline, sampling, on_progress=on_progress):
+        seed = sampling.seeds[picture.seed]
+        sample = Sample(
+            f"prompt{picture.prompt + 1}_seed{seed}", picture.image, sampling.prompts[picture.prompt], seed
+        )
+        (subject if picture.prompt < num_prompts else other)[ROWS[picture.choice]].append(sample)
+    return DrawnSamples(subject, other)
+
+
+def picture_files(drawn: DrawnSamples) -> dict[str, bytes]:
+    """Return PNGs with their metadata by name: base/prompt1_seed0.png, other_base/… for drift."""
+    return {
+        f"{prefix}{row}/{sample.name}.png": png_bytes(sample.image)
+        for prefix, rows in (("", drawn.subject), (f"{OTHER}_", drawn.other))
+        for row, samples in rows.items()
+        for sample in samples
+    }
+
+
+@dataclass(frozen=True)
+class ControlDrawing:
+    """How pictures are drawn: one for each pair and seed; a side (px) of None is the photo's."""
+
+    seeds: tuple[int, ...]
+    steps: int
+    guidance_scale: float
+    batch_size: int = 1
+    width: int | None = None
+    height: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError("seeds are whole numbers from 0, and there must be one")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps are from 1 to 1000; found {self.steps}")
+        if not 0 <= self.guidance_scale <= 100:
+            raise ValueError(f"guidance_scale is from 0 to 100; found {self.guidance_scale}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is from 1; found {self.batch_size}")
+
+
+def read_control_pairs(folder: Path) -> list[ControlPair]:
+    """Read photos, control images and captions that a folder's metadata.jsonl names, as training reads them.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: pairs cannot be used, all of them said, or there are fewer than two.
+    """
+    file = folder / METADATA_NAME
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"there is no {printable(file)}; write a line for each pair: "
+            f'{{"{PICTURE_COLUMN}": …, "{CONTROL_COLUMN}": …, "{TEXT_COLUMN}": …}}'
+        )
+    try:
+        lines = decode_text(file.read_bytes()).split("\n")
+    except UnusableFileError as reason:
+        raise ValueError(f"{printable(file)} {reason}") from None
+    pairs: list[ControlPair] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                pairs.append(_read_pair(folder, line))
+            except (OSError, ValueError) as problem:
+                problems.append(f"line {number} {printable(problem, 300)}")
+    names = [pair.name for pair in pairs]
+    problems += [f"{name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if problems:
+        raise ValueError(f"{printable(file)} has pairs that cannot be used: {together(problems)}")
+    if len(pairs) < 2:
+        raise ValueError(f"found {len(pairs) or 'no'} pair in {printable(file)}; give at least two")
+    return pairs
+
+
+def draw_pairs(
+    pipeline: Any,
+    pairs: Sequence[ControlPair],
+    drawing: ControlDrawing,
+    *,
+    adapter: Mapping[str, float],
+    control: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Sample]]:
+    """Draw every pair on every seed, by the base from the caption alone and by the adapter with the control.
+
+    `adapter` is {} for an encoder by itself. Names say pair and seed.
+    """
+    places = [(pair, seed) for pair in pairs for seed in drawing.seeds]
+    samples: dict[str, list[Sample]] = {row: [] for row in ROWS}
+    for row in ROWS:
+        for part in _batches(places, drawing.batch_size):
+            width, height = part[0][0].photo.size
+            further: dict[str, Any] = {}
+            if row == "adapter":
+                further = {"control_image": [pair.control for pair, _ in part], "control": control}
+            images = pipeline(
+                [pair.prompt for pair, _ in part],
+                seed=[seed for _, seed in part],
+                adapters=adapter if row == "adapter" else {},
+                num_inference_steps=drawing.steps,
+                guidance_scale=drawing.guidance_scale,
+                width=drawing.width or width,
+                height=drawing.height or height,
+                **further,
+            ).images
+            for (pair, seed), image in zip(part, images, strict=True):
+                samples[row].append(Sample(f"{pair.name}_seed{seed}", image, pair.prompt, seed))
+            if on_progress is not None:
+                on_progress(sum(map(len, samples.values())), len(ROWS) * len(places))
+    return samples
+
+
+def _read_pair(folder: Path, line: str) -> ControlPair:
+    row = parse_json(line.encode(), "it")
+    columns = (PICTURE_COLUMN, CONTROL_COLUMN, TEXT_COLUMN)
+    values = [row.get(column) for column in columns] if isinstance(row, dict) else []
+    texts = [value for value in values if isinstance(value, str) and value.strip()]
+    if len(texts) != len(columns):
+        raise ValueError(f"lacks one of {', '.join(columns)}")
+    photo, control = (
+        _read_image(folder, name, colour) for name, colour in zip(texts, (WHITE, BLACK), strict=False)
+    )
+    if abs(control.width * photo.height - control.height * photo.width) > max(*photo.size, *control.size):
+        raise ValueError(
+            f"has a control image of {control.width} × {control.height} px for a photo of {photo.width} × "
+            f"{photo.height} px; crop one to the other's proportions"
+        )
+    return ControlPair(Path(texts[0]).stem, photo, control, texts[2], Path(texts[0]).stem)
+
+
+def _read_image(folder: Path, name: str, background: tuple[int, int, int]) -> Image.Image:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"names {printable(name)}, which is not inside the folder")
+    if not (folder / path).is_file():
+        raise ValueError(f"names {printable(name)}, which is not there")
+    return decode_photo(folder / path, background=background, min_side=MIN_SIDE_PX)[0]
+
+
+def _batches(
+    places: Sequence[tuple[ControlPair, int]], batch_size: int
+) -> Iterator[list[tuple[ControlPair, int]]]:
+    """Cut into batches of pictures of one size."""
+    batch: list[tuple[ControlPair, int]] = []
+    for place in places:
+        if batch and (len(batch) == batch_size or batch[0][0].photo.size != place[0].photo.size):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
