@@ -5,11 +5,11 @@ from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.control_scores import ACCURACY, MIOU, OBJECT_IOU
-from ether_diffusion.metrics.figures import new_figure, png_of
+from ether_diffusion.metrics.plots import new_figure, png_of
 from ether_diffusion.tiny_world.control import draw_control
+from ether_diffusion.tiny_world.pictures import to_images
 from research.control_results import StudyRow, title_of
 from research.control_study import DrawnRun, StudySettings, validation_pairs
 

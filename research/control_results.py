@@ -4,8 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ether_diffusion.benchmark.tiny_subjects import to_images
-from ether_diffusion.metrics.control_maps import tiny_palette
 from ether_diffusion.metrics.control_scores import (
     ACCURACY,
     MIOU,
@@ -14,16 +12,16 @@ from ether_diffusion.metrics.control_scores import (
     ControlYardsticks,
     score_control,
 )
-from ether_diffusion.metrics.encoder_loading import load_encoder
+from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.metrics.likeness import Estimate
 from ether_diffusion.metrics.samples import Sample, sort_samples
-from ether_diffusion.metrics.scoring import Scores
-from ether_diffusion.metrics.segmenters import load_finder
+from ether_diffusion.metrics.scores import Scores
+from ether_diffusion.metrics.segmenters import load_finder, tiny_palette
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.control import Pair, draw_control
-from ether_diffusion.tiny_world.pictures import draw_scenes
+from ether_diffusion.tiny_world.pictures import draw_scenes, to_images
 from ether_diffusion.tiny_world.world import draw
 from research.control_study import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
 

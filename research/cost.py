@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
-from ether_diffusion.metrics.figures import new_figure, png_of
+from ether_diffusion.metrics.plots import new_figure, png_of
 
 PANELS = {
     "parameters": "trained parameters",

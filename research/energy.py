@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ether_diffusion.benchmark.saved_adapters import attach_saved, saved_method
 from ether_diffusion.benchmark.summary import LABELS
-from ether_diffusion.metrics.figures import new_figure, png_of
 from ether_diffusion.metrics.likeness import Estimate, estimate
+from ether_diffusion.metrics.plots import new_figure, png_of
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import resolve_base
 from research.distances import effective_weight

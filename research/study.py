@@ -62,7 +62,7 @@ def run_study(
     """Parse the arguments and carry out a study. Return 0, or 2 for what the user can mend, in a sentence."""
 
     def run(parsed: argparse.Namespace) -> None:
-        from ether_diffusion.metrics.figures import check_plotting
+        from ether_diffusion.metrics.plots import check_plotting
         from ether_diffusion.tiny_world.concepts import find_concept
 
         logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -172,7 +172,7 @@ def draw_curves(
     With `ticks` the axis is logarithmic to the base 2 and has them alone.
     """
     from ether_diffusion.benchmark.summary import LABELS
-    from ether_diffusion.metrics.figures import new_figure, png_of
+    from ether_diffusion.metrics.plots import new_figure, png_of
 
     figure = new_figure(*size)
     figure.suptitle(title)

@@ -10,19 +10,16 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from ether_diffusion.benchmark.saved_adapters import attach_saved
-from ether_diffusion.benchmark.tiny_subjects import learn_subject, to_images
-from ether_diffusion.metrics.columns import OBJECT
-from ether_diffusion.metrics.encoder_loading import load_encoder
-from ether_diffusion.metrics.encoders import Encoder
+from ether_diffusion.benchmark.tiny_subjects import learn_subject
+from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.likeness import relative_drift
-from ether_diffusion.metrics.prompts import other_tiny_prompts
 from ether_diffusion.metrics.samples import Sample, sort_samples
-from ether_diffusion.metrics.scoring import PhotoReference, score_samples
-from ether_diffusion.metrics.truth import score_against_truth
+from ether_diffusion.metrics.scores import PhotoReference, other_tiny_prompts, score_samples
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, tiny_world_path
 from ether_diffusion.tiny_world.concepts import Concept, find_concept
-from ether_diffusion.tiny_world.pictures import generate
+from ether_diffusion.tiny_world.pictures import generate, to_images
+from ether_diffusion.tiny_world.recognition import OBJECT, score_against_truth
 from ether_diffusion.tiny_world.subjects import (
     IDENTIFIER,
     NUM_PHOTOS,

@@ -14,10 +14,10 @@ from ether_diffusion.benchmark.advice import CURVES_FILE
 from ether_diffusion.benchmark.summary import LABELS, table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.metrics.columns import OBJECT, RECOGNISED
 from ether_diffusion.metrics.likeness import Estimate
 from ether_diffusion.metrics.report import shown_estimate
 from ether_diffusion.strict_json import Json
+from ether_diffusion.tiny_world.recognition import OBJECT, RECOGNISED
 from research.claims import CLAIMS
 from research.measured import FILES, Measured, NotMeasuredError, paired_difference
 

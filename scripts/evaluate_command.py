@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
     from ether_diffusion.adapters import AdapterMetadata
     from ether_diffusion.bases import Base
-    from ether_diffusion.metrics.protocol import Yardsticks
-    from ether_diffusion.metrics.report import Report
+    from ether_diffusion.metrics.report import Report, Yardsticks
     from ether_diffusion.metrics.samples import SortedSamples
     from ether_diffusion.pipelines.sampling import Sampling
     from ether_diffusion.strict_json import Json
@@ -112,7 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_control_arguments(arguments)
     check_arguments(arguments)
     hush_libraries()
-    from ether_diffusion.metrics.figures import check_plotting
+    from ether_diffusion.metrics.plots import check_plotting
 
     if arguments.plot is not None:
         check_plotting()
@@ -140,7 +139,7 @@ def _measure_generated(
     arguments: argparse.Namespace, photos: "SortedSamples", device: "torch.device"
 ) -> "Report":
     from ether_diffusion.benchmark.evaluation import read_caption_file, read_generated
-    from ether_diffusion.metrics.protocol import report_generated
+    from ether_diffusion.metrics.report import report_generated
 
     captions = None if arguments.captions is None else read_caption_file(arguments.captions)
     generated = read_generated(arguments.generated, captions)
@@ -161,7 +160,7 @@ def _draw_and_measure(
     """Draw what is asked for and return its report, with the pictures as files where these are wanted."""
     from ether_diffusion.bases import open_base
     from ether_diffusion.benchmark.evaluation import draw_samples, picture_files
-    from ether_diffusion.metrics.protocol import report_drawn
+    from ether_diffusion.metrics.report import report_drawn
     from ether_diffusion.pipelines.schedulers import check_scheduler
 
     prompts = read_prompts(arguments.prompts, "--prompts")
@@ -198,9 +197,9 @@ def _load_yardsticks(
     arguments: argparse.Namespace, defaults: tuple[str, ...], device: "torch.device"
 ) -> "Yardsticks":
     """Load encoders and LPIPS; without the latter's weights it is left out unless they were named."""
-    from ether_diffusion.metrics.encoder_loading import load_encoder
-    from ether_diffusion.metrics.perceptual import load_lpips
-    from ether_diffusion.metrics.protocol import Yardsticks
+    from ether_diffusion.metrics.encoders import load_encoder
+    from ether_diffusion.metrics.lpips import load_lpips
+    from ether_diffusion.metrics.report import Yardsticks
 
     encoders = [
         load_encoder(name, device=device, batch_size=arguments.encoder_batch_size)

@@ -74,7 +74,7 @@ def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, b
         FileNotFoundError, ValueError: something cannot be used.
     """
     from ether_diffusion.benchmark.evaluation import read_control_pairs
-    from ether_diffusion.metrics.control_protocol import check_maps, report_control
+    from ether_diffusion.metrics.report import check_maps, report_control
     from ether_diffusion.pipelines.metadata import png_bytes
 
     pairs = read_control_pairs(arguments.control_pairs)
@@ -101,7 +101,7 @@ def _draw(
     from ether_diffusion.bases import open_base
     from ether_diffusion.benchmark.evaluation import draw_pairs
     from ether_diffusion.control import read_control_folder
-    from ether_diffusion.metrics.control_protocol import check_maps
+    from ether_diffusion.metrics.report import check_maps
     from ether_diffusion.pipelines.in_use import loaded_adapters
     from ether_diffusion.pipelines.schedulers import check_scheduler
     from ether_diffusion.scripts.evaluate_request import is_tiny_world
@@ -161,16 +161,16 @@ def _load_yardsticks(
 ) -> "ControlYardsticks":
     """Load what control images of a type are measured with; of what is not named, say why it is left out."""
     from ether_diffusion.control.palette import read_palette
-    from ether_diffusion.metrics.control_maps import check_classes, tiny_palette
     from ether_diffusion.metrics.control_scores import (
         MIOU,
         PALETTE,
         SILHOUETTE,
         ControlYardsticks,
+        load_face_finder,
     )
-    from ether_diffusion.metrics.encoder_loading import load_encoder
-    from ether_diffusion.metrics.landmarks import load_face_finder
-    from ether_diffusion.metrics.segmenters import load_finder
+    from ether_diffusion.metrics.encoders import load_encoder
+    from ether_diffusion.metrics.overlap import check_classes
+    from ether_diffusion.metrics.segmenters import load_finder, tiny_palette
     from ether_diffusion.tiny_world import ALIAS
 
     size, left_out = arguments.encoder_batch_size, {}

@@ -100,7 +100,7 @@ def read_plan(
         ValueError: a flag is out of range, or does not fit the others.
     """
     from ether_diffusion.benchmark.evaluation import plan_sampling
-    from ether_diffusion.metrics.prompts import OTHER_PROMPTS, other_tiny_prompts
+    from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts
     from ether_diffusion.scripts.generate_request import read_size
 
     if arguments.num_images < 1:
@@ -144,7 +144,7 @@ def _check_new(output: Path) -> None:
 def write_results(arguments: argparse.Namespace, report: "Report", pictures: "Mapping[str, bytes]") -> None:
     """Write what was asked for, after all of it is made: a report that fails leaves nothing."""
     from ether_diffusion.durable_files import write_files, write_folder
-    from ether_diffusion.metrics.plot import draw_report
+    from ether_diffusion.metrics.plots import draw_report
 
     files: list[tuple[Path, bytes]] = []
     if arguments.json is not None:

@@ -15,25 +15,28 @@ from torchmetrics.classification import (
 )
 
 from ether_diffusion.control.palette import palette_of
-from ether_diffusion.metrics.control_maps import check_classes, classes_of, silhouette_of
 from ether_diffusion.metrics.control_scores import (
     ControlPair,
     ControlYardsticks,
     canny_edges,
+    landmark_distances,
+    load_face_finder,
     score_control,
 )
-from ether_diffusion.metrics.encoder_loading import load_encoder
-from ether_diffusion.metrics.landmarks import landmark_distances, load_face_finder
+from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.metrics.likeness import estimate
 from ether_diffusion.metrics.overlap import (
     IGNORED,
+    check_classes,
     class_ious,
+    classes_of,
     confusion,
     edge_overlap,
     mean_iou,
     pixel_accuracy,
     pooled,
     scaled_map,
+    silhouette_of,
 )
 
 COLOURS = palette_of({"sky": [0, 0, 255], "tree": [0, 255, 0], "house": [255, 0, 0]}, "the palette")

@@ -222,7 +222,7 @@ def test_segmenters_and_palettes_that_do_not_serve_are_refused(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--control_pairs", "palette", "--generated", "palette", "--control_type", "palette"]
-    assert "found no segmenter ./nothing" in refused(capsys, *given, "--segmenter", "./nothing")
+    assert "no segmenter in ./nothing" in refused(capsys, *given, "--segmenter", "./nothing")
     assert "need its colours; give --palette" in refused(capsys, *given, "--segmenter", "./segformer")
     Path("colours.json").write_text('{"sofa": [1, 2, 3]}')
     wrong = ["--segmenter", "tiny_world", "--palette", "colours.json"]

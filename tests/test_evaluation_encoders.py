@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer, Dinov2Model, ViTModel
 
-from ether_diffusion.metrics.encoder_loading import load_encoder
-from ether_diffusion.metrics.encoders import Encoder
+from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.clip import load_tiny_clip

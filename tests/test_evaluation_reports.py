@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.benchmark.evaluation import picture_files, plan_sampling
-from ether_diffusion.metrics.encoder_loading import load_encoder
-from ether_diffusion.metrics.plot import draw_report
-from ether_diffusion.metrics.prompts import OTHER_PROMPTS, other_tiny_prompts
-from ether_diffusion.metrics.protocol import DrawnSamples, Yardsticks, report_drawn, report_generated
-from ether_diffusion.metrics.report import Report
+from ether_diffusion.metrics.encoders import load_encoder
+from ether_diffusion.metrics.plots import draw_report
+from ether_diffusion.metrics.report import DrawnSamples, Report, Yardsticks, report_drawn, report_generated
 from ether_diffusion.metrics.samples import Sample, SetAside, SortedSamples
+from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts
 from ether_diffusion.tiny_world.concepts import load_concepts
 
 PROMPTS = ("a $5 fox", "a 狐", "an owl")

@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS, NetLinLayer, ScalingLayer
 from torchmetrics.functional.pairwise import pairwise_cosine_similarity
 
-from ether_diffusion.metrics.encoder_loading import load_encoder
-from ether_diffusion.metrics.encoders import Encoder
-from ether_diffusion.metrics.frechet import frechet_distance
+from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.likeness import (
     estimate,
+    frechet_distance,
     likeness_among,
     likeness_of_pairs,
     likeness_to,
     relative_drift,
 )
-from ether_diffusion.metrics.perceptual import Lpips, distances_among, distances_to, load_lpips
+from ether_diffusion.metrics.lpips import Lpips, distances_among, distances_to, load_lpips
 from ether_diffusion.metrics.samples import Sample
-from ether_diffusion.metrics.scoring import (
+from ether_diffusion.metrics.scores import (
     PhotoReference,
     Scores,
     pixel_distance,

@@ -6,13 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ether_diffusion.benchmark.tiny_subjects import to_images
-from ether_diffusion.metrics.encoder_loading import load_encoder
-from ether_diffusion.metrics.encoders import TinyEncoder, Views
-from ether_diffusion.metrics.truth import score_against_truth
+from ether_diffusion.metrics.encoders import TinyEncoder, Views, load_encoder
 from ether_diffusion.tiny_world.concepts import find_concept
-from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.recognition import MARGIN
+from ether_diffusion.tiny_world.pictures import draw_scenes, to_images
+from ether_diffusion.tiny_world.recognition import MARGIN, score_against_truth
 from ether_diffusion.tiny_world.subjects import photos_of, unseen_scenes
 from ether_diffusion.tiny_world.world import NATIVE_SIZE
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from ether_diffusion.benchmark.plan import PAPER_TRAINING, TINY_TRAINING
 from ether_diffusion.benchmark.summary import LABELS
-from ether_diffusion.metrics.columns import OBJECT, RECOGNISED
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world.recognition import OBJECT, RECOGNISED
 from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
 from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMethod
 

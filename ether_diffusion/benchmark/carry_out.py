@@ -19,17 +19,16 @@ from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
 from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
 from ether_diffusion.benchmark.saved_adapters import attach_saved
-from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics.encoders import Encoder
-from ether_diffusion.metrics.perceptual import Lpips
+from ether_diffusion.metrics.lpips import Lpips
 from ether_diffusion.metrics.samples import Sample, find_fault
-from ether_diffusion.metrics.scoring import PhotoReference, score_photos, score_samples
-from ether_diffusion.metrics.truth import score_against_truth
+from ether_diffusion.metrics.scores import PhotoReference, score_photos, score_samples
 from ether_diffusion.pipelines.opening import default_device, default_dtype
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.concepts import find_concept
-from ether_diffusion.tiny_world.pictures import generate
+from ether_diffusion.tiny_world.pictures import generate, to_images
+from ether_diffusion.tiny_world.recognition import score_against_truth
 from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import NonFiniteError

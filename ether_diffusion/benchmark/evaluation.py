@@ -7,9 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.metrics.control_protocol import together
 from ether_diffusion.metrics.control_scores import ControlPair
-from ether_diffusion.metrics.protocol import OTHER, ROWS, DrawnSamples
+from ether_diffusion.metrics.report import OTHER, ROWS, DrawnSamples, together
 from ether_diffusion.metrics.samples import (
     MIN_SIDE_PX,
     Sample,

@@ -8,9 +8,9 @@ from typing import Any
 
 from ether_diffusion.benchmark.carry_out import REAL, find_result
 from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
-from ether_diffusion.metrics.columns import COLUMNS
 from ether_diffusion.metrics.likeness import Estimate, estimate
 from ether_diffusion.metrics.report import aligned, shown_estimate
+from ether_diffusion.metrics.scores import COLUMNS
 from ether_diffusion.strict_json import Json
 
 FORMAT_VERSION = 1

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.adapters import load_ether
-from ether_diffusion.benchmark.tiny_subjects import to_images
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_batch, controlled, load_control
 from ether_diffusion.strict_json import Json
@@ -25,7 +24,7 @@ from ether_diffusion.tiny_world.control import (
     training_concepts,
     write_pairs,
 )
-from ether_diffusion.tiny_world.pictures import generate, to_tensor
+from ether_diffusion.tiny_world.pictures import generate, to_images, to_tensor
 from ether_diffusion.tiny_world.shapes import ShapeName, draw_shape
 from ether_diffusion.tiny_world.subjects import subject_noun
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene

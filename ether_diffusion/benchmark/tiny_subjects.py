@@ -14,7 +14,7 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import Concept
-from ether_diffusion.tiny_world.pictures import generate
+from ether_diffusion.tiny_world.pictures import generate, to_images
 from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
 from ether_diffusion.tiny_world.scores import background_accuracy
 from ether_diffusion.tiny_world.subjects import (
@@ -110,9 +110,3 @@ def subject_sheet(pictures: SubjectPictures, photos: Sequence[Image.Image]) -> I
     sheet.paste(above, (sheet.width - above.width, 0))
     sheet.paste(below, (sheet.width - below.width, above.height))
     return sheet
-
-
-def to_images(pictures: torch.Tensor) -> list[Image.Image]:
-    """Turn pictures (b, 3, h, w) in [-1, 1] into RGB images."""
-    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    return [Image.fromarray(each.numpy()) for each in pixels]

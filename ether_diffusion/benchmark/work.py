@@ -11,8 +11,8 @@ import torch
 
 from ether_diffusion.benchmark.carry_out import carry_out, find_result
 from ether_diffusion.benchmark.plan import BenchmarkRun, BenchmarkSettings
-from ether_diffusion.metrics.encoder_loading import load_encoder
-from ether_diffusion.metrics.perceptual import Lpips, load_lpips
+from ether_diffusion.metrics.encoders import load_encoder
+from ether_diffusion.metrics.lpips import Lpips, load_lpips
 from ether_diffusion.pipelines.opening import default_device
 
 logger = logging.getLogger(__name__)

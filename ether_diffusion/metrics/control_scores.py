@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,31 +12,34 @@ from torch import Tensor
 
 from ether_diffusion.control.detectors import Detector
 from ether_diffusion.control.palette import Palette
-from ether_diffusion.metrics.control_maps import (
-    SILHOUETTE_CLASSES,
-    classes_of,
-    edges_of,
-    silhouette_of,
-)
 from ether_diffusion.metrics.encoders import Encoder
-from ether_diffusion.metrics.frechet import find_obstacle, frechet_distance
-from ether_diffusion.metrics.landmarks import FaceFinder, landmark_distances
-from ether_diffusion.metrics.likeness import Estimate, estimate
+from ether_diffusion.metrics.likeness import Estimate, estimate, frechet_distance, frechet_obstacle
 from ether_diffusion.metrics.overlap import (
     IGNORED,
+    SILHOUETTE_CLASSES,
+    classes_of,
     confusion,
     edge_overlap,
     mean_iou,
+    object_iou,
     pixel_accuracy,
     pooled,
     scaled_map,
+    silhouette_of,
 )
-from ether_diffusion.metrics.scoring import Scores
+from ether_diffusion.metrics.scores import Scores
 from ether_diffusion.metrics.segmenters import ClassFinder
 
 MIOU, ACCURACY, OBJECT_IOU = "miou", "accuracy", "object_iou"
 CANNY_IOU, CANNY_F1, LANDMARKS = "canny_iou", "canny_f1", "landmark_distance"
 PALETTE, SILHOUETTE, CANNY = "palette", "silhouette", "canny"
+
+
+class FaceFinder(Protocol):
+    """What finds the landmarks of faces."""
+
+    def find_faces(self, picture: Image.Image) -> list[Tensor]:
+        """Return the landmarks (num_landmarks, 2) of each face, x and y in px."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +86,24 @@ def score_control(
     """
     if len(pictures) != len(pairs):
         raise ValueError(f"found {len(pictures)} pictures and {len(pairs)} control images; give as many")
-    groups = [pair.group for pair in pairs]
+    groups, photos = [pair.group for pair in pairs], [pair.photo for pair in pairs]
     columns = _class_columns(pictures, pairs, yardsticks) if yardsticks.finder is not None else {}
     columns |= _edge_columns(pictures, pairs, yardsticks.control_type)
     left_out = dict(yardsticks.left_out)
     if yardsticks.faces is not None:
-        distances = landmark_distances(yardsticks.faces, [pair.photo for pair in pairs], pictures)
-        there = [index for index, each in enumerate(distances) if each is not None]
+        distances = landmark_distances(yardsticks.faces, photos, pictures)
+        there = [(each, group) for each, group in zip(distances, groups, strict=True) if each is not None]
         if there:
-            values = [distances[index] or 0.0 for index in there]
-            columns[LANDMARKS] = estimate(values, [groups[index] for index in there])
+            columns[LANDMARKS] = estimate([each for each, _ in there], [group for _, group in there])
         else:
             left_out[LANDMARKS] = "no photo and its picture both have a face"
     sets = {}
     for encoder in yardsticks.encoders:
-        obstacle = find_obstacle(len(pairs), len(pictures), encoder.size)
-        if obstacle is not None:
-            left_out[f"fid_{encoder.kind}"] = obstacle
-            continue
-        photos = encoder.embed_images([pair.photo for pair in pairs])
-        sets[f"fid_{encoder.kind}"] = frechet_distance(photos, encoder.embed_images(pictures))
+        column, obstacle = f"fid_{encoder.kind}", frechet_obstacle(len(pairs), len(pictures), encoder.size)
+        if obstacle is None:
+            sets[column] = frechet_distance(encoder.embed_images(photos), encoder.embed_images(pictures))
+        else:
+            left_out[column] = obstacle
     return Scores(columns, {}, sets, left_out)
 
 
@@ -138,32 +141,19 @@ def _class_columns(
     if yardsticks.control_type == SILHOUETTE:
         wanted, found, num_classes = expected, shapes, len(SILHOUETTE_CLASSES)
     else:
-        wanted, num_classes = [_things_of(each, things) for each in expected], len(finder.classes)
+        num_classes = len(finder.classes)
+        wanted = [
+            torch.where(each == IGNORED, IGNORED, things[each.clamp(min=0)].long()) for each in expected
+        ]
     counts = [confusion(a, b, num_classes) for a, b in zip(expected, found, strict=True)]
     columns = {
         MIOU: pooled(counts, groups, mean_iou),
         ACCURACY: pooled(counts, groups, pixel_accuracy),
     }
     if bool(things.any()):
-        overlaps = [_object_counts(a, b) for a, b in zip(wanted, shapes, strict=True)]
-        columns[OBJECT_IOU] = pooled(overlaps, groups, _object_iou)
+        overlaps = [confusion(a, b, 2) for a, b in zip(wanted, shapes, strict=True)]
+        columns[OBJECT_IOU] = pooled(overlaps, groups, object_iou)
     return columns
-
-
-def _things_of(classes: Tensor, things: Tensor) -> Tensor:
-    """Return 1 for the pixels of things, 0 for those of the background, and what is ignored as it is."""
-    known = classes != IGNORED
-    return torch.where(known, things[classes.clamp(min=0)].long(), classes)
-
-
-def _object_counts(expected: Tensor, found: Tensor) -> Tensor:
-    return confusion(expected, found, 2)
-
-
-def _object_iou(counts: Tensor) -> float:
-    """Return |A ∩ B| / |A ∪ B| of the object in counts (2, 2); 1 where there is none in either."""
-    either = counts.sum() - counts[0, 0]
-    return float(counts[1, 1].double() / either) if either else 1.0
 
 
 def canny_edges(picture: Image.Image) -> Tensor:
@@ -181,9 +171,9 @@ def _edge_columns(
     values = []
     for pair, picture in zip(pairs, pictures, strict=True):
         if control_type == CANNY:
-            wanted = scaled_map(edges_of(pair.control), *picture.size)
+            wanted = scaled_map(silhouette_of(pair.control) == 1, *picture.size)
         else:
-            wanted = canny_edges(_fitted(pair.photo, picture.size))
+            wanted = canny_edges(_fitted(pair.photo.convert("RGB"), picture.size))
         values.append(edge_overlap(wanted, canny_edges(picture)))
     groups = [pair.group for pair in pairs]
     ious, f1s = zip(*values, strict=True)
@@ -191,4 +181,53 @@ def _edge_columns(
 
 
 def _fitted(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return photo if photo.size == size else photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
+
+
+@dataclass(frozen=True)
+class FaceAlignment:
+    """The 68 landmarks of Bulat and Tzimiropoulos 2017, which OFT's evaluation takes."""
+
+    network: Any
+
+    def find_faces(self, picture: Image.Image) -> list[Tensor]:
+        """Return the landmarks (68, 2) of each face, x and y in px."""
+        found = self.network.get_landmarks_from_image(np.asarray(picture.convert("RGB")))
+        return [torch.as_tensor(face, dtype=torch.float64) for face in found or []]
+
+
+def load_face_finder(*, device: torch.device | None = None) -> FaceFinder:
+    """Load face-alignment, whose weights it fetches itself.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if find_spec("face_alignment") is None:
+        raise ValueError(
+            "landmarks of faces need face-alignment, which is not installed; "
+            "pip install 'ether-diffusion[landmarks]'"
+        )
+    import face_alignment  # type: ignore[import-not-found, unused-ignore]
+
+    kind = face_alignment.LandmarksType.TWO_D
+    return FaceAlignment(face_alignment.FaceAlignment(kind, device=str(device or "cpu")))
+
+
+def landmark_distances(
+    finder: FaceFinder, photos: Sequence[Image.Image], pictures: Sequence[Image.Image]
+) -> list[float | None]:
+    """Return for each photo and its picture the mean distance of landmarks in px of the picture.
+
+    Of several faces the largest counts. None where either has no
+    face: OFT's error says how far faces are off, not how many are missing.
+    """
+    found: list[float | None] = []
+    for photo, picture in zip(photos, pictures, strict=True):
+        sides = (finder.find_faces(each) for each in (_fitted(photo, picture.size), picture))
+        first, second = (
+            max(faces, key=lambda face: float((face.amax(0) - face.amin(0)).prod()), default=None)
+            for faces in sides
+        )
+        missing = first is None or second is None
+        found.append(None if missing else float((first - second).norm(dim=1).mean()))  # type: ignore[operator]
+    return found

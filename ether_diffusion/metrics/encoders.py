@@ -1,175 +1,130 @@
 """The networks that likeness is measured with: DINO, DINOv2, CLIP, and Tiny World's own."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Model, PreTrainedConfig, ViTModel
 
-from ether_diffusion.tiny_world import ALIAS
-from ether_diffusion.tiny_world.clip import TinyClip
-from ether_diffusion.tiny_world.pictures import to_tensor
+from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
+from ether_diffusion.tiny_world.clip import load_tiny_clip
+from ether_diffusion.tiny_world.pictures import at_native_size
 from ether_diffusion.tiny_world.recognition import object_crops
-from ether_diffusion.tiny_world.world import NATIVE_SIZE
-from ether_diffusion.wording import listed
+from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
 
 EncoderKind = Literal["dino", "dinov2", "clip", "tiny"]
 
 BATCH_SIZE = 16
+DEFAULT_SOURCES = {
+    "dino": "facebook/dino-vits16",
+    "dinov2": "facebook/dinov2-base",
+    "clip": "openai/clip-vit-large-patch14",
+    ALIAS: ALIAS,
+}
+"""What short names stand for: DINO and CLIP as in the code behind the published tables, DINOv2 as in PEFT's
+benchmark of image generation."""
 
-
-class Encoder(Protocol):
-    """A network from pictures, and perhaps texts, to unit vectors of `size` numbers, float64 on the CPU.
-
-    `kind` names the columns of its scores, `source` says where it came from.
-    """
-
-    @property
-    def kind(self) -> EncoderKind: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def reads_texts(self) -> bool: ...
-
-    def embed_images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return unit vectors (num_pictures, size)."""
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit vectors (num_texts, size)."""
+_KINDS: dict[Any, EncoderKind] = {"vit": "dino", "dinov2": "dinov2", "clip": "clip"}
+_MODELS: dict[EncoderKind, Any] = {"dino": ViTModel, "dinov2": Dinov2Model, "clip": CLIPModel}
 
 
 @dataclass(frozen=True)
-class VisionEncoder:
-    """DINO or DINOv2: a picture is the last hidden state of its class token."""
+class Encoder:
+    """A network from pictures, and with a tokenizer texts, to unit vectors of `size` numbers.
+
+    `kind` names the columns of its scores, `source` says where it came from. DINO's and DINOv2's picture is
+    the last hidden state of its class token; CLIP projects pictures and texts into one space.
+    """
 
     kind: EncoderKind
     source: str
-    processor: Any
     model: Any
+    processor: Any
+    tokenizer: Any = None
     batch_size: int = BATCH_SIZE
 
     @property
     def reads_texts(self) -> bool:
-        """It does not."""
-        return False
-
-    @property
-    def size(self) -> int:
-        """How many numbers a picture becomes."""
-        return int(self.model.config.hidden_size)
-
-    @torch.no_grad()
-    def embed_images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return unit vectors (num_pictures, size)."""
-        return _in_batches(pictures, self.batch_size, self.size, self._embed)
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Refuse: it reads no texts."""
-        raise ValueError(f"{self.source} reads no texts; prompt fidelity needs CLIP")
-
-    def _embed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = _prepare(self.processor, pictures, self.model.device)
-        states: Tensor = self.model(pixel_values=pixels).last_hidden_state
-        return states[:, 0]
-
-
-@dataclass(frozen=True)
-class ClipEncoder:
-    """CLIP: pictures and texts, projected into one space."""
-
-    source: str
-    processor: Any
-    tokenizer: Any
-    model: Any
-    batch_size: int = BATCH_SIZE
-    kind: EncoderKind = "clip"
-
-    @property
-    def reads_texts(self) -> bool:
-        """It does."""
-        return True
+        """Whether prompts can be compared with."""
+        return self.tokenizer is not None
 
     @property
     def size(self) -> int:
         """How many numbers a picture or a text becomes."""
-        return int(self.model.config.projection_dim)
+        config = self.model.config
+        return int(config.projection_dim if self.kind == "clip" else config.hidden_size)
 
-    @torch.no_grad()
     def embed_images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return unit vectors (num_pictures, size)."""
-        return _in_batches(pictures, self.batch_size, self.size, self._embed_images)
+        """Return unit vectors (num_pictures, size), float64 on the CPU."""
+        return self._in_batches(pictures, self._see)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit vectors (num_texts, size), float64 on the CPU. What is too long is cut, with a warning.
+
+        Raises:
+            ValueError: it reads no texts.
+        """
+        if not self.reads_texts:
+            raise ValueError(f"{self.source} reads no texts; prompt fidelity needs CLIP")
+        limit = self.tokenizer.model_max_length
+        too_long = [text for text in dict.fromkeys(texts) if len(self.tokenizer(text).input_ids) > limit]
+        if too_long:
+            logger.warning("only the first %d tokens are compared of: %s", limit, listed(too_long))
+        return self._in_batches(texts, self._read)
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit vectors (num_texts, size). What is too long is cut, with a warning."""
-        _warn_of_cuts(self.tokenizer, texts)
-        return _in_batches(texts, self.batch_size, self.size, self._embed_texts)
+    def _in_batches(self, items: Sequence[Any], embed: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+        starts = range(0, len(items), self.batch_size)
+        pieces = [embed(items[start : start + self.batch_size]).cpu().double() for start in starts]
+        return F.normalize(torch.cat(pieces) if pieces else torch.empty(0, self.size).double(), dim=-1)
 
-    def _embed_images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = _prepare(self.processor, pictures, self.model.device)
+    def _see(self, pictures: Sequence[Image.Image]) -> Tensor:
+        found = self.processor(images=[each.convert("RGB") for each in pictures], return_tensors="pt")
+        pixels = found.pixel_values.to(self.model.device, torch.float32)
+        if self.kind != "clip":
+            states: Tensor = self.model(pixel_values=pixels).last_hidden_state
+            return states[:, 0]
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         projected: Tensor = self.model.visual_projection(pooled)
         return projected
 
-    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+    def _read(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        ids = tokens.input_ids.to(self.model.device)
-        pooled = self.model.text_model(
-            input_ids=ids, attention_mask=tokens.attention_mask.to(ids.device)
-        ).pooler_output
+        pooled = self.model.text_model(**tokens.to(self.model.device)).pooler_output
         projected: Tensor = self.model.text_projection(pooled)
         return projected
 
 
-@dataclass(frozen=True)
-class TinyEncoder:
+class TinyEncoder(Encoder):
     """Tiny World's CLIP, for the embedded base: pictures are scaled to its 64 px."""
-
-    clip: TinyClip
-    source: str = ALIAS
-    batch_size: int = BATCH_SIZE
-    kind: EncoderKind = "tiny"
-
-    @property
-    def reads_texts(self) -> bool:
-        """It does."""
-        return True
 
     @property
     def size(self) -> int:
         """How many numbers a picture or a text becomes."""
-        return int(self.clip.text_projection.shape[0])
-
-    def embed_images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return unit vectors (num_pictures, size)."""
-        return _in_batches(
-            pictures,
-            self.batch_size,
-            self.size,
-            lambda part: self.clip.embed_images(_pixels(part)),
-        )
+        return int(self.model.text_projection.shape[0])
 
     def embed_middles(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return unit vectors (num_pictures, size) of what is in the middle of each."""
-        return _in_batches(
-            pictures,
-            self.batch_size,
-            self.size,
-            lambda part: self.clip.embed_images(object_crops(_pixels(part))),
+        return self._in_batches(
+            pictures, lambda part: self.model.embed_images(object_crops(at_native_size(part)))
         )
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit vectors (num_texts, size). What is too long is cut, with a warning."""
-        _warn_of_cuts(self.clip.tokenizer, texts)
-        return _in_batches(texts, self.batch_size, self.size, self.clip.embed_texts)
+    def _see(self, pictures: Sequence[Image.Image]) -> Tensor:
+        found: Tensor = self.model.embed_images(at_native_size(pictures))
+        return found
+
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        found: Tensor = self.model.embed_texts(texts)
+        return found
 
 
 @dataclass(frozen=True)
@@ -192,33 +147,92 @@ class Views:
         return cls(whole, encoder.embed_middles(pictures) if isinstance(encoder, TinyEncoder) else whole)
 
 
-def _in_batches(items: Sequence[Any], batch_size: int, size: int, embed: Any) -> Tensor:
-    pieces = [embed(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
-    joined = (
-        torch.cat([piece.cpu().double() for piece in pieces]) if pieces else torch.empty(0, size).double()
+def load_encoder(
+    name: str, *, device: torch.device | None = None, batch_size: int = BATCH_SIZE, offline: bool = False
+) -> Encoder:
+    """Load an encoder by a short name ("dino", "dinov2", "clip", "tiny_world"), a folder or a hub id.
+
+    `offline` takes hub ids from the cache alone.
+
+    Raises:
+        FileNotFoundError: it is not here, and the Hub does not give it.
+        ValueError: it is of another kind, or does not have all its weights.
+    """
+    kind, source = check_encoder(name, offline=offline), DEFAULT_SOURCES.get(name, name)
+    if kind == "tiny":
+        clip = load_tiny_clip(WEIGHTS_FOLDER)
+        return TinyEncoder(kind, ALIAS, clip, None, clip.tokenizer, batch_size)
+    pooling = {"add_pooling_layer": False} if kind == "dino" else {}
+    try:
+        model = load_whole(_MODELS[kind], source, "encoder", device=device, offline=offline, **pooling)
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", local_files_only=offline)
+        reader = CLIPTokenizer.from_pretrained(source, local_files_only=offline) if kind == "clip" else None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = printable(str(error).strip().split("\n")[0])
+        raise ValueError(
+            f"the encoder {printable(source)} is incomplete or damaged; fetch it again ({reason})"
+        ) from error
+    return Encoder(kind, source, model, processor, reader, batch_size)
+
+
+def check_encoder(name: str, *, offline: bool = False) -> EncoderKind:
+    """Return what kind of encoder a name stands for, without loading it.
+
+    Raises:
+        FileNotFoundError: it is not here, and the Hub does not give it.
+        ValueError: it is no encoder that can be used.
+    """
+    source = DEFAULT_SOURCES.get(name, name)
+    if is_tiny_world(source):
+        return "tiny"
+    found = read_model_type(source, "encoder", DEFAULT_SOURCES, offline=offline)
+    if found not in _KINDS:
+        raise ValueError(
+            f"{printable(source)} is no encoder that can be used (model_type {printable(found)}); "
+            "give a DINO ViT (vit), DINOv2 (dinov2) or CLIP (clip)"
+        )
+    return _KINDS[found]
+
+
+def is_tiny_world(source: str) -> bool:
+    """Say whether a name or a folder is that of the embedded base."""
+    return source == ALIAS or Path(source) == WEIGHTS_FOLDER
+
+
+def read_model_type(source: str, what: str, names: Collection[str], *, offline: bool) -> Any:
+    """Return what the config.json of a folder or hub id says that it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    shown = printable(source)
+    is_path = Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1
+    if is_path and not Path(source).is_dir():
+        raise FileNotFoundError(f"there is no {what} in {shown}; give its folder or a hub id")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=offline)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"found no {what} {shown}: no folder here with its config.json, and the Hub does not give it; "
+            f"name a folder, a hub id, or one of {', '.join(names)}"
+        ) from error
+    return config.get("model_type")
+
+
+def load_whole(
+    kind: Any, source: str, what: str, *, device: torch.device | None, offline: bool, **options: Any
+) -> Any:
+    """Load a frozen model of transformers in float32.
+
+    Raises:
+        ValueError: it lacks weights, which transformers would draw at random.
+    """
+    model, found = kind.from_pretrained(
+        source, dtype=torch.float32, local_files_only=offline, output_loading_info=True, **options
     )
-    return F.normalize(joined, dim=-1)
-
-
-def _prepare(processor: Any, pictures: Sequence[Image.Image], device: torch.device) -> Tensor:
-    pixels: Tensor = processor(
-        images=[each.convert("RGB") for each in pictures], return_tensors="pt"
-    ).pixel_values
-    return pixels.to(device, torch.float32)
-
-
-def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    return to_tensor([_at_native_size(each) for each in pictures])
-
-
-def _at_native_size(picture: Image.Image) -> Image.Image:
-    if picture.size == (NATIVE_SIZE, NATIVE_SIZE):
-        return picture
-    return picture.convert("RGB").resize((NATIVE_SIZE, NATIVE_SIZE), Image.Resampling.LANCZOS)
-
-
-def _warn_of_cuts(tokenizer: Any, texts: Sequence[str]) -> None:
-    limit = tokenizer.model_max_length
-    too_long = [text for text in dict.fromkeys(texts) if len(tokenizer(text).input_ids) > limit]
-    if too_long:
-        logger.warning("only the first %d tokens are compared of: %s", limit, listed(too_long))
+    if found["missing_keys"]:
+        raise ValueError(
+            f"the {what} {printable(source)} has no weights for {listed(sorted(found['missing_keys']), 2)}; "
+            "fetch it again"
+        )
+    return model.to(device or "cpu").requires_grad_(False).eval()

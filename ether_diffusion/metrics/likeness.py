@@ -4,8 +4,12 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+NEEDS_TORCHMETRICS = "it needs torchmetrics, which is not installed; pip install 'ether-diffusion[evaluate]'"
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,35 @@ def relative_drift(drawn: Tensor, base: Tensor, prompts: Tensor) -> Tensor:
     is_apart = prompts[:, None] != prompts[None, :]
     between = (1 - base @ base.T)[is_apart].mean()
     return distance / between.clamp(min=1e-6)
+
+
+def frechet_distance(photos: Tensor, pictures: Tensor) -> float:
+    """Return |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of features (r, d) and (g, d), through torchmetrics.
+
+    It is FID, where the features are Inception's.
+
+    Raises:
+        ValueError: a side has no more pictures than features, so that its covariance is singular, or
+            torchmetrics is not installed.
+    """
+    problem = frechet_obstacle(len(photos), len(pictures), photos.shape[1])
+    if problem is not None:
+        raise ValueError(problem)
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    features = nn.Identity()  # where torchmetrics expects a network that makes them
+    features.num_features = photos.shape[1]  # type: ignore[assignment]
+    metric = FrechetInceptionDistance(feature=features).set_dtype(torch.float64)
+    metric.update(photos.double(), real=True)
+    metric.update(pictures.double(), real=False)
+    return float(metric.compute())
+
+
+def frechet_obstacle(num_photos: int, num_pictures: int, size: int) -> str | None:
+    """Say why there is no distance in features of so many numbers, or None."""
+    if min(num_photos, num_pictures) <= size:
+        return (
+            f"found {num_photos} photos and {num_pictures} pictures; with {size} features a Fréchet distance "
+            f"needs more than {size} of each"
+        )
+    return None if find_spec("torchmetrics") else NEEDS_TORCHMETRICS

@@ -1,15 +1,67 @@
-"""How far two maps agree: IoU and accuracy of classes over all pixels, IoU and F1 of edges."""
+"""What control maps expect of each pixel, and how far two maps agree: IoU, accuracy, and F1 of edges.
+
+Counts are kept by picture, since the errors of their ratios are found by leaving out one group at a time;
+torchmetrics keeps sums alone.
+"""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.control.images import as_picture
+from ether_diffusion.control.palette import Palette
 from ether_diffusion.metrics.likeness import Estimate
+from ether_diffusion.wording import listed
 
 IGNORED = -1
 """The class of a pixel of which a control map says nothing."""
+SILHOUETTE_CLASSES = ("background", "object")
+_BLACK = (0, 0, 0)
+_PACKING = np.array([1 << 16, 1 << 8, 1])
+"""Times a colour, one number that no other colour has."""
+
+
+def check_classes(palette: Palette, classes: Sequence[str]) -> None:
+    """Refuse a palette of classes that a segmenter does not find.
+
+    Raises:
+        ValueError: it has some; they are named.
+    """
+    unknown = sorted(set(palette.classes) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{palette.name} has {listed(unknown)}, which the segmenter does not know; use its labels, as "
+            f"{', '.join(list(classes)[:3])}"
+        )
+
+
+def classes_of(image: Image.Image, palette: Palette, classes: Sequence[str]) -> Tensor:
+    """Return the index in `classes` of each pixel (height, width) of a map in a palette's colours.
+
+    Black means that nothing is known, unless it is a class's colour: `IGNORED`.
+
+    Raises:
+        ValueError: the map has colours that are not the palette's; the message follows its name.
+    """
+    numbers = [classes.index(name) for name in palette.classes]
+    if _BLACK not in palette.colours:
+        numbers.append(IGNORED)
+        palette = replace(palette, classes=(*palette.classes, ""), colours=(*palette.colours, _BLACK))
+    pixels = np.asarray(palette.snap(as_picture(image)), dtype=np.int64) @ _PACKING
+    number_of = dict(zip(np.array(palette.colours) @ _PACKING, numbers, strict=True))
+    colours, places = np.unique(pixels, return_inverse=True)
+    return torch.tensor([number_of[colour] for colour in colours])[places.reshape(pixels.shape)]
+
+
+def silhouette_of(image: Image.Image) -> Tensor:
+    """Return the index in `SILHOUETTE_CLASSES` of each pixel (height, width): white is the object."""
+    light = np.asarray(as_picture(image).convert("L"), dtype=np.int64)
+    return torch.from_numpy((light >= 128).astype(np.int64))
 
 
 def scaled_map(classes: Tensor, width: int, height: int) -> Tensor:
@@ -58,6 +110,11 @@ def mean_iou(counts: Tensor) -> float:
     return float(class_ious(counts).nanmean())
 
 
+def object_iou(counts: Tensor) -> float:
+    """Return the IoU of the object in counts (2, 2); 1 where there is none in either map."""
+    return float(class_ious(counts)[1].nan_to_num(1.0))
+
+
 def pixel_accuracy(counts: Tensor) -> float:
     """Return the share of pixels whose class is the expected one; NaN without pixels."""
     return float(counts.diagonal().sum().double() / counts.sum())
@@ -69,9 +126,7 @@ def edge_overlap(expected: Tensor, found: Tensor) -> tuple[float, float]:
     F1 = 2 |A ∩ B| / (|A| + |B|), the harmonic mean of precision and recall.
     """
     both, either = int((expected & found).sum()), int((expected | found).sum())
-    if not either:
-        return 1.0, 1.0
-    return both / either, 2 * both / (both + either)
+    return (both / either, 2 * both / (both + either)) if either else (1.0, 1.0)
 
 
 def pooled(

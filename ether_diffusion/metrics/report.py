@@ -1,15 +1,33 @@
-"""What an evaluation found, as JSON and as a table."""
+"""What an evaluation found: pictures scored by row, as JSON and as a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ether_diffusion.metrics.control_scores import (
+    PALETTE,
+    ControlPair,
+    ControlYardsticks,
+    expected_classes,
+    score_control,
+)
+from ether_diffusion.metrics.encoders import Encoder
 from ether_diffusion.metrics.likeness import Estimate
-from ether_diffusion.metrics.samples import SetAside
-from ether_diffusion.metrics.scoring import Scores
+from ether_diffusion.metrics.lpips import Lpips
+from ether_diffusion.metrics.samples import Sample, SetAside, SortedSamples, sort_samples
+from ether_diffusion.metrics.scores import (
+    PhotoReference,
+    Scores,
+    score_drift,
+    score_photos,
+    score_samples,
+)
 from ether_diffusion.strict_json import Json
 from ether_diffusion.wording import listed, printable
 
 FORMAT_VERSION = 1
+ROWS = ("base", "adapter")
+OTHER = "other"
+SHOWN_PROBLEMS = 8
 
 
 @dataclass(frozen=True)
@@ -108,3 +126,135 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class DrawnSamples:
+    """Pictures of the subject's prompts and of others by row, "base" and "adapter", on equal seeds."""
+
+    subject: Mapping[str, Sequence[Sample]]
+    other: Mapping[str, Sequence[Sample]]
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What pictures are measured with; `left_out` says of what there is not, by column, why."""
+
+    encoders: Sequence[Encoder]
+    lpips: Lpips | None
+    identifier: str | None
+    left_out: Mapping[str, str]
+
+
+def report_drawn(
+    photos: SortedSamples, drawn: DrawnSamples, yardsticks: Yardsticks, settings: Mapping[str, Json]
+) -> Report:
+    """Score an adapter's pictures beside the base's, and the drift between them on prompts of others.
+
+    Raises:
+        ValueError: none of a row's pictures can be scored.
+    """
+    rows = {row: sort_samples(samples) for row, samples in drawn.subject.items()}
+    drift: Mapping[str, Estimate] = {}
+    aside: dict[str, Sequence[SetAside]] = {}
+    if drawn.other["base"]:
+        pairs, aside[OTHER] = _whole_pairs(drawn.other)
+        drift = score_drift(*pairs, yardsticks.encoders)
+    return _report(photos, rows, yardsticks, settings, drift, aside)
+
+
+def report_generated(
+    photos: SortedSamples, generated: SortedSamples, yardsticks: Yardsticks, settings: Mapping[str, Json]
+) -> Report:
+    """Score pictures that were generated before."""
+    return _report(photos, {"generated": generated}, yardsticks, settings, {}, {})
+
+
+def _report(
+    photos: SortedSamples,
+    rows: Mapping[str, SortedSamples],
+    yardsticks: Yardsticks,
+    settings: Mapping[str, Json],
+    drift: Mapping[str, Estimate],
+    aside: Mapping[str, Sequence[SetAside]],
+) -> Report:
+    encoders, lpips = yardsticks.encoders, yardsticks.lpips
+    reference = PhotoReference.of(photos.usable, encoders)
+    scores = {"photos": score_photos(reference, encoders, lpips)}
+    for row, found in rows.items():
+        scores[row] = score_samples(
+            reference, found.usable, encoders, lpips, identifier=yardsticks.identifier
+        )
+    set_aside = {row: found.set_aside for row, found in {"photos": photos, **rows}.items()}
+    sources: dict[str, str] = {encoder.kind: encoder.source for encoder in encoders}
+    return Report(settings, sources, scores, drift, {**set_aside, **aside}, yardsticks.left_out)
+
+
+def _whole_pairs(
+    samples: Mapping[str, Sequence[Sample]],
+) -> tuple[tuple[list[Sample], list[Sample]], tuple[SetAside, ...]]:
+    """Return the pictures of both rows of which neither is set aside, and what was."""
+    first, second = (sort_samples(samples[row]) for row in ROWS)
+    kept = {each.name for each in first.usable} & {each.name for each in second.usable}
+    if not kept:
+        raise ValueError("of the prompts without the subject, no picture can be scored in both rows")
+    base, adapter = ([each for each in found.usable if each.name in kept] for found in (first, second))
+    lost = [
+        SetAside(f"{each.name} ({row})", each.reason)
+        for row, found in zip(ROWS, (first, second), strict=True)
+        for each in found.set_aside
+    ]
+    return (base, adapter), tuple(lost)
+
+
+def check_maps(pairs: Sequence[ControlPair], yardsticks: ControlYardsticks) -> None:
+    """Refuse control images of a palette with other colours, before anything is drawn.
+
+    Raises:
+        ValueError: some have; all are named.
+    """
+    if yardsticks.finder is None or yardsticks.control_type != PALETTE:
+        return
+    problems = []
+    for pair in pairs:
+        try:
+            expected_classes(pair, yardsticks)
+        except ValueError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise ValueError(together(problems))
+
+
+def report_control(
+    rows: Mapping[str, Sequence[Sample]],
+    pairs: Sequence[ControlPair],
+    yardsticks: ControlYardsticks,
+    settings: Mapping[str, Json],
+) -> Report:
+    """Score rows of pictures beside the photos themselves, which say what the yardsticks make of the truth.
+
+    Pictures go by their names: that of their pair, and what follows it after "_seed".
+
+    Raises:
+        ValueError: none of a row's pictures can be scored.
+    """
+    by_name = {pair.name: pair for pair in pairs}
+    photos = [Sample(pair.name, pair.photo) for pair in pairs]
+    scores: dict[str, Scores] = {}
+    aside: dict[str, Sequence[SetAside]] = {}
+    for row, samples in {"photos": photos, **rows}.items():
+        found = sort_samples(samples)
+        chosen = [by_name[sample.name.rpartition("_seed")[0] or sample.name] for sample in found.usable]
+        scores[row] = score_control([sample.image for sample in found.usable], chosen, yardsticks)
+        aside[row] = found.set_aside
+    sources: dict[str, str] = {}
+    if yardsticks.finder is not None:
+        sources["segmenter"] = yardsticks.finder.source
+    sources |= {encoder.kind: encoder.source for encoder in yardsticks.encoders}
+    return Report(settings, sources, scores, {}, aside, yardsticks.left_out)
+
+
+def together(problems: Sequence[str]) -> str:
+    """Return the first problems as one sentence, and how many more there are."""
+    rest = len(problems) - SHOWN_PROBLEMS
+    return "; ".join(problems[:SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else "")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -10,29 +9,30 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from ether_diffusion.control.palette import Palette
+from ether_diffusion.metrics.encoders import BATCH_SIZE, is_tiny_world, load_whole, read_model_type
 from ether_diffusion.metrics.overlap import scaled_map
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
-from ether_diffusion.tiny_world.control import CLASSES, OBJECT_CLASSES
-from ether_diffusion.tiny_world.pictures import to_tensor
+from ether_diffusion.tiny_world.control import CLASSES, OBJECT_CLASSES, PALETTE
+from ether_diffusion.tiny_world.pictures import at_native_size
 from ether_diffusion.tiny_world.segmenter import Segmenter, load_segmenter
-from ether_diffusion.tiny_world.world import NATIVE_SIZE
-from ether_diffusion.wording import listed, printable
-
-BATCH_SIZE = 16
+from ether_diffusion.wording import printable
 
 
 class ClassFinder(Protocol):
-    """A network that names the class of each pixel; `source` says where it came from."""
+    """A network that names the class of each pixel; `source` says where it came from.
+
+    `things` are the classes of what stands before a background; empty where that is not known.
+    """
 
     @property
     def source(self) -> str: ...
     @property
     def classes(self) -> Sequence[str]: ...
     @property
-    def things(self) -> frozenset[str]:
-        """The classes of what stands before a background; empty where that is not known."""
+    def things(self) -> frozenset[str]: ...
 
     def find_classes(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
         """Return the index in `classes` of each pixel (height, width) of each picture, at its own size."""
@@ -43,30 +43,22 @@ class TinyFinder:
     """Tiny World's segmenter: pictures are scaled to its 64 px and the classes back."""
 
     segmenter: Segmenter
+    batch_size: int
     source: str = ALIAS
-    batch_size: int = BATCH_SIZE
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Tiny World's classes."""
-        return CLASSES
-
-    @property
-    def things(self) -> frozenset[str]:
-        """The kinds of its concepts."""
-        return frozenset(OBJECT_CLASSES)
+    classes: Sequence[str] = CLASSES
+    things: frozenset[str] = frozenset(OBJECT_CLASSES)
 
     def find_classes(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
         """Return the index in `classes` of each pixel (height, width) of each picture, at its own size."""
         if not pictures:
             return []
-        native = (NATIVE_SIZE, NATIVE_SIZE)
-        scaled = [
-            each if each.size == native else each.convert("RGB").resize(native, Image.Resampling.LANCZOS)
-            for each in pictures
-        ]
-        maps = self.segmenter.segment(to_tensor(scaled), batch_size=self.batch_size)
+        maps = self.segmenter.segment(at_native_size(pictures), batch_size=self.batch_size)
         return [scaled_map(found, *each.size) for found, each in zip(maps, pictures, strict=True)]
+
+
+def tiny_palette() -> Palette:
+    """Return the colours of Tiny World's classes."""
+    return Palette("the palette of Tiny World", tuple(PALETTE), tuple(PALETTE.values()))
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class TransformersFinder:
     source: str
     processor: Any
     model: Any
-    batch_size: int = BATCH_SIZE
+    batch_size: int
     things: frozenset[str] = frozenset()
 
     @property
@@ -111,30 +103,18 @@ def load_finder(
         FileNotFoundError: it is not here, and the Hub does not give it.
         ValueError: it is no model of semantic segmentation, or lacks weights.
     """
-    if name == ALIAS or Path(name) == WEIGHTS_FOLDER:
-        return TinyFinder(load_segmenter(WEIGHTS_FOLDER), batch_size=batch_size)
-    shown = printable(name)
+    if is_tiny_world(name):
+        return TinyFinder(load_segmenter(WEIGHTS_FOLDER), batch_size)
+    read_model_type(name, "segmenter", [ALIAS], offline=offline)
     try:
-        PreTrainedConfig.get_config_dict(name, local_files_only=offline)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"found no segmenter {shown}: no folder here with its config.json, and the Hub does not give it; "
-            f"name a folder, a hub id, or {ALIAS}"
-        ) from error
-    try:
-        model, found = AutoModelForSemanticSegmentation.from_pretrained(
-            name, dtype=torch.float32, local_files_only=offline, output_loading_info=True
+        model = load_whole(
+            AutoModelForSemanticSegmentation, name, "segmenter", device=device, offline=offline
         )
         processor = AutoImageProcessor.from_pretrained(name, backend="pil", local_files_only=offline)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = printable(str(error).strip().split("\n")[0])
+        reason = printable(str(error).strip().split("\n")[0], 300)
         raise ValueError(
-            f"{shown} is no whole model of semantic segmentation, as UperNet or SegFormer are ({reason})"
+            f"{printable(name)} is no whole model of semantic segmentation, as UperNet or SegFormer are "
+            f"({reason})"
         ) from error
-    if found["missing_keys"]:
-        raise ValueError(
-            f"the segmenter {shown} has no weights for {listed(sorted(found['missing_keys']), 2)}; "
-            "fetch it again"
-        )
-    model = model.to(device or "cpu").requires_grad_(False).eval()
     return TransformersFinder(name, processor, model, batch_size)

@@ -19,6 +19,23 @@ def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def at_native_size(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """Turn pictures of any sizes into a tensor (b, 3, NATIVE_SIZE, NATIVE_SIZE) in [-1, 1]."""
+    native = (NATIVE_SIZE, NATIVE_SIZE)
+    return to_tensor(
+        [
+            each if each.size == native else each.convert("RGB").resize(native, Image.Resampling.LANCZOS)
+            for each in pictures
+        ]
+    )
+
+
+def to_images(pictures: torch.Tensor) -> list[Image.Image]:
+    """Turn pictures (b, 3, h, w) in [-1, 1] into RGB images."""
+    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(each.numpy()) for each in pixels]
+
+
 def draw_scenes(scenes: Sequence[Scene], *, renders_folder: Path = RENDERS_FOLDER) -> torch.Tensor:
     """Draw scenes as they really are: (b, 3, NATIVE_SIZE, NATIVE_SIZE) in [-1, 1]."""
     return to_tensor([draw(scene, size=NATIVE_SIZE, renders_folder=renders_folder) for scene in scenes])

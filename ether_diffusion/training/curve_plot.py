@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from ether_diffusion.metrics.figures import new_figure, png_of
-from ether_diffusion.metrics.plot import COLOURS
+from ether_diffusion.metrics.plots import COLOURS, new_figure, png_of
 from ether_diffusion.training.best import Curve, Score
 
 LINE, BASE, BEST, BOUND = COLOURS["adapter"], COLOURS["base"], "#2f9e62", "#d9d9de"

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import Base
-from ether_diffusion.metrics.encoder_loading import check_encoder, load_encoder
-from ether_diffusion.metrics.encoders import ClipEncoder, Encoder, Views, VisionEncoder
+from ether_diffusion.metrics.encoders import (
+    Encoder,
+    Views,
+    check_encoder,
+    load_encoder,
+)
 from ether_diffusion.metrics.likeness import likeness_of_pairs, likeness_to, relative_drift
-from ether_diffusion.metrics.prompts import OTHER_PROMPTS, other_tiny_prompts
-from ether_diffusion.metrics.scoring import without_identifier
+from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts, without_identifier
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.best import Curve, Measured
@@ -146,9 +149,7 @@ class SubjectEvaluator:
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """Have the encoders on the device inside; between evaluations its memory is the training's."""
-        models = [
-            each.model for each in self._encoders.values() if isinstance(each, VisionEncoder | ClipEncoder)
-        ]
+        models = [each.model for each in self._encoders.values() if each.kind != "tiny"]
         for model in models:
             model.to(self._device)
         try:

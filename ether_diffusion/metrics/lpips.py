@@ -1,4 +1,8 @@
-"""LPIPS (Zhang et al. 2018, arXiv:1801.03924, eq. 1) with AlexNet, as behind the published tables."""
+"""LPIPS (Zhang et al. 2018, arXiv:1801.03924, eq. 1) with AlexNet, as behind the published tables.
+
+torchmetrics' own takes AlexNet from torchvision, which can only be imported beside exactly the build of torch
+that it was made for; from torchmetrics come the weights of the channels.
+"""
 
 import itertools
 import math
@@ -13,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ether_diffusion.metrics.frechet import NEEDS_TORCHMETRICS
+from ether_diffusion.metrics.likeness import NEEDS_TORCHMETRICS
 from ether_diffusion.tiny_world.pictures import to_tensor
 from ether_diffusion.wording import printable
 
@@ -31,11 +35,7 @@ Activations = list[Tensor]
 
 
 class Lpips(nn.Module):
-    """AlexNet's five layers of ReLUs, and a weight for each of their channels.
-
-    It is AlexNet as torchvision stores it, without torchvision: that can only be imported beside exactly the
-    build of torch that it was made for.
-    """
+    """AlexNet's five layers of ReLUs, and a weight for each of their channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,16 +48,23 @@ class Lpips(nn.Module):
                 "10": nn.Conv2d(256, 256, 3, padding=1),
             }
         )
-        for number, layer in enumerate(self.layers.values()):
-            assert isinstance(layer, nn.Conv2d)
-            self.register_buffer(f"weights_{number}", torch.zeros(layer.out_channels))
+        self.channels = nn.ParameterList(torch.zeros(1, size, 1, 1) for size in (64, 192, 384, 256, 256))
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def activations(self, pictures: Tensor) -> Activations:
-        """Return the layers' unit activations for pictures (b, 3, h, w) in [-1, 1]."""
-        mean, spread = (pictures.new_tensor(each).view(1, 3, 1, 1) for each in (_MEAN, _SPREAD))
-        state, found = (pictures - mean) / spread, []
+    def activations(self, picture: Image.Image, size: tuple[int, int]) -> Activations:
+        """Return the layers' unit activations for a picture scaled to a size.
+
+        Raises:
+            ValueError: the size is too small.
+        """
+        if min(size) < MIN_SIDE_PX:
+            raise ValueError(f"LPIPS needs pictures of at least {MIN_SIDE_PX} px; found {size[0]}x{size[1]}")
+        rgb = picture.convert("RGB")
+        pixels = to_tensor([rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)])
+        pixels = pixels.to(self.channels[0].device)
+        mean, spread = (pixels.new_tensor(each).view(1, 3, 1, 1) for each in (_MEAN, _SPREAD))
+        state, found = (pixels - mean) / spread, []
         for number, layer in enumerate(self.layers.values()):
             if number in (1, 2):
                 state = F.max_pool2d(state, kernel_size=3, stride=2)
@@ -65,17 +72,10 @@ class Lpips(nn.Module):
             found.append(state / torch.sqrt(_EPSILON + state.square().sum(dim=1, keepdim=True)))
         return found
 
-    def distances(self, first: Activations, second: Activations) -> Tensor:
-        """Return Σ_l mean_hw w_l · (y_l − z_l)² of activations: (b)."""
-        layers = enumerate(zip(first, second, strict=True))
-        return torch.stack(
-            [
-                ((y - z).square() * self.get_buffer(f"weights_{number}").view(1, -1, 1, 1))
-                .sum(1)
-                .mean((1, 2))
-                for number, (y, z) in layers
-            ]
-        ).sum(0)
+    def distance(self, first: Activations, second: Activations) -> float:
+        """Return Σ_l mean_hw w_l · (y_l − z_l)² of the activations of two pictures."""
+        layers = zip(first, second, self.channels, strict=True)
+        return float(torch.stack([((y - z).square() * w).sum(1).mean((1, 2)) for y, z, w in layers]).sum(0))
 
 
 def load_lpips(path: Path | None = None, *, device: torch.device | None = None) -> Lpips:
@@ -92,11 +92,19 @@ def load_lpips(path: Path | None = None, *, device: torch.device | None = None) 
             f"LPIPS needs the weights of AlexNet, which are not in {where}; fetch {ALEXNET_URL} "
             "and name the file"
         )
+    module = find_spec("torchmetrics")
+    if module is None or module.origin is None:
+        raise ValueError(f"there is no LPIPS: {NEEDS_TORCHMETRICS}")
+    channels = torch.load(
+        Path(module.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth",
+        map_location="cpu",
+        weights_only=True,
+    )
     lpips = Lpips()
     try:
         weights = _read(file)
         state = {f"layers.{key}": weights[f"features.{key}"] for key in lpips.layers.state_dict()}
-        state |= {f"weights_{number}": each for number, each in enumerate(_channel_weights())}
+        state |= {f"channels.{number}": channels[f"lin{number}.model.1.weight"] for number in range(5)}
         lpips.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{printable(file)} holds no weights of AlexNet; fetch {ALEXNET_URL}") from error
@@ -109,11 +117,11 @@ def distances_to(lpips: Lpips, photos: Sequence[Image.Image], pictures: Sequence
     The reading of the code behind the published tables, where more means further from the references.
     """
     size = pictures[0].size
-    references = [lpips.activations(_pixels(lpips, photo, size)) for photo in photos]
+    references = [lpips.activations(photo, size) for photo in photos]
     found = []
     for picture in pictures:
-        own = lpips.activations(_pixels(lpips, picture, size))
-        found.append(_mean([float(lpips.distances(own, each)) for each in references]))
+        own = lpips.activations(picture, size)
+        found.append(math.fsum(lpips.distance(own, each) for each in references) / len(references))
     return found
 
 
@@ -127,21 +135,13 @@ def distances_among(lpips: Lpips, pictures: Sequence[Image.Image]) -> list[float
     """
     if len(pictures) < 2:
         raise ValueError(f"LPIPS among pictures needs at least two; found {len(pictures)}")
-    all_activations = [lpips.activations(_pixels(lpips, each, pictures[0].size)) for each in pictures]
+    seen = [lpips.activations(each, pictures[0].size) for each in pictures]
     rows: list[list[float]] = [[] for _ in pictures]
-    for (i, first), (j, second) in itertools.combinations(enumerate(all_activations), 2):
-        distance = float(lpips.distances(first, second))
+    for i, j in itertools.combinations(range(len(seen)), 2):
+        distance = lpips.distance(seen[i], seen[j])
         rows[i].append(distance)
         rows[j].append(distance)
-    return [_mean(row) for row in rows]
-
-
-def _pixels(lpips: Lpips, picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    if min(size) < MIN_SIDE_PX:
-        raise ValueError(f"LPIPS needs pictures of at least {MIN_SIDE_PX} px; found {size[0]}x{size[1]}")
-    rgb = picture.convert("RGB")
-    fitted = rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
-    return to_tensor([fitted]).to(lpips.get_buffer("weights_0").device)
+    return [math.fsum(row) / len(row) for row in rows]
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
@@ -158,17 +158,3 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     if not isinstance(found, Mapping):
         raise KeyError("features")
     return found
-
-
-def _channel_weights() -> list[Tensor]:
-    """Return the weights of the channels of each layer, as torchmetrics carries them."""
-    module = find_spec("torchmetrics")
-    if module is None or module.origin is None:
-        raise ValueError(f"there is no LPIPS: {NEEDS_TORCHMETRICS}")
-    file = Path(module.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
-    stored = torch.load(file, map_location="cpu", weights_only=True)
-    return [stored[f"lin{number}.model.1.weight"].flatten() for number in range(5)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -8,16 +8,48 @@ import numpy as np
 from PIL import Image
 
 from ether_diffusion.metrics.encoders import Encoder, Views
-from ether_diffusion.metrics.frechet import find_obstacle, frechet_distance
 from ether_diffusion.metrics.likeness import (
     Estimate,
     estimate,
+    frechet_distance,
+    frechet_obstacle,
     likeness_among,
     likeness_of_pairs,
     likeness_to,
 )
-from ether_diffusion.metrics.perceptual import Lpips, distances_among, distances_to
+from ether_diffusion.metrics.lpips import Lpips, distances_among, distances_to
 from ether_diffusion.metrics.samples import Sample
+from ether_diffusion.tiny_world.backgrounds import Background
+from ether_diffusion.tiny_world.concepts import load_concepts
+from ether_diffusion.tiny_world.recognition import OBJECT, RECOGNISED
+from ether_diffusion.tiny_world.world import Scene
+
+PROMPT = "tiny_t"
+COLUMNS = {
+    "dino": "DINO ↑",
+    "clip_i": "CLIP-I ↑",
+    OBJECT: "object ↑",
+    "tiny_i": "tiny-I ↑",
+    "clip_t": "CLIP-T ↑",
+    PROMPT: "tiny-T ↑",
+    "lpips_to_photos": "LPIPS ↑",
+    RECOGNISED: "recognised ↑",
+}
+"""What tables call scores: those of the paper's, in its order; tiny are of Tiny World's own encoder."""
+OTHER_PROMPTS = (
+    "a photo of a dog on a beach",
+    "a cat asleep on a sofa",
+    "a portrait of an old woman, natural light",
+    "a bowl of fruit on a wooden table",
+    "a red car parked in a narrow street",
+    "a mountain lake at sunrise",
+    "a city skyline at night",
+    "a watercolor painting of a sailing boat",
+    "a child's backpack on a chair",
+    "an oil painting of a forest in autumn",
+)
+"""Prompts without the subject, for bases of photographs; an adapter should leave them as the base draws."""
+_BACKGROUNDS = ("red", "blue", "white", "green", "yellow", "gray", "teal", "pink")
 
 LPIPS_TO_PHOTOS = "lpips_to_photos"
 LPIPS_AMONG = "lpips_among"
@@ -61,11 +93,6 @@ def image_column(encoder: Encoder) -> str:
     return f"{encoder.kind}_i" if encoder.reads_texts else encoder.kind
 
 
-def text_column(encoder: Encoder) -> str:
-    """Return the column of likeness to the prompts."""
-    return f"{encoder.kind}_t"
-
-
 def score_photos(reference: PhotoReference, encoders: Sequence[Encoder], lpips: Lpips | None) -> Scores:
     """Score the photos against each other: what a perfect adapter could reach, the row "real images"."""
     values: dict[str, Sequence[float]] = {
@@ -99,31 +126,28 @@ def score_samples(
         photos, seen = reference.views[encoder.kind], Views.of(encoder, images)
         values[image_column(encoder)] = likeness_to(photos.subjects, seen.subjects).tolist()
         if encoder.reads_texts and any(sample.prompt is None for sample in samples):
-            left_out[text_column(encoder)] = "the prompts of the pictures are not known"
+            left_out[f"{encoder.kind}_t"] = "the prompts of the pictures are not known"
         elif encoder.reads_texts:
             texts = encoder.embed_texts(
                 [without_identifier(sample.prompt or "", identifier) for sample in samples]
             )
-            values[text_column(encoder)] = likeness_of_pairs(seen.whole, texts).tolist()
-        obstacle = find_obstacle(len(photos.whole), len(seen.whole), encoder.size)
+            values[f"{encoder.kind}_t"] = likeness_of_pairs(seen.whole, texts).tolist()
+        obstacle = frechet_obstacle(len(photos.whole), len(seen.whole), encoder.size)
         if obstacle is None:
             sets[f"fid_{encoder.kind}"] = frechet_distance(photos.whole, seen.whole)
         else:
             left_out[f"fid_{encoder.kind}"] = obstacle
     if lpips is not None:
         values[LPIPS_TO_PHOTOS] = distances_to(lpips, reference.images, images)
-    columns = dict(_estimates(values, groups))
-    by_prompt = _by_prompt(values, samples)
+    columns, by_prompt = _estimates(values, groups), _by_prompt(values, samples)
     if lpips is not None:
         among = _among_prompts(lpips, samples)
-        if not among:
-            left_out[LPIPS_AMONG] = "no prompt has two pictures"
-        else:
+        for prompt, diversity in among.items():
+            by_prompt[prompt][LPIPS_AMONG] = diversity
+        if among:
             columns[LPIPS_AMONG] = estimate(list(among.values()), list(among))
-            by_prompt = {
-                prompt: {**row, **({LPIPS_AMONG: among[prompt]} if prompt in among else {})}
-                for prompt, row in by_prompt.items()
-            }
+        else:
+            left_out[LPIPS_AMONG] = "no prompt has two pictures"
     return Scores(columns, by_prompt, sets, left_out)
 
 
@@ -153,7 +177,7 @@ def pixel_distance(first: Image.Image, second: Image.Image) -> float:
     return float(np.abs(a - b).mean() / 255)
 
 
-def _estimates(values: Values, groups: Sequence[Hashable]) -> Mapping[str, Estimate]:
+def _estimates(values: Values, groups: Sequence[Hashable]) -> dict[str, Estimate]:
     return {column: estimate(row, groups) for column, row in values.items()}
 
 
@@ -161,25 +185,29 @@ def _group(sample: Sample) -> Hashable:
     return sample.name if sample.seed is None else sample.seed
 
 
-def _by_prompt(values: Values, samples: Sequence[Sample]) -> Mapping[str, Mapping[str, float]]:
-    numbers: defaultdict[str, list[int]] = defaultdict(list)
-    for number, sample in enumerate(samples):
-        if sample.prompt is not None:
-            numbers[sample.prompt].append(number)
+def _by_prompt(values: Values, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     return {
-        prompt: {column: sum(row[k] for k in chosen) / len(chosen) for column, row in values.items()}
-        for prompt, chosen in numbers.items()
+        prompt: {column: sum(row[k] for k in numbers) / len(numbers) for column, row in values.items()}
+        for prompt, numbers in _numbers_by_prompt(samples).items()
     }
 
 
 def _among_prompts(lpips: Lpips, samples: Sequence[Sample]) -> dict[str, float]:
     """Return diversity by prompt, where there are two pictures or more."""
-    images: defaultdict[str, list[Image.Image]] = defaultdict(list)
-    for sample in samples:
-        if sample.prompt is not None:
-            images[sample.prompt].append(sample.image)
-    rows = {prompt: distances_among(lpips, each) for prompt, each in images.items() if len(each) > 1}
+    rows = {
+        prompt: distances_among(lpips, [samples[number].image for number in numbers])
+        for prompt, numbers in _numbers_by_prompt(samples).items()
+        if len(numbers) > 1
+    }
     return {prompt: sum(row) / len(row) for prompt, row in rows.items()}
+
+
+def _numbers_by_prompt(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    for number, sample in enumerate(samples):
+        if sample.prompt is not None:
+            numbers[sample.prompt].append(number)
+    return numbers
 
 
 def without_identifier(prompt: str, identifier: str | None) -> str:
@@ -187,3 +215,13 @@ def without_identifier(prompt: str, identifier: str | None) -> str:
     if identifier is None:
         return prompt
     return " ".join(word for word in prompt.split() if word.strip(".,;:!?") != identifier)
+
+
+def other_tiny_prompts() -> tuple[str, ...]:
+    """Return captions of concepts that Tiny World was trained on, spread over its kinds."""
+    concepts = load_concepts("trained")
+    stride = len(concepts) // len(_BACKGROUNDS)
+    return tuple(
+        Scene(concepts[number * stride], Background("plain", colour)).caption()
+        for number, colour in enumerate(_BACKGROUNDS)
+    )
