@@ -2,10 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar, cast, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import CoreSchema, core_schema
 
 from ether_diffusion.wording import printable
 
@@ -22,6 +25,60 @@ class StrictModel(BaseModel):
     """What a JSON file holds: frozen, nothing converted, no key unknown, every number finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def checked(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
+    """Make a frozen dataclass whose fields are checked as a StrictModel's, also by `dataclasses.replace`.
+
+    What does not fit is a ValueError of one sentence.
+    """
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+    def decorate(cls: type[T]) -> type[T]:
+        made: Any = pydantic_dataclass(cls, frozen=True, kw_only=kw_only, config=config)
+        check = made.__init__
+
+        def create(self: Any, *values: Any, **named: Any) -> None:
+            try:
+                check(self, *values, **named)
+            except ValidationError as error:
+                raise ValueError(_sentence(error.errors(include_url=False)[0])) from None
+
+        made.__init__ = create
+        return cast(type[T], made)
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a number, both of them allowed: an annotation of a field that pydantic checks."""
+
+    least: float
+    most: float
+    meaning: str = ""
+    """What stands behind the bounds in the sentence: a unit, or what the numbers mean."""
+    multiple: int | None = None
+    """What divides it, where something must."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def holds(self, value: float) -> bool:
+        """Say whether a number is within."""
+        return self.least <= value <= self.most and not (self.multiple and value % self.multiple)
+
+    def check(self, value: float) -> float:
+        """Return a number that is within.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not self.holds(value):
+            what = f"a multiple of {self.multiple} " if self.multiple else ""
+            raise ValueError(f"must be {what}from {self.least} to {self.most}{self.meaning}; found {value}")
+        return value
 
 
 def read_json(text: str | bytes, model: type[T], where: str) -> T:
@@ -47,15 +104,17 @@ def validate(value: Json, model: type[T], where: str) -> T:
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
-    name = printable(".".join(str(part) for part in error["loc"])) or "it"
+    name = printable(".".join(str(part) for part in error["loc"]))
+    if error["type"] == "value_error":
+        return f"{name} {error['ctx']['error']}".strip()
+    name = name or "it"
     if error["type"] == "missing":
         return f"{name} is missing; save it again"
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name} is not a key that is known; take it out, or use the version that wrote it"
-    if error["type"] == "value_error":
-        return f"{name} {error['ctx']['error']}"
-    needed = error["msg"].removeprefix("Input should be ")
-    return f"{name} is {printable(json.dumps(error['input']))}; it should be {needed}"
+    needed = error["msg"].partition("should ")[2] or error["msg"]
+    found = printable(json.dumps(error["input"], default=str))
+    return f"{name} is {found}; it should {needed}"
 
 
 def parse_json(text: str | bytes, where: str) -> Json:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from PIL import Image, PngImagePlugin
 
 from ether_diffusion.contact_sheet import draw_contact_sheet
-from ether_diffusion.pipelines.png_text import MAX_TEXT_BYTES
+from ether_diffusion.pipelines.metadata import MAX_TEXT_BYTES
 from ether_diffusion.pipelines.sampling import Picture, Sampling, describe_choice, file_names
 
 SHEET_NAME, MANIFEST_NAME, PICTURES_FOLDER = "sheet.png", "grid.json", "pictures"

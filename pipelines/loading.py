@@ -14,9 +14,8 @@ from ether_diffusion.adapters import LoadReport, load_ether
 from ether_diffusion.adapters.method_loading import load_any
 from ether_diffusion.adapters.parts import find_parts
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
-from ether_diffusion.pipelines.call import Call, bind_call
+from ether_diffusion.pipelines.call import Call, bind_call, fingerprint_of
 from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
-from ether_diffusion.pipelines.describe import describe_call, describe_picture, fingerprint_of
 from ether_diffusion.pipelines.in_use import adapters_in_use, is_fused, loaded_adapters, use_of
 from ether_diffusion.pipelines.metadata import AdapterUse, attach_metadata
 from ether_diffusion.pipelines.other_methods import check_fusible, check_scale, remove_others, set_others
@@ -255,10 +254,10 @@ class EtherLoaderMixin:
     def _attach(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> None:
         """Give each picture of an output its metadata, and say what is wrong with one."""
         images = output[0]
-        common = describe_call(self, call, fingerprint=self._base_fingerprint())
+        common = call.describe(self, fingerprint=self._base_fingerprint())
         for index, (image, adapters) in enumerate(zip(images, uses, strict=True)):
             try:
-                attach_metadata(image, describe_picture(common, call, index, image, adapters))
+                attach_metadata(image, call.describe_picture(common, index, image, adapters))
             except ValueError as error:  # a finished picture is worth more than what it says
                 logger.warning("%s", error)
             fault = fault_of(image)

@@ -4,25 +4,28 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Annotated
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from pydantic import Field
 
 from ether_diffusion.adapters.adapter import Fact
-from ether_diffusion.pipelines.png_text import MAX_TEXT_BYTES, read_png_text
-from ether_diffusion.strict_json import Json, is_number, is_whole, parse_json
-from ether_diffusion.wording import listed, printable
+from ether_diffusion.strict_json import checked, is_whole, parse_json, validate
+from ether_diffusion.wording import printable
 
 KEYWORD = "ether_diffusion"
 """Of the text chunk that holds the JSON."""
 PARAMETERS_KEYWORD = "parameters"
 """Of the text chunk for people, in the lines that other tools show."""
 FORMAT_VERSION = 1
+MAX_TEXT_BYTES = 1 << 18
+MAX_HEAD_BYTES = 1 << 20
+"""Of a PNG that are read: what says how it was made stands before its pixels. Pillow bounds the unpacking."""
 
 
-@dataclass(frozen=True)
+@checked()
 class AdapterUse:
     """An adapter in force while a picture was made.
 
@@ -34,10 +37,10 @@ class AdapterUse:
 
     name: str
     strength: float | None
-    sha256: Mapping[str, str]
+    sha256: Mapping[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 
-@dataclass(frozen=True)
+@checked()
 class ImageMetadata:
     """How one picture was made.
 
@@ -53,21 +56,21 @@ class ImageMetadata:
 
     prompt: str | None
     negative_prompt: str | None
-    seed: int | None
-    steps: int | None
+    seed: Annotated[int, Field(ge=0)] | None
+    steps: Annotated[int, Field(ge=0)] | None
     guidance_scale: float | None
-    width: int
-    height: int
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
     pipeline: str
     scheduler: str
-    scheduler_config: Mapping[str, Fact] = field(default_factory=dict)
+    scheduler_config: Mapping[str, Fact] = Field(default_factory=dict)
     base: str | None = None
     base_fingerprint: str | None = None
     adapters: tuple[AdapterUse, ...] = ()
-    options: Mapping[str, Fact] = field(default_factory=dict)
+    options: Mapping[str, Fact] = Field(default_factory=dict)
     unrecorded: tuple[str, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    versions: Mapping[str, str] = Field(default_factory=dict)
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
 
     def to_json(self) -> str:
         """Return it as one line of ASCII."""
@@ -90,15 +93,24 @@ def attach_metadata(image: Image.Image, metadata: ImageMetadata) -> None:
     image.encoderinfo = {"pnginfo": _chunks(metadata)}
 
 
+def metadata_of(image: Image.Image) -> ImageMetadata | None:
+    """Return what a picture in memory carries; None where that is nothing.
+
+    Raises:
+        ValueError: it is something else under our keyword.
+    """
+    text = image.info.get(KEYWORD)
+    return None if text is None else parse_metadata(text, "the metadata of a picture")
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """Return a picture as a PNG with the metadata that it or the picture it is a copy of carries.
 
     Raises:
         ValueError: it carries something else under our keyword.
     """
-    text, buffer = image.info.get(KEYWORD), io.BytesIO()
-    chunks = None if text is None else _chunks(parse_metadata(text, "the metadata of the picture"))
-    image.save(buffer, format="PNG", pnginfo=chunks)
+    metadata, buffer = metadata_of(image), io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=None if metadata is None else _chunks(metadata))
     return buffer.getvalue()
 
 
@@ -140,8 +152,34 @@ def read_image_metadata(picture: str | Path | bytes) -> ImageMetadata | None:
         ValueError: it is no PNG, or what it says is damaged, too large, or of a newer release.
     """
     where = "the picture" if isinstance(picture, bytes) else printable(picture, 300)
-    text = read_png_text(picture if isinstance(picture, bytes) else Path(picture), KEYWORD, where)
+    text = read_png_text(picture, KEYWORD, where)
     return None if text is None else parse_metadata(text, f"the metadata of {where}")
+
+
+def read_png_text(picture: str | Path | bytes, keyword: str, where: str) -> str | None:
+    """Return the text of a keyword that stands before a PNG's pixels, which are not decoded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no PNG, or damaged, or the text is too large.
+    """
+    if not isinstance(picture, bytes):
+        if not Path(picture).exists():
+            raise FileNotFoundError(f"there is no file {where}")
+        if not Path(picture).is_file():
+            raise ValueError(f"{where} is not a regular file; give a PNG")
+        with Path(picture).open("rb") as file:
+            picture = file.read(MAX_HEAD_BYTES)
+    try:
+        with Image.open(io.BytesIO(picture[:MAX_HEAD_BYTES]), formats=["PNG"]) as image:
+            text = image.info.get(keyword)
+    except UnidentifiedImageError:
+        raise ValueError(f"{where} is not a PNG, or damaged; metadata is read from PNGs only") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where} is damaged or hostile ({printable(error)}); it is not read") from None
+    if text is not None and len(text) > MAX_TEXT_BYTES:
+        raise ValueError(f"{where} carries {len(text)} bytes of metadata; at most {MAX_TEXT_BYTES} are read")
+    return text
 
 
 def parse_metadata(text: str | bytes, where: str) -> ImageMetadata:
@@ -151,81 +189,13 @@ def parse_metadata(text: str | bytes, where: str) -> ImageMetadata:
         ValueError: it is not of the closed schema, or a newer release made it.
     """
     found = parse_json(text, where)
-    if not isinstance(found, dict):
-        raise ValueError(f"{where} is no JSON object; the file is damaged")
-    version = found.get("format_version")
-    if is_whole(version) and cast(int, version) > FORMAT_VERSION:
+    version = found.get("format_version") if isinstance(found, dict) else None
+    if isinstance(version, int) and is_whole(version) and version > FORMAT_VERSION:
         raise ValueError(
             f"{where} was made by a newer release (format {version}; this one reads up to {FORMAT_VERSION}); "
             "upgrade ether-diffusion"
         )
-    names = {known.name for known in fields(ImageMetadata)}
-    if found.keys() != names:
-        raise ValueError(
-            f"{where} has other entries than expected ({listed(sorted(found.keys() ^ names))}); "
-            "the file is damaged"
-        )
-    wrong = [name for name, is_valid in _validity(found).items() if not is_valid]
-    if wrong:
-        shown = printable(json.dumps(found[wrong[0]]))
-        raise ValueError(f"{where}: the entry {wrong[0]} is {shown}; the file is damaged")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    adapters = [_use(use) for use in cast(list[dict[str, Json]], found["adapters"])]
-    return ImageMetadata(**values | {"adapters": tuple(adapters)})  # type: ignore[arg-type]  # checked above
-
-
-def _validity(found: dict[str, Json]) -> dict[str, bool]:
-    adapters, unrecorded = found["adapters"], found["unrecorded"]
-    texts = {name: isinstance(found[name], str) for name in ("pipeline", "scheduler")}
-    texts |= {
-        name: isinstance(found[name], str | None)
-        for name in ("prompt", "negative_prompt", "base", "base_fingerprint")
-    }
-    sides = {name: _is_from(found[name], 1) for name in ("width", "height")}
-    return texts | {
-        **sides,
-        "format_version": found["format_version"] == FORMAT_VERSION and is_whole(found["format_version"]),
-        "seed": found["seed"] is None or _is_from(found["seed"], 0),
-        "steps": found["steps"] is None or _is_from(found["steps"], 0),
-        "guidance_scale": found["guidance_scale"] is None or is_number(found["guidance_scale"]),
-        "scheduler_config": _is_flat(found["scheduler_config"]),
-        "options": _is_flat(found["options"]),
-        "unrecorded": isinstance(unrecorded, list) and all(isinstance(name, str) for name in unrecorded),
-        "versions": _is_texts(found["versions"]),
-        "adapters": isinstance(adapters, list) and all(map(_is_use, adapters)),
-    }
-
-
-def _is_from(value: Json, least: int) -> bool:
-    return is_whole(value) and cast(int, value) >= least
-
-
-def _is_flat(value: Json) -> bool:
-    return isinstance(value, dict) and all(isinstance(fact, str | int | float) for fact in value.values())
-
-
-def _is_texts(value: Json) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-
-
-def _is_use(value: Json) -> bool:
-    if not isinstance(value, dict) or value.keys() != {known.name for known in fields(AdapterUse)}:
-        return False
-    strength, hashes = value["strength"], value["sha256"]
-    return (
-        isinstance(value["name"], str)
-        and (strength is None or is_number(strength))
-        and isinstance(hashes, dict)
-        and all(isinstance(text, str) and _is_sha256(text) for text in hashes.values())
-    )
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
-
-
-def _use(value: dict[str, Json]) -> AdapterUse:
-    return AdapterUse(**value)  # type: ignore[arg-type]  # checked by _is_use
+    return validate(found, ImageMetadata, where)
 
 
 def recordable(value: object) -> bool:

@@ -1,13 +1,32 @@
-"""The pipeline of ours that fits a base, loaded onto a device."""
+"""The pipeline of ours that fits a base, loaded onto a device, and samplers by their short names."""
 
+import inspect
+from typing import Any
+
+import diffusers
 import torch
 
 from ether_diffusion.bases import Base
+from ether_diffusion.bases.schedule import NOISE
 from ether_diffusion.pipelines.control import EtherControlPipeline, EtherControlXLPipeline
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
 
 EtherPipeline = EtherStableDiffusionPipeline | EtherStableDiffusionXLPipeline
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+_MUST_BE_KNOWN = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+"""Settings that change what the UNet's output means: a scheduler without them would draw noise."""
 
 
 def default_device() -> torch.device:
@@ -43,3 +62,34 @@ def open_pipeline(
     pipeline.register_to_config(_name_or_path=base.name)
     pipeline.to(device)
     return pipeline
+
+
+def check_scheduler(name: str) -> None:
+    """Refuse a name that is not in SCHEDULERS.
+
+    Raises:
+        ValueError: as said.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"found no scheduler {name!r}; use one of {', '.join(SCHEDULERS)}")
+
+
+def make_scheduler(name: str, base_scheduler: Any) -> Any:
+    """Return the scheduler of a short name with the base's own noise schedule.
+
+    Raises:
+        ValueError: the name is unknown, or the scheduler cannot do what this base needs.
+    """
+    check_scheduler(name)
+    kind, config = getattr(diffusers, SCHEDULERS[name]), base_scheduler.config
+    known = inspect.signature(kind.__init__).parameters
+    for setting, default in _MUST_BE_KNOWN.items():
+        value = config.get(setting, default)
+        if value != default and setting not in known:
+            raise ValueError(
+                f"the base needs {setting}={value!r}, which {SCHEDULERS[name]} does not know; "
+                "use another scheduler, or leave it out for the base's own"
+            )
+    # from_config leaves out what the base has by default, where another scheduler's default may differ
+    noise = {name: config[name] for name in NOISE if name in config and name in known}
+    return kind.from_config(config, **noise)

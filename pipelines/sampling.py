@@ -1,75 +1,62 @@
-"""Many pictures from one pipeline: every prompt with every seed and every choice of adapters."""
+"""What is to be drawn, with its bounds, and the function that draws it: many pictures from one pipeline."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 
 from ether_diffusion.bases import Fault, fault_of
+from ether_diffusion.pipelines.call import MAX_SEED, OnStep, StepWatcher
 from ether_diffusion.pipelines.choice import Strengths
-from ether_diffusion.pipelines.metadata import KEYWORD, ImageMetadata, parse_metadata, png_bytes
-from ether_diffusion.pipelines.seeds import MAX_SEED
-from ether_diffusion.pipelines.watching import OnStep, StepWatcher
+from ether_diffusion.pipelines.metadata import ImageMetadata, metadata_of, png_bytes
+from ether_diffusion.strict_json import Within, checked
 from ether_diffusion.wording import printable
 
-MAX_STRENGTH = 10.0
 MAX_PICTURES = 1024
-MAX_SIDE_PX = 4096
-MAX_STEPS = 1000
-MAX_GUIDANCE = 100.0
-SIDE_MULTIPLE_PX = 8
+STEPS, GUIDANCE, SIDE = Within(1, 1000), Within(0, 100), Within(8, 4096, " px", multiple=8)
+STRENGTH = Within(-10, 10, ", where 1 is as trained and 0 the base")
+Strength = Annotated[float, STRENGTH]
+Side = Annotated[int, SIDE]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """What to draw: choices are strengths by adapter, {} the base; a side (px) of None is the base's own."""
+@checked(kw_only=True)
+class Settings:
+    """What pictures that are drawn together share; a side of None is the base's own."""
+
+    steps: Annotated[int, STEPS] = 20
+    guidance_scale: Annotated[float, GUIDANCE] = 3.0
+    width: Side | None = None
+    height: Side | None = None
+    negative_prompt: str | None = None
+
+
+@checked()
+class Sampling(Settings):
+    """Every prompt with every seed and every choice: strengths by adapter, {} the base."""
 
     prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    choices: tuple[Strengths, ...]
-    steps: int
-    guidance_scale: float
-    negative_prompt: str | None = None
-    width: int | None = None
-    height: int | None = None
-    batch_size: int = 1
+    seeds: tuple[Annotated[int, Within(0, MAX_SEED)], ...]
+    choices: tuple[Mapping[str, Strength], ...]
+    batch_size: Annotated[int, Within(1, MAX_PICTURES)] = 1
 
     def __post_init__(self) -> None:
         for name in ("prompts", "seeds", "choices"):
             if not getattr(self, name):
                 raise ValueError(f"found no {name}; give at least one")
-        num_pictures = len(self.prompts) * len(self.seeds) * len(self.choices)
-        if num_pictures > MAX_PICTURES:
+        if self.num_pictures > MAX_PICTURES:
             raise ValueError(
-                f"this would be {num_pictures} pictures; at most {MAX_PICTURES} are drawn at once"
+                f"this would be {self.num_pictures} pictures; at most {MAX_PICTURES} are drawn at once"
             )
-        for seed in self.seeds:
-            if not 0 <= seed <= MAX_SEED:
-                raise ValueError(f"a seed is a whole number from 0 to 2^63 - 1; found {seed}")
-        for strength in (value for choice in self.choices for value in choice.values()):
-            if not abs(strength) <= MAX_STRENGTH:
-                raise ValueError(
-                    f"a strength is from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where 1 is as trained and "
-                    f"0 the base; found {strength}"
-                )
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise ValueError(f"steps are from 1 to {MAX_STEPS}; found {self.steps}")
-        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
-            raise ValueError(f"guidance_scale is from 0 to {MAX_GUIDANCE:g}; found {self.guidance_scale}")
-        for side in (side for side in (self.width, self.height) if side is not None):
-            if side % SIDE_MULTIPLE_PX or not SIDE_MULTIPLE_PX <= side <= MAX_SIDE_PX:
-                raise ValueError(
-                    f"a side of a picture is a multiple of {SIDE_MULTIPLE_PX} from {SIDE_MULTIPLE_PX} to "
-                    f"{MAX_SIDE_PX} px; found {side}"
-                )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is from 1; found {self.batch_size}")
+
+    @property
+    def num_pictures(self) -> int:
+        """How many pictures it asks for."""
+        return len(self.prompts) * len(self.seeds) * len(self.choices)
 
 
-@dataclass(frozen=True)
+@checked()
 class ControlUse:
     """An image that says where, for all pictures but the base's, and how strongly.
 
@@ -77,15 +64,8 @@ class ControlUse:
     """
 
     image: Image.Image
-    strength: float = 1.0
+    strength: Strength = 1.0
     control: str | None = None
-
-    def __post_init__(self) -> None:
-        if not abs(self.strength) <= MAX_STRENGTH:
-            raise ValueError(
-                f"the strength of control is from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where 1 is as "
-                f"trained and 0 without; found {self.strength}"
-            )
 
 
 @dataclass(frozen=True)
@@ -100,7 +80,10 @@ class Picture:
     @property
     def metadata(self) -> ImageMetadata:
         """What it says of itself."""
-        return parse_metadata(self.image.info[KEYWORD], "the metadata of a picture")
+        found = metadata_of(self.image)
+        if found is None:
+            raise ValueError("the picture carries no metadata, which was too large; shorten its prompt")
+        return found
 
     @property
     def fault(self) -> Fault | None:
@@ -126,8 +109,7 @@ def draw_pictures(
     `on_step` hears of each denoising step of a batch; what it raises ends the drawing.
     """
     watched: dict[str, Any] = {} if on_step is None else {"callback_on_step_end": StepWatcher(on_step)}
-    pictures: list[Picture] = []
-    total = len(sampling.prompts) * len(sampling.seeds) * len(sampling.choices)
+    negative, pictures = sampling.negative_prompt, list[Picture]()
     for choice, batch in _batches(sampling):
         further = dict(watched)
         if control is not None and sampling.choices[choice]:
@@ -138,9 +120,7 @@ def draw_pictures(
             }
         images = pipeline(
             [sampling.prompts[prompt] for prompt, _ in batch],
-            negative_prompt=None
-            if sampling.negative_prompt is None
-            else [sampling.negative_prompt] * len(batch),
+            negative_prompt=None if negative is None else [negative] * len(batch),
             seed=[sampling.seeds[seed] for _, seed in batch],
             adapters=sampling.choices[choice],
             num_inference_steps=sampling.steps,
@@ -151,7 +131,7 @@ def draw_pictures(
         ).images
         pictures += [Picture(*place, choice, image) for place, image in zip(batch, images, strict=True)]
         if on_progress is not None:
-            on_progress(len(pictures), total)
+            on_progress(len(pictures), sampling.num_pictures)
     return pictures
 
 

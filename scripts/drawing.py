@@ -50,8 +50,7 @@ def open_with_adapters(
     """
     import torch
 
-    from ether_diffusion.pipelines.opening import default_dtype, open_pipeline
-    from ether_diffusion.pipelines.schedulers import make_scheduler
+    from ether_diffusion.pipelines.opening import default_dtype, make_scheduler, open_pipeline
 
     numbers = getattr(torch, dtype) if dtype else default_dtype(device)
     pipeline = open_pipeline(base, device=device, dtype=numbers, with_control=bool(controls))

@@ -161,7 +161,7 @@ def _draw_and_measure(
     from ether_diffusion.bases import open_base
     from ether_diffusion.benchmark.evaluation import draw_samples, picture_files
     from ether_diffusion.metrics.report import report_drawn
-    from ether_diffusion.pipelines.schedulers import check_scheduler
+    from ether_diffusion.pipelines.opening import check_scheduler
 
     prompts = read_prompts(arguments.prompts, "--prompts")
     (name,) = adapter_names([arguments.adapter])

@@ -103,7 +103,7 @@ def _draw(
     from ether_diffusion.control import read_control_folder
     from ether_diffusion.metrics.report import check_maps
     from ether_diffusion.pipelines.in_use import loaded_adapters
-    from ether_diffusion.pipelines.schedulers import check_scheduler
+    from ether_diffusion.pipelines.opening import check_scheduler
     from ether_diffusion.scripts.evaluate_request import is_tiny_world
 
     if arguments.scheduler is not None:

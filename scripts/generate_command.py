@@ -111,8 +111,8 @@ def add_generate_command(commands: "argparse._SubParsersAction[argparse.Argument
 def _generate(arguments: argparse.Namespace) -> int:
     hush_libraries()
     from ether_diffusion.bases import open_base
+    from ether_diffusion.pipelines.opening import check_scheduler
     from ether_diffusion.pipelines.sampling import draw_pictures
-    from ether_diffusion.pipelines.schedulers import check_scheduler
 
     names = adapter_names(arguments.adapter)
     chosen = read_chosen(arguments)

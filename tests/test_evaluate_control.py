@@ -283,9 +283,9 @@ def test_one_pair_or_no_list_of_pairs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps are from 1"),
-        ({"guidance_scale": -1.0}, "guidance_scale is from 0"),
-        ({"batch_size": 0}, "batch_size is from 1"),
+        ({"steps": 0}, "steps must be from 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be from 0"),
+        ({"batch_size": 0}, "batch_size must be from 1"),
         ({"seeds": (-1,)}, "seeds are whole numbers"),
     ],
 )

@@ -16,9 +16,9 @@ from trained_adapters import CONFIGS, train
 
 from ether_diffusion import load_ether, save_ether
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
-from ether_diffusion.pipelines.png_text import read_png_text
+from ether_diffusion.pipelines.metadata import read_png_text
+from ether_diffusion.pipelines.opening import SCHEDULERS, make_scheduler
 from ether_diffusion.pipelines.sampling import MAX_PICTURES
-from ether_diffusion.pipelines.schedulers import SCHEDULERS, make_scheduler
 from ether_diffusion.scripts import ether
 from ether_diffusion.scripts.generate_request import adapter_names
 from ether_diffusion.tiny_world import tiny_world_path
@@ -243,13 +243,17 @@ def test_adapters_have_short_distinct_names() -> None:
 
 FOX = ["--adapter", "fox"]
 REFUSED: dict[str, list[str]] = {
-    "a strength is from -10 to 10, where 1 is as trained and 0 the base; found nan": [
+    "fox is NaN; it should be a finite number": [
         *FOX,
         "--strength",
         "nan",
     ],
-    "found inf": [*FOX, "--strength", "inf"],
-    "found 1000000000.0": [*FOX, "--strength", "1e9"],
+    "fox is Infinity": [*FOX, "--strength", "inf"],
+    "from -10 to 10, where 1 is as trained and 0 the base; found 1000000000.0": [
+        *FOX,
+        "--strength",
+        "1e9",
+    ],
     "found 2 strengths for 1 adapters": [*FOX, "--strength", "0.5", "1"],
     "--strength is an adapter's, and there is none": ["--base", "base", "--strength", "0.5"],
     "a multiple of 8 from 8 to 4096 px; found 12": [*FOX, "--size", "12"],
@@ -264,13 +268,13 @@ REFUSED: dict[str, list[str]] = {
     "x.png is one picture and these are 2 pictures": [*FOX, "--num_images", "2"],
     "x.png is one picture and a grid is a folder": [*FOX, "--grid"],
     "there already; name a new folder": [*FOX, "--output", "empty"],
-    "steps are from 1 to 1000; found 0": [*FOX, "--steps", "0"],
-    "guidance_scale is from 0 to 100; found nan": [*FOX, "--guidance_scale", "nan"],
-    "a seed is a whole number from 0": [*FOX, "--seed", "-1"],
+    "steps must be from 1 to 1000; found 0": [*FOX, "--steps", "0"],
+    "guidance_scale is NaN": [*FOX, "--guidance_scale", "nan"],
+    "seeds.0 must be from 0": [*FOX, "--seed", "-1"],
     "found several seeds and --num_images": [*FOX, "--seed", "1", "2", "--num_images", "2"],
     "--num_images is from 1; found 0": [*FOX, "--num_images", "0"],
     f"at most {MAX_PICTURES} are drawn at once": [*FOX, "--num_images", "2000", "--output", "out"],
-    "batch_size is from 1; found 0": [*FOX, "--batch_size", "0"],
+    "batch_size must be from 1": [*FOX, "--batch_size", "0"],
     "there is no device 'abacus' here": [*FOX, "--device", "abacus"],
 }
 

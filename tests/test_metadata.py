@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 import zlib
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from tiny_pipelines import tiny_sd
 from trained_adapters import CONFIGS, save_adapter
 
@@ -27,7 +28,7 @@ from ether_diffusion.pipelines import (
     png_bytes,
     read_image_metadata,
 )
-from ether_diffusion.pipelines.png_text import MAX_CHUNKS, MAX_TEXT_BYTES
+from ether_diffusion.pipelines.metadata import MAX_TEXT_BYTES
 
 METADATA = ImageMetadata(
     prompt="a sks fox, “quoted” 狐",
@@ -108,7 +109,7 @@ def test_a_jpeg_is_saved_without_it(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8))
     attach_metadata(image, METADATA)
     image.save(tmp_path / "x.jpg")
-    with pytest.raises(ValueError, match=r"x\.jpg is not a PNG; metadata is read from PNGs only"):
+    with pytest.raises(ValueError, match=r"x\.jpg is not a PNG, or damaged"):
         read_image_metadata(tmp_path / "x.jpg")
 
 
@@ -135,24 +136,33 @@ def test_a_png_of_others_says_nothing(tmp_path: Path) -> None:
 
 
 GOOD = METADATA.to_json().encode()
-HOSTILE: list[tuple[bytes, str]] = [
-    (b"", "is not a PNG"),
-    (b"\x89PNG\r\n\x1a\n", "ends before its pixels"),
-    (png(ours(GOOD))[:60], "chunk longer than the file"),
-    (png(ours(GOOD), ours(GOOD)), "carries ether_diffusion twice"),
-    (png(chunk(b"zTXt", b"ether_diffusion\0\0" + zlib.compress(b"0" * 10**7))), "as zTXt, not tEXt"),
-    (png(chunk(b"iTXt", b"ether_diffusion\0\0\0\0\0{}")), "as iTXt, not tEXt"),
-    (png(ours(b" " * MAX_TEXT_BYTES)), "bytes of metadata; at most"),
-    (png(ours(GOOD)).replace(b"blurry", b"flurry"), "does not match its checksum"),
-    (png(ours("é".encode())), "is not ASCII"),
-    (png(ours(b"{")), "is not valid JSON"),
-    (png(ours(b"[1]")), "is no JSON object"),
-    (png(ours(b"[" * 10000)), "is nested too deeply"),
-    (png(ours(b'{"a":1,"a":2}')), "twice"),
-    (png(ours(GOOD.replace(b'"seed":', b'"seed2":'))), "has other entries than expected"),
-    (png(ours(GOOD.replace(b'"format_version":1', b'"format_version":2'))), "made by a newer release"),
-    (png(*[chunk(b"teSt", b"")] * MAX_CHUNKS), "chunks before its pixels"),
-]
+BOMB = zlib.compress(bytes(10**8))
+ENDLESS = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "is not a PNG"),
+    "no chunk": (b"\x89PNG\r\n\x1a\n", "is not a PNG, or damaged"),
+    "cut off": (png(ours(GOOD))[:60], "damaged"),
+    "a bomb of our text": (png(chunk(b"zTXt", b"ether_diffusion\0\0" + BOMB)), "Decompressed data too large"),
+    "a bomb of colours": (png(chunk(b"iCCP", b"x\0\0" + BOMB)), "Decompressed data too large"),
+    "many bombs": (
+        png(*[chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(10**6)))] * 80),
+        "Too much memory used",
+    ),
+    "too long": (png(ours(b" " * MAX_TEXT_BYTES + b" ")), "bytes of metadata; at most"),
+    "another checksum": (png(ours(GOOD)).replace(b"blurry", b"flurry"), "damaged"),
+    "too many pixels": (png()[:8] + chunk(b"IHDR", ENDLESS) + ours(GOOD) + chunk(b"IDAT", b""), "hostile"),
+    "endless chunks": (png(chunk(b"teSt", b"") * 10**6), "damaged"),
+    "no ASCII": (png(ours("é".encode())), "is not valid JSON"),
+    "no JSON": (png(ours(b"{")), "is not valid JSON"),
+    "no object": (png(ours(b"[1]")), "should be an object"),
+    "depth": (png(ours(b"[" * 10000)), "is nested too deeply"),
+    "a key twice": (png(ours(b'{"a":1,"a":2}')), "twice"),
+    "another key": (png(ours(GOOD.replace(b'"seed":', b'"seed2":'))), "seed is missing"),
+    "a newer format": (
+        png(ours(GOOD.replace(b'"format_version":1', b'"format_version":2'))),
+        "made by a newer release",
+    ),
+}
 WRONG: dict[str, list[object]] = {
     "format_version": [0, True, "1", None, 1.0],
     "prompt": [1, ["a"]],
@@ -175,10 +185,14 @@ WRONG: dict[str, list[object]] = {
 }
 
 
-@pytest.mark.parametrize(("data", "message"), HOSTILE, ids=[message for _, message in HOSTILE])
-def test_a_hostile_picture_is_refused_in_one_sentence(data: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_picture_is_refused_in_one_sentence_at_once(kind: str) -> None:
+    data, message = HOSTILE[kind]
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=message) as caught:
         read_image_metadata(data)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 5
 
 
 @given(place=st.integers(0, len(png(ours(GOOD))) - 1), byte=st.integers(0, 255), cut=st.booleans())
@@ -194,7 +208,7 @@ def test_a_damaged_picture_is_read_as_it_was_or_refused(place: int, byte: int, c
 )
 def test_an_entry_of_another_type_is_refused_by_name(name: str, value: object) -> None:
     text = json.dumps(json.loads(GOOD) | {name: value})
-    with pytest.raises(ValueError, match=f"the entry {name} is"):
+    with pytest.raises(ValueError, match=f"x: {name}[. ]"):
         parse_metadata(text, "x")
 
 
@@ -336,14 +350,6 @@ def test_arrays_and_latents_come_as_from_diffusers(pipe: EtherStableDiffusionPip
 def test_metadata_too_large_costs_no_picture(
     pipe: EtherStableDiffusionPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    image = pipe("abc " * MAX_TEXT_BYTES, num_inference_steps=1, height=16, width=16).images[0]
+    image = pipe("abc " * (MAX_TEXT_BYTES // 4), num_inference_steps=1, height=16, width=16).images[0]
     assert "ether_diffusion" not in image.info
     assert "shorten its prompt" in caplog.text
-
-
-def test_a_foreign_pnginfo_is_not_taken_for_ours(tmp_path: Path) -> None:
-    chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("ether_diffusion", METADATA.to_json(), zip=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=chunks)
-    with pytest.raises(ValueError, match="as zTXt, not tEXt"):
-        read_image_metadata(tmp_path / "x.png")

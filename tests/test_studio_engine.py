@@ -37,11 +37,12 @@ from ether_diffusion.ui.engine import (
     Waiting,
 )
 from ether_diffusion.ui.events import Stopped
+from ether_diffusion.ui.grid_page import cost_words
 from ether_diffusion.ui.jobs import Job
 from ether_diffusion.ui.line import Line
 from ether_diffusion.ui.outputs import Outputs
 from ether_diffusion.ui.preview import MAX_SIDE_LATENTS, Previewer
-from ether_diffusion.ui.requests import MAX_SEED, GenerateRequest, GridRequest
+from ether_diffusion.ui.requests import SEED, GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
 
@@ -174,9 +175,9 @@ def test_a_job_tells_how_far_it_is(studio: Studio, ids: dict[str, str]) -> None:
 def test_an_engine_does_not_guess_how_fast_it_is(tmp_path: Path) -> None:
     engine = Engine("tiny_world", outputs=tmp_path, folder_of=Path)
     assert engine.seconds_per_step(QUICK) is None
-    assert GridRequest(("a", "b"), seeds=(0, 1, 2)).cost(None).seconds is None
-    cost = GridRequest(("a", "b"), (0, 1, 2), ("fox", "cat"), (0.5, 1.0), steps=10).cost(0.25)
-    assert (cost.num_cells, cost.num_steps, cost.seconds) == (30, 300, 75.0)
+    grid = GridRequest(("a", "b"), (0, 1, 2), ("fox", "cat"), (0.5, 1.0), steps=10)
+    assert cost_words(grid, 0.1) == "30 pictures · 300 steps · about 30 s"
+    assert "known after the first picture" in cost_words(grid, None)
 
 
 def test_large_latents_are_shrunk_before_a_look(studio: Studio) -> None:
@@ -530,20 +531,23 @@ def test_sides_may_be_any_multiple_of_8(studio: Studio) -> None:
         ({"prompt": "x" * 2001}, "up to 2000 characters"),
         ({"prompt": "\ud83d"}, "half a character"),
         ({"negative_prompt": "x" * 2_000_000}, "up to 2000 characters"),
-        ({"seed": -1}, "a seed is a whole number"),
-        ({"seed": MAX_SEED + 1}, "a seed is a whole number"),
-        ({"seed": True}, "a seed is a whole number"),
-        ({"seed": MAX_SEED, "num_images": 2}, "a seed is a whole number"),
-        ({"num_images": 0}, "number of images is from 1"),
-        ({"num_images": 33}, "number of images is from 1"),
-        ({"steps": 0}, "steps are from 1"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is from 0"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295; found -1"),
+        ({"seed": int(SEED.most) + 1}, "seed must be from 0"),
+        ({"seed": True}, "seed is true"),
+        ({"seed": int(SEED.most), "num_images": 2}, "last seed would be beyond"),
+        ({"num_images": 0}, "num_images must be from 1 to 32"),
+        ({"num_images": 33}, "num_images must be from 1 to 32"),
+        ({"steps": 0}, "steps must be from 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is NaN; it should be a finite"),
         ({"width": 65}, "multiple of 8"),
         ({"height": 1 << 20}, "multiple of 8"),
-        ({"adapters": {"fox": float("inf")}}, "a strength is from"),
-        ({"adapters": {"fox": float("nan")}}, "a strength is from"),
-        ({"adapters": {str(n): 1.0 for n in range(9)}}, "up to 8 adapters"),
-        ({"control_image": Image.new("L", (8, 8)), "control_strength": 1e9}, "strength of control"),
+        ({"adapters": {"fox": float("inf")}}, "adapters.fox is Infinity"),
+        ({"adapters": {"fox": float("nan")}}, "adapters.fox is NaN"),
+        ({"adapters": {str(n): 1.0 for n in range(9)}}, "adapters are up to 8"),
+        (
+            {"control_image": Image.new("L", (8, 8)), "control_strength": 1e9},
+            "control_strength must be from -10",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(wrong: dict[str, Any], words: str) -> None:

@@ -148,7 +148,7 @@ def test_an_adapter_for_another_base_is_not_restored(
         ({"scheduler": "EulerDiscreteScheduler"}, "Its sampler was EulerDiscreteScheduler, and here it is"),
         ({"scheduler_config": {}}, "Its sampler had other settings than here."),
         ({"seed": None}, "It does not say its seed"),
-        ({"seed": 2**63 - 1}, "Its seed 9223372036854775807 is beyond"),
+        ({"seed": 2**63 - 1}, "has seed 9223372036854775807, beyond 4294967295 here"),
         ({"steps": None}, "number of steps that can be taken; 20 are set"),
         ({"steps": 10**9}, "number of steps that can be taken; 20 are set"),
         ({"guidance_scale": None}, "a guidance that can be taken; 3 is set"),
@@ -233,9 +233,9 @@ def _png(path: Path, text: str | None, *, keyword: bytes = b"ether_diffusion") -
     [
         (None, "does not say how it was made"),
         ("", "not valid JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "should be an object"),
         ('{"format_version": 99}', "newer release"),
-        ('{"prompt": "x"}', "other entries than expected"),
+        ('{"prompt": "x"}', "is missing"),
         ("[" * 100_000, "nested too deeply"),
         ("x" * 300_000, "at most 262144 are read"),
     ],
@@ -256,7 +256,7 @@ def test_a_file_that_is_no_picture_of_ours_is_refused_in_words(studio: Studio, t
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     for name in ("page.png", "photo.jpg"):
         (difference,) = restore(tmp_path / name, studio).differences
-        assert difference == "The picture is not a PNG; metadata is read from PNGs only."
+        assert "is not a PNG" in difference
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(65 * 2**20)
     assert "larger than 64 MiB" in restore(tmp_path / "large.png", studio).differences[0]

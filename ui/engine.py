@@ -11,7 +11,7 @@ from ether_diffusion.adapters import BaseFingerprint
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import holds_control
-from ether_diffusion.pipelines.sampling import SIDE_MULTIPLE_PX, ControlUse
+from ether_diffusion.pipelines.sampling import ControlUse
 from ether_diffusion.ui.attached import MAX_LOADED, Wanted
 from ether_diffusion.ui.events import (
     CellDone,
@@ -100,11 +100,6 @@ class Engine:
     def native_size(self) -> int:
         """Side of the pictures that the base was trained at, px."""
         return self.base.native_size
-
-    @property
-    def size_multiple(self) -> int:
-        """What divides the sides of pictures, px."""
-        return SIDE_MULTIPLE_PX
 
     @property
     def default_guidance(self) -> float:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.facts import counted, duration
-from ether_diffusion.ui.requests import GridCost, GridRequest
+from ether_diffusion.ui.requests import GridRequest
 from ether_diffusion.wording import printable
 
 _SHOWN = 80
@@ -80,9 +80,10 @@ def _cell(labels: Labels, cells: Sequence[SavedPicture], number: int, is_running
     return f'<td><div class="cell {state}"><span>{escape(labels.of(number))}</span>{words}</div></td>'
 
 
-def cost_words(cost: GridCost) -> str:
-    """Return what a grid costs in words."""
-    words = [counted(cost.num_cells, "picture"), counted(cost.num_steps, "step")]
-    if cost.seconds is None:
+def cost_words(request: GridRequest, seconds_per_step: float | None) -> str:
+    """Return what a grid costs in words; how long, where a step was measured."""
+    num_steps = request.num_cells * request.steps
+    words = [counted(request.num_cells, "picture"), counted(num_steps, "step")]
+    if seconds_per_step is None:
         return " · ".join([*words, "how long is known after the first picture"])
-    return " · ".join([*words, f"about {duration(cost.seconds)}"])
+    return " · ".join([*words, f"about {duration(num_steps * seconds_per_step)}"])

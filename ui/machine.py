@@ -19,7 +19,7 @@ from ether_diffusion.adapters.adapter import Fact
 from ether_diffusion.adapters.fit import plain_targets
 from ether_diffusion.bases import Base
 from ether_diffusion.console import ran_short
-from ether_diffusion.pipelines.describe import scheduler_settings
+from ether_diffusion.pipelines.call import scheduler_settings
 from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
 from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 from ether_diffusion.training import find_cut

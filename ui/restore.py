@@ -9,12 +9,12 @@ from PIL import Image
 from ether_diffusion.adapters.content_hash import content_hash
 from ether_diffusion.adapters.export import read_adapters
 from ether_diffusion.control import read_control
-from ether_diffusion.pipelines.describe import library_versions
+from ether_diffusion.pipelines.call import library_versions
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
-from ether_diffusion.pipelines.sampling import MAX_GUIDANCE, MAX_SIDE_PX, MAX_STEPS, MAX_STRENGTH
+from ether_diffusion.pipelines.sampling import GUIDANCE, SIDE, STEPS, STRENGTH
 from ether_diffusion.ui.cards import Card
 from ether_diffusion.ui.errors import sentence
-from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, MAX_SEED, GenerateRequest
+from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.wording import listed, printable
 
@@ -35,6 +35,21 @@ class Restored:
     differences: tuple[str, ...]
     heading: str = ""
     followed_control: bool = False
+
+
+def request_with(studio: Studio, adapter_id: str, prompt: str) -> Restored:
+    """Return a request of a prompt with one adapter, and all else as the form begins with."""
+    engine = studio.engine
+    request = GenerateRequest(
+        prompt=prompt,
+        adapters={adapter_id: 1.0},
+        steps=engine.default_steps,
+        guidance_scale=engine.default_guidance,
+        width=engine.native_size,
+        height=engine.native_size,
+    )
+    name = studio.library.card(adapter_id).name
+    return Restored(request, (), heading=f"{name} is chosen; write what it should do, and generate.")
 
 
 def restore(picture: Path, studio: Studio) -> Restored:
@@ -68,6 +83,7 @@ class _Reading:
 
     def __init__(self, said: ImageMetadata, studio: Studio) -> None:
         self._said, self._studio, self._engine = said, studio, studio.engine
+        self._cards = studio.library.cards()
         self.differences: list[str] = []
 
     def request(self) -> GenerateRequest:
@@ -76,23 +92,45 @@ class _Reading:
         Raises:
             ValueError: it cannot be drawn here.
         """
+        said, engine = self._said, self._engine
         self._compare_base()
-        prompt, negative = self._prompt(self._said.prompt), self._prompt(self._said.negative_prompt)
-        found = self._adapters()
-        width, height = self._size()
-        self._compare_rest()
-        return GenerateRequest(
-            prompt=prompt,
-            negative_prompt=negative,
+        found, strength = self._adapters(), said.options.get("control_strength", 1.0)
+        seed, steps, guidance = said.seed, said.steps, said.guidance_scale
+        width: int | None = said.width
+        height: int | None = said.height
+        if seed is None or not SEED.holds(seed):
+            says = "does not say its seed" if seed is None else f"has seed {seed}, beyond {SEED.most} here"
+            self._note(f"It {says}; the picture will be another.")
+            seed = 0
+        if steps is None or not STEPS.holds(steps):
+            steps = engine.default_steps
+            self._note(f"It does not say a number of steps that can be taken; {steps} are set.")
+        if guidance is None or not GUIDANCE.holds(guidance):
+            guidance = engine.default_guidance
+            self._note(f"It does not say a guidance that can be taken; {guidance:g} is set.")
+        if not (SIDE.holds(said.width) and SIDE.holds(said.height)):
+            width = height = None
+            self._note(
+                f"Its size of {said.width} × {said.height} px does not suit this base; its usual "
+                f"{engine.native_size} px are set."
+            )
+        if isinstance(strength, str) or not STRENGTH.holds(strength):
+            strength = 1.0
+            self._note("It does not say a strength of control that can be taken; 1 is set.")
+        request = GenerateRequest(
+            prompt=self._prompt(said.prompt),
+            negative_prompt=self._prompt(said.negative_prompt),
             adapters={card.id: strength for card, strength in found.values()},
-            seed=self._seed(),
-            steps=self._steps(),
-            guidance_scale=self._guidance(),
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance,
             width=width,
             height=height,
             control_image=self._control_image({name: card for name, (card, _) in found.items()}),
-            control_strength=self._control_strength(),
+            control_strength=float(strength),
         )
+        self._compare_rest()
+        return request
 
     def _note(self, sentence: str) -> None:
         self.differences.append(sentence)
@@ -118,66 +156,31 @@ class _Reading:
             self._note(f"Its prompt has {len(text)} characters; the first {MAX_PROMPT} are taken.")
         return (text or "")[:MAX_PROMPT]
 
-    def _seed(self) -> int:
-        seed = self._said.seed
-        if seed is None:
-            self._note("It does not say its seed; the picture will be another.")
-        elif seed > MAX_SEED:
-            self._note(
-                f"Its seed {seed} is beyond {MAX_SEED}, the largest here; the picture will be another."
-            )
-        return 0 if seed is None or seed > MAX_SEED else seed
-
-    def _steps(self) -> int:
-        steps, usual = self._said.steps, self._engine.default_steps
-        if steps is None or not 1 <= steps <= MAX_STEPS:
-            self._note(f"It does not say a number of steps that can be taken; {usual} are set.")
-            return usual
-        return steps
-
-    def _guidance(self) -> float:
-        guidance, usual = self._said.guidance_scale, self._engine.default_guidance
-        if guidance is None or not 0 <= guidance <= MAX_GUIDANCE:
-            self._note(f"It does not say a guidance that can be taken; {usual:g} is set.")
-            return usual
-        return float(guidance)
-
-    def _size(self) -> tuple[int | None, int | None]:
-        sides = self._said.width, self._said.height
-        multiple = self._engine.size_multiple
-        if any(side % multiple or not multiple <= side <= MAX_SIDE_PX for side in sides):
-            self._note(
-                f"Its size of {sides[0]} × {sides[1]} px does not suit this base; its usual "
-                f"{self._engine.native_size} px are set."
-            )
-            return None, None
-        return sides
-
     def _adapters(self) -> dict[str, tuple[Card, float]]:
-        """Return the adapters that are here with their strengths, by the names in the picture."""
+        """Return the adapters that are here with their strengths, by the names in the picture.
+
+        A control encoder that came without an adapter is among them, though pictures do not list it.
+        """
         found: dict[str, tuple[Card, float]] = {}
-        cards = self._studio.library.cards()
         for use in self._said.adapters:
-            card = self._card(use, cards)
+            card = self._card(use)
             if card is not None and len(found) < MAX_ADAPTERS:
                 found[use.name] = card, self._strength(use)
             elif card is not None:
                 self._note(f"It has more than {MAX_ADAPTERS} adapters; {printable(use.name)} is left out.")
-        return found | self._lone_encoder(found, cards)
-
-    def _lone_encoder(self, found: Mapping[str, object], cards: list[Card]) -> dict[str, tuple[Card, float]]:
-        """Return the control encoder by its name where it came without an adapter, which pictures list."""
         name, wanted = self._said.options.get("control"), self._said.options.get("control_encoder_sha256")
-        if not isinstance(name, str) or name in found or len(found) >= MAX_ADAPTERS:
-            return {}
-        same = [card for card in cards if card.kind == "control" and card.fits_base and card.hash == wanted]
-        return {name: (min(same, key=lambda card: card.name != name), 1.0)} if same else {}
+        same = [
+            card for card in self._cards if card.kind == "control" and card.fits_base and card.hash == wanted
+        ]
+        if isinstance(name, str) and name not in found and len(found) < MAX_ADAPTERS and same:
+            found[name] = min(same, key=lambda card: card.name != name), 1.0
+        return found
 
-    def _card(self, use: AdapterUse, cards: list[Card]) -> Card | None:
-        same = [card for card in cards if self._is(card, use)]
+    def _card(self, use: AdapterUse) -> Card | None:
+        same = [card for card in self._cards if self._is(card, use)]
         if not same:
             hashes = f" ({next(iter(use.sha256.values()))[:10]}…)" if use.sha256 else ""
-            known = any(card.name == use.name for card in cards)
+            known = any(card.name == use.name for card in self._cards)
             but = "; the one of that name is another" if known else ""
             self._note(
                 f"The adapter {printable(use.name)}{hashes} is not in the library{but}. It is left out."
@@ -201,21 +204,14 @@ class _Reading:
         return {name: content_hash(one.tensors) for name, one in adapters.items()} == dict(use.sha256)
 
     def _strength(self, use: AdapterUse) -> float:
-        if use.strength is None:
-            self._note(f"The strength of {printable(use.name)} differed from layer to layer; 1 is set.")
+        name, strength = printable(use.name), use.strength
+        if strength is None:
+            self._note(f"The strength of {name} differed from layer to layer; 1 is set.")
             return 1.0
-        if abs(use.strength) > MAX_STRENGTH:
-            self._note(
-                f"The strength of {printable(use.name)} was {use.strength:g}; {MAX_STRENGTH:g} is set."
-            )
-        return max(-MAX_STRENGTH, min(MAX_STRENGTH, float(use.strength)))
-
-    def _control_strength(self) -> float:
-        strength = self._said.options.get("control_strength", 1.0)
-        if isinstance(strength, str) or not abs(strength) <= MAX_STRENGTH:
-            self._note("It does not say a strength of control that can be taken; 1 is set.")
-            return 1.0
-        return float(strength)
+        taken = max(STRENGTH.least, min(STRENGTH.most, strength))
+        if taken != strength:
+            self._note(f"The strength of {name} was {strength:g}; {taken:g} is set.")
+        return taken
 
     def _control_image(self, cards: Mapping[str, Card]) -> Image.Image | None:
         options = self._said.options

@@ -116,8 +116,8 @@ class CompareTab:
             return {self.cost: notes_html(sentence(error), (), kind="warning")}
 
     def _cost(self, request: GridRequest) -> str:
-        cost = request.cost(self._studio.engine.seconds_per_step(request))
-        return f'<p class="quiet" role="status">{cost_words(cost)}</p>'
+        words = cost_words(request, self._studio.engine.seconds_per_step(request))
+        return f'<p class="quiet" role="status">{words}</p>'
 
     def draw(self, values: Values, visitor: gr.Request) -> Iterator[Updates]:
         """Draw the grid of the form, a cell at a time."""

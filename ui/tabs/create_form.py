@@ -10,7 +10,7 @@ from gradio.components import Component
 
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.numbers import read_number, read_optional, read_text, read_whole
-from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_IMAGES, MAX_PROMPT, MAX_SEED, GenerateRequest
+from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, NUM_IMAGES, SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.parts import Update, Updates
 
@@ -58,7 +58,7 @@ class Form:
         """
         chosen = values[self.adapters] or []
         if values[self.new_seed]:
-            seed = secrets.randbelow(MAX_SEED - MAX_IMAGES)
+            seed = secrets.randbelow(int(SEED.most - NUM_IMAGES.most))
         elif values[self.seed] in (None, ""):
             raise ValueError("there is no seed; type a whole number, or let a new one be drawn each time")
         else:
@@ -199,7 +199,9 @@ def lay_out_form(
             )
         new_seed = gr.Checkbox(True, label="New seed each time", elem_id=f"{prefix}-new-seed")
     with gr.Group():
-        num_images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Pictures", elem_id=f"{prefix}-num-images")
+        num_images = gr.Slider(
+            1, NUM_IMAGES.most, 1, step=1, label="Pictures", elem_id=f"{prefix}-num-images"
+        )
         steps, guidance, width, height = lay_out_sampling(prefix, engine)
         compare = gr.Checkbox(True, label="Show the base beside it", elem_id=f"{prefix}-compare")
     negative, keep = lay_out_advanced(prefix)

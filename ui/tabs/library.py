@@ -11,9 +11,8 @@ from ether_diffusion.ui.cards import GONE, Card
 from ether_diffusion.ui.display_name import MAX_CHARACTERS
 from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.facts import notes_html
-from ether_diffusion.ui.restore import Restored
+from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.chosen_adapter import request_with
 from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.history import SAVE_AS
 from ether_diffusion.ui.tabs.library_endpoint import add_endpoint

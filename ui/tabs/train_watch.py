@@ -7,11 +7,10 @@ import gradio as gr
 from gradio.components import Component
 
 from ether_diffusion.ui.errors import handler
-from ether_diffusion.ui.restore import Restored
+from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.run_record import GONE
 from ether_diffusion.ui.run_status import RunStatus
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.chosen_adapter import request_with
 from ether_diffusion.ui.tabs.keep_form import browser_state
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.tabs.train_form import shown_command
