@@ -1,36 +1,27 @@
-"""Command lines from frozen dataclasses: each field is one flag with its default and one help line."""
+"""Command lines from options: each is one flag with its default and one help line."""
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
-from ether_diffusion.options import Dataclass, Kind, kinds_of, shown
+from ether_diffusion.options import Kind, Options, declared, shown
 
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def add_flags(
-    parser: Flags,
-    config_type: type[Dataclass],
-    *,
-    only_given: bool = False,
-    names: Iterable[str] | None = None,
+    parser: Flags, options: type[Options], *, only_given: bool = False, names: Iterable[str] | None = None
 ) -> None:
-    """Give the parser, or a group of its help, one flag for each field of a dataclass, or for the named ones.
+    """Give the parser, or a group of its help, one flag for each option of a model, or for the named ones.
 
     With `only_given` the result of parsing holds the flags that were given, and the help names the defaults.
     """
-    chosen = None if names is None else set(names)
-    for each in fields(config_type):
-        if chosen is not None and each.name not in chosen:
-            continue
+    for name in declared(options) if names is None else names:
+        each = declared(options)[name]
         default = argparse.SUPPRESS if only_given else each.default
-        help_line = each.metadata["help"]
-        if only_given:
-            help_line += _default_words(each.default)
-        add_flag(parser, each.name, kinds_of(config_type)[each.name], help_line, default)
+        add_flag(parser, name, each.kind, each.help + _default_words(each.default) * only_given, default)
 
 
 def add_flag(parser: Flags, name: str, kind: Kind, help_line: str | None, default: object) -> None:
@@ -63,20 +54,16 @@ class FlagParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-
-
 def _reader(kind: Kind) -> Callable[[str], object]:
     def read(text: str) -> object:
-        if kind.is_optional and kind.base in (int, float) and text.lower() == "none":
+        word = text.lower()
+        if word in kind.choices:
+            return word
+        if word == "none" and kind.is_optional and (kind.choices or kind.base in (int, float)):
             return None
         try:
-            if kind.choices:
-                return _choose(kind, text)
-            if kind.base is Path:
-                if not text:
-                    raise ValueError("empty")
-                return Path(text)
+            if kind.choices or (not text and kind.base is Path):
+                raise ValueError(text)
             return kind.base(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{shown(text)} does not fit; use {kind.words}") from None
@@ -84,19 +71,9 @@ def _reader(kind: Kind) -> Callable[[str], object]:
     return read
 
 
-def _choose(kind: Kind, text: str) -> str | None:
-    if text.lower() in kind.choices:
-        return text.lower()
-    if kind.is_optional and text.lower() == "none":
-        return None
-    raise ValueError(text)
-
-
 def _default_words(default: object) -> str:
     if default is None or default == () or default is False:
         return ""
-    return " Default: on." if default is True else f" Default: {_plain(default)}."
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if default is True:
+        return " Default: on."
+    return f" Default: {default:g}." if isinstance(default, float) else f" Default: {default}."

@@ -1,30 +1,32 @@
-"""Options: fields of frozen dataclasses, each with a help line and bounds, and one check for all of them."""
+"""Options: frozen models whose fields are declared once, and checked all together."""
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 
 MAX_CHARACTERS = 10_000
 """Of a text: beyond every prompt and path, and short of what would be slow to read."""
 _SHOWN = 120
-_KINDS: dict[type, tuple[str, str]] = {
-    bool: ("true or false", "true or false"),
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    str: ("text", "texts"),
-    Path: ("a path", "paths"),
-}
-
-
-class Dataclass(Protocol):
-    """Any dataclass whose fields carry a help line in their metadata."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_RANGE = {"ge": "from", "gt": "above", "le": "to", "lt": "to below", "multiple_of": "divisible by"}
+_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of")
+_FAULTS = dict.fromkeys(_OUT_OF_RANGE, "is out of range") | {"finite_number": "is not finite"}
 
 
 class OptionsError(ValueError):
@@ -35,19 +37,28 @@ class OptionsError(ValueError):
         self.problems = tuple(problems)
 
 
-def option(
-    default: T,
-    help: str,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    multiple_of: int | None = None,
-) -> T:
-    """Return a field with its help line and what its value may be; bounds hold for numbers that are given."""
-    bounds = {"least": least, "above": above, "most": most, "below": below, "multiple_of": multiple_of}
-    return field(default=default, metadata={"help": help, **bounds})
+def _as_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds bytes that are not text")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
+    return text
+
+
+def _as_path(value: object) -> object:
+    return Path(_as_text(value)) if isinstance(value, str) else value
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_as_text)]
+PathText = Annotated[Path, BeforeValidator(_as_path)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
+"""Several texts; a list of them, or one, is taken too."""
 
 
 @dataclass(frozen=True)
@@ -64,48 +75,118 @@ class Kind:
         """What to give, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        one, several = _KINDS[self.base]
-        return f"a list of {several}" if self.is_many else one
-
-    def convert(self, value: object) -> object:
-        """Return a value of a file or of a command line as the field holds it; what does not fit stays."""
-        if self.is_many:
-            items = value if isinstance(value, list | tuple) else [value]
-            return tuple(Kind(self.base, self.choices).convert(item) for item in items)
-        if self.base is Path and isinstance(value, str) and value:
-            return Path(value)
-        if self.base is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value) if abs(value) < 2**1023 else math.inf
-        return value
-
-    def fits(self, value: object) -> bool:
-        """Say whether a value is of this kind; bounds are another matter."""
-        if value is None:
-            return self.is_optional
-        if self.is_many:
-            one = Kind(self.base, self.choices)
-            return isinstance(value, tuple) and all(one.fits(item) for item in value)
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, bool):
-            return self.base is bool
-        return isinstance(value, int | float if self.base is float else self.base)
+        return f"a list of {_WORDS[self.base]}s" if self.is_many else _WORDS[self.base]
 
 
-def kinds_of(config_type: type[Dataclass]) -> dict[str, Kind]:
-    """Return the kind of each field of a dataclass, by its name."""
-    hints = get_type_hints(config_type)
-    return {each.name: _kind(hints[each.name]) for each in fields(config_type)}
+Needs = Mapping[str, bool | tuple[str | None, ...]]
 
 
-def find_problems(config: Dataclass) -> Iterator[str]:
-    """Say of each field of a dataclass what is wrong with its value, and what to give."""
-    for name, kind in kinds_of(type(config)).items():
-        value = getattr(config, name)
-        bounds = config.__dataclass_fields__[name].metadata
-        fault = _fault(kind, value, bounds)
-        if fault:
-            yield f"{name}={shown(value)} {fault}; use {kind.words}{_range(bounds)}"
+@dataclass(frozen=True)
+class Declared:
+    """All that is declared of an option.
+
+    `needs` are options that it has no effect without: True for any value of theirs, False for none, or one of
+    several; of "a or b" either will do. Given, it takes the place of the option `instead_of` where a lower
+    layer gave that, and sets those that it `implies`. `theirs` is the default of diffusers' script where ours
+    is another. It is `free` where a run goes on with another value, as what is trained is the same.
+    """
+
+    kind: Kind
+    default: Any
+    help: str
+    needs: Needs = field(default_factory=dict)
+    instead_of: str | None = None
+    implies: Mapping[str, bool] = field(default_factory=dict)
+    theirs: object = None
+    free: bool = False
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    multiple_of: int | None = None,
+    **more: Any,
+) -> T:
+    """Declare an option: its default, its help line, the bounds of its number, and more of `Declared`."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    made: T = Field(default, description=help, json_schema_extra=more, **given)  # type: ignore[call-overload]
+    return made
+
+
+class Options(BaseModel):
+    """Base of the models whose fields are options.
+
+    Raises:
+        OptionsError: values that cannot be used; all are listed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    title: ClassVar[str] = ""
+    """Of the options' group in a help."""
+    needs: ClassVar[Needs] = {}
+    """What each of the options has no effect without, beside what it needs itself."""
+    free: ClassVar[bool] = False
+    """Whether a run goes on with other values of them."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise OptionsError(tuple(_sentences(type(self), error))) from None
+
+    @model_validator(mode="after")
+    def _are_consistent(self) -> Self:
+        problems = list(self.contradictions())
+        if problems:
+            raise OptionsError(problems)
+        return self
+
+    def contradictions(self) -> Iterator[str]:
+        """Say which options, each fine by itself, exclude or lack each other."""
+        yield from ()
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the same options with some changed.
+
+        Raises:
+            OptionsError: the changed ones cannot be used.
+        """
+        return type(self)(**(vars(self) | changes))
+
+
+@cache
+def declared(options: type[Options]) -> Mapping[str, Declared]:
+    """Return what is declared of each option of a model, by its name."""
+    found = {}
+    for name, info in options.model_fields.items():
+        assert info.description is not None
+        assert isinstance(info.json_schema_extra, dict)
+        more: dict[str, Any] = {"free": options.free, **info.json_schema_extra}
+        more["needs"] = {**options.needs, **more.get("needs", {})}
+        found[name] = Declared(kind_of(info.annotation), info.default, info.description, **more)
+    return found
+
+
+def kind_of(hint: Any) -> Kind:
+    """Return the kind of an option's type."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        one = kind_of(next(part for part in arguments if part is not type(None)))
+        return Kind(one.base, one.choices, is_optional=True, is_many=one.is_many)
+    if origin is Literal:
+        return Kind(str, arguments)
+    if origin in (tuple, Annotated):
+        one = kind_of(arguments[0])
+        return Kind(one.base, one.choices, is_many=one.is_many or origin is tuple)
+    assert hint in _WORDS, f"{hint} is not the type of an option"
+    return Kind(hint)
 
 
 def shown(value: object) -> str:
@@ -114,62 +195,30 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _kind(hint: Any) -> Kind:
-    if get_origin(hint) in (Union, UnionType):
-        one = _kind(next(part for part in get_args(hint) if part is not type(None)))
-        return Kind(one.base, one.choices, is_optional=True, is_many=one.is_many)
-    if get_origin(hint) is Literal:
-        return Kind(str, get_args(hint))
-    if get_origin(hint) is tuple:
-        one = _kind(get_args(hint)[0])
-        return Kind(one.base, one.choices, is_many=True)
-    assert hint in _KINDS, f"{hint} is not the type of an option"
-    return Kind(hint)
+def _sentences(options: type[Options], error: ValidationError) -> Iterator[str]:
+    said = set()
+    for each in error.errors(include_url=False):
+        cause = each.get("ctx", {}).get("error")
+        if isinstance(cause, OptionsError):
+            yield from cause.problems
+            continue
+        name = str(each["loc"][0])
+        if name in said:
+            continue
+        said.add(name)
+        if name not in options.model_fields:
+            yield f"{name} is not an option; take it out"
+            continue
+        info = options.model_fields[name]
+        is_unknown = each["type"] == "literal_error" and isinstance(each["input"], str)
+        fault = cause or _FAULTS.get(each["type"], "is not known" if is_unknown else "does not fit")
+        yield f"{name}={shown(each['input'])} {fault}; use {kind_of(info.annotation).words}{_range(info)}"
 
 
-def _fault(kind: Kind, value: object, bounds: Any) -> str | None:
-    if not kind.fits(value):
-        return "is not known" if kind.choices and isinstance(value, str) else "does not fit"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "is not finite"
-    if isinstance(value, int | float) and not isinstance(value, bool) and not _is_within(value, bounds):
-        return "is out of range"
-    for text in value if isinstance(value, tuple) else (value,):
-        if isinstance(text, str | Path):
-            fault = _text_fault(str(text))
-            if fault:
-                return fault
-    return None
-
-
-def _text_fault(text: str) -> str | None:
-    if not text.strip():
-        return "is empty"
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        return "holds bytes that are not text"
-    if len(text) > MAX_CHARACTERS:
-        return f"is longer than {MAX_CHARACTERS} characters"
-    return None
-
-
-def _is_within(value: float, bounds: Any) -> bool:
-    return not (
-        (bounds.get("least") is not None and value < bounds["least"])
-        or (bounds.get("above") is not None and value <= bounds["above"])
-        or (bounds.get("most") is not None and value > bounds["most"])
-        or (bounds.get("below") is not None and value >= bounds["below"])
-        or (bounds.get("multiple_of") is not None and value % bounds["multiple_of"])
+def _range(info: FieldInfo) -> str:
+    found = {name: getattr(bound, name) for bound in info.metadata for name in _RANGE if hasattr(bound, name)}
+    return "".join(
+        f" {word} {found[name]:g}" if isinstance(found[name], float) else f" {word} {found[name]}"
+        for name, word in _RANGE.items()
+        if name in found
     )
-
-
-def _range(bounds: Any) -> str:
-    words = {"least": "from", "above": "above", "most": "to", "below": "to below"}
-    words |= {"multiple_of": "divisible by"}
-    given = [
-        f" {word} {_short(bounds[name])}" for name, word in words.items() if bounds.get(name) is not None
-    ]
-    return "".join(given)
-
-
-def _short(bound: float) -> str:
-    return f"{bound:g}" if isinstance(bound, float) else str(bound)

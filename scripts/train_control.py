@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from ether_diffusion.scripts.dreambooth_flags import TITLES, Program
-from ether_diffusion.scripts.train_dreambooth import run_program
+from ether_diffusion.scripts.train_dreambooth import Program, run_program
 from ether_diffusion.training.config import ControlRunConfig
 
 NAME = "train-control"
@@ -17,7 +16,6 @@ CONTROL = Program(
     "--conditioning_data_dir silhouettes, of the pictures' names; or --instance_data_dir photos --detector "
     "canny. The flags of diffusers' train_controlnet.py are known.",
     ControlRunConfig,
-    {**TITLES, "control": "control images and their encoder"},
 )
 
 

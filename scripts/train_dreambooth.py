@@ -4,16 +4,80 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ether_diffusion.console import run_command, use_one_thread
-from ether_diffusion.scripts.dreambooth_flags import DREAMBOOTH, Call, Program, parse_flags, read_call
+from ether_diffusion.flags import FlagParser, add_flag, add_flags
+from ether_diffusion.options import Options, PathText, Text, declared, option, shown
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
-from ether_diffusion.training.config.ignored import find_ignored
-from ether_diffusion.training.config.repaired import repaired_defaults
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.config.dreambooth import unknown_name
+from ether_diffusion.training.config.files import read_config_file
+from ether_diffusion.training.config.presets import (
+    OLD_NAMES,
+    PRESET_VALUES,
+    PRESETS,
+    PresetName,
+    stack,
+    translate_old_names,
+)
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command that trains: what its help says, and the configuration that its flags make."""
+
+    name: str
+    usage: str
+    description: str
+    epilog: str
+    config_type: type[DreamBoothConfig]
+
+
+DREAMBOOTH = Program(
+    "train-dreambooth",
+    "train-dreambooth --instance_data_dir PATH --instance_prompt TEXT [flag …]",
+    "Train a personal adapter from a few photos of a subject.",
+    "Example: train-dreambooth --instance_data_dir photos --token sks --instance_prompt 'a {token} dog'. "
+    "A switch is turned off by --no-NAME, and a number that may be absent by the word none. Old flags of "
+    "diffusers' scripts are accepted, each with a line on what it became: "
+    f"{', '.join(f'--{name}' for name in OLD_NAMES)}.",
+    DreamBoothConfig,
+)
+
+
+class CallFlags(Options):
+    """What is about this call, not about the run: none of it is saved."""
+
+    config: PathText | None = option(None, "File of options, .yaml, .toml or .json; flags outrank it.")
+    preset: PresetName | None = option(
+        None,
+        f"Named set of options; a file and flags outrank it. {' '.join(map(': '.join, PRESETS.items()))}",
+    )
+    dry_run: bool = option(False, "Do one step and one validation image, say what the run costs, and stop.")
+    allow_changes: bool = option(False, "Go on with a run whose settings or photos have changed.")
+    debug: bool = option(False, "Show the traceback of an error.")
+    hub_token: Text | None = option(
+        None, "Token for the hub, never saved; others on this machine can see it. Better: `hf auth login`."
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A configuration, how it is to be run, and what to say of it: facts, old names, what has no effect."""
+
+    config: DreamBoothConfig
+    dry_run: bool
+    allow_changes: bool
+    hub_token: str | None
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,24 +90,92 @@ def run_program(program: Program, arguments: Sequence[str] | None) -> int:
     return run_command(
         program.name,
         lambda: parse_flags(arguments, program),
-        lambda parsed: run(parsed, program),
+        lambda parsed: _run(read_call(parsed, program)),
         say=lambda error: "\n".join(printable(line, 2000) for line in str(error).splitlines()),
     )
 
 
-def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
-    """Build the configuration, say what is notable about it, and train.
+def make_parser(program: Program = DREAMBOOTH) -> FlagParser:
+    """Return the parser of a command; parsed options that were not given are absent."""
+    parser = FlagParser(program.name, program.usage, program.description, program.epilog)
+    add_flags(parser.add_argument_group("this call"), CallFlags)
+    for section in program.config_type.sections().values():
+        add_flags(parser.add_argument_group(section.title), section, only_given=True)
+    for name, old in OLD_NAMES.items():
+        add_flag(parser, name, old.kind, None, argparse.SUPPRESS)
+    return parser
+
+
+def parse_flags(arguments: Sequence[str] | None = None, program: Program = DREAMBOOTH) -> argparse.Namespace:
+    """Parse the command line; a flag that is not known ends the program with 2, naming the nearest."""
+    parser = make_parser(program)
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        names = [word[2:].split("=")[0] for word in rest if word.startswith("--")]
+        known = [*program.config_type.options(), *declared(CallFlags), *OLD_NAMES]
+        parser.error(
+            "; ".join(unknown_name(name, known) for name in names)
+            or f"{shown(rest[0])} stands behind no flag"
+        )
+    return parsed
+
+
+def read_call(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> Call:
+    """Make the configuration of what was parsed: the preset, then the file, then the flags.
 
     Raises:
-        ValueError: the configuration or what it names cannot be used.
-        OSError: a file cannot be read or written.
+        ValueError: options or a file that cannot be used; all problems of the options are listed.
+        FileNotFoundError: there is no such file of options.
     """
+    of_call = declared(CallFlags).keys()
+    in_file = {} if parsed.config is None else read_config_file(parsed.config)
+    refused = sorted(of_call & in_file.keys())
+    if refused:
+        raise ValueError(f"{', '.join(refused)} in {parsed.config} is about one call; give it as a flag")
+    in_file, warnings = translate_old_names(in_file)
+    flags, of_flags = translate_old_names(
+        {name: value for name, value in vars(parsed).items() if name not in of_call}
+    )
+    given = stack(in_file, flags)
+    values = stack({} if parsed.preset is None else PRESET_VALUES[parsed.preset], given)
+    config = program.config_type.from_flat(values)
+    # a tracker keeps the command line: https://github.com/huggingface/diffusers/issues/6916
+    if parsed.hub_token is not None and config.output.report_to in ("wandb", "all"):
+        raise ValueError(
+            "hub_token beside report_to=wandb would show the token to the tracker; use `hf auth login`"
+        )
+    old = ["validation_epochs is deprecated; use validation_steps"] * bool(given.get("validation_epochs"))
+    lines = (_preset_line(parsed.preset, values, given), config.changed_defaults(values))
+    return Call(
+        config,
+        parsed.dry_run,
+        parsed.allow_changes,
+        parsed.hub_token,
+        lines=tuple(filter(None, lines)),
+        warnings=(*warnings, *old, *of_flags),
+        ignored=config.ignored(flags, preset=values.keys() - given.keys()),
+    )
+
+
+def _preset_line(preset: PresetName | None, values: Mapping[str, Json], given: Mapping[str, Json]) -> str:
+    if preset is None:
+        return ""
+    own = PRESET_VALUES[preset]
+    sets = [f"{name}={own[name]}" for name in own if name in values and name not in given]
+    outranked = [name for name in own if name not in values or name in given]
+    rest = f"; outranked: {', '.join(outranked)}" if outranked else ""
+    return f"preset {preset} sets {', '.join(sets) or 'nothing'}{rest}"
+
+
+def _run(call: Call) -> int:
+    """Say what is notable about the configuration, and train."""
     speaks = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if speaks else logging.ERROR)
     # libraries report each request and each file at this level
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    call = read_call(parsed, program)
-    announce(call)
+    for level, said in ((logging.WARNING, (*call.warnings, *call.ignored)), (logging.INFO, call.lines)):
+        for line in said:
+            logger.log(level, "%s", line)
     if call.config.base.pretrained_model_name_or_path == ALIAS:
         use_one_thread()
     # slow; what is wrong by now needs no wait
@@ -57,19 +189,6 @@ def run(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> int:
         hub_token=call.hub_token,
         open_evaluator=open_evaluator,
     )
-
-
-def announce(call: Call) -> None:
-    """Log what a preset set, which defaults are not diffusers', and which options are deprecated or idle."""
-    for line in call.lines:
-        logger.info("%s", line)
-    for line in call.warnings:
-        logger.warning("%s", line)
-    for line in find_ignored(call.config, call.by_flag, preset=call.by_preset):
-        logger.warning("%s", line)
-    repaired = repaired_defaults(call.config, call.given)
-    if repaired:
-        logger.info("%s", repaired)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from flag_runs import CLASS_IMAGES, DRAWN, Flags, Outcome, StandInHub, World, co
 from training_runs import contents
 
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config.legacy import LEGACY_OPTIONS, translate_legacy
+from ether_diffusion.training.config.presets import OLD_NAMES, translate_old_names
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ LEGACY: dict[str, tuple[Json, Flags]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, legacy in LEGACY_OPTIONS.items() if legacy.sets])
+@pytest.mark.parametrize("name", [name for name, legacy in OLD_NAMES.items() if legacy.sets])
 def test_an_old_flag_trains_what_it_used_to(world: World, name: str) -> None:
     if name == "use_8bit_adam":
-        assert translate_legacy({name: True})[0] == {"optimizer": "adamw8bit"}
+        assert translate_old_names({name: True})[0] == {"optimizer": "adamw8bit"}
         return
     value, beside = LEGACY[name]
-    assert world.run(**translate_legacy(beside | {name: value})[0]).trained != world.run().trained
+    assert world.run(**translate_old_names(beside | {name: value})[0]).trained != world.run().trained
 
 
 def test_a_token_reaches_the_hub_and_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

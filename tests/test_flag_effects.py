@@ -32,7 +32,7 @@ from scripted_evaluation import RISING, scripted
 from training_runs import contents, log_of
 
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config import OPTION_NAMES
+from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.setup import LoadedRun
 
 Test = TypeVar("Test", bound=Callable[..., object])
@@ -475,6 +475,6 @@ def test_the_result_is_uploaded_where_asked(world: World, monkeypatch: pytest.Mo
     assert StandInHub.asked == {None, ("me/cat", True), "upload me/cat"}
 
 
-@pytest.mark.parametrize("name", OPTION_NAMES)
+@pytest.mark.parametrize("name", DreamBoothConfig.options())
 def test_every_option_has_a_test_here(name: str) -> None:
     assert name in SHOWN

@@ -16,7 +16,7 @@ from tiny_pipelines import tiny_sd
 from ether_diffusion import EtherConfig, save_ether
 from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.scripts import ether
-from ether_diffusion.scripts.dreambooth_flags import dreambooth_parser
+from ether_diffusion.scripts.train_dreambooth import make_parser
 from ether_diffusion.tiny_world import tiny_world_path
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,7 @@ def test_every_flag_of_the_readmes_training_commands_exists() -> None:
     given = {flag for block in blocks for flag in re.findall(r"(?<=--)\w+", block)} - {"nproc_per_node"}
     section = README[README.index("## Your own photos") : README.index("## The studio")]
     mentioned = set(re.findall(r"`--(\w+)", section)) - {"nproc_per_node"}
-    known = {name for action in dreambooth_parser()._actions for name in action.option_strings}
+    known = {name for action in make_parser()._actions for name in action.option_strings}
     assert len(blocks) == 3
     assert {f"--{name}" for name in given | mentioned} <= known
 

@@ -16,7 +16,7 @@ import pytest
 from studio_trainers import make_runs, request, set_fate, wait_until
 
 from ether_diffusion.bases import open_base
-from ether_diffusion.scripts.dreambooth_flags import parse_flags, read_call
+from ether_diffusion.scripts.train_dreambooth import parse_flags, read_call
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.run_lock import Holder, holder_of, read_holder, write_holder

@@ -36,7 +36,7 @@ def test_the_help_has_every_flag_with_its_line() -> None:
     add_flags(parser, RunConfig)
     lines = parser.format_help()
     assert "Last part of the budget over which the rate falls to 5 %; 0: constant." in lines
-    assert all(f"--{name}" in lines for name in RunConfig.__dataclass_fields__)
+    assert all(f"--{name}" in lines for name in RunConfig.model_fields)
 
 
 def test_the_recipe_runs_from_the_checkout() -> None:

@@ -1,6 +1,5 @@
 """Training of Tiny World: resume, averages, tokenizer, objectives; all in small."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,7 +206,7 @@ def test_training_the_decoder_on_leaves_latents_as_they_are(tmp_path: Path) -> N
     images = torch.randn(1, 3, 64, 64)
     latents = vae.encode(images).latent_dist.mean.detach()
     pictures = vae.decode(latents).sample.detach()
-    Trainer(DecoderStage(plain_composites(), vae), replace(config_for(tmp_path, 1), batch_size=1)).train_step(
+    Trainer(DecoderStage(plain_composites(), vae), config_for(tmp_path, 1).replace(batch_size=1)).train_step(
         0.0
     )
     assert torch.equal(vae.encode(images).latent_dist.mean, latents)

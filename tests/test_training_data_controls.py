@@ -1,7 +1,6 @@
 """Control images lie over their photos in every crop and mirror image, and all that is wrong is said."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def made(data: DataConfig, prior: PriorConfig | None = None, **control: Any) -> 
 
 
 def test_a_control_image_is_cropped_and_mirrored_with_its_photo(data: DataConfig) -> None:
-    source = made(replace(data, image_interpolation_mode="bilinear"))
+    source = made(data.replace(image_interpolation_mode="bilinear"))
     for visits in (range(3), range(9, 12), range(21, 24)):
         batch = source.batch(list(visits))
         assert batch.controls is not None
@@ -66,7 +65,7 @@ def test_a_control_image_is_cropped_and_mirrored_with_its_photo(data: DataConfig
 
 
 def test_cached_and_uncached_batches_are_the_same_bit_for_bit(data: DataConfig) -> None:
-    data = replace(data, center_crop=True)  # else the cache has a few of the crops, and loading any
+    data = data.replace(center_crop=True)  # else the cache has a few of the crops, and loading any
     cached, loaded = made(data), made(uncached(data))
     for start in (0, 6, 18):
         assert_equal(cached.batch([start, start + 1]), loaded.batch([start, start + 1]))

@@ -3,7 +3,6 @@
 import json
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +106,7 @@ def test_a_resolution_that_does_not_fit_the_base_is_refused(folder: Path) -> Non
     config = DataConfig(instance_data_dir=folder, resolution=72)
     with pytest.raises(ValueError, match="resolution=72 is no multiple of 16 px"):
         plan(config, needs=Needs(native_size=64, size_multiple=16))
-    config = replace(config, use_aspect_ratio_buckets=True, aspect_ratio_buckets="64,64;64,88")
+    config = config.replace(use_aspect_ratio_buckets=True, aspect_ratio_buckets="64,64;64,88")
     with pytest.raises(ValueError, match="the bucket 64,88 is no multiple of 16 px"):
         plan(config, needs=Needs(native_size=64, size_multiple=16))
 
@@ -116,7 +115,7 @@ def test_photos_of_a_bucket_share_its_shape_in_every_step(tmp_path: Path) -> Non
     sizes = [(90, 70), (70, 90), (100, 70), (64, 64), (80, 80), (90, 160)]
     fill_with_photos(tmp_path / "photos", sizes)
     config = DataConfig(instance_data_dir=tmp_path / "photos", use_aspect_ratio_buckets=True, repeats=2)
-    for each in (config, uncached(config), replace(config, aspect_ratio_buckets="64,64;48,80;80,48")):
+    for each in (config, uncached(config), config.replace(aspect_ratio_buckets="64,64;48,80;80,48")):
         built = source(each, effective_batch=2)
         shapes: set[tuple[int, ...]] = set()
         names: set[str] = set()
@@ -181,8 +180,7 @@ def test_a_mask_is_cut_as_its_photo_is(kind: str, unmasked_weight: float, tmp_pa
             instance_data_dir=tmp_path / "photos", instance_prompt="x", mask_data_dir=tmp_path / "masks"
         )
     photo.save(tmp_path / "photos" / "a.png")
-    config = replace(
-        config,
+    config = config.replace(
         random_flip=True,
         unmasked_weight=unmasked_weight,
         image_interpolation_mode="bilinear",
@@ -309,7 +307,7 @@ def test_images_inside_a_data_set_are_decoded_with_all_protection(folder: Path, 
     ]
     assert (found.items[1].photo.width, found.items[1].photo.height) == (70, 90)
     assert found.warnings[0].startswith("not used: row-00001 is not an image but an HTML page")
-    assert "row-00001" in "\n".join(problems(replace(config, strict=True)))
+    assert "row-00001" in "\n".join(problems(config.replace(strict=True)))
 
 
 @pytest.mark.usefixtures("cache")
@@ -317,16 +315,16 @@ def test_a_data_set_that_does_not_fit_is_refused_in_one_sentence(folder: Path, t
     write_metadata(folder)
     config = DataConfig(dataset_name=str(folder), instance_prompt="x")
     with pytest.raises(ValueError, match=r'image_column="img" is no column of .*; it has image, text'):
-        gather_items(replace(config, image_column="img"))
+        gather_items(config.replace(image_column="img"))
     with pytest.raises(ValueError, match=r"it is a folder of images; leave dataset_config_name out"):
-        gather_items(replace(config, dataset_config_name="plain"))
+        gather_items(config.replace(dataset_config_name="plain"))
     with pytest.raises(ValueError, match=r"the column text of .* holds no images"):
-        gather_items(replace(config, image_column="text"))
+        gather_items(config.replace(image_column="text"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"the data set .* is not found"):
-        gather_items(replace(config, dataset_name=str(tmp_path / "empty")))
+        gather_items(config.replace(dataset_name=str(tmp_path / "empty")))
     with pytest.raises(ValueError, match=r"nobody/nothing cannot be loaded \(Couldn't reach") as caught:
-        gather_items(replace(config, dataset_name="nobody/nothing"))
+        gather_items(config.replace(dataset_name="nobody/nothing"))
     assert "\n" not in str(caught.value)
     assert "the data set's column text is not used; for captions, set caption_column=text" in (
         gather_items(config).warnings

@@ -10,23 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.options import kinds_of
+from ether_diffusion.options import declared
 from ether_diffusion.scripts import train_dreambooth
-from ether_diffusion.scripts.dreambooth_flags import (
-    TITLES,
-    Call,
-    CallFlags,
-    dreambooth_parser,
-    parse_flags,
-    read_call,
-)
+from ether_diffusion.scripts.train_dreambooth import Call, CallFlags, make_parser, parse_flags, read_call
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config import OPTION_NAMES, SECTIONS, DreamBoothConfig
-from ether_diffusion.training.config.legacy import LEGACY_OPTIONS
-from ether_diffusion.training.config.presets import PRESET_VALUES, PRESETS
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.config.presets import OLD_NAMES, PRESET_VALUES, PRESETS
 
 ROOT = Path(__file__).parent.parent
-KINDS = {name: kind for section in SECTIONS.values() for name, kind in kinds_of(section).items()}
+OPTION_NAMES = [*DreamBoothConfig.options()]
+KINDS = {name: each.kind for name, each in DreamBoothConfig.options().items()}
 NEEDED = ["--instance_data_dir", "photos"]
 
 DIFFUSERS_FLAGS = [
@@ -183,15 +176,11 @@ def test_every_flag_reaches_its_option_and_no_other(name: str) -> None:
 
 
 def test_the_help_has_every_flag_under_a_title() -> None:
-    text = dreambooth_parser().format_help()
-    for name in (*OPTION_NAMES, *CallFlags.__dataclass_fields__, *LEGACY_OPTIONS):
+    text = make_parser().format_help()
+    for name in (*OPTION_NAMES, *declared(CallFlags), *OLD_NAMES):
         assert f"--{name}" in text
-    for title in (*TITLES.values(), *PRESETS):
+    for title in (*(section.title for section in DreamBoothConfig.sections().values()), *PRESETS):
         assert f"{title}:" in text
-
-
-def test_every_section_has_a_title() -> None:
-    assert TITLES.keys() == SECTIONS.keys()
 
 
 @pytest.mark.parametrize(
@@ -216,9 +205,9 @@ def test_an_old_flag_keeps_its_meaning_with_one_line(words: list[str], option: s
     assert line.startswith(f"{words[0][2:]} is deprecated; use {option}")
 
 
-@pytest.mark.parametrize("name", [name for name, legacy in LEGACY_OPTIONS.items() if legacy.sets is None])
+@pytest.mark.parametrize("name", [name for name, legacy in OLD_NAMES.items() if legacy.sets is None])
 def test_a_flag_that_has_nothing_to_do_here_is_accepted_with_one_line(name: str) -> None:
-    words = [f"--{name}"] if LEGACY_OPTIONS[name].kind.base is bool else [f"--{name}", "1"]
+    words = [f"--{name}"] if OLD_NAMES[name].kind.base is bool else [f"--{name}", "1"]
     made = call(*words)
     assert made.config == call().config
     (line,) = made.warnings
@@ -250,7 +239,7 @@ def test_flags_outrank_the_file_which_outranks_the_preset(tmp_path: Path) -> Non
     assert flat["max_train_steps"] == PRESET_VALUES["fast"]["max_train_steps"]
     assert (flat["validation_steps"], flat["num_validation_images"]) == (7, 5)
     assert flat["optimizer"] == "adamw8bit"
-    (line,) = made.lines
+    line = made.lines[0]
     assert line.startswith("preset fast sets max_train_steps=200, ")
     assert line.endswith("; outranked: validation_steps, num_validation_images")
 
@@ -347,17 +336,17 @@ def test_a_missing_file_of_options_is_exit_code_2(capsys: pytest.CaptureFixture[
     assert "nowhere.yaml does not exist" in capsys.readouterr().err
 
 
-def test_the_notable_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        train_dreambooth.announce(call("--preset", "fast", "--rank", "4", "--local_rank", "0"))
-    lines = [record.message for record in caplog.records]
-    assert [line.split(":")[0].split(" sets")[0] for line in lines] == [
+def test_the_notable_is_told_once() -> None:
+    made = call("--preset", "fast", "--rank", "4", "--local_rank", "0")
+    assert [
+        line.split(":")[0].split(" sets")[0] for line in (*made.lines, *made.warnings, *made.ignored)
+    ] == [
         "preset fast",
+        "defaults here (diffusers' in brackets)",
         "local_rank is accepted and has no effect",
         "rank has no effect",
-        "defaults here (diffusers' in brackets)",
     ]
-    assert "max_train_steps" not in lines[-1]  # the preset set it
+    assert "max_train_steps" not in made.lines[1]  # the preset set it
 
 
 def test_the_console_script_is_this_command() -> None:

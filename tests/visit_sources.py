@@ -108,7 +108,7 @@ def source(
 
 
 def uncached(data: DataConfig, **changes: object) -> DataConfig:
-    return replace(data, cache_latents=False, **changes)  # type: ignore[arg-type]
+    return data.replace(cache_latents=False, **changes)
 
 
 def assert_equal(batch: Batch, expected: Batch) -> None:

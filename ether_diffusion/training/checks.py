@@ -58,7 +58,7 @@ class CheckedRun:
             ValueError: a size does not fit the base, or class images cannot be used.
         """
         config, base = self.config, self.base
-        prior = replace(config.prior, class_prompt=config.class_prompt)
+        prior = config.prior.replace(class_prompt=config.class_prompt)
         has_images = prior.prior_preservation == "class_images"
         return plan_visits(
             config.data,

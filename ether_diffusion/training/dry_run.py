@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -39,7 +38,7 @@ def run_dry(checked: CheckedRun, accelerator: Accelerator, check: Callable[[], N
         next(run.trainer.steps(batches))
     prompts = checked.config.validation.validation_prompt
     if prompts and accelerator.is_main_process:
-        one = replace(checked.config.validation, validation_prompt=prompts[:1], num_validation_images=1)
+        one = checked.config.validation.replace(validation_prompt=prompts[:1], num_validation_images=1)
         control = run.trainer.control
         sampler = Sampler(
             checked.base,

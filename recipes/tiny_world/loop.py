@@ -5,13 +5,13 @@ import signal
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 
+from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER
 from recipes.tiny_world.average import Average
@@ -28,75 +28,33 @@ BATCHES_AHEAD = 4
 Batch = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Options):
     """How long, where and with what a stage is trained."""
 
-    run_folder: Path = field(
-        default=DEFAULT_RUN_FOLDER, metadata={"help": "Folder of data, cached latents and checkpoints."}
+    run_folder: PathText = option(DEFAULT_RUN_FOLDER, "Folder of data, cached latents and checkpoints.")
+    time_budget_minutes: float = option(
+        60.0, "Stop, after a checkpoint, when this call has trained so many minutes.", gt=0.0
     )
-    time_budget_minutes: float = field(
-        default=60.0,
-        metadata={"help": "Stop, after a checkpoint, when this call has trained so many minutes."},
+    max_steps: int = option(10_000_000, "Stop, after a checkpoint, at this step of the stage.")
+    batch_size: int = option(0, "Samples of a step and process; 0 takes the stage's own.")
+    learning_rate: float = option(0.0, "Peak learning rate; 0 takes the stage's own.")
+    decay_fraction: float = option(
+        0.0, "Last part of the budget over which the rate falls to 5 %; 0: constant.", ge=0.0, le=1.0
     )
-    max_steps: int = field(
-        default=10_000_000, metadata={"help": "Stop, after a checkpoint, at this step of the stage."}
-    )
-    batch_size: int = field(
-        default=0, metadata={"help": "Samples of a step and process; 0 takes the stage's own."}
-    )
-    learning_rate: float = field(
-        default=0.0, metadata={"help": "Peak learning rate; 0 takes the stage's own."}
-    )
-    decay_fraction: float = field(
-        default=0.0,
-        metadata={"help": "Last part of the budget over which the rate falls to 5 %; 0: constant."},
-    )
-    checkpoint_minutes: float = field(default=4.0, metadata={"help": "Minutes between checkpoints."})
-    sheet_minutes: float = field(default=12.0, metadata={"help": "Minutes between sample sheets."})
-    num_threads: int = field(
-        default=0, metadata={"help": "CPU threads of this process; 0 leaves torch's choice."}
-    )
-    mixed_precision: str = field(
-        default="bf16", metadata={"help": "Autocast of accelerate: bf16, fp16 or no."}
-    )
-    seed: int = field(
-        default=0, metadata={"help": "Seed of the data, of the initial weights and of every draw."}
-    )
-    pause_file: Path | None = field(
-        default=None, metadata={"help": "While this file exists, training waits between steps."}
-    )
-    compiled: bool = field(
-        default=False,
-        metadata={"help": "Compile the blocks: minutes at first, then 1.2 times faster on a CPU."},
-    )
-    average_decay: float = field(
-        default=0.0, metadata={"help": "Decay of the averaged weights; 0 takes the stage's own."}
-    )
-    world: int = field(
-        default=1, metadata={"help": "World whose concepts the UNet stage draws: 1 is shipped, 2 is next."}
-    )
-    composites_per_concept: int = field(
-        default=1024, metadata={"help": "Composites of each concept that the UNet stage sees."}
-    )
-    num_pictures: int = field(
-        default=65536, metadata={"help": "Pictures that the pictures stage draws beforehand."}
-    )
-    num_drawers: int = field(default=1, metadata={"help": "Processes that draw pictures."})
-    init_from: Path | None = field(
-        default=None, metadata={"help": "Exported pipeline that the UNet stage starts from."}
-    )
-    export_folder: Path = field(
-        default=WEIGHTS_FOLDER, metadata={"help": "Folder that the export stage writes."}
-    )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay_fraction <= 1:
-            raise ValueError(f"decay_fraction={self.decay_fraction} is no part of the budget; use 0 to 1")
-        if self.time_budget_minutes <= 0:
-            raise ValueError(
-                f"time_budget_minutes={self.time_budget_minutes} leaves no time; use more than 0"
-            )
+    checkpoint_minutes: float = option(4.0, "Minutes between checkpoints.")
+    sheet_minutes: float = option(12.0, "Minutes between sample sheets.")
+    num_threads: int = option(0, "CPU threads of this process; 0 leaves torch's choice.")
+    mixed_precision: Text = option("bf16", "Autocast of accelerate: bf16, fp16 or no.")
+    seed: int = option(0, "Seed of the data, of the initial weights and of every draw.")
+    pause_file: PathText | None = option(None, "While this file exists, training waits between steps.")
+    compiled: bool = option(False, "Compile the blocks: minutes at first, then 1.2 times faster on a CPU.")
+    average_decay: float = option(0.0, "Decay of the averaged weights; 0 takes the stage's own.")
+    world: int = option(1, "World whose concepts the UNet stage draws: 1 is shipped, 2 is next.")
+    composites_per_concept: int = option(1024, "Composites of each concept that the UNet stage sees.")
+    num_pictures: int = option(65536, "Pictures that the pictures stage draws beforehand.")
+    num_drawers: int = option(1, "Processes that draw pictures.")
+    init_from: PathText | None = option(None, "Exported pipeline that the UNet stage starts from.")
+    export_folder: PathText = option(WEIGHTS_FOLDER, "Folder that the export stage writes.")
 
 
 class Stage(Protocol):

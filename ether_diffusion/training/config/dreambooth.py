@@ -1,73 +1,70 @@
-"""The whole configuration of a run, and its flat form: one name and one JSON value for each option."""
+"""The whole configuration of a run: its sections, what follows from several of them, and its flat form."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ether_diffusion.options import OptionsError, kinds_of, shown
+from ether_diffusion.control.detector_names import MODEL_DETECTORS, control_type_of
+from ether_diffusion.options import Declared, Options, OptionsError, declared, shown
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config.adapter import DEFAULT_LEARNING_RATES, AdapterConfig, AdapterMethod
-from ether_diffusion.training.config.base import BaseConfig
-from ether_diffusion.training.config.compute import ComputeConfig
-from ether_diffusion.training.config.data import DataConfig
-from ether_diffusion.training.config.evaluation import EvaluationConfig
-from ether_diffusion.training.config.legacy import NOT_OFFERED
-from ether_diffusion.training.config.optimization import DEFAULT_STEPS, OptimizationConfig
-from ether_diffusion.training.config.output import OutputConfig
-from ether_diffusion.training.config.prior import PriorConfig
-from ether_diffusion.training.config.section import Section
-from ether_diffusion.training.config.validation import ValidationConfig
-
-SECTIONS: dict[str, type[Section]] = {
-    "base": BaseConfig,
-    "data": DataConfig,
-    "prior": PriorConfig,
-    "adapter": AdapterConfig,
-    "optimization": OptimizationConfig,
-    "compute": ComputeConfig,
-    "validation": ValidationConfig,
-    "evaluation": EvaluationConfig,
-    "output": OutputConfig,
-}
-"""The sections of DreamBoothConfig, in the order of its fields."""
-
-OPTION_NAMES = tuple(each.name for section in SECTIONS.values() for each in fields(section))
-"""The names of all options; each names one option only."""
+from ether_diffusion.training.config.options import (
+    DEFAULT_LEARNING_RATES,
+    DEFAULT_STEPS,
+    AdapterConfig,
+    AdapterMethod,
+    BaseConfig,
+    ComputeConfig,
+    ControlConfig,
+    DataConfig,
+    EvaluationConfig,
+    OptimizationConfig,
+    OutputConfig,
+    PriorConfig,
+    ValidationConfig,
+)
 
 PRODIGY_LEARNING_RATE = 1.0
 """Prodigy finds the rate itself and multiplies it by this one (Mishchenko and Defazio 2024)."""
 
+NOT_OFFERED: dict[str, str] = {
+    "cache_dir": "set the environment variable HF_HUB_CACHE",
+    "controlnet_model_name_or_path": "no ControlNet is trained or gone on from, but an adapter and a small "
+    "encoder; a run in output_dir goes on by itself",
+    "crops_coords_top_left_h": "leave it out: SDXL is told how each photo was cropped",
+    "crops_coords_top_left_w": "leave it out: SDXL is told how each photo was cropped",
+    "token_abstraction": "use token and {token}; no new tokens are trained",
+    "final_validation_prompt": "use validation_prompt",
+    "lora_unet_blocks": "use target_modules with a regex",
+    "use_dora": "use adapter delora, or lora",
+}
+"""Names that users of sibling scripts may try, and what to do instead."""
 
-@dataclass(frozen=True)
-class DreamBoothConfig(Section):
+
+class DreamBoothConfig(Options):
     """All that a training run is told.
 
     Raises:
         OptionsError: options that cannot be used together; all are listed.
     """
 
+    base: BaseConfig = BaseConfig()
     data: DataConfig
-    base: BaseConfig = field(default_factory=BaseConfig)
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    output: OutputConfig = field(default_factory=OutputConfig)
-
-    sections: ClassVar[dict[str, type[Section]]] = SECTIONS
-    method_rates: ClassVar[Mapping[AdapterMethod, float]] = DEFAULT_LEARNING_RATES
+    prior: PriorConfig = PriorConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    compute: ComputeConfig = ComputeConfig()
+    validation: ValidationConfig = ValidationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
 
     needs_adapter: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        problems = list(self.contradictions())
-        if problems:
-            raise OptionsError(problems)
+    method_rates: ClassVar[Mapping[AdapterMethod, float]] = DEFAULT_LEARNING_RATES
+    their_defaults: ClassVar[Mapping[str, Json]] = {}
+    """Those of the diffusers script of this kind of run, where they are not what the options declare."""
 
     def contradictions(self) -> Iterator[str]:
         """Say which options of different sections exclude or lack each other."""
@@ -86,20 +83,14 @@ class DreamBoothConfig(Section):
             )
         if self.evaluation.eval_steps and not self.subject_prompts and self.data.instance_prompt is None:
             yield "eval_steps needs prompts with the subject; give eval_prompt, as 'a sks dog in the snow'"
-        yield from self._shared_folders()
-
-    def _shared_folders(self) -> Iterator[str]:
-        folders = {
-            "instance_data_dir": self.data.instance_data_dir,
-            "class_data_dir": self.prior.class_data_dir,
-            "mask_data_dir": self.data.mask_data_dir,
-            "output_dir": self.output.output_dir,
-        }
         names: dict[Path, str] = {}
-        for name, folder in folders.items():
-            if folder is None:
-                continue
-            same = names.setdefault(folder.absolute(), name)
+        for name, folder in (
+            ("instance_data_dir", self.data.instance_data_dir),
+            ("class_data_dir", self.prior.class_data_dir),
+            ("mask_data_dir", self.data.mask_data_dir),
+            ("output_dir", self.output.output_dir),
+        ):
+            same = name if folder is None else names.setdefault(folder.absolute(), name)
             if same != name:
                 yield f"{same} and {name} are the same folder, {shown(folder)}; give two folders"
 
@@ -140,65 +131,205 @@ class DreamBoothConfig(Section):
         if optimization.max_train_steps is None and optimization.num_train_epochs is None:
             rates["max_train_steps"] = DEFAULT_STEPS
         if prior.prior_preservation != "none":
-            prior = replace(prior, class_prompt=self.class_prompt)
-        return replace(self, optimization=replace(optimization, **rates), prior=prior)
+            prior = prior.replace(class_prompt=self.class_prompt)
+        return self.replace(optimization=optimization.replace(**rates), prior=prior)
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Options]]:
+        """Return the models of the sections by their names."""
+        found: dict[str, Any] = {name: info.annotation for name, info in cls.model_fields.items()}
+        return found
+
+    @classmethod
+    @cache
+    def options(cls) -> Mapping[str, Declared]:
+        """Return what is declared of each option of such a run; each name is one option's only."""
+        return {name: each for model in cls.sections().values() for name, each in declared(model).items()}
 
     def flat(self) -> dict[str, Json]:
         """Return every option's value by its name: paths as text, several texts as a list."""
-        values: dict[str, Json] = {}
-        for section in self.sections:
-            for name, value in vars(getattr(self, section)).items():
-                values[name] = _as_json(value)
-        return values
-
-    @classmethod
-    def option_names(cls) -> tuple[str, ...]:
-        """Return the names of all options of such a run; each names one option only."""
-        return tuple(each.name for section in cls.sections.values() for each in fields(section))
+        sections = self.model_dump(mode="json").values()
+        return {name: value for section in sections for name, value in section.items()}
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Json]) -> Self:
         """Return the configuration that a flat one describes; options that it lacks have their defaults.
 
-        What a given option implies is switched with it, unless it is given too: train_text_encoder switches
-        pre_compute_text_embeddings off, and aspect_ratio_buckets switches use_aspect_ratio_buckets on.
+        What a given option implies is switched with it, unless it is given too.
 
         Raises:
             OptionsError: names that are no options, values that cannot be used; all are listed.
         """
-        known = cls.option_names()
-        problems = [unknown_name(name, known) for name in values if name not in known]
-        implied: dict[str, Json] = {}
-        if values.get("train_text_encoder") is True:
-            implied["pre_compute_text_embeddings"] = False
-        if values.get("aspect_ratio_buckets") is not None:
-            implied["use_aspect_ratio_buckets"] = True
-        values = {**implied, **values}
-        sections: dict[str, Section] = {}
-        for section, config_type in cls.sections.items():
-            kinds = kinds_of(config_type)
-            given = {name: kinds[name].convert(values[name]) for name in kinds if name in values}
+        options = cls.options()
+        problems = [unknown_name(name, [*options]) for name in values if name not in options]
+        given = {name: value for name, value in values.items() if value not in (None, False)}
+        implied = [each.implies for name, each in options.items() if name in given]
+        values = {name: value for each in implied for name, value in each.items()} | {**values}
+        sections: dict[str, Any] = {}
+        for name, model in cls.sections().items():
             try:
-                sections[section] = config_type(**given)
+                sections[name] = model(
+                    **{name: values[name] for name in model.model_fields if name in values}
+                )
             except OptionsError as error:
                 problems += error.problems
         if problems:
             raise OptionsError(problems)
-        return cls(**sections)  # type: ignore[arg-type]  # each section under its own name
+        return cls(**sections)
+
+    def ignored(self, given: Collection[str] = (), *, preset: Collection[str] = ()) -> tuple[str, ...]:
+        """Return a sentence for each option that somebody asked for and that has no effect.
+
+        Asked for are those in `given`, and those with another value than their default that no preset set.
+        """
+        values = {name: value for section in vars(self).values() for name, value in vars(section).items()}
+        found = self._of_a_base_that_is_here()
+        for name, each in self.options().items():
+            reason = next(filter(None, (_lack(name, *need, values) for need in each.needs.items())), None)
+            if reason is not None:
+                found.setdefault(name, reason)
+        return tuple(
+            f"{name} has no effect: {reason}"
+            for name, reason in found.items()
+            if name in given or (values[name] != self.options()[name].default and name not in preset)
+        )
+
+    def _of_a_base_that_is_here(self) -> dict[str, str]:
+        name = self.base.pretrained_model_name_or_path
+        if name == "tiny_world":
+            return dict.fromkeys(("revision", "variant"), "tiny_world comes with this package")
+        if os.path.isdir(name) and self.base.tokenizer_name is None:  # noqa: PTH112
+            return {"revision": f"{name} is a folder, not a repository of the hub"}
+        return {}
+
+    def changed_defaults(self, given: Collection[str] = ()) -> str:
+        """Return one line of the options nobody gave, with what is used and, in brackets, what diffusers has.
+
+        It is empty where all of them were given.
+        """
+        used = self.flat() | {
+            "learning_rate": self.learning_rate,
+            "max_train_steps": self.optimization.max_train_steps or DEFAULT_STEPS,
+            "resolution": self.data.resolution or "the base's",
+        }
+        given = {*given, *(self.options()[name].instead_of or name for name in given)}
+        theirs = {name: each.theirs for name, each in self.options().items() if each.theirs is not None}
+        items = [
+            f"{name} {_plain(used[name])} ({_plain(default)})"
+            for name, default in {**theirs, **self.their_defaults}.items()
+            if name not in given and used[name] != default
+        ]
+        return f"defaults here (diffusers' in brackets): {', '.join(items)}" if items else ""
 
 
-def unknown_name(name: str, known: Sequence[str] = OPTION_NAMES) -> str:
+class ControlRunConfig(DreamBoothConfig):
+    """All that a run with control images is told.
+
+    Raises:
+        OptionsError: options that cannot be used together; all are listed.
+    """
+
+    control: ControlConfig = ControlConfig()
+
+    needs_adapter: ClassVar[bool] = False
+    # ETHER, Bini et al. 2024, arXiv:2405.20271, appendix C.2: controllable generation
+    method_rates: ClassVar[Mapping[AdapterMethod, float]] = {
+        **DEFAULT_LEARNING_RATES,
+        "ether": 1e-3,
+        "ether_plus": 1e-3,
+        "oft": 1e-5,
+    }
+    # of train_controlnet.py
+    their_defaults: ClassVar[Mapping[str, Json]] = {
+        "learning_rate": 5e-6,
+        "validation_steps": 100,
+        "center_crop": True,
+    }
+
+    def contradictions(self) -> Iterator[str]:
+        """Say which options of different sections exclude or lack each other."""
+        yield from super().contradictions()
+        control = self.control
+        has_images = control.conditioning_data_dir is not None or self.data.dataset_name is not None
+        if not has_images and not control.is_detected:
+            yield (
+                "there is nothing to follow; give conditioning_data_dir, a folder of control images, or "
+                "dataset_name with a column of them, or a detector that draws them"
+            )
+        if control.detector in MODEL_DETECTORS and not self.data.cache_latents:
+            yield (
+                f"detector={control.detector} is a model, which would look at every photo again each time; "
+                "leave cache_latents on"
+            )
+        if self.evaluation.eval_steps:
+            yield (
+                "eval_steps measures likeness to a subject's photos, and control images teach no subject; "
+                "leave it out: validation_prompt with validation_image shows how the run learns"
+            )
+        num_images, num_prompts = len(control.validation_image), len(self.validation.validation_prompt)
+        if num_images != num_prompts:
+            yield (
+                f"found {num_images} of validation_image and {num_prompts} of validation_prompt; give a "
+                "control image for each prompt, or one for all"
+            )
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Json]) -> Self:
+        """Return the configuration that a flat one describes, as `DreamBoothConfig.from_flat`.
+
+        Without target_modules, GEGLU's projections are adapted too, as in the paper. What follows from other
+        options is written out: the control type from the detector or the palette, captions from a data set's
+        column text, as in diffusers' train_controlnet.py, and one validation image or prompt beside several.
+        """
+        implied: dict[str, Json] = {"target_modules": "attention_and_feedforward"}
+        if values.get("dataset_name") is not None and values.get("instance_prompt") is None:
+            implied["caption_column"] = "text"
+        merged = {**implied, **values}
+        if merged.get("control_type") is None:
+            if isinstance(merged.get("detector"), str):
+                merged["control_type"] = control_type_of(str(merged["detector"]))
+            elif merged.get("palette") is not None:
+                merged["control_type"] = "palette"
+        found = {name: merged.get(name) or [] for name in ("validation_prompt", "validation_image")}
+        lists = {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+        most = max(map(len, lists.values()))
+        merged |= {name: [*value] * most for name, value in lists.items() if len(value) == 1}
+        return super().from_flat(merged)
+
+
+def control_of(config: DreamBoothConfig) -> ControlConfig | None:
+    """Return what a run is told of control; None where it has no control images."""
+    return config.control if isinstance(config, ControlRunConfig) else None
+
+
+def unknown_name(name: str, known: Sequence[str]) -> str:
     """Say that no option has this name, and which of the known names comes nearest."""
     near = get_close_matches(name, known, n=1)
     remedy = f"did you mean {near[0]}?" if near else "see train-dreambooth --help for the names"
-    remedy = NOT_OFFERED.get(name, remedy)
-    return f"{shown(name)} is not an option; {remedy}"
+    return f"{shown(name)} is not an option; {NOT_OFFERED.get(name, remedy)}"
 
 
-def _as_json(value: object) -> Json:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_as_json(item) for item in value]
-    assert value is None or isinstance(value, bool | int | float | str)
-    return value
+def _lack(
+    name: str, others: str, wanted: bool | tuple[str | None, ...], values: Mapping[str, object]
+) -> str | None:
+    """Say what an option lacks among the values of the others that it needs; None where it is all there."""
+    found = [values[other] for other in others.split(" or ") if other in values]
+    if name == others:
+        return None
+    if wanted is True:
+        return None if any(found) else f"it needs {others}; give that, or leave it out"
+    if wanted is False:
+        return f"{others} is given, which outranks it" if any(found) else None
+    assert isinstance(wanted, tuple)
+    if found[0] in wanted:
+        return None
+    if None in wanted:
+        return f"{others}={found[0]} is given, which outranks it"
+    used = "" if found[0] is None else f", and {found[0]} is used"
+    return f"it is for {others}={' or '.join(filter(None, wanted))}{used}"
+
+
+def _plain(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "on", False: "off"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

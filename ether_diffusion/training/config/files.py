@@ -1,10 +1,9 @@
 """Configuration files: YAML, TOML or JSON with one key per option, read strictly and written whole."""
 
-import json
+import math
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -36,30 +35,50 @@ def read_config_file(path: str | Path) -> dict[str, Json]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{where} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        values = parse(path.read_bytes().decode("utf-8-sig"), where)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    return _mapping(parse(text, where), where)
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply; it is one mapping of names to values") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is not a mapping of names to values; write lines like 'seed: 1'")
+    for name, item in values.items():
+        if isinstance(item, dict):
+            raise ValueError(f"{where} has values under {printable(name)}; give each option by its own name")
+    return values
 
 
 def write_config_file(path: str | Path, config: DreamBoothConfig) -> None:
     """Write every option with its value as YAML, section by section; `read_config_file` reads it back."""
-    path, values = Path(path), config.flat()
     parts = ["# every option of train-dreambooth; use it again with --config\n"]
-    for section, config_type in config.sections.items():
-        lines = (f"{each.name}: {_yaml_text(values[each.name])}\n" for each in fields(config_type))
-        parts.append(f"\n# {section}\n{''.join(lines)}")
-    write_files(path.parent, {path.name: "".join(parts).encode()})
+    for section, values in config.model_dump(mode="json").items():
+        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+        parts.append(f"\n# {section}\n{text}")
+    write_files(Path(path).parent, {Path(path).name: "".join(parts).encode()})
+
+
+_INT = re.compile(r"[-+]?[0-9]{1,20}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = dict.fromkeys(("", "~", "null", "Null", "NULL"))
+_WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would take for something else than text."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{_FLOAT.pattern}$"), [*"-+.0123456789"])
 
 
 def _read_yaml(text: str, where: str) -> Json:
     try:
-        # composed, not constructed: nothing is made but names, texts and lists
+        # composed, not constructed: safe_load drops keys given twice, and `no` and 6e-3 are YAML 1.1 there
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not valid YAML ({' '.join(printable(error, 300).split())})") from None
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply; it is one mapping of names to values") from None
     if not isinstance(root, yaml.MappingNode):
         return None if root is None else _yaml_value(root, where)
     values: dict[str, Json] = {}
@@ -75,24 +94,17 @@ def _read_yaml(text: str, where: str) -> Json:
 def _yaml_value(node: yaml.Node, where: str) -> Json:
     if node.tag not in _PLAIN_TAGS:
         raise ValueError(f"{where} has the tag {printable(node.tag)} {_place(node)}; write the plain value")
-    if isinstance(node, yaml.ScalarNode):
-        return _yaml_scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
         return [_yaml_value(item, where) for item in node.value]
-    raise ValueError(f"{where} has nested values {_place(node)}; give each option by its own name")
-
-
-def _yaml_scalar(text: str) -> Json:
-    """Return a plain scalar's value in YAML 1.2's core schema: `no` is text, and 6e-3 is a number."""
-    if text.lower() in ("", "~", "null"):
-        return None
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if re.fullmatch(r"[-+]?[0-9]{1,20}", text):
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError(f"{where} has nested values {_place(node)}; give each option by its own name")
+    text: str = node.value
+    if node.style is not None:
+        return text
+    # a plain scalar in YAML 1.2's core schema
+    if _INT.fullmatch(text):
         return int(text)
-    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
-        return float(text)
-    return text
+    return float(text) if _FLOAT.fullmatch(text) else _WORDS.get(text, text)
 
 
 def _place(node: yaml.Node) -> str:
@@ -104,41 +116,11 @@ def _read_toml(text: str, where: str) -> Json:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{where} is not valid TOML ({printable(error)})") from None
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply; it is one mapping of names to values") from None
 
 
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 _PARSERS: dict[str, Callable[[str, str], Json]] = {
     ".yaml": _read_yaml,
     ".yml": _read_yaml,
     ".toml": _read_toml,
     ".json": parse_json,
 }
-
-
-def _mapping(value: Json, where: str) -> dict[str, Json]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is not a mapping of names to values; write lines like 'seed: 1'")
-    for name, item in value.items():
-        if isinstance(item, dict):
-            raise ValueError(f"{where} has values under {printable(name)}; give each option by its own name")
-    return value
-
-
-def _yaml_text(value: Json) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_yaml_text(item) for item in value)}]"
-    if isinstance(value, str):
-        # every escape of JSON is one of YAML's, which has more characters to escape
-        return re.sub(
-            _UNPRINTABLE, lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False)
-        )
-    if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
-        return repr(value).replace("e", ".0e")  # without the point, YAML 1.1 takes it for text
-    return json.dumps(value)
-
-
-_UNPRINTABLE = "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"
