@@ -8,6 +8,6 @@ import lazy_loader
 from ether_diffusion.registration import register_with_peft
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 register_with_peft()

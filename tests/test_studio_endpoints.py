@@ -17,7 +17,7 @@ from ether_diffusion.pipelines import read_image_metadata
 gradio_client = pytest.importorskip(
     "gradio_client", reason="the extra ui is not installed; with it, and in CI, this runs"
 )
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+STUDIO_PAGE = (Path(__file__).parent.parent / "docs" / "studio.md").read_text(encoding="utf-8")
 QUICK = {"steps": 2, "compare_with_base": False, "api_name": "/generate"}
 
 
@@ -155,10 +155,10 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(
     assert "Traceback" not in str(caught.value)
 
 
-def test_the_snippet_of_the_readme_runs(
+def test_the_snippet_of_the_page_runs(
     studio: RunningStudio, ids: dict[str, str], shape: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (snippet,) = re.findall(r"```python\n(from gradio_client.*?)```", README, flags=re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(from gradio_client.*?)```", STUDIO_PAGE, flags=re.DOTALL)
     monkeypatch.chdir(shape.parent)
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     here = f'"{studio.url}", download_files={str(shape.parent)!r}'
