@@ -12,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ether_diffusion
-from ether_diffusion.adapters.adapter import Fact
 from ether_diffusion.adapters.fit import plain_targets
-from ether_diffusion.adapters.models import bare_model, base_fingerprint, name_of_base
-from ether_diffusion.adapters.parts import Pipeline
+from ether_diffusion.adapters.format import Fact
+from ether_diffusion.adapters.models import Pipeline, bare_model, base_fingerprint, name_of_base
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, recordable
 from ether_diffusion.tuner import EtherConfig
 

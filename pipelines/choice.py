@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.adapters.parts import Part, Pipeline, find_parts
+from ether_diffusion.adapters.models import Part, Pipeline, find_parts
 from ether_diffusion.pipelines.in_use import is_fused, loaded_adapters, of_other_methods
 from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
 from ether_diffusion.tuner.other_layers import adapters_of, check_strengths
@@ -37,7 +37,7 @@ def check_choice(pipeline: Pipeline, choice: Choice, num_prompts: int) -> Streng
             )
         if not math.isfinite(strength):
             raise ValueError(f"the strength of {printable(name)} is {strength}; use a finite number")
-    for part in find_parts(pipeline, None):
+    for part in find_parts(pipeline):
         for one in each:
             check_strengths(part.model, one)
     if is_fused(pipeline):
@@ -67,7 +67,7 @@ def chosen_for_call(
 ) -> Iterator[None]:
     """Put a checked choice in force on all parts of a pipeline, and take it back after, whatever happens."""
     with ExitStack() as stack:
-        for part in find_parts(pipeline, None):
+        for part in find_parts(pipeline):
             layers = [module for module in part.model.modules() if isinstance(module, BaseTunerLayer)]
             known = {name for layer in layers if isinstance(layer, EtherLayer) for name in layer.r}
             if isinstance(choice, Mapping):

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.adapters import LoadReport
-from ether_diffusion.adapters.adapter import Fact
-from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters import Adapter, LoadReport
+from ether_diffusion.adapters.format import Fact, content_hash
+from ether_diffusion.adapters.load import read_for
 from ether_diffusion.control import (
     ControlEncoder,
     ControlImage,
@@ -21,9 +21,9 @@ from ether_diffusion.control import (
     control_image_sha256,
     controlled,
     load_control,
-    read_control,
 )
 from ether_diffusion.control.images import listed_images
+from ether_diffusion.control.loading import encoder_of
 from ether_diffusion.pipelines.call import num_prompts_of
 from ether_diffusion.pipelines.choice import Choice
 from ether_diffusion.pipelines.in_use import loaded_adapters
@@ -53,7 +53,7 @@ class EtherControlMixin(EtherLoaderMixin):
 
     def load_control_weights(
         self,
-        path_or_hub_id: str | Path,
+        adapter: str | Path | Adapter,
         *,
         adapter_name: str = "control",
         revision: str | None = None,
@@ -74,7 +74,11 @@ class EtherControlMixin(EtherLoaderMixin):
                 f"there already is a control encoder named {adapter_name!r}; choose another adapter_name or "
                 "unload it first"
             )
-        encoder = read_control(path_or_hub_id, revision=revision, local_files_only=local_files_only)
+        if not isinstance(adapter, Adapter):
+            adapter = read_for(
+                self, adapter, revision=revision, local_files_only=local_files_only, with_encoder=True
+            )
+        encoder = encoder_of(adapter)
         if encoder.config.scale_factor != self.vae_scale_factor:
             raise ValueError(
                 f"the control encoder divides sides by {encoder.config.scale_factor} and this VAE by "
@@ -82,10 +86,8 @@ class EtherControlMixin(EtherLoaderMixin):
             )
         loaded = load_control(
             self,
-            path_or_hub_id,
+            adapter,
             adapter_name=adapter_name,
-            revision=revision,
-            local_files_only=local_files_only,
             require_same_base=require_same_base,
             activate=activate,
         )

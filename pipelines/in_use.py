@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
 
-from ether_diffusion.adapters.content_hash import content_hash
-from ether_diffusion.adapters.method_attach import method_tensors
-from ether_diffusion.adapters.models import ether_layers
-from ether_diffusion.adapters.parts import Part, Pipeline, find_parts
+from ether_diffusion.adapters.format import content_hash
+from ether_diffusion.adapters.load import adapter_tensors
+from ether_diffusion.adapters.models import Part, Pipeline, find_parts
 from ether_diffusion.pipelines.metadata import AdapterUse
 from ether_diffusion.tuner import EtherLayer
 from ether_diffusion.tuner.other_layers import adapters_of, other_layers, strength_of
@@ -17,7 +15,7 @@ from ether_diffusion.tuner.other_layers import adapters_of, other_layers, streng
 def loaded_adapters(pipeline: Pipeline) -> dict[str, list[Part]]:
     """Return the adapters of a pipeline by name, of any method, each with the parts that carry it."""
     carrying: dict[str, list[Part]] = {}
-    for part in find_parts(pipeline, None):
+    for part in find_parts(pipeline):
         names = {name: None for layer in _layers(part) for name in adapters_of(layer)}  # in loading order
         for name in names:
             carrying.setdefault(name, []).append(part)
@@ -26,7 +24,7 @@ def loaded_adapters(pipeline: Pipeline) -> dict[str, list[Part]]:
 
 def is_fused(pipeline: Pipeline) -> bool:
     """Say whether adapters are merged into the weights of a pipeline."""
-    return any(layer.merged for part in find_parts(pipeline, None) for layer in _layers(part))
+    return any(layer.merged for part in find_parts(pipeline) for layer in _layers(part))
 
 
 def adapters_in_use(pipeline: Pipeline, *, scale: float = 1.0) -> tuple[AdapterUse, ...]:
@@ -58,7 +56,7 @@ def use_of(pipeline: Pipeline, strengths: Mapping[str, float]) -> tuple[AdapterU
 def of_other_methods(pipeline: Pipeline) -> dict[str, list[Part]]:
     """Return the adapters of a pipeline that are not of ETHER by name, with the parts that carry them."""
     found: dict[str, list[Part]] = {}
-    for part in find_parts(pipeline, None):
+    for part in find_parts(pipeline):
         for name in {name: None for layer in other_layers(part.model) for name in adapters_of(layer)}:
             found.setdefault(name, []).append(part)
     return found
@@ -77,18 +75,7 @@ def _layers(part: Part) -> Sequence[BaseTunerLayer]:
 
 
 def _hashes(name: str, parts: Sequence[Part]) -> dict[str, str]:
-    tensors = {part.name: _tensors(part, name) for part in parts}
+    tensors = {part.name: adapter_tensors(part.model, name) for part in parts}
     # sequential offloading keeps the values elsewhere
     there = {part: found for part, found in tensors.items() if not any(t.is_meta for t in found.values())}
     return {part: content_hash(found) for part, found in there.items()}
-
-
-def _tensors(part: Part, adapter_name: str) -> dict[str, Tensor]:
-    if not ether_layers(part.model, adapter_name):
-        return method_tensors(part.model, adapter_name)
-    return {
-        f"{name}.{vector}": getattr(layer, vector)[adapter_name]
-        for name, layer in ether_layers(part.model, adapter_name).items()
-        for vector in layer.adapter_layer_names
-        if adapter_name in getattr(layer, vector)
-    }

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from ether_diffusion.adapters import LoadReport, load_ether
-from ether_diffusion.adapters.method_loading import load_any
-from ether_diffusion.adapters.parts import find_parts
+from ether_diffusion.adapters import Adapter, LoadReport, attach, load_ether
+from ether_diffusion.adapters.load import read_for
+from ether_diffusion.adapters.models import find_parts
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.call import Call, bind_call, fingerprint_of
 from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
@@ -91,7 +91,7 @@ class EtherLoaderMixin:
 
     def load_adapter_weights(
         self,
-        path_or_hub_id: str | Path,
+        adapter: str | Path | Adapter,
         *,
         adapter_name: str = "default",
         revision: str | None = None,
@@ -99,18 +99,20 @@ class EtherLoaderMixin:
         require_same_base: bool = False,
         activate: bool = True,
     ) -> LoadReport:
-        """Load an adapter of any method that training saves, as `load_any` does; it alone is then active.
+        """Load an adapter of any method that training saves, as `load_any` does, or one that was read.
+
+        It alone is then active.
 
         Raises:
             FileNotFoundError: there is no such folder, model or file.
             ValueError: the file is not a whole adapter of such a method, or not one of this base.
         """
-        return load_any(
+        if not isinstance(adapter, Adapter):
+            adapter = read_for(self, adapter, revision=revision, local_files_only=local_files_only)
+        return attach(
             self,
-            path_or_hub_id,
+            adapter,
             adapter_name=adapter_name,
-            revision=revision,
-            local_files_only=local_files_only,
             require_same_base=require_same_base,
             activate=activate,
         )
@@ -274,7 +276,7 @@ class EtherLoaderMixin:
     @contextmanager
     def _parts_within_reach(self) -> Iterator[None]:
         """Put compiled models themselves in the place of their wrappers, and name all parts with adapters."""
-        wrapped = {part.name: part.model for part in find_parts(self, None)}
+        wrapped = {part.name: part.model for part in find_parts(self)}
         carrying = [part.name for parts in loaded_adapters(self).values() for part in parts]
         reached = list(dict.fromkeys([*self._lora_loadable_modules, *carrying]))
         before = self._lora_loadable_modules

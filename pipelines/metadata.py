@@ -11,7 +11,7 @@ from typing import Annotated
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import Field
 
-from ether_diffusion.adapters.adapter import Fact
+from ether_diffusion.adapters.format import Fact
 from ether_diffusion.strict_json import checked, is_whole, parse_json, validate
 from ether_diffusion.wording import printable
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.adapters.method_attach import put_in_force, remove_method
-from ether_diffusion.adapters.parts import Pipeline
+from ether_diffusion.adapters.load import put_in_force, remove_adapter
+from ether_diffusion.adapters.models import Pipeline
 from ether_diffusion.pipelines.in_use import of_other_methods
 from ether_diffusion.tuner.other_layers import other_layers
 from ether_diffusion.wording import listed
@@ -70,7 +70,7 @@ def remove_others(pipeline: Pipeline, names: Sequence[str]) -> None:
     for name, parts in of_other_methods(pipeline).items():
         if name in names:
             for part in parts:
-                remove_method(part.model, [name])
+                remove_adapter(part.model, [name])
 
 
 def _layers(pipeline: Pipeline, names: Sequence[str]) -> list[BaseTunerLayer]:

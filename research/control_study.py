@@ -16,10 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapters.format import CONFIG_NAME, ENCODER_NAME, TENSORS_NAME
 from ether_diffusion.benchmark.saved_adapters import attach_saved
 from ether_diffusion.control import control_batch, controlled, read_control
-from ether_diffusion.control.reader import ENCODER_NAME
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ether_diffusion.adapters.method_reader import AnyAdapter
+    from ether_diffusion.adapters import AdapterPart
     from ether_diffusion.control import ControlEncoder
 
 # The library is imported inside the commands: `ether --help` must not wait for torch.
@@ -78,21 +76,15 @@ def _add_adapter_and_base(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.adapters.method_reader import read_any
-    from ether_diffusion.control import holds_control, read_control_folder
+    from ether_diffusion.adapters import read_adapter
 
-    adapters: Mapping[str, AnyAdapter] = {}
-    control: dict[str, dict[str, object]] = {}
-    if holds_control(arguments.adapter):
-        encoder, beside = read_control_folder(arguments.adapter)
-        control["control"] = _encoder_facts(encoder)
-        adapters = {} if beside is None else read_any(arguments.adapter)
-    else:
-        adapters = read_any(arguments.adapter)
+    adapter = read_adapter(arguments.adapter, with_encoder=True)
     described = {
-        component: _described(adapter, Path(arguments.adapter, "" if component == "unet" else component))
-        for component, adapter in adapters.items()
-    } | control
+        component: _described(part, Path(arguments.adapter, "" if component == "unet" else component))
+        for component, part in adapter.parts.items()
+    }
+    if adapter.encoder is not None:
+        described["control"] = _encoder_facts(adapter.encoder)
     if arguments.json:
         print(json.dumps(described, indent=2))
         return
@@ -102,15 +94,21 @@ def _inspect(arguments: argparse.Namespace) -> None:
             print(f"  {name.replace('_', ' ')}: {_shown(value)}")
 
 
-def _described(adapter: "AnyAdapter", folder: Path) -> dict[str, object]:
-    from ether_diffusion.adapters.content_hash import content_hash
+def _described(part: "AdapterPart", folder: Path) -> dict[str, object]:
+    from ether_diffusion.adapters.format import TENSORS_NAME, content_hash
+    from ether_diffusion.adapters.methods import settings_of, title_of
+    from ether_diffusion.tuner import EtherConfig
 
-    metadata = adapter.metadata
-    file = folder / "adapter_model.safetensors"
+    metadata, config, file = part.metadata, part.config, folder / TENSORS_NAME
+    form: dict[str, object] = {"method": title_of(config), "settings": settings_of(config)}
+    if isinstance(config, EtherConfig):
+        form = {name: getattr(config, name) for name in ("variant", "sides", "num_blocks")}
+        form["num_blocks_pattern"] = dict(config.num_blocks_pattern)
     return {
-        **_form(adapter),
-        "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
-        "sha256": content_hash(adapter.tensors),
+        **form,
+        "projections": len(part.modules()),
+        "parameters": sum(tensor.numel() for tensor in part.tensors.values()),
+        "sha256": content_hash(part.tensors),
         "trigger": metadata.trigger,
         "base_model": metadata.base_model,
         "base_fingerprint": None if metadata.base_fingerprint is None else metadata.base_fingerprint.id,
@@ -119,27 +117,8 @@ def _described(adapter: "AnyAdapter", folder: Path) -> dict[str, object]:
     }
 
 
-def _form(adapter: "AnyAdapter") -> dict[str, object]:
-    from ether_diffusion.adapters.method_reader import MethodAdapter
-
-    if isinstance(adapter, MethodAdapter):
-        return {
-            "method": adapter.method.title,
-            "settings": dict(adapter.config.settings),
-            "projections": len(adapter.modules()),
-        }
-    config = adapter.config
-    return {
-        "variant": config.variant,
-        "sides": config.sides,
-        "num_blocks": config.num_blocks,
-        "num_blocks_pattern": dict(config.num_blocks_pattern),
-        "projections": len(adapter.projections()),
-    }
-
-
 def _encoder_facts(encoder: "ControlEncoder") -> dict[str, object]:
-    from ether_diffusion.adapters.content_hash import content_hash
+    from ether_diffusion.adapters.format import content_hash
 
     return {
         "control_type": encoder.config.control_type,
@@ -158,13 +137,8 @@ def _shown(value: object) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.adapters.export import (
-        EXPORT_DTYPES,
-        EXPORT_NAME,
-        export_lora,
-        lora_path,
-        read_adapters,
-    )
+    from ether_diffusion.adapters.export import EXPORT_DTYPES, export_lora, lora_path, read_ether
+    from ether_diffusion.adapters.format import EXPORT_NAME
     from ether_diffusion.bases import load_base
 
     if arguments.output is None and not Path(arguments.adapter).is_dir():
@@ -172,7 +146,7 @@ def _export(arguments: argparse.Namespace) -> None:
     folder = arguments.output or Path(arguments.adapter)
     export_name = arguments.export_name or EXPORT_NAME
     lora_path(folder, export_name)  # refused now rather than after the base is loaded
-    adapters = read_adapters(arguments.adapter)
+    adapters = read_ether(arguments.adapter)
     path = export_lora(
         adapters,
         load_base(arguments.base),
@@ -185,11 +159,11 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.adapters.export import check_new_folder, export_merged, read_adapters
+    from ether_diffusion.adapters.export import check_new_folder, export_merged, read_ether
     from ether_diffusion.bases import load_base
 
     check_new_folder(arguments.output)  # refused now rather than after the base is loaded
-    adapters = read_adapters(arguments.adapter)
+    adapters = read_ether(arguments.adapter)
     base = load_base(arguments.base)
     print(export_merged(adapters, base, arguments.output, scale=arguments.scale, rebake=arguments.rebake))
 

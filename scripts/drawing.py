@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from ether_diffusion.adapters import Adapter
     from ether_diffusion.bases import Base
     from ether_diffusion.pipelines.opening import EtherPipeline
 
@@ -37,7 +38,7 @@ def find_device(name: str | None) -> "torch.device":
 
 def open_with_adapters(
     base: "Base",
-    adapters: Mapping[str, str],
+    adapters: "Mapping[str, Adapter]",
     *,
     device: "torch.device",
     dtype: str | None,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ether_diffusion.scripts.chosen_adapters import metadata_of, read_one
+from ether_diffusion.scripts.chosen_adapters import metadata_of
 from ether_diffusion.scripts.drawing import (
     find_device,
     hush_libraries,
@@ -158,6 +158,7 @@ def _draw_and_measure(
     arguments: argparse.Namespace, photos: "SortedSamples", device: "torch.device"
 ) -> "tuple[Report, dict[str, bytes]]":
     """Draw what is asked for and return its report, with the pictures as files where these are wanted."""
+    from ether_diffusion.adapters import read_adapter
     from ether_diffusion.bases import open_base
     from ether_diffusion.benchmark.evaluation import draw_samples, picture_files
     from ether_diffusion.metrics.report import report_drawn
@@ -165,8 +166,8 @@ def _draw_and_measure(
 
     prompts = read_prompts(arguments.prompts, "--prompts")
     (name,) = adapter_names([arguments.adapter])
-    chosen = read_one(arguments.adapter, wants_control=False)
-    if chosen is None:
+    chosen = read_adapter(arguments.adapter)
+    if not chosen.parts:
         raise ValueError(f"{arguments.adapter} is a control encoder by itself; give --control_pairs")
     known = metadata_of([chosen])
     if arguments.scheduler is not None:
@@ -178,7 +179,7 @@ def _draw_and_measure(
     warn_of_cuts(base, sampling.prompts)
     pipeline = open_with_adapters(
         base,
-        {name: arguments.adapter},
+        {name: chosen},
         device=device,
         dtype=arguments.dtype,
         scheduler=arguments.scheduler,

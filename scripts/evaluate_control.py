@@ -98,9 +98,10 @@ def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, b
 def _draw(
     arguments: argparse.Namespace, pairs: "Sequence[ControlPair]", device: "torch.device"
 ) -> "tuple[dict[str, list[Sample]], ControlYardsticks, dict[str, Json]]":
+    from ether_diffusion.adapters import read_adapter
     from ether_diffusion.bases import open_base
     from ether_diffusion.benchmark.evaluation import draw_pairs
-    from ether_diffusion.control import read_control_folder
+    from ether_diffusion.control.loading import encoder_of
     from ether_diffusion.metrics.report import check_maps
     from ether_diffusion.pipelines.in_use import loaded_adapters
     from ether_diffusion.pipelines.opening import check_scheduler
@@ -109,7 +110,8 @@ def _draw(
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     (name,) = adapter_names([arguments.adapter])
-    encoder, chosen = read_control_folder(arguments.adapter)
+    chosen = read_adapter(arguments.adapter, with_encoder=True)
+    encoder = encoder_of(chosen)
     known = metadata_of([chosen])
     base = open_base(base_name(argparse.Namespace(base=arguments.base, adapter=[arguments.adapter]), known))
     drawing = _plan(arguments, base)
@@ -118,7 +120,7 @@ def _draw(
     check_maps(pairs, yardsticks)
     pipeline = open_with_adapters(
         base,
-        {name: arguments.adapter},
+        {name: chosen},
         device=device,
         dtype=arguments.dtype,
         scheduler=arguments.scheduler,

@@ -135,7 +135,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
     pipeline = open_with_adapters(
         base,
-        dict(zip(names, arguments.adapter, strict=True)),
+        dict(zip(names, chosen, strict=True)),
         device=find_device(arguments.device),
         dtype=arguments.dtype,
         scheduler=arguments.scheduler,

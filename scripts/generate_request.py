@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ether_diffusion.adapters import AdapterMetadata
-    from ether_diffusion.adapters.method_reader import AnyAdapter
+    from ether_diffusion.adapters import Adapter, AdapterMetadata
     from ether_diffusion.control import Detector
     from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 
@@ -57,30 +56,30 @@ def read_sampling(
 
 
 def read_control_use(
-    arguments: argparse.Namespace, names: list[str], chosen: "list[AnyAdapter | None]"
+    arguments: argparse.Namespace, names: list[str], chosen: "list[Adapter]"
 ) -> "tuple[ControlUse | None, tuple[str, ...]]":
     """Return the control image, and the name of the adapter that follows it.
 
     Raises:
         ValueError: no adapter or several follow one, or the image cannot be used.
     """
-    from ether_diffusion.control import holds_control
     from ether_diffusion.pipelines.sampling import ControlUse
     from ether_diffusion.training import decode_photo
 
-    pairs = zip(names, arguments.adapter, strict=True)
-    is_wanted = arguments.control_image is not None  # else the Hub is not asked for a mere warning
-    following = tuple(
-        name for name, adapter in pairs if (is_wanted or Path(adapter).is_dir()) and holds_control(adapter)
-    )
-    if not is_wanted:
+    encoders = {
+        name: adapter.encoder
+        for name, adapter in zip(names, chosen, strict=True)
+        if adapter.encoder is not None
+    }
+    following = tuple(encoders)
+    if arguments.control_image is None:
         if arguments.control_strength is not None:
             raise ValueError(
                 "--control_strength is a control image's, and there is none; give --control_image"
             )
         read_detector(arguments)
         for name in following:
-            if chosen[names.index(name)] is None:
+            if not chosen[names.index(name)].parts:
                 raise ValueError(f"{name} is a control encoder by itself; give --control_image")
             logger.warning("%s follows a control image, and there is none; give --control_image", name)
         return None, ()
@@ -96,7 +95,7 @@ def read_control_use(
                 f"{arguments.control_image} has no transparent parts to take a silhouette from; cut the "
                 "subject out, or give a silhouette without --control_detector"
             )
-        _warn_of_type(following[0], arguments.adapter[names.index(following[0])], detector.name)
+        _warn_of_type(following[0], encoders[following[0]].config.control_type, detector.name)
         if alpha is not None:
             image.putalpha(alpha)
     return ControlUse(image, 1.0 if strength is None else strength), following
@@ -142,11 +141,9 @@ def detect_control(
     return replace(control, image=detector.draw_at(photo.convert("RGB"), alpha, width=width, height=height))
 
 
-def _warn_of_type(name: str, adapter: str, detector: str) -> None:
-    from ether_diffusion.control import read_control
+def _warn_of_type(name: str, trained: str | None, detector: str) -> None:
     from ether_diffusion.control.detector_names import control_type_of
 
-    trained = read_control(adapter).config.control_type
     if trained not in (None, control_type_of(detector)):
         logger.warning("%s was trained to follow images of type %s, not %s", name, trained, detector)
 

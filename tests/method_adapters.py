@@ -11,9 +11,9 @@ from PIL import Image
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion.adapters import AdapterMetadata
+from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import ControlEncoder
-from ether_diffusion.control.loading import control_files
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import adapter_files, adapter_tensors, attach_new, peft_config
 
@@ -37,7 +37,8 @@ def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings:
 def save_for_tiny_world(folder: Path, method: str, encoder: ControlEncoder | None = None) -> None:
     """Write an adapter for the embedded base's UNet, with a control encoder where one is given."""
     unet = open_base("tiny_world").load_unet()
-    files = adapter_files(unet, adapt(unet, method), AdapterMetadata(base_model="tiny_world"))
+    adapt(unet, method)
+    files = adapter_files(unet, AdapterMetadata(base_model="tiny_world"))
     if encoder is not None:
         files |= control_files(encoder, adapter_tensors(unet))
     folder.mkdir()
@@ -57,8 +58,8 @@ def save_method(folder: Path, method: str, **settings: Any) -> tuple[DiffusionPi
     folder.mkdir(parents=True, exist_ok=True)
     files = control_files(encoder, None)
     if method != "none":
-        config = adapt(pipe.unet, method, **settings)
-        files = adapter_files(pipe.unet, config, AdapterMetadata(base_model="base", trigger="a photo of sks"))
+        adapt(pipe.unet, method, **settings)
+        files = adapter_files(pipe.unet, AdapterMetadata(base_model="base", trigger="a photo of sks"))
         files |= control_files(encoder, adapter_tensors(pipe.unet))
     for name, data in files.items():
         (folder / name).write_bytes(data)

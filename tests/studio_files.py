@@ -77,7 +77,7 @@ def furnish(folder: Path) -> dict[str, str]:
     saved, base = folder.parent / "saved", open_base("tiny_world")
     unet, factor = base.load_unet(), base.vae_scale_factor
     save_tiny_world_adapter(saved / "Fox")
-    other = read_adapter(save_tiny_world_adapter(saved / "other", seed=1))
+    other = read_adapter(save_tiny_world_adapter(saved / "other", seed=1)).first
     classes = random_encoder(unet, factor=factor, control_type="palette")
     save_control(saved / "Classes", classes, adapter=other)
     save_control(saved / "Shapes", random_encoder(unet, factor=factor, control_type="silhouette"))

@@ -18,8 +18,8 @@ from transformer_families import TRANSFORMERS
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import (
-    Adapter,
     AdapterMetadata,
+    AdapterPart,
     detach_adapter,
     load_ether,
     read_adapter,
@@ -34,7 +34,7 @@ TENSORS = "adapter_model.safetensors"
 def without_fingerprint(folder: Path) -> None:
     """Leave of an adapter what PEFT's own save_pretrained would have written."""
     adapter = read_adapter(folder)
-    write_adapter(folder, Adapter(adapter.config, adapter.tensors, AdapterMetadata()))
+    write_adapter(folder, AdapterPart(adapter.config, adapter.tensors, AdapterMetadata()))
 
 
 def with_image_projection(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -196,7 +196,7 @@ def test_a_file_that_was_saved_from_beneath_a_lora_is_read(beneath: str, tmp_pat
     base = adapter.metadata.base_fingerprint
     assert base is not None
     metadata = replace(adapter.metadata, base_fingerprint=replace(base, architecture="0" * 12))
-    write_adapter(tmp_path, Adapter(adapter.config, renamed, metadata))
+    write_adapter(tmp_path, AdapterPart(adapter.config, renamed, metadata))
     assert renamed.keys() != adapter.tensors.keys()
     fresh = small_unet()
     assert load_ether(fresh, tmp_path).base_match == "unknown"
@@ -206,7 +206,7 @@ def test_a_file_that_was_saved_from_beneath_a_lora_is_read(beneath: str, tmp_pat
 def test_a_file_that_has_a_projection_under_two_names_is_refused(tmp_path: Path) -> None:
     adapter = detach_adapter(adapted_unet(), "default")
     twice = {k.replace(".ether", ".base_layer.ether"): t.clone() for k, t in adapter.tensors.items()}
-    write_adapter(tmp_path, Adapter(adapter.config, adapter.tensors | twice))
+    write_adapter(tmp_path, AdapterPart(adapter.config, adapter.tensors | twice))
     with pytest.raises(ValueError, match="one projection under two names"):
         read_adapter(tmp_path)
 

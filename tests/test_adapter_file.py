@@ -17,15 +17,15 @@ from small_models import adapted_unet, exactly_equal, small_unet
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import (
-    Adapter,
     AdapterMetadata,
+    AdapterPart,
     BaseFingerprint,
     detach_adapter,
     read_adapter,
     save_ether,
     write_adapter,
 )
-from ether_diffusion.adapters.schema import metadata_header, parse_metadata
+from ether_diffusion.adapters.format import metadata_header, parse_metadata
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 FACTS = st.one_of(
@@ -101,7 +101,7 @@ def test_the_same_adapter_gives_the_same_bytes_every_time(tmp_path: Path) -> Non
     digests = set()
     for order in range(8):  # safetensors itself orders the metadata by a hash table, each time another way
         names = sorted(adapter.tensors, key=lambda name: hash((name, order)))
-        shuffled = Adapter(adapter.config, {n: adapter.tensors[n] for n in names}, adapter.metadata)
+        shuffled = AdapterPart(adapter.config, {n: adapter.tensors[n] for n in names}, adapter.metadata)
         write_adapter(tmp_path / str(order), shuffled)
         files = sorted((tmp_path / str(order)).iterdir())
         digests.add(tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
@@ -129,7 +129,7 @@ def test_an_interruption_at_any_step_of_writing_leaves_the_old_or_the_new_adapte
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = detach_adapter(adapted_unet(), "default")
-    new = Adapter(old.config, {name: -2 * tensor for name, tensor in old.tensors.items()}, old.metadata)
+    new = AdapterPart(old.config, {name: -2 * tensor for name, tensor in old.tensors.items()}, old.metadata)
     write_adapter(tmp_path, old)
     steps = iter(range(100))
 

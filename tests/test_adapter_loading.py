@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from small_models import adapted_unet, exactly_equal, output, small_llama, small_unet
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapters import Adapter, detach_adapter, load_ether, save_ether, write_adapter
+from ether_diffusion.adapters import AdapterPart, detach_adapter, load_ether, save_ether, write_adapter
 
 CONFIGS = [
     {"variant": "ether"},
@@ -156,7 +156,7 @@ def test_a_regex_of_the_file_is_replaced_by_the_very_modules_it_adapts(tmp_path:
 def test_an_adapter_of_half_precision_is_held_in_float32(tmp_path: Path) -> None:
     adapter = detach_adapter(adapted_unet(), "default")
     halves = {name: tensor.half() for name, tensor in adapter.tensors.items()}
-    write_adapter(tmp_path, Adapter(adapter.config, halves, adapter.metadata))
+    write_adapter(tmp_path, AdapterPart(adapter.config, halves, adapter.metadata))
     unet = small_unet().to(torch.bfloat16)
     load_ether(unet, tmp_path)
     dtypes = {p.dtype for name, p in unet.named_parameters() if "ether_" in name}

@@ -178,7 +178,7 @@ def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
     before, flags = output(model), [p.requires_grad for p in model.parameters()]
     names = list(model.state_dict())
     monkeypatch.setattr(
-        "ether_diffusion.adapters.attach.set_peft_model_state_dict",
+        "ether_diffusion.adapters.load.set_peft_model_state_dict",
         lambda *_: (_ for _ in ()).throw(MemoryError("no memory left")),
     )
     with pytest.raises(MemoryError, match="no memory left"):

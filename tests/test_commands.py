@@ -15,7 +15,7 @@ from tiny_pipelines import tiny_sd
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import load_ether, read_adapter, save_ether
-from ether_diffusion.adapters.content_hash import content_hash
+from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.scripts import ether
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from small_models import small_unet
 
 from ether_diffusion import EtherConfig, save_ether
-from ether_diffusion.adapters import Adapter, detach_adapter, read_adapter
+from ether_diffusion.adapters import AdapterPart, detach_adapter, read_adapter
 from ether_diffusion.control import ControlEncoder, controlled, load_control, read_control, save_control
 
 ENCODER, CONFIG = "control_encoder.safetensors", "control_config.json"
@@ -133,7 +133,7 @@ def test_control_of_another_base_is_refused_and_leaves_the_model_alone(folder: P
             lambda data: _with(
                 data, lambda t: t.update({"conv_out.bias": torch.zeros(32, dtype=torch.int8)})
             ),
-            "has dtype I8",
+            'dtype is "I8"',
         ),
         (
             lambda data: _with(data, lambda t: t["conv_out.bias"].fill_(float("inf"))),
@@ -159,7 +159,7 @@ def test_a_damaged_encoder_is_refused(folder: Path, spoil: Callable[[bytes], byt
         ({"format_version": 2}, "made by a newer release"),
         ({"format_version": True}, "format_version is true"),
         ({"format_version": 0}, "format_version is 0"),
-        ({"surprise": 1}, "other entries than expected \\(surprise\\)"),
+        ({"surprise": 1}, "surprise is not a key that is known"),
         ({"block_out_channels": None}, "block_out_channels is null"),
         ({"block_out_channels": []}, "found 0 block_out_channels"),
         ({"block_out_channels": [16] * 99}, "found 99 block_out_channels"),
@@ -167,10 +167,10 @@ def test_a_damaged_encoder_is_refused(folder: Path, spoil: Callable[[bytes], byt
         ({"block_out_channels": [16, -1]}, "found -1 channels"),
         ({"block_out_channels": [16, 64]}, "the two files do not belong together"),
         ({"conditioning_channels": 4}, "conditioning_channels=4; control images have 3"),
-        ({"conditioning_embedding_channels": 1.5}, "must be a whole number"),
+        ({"conditioning_embedding_channels": 1.5}, "conditioning_embedding_channels is 1.5"),
         ({"control_type": "\u001b[31m"}, "use up to 40 letters"),
         ({"control_type": 3}, "control_type is 3"),
-        ({"adapter_sha256": "0" * 63}, "must be 64 hexadecimal digits or null"),
+        ({"adapter_sha256": "0" * 63}, "adapter_sha256 is"),
     ],
 )
 def test_a_strange_configuration_is_refused(folder: Path, change: dict[str, Any], words: str) -> None:
@@ -184,7 +184,7 @@ def test_a_configuration_without_an_entry_is_refused(folder: Path) -> None:
     found = json.loads(path.read_text())
     del found["control_type"]
     path.write_text(json.dumps(found))
-    _refused(folder, "other entries than expected \\(control_type\\)")
+    _refused(folder, "control_type is missing")
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"format_version": NaN}', '{"a": 1, "a": 2}'])
@@ -221,6 +221,6 @@ def _adapted() -> Any:
     return unet
 
 
-def _trained() -> tuple[ControlEncoder, Adapter]:
+def _trained() -> tuple[ControlEncoder, AdapterPart]:
     encoder = random_encoder(fresh_unet(), control_type="silhouette")
     return encoder, detach_adapter(_adapted(), "default")

@@ -108,7 +108,7 @@ def tiny_world_adapters(tmp_path: Path) -> Path:
             nn.init.normal_(parameter, std=0.3)
         folder = tmp_path / "runs" / method / "adapter"
         folder.mkdir(parents=True)
-        write_files(folder, adapter_files(unet, config, AdapterMetadata(base_model="tiny_world")))
+        write_files(folder, adapter_files(unet, AdapterMetadata(base_model="tiny_world")))
         (folder / "checkpoint-1").mkdir()
         write_files(folder / "checkpoint-1", {"adapter_config.json": b"{}"})
     return tmp_path / "runs"

@@ -32,13 +32,15 @@ from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import (
     Adapter,
     AdapterMetadata,
+    AdapterPart,
     fingerprint,
     load_ether,
     read_adapter,
     save_ether,
 )
-from ether_diffusion.adapters.export import EXPORT_NAME, export_lora
+from ether_diffusion.adapters.export import export_lora
 from ether_diffusion.adapters.export.header import lora_header
+from ether_diffusion.adapters.format import EXPORT_NAME
 
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 JOBS = [(kind, name) for kind in PIPELINES for name in CONFIGS]
@@ -172,7 +174,7 @@ def test_the_header_says_what_the_file_is_and_on_which_base_it_is_exact(tmp_path
 def test_the_header_names_the_family_of_a_real_unet(
     name: str, version: str, architecture: str, second: str | None
 ) -> None:
-    adapter = Adapter(EtherConfig(), {}, AdapterMetadata())
+    adapter = AdapterPart(EtherConfig(), {}, AdapterMetadata())
     header = lora_header(adapter, rank=4, title="x", denoiser=meta_unet(name))
     assert header["ss_base_model_version"] == version
     assert header["modelspec.architecture"] == architecture
@@ -182,7 +184,7 @@ def test_the_header_names_the_family_of_a_real_unet(
 def test_the_header_names_the_base_of_stable_diffusion_2_that_draws_512_pixels() -> None:
     unet = meta_unet("sd21")
     unet.register_to_config(sample_size=64)
-    header = lora_header(Adapter(EtherConfig(), {}, AdapterMetadata()), rank=4, title="x", denoiser=unet)
+    header = lora_header(AdapterPart(EtherConfig(), {}, AdapterMetadata()), rank=4, title="x", denoiser=unet)
     assert (header["ss_base_model_version"], header["ss_v2"]) == ("sd_v2", "True")
 
 
@@ -277,7 +279,7 @@ def test_unets_that_kohya_has_no_keys_for_are_exported_with_those_of_diffusers(
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("component", ["vae", "text_encoder_2", "transformer_2"])
 def test_components_that_no_lora_file_holds_are_refused_by_name(trained: Path, component: str) -> None:
-    adapters = {"unet": read_adapter(trained), component: read_adapter(trained)}
+    adapters = Adapter({"unet": read_adapter(trained).first, component: read_adapter(trained).first})
     with pytest.raises(ValueError, match=f"diffusers reads no LoRA of {component} from a file of Stable"):
         export_lora(adapters, tiny_sd(), trained)
 

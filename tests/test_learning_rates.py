@@ -80,7 +80,7 @@ def test_a_saved_adapter_of_any_method_is_attached_as_it_was(method: str, tmp_pa
     trained = tiny_sd()
     config = replace(CONFIGS[method]) if method.startswith("ether") else CONFIGS[method]
     inject_adapter_in_model(config, trained.unet, "default")
-    for name, data in adapter_files(trained.unet, config, AdapterMetadata()).items():
+    for name, data in adapter_files(trained.unet, AdapterMetadata()).items():
         (tmp_path / name).write_bytes(data)
     loaded = tiny_sd()
     attach_saved(loaded, tmp_path)

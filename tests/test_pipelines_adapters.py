@@ -17,8 +17,8 @@ from trained_adapters import CONFIGS, save_adapter
 
 from ether_diffusion import EtherConfig, load_ether, save_ether
 from ether_diffusion.adapters import read_adapter
-from ether_diffusion.adapters.content_hash import content_hash
 from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
 from ether_diffusion.tiny_world import tiny_world_path
 

@@ -13,7 +13,7 @@ from forked_runs import exit_code, fork, fork_pair, training, wait_for_lines
 from safetensors.torch import load_file
 from training_runs import command, config, contents, environment, log_of
 
-from ether_diffusion.adapters.source import TENSORS_NAME
+from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checkpoint import newest_checkpoint
 

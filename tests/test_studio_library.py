@@ -19,8 +19,8 @@ from studio_files import Entry, plain_zip, raw_zip, save_tiny_world_adapter
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import load_ether, read_adapter, save_ether
-from ether_diffusion.adapters.content_hash import content_hash
 from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, save_control
 from ether_diffusion.ui.library import Library
@@ -347,7 +347,7 @@ def control_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = unet()
     model.add_adapter(EtherConfig(variant="ether_plus"))
     save_ether(model, folder / "adapter", base_model="tiny_world")
-    save_control(folder / "whole", random_encoder(unet()), adapter=read_adapter(folder / "adapter"))
+    save_control(folder / "whole", random_encoder(unet()), adapter=read_adapter(folder / "adapter").first)
     return folder / "whole"
 
 

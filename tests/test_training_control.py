@@ -12,8 +12,8 @@ import training_runs
 from PIL import Image
 from safetensors.torch import load_file
 
-from ether_diffusion.adapters.content_hash import content_hash
-from ether_diffusion.adapters.method_attach import method_tensors
+from ether_diffusion.adapters.format import content_hash
+from ether_diffusion.adapters.load import adapter_tensors
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, new_encoder, read_control
 from ether_diffusion.options import OptionsError
@@ -136,7 +136,7 @@ def test_other_methods_train_the_encoder_beside_them_and_load(tmp_path: Path, me
     assert loaded.report is not None
     assert loaded.report.base_match == "same"
     assert loaded.encoder.conv_out.weight.abs().max() > 0
-    found = method_tensors(unet, "control")
+    found = adapter_tensors(unet, "control")
     assert found.keys() == saved.keys()
     assert all(torch.equal(found[name], saved[name]) for name in saved)
 

@@ -16,7 +16,7 @@ from tiny_pipelines import tiny_sd
 from training_runs import config, contents, log_of
 
 from ether_diffusion import load_ether
-from ether_diffusion.adapters.source import TENSORS_NAME
+from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.scripts.train_control import main as train_control
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.best import Curve, Measured, Record

@@ -14,7 +14,7 @@ from tiny_pipelines import tiny_sd
 from trained_adapters import inputs, predict
 from training_runs import write_base
 
-from ether_diffusion.adapters.method_loading import load_any
+from ether_diffusion.adapters import load_any
 from ether_diffusion.control import control_image_sha256, controlled, load_control
 from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.scripts import ether, train_dreambooth

@@ -6,14 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.adapters import tensor_file
-from ether_diffusion.adapters.foreign import foreign_kind
-from ether_diffusion.adapters.model_card import model_card
-from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapters.writer import CARD_NAME, check_writable
-from ether_diffusion.control.loading import control_files
-from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
-from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, Contents, read_contents, thumbnail_bytes
+from ether_diffusion.adapters import Adapter, read_adapter
+from ether_diffusion.adapters.card import model_card
+from ether_diffusion.adapters.control_encoder import control_files
+from ether_diffusion.adapters.format import (
+    CARD_NAME,
+    CONFIG_NAME,
+    CONTROL_CONFIG_NAME,
+    ENCODER_NAME,
+    TENSORS_NAME,
+)
+from ether_diffusion.adapters.save import adapter_files
+from ether_diffusion.adapters.source import foreign_kind
+from ether_diffusion.adapters.tensor_file import read_shapes
+from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, thumbnail_bytes
 from ether_diffusion.ui.archive_entries import ArchiveLimits
 from ether_diffusion.ui.archives import is_archive, unpack_zip
 from ether_diffusion.ui.display_name import NAME_FILE, read_label
@@ -53,29 +59,30 @@ def read_upload(paths: Sequence[Path], temp: Path) -> Upload:
             folder, name = staged, paths[0].stem
             _stage(paths, staged)
         try:
-            contents = read_contents(folder)
+            adapter = read_adapter(folder)
         except (ValueError, FileNotFoundError) as error:
             sentence = str(error).replace(f"{folder}/", "").replace(str(folder), "the upload")
             raise ValueError(printable(sentence, 1000)) from None
         if (folder / NAME_FILE).is_file():
             name = read_label(folder).name
         elif name.startswith((Path(TENSORS_NAME).stem, Path(CONFIG_NAME).stem)):
-            name = contents.metadata.trigger or "uploaded adapter"
-        return Upload(files_of(contents) | _thumbnail(folder), printable(name)[:60])
+            name = adapter.metadata.trigger or "uploaded adapter"
+        return Upload(files_of(adapter) | _thumbnail(folder), printable(name)[:60])
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def files_of(contents: Contents) -> dict[str, bytes]:
-    """Return the files of adapters and encoder as we write them, with a card of ours."""
+def files_of(adapter: Adapter) -> dict[str, bytes]:
+    """Return the files of an adapter and its encoder as we write them, with a card of ours."""
     files: dict[str, bytes] = {}
-    for component, adapter in contents.adapters.items():
+    for component, part in adapter.parts.items():
         prefix = "" if component == "unet" else f"{component}/"
-        files |= {f"{prefix}{name}": data for name, data in check_writable(adapter).items()}
-    if contents.encoder is not None:
-        files |= control_files(contents.encoder, contents.adapters.get("unet"))
-    if "unet" in contents.adapters:
-        files[CARD_NAME] = model_card(contents.adapters["unet"], has_lora_export=False).encode()
+        files |= {f"{prefix}{name}": data for name, data in adapter_files(part).items()}
+    unet = adapter.parts.get("unet")
+    if adapter.encoder is not None:
+        files |= control_files(adapter.encoder, None if unet is None else unet.tensors)
+    if unet is not None:
+        files[CARD_NAME] = model_card(unet, has_lora_export=False).encode()
     return files
 
 
@@ -119,11 +126,11 @@ def _refuse_foreign(paths: Sequence[Path]) -> None:
     """Say of another method's file what it is and who reads it."""
     for path in paths[:8]:
         try:
-            kind = foreign_kind(tensor_file.read_shapes(path))
+            kind = foreign_kind(read_shapes(path))
         except ValueError:
             continue
         if kind is not None:
-            raise ValueError(f"{printable(path.name)} is no ETHER adapter: {kind}")
+            raise ValueError(f"{printable(path.name)} is no adapter that is read: {kind}")
 
 
 def _thumbnail(folder: Path) -> dict[str, bytes]:

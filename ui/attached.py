@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.adapters.parts import find_parts
-from ether_diffusion.control import holds_control
-from ether_diffusion.tuner import EtherLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters.models import find_parts
+from ether_diffusion.tuner.other_layers import adapters_of
 from ether_diffusion.wording import printable
 
 MAX_LOADED = 16
@@ -86,21 +88,23 @@ class AttachedAdapters:
     def num_touched(self, names: Iterable[str]) -> int:
         """Return how many modules of the models carry at least one adapter of these names in the pipeline."""
         wanted = set(names)
-        layers = [m for part in find_parts(self._pipeline, None) for m in part.model.modules()]
-        return sum(isinstance(layer, EtherLayer) and bool(wanted & set(layer.r)) for layer in layers)
+        layers = [m for part in find_parts(self._pipeline) for m in part.model.modules()]
+        return sum(
+            isinstance(layer, BaseTunerLayer) and bool(wanted & {*adapters_of(layer)}) for layer in layers
+        )
 
     def _load(self, name: str, folder: Path) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the one on other weights, which `doubts` says in its own words
-            if not holds_control(folder):
-                report = self._pipeline.load_ether_weights(folder, adapter_name=name, activate=False)
-                return str(report.base_match)
-            report = self._pipeline.load_control_weights(folder, adapter_name=name, activate=False)
+            adapter = read_adapter(folder)
+            follows = adapter.encoder is not None
+            load = self._pipeline.load_control_weights if follows else self._pipeline.load_adapter_weights
+            report = load(adapter, adapter_name=name, activate=False)
         return "unknown" if report is None else str(report.base_match)  # an encoder by itself says nothing
 
     def _free_name(self, name: str) -> str:
         """Return a name that is no other adapter's and no part's of a model."""
-        models = [part.model for part in find_parts(self._pipeline, None)]
+        models = [part.model for part in find_parts(self._pipeline)]
         taken = {word for model in models for path, _ in model.named_modules() for word in path.split(".")}
         taken |= {one.name for one in self._loaded.values()}
         plain = re.sub(r"[.\x00-\x1f\x7f]+", "_", name)[:MAX_NAME].strip() or "adapter"

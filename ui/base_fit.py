@@ -1,7 +1,7 @@
 """Whether an adapter fits a base, asked of the base's files: only adapted weights are read, none is kept."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,9 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
 
-from ether_diffusion.adapters import Adapter
-from ether_diffusion.adapters.export import Component
-from ether_diffusion.adapters.loading import Fit, check_fit
+from ether_diffusion.adapters import Adapter, AdapterPart
+from ether_diffusion.adapters.fit import Fit, check_fit
 from ether_diffusion.bases import Base
-from ether_diffusion.control import ControlEncoder
 from ether_diffusion.control.conditioning import check_encoder
 
 
@@ -26,7 +24,7 @@ class BaseFit:
         self.base = base
         self._lock = threading.RLock()
 
-    def fit(self, adapters: Mapping[Component, Adapter], encoder: ControlEncoder | None) -> Fit:
+    def fit(self, adapter: Adapter) -> Fit:
         """Say how the base compares with that of an adapter and its control encoder, if it has one.
 
         Of a text encoder's adapter, only whether the base has that text encoder is looked at.
@@ -34,19 +32,19 @@ class BaseFit:
         Raises:
             ValueError: they do not fit; the message says why.
         """
-        lacking = [name for name in adapters if not (self.base.folder / name).is_dir()]
+        lacking = [name for name in adapter.parts if not (self.base.folder / name).is_dir()]
         if lacking:
             raise ValueError(f"the adapter changes the {lacking[0]}, which {self.base.name} has not")
-        if encoder is not None:
+        if adapter.encoder is not None:
             with self._lock:
-                check_encoder(self._skeleton, encoder)
-        if "unet" not in adapters:
+                check_encoder(self._skeleton, adapter.encoder)
+        if "unet" not in adapter.parts:
             return Fit("unknown")
-        with self.adapted_unet(adapters["unet"]) as unet:
-            return check_fit(unet, adapters["unet"], "asked")
+        with self.adapted_unet(adapter.parts["unet"]) as unet:
+            return check_fit(unet, adapter.parts["unet"], "asked")
 
     @contextmanager
-    def adapted_unet(self, adapter: Adapter) -> Iterator[UNet2DConditionModel]:
+    def adapted_unet(self, adapter: AdapterPart) -> Iterator[UNet2DConditionModel]:
         """Give the UNet with the weights that an adapter changes, as they are stored, and no others.
 
         One visitor has it at a time.
@@ -55,9 +53,9 @@ class BaseFit:
             yield unet
 
     @contextmanager
-    def _filled(self, adapter: Adapter) -> Iterator[UNet2DConditionModel]:
+    def _filled(self, adapter: AdapterPart) -> Iterator[UNet2DConditionModel]:
         modules = dict(self._skeleton.named_modules())
-        filled = [name for name in adapter.projections() if isinstance(modules.get(name), nn.Linear)]
+        filled = [name for name in adapter.modules() if isinstance(modules.get(name), nn.Linear)]
         with ExitStack() as stack:
             for name, weight in self._weights(filled).items():
                 module = modules[name]

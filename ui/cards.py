@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from ether_diffusion.adapters.loading import Match
-from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.control.reader import CONTROL_CONFIG_NAME
-from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, read_contents
+from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters.fit import Match
+from ether_diffusion.adapters.format import CONFIG_NAME, CONTROL_CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, hash_of, steps_of
 from ether_diffusion.ui.base_fit import BaseFit
 from ether_diffusion.ui.display_name import read_label
 from ether_diffusion.wording import printable
@@ -58,10 +58,10 @@ def read_card(folder: Path, base: BaseFit) -> Card:
     if not folder.is_dir():
         raise FileNotFoundError(GONE)
     label = read_label(folder)
-    contents, match, why_not = None, None, ""
+    adapter, match, why_not = None, None, ""
     try:
-        contents = read_contents(folder)
-        fit = base.fit(contents.adapters, contents.encoder)
+        adapter = read_adapter(folder)
+        fit = base.fit(adapter)
         match, why_not = fit.match, fit.remark
     except (ValueError, OSError) as error:
         why_not = printable(str(error).replace(f"{folder}/", "").replace(str(folder), label.name), 500)
@@ -73,18 +73,18 @@ def read_card(folder: Path, base: BaseFit) -> Card:
         id=id_of(folder),
         name=label.name,
         kind="control" if (folder / CONTROL_CONFIG_NAME).exists() else "subject",
-        method="" if contents is None else contents.method,
-        base_name="" if contents is None else printable(contents.metadata.base_model or "unknown"),
+        method="" if adapter is None else adapter.method,
+        base_name="" if adapter is None else printable(adapter.metadata.base_model or "unknown"),
         fits_base=match in ("same", "unknown"),
         why_not=why_not,
         match=match,
         num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        trigger="" if contents is None else printable(contents.metadata.trigger or "", 300),
-        steps=None if contents is None else contents.steps,
-        hash="" if contents is None else contents.hash,
+        trigger="" if adapter is None else printable(adapter.metadata.trigger or "", 300),
+        steps=None if adapter is None else steps_of(adapter),
+        hash="" if adapter is None else hash_of(adapter),
         created=label.created,
         thumbnail=thumbnail if thumbnail.is_file() else None,
-        num_parameters=0 if contents is None else contents.num_parameters,
+        num_parameters=0 if adapter is None else adapter.num_parameters,
     )
 
 

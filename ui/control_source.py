@@ -5,11 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from ether_diffusion.adapters import read_adapter
 from ether_diffusion.control import Detector
 from ether_diffusion.control.palette import Palette
 from ether_diffusion.tiny_world.control import PALETTE
 from ether_diffusion.training import decode_photo
-from ether_diffusion.ui.adapter_contents import read_contents
 
 DETECTORS = {
     "": "A control image, taken as it is",
@@ -37,10 +37,10 @@ def follower_of(folder: Path) -> Follower:
     Raises:
         FileNotFoundError, ValueError: it is damaged, or follows nothing.
     """
-    contents = read_contents(folder)
-    if contents.encoder is None:
+    adapter = read_adapter(folder)
+    if adapter.encoder is None:
         raise ValueError("this adapter follows no control image; choose one that was trained with control")
-    return Follower(contents.encoder.config.control_type, bool(contents.adapters))
+    return Follower(adapter.encoder.config.control_type, bool(adapter.parts))
 
 
 def read_control_upload(path: Path, detector: str, *, width: int, height: int) -> Image.Image:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ether_diffusion.adapters.source import CONFIG_NAME
+from ether_diffusion.adapters.format import CONFIG_NAME
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import parse_json
 from ether_diffusion.training.plain_files import read_plain_file

@@ -8,13 +8,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ether_diffusion.adapters.export import EXPORT_NAME, export_lora
+from ether_diffusion.adapters import Adapter, read_adapter
+from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.adapters.format import EXPORT_NAME
 from ether_diffusion.bases import Base, load_base
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.ui.adapter_contents import (
-    Contents,
     download_files,
-    read_contents,
     zip_bytes,
 )
 from ether_diffusion.ui.adapter_upload import read_upload
@@ -137,23 +137,23 @@ class Library:
                 full.
         """
         folder = self.folder(adapter_id)
-        contents = read_contents(folder)
-        if contents.encoder is not None:
+        adapter = read_adapter(folder)
+        if adapter.encoder is not None:
             raise ValueError(
                 "an adapter that follows a control image is more than a LoRA; download it as a zip"
             )
         with self._writing, disk_explained(folder, "writing the LoRA file"):
             if not (folder / EXPORT_NAME).is_file():
-                self._export(contents, folder)
+                self._export(adapter, folder)
         stem = file_stem(read_label(folder).name, adapter_id)
         return self._offer(adapter_id, f"{stem}.safetensors", (folder / EXPORT_NAME).read_bytes())
 
-    def _export(self, contents: Contents, folder: Path) -> None:
-        if contents.adapters.keys() == {"unet"}:
-            with self._fit.adapted_unet(contents.adapters["unet"]) as unet:
-                export_lora(contents.adapters, unet, folder)
+    def _export(self, adapter: Adapter, folder: Path) -> None:
+        if adapter.parts.keys() == {"unet"}:
+            with self._fit.adapted_unet(adapter.first) as unet:
+                export_lora(adapter, unet, folder)
         else:
-            export_lora(contents.adapters, load_base(self._fit.base.folder), folder)
+            export_lora(adapter, load_base(self._fit.base.folder), folder)
 
     def _add(self, files: dict[str, bytes], name: str) -> Card:
         checked = check_name(name)
@@ -162,7 +162,7 @@ class Library:
         label = Label(checked, datetime.now(UTC))
         write_folder(folder, {**files, NAME_FILE: label.to_bytes()})
         try:
-            read_contents(folder)
+            read_adapter(folder)
         except (ValueError, OSError):
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.adapters.content_hash import content_hash
-from ether_diffusion.adapters.export import read_adapters
+from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.control import read_control
 from ether_diffusion.pipelines.call import library_versions
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
@@ -198,10 +198,10 @@ class _Reading:
         if len(use.sha256) == 1:
             return True
         try:
-            adapters = read_adapters(self._studio.library.folder(card.id))
+            hashes = read_adapter(self._studio.library.folder(card.id)).hashes
         except (FileNotFoundError, ValueError):  # deleted or damaged meanwhile
             return False
-        return {name: content_hash(one.tensors) for name, one in adapters.items()} == dict(use.sha256)
+        return dict(hashes) == dict(use.sha256)
 
     def _strength(self, use: AdapterUse) -> float:
         name, strength = printable(use.name), use.strength

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapters.writer import CARD_NAME
+from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.training.run_lock import Holder
 from ether_diffusion.ui.run_log import (
     LogLine,

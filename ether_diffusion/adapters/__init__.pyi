@@ -1,23 +1,24 @@
-from .adapter import FORMAT_VERSION, Adapter, AdapterMetadata
-from .attach import detach_adapter
 from .fingerprint import BaseFingerprint, BaseMatch, fingerprint
-from .loading import LoadReport, load_ether, save_ether
-from .models import base_fingerprint
-from .parts import Pipeline
-from .reader import read_adapter
-from .writer import write_adapter
+from .format import FORMAT_VERSION, Adapter, AdapterMetadata, AdapterPart
+from .load import LoadReport, attach, detach_adapter, load_any, load_ether
+from .models import Pipeline, base_fingerprint
+from .read import read_adapter
+from .save import save_ether, write_adapter
 
 __all__ = [
     "Adapter",
     "AdapterMetadata",
+    "AdapterPart",
     "BaseFingerprint",
     "BaseMatch",
     "FORMAT_VERSION",
     "LoadReport",
     "Pipeline",
+    "attach",
     "base_fingerprint",
     "detach_adapter",
     "fingerprint",
+    "load_any",
     "load_ether",
     "read_adapter",
     "save_ether",

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from ether_diffusion.adapters import Adapter, AdapterMetadata, write_adapter
+from ether_diffusion.adapters import AdapterMetadata, AdapterPart, write_adapter
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.tuner.config import Sides, Variant
 
@@ -176,7 +176,7 @@ def official_adapter(
     architecture: Architecture,
     side: Side | None = None,
     base_model: str | None = None,
-) -> Adapter:
+) -> AdapterPart:
     """Return the adapter that computes what the official modules compute.
 
     Raises:
@@ -209,7 +209,7 @@ def official_adapter(
         base_model_name_or_path=base_model,
     )
     metadata = AdapterMetadata(base_model=base_model, training={"converted_from": "mwbini/ether"})
-    return Adapter(config, tensors, metadata)
+    return AdapterPart(config, tensors, metadata)
 
 
 def _placed(modules: list[OfficialModule], side: Side | None) -> list[tuple[OfficialModule, Placement]]:

@@ -5,9 +5,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from ether_diffusion.reflections import wide
@@ -28,9 +29,11 @@ class BaseFingerprint:
         rounding: relative shift of a norm that the base's dtype explains by itself; 0 for float32.
     """
 
-    architecture: str
-    norms: tuple[float, ...]
-    rounding: float = 0.0
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    architecture: Annotated[str, Field(pattern="^[A-Za-z0-9]{1,64}$")]
+    norms: tuple[Annotated[float, Field(ge=0)], ...]
+    rounding: Annotated[float, Field(ge=0, le=0.1)] = 0.0
 
     @property
     def id(self) -> str:

@@ -1,136 +1,87 @@
-"""Whether an adapter fits a model, asked without touching the model."""
+"""Whether an adapter fits a model, and how the model's base compares: asked without touching the model."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapters.adapter import Adapter
-from ether_diffusion.adapters.models import bare_model, base_layer, plain_modules
+from ether_diffusion.adapters.fingerprint import BaseMatch
+from ether_diffusion.adapters.format import AdapterPart
+from ether_diffusion.adapters.methods import is_target, method_of, name_of, title_of
+from ether_diffusion.adapters.models import (
+    bare_model,
+    base_fingerprint,
+    base_layer,
+    configs_of,
+    name_of_base,
+    plain_modules,
+)
+from ether_diffusion.adapters.tensor_file import Shape
 from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
-from ether_diffusion.wording import listed
+from ether_diffusion.wording import listed, printable
+
+Match = BaseMatch | Literal["unknown"]
 
 
-def check_targets(
-    model: nn.Module, adapter: Adapter, adapter_name: str, *, made_for: str, given: str
-) -> None:
-    """Check that a model can take an adapter under a name, and has the modules that it is for.
+@dataclass(frozen=True)
+class Fit:
+    """How a model's base compares with an adapter's; `remark` is a clause where it is of other weights."""
+
+    match: Match
+    remark: str = ""
+
+
+def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str) -> Fit:
+    """Check that a model can take a part of an adapter under a name, and say how its base compares.
 
     Raises:
-        ValueError: the name is taken or cannot be one, adapters are merged, or modules are missing, not run
-            or of an unsupported kind.
+        ValueError: it cannot: the name is taken, adapters are merged or do not go together, modules or widths
+            are others, or the fingerprint is of another architecture.
     """
     root = bare_model(model)
+    made_for = printable(part.metadata.base_model or "an unnamed base")
+    given = printable(name_of_base(model) or f"this {type(root).__name__}")
     check_name(root, adapter_name)
-    _check_state(model, given)
-    modules = plain_modules(root)
-    names = adapter.projections().keys()
-    absent = [name for name in names if name not in modules]
+    _check_state(model, part.config, given)
+    modules, needed = plain_modules(root), part.modules()
+    absent = [name for name in needed if name not in modules]
     if absent:
         raise ValueError(
-            f"the adapter was made for {made_for}: {len(absent)} of its {len(names)} projections are not in "
+            f"the adapter was made for {made_for}: {len(absent)} of its {len(needed)} projections are not in "
             f"{given} ({listed(absent)}); load the base it was made for"
         )
-    problems = [problem for name in names if (problem := _problem(name, modules[name])) is not None]
+    problems = [p for name in needed if (p := _problem(name, modules[name], part.config)) is not None]
     if problems:
         raise ValueError(
             "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if problems[3:] else "")
         )
-
-
-def check_whole(model: nn.Module, adapter: Adapter, *, given: str) -> None:
-    """Check that an adapter has all modules of the kinds of place it has any of, where its base does not say.
-
-    Modules in other places, as motion modules and an IP-Adapter's, are not the base's that it was made for.
-
-    Raises:
-        ValueError: some are missing.
-    """
-    names = adapter.projections().keys()
-    places = {_place(name) for name in names}
-    missing = sorted(
-        name for name in plain_targets(bare_model(model), adapter.config) - names if _place(name) in places
-    )
-    if missing:
+    theirs = part.metadata.base_fingerprint
+    ours = None if theirs is None else base_fingerprint(root, list(needed))
+    if theirs is not None and ours is not None:
+        made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
+    wrong = [
+        w for n, found in needed.items() if (w := _wrong_width(n, modules[n], found, part.config)) is not None
+    ]
+    match = "unknown" if theirs is None or ours is None else theirs.compare(ours)
+    if wrong or match == "other architecture":
+        shown = f" ({listed(wrong, 3)})" if wrong else ""
         raise ValueError(
-            f"the adapter lacks projections that its configuration targets in {given} "
-            f"({listed(missing)}); it is not whole, or was made for another base than this"
-        )
-
-
-def _place(name: str) -> str:
-    """Return where in its block a module stands: attentions.#.transformer_blocks.#.attn#.to_q."""
-    _, *inside = re.sub(r"\d+", "#", name).split(".")
-    return ".".join(inside).removeprefix("#.")
-
-
-def check_widths(model: nn.Module, adapter: Adapter, *, made_for: str, given: str) -> None:
-    """Check that the vectors are as long as the model's modules are wide.
-
-    Raises:
-        ValueError: some are not; the message names both bases.
-    """
-    modules = plain_modules(model)
-    wrong = []
-    for name, (input_side, output_side) in adapter.projections().items():
-        linear = base_layer(modules[name])
-        assert isinstance(linear, nn.Linear)
-        for label, side, width in (
-            ("input", input_side, linear.in_features),
-            ("output", output_side, linear.out_features),
-        ):
-            if side is not None and side.u.numel() != width:
-                wrong.append(f"{name}: {label} width {width} here and {side.u.numel()} in the adapter")
-    if wrong:
-        raise ValueError(
-            f"the adapter was made for {made_for}, another architecture than {given} ({listed(wrong, 3)}); "
+            f"the adapter was made for {made_for}, another architecture than {given}{shown}; "
             "load the base it was made for"
         )
-
-
-def _check_state(model: nn.Module, given: str) -> None:
-    model = getattr(model, "_orig_mod", model)
-    if isinstance(model, PeftModel) and not isinstance(model.base_model, EtherModel):
-        method = type(model.base_model).__name__
-        raise ValueError(
-            f"{given} is a PeftModel of another method ({method}); load into its get_base_model()"
+    if match != "same" or not isinstance(part.config, EtherConfig):
+        _check_whole(root, part, given)
+    if match == "other weights":
+        return Fit(
+            match, f"the adapter was made for {made_for}; {given} has the same architecture and other weights"
         )
-    check_unmerged(model, given)
-
-
-def check_unmerged(model: nn.Module, given: str) -> None:
-    """Check that no adapter is merged into a model's weights.
-
-    Raises:
-        ValueError: one is.
-    """
-    merged = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
-    if merged:
-        raise ValueError(
-            f"{listed(sorted(merged))} is merged into {given}; unmerge (unfuse) before loading another"
-        )
-
-
-def _problem(name: str, module: nn.Module) -> str | None:
-    linear = base_layer(module)
-    # a LoRA adds to what is under it, so that ETHER goes there
-    if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer | LoraLinear):
-        return (
-            f"{name} already carries an adapter of another method ({type(module).__name__}); unload it first"
-        )
-    if not isinstance(linear, nn.Linear) or not _is_plain(linear.weight.data):
-        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
-        return f"{name} is a {kind}; ETHER adapts torch.nn.Linear with floating-point weights"
-    if linear.weight.is_meta:
-        return f"{name} has no weights here (meta device); load the adapter before offloading the model"
-    return None
-
-
-def _is_plain(weight: Tensor) -> bool:
-    return type(weight) is Tensor and weight.is_floating_point()  # quantized weights have types of their own
+    return Fit(match)
 
 
 def check_name(root: nn.Module, adapter_name: str) -> None:
@@ -139,11 +90,11 @@ def check_name(root: nn.Module, adapter_name: str) -> None:
     Raises:
         ValueError: the name is taken or cannot be one.
     """
-    if not adapter_name or not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name):
+    if not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name):
         raise ValueError(
             f"adapter_name={adapter_name!r} cannot name an adapter; use 1 to 100 characters, no dots"
         )
-    if adapter_name in getattr(root, "peft_config", {}):
+    if adapter_name in configs_of(root):
         raise ValueError(
             f"the model already has an adapter named {adapter_name!r}; choose another adapter_name "
             "or delete it first"
@@ -155,7 +106,7 @@ def check_name(root: nn.Module, adapter_name: str) -> None:
         )
 
 
-def plain_targets(root: nn.Module, config: EtherConfig) -> set[str]:
+def plain_targets(root: nn.Module, config: PeftConfig) -> set[str]:
     """Return the Linear modules that the configuration names; none where it uses a regex.
 
     A stranger's regex is never evaluated; then the number of norms in the fingerprint says what is whole.
@@ -163,15 +114,83 @@ def plain_targets(root: nn.Module, config: EtherConfig) -> set[str]:
     targets, excluded = config.target_modules, config.exclude_modules or set()
     if isinstance(targets, str) or isinstance(excluded, str) or config.layers_to_transform is not None:
         return set()
-    named = {
-        name for name, module in plain_modules(root).items() if isinstance(base_layer(module), nn.Linear)
-    }
-
-    def matches(name: str, wanted: set[str]) -> bool:
-        return any(f".{name}".endswith(f".{suffix}") for suffix in wanted)
-
+    wanted = set(ATTENTION if targets is None else targets)
     return {
-        n
-        for n in named
-        if matches(n, set(ATTENTION if targets is None else targets)) and not matches(n, set(excluded))
+        name
+        for name, module in plain_modules(root).items()
+        if isinstance(base_layer(module), nn.Linear)
+        and is_target(name, wanted)
+        and not is_target(name, set(excluded))
     }
+
+
+def _check_state(model: nn.Module, config: PeftConfig, given: str) -> None:
+    model, is_ether = getattr(model, "_orig_mod", model), isinstance(config, EtherConfig)
+    if isinstance(model, PeftModel) and not (is_ether and isinstance(model.base_model, EtherModel)):
+        method = type(model.base_model).__name__
+        raise ValueError(f"{given} is a PeftModel ({method}); load into its get_base_model()")
+    merged = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
+    if merged:
+        raise ValueError(
+            f"{listed(sorted(merged))} is merged into {given}; unmerge (unfuse) before loading another"
+        )
+    others = sorted({name_of(other) for other in configs_of(model).values()} - {name_of(config)})
+    if others and not is_ether:
+        raise ValueError(
+            f"{given} carries an adapter of the method {listed(others)}, which one of {title_of(config)} "
+            "does not work with; unload it first"
+        )
+
+
+def _problem(name: str, module: nn.Module, config: PeftConfig) -> str | None:
+    linear = base_layer(module)
+    # a LoRA adds to what is under it, so that ETHER goes there; beside its own kind every method goes
+    is_other = isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer | LoraLinear)
+    if is_other and isinstance(config, EtherConfig):
+        method = type(module).__name__
+        return f"{name} already carries an adapter of another method ({method}); unload it first"
+    if not isinstance(linear, nn.Linear) or not _is_plain(linear.weight.data):
+        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
+        return f"{name} is a {kind}; {title_of(config)} adapts torch.nn.Linear with floating-point weights"
+    if linear.weight.is_meta:
+        return f"{name} has no weights here (meta device); load the adapter before offloading the model"
+    return None
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return type(weight) is Tensor and weight.is_floating_point()  # quantized weights have types of their own
+
+
+def _wrong_width(name: str, module: nn.Module, found: Mapping[str, Shape], config: PeftConfig) -> str | None:
+    linear = base_layer(module)
+    assert isinstance(linear, nn.Linear)
+    theirs = method_of(config).widths(found)  # the shapes of which were checked on reading
+    for side, width, expected in zip(
+        ("input", "output"), (linear.in_features, linear.out_features), theirs, strict=True
+    ):
+        if expected not in (0, width):
+            return f"{name}: {side} width {width} here and {expected} in the adapter"
+    return None
+
+
+def _check_whole(root: nn.Module, part: AdapterPart, given: str) -> None:
+    """Check that an adapter has all modules of the kinds of place it has any of, where its base does not say.
+
+    Modules in other places, as motion modules and an IP-Adapter's, are not the base's that it was made for.
+    """
+    names = part.modules().keys()
+    missing = plain_targets(root, part.config) - names
+    if isinstance(part.config, EtherConfig):
+        places = {_place(name) for name in names}
+        missing = {name for name in missing if _place(name) in places}
+    if missing:
+        raise ValueError(
+            f"the adapter lacks projections that its configuration targets in {given} "
+            f"({listed(sorted(missing))}); it is not whole, or was made for another base than this"
+        )
+
+
+def _place(name: str) -> str:
+    """Return where in its block a module stands: attentions.#.transformer_blocks.#.attn#.to_q."""
+    _, *inside = re.sub(r"\d+", "#", name).split(".")
+    return ".".join(inside).removeprefix("#.")

@@ -1,21 +1,49 @@
-"""Models as adapters see them: without the wrappers of PEFT and torch.compile, and their own weights."""
+"""Models and pipelines as adapters see them: without wrappers, with their own weights, part by part."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion.adapters.fingerprint import BaseFingerprint, fingerprint
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
-from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherLinear
-from ether_diffusion.wording import listed
+from ether_diffusion.tuner import EtherLinear
+from ether_diffusion.tuner.other_layers import adapters_of
+
+DENOISERS = ("unet", "transformer", "prior")
+"""The component of a pipeline whose adapter lies in the folder itself: the first of these that it has."""
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+COMPONENTS = (
+    *TEXT_ENCODERS,
+    *("transformer", "transformer_2", "transformer_ref", "prior", "decoder", "connectors"),
+    *("text_conditioner", "controlnet", "motion_adapter", "image_encoder", "vae"),
+)
+"""The subfolders that are known for a component's adapter, where no pipeline says what it has."""
 
 _ORIGIN = "_name_or_path"
 _WRAPPERS = frozenset({"base_layer", "_orig_mod"})
 """What an adapter of another method on top, and torch.compile of a single block, put into names."""
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline, as far as adapters are concerned."""
+
+    @property
+    def components(self) -> dict[str, object]:
+        """The parts of the pipeline by name."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model of a pipeline, and the component of an adapter that it takes: "unet" for every denoiser."""
+
+    name: str
+    component: str
+    model: nn.Module
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -43,29 +71,19 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {plain: root.get_submodule(name) for plain, name in names_here(root).items()}
 
 
-def ether_layers(model: nn.Module, adapter_name: str) -> dict[str, EtherLinear]:
-    """Return the layers of a model that carry an adapter, by their sorted plain names."""
+def configs_of(model: nn.Module) -> dict[str, PeftConfig]:
+    """Return PEFT's configurations of the adapters that a model carries, by name."""
+    return cast(dict[str, PeftConfig], getattr(bare_model(model), "peft_config", {}))
+
+
+def layers_with(model: nn.Module, adapter_name: str) -> dict[str, BaseTunerLayer]:
+    """Return the layers of a model that carry an adapter of any method, by their sorted plain names."""
     found = {
         plain_name(name): module
         for name, module in bare_model(model).named_modules()
-        if isinstance(module, EtherLinear) and adapter_name in module.r
+        if isinstance(module, BaseTunerLayer) and adapter_name in adapters_of(module)
     }
     return dict(sorted(found.items()))
-
-
-def adapter_config(model: nn.Module, adapter_name: str) -> EtherConfig:
-    """Return the configuration of an adapter that a model carries.
-
-    Raises:
-        ValueError: the model carries no ETHER adapter of that name.
-    """
-    if not ether_layers(model, adapter_name):
-        carried = sorted({name for m in model.modules() if isinstance(m, EtherLayer) for name in m.r})
-        raise ValueError(
-            f"{type(model).__name__} carries no ETHER adapter named {adapter_name!r}; "
-            f"it has {listed(carried) or 'none'}"
-        )
-    return cast(dict[str, EtherConfig], bare_model(model).peft_config)[adapter_name]
 
 
 def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | None:
@@ -108,3 +126,34 @@ def shareable_name(origin: object) -> str | None:
         folder = folder.resolve()
         return ALIAS if folder.is_relative_to(WEIGHTS_FOLDER.resolve()) else folder.name or None
     return str(origin)
+
+
+def find_parts(pipeline_or_model: Pipeline | nn.Module) -> list[Part]:
+    """Return the models that may carry adapters, the denoiser first, then text encoders, then all others.
+
+    Raises:
+        ValueError: neither a module nor a pipeline, or a pipeline with neither denoiser nor text encoder.
+    """
+    if isinstance(pipeline_or_model, nn.Module):
+        return [Part(type(bare_model(pipeline_or_model)).__name__, "unet", pipeline_or_model)]
+    if not hasattr(pipeline_or_model, "components"):
+        raise ValueError(
+            f"{type(pipeline_or_model).__name__} is neither a torch module nor a diffusers pipeline; "
+            "give one of them"
+        )
+    components = {
+        name: model for name, model in pipeline_or_model.components.items() if isinstance(model, nn.Module)
+    }
+    denoisers = [name for name in DENOISERS if name in components][:1]
+    first = denoisers + [name for name in TEXT_ENCODERS if name in components]
+    if not first:
+        raise ValueError(
+            f"{type(pipeline_or_model).__name__} has none of {', '.join(DENOISERS + TEXT_ENCODERS)}; "
+            "give the model itself"
+        )
+    parts: dict[nn.Module, Part] = {}
+    for name in dict.fromkeys([*first, *components]):
+        # a model may stand under two names, and is one part
+        component = "unet" if name in denoisers else name
+        parts.setdefault(bare_model(components[name]), Part(name, component, components[name]))
+    return list(parts.values())

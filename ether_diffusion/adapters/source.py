@@ -1,8 +1,10 @@
-"""Where an adapter comes from: a folder, or a model of the Hugging Face Hub. Sizes are checked first."""
+"""Where an adapter comes from, a folder or a model of the Hugging Face Hub, and what may be there instead."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -13,13 +15,43 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ether_diffusion.adapters.foreign import foreign_kind
-from ether_diffusion.adapters.tensor_file import read_shapes
+from ether_diffusion.adapters.format import CONFIG_NAME, EXPORT_NAME, PICKLE_NAME, TENSORS_NAME
+from ether_diffusion.adapters.tensor_file import Shape, read_shapes
 from ether_diffusion.wording import printable
 
-CONFIG_NAME = "adapter_config.json"
-TENSORS_NAME = "adapter_model.safetensors"
-PICKLE_NAME = "adapter_model.bin"
+DIFFUSERS_HINT, PEFT_HINT = "use pipe.load_lora_weights", "use peft.PeftModel.from_pretrained"
+_KINDS = (
+    # (parts of a tensor's name, what it is, the axis that is the rank, who reads it)
+    (
+        ("lora_down.", "lora.down.", "lora_A", "lora_linear_layer.down"),
+        "a LoRA",
+        0,
+        DIFFUSERS_HINT,
+    ),
+    (("lora_up.", "lora.up.", "lora_B", "lora_linear_layer.up"), "a LoRA", 1, DIFFUSERS_HINT),
+    (("hada_w1_", "hada_w2_"), "a LoHa", None, DIFFUSERS_HINT),
+    (("lokr_w1", "lokr_w2"), "a LoKr", None, DIFFUSERS_HINT),
+    (("oft_R", "oft_r", "oft_blocks", "oft_diag"), "an OFT adapter", None, PEFT_HINT),
+    (("boft_R", "boft_s"), "a BOFT adapter", None, PEFT_HINT),
+    (("hra_u",), "an HRA adapter", None, PEFT_HINT),
+    (("ia3_l",), "an IA³ adapter", None, PEFT_HINT),
+    (("delora_",), "a DeLoRA adapter", None, PEFT_HINT),
+    (("full_weight", "full_bias"), "a full fine-tuning", None, PEFT_HINT),
+)
+
+
+def foreign_kind(shapes: Mapping[str, Shape]) -> str | None:
+    """Say what kind of adapter tensors of these names and shapes are, and what to use; None if not known."""
+    for parts, kind, rank_axis, hint in _KINDS:
+        found = [shape for name, shape in shapes.items() if any(part in name for part in parts)]
+        if found:
+            ranks = sorted(
+                {shape[rank_axis] for shape in found if rank_axis is not None and len(shape) > rank_axis}
+            )
+            shown = " to ".join(str(rank) for rank in dict.fromkeys(ranks[:1] + ranks[-1:]))
+            rank = f" of rank{'s' if ranks[1:] else ''} {shown}" if ranks else ""
+            return f"this is {kind}{rank}; {hint}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -58,6 +90,27 @@ class Source:
             return False
         in_repository = "/".join(filter(None, (subfolder, name)))
         return bool(huggingface_hub.file_exists(self.name, in_repository, revision=self.revision))
+
+    def refuse_missing(self, subfolder: str | None, name: str) -> NoReturn:
+        """Raise what says that a file of an adapter is missing, and what else there is in its place."""
+        place = printable("/".join(filter(None, (self.name, subfolder))), 300)
+        kind = self._other_kind(subfolder)
+        if kind is not None:
+            raise ValueError(f"{place} holds no adapter that is read: {kind}")
+        if self.folder is None and self.local_files_only:
+            raise FileNotFoundError(f"{name} of {place} has not been downloaded; allow access to the Hub")
+        raise FileNotFoundError(
+            f"{place} has no {name}; give the folder of an ETHER adapter, as save_ether writes it"
+        )
+
+    def _other_kind(self, subfolder: str | None) -> str | None:
+        if self.holds(subfolder, PICKLE_NAME):
+            return f"{PICKLE_NAME} is a pickle, which can run code and is not read; ask for {TENSORS_NAME}"
+        if self.folder is None:
+            return f"this is a LoRA; {DIFFUSERS_HINT}" if self.holds(subfolder, EXPORT_NAME) else None
+        paths = sorted((self.folder / (subfolder or "")).glob("*.safetensors"))[:8]
+        kinds = (foreign_kind(read_shapes(path)) for path in paths if path.is_file())
+        return next((kind for kind in kinds if kind is not None), None)
 
     def _path(self, subfolder: str | None, name: str, max_bytes: int) -> Path | None:
         if self.folder is not None:

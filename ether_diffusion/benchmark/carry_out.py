@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from ether_diffusion.adapters.source import TENSORS_NAME
+from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
 from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings

@@ -6,8 +6,8 @@ from diffusers import StableDiffusionPipeline
 from peft import PeftConfig, inject_adapter_in_model
 from safetensors.torch import load_file
 
-from ether_diffusion.adapters.method_loading import load_any
-from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapters import load_any
+from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.training.methods import restore_adapter
 from ether_diffusion.tuner import EtherConfig
 

@@ -2,9 +2,8 @@ from .conditioning import controlled
 from .detectors import Detector
 from .encoder import ControlConfig, ControlEncoder, new_encoder
 from .images import ControlImage, control_batch, control_image_sha256
-from .loading import LoadedControl, load_control, read_control_folder, save_control
+from .loading import LoadedControl, holds_control, load_control, read_control, save_control
 from .palette import Palette, read_palette
-from .reader import holds_control, read_control
 
 __all__ = [
     "ControlConfig",
@@ -20,7 +19,6 @@ __all__ = [
     "load_control",
     "new_encoder",
     "read_control",
-    "read_control_folder",
     "read_palette",
     "save_control",
 ]

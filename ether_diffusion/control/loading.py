@@ -1,38 +1,27 @@
 """load_control and save_control: one folder holds an adapter and the encoder that was trained with it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from ether_diffusion.adapters import Adapter, AdapterMetadata, LoadReport, write_adapter
-from ether_diffusion.adapters.content_hash import content_hash
-from ether_diffusion.adapters.method_loading import load_any
-from ether_diffusion.adapters.method_reader import AnyAdapter, read_any_from
-from ether_diffusion.adapters.model_card import CONTROL_PIPELINE, encoder_card, is_ours, model_card
-from ether_diffusion.adapters.parts import Pipeline, find_parts
-from ether_diffusion.adapters.reader import LORA_NAME
-from ether_diffusion.adapters.source import CONFIG_NAME, find_source
-from ether_diffusion.adapters.tensor_file import safetensors_bytes
-from ether_diffusion.adapters.writer import CARD_NAME
+from ether_diffusion.adapters import Adapter, AdapterMetadata, AdapterPart, LoadReport, attach
+from ether_diffusion.adapters.card import CONTROL_PIPELINE, encoder_card, is_ours, model_card
+from ether_diffusion.adapters.control_encoder import ControlEncoder, control_files
+from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME
+from ether_diffusion.adapters.load import read_for
+from ether_diffusion.adapters.models import Pipeline, find_parts
+from ether_diffusion.adapters.read import read_encoder
+from ether_diffusion.adapters.save import write_adapter
+from ether_diffusion.adapters.source import find_source
 from ether_diffusion.control.conditioning import check_encoder
-from ether_diffusion.control.encoder import ControlEncoder
-from ether_diffusion.control.reader import (
-    CONTROL_CONFIG_NAME,
-    ENCODER_NAME,
-    control_config_bytes,
-    parse_control_config,
-    parse_encoder,
-    read_control_from,
-)
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.wording import printable
 
 
 @dataclass(frozen=True)
 class LoadedControl:
-    """An encoder, and what `load_any` says of the adapter beside it; None for an encoder by itself."""
+    """An encoder, and what `attach` says of the adapter beside it; None for an encoder by itself."""
 
     encoder: ControlEncoder
     report: LoadReport | None
@@ -40,7 +29,7 @@ class LoadedControl:
 
 def load_control(
     pipeline_or_unet: Pipeline | nn.Module,
-    path_or_hub_id: str | Path,
+    adapter: str | Path | Adapter,
     *,
     adapter_name: str = "control",
     revision: str | None = None,
@@ -50,59 +39,73 @@ def load_control(
 ) -> LoadedControl:
     """Load an adapter and its control encoder: the adapter into the model, the encoder beside it.
 
-    The adapter may be of any method that `load_any` reads; an encoder by itself changes nothing in the model.
-
-    The encoder is in force inside `controlled`. Nothing is loaded unless all of it fits.
+    The adapter may be of any method that is read, and was read or is a folder or a model of the Hub; an
+    encoder by itself changes nothing in the model. The encoder is in force inside `controlled`. Nothing is
+    loaded unless all of it fits.
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
         ValueError: a file is not whole, not one of this model, or adapter and encoder are of different saves.
     """
-    encoder, adapter = read_control_folder(
-        path_or_hub_id, revision=revision, local_files_only=local_files_only
-    )
-    check_encoder(find_parts(pipeline_or_unet, None)[0].model, encoder)
-    if adapter is None:
+    if not isinstance(adapter, Adapter):
+        adapter = read_for(
+            pipeline_or_unet,
+            adapter,
+            revision=revision,
+            local_files_only=local_files_only,
+            with_encoder=True,
+        )
+    encoder = encoder_of(adapter)
+    check_encoder(find_parts(pipeline_or_unet)[0].model, encoder)
+    if not adapter.parts:
         return LoadedControl(encoder, None)
-    report = load_any(
+    report = attach(
         pipeline_or_unet,
-        path_or_hub_id,
+        adapter,
         adapter_name=adapter_name,
-        revision=revision,
-        local_files_only=local_files_only,
         require_same_base=require_same_base,
         activate=activate,
     )
     return LoadedControl(encoder, report)
 
 
-def read_control_folder(
+def encoder_of(adapter: Adapter) -> ControlEncoder:
+    """Return the control encoder of an adapter that was read.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    if adapter.encoder is None:
+        raise FileNotFoundError(
+            f"{adapter.name} has no {CONTROL_CONFIG_NAME}; give the folder of an adapter that follows a "
+            "control image"
+        )
+    return adapter.encoder
+
+
+def read_control(
     path_or_hub_id: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> tuple[ControlEncoder, AnyAdapter | None]:
-    """Read a control encoder and the adapter that was saved with it, None where there is none.
+) -> ControlEncoder:
+    """Read the control encoder of an adapter's folder or a model of the Hub, frozen, on the CPU.
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
-        ValueError: a file is not whole, or adapter and encoder are of different saves.
+        ValueError: a file is not whole; the message says what was found.
     """
     source = find_source(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-    encoder, adapter_sha256 = read_control_from(source)
-    place = printable(source.name, 300)
-    adapter = read_any_from(source, None)
-    if adapter is None and adapter_sha256 is not None:
-        raise FileNotFoundError(
-            f"{place} has no {CONFIG_NAME}, the adapter that its control encoder was trained with; fetch or "
-            "save both again"
-        )
-    if adapter is not None and content_hash(adapter.tensors) != adapter_sha256:
-        raise ValueError(
-            f"{place} holds an adapter and a control encoder that were not saved together; fetch or save "
-            "both again"
-        )
-    return encoder, adapter
+    return encoder_of(Adapter({}, read_encoder(source, None)[0], printable(source.name, 300)))
 
 
-def save_control(folder: str | Path, encoder: ControlEncoder, *, adapter: Adapter | None = None) -> None:
+def holds_control(path_or_hub_id: str | Path) -> bool:
+    """Say whether a folder or a model of the Hub has a control encoder.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    return find_source(path_or_hub_id, revision=None, local_files_only=False).holds(None, CONTROL_CONFIG_NAME)
+
+
+def save_control(folder: str | Path, encoder: ControlEncoder, *, adapter: AdapterPart | None = None) -> None:
     """Write an encoder and the adapter that was trained with it; `load_control` reads them back.
 
     Raises:
@@ -111,7 +114,7 @@ def save_control(folder: str | Path, encoder: ControlEncoder, *, adapter: Adapte
         NotADirectoryError: `folder` is a file.
     """
     folder = Path(folder)
-    files = control_files(encoder, adapter)
+    files = control_files(encoder, None if adapter is None else adapter.tensors)
     if adapter is None and (folder / CONFIG_NAME).exists():
         raise ValueError(f"{printable(folder)} holds an adapter; save the encoder with it, or elsewhere")
     if adapter is not None:
@@ -119,7 +122,7 @@ def save_control(folder: str | Path, encoder: ControlEncoder, *, adapter: Adapte
     folder.mkdir(parents=True, exist_ok=True)
     readme = folder / CARD_NAME
     if not readme.exists() or is_ours(readme):
-        has_lora_export = (folder / LORA_NAME).exists()
+        has_lora_export = (folder / EXPORT_NAME).exists()
         text = (
             encoder_card(AdapterMetadata())
             if adapter is None
@@ -127,23 +130,3 @@ def save_control(folder: str | Path, encoder: ControlEncoder, *, adapter: Adapte
         )
         files = {CARD_NAME: text.encode(), **files}
     write_files(folder, files)
-
-
-def control_files(
-    encoder: ControlEncoder, adapter: Adapter | Mapping[str, Tensor] | None
-) -> dict[str, bytes]:
-    """Return the files of an encoder in float32, which name their adapter, or the one of these tensors.
-
-    Raises:
-        ValueError: they would be refused on reading.
-    """
-    tensors = {
-        name: tensor.detach().to("cpu").float().contiguous() for name, tensor in encoder.state_dict().items()
-    }
-    data = safetensors_bytes(dict(sorted(tensors.items())), {"format": "pt"})
-    beside = adapter.tensors if isinstance(adapter, Adapter) else adapter
-    config = control_config_bytes(encoder.config, None if beside is None else content_hash(beside))
-    where = "the control encoder to be written"
-    parse_control_config(config, where)
-    parse_encoder(data, encoder.config, where)
-    return {CONTROL_CONFIG_NAME: config, ENCODER_NAME: data}

@@ -8,19 +8,17 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ether_diffusion.adapters import detach_adapter
+from ether_diffusion.adapters.control_encoder import control_files
+from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.bases import Base
 from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
-from ether_diffusion.control.loading import control_files
-from ether_diffusion.control.reader import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import ControlConfig
 from ether_diffusion.training.data.companions import BLACK
 from ether_diffusion.training.data.controls import detector_of, finish_control
 from ether_diffusion.training.decoding import WHITE, decode_photo
-from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart, adapter_tensors
+from ether_diffusion.training.methods import TrainedPart, adapter_tensors
 from ether_diffusion.training.randomness import stream
-from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
 
 CONTROL_FILES = (CONTROL_CONFIG_NAME, ENCODER_NAME)
@@ -86,12 +84,8 @@ def _validation_picture(config: ControlConfig, path: str, *, width: int, height:
 
 def control_result_files(control: TrainedControl, parts: Sequence[TrainedPart]) -> dict[str, bytes]:
     """Return the encoder's files, which name the UNet's adapter where there is one."""
-    unet = next((part for part in parts if part.part == "unet"), None)
-    if unet is None:
-        return control_files(control.encoder, None)
-    if isinstance(unet.config, EtherConfig):
-        return control_files(control.encoder, detach_adapter(unet.model, ADAPTER_NAME).tensors)
-    return control_files(control.encoder, adapter_tensors(unet.model))
+    unet = next((part.model for part in parts if part.part == "unet"), None)
+    return control_files(control.encoder, None if unet is None else adapter_tensors(unet))
 
 
 def restore_control(control: TrainedControl, folder: Path) -> None:

@@ -1,11 +1,10 @@
 """Adapters of every method on equal terms: made, attached, switched off, taken out and put back."""
 
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,19 +15,14 @@ from peft import (
     LoraConfig,
     OFTConfig,
     PeftConfig,
-    get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapters import AdapterMetadata, detach_adapter
-from ether_diffusion.adapters.models import base_fingerprint
-from ether_diffusion.adapters.schema import metadata_header
-from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
-from ether_diffusion.adapters.writer import check_writable
+from ether_diffusion.adapters import AdapterMetadata, load, save
+from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import TARGET_PRESETS, EtherConfig, FullConfig, prepared_adapters
@@ -141,23 +135,15 @@ def prepared(model: nn.Module, config: PeftConfig) -> Any:
     return prepared_adapters(model) if isinstance(config, EtherConfig) else nullcontext()
 
 
-def adapter_files(model: nn.Module, config: PeftConfig, metadata: AdapterMetadata) -> dict[str, bytes]:
+def adapter_files(model: nn.Module, metadata: AdapterMetadata) -> dict[str, bytes]:
     """Return the files of a model's adapter in PEFT's layout: equal values give equal bytes."""
-    if isinstance(config, EtherConfig):
-        return check_writable(detach_adapter(model, ADAPTER_NAME, metadata=metadata))
-    tensors = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in adapter_tensors(model).items()}
-    adapted = sorted(name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-    metadata = replace(metadata, base_fingerprint=base_fingerprint(model, adapted))
-    return {
-        CONFIG_NAME: _config_bytes(config, metadata, adapted),
-        TENSORS_NAME: safetensors_bytes(dict(sorted(tensors.items())), metadata_header(metadata)),
-    }
+    return save.adapter_files(load.detach_adapter(model, ADAPTER_NAME, metadata=metadata))
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of an adapter's tensors by PEFT's names, on the CPU."""
-    state: Mapping[str, Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME)
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    """Return copies of an adapter's tensors by their names in the model, on the CPU."""
+    tensors = load.adapter_tensors(model, ADAPTER_NAME)
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str = ADAPTER_NAME) -> None:
@@ -165,11 +151,3 @@ def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor], *, name: st
     named = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in tensors.items()}
     result = set_peft_model_state_dict(model, named, name)
     assert not result.unexpected_keys, result.unexpected_keys
-
-
-def _config_bytes(config: PeftConfig, metadata: AdapterMetadata, adapted: Sequence[str]) -> bytes:
-    values = config.to_dict() | {"base_model_name_or_path": metadata.base_model, "inference_mode": True}
-    if isinstance(values.get("target_modules"), str):  # a regex, which no reader should have to evaluate
-        values["target_modules"] = list(adapted)
-    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
-    return json.dumps(plain, indent=2, sort_keys=True).encode()

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ether_diffusion.adapters import AdapterMetadata, load_ether, read_adapter
-from ether_diffusion.adapters.export import EXPORT_NAME, export_lora
-from ether_diffusion.adapters.model_card import (
+from ether_diffusion.adapters.card import (
     CONTROL_PIPELINE,
     XL_CONTROL_PIPELINE,
     encoder_card,
@@ -25,10 +24,10 @@ from ether_diffusion.adapters.model_card import (
     model_card,
     plain_card,
 )
+from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
 from ether_diffusion.adapters.models import shareable_name
-from ether_diffusion.adapters.source import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
-from ether_diffusion.adapters.writer import CARD_NAME
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
 from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
@@ -107,7 +106,7 @@ def result_files(trainer: Trainer, metadata: AdapterMetadata) -> dict[str, bytes
     files = {}
     for part in trainer.parts:
         prefix = "" if part.part == "unet" else f"{part.part}/"
-        for name, data in adapter_files(part.model, part.config, metadata).items():
+        for name, data in adapter_files(part.model, metadata).items():
             files[f"{prefix}{name}"] = data
     if trainer.control is not None:
         files |= control_result_files(trainer.control, trainer.parts)
@@ -134,7 +133,7 @@ def write_export(folder: Path, run: LoadedRun) -> Path | None:
     if unet.dtype not in (stored, torch.float32):  # exact on the weights as they are stored
         unet = run.checked.base.load_unet(stored)
     if len(run.trainer.parts) == 1:
-        return export_lora({"unet": read_adapter(folder)}, unet, folder)
+        return export_lora(read_adapter(folder, components=["unet"], with_encoder=False), unet, folder)
     pipeline = run.checked.base.load_text_encoders().pipeline
     pipeline.register_modules(unet=unet)
     return export_lora(folder, pipeline, folder)
@@ -247,7 +246,7 @@ def write_card(
         )
     elif _is_ether(run.trainer.parts):
         text = model_card(
-            read_adapter(folder),
+            read_adapter(folder, with_encoder=False).first,
             has_lora_export=has_export,
             pictures=pictures,
             evaluation=evaluation,

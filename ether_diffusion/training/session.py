@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ether_diffusion.adapters.source import TENSORS_NAME
+from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.console import Unbroken
 from ether_diffusion.durable_files import delete
 from ether_diffusion.training.checkpoint import (

@@ -1,17 +1,14 @@
 """Exact export of ETHER adapters: LoRA files and merged models, for tools that have never heard of ETHER."""
 
-from ether_diffusion.adapters.export.components import Adapters, Component, read_adapters
-from ether_diffusion.adapters.export.lora_file import EXPORT_DTYPES, EXPORT_NAME, export_lora, lora_path
+from ether_diffusion.adapters.export.components import read_ether
+from ether_diffusion.adapters.export.lora_file import EXPORT_DTYPES, export_lora, lora_path
 from ether_diffusion.adapters.export.merged import check_new_folder, export_merged
 
 __all__ = [
-    "Adapters",
-    "Component",
     "EXPORT_DTYPES",
-    "EXPORT_NAME",
     "check_new_folder",
     "export_lora",
     "export_merged",
     "lora_path",
-    "read_adapters",
+    "read_ether",
 ]

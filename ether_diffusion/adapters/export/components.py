@@ -1,7 +1,7 @@
 """The parts of a pipeline that an adapter may change, and the own weights of each that it does change."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -9,45 +9,30 @@ from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapters import Adapter, fingerprint, read_adapter
-from ether_diffusion.adapters.models import plain_modules
-from ether_diffusion.adapters.parts import COMPONENTS, DENOISERS, TEXT_ENCODERS
-from ether_diffusion.adapters.reader import read_from
-from ether_diffusion.adapters.source import find_source
+from ether_diffusion.adapters.fingerprint import fingerprint
+from ether_diffusion.adapters.format import Adapter, AdapterPart, Component
+from ether_diffusion.adapters.models import DENOISERS, plain_modules
+from ether_diffusion.adapters.read import read_adapter
+from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import listed
 
 logger = logging.getLogger(__name__)
-
-Component = str
-"""A component's name in its pipeline; the denoiser is "unet" whatever it is called there."""
-Adapters = Mapping[Component, Adapter]
-"""One adapter by component; in a folder, the denoiser's lies on top and the others in subfolders."""
 
 _BY_THEMSELVES = ("transformer_2", "transformer_ref")
 """Those whose LoRA diffusers takes from a file that names its only component "transformer"."""
 
 
-def read_adapters(adapter: Adapter | Adapters | str | Path) -> dict[Component, Adapter]:
-    """Return the adapters of every component: those in a folder, or those given; one by itself is the UNet's.
+def read_ether(adapter: Adapter | str | Path) -> Adapter:
+    """Return an adapter of ETHER: the one given, or that of a folder or a model of the Hub.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_adapter`.
+        FileNotFoundError, ValueError: there is none that is whole, or it is of another method.
     """
-    if isinstance(adapter, Adapter):
-        return {"unet": adapter}
-    if isinstance(adapter, Mapping):
-        if not adapter:
-            raise ValueError("no adapter was given; give at least one component's")
-        return dict(adapter)
-    source = find_source(adapter, revision=None, local_files_only=False)
-    found: dict[Component, Adapter] = {}
-    # a folder tells what it holds at no cost, the Hub is asked for each
-    others = COMPONENTS if source.folder is not None else (*TEXT_ENCODERS, "transformer_2")
-    for component in ("unet", *others):
-        part = read_from(source, None if component == "unet" else component)
-        if part is not None:
-            found[component] = part
-    return found or {"unet": read_adapter(adapter)}  # which says what is missing
+    if not isinstance(adapter, Adapter):
+        return read_adapter(adapter, only_ether=True, with_encoder=False)
+    if not adapter.parts or not isinstance(adapter.config, EtherConfig):
+        raise ValueError(f"{adapter.name} is of the method {adapter.method}; what is exported is of ETHER")
+    return adapter
 
 
 def component_of(base: DiffusionPipeline | nn.Module, component: Component) -> nn.Module:
@@ -88,7 +73,7 @@ def check_readable(base: DiffusionPipeline | nn.Module, components: Iterable[Com
         )
 
 
-def adapted_weights(adapter: Adapter, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
+def adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
     """Return the base's own weight of every module that an adapter changes, by module name.
 
     Raises:
@@ -133,6 +118,6 @@ def _own_weight(name: str, module: nn.Module | None) -> Tensor:
     return weight
 
 
-def _named(adapter: Adapter) -> str:
+def _named(adapter: AdapterPart) -> str:
     name = adapter.metadata.base_model
     return "" if name is None else f", {name}"

@@ -2,16 +2,17 @@
 
 from torch import nn
 
-from ether_diffusion.adapters import Adapter
-from ether_diffusion.adapters.schema import metadata_header
+from ether_diffusion.adapters.format import AdapterPart, metadata_header
+from ether_diffusion.tuner import EtherConfig
 
 NOTE = "ether.note"
 """The entry by which a file is known as an export."""
 
 
-def lora_header(adapter: Adapter, *, rank: int, title: str, denoiser: nn.Module) -> dict[str, str]:
+def lora_header(adapter: AdapterPart, *, rank: int, title: str, denoiser: nn.Module) -> dict[str, str]:
     """Return the entries for an adapter whose metadata names the base that the file is made on."""
     config, trigger = adapter.config, adapter.metadata.trigger
+    assert isinstance(config, EtherConfig)
     entries = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from ether_diffusion.adapters.export.components import Component
+from ether_diffusion.adapters.format import Component
 
 _ATTENTION = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+"
 _UNET_MODULE = re.compile(

@@ -9,30 +9,27 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ether_diffusion.adapters import Adapter, fingerprint
 from ether_diffusion.adapters.export.components import (
-    Adapters,
-    Component,
     adapted_weights,
     check_readable,
     component_of,
     denoiser_name,
-    read_adapters,
+    read_ether,
 )
 from ether_diffusion.adapters.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.adapters.export.header import NOTE, lora_header
 from ether_diffusion.adapters.export.keys import Place, diffusers_keys, kohya_keys, sign_of_text_encoder
+from ether_diffusion.adapters.fingerprint import fingerprint
+from ether_diffusion.adapters.format import EXPORT_NAME, Adapter, AdapterPart, Component
 from ether_diffusion.adapters.models import base_layer, name_of_base, plain_modules
 from ether_diffusion.adapters.tensor_file import safetensors_bytes
 from ether_diffusion.durable_files import write_files
 
-EXPORT_NAME = "pytorch_lora_weights.safetensors"
-"""The name that diffusers prefers over every other file of a folder."""
 EXPORT_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 def export_lora(
-    adapter: Adapter | Adapters | str | Path,
+    adapter: Adapter | str | Path,
     base: DiffusionPipeline | nn.Module,
     folder: str | Path,
     *,
@@ -55,7 +52,7 @@ def export_lora(
     if dtype not in EXPORT_DTYPES.values():
         raise ValueError(f"dtype={dtype} is not exported; use torch.float16 or torch.float32")
     path = lora_path(folder, export_name)
-    adapters = read_adapters(adapter)
+    adapters = read_ether(adapter).parts
     check_readable(base, adapters)
     weights = {c: adapted_weights(part, component_of(base, c), rebake=rebake) for c, part in adapters.items()}
     factors: dict[Place, LoraFactors] = {}
@@ -82,7 +79,7 @@ def export_lora(
 
 
 def _sign(
-    component: Component, adapter: Adapter, model: nn.Module, dtype: torch.dtype
+    component: Component, adapter: AdapterPart, model: nn.Module, dtype: torch.dtype
 ) -> dict[Place, LoraFactors]:
     """Return the module that a file of this text encoder is known by, unchanged, where it is not in it."""
     name = sign_of_text_encoder(adapter.projections())
@@ -96,7 +93,9 @@ def _sign(
     return {(component, name): nothing}
 
 
-def _on_base(adapter: Adapter, weights: Mapping[str, Tensor], base: DiffusionPipeline | nn.Module) -> Adapter:
+def _on_base(
+    adapter: AdapterPart, weights: Mapping[str, Tensor], base: DiffusionPipeline | nn.Module
+) -> AdapterPart:
     """Return the adapter with the name and fingerprint of the base that the export is made on."""
     found, trained_on = fingerprint(weights), adapter.metadata.base_fingerprint
     if found is None or (trained_on is not None and trained_on.compare(found) == "same"):

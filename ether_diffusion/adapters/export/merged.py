@@ -12,16 +12,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion import reflections
-from ether_diffusion.adapters import Adapter
-from ether_diffusion.adapters.export.components import Adapters, adapted_weights, component_of, read_adapters
+from ether_diffusion.adapters.export.components import adapted_weights, component_of, read_ether
 from ether_diffusion.adapters.export.factors import lora_factors
+from ether_diffusion.adapters.format import Adapter
 
 Weights = dict[nn.Parameter, Tensor]
 """What each parameter is replaced by."""
 
 
 def export_merged(
-    adapter: Adapter | Adapters | str | Path,
+    adapter: Adapter | str | Path,
     base: DiffusionPipeline | ModelMixin,
     folder: str | Path,
     *,
@@ -41,7 +41,7 @@ def export_merged(
         raise ValueError(f"scale={scale} is not a finite number; 1 is as trained and 0 is the base")
     folder = Path(folder)
     check_new_folder(folder)
-    adapters = read_adapters(adapter)
+    adapters = read_ether(adapter).parts
     weights: Weights = {}
     for component, part in adapters.items():
         model = component_of(base, component)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ether_diffusion.adapters.adapter import Adapter, AdapterMetadata
+from ether_diffusion.adapters.format import AdapterMetadata, AdapterPart
+from ether_diffusion.adapters.methods import name_of, title_of
 from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
 
 _MARK = (
@@ -29,21 +31,30 @@ CONTROL_PIPELINE, XL_CONTROL_PIPELINE = "EtherControlPipeline", "EtherControlXLP
 
 
 def model_card(
-    adapter: Adapter,
+    adapter: AdapterPart,
     *,
     has_lora_export: bool,
     pictures: Pictures = (),
     evaluation: Sequence[str] = (),
     control: str | None = None,
 ) -> str:
-    """Return the README.md of an ETHER adapter: YAML for the Hub, the trigger, how to load, pictures.
+    """Return the README.md of an adapter: YAML for the Hub, the trigger, how to load, pictures.
 
     evaluation are lines of Markdown on what was measured; control is the pipeline of ours that takes the
     adapter with the control encoder beside it, where there is one.
     """
     metadata, config = adapter.metadata, adapter.config
-    base_model = metadata.base_model or config.base_model_name_or_path
-    method = {"ether": "ETHER", "ether_plus": "ETHER+"}[config.variant]
+    if not isinstance(config, EtherConfig):
+        title = name_of(config)
+        return plain_card(
+            title,
+            metadata,
+            has_lora_export=has_lora_export,
+            pictures=pictures,
+            evaluation=evaluation,
+            control=control,
+        )
+    base_model, method = metadata.base_model or config.base_model_name_or_path, title_of(config)
     is_for_text = config.task_type is not None  # PEFT sets it on language models
     intro = (
         f"An {method} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of "

@@ -1,0 +1,144 @@
+"""The control encoder: from an image at the size of the picture to features at the size of the latents."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, cast
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+from pydantic import Field
+from torch import Tensor
+
+from ether_diffusion.adapters.format import (
+    CONTROL_CONFIG_NAME,
+    ENCODER_NAME,
+    FORMAT_VERSION,
+    check_version,
+    content_hash,
+)
+from ether_diffusion.adapters.tensor_file import finite, open_tensors, safetensors_bytes
+from ether_diffusion.strict_json import StrictModel, parse_json, validate
+from ether_diffusion.wording import printable
+
+CHANNELS = (16, 32, 96, 256)
+"""Of the paper's encoder for a VAE that divides by 8: 1.09 M parameters on SD 1.5."""
+MAX_DOWNSAMPLINGS = 6
+MAX_CHANNELS = 4096
+CONDITIONING_CHANNELS = 3
+_TYPE = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """The form of an encoder, in the words of diffusers' ControlNetModel.
+
+    Attributes:
+        conditioning_embedding_channels: the width of the UNet's first convolution.
+        block_out_channels: a stride of 2 lies between one and the next.
+        control_type: what its images show, e.g. "silhouette"; None where nobody said.
+    """
+
+    conditioning_embedding_channels: int
+    block_out_channels: tuple[int, ...] = CHANNELS
+    conditioning_channels: int = CONDITIONING_CHANNELS
+    control_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.block_out_channels) <= MAX_DOWNSAMPLINGS + 1:
+            raise ValueError(
+                f"found {len(self.block_out_channels)} block_out_channels; "
+                f"use from 1 to {MAX_DOWNSAMPLINGS + 1}"
+            )
+        for channels in (self.conditioning_embedding_channels, *self.block_out_channels):
+            if not 1 <= channels <= MAX_CHANNELS:
+                raise ValueError(f"found {channels} channels; use from 1 to {MAX_CHANNELS}")
+        if self.conditioning_channels != CONDITIONING_CHANNELS:
+            raise ValueError(
+                f"conditioning_channels={self.conditioning_channels}; control images have "
+                f"{CONDITIONING_CHANNELS}, which those with fewer are converted to"
+            )
+        if self.control_type is not None and not _TYPE.fullmatch(self.control_type):
+            raise ValueError(
+                f"control_type={self.control_type!r}; use up to 40 letters, digits, _ and -, as silhouette"
+            )
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent along a side."""
+        return 1 << len(self.block_out_channels) - 1
+
+
+class ControlEncoder(ControlNetConditioningEmbedding):
+    """diffusers' ControlNetConditioningEmbedding, whose last convolution begins at zero; with its config.
+
+    It maps images (n, 3, height, width) in [0, 1] to (n, width of conv_in, height / f, width / f), as
+    oft-control's encoder does (Qiu et al. 2023, arXiv:2306.07280).
+    """
+
+    def __init__(self, config: ControlConfig) -> None:
+        super().__init__(
+            conditioning_embedding_channels=config.conditioning_embedding_channels,
+            conditioning_channels=config.conditioning_channels,
+            block_out_channels=config.block_out_channels,
+        )
+        self.config = config
+
+
+class _ControlFile(StrictModel):
+    """control_config.json; adapter_sha256 is the content hash of the adapter that was trained with it."""
+
+    format_version: Annotated[int, Field(ge=1)]
+    adapter_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    conditioning_embedding_channels: int
+    conditioning_channels: int
+    block_out_channels: tuple[int, ...]
+    control_type: str | None
+
+
+def parse_control_config(data: bytes, where: str) -> tuple[ControlConfig, str | None]:
+    """Return an encoder's form, and the hash of its adapter.
+
+    Raises:
+        ValueError: it is not of the closed schema, or a newer release made it.
+    """
+    found = parse_json(data, where)
+    if isinstance(found, dict):
+        check_version(found.get("format_version"), where)
+    form = validate(found, _ControlFile, where)
+    try:
+        config = ControlConfig(**form.model_dump(exclude={"format_version", "adapter_sha256"}))
+    except ValueError as error:
+        raise ValueError(f"{where}: {printable(error, 400)}") from None
+    return config, form.adapter_sha256
+
+
+def parse_encoder(data: bytes, config: ControlConfig, where: str) -> ControlEncoder:
+    """Return the encoder of this form whose file has these bytes, frozen.
+
+    Raises:
+        ValueError: it is no safetensors file of exactly its tensors, or these are not finite.
+    """
+    with torch.device("meta"):
+        encoder = ControlEncoder(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    encoder.load_state_dict(open_tensors(data, where).exactly(shapes), assign=True)
+    return cast(ControlEncoder, encoder.requires_grad_(False).eval())
+
+
+def control_files(encoder: ControlEncoder, tensors: Mapping[str, Tensor] | None) -> dict[str, bytes]:
+    """Return the files of an encoder in float32, which name the adapter of these tensors; None is alone.
+
+    Raises:
+        ValueError: they would be refused on reading.
+    """
+    own = {n: t.detach().to("cpu").float().contiguous() for n, t in sorted(encoder.state_dict().items())}
+    config = asdict(encoder.config) | {
+        "format_version": FORMAT_VERSION,
+        "adapter_sha256": None if tensors is None else content_hash(tensors),
+    }
+    return {
+        CONTROL_CONFIG_NAME: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        ENCODER_NAME: safetensors_bytes(finite(own, "the control encoder to be written"), {"format": "pt"}),
+    }

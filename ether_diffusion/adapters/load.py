@@ -1,0 +1,402 @@
+"""load_ether, load_any and attach: adapters of every method into models, whole or not at all."""
+
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ether_diffusion.adapters.fit import Fit, Match, check_fit, plain_targets
+from ether_diffusion.adapters.format import CONFIG_NAME, Adapter, AdapterMetadata, AdapterPart
+from ether_diffusion.adapters.methods import is_plain, quiet
+from ether_diffusion.adapters.models import (
+    COMPONENTS,
+    Part,
+    Pipeline,
+    bare_model,
+    base_fingerprint,
+    configs_of,
+    find_parts,
+    layers_with,
+    names_here,
+    plain_name,
+)
+from ether_diffusion.adapters.read import read_adapter
+from ether_diffusion.tuner import EtherConfig, EtherLayer
+from ether_diffusion.tuner.other_layers import adapters_of, other_layers
+from ether_diffusion.wording import listed, printable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading did.
+
+    Attributes:
+        num_projections: modules that carry the adapter now.
+        base_match: whether the base is the one it was trained on; "unknown" where the file does not say.
+        components: projections by component of the pipeline, or by class for a bare model.
+    """
+
+    adapter_name: str
+    num_projections: int
+    base_match: Match
+    components: Mapping[str, int]
+
+
+def load_ether(
+    pipeline_or_model: Pipeline | nn.Module,
+    path_or_hub_id: str | Path,
+    *,
+    adapter_name: str = "default",
+    subfolder: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    require_same_base: bool = False,
+    activate: bool = True,
+    trainable: bool = False,
+) -> LoadReport:
+    """Load an adapter of ETHER into a diffusers pipeline or a model, whole or not at all.
+
+    Of a pipeline, the UNet (or transformer) takes the adapter in the folder itself, and every other component
+    that in the subfolder of its name. Everything is checked before a model is touched, and a model is
+    as before if anything fails. The new adapter alone is then active, as with PEFT and diffusers; use
+    `set_adapters` to combine several.
+
+    Args:
+        path_or_hub_id: a folder, or a model of the Hugging Face Hub; what exists on disk is taken from there.
+        require_same_base: refuse other base weights of the same architecture, instead of warning.
+        activate: False leaves the adapters active that were.
+        trainable: True gives the adapter gradients, to train it further.
+
+    Raises:
+        FileNotFoundError: there is no such folder, model or file.
+        ValueError: the file is not a whole ETHER adapter, or not one of this model.
+    """
+    adapter = read_for(
+        pipeline_or_model,
+        path_or_hub_id,
+        subfolder=subfolder,
+        revision=revision,
+        local_files_only=local_files_only,
+        only_ether=True,
+    )
+    return attach(
+        pipeline_or_model,
+        adapter,
+        adapter_name=adapter_name,
+        require_same_base=require_same_base,
+        activate=activate,
+        trainable=trainable,
+    )
+
+
+def load_any(
+    pipeline_or_model: Pipeline | nn.Module,
+    path_or_hub_id: str | Path,
+    *,
+    adapter_name: str = "default",
+    revision: str | None = None,
+    local_files_only: bool = False,
+    require_same_base: bool = False,
+    activate: bool = True,
+) -> LoadReport:
+    """Load an adapter of any method that training saves, as `load_ether` loads those of ETHER.
+
+    These are ETHER, ETHER+, LoRA, OFT, BOFT, HRA and DeLoRA on Linears. Adapters of two methods do not work
+    together in a model: the second is refused, but for ETHER over a LoRA.
+
+    Raises:
+        FileNotFoundError: there is no such folder, model or file.
+        ValueError: the file is not a whole adapter of such a method, or not one of this model.
+    """
+    adapter = read_for(
+        pipeline_or_model, path_or_hub_id, revision=revision, local_files_only=local_files_only
+    )
+    return attach(
+        pipeline_or_model,
+        adapter,
+        adapter_name=adapter_name,
+        require_same_base=require_same_base,
+        activate=activate,
+    )
+
+
+def read_for(
+    pipeline_or_model: Pipeline | nn.Module,
+    path_or_hub_id: str | Path,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    only_ether: bool = False,
+    with_encoder: bool = False,
+) -> Adapter:
+    """Read what a pipeline or a model takes of an adapter; see `read_adapter`.
+
+    Raises:
+        FileNotFoundError, ValueError: as there; or a folder holds the adapter of a component that the
+            pipeline lacks, which a model by itself is only told.
+    """
+    components = [part.component for part in find_parts(pipeline_or_model)]
+    folder = Path(path_or_hub_id, subfolder or "")
+    unused = listed(sorted(name for name in _components_in(folder) if name not in components))
+    if unused and not isinstance(pipeline_or_model, nn.Module):
+        raise ValueError(
+            f"{printable(folder)} holds an adapter of {unused}, which this pipeline lacks; load "
+            "it into the pipeline it was made for"
+        )
+    if unused:
+        warnings.warn(
+            f"{printable(folder)} also holds an adapter of {unused}, which is not loaded; give the "
+            "pipeline to load both",
+            stacklevel=3,
+        )
+    return read_adapter(
+        path_or_hub_id,
+        subfolder=subfolder,
+        revision=revision,
+        local_files_only=local_files_only,
+        components=components,
+        with_encoder=with_encoder,
+        only_ether=only_ether,
+    )
+
+
+def _components_in(folder: Path) -> list[str]:
+    try:
+        return [name for name in COMPONENTS if (folder / name / CONFIG_NAME).exists()]
+    except (OSError, ValueError):  # a name that no folder can have, which reading refuses
+        return []
+
+
+def attach(
+    pipeline_or_model: Pipeline | nn.Module,
+    adapter: Adapter,
+    *,
+    adapter_name: str = "default",
+    require_same_base: bool = False,
+    activate: bool = True,
+    trainable: bool = False,
+) -> LoadReport:
+    """Add an adapter that was read to the models that it changes, all of them or none; see `load_ether`.
+
+    Raises:
+        ValueError: a component that it changes is lacking, or cannot take it.
+    """
+    parts = {part.component: part for part in find_parts(pipeline_or_model)}
+    lacking = listed(name for name in adapter.parts if name not in parts)
+    if lacking or not adapter.parts:
+        what = f"an adapter of {lacking}, which this pipeline lacks" if lacking else "nothing to attach"
+        raise ValueError(f"{adapter.name} holds {what}; load it into the pipeline it was made for")
+    found = [(parts[name], part) for name, part in adapter.parts.items()]
+    fits = [check_fit(part.model, own, adapter_name) for part, own in found]
+    for fit in fits:
+        _judge(fit, require_same_base=require_same_base)
+    before = [_State(bare_model(part.model)) for part, _ in found]
+    try:
+        for (part, own), state in zip(found, before, strict=True):
+            _attach_part(part, own, adapter_name, state, activate=activate, trainable=trainable)
+    except BaseException:
+        for state in before:
+            remove_adapter(state.root, [adapter_name])
+            state.restore()
+        raise
+    components = {part.name: len(own.modules()) for part, own in found}
+    match = max((fit.match for fit in fits), key=("same", "unknown", "other weights").index)  # the worst
+    unchecked = "; it carries no fingerprint, so its base was checked by shape only"
+    logger.info(
+        "loaded %s into %d projections%s",
+        adapter.name,
+        sum(components.values()),
+        unchecked if match == "unknown" else "",
+    )
+    return LoadReport(adapter_name, sum(components.values()), match, components)
+
+
+def _judge(fit: Fit, *, require_same_base: bool) -> None:
+    """Warn of a base of other weights, or refuse what is not the same where that is required."""
+    if fit.match == "unknown" and require_same_base:
+        raise ValueError(
+            "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
+        )
+    if fit.match == "other weights":
+        if require_same_base:
+            raise ValueError(f"{fit.remark}; load that base, or leave out require_same_base")
+        warnings.warn(f"{fit.remark}, so results may differ", stacklevel=4)
+
+
+class _State:
+    """What a model's adapters were before: which are in force, what takes gradients, PEFT's flags."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        layers = [module for module in root.modules() if isinstance(module, BaseTunerLayer)]
+        self.active = {layer: list(layer.active_adapters) for layer in layers}
+        self.disabled = {layer: layer._disable_adapters for layer in layers}
+        self.gradients = {p: p.requires_grad for p in root.parameters()}
+        self.is_loaded = root.__dict__.get("_hf_peft_config_loaded")
+
+    def restore(self) -> None:
+        """Put back what was; on layers of ETHER that are new since then, those in force anywhere."""
+        elsewhere = next((names for layer, names in self.active.items() if isinstance(layer, EtherLayer)), [])
+        for layer in [module for module in self.root.modules() if isinstance(module, BaseTunerLayer)]:
+            if isinstance(layer, EtherLayer):
+                layer.set_adapter(self.active.get(layer, elsewhere))
+            elif layer in self.active:
+                put_in_force(layer, self.active[layer])
+                layer._disable_adapters = self.disabled[layer]
+        for parameter, flag in self.gradients.items():
+            parameter.requires_grad_(flag)
+        if self.is_loaded is not None:
+            self.root.__dict__["_hf_peft_config_loaded"] = self.is_loaded
+
+
+def _attach_part(
+    part: Part, own: AdapterPart, adapter_name: str, before: _State, *, activate: bool, trainable: bool
+) -> None:
+    """Add an adapter to a model that `check_fit` found fitting; it stops where it fails."""
+    root = before.root
+    config = _exact_config(root, own)
+    config.inference_mode = not trainable
+    with quiet(), torch.random.fork_rng(devices=[]):
+        peft_model = getattr(part.model, "_orig_mod", part.model)
+        if isinstance(peft_model, PeftModel):
+            peft_model.base_model.peft_config[adapter_name] = config
+            peft_model.base_model.inject_adapter(root, adapter_name)
+        else:
+            inject_adapter_in_model(config, root, adapter_name)
+        layers = layers_with(root, adapter_name)
+        assert layers.keys() == own.modules().keys()
+        names = {layer: name for name, layer in root.named_modules()}
+        tensors = {
+            f"{names[layers[module]]}.{end}": own.tensors[f"{module}.{end}"]
+            for module, ends in own.modules().items()
+            for end in ends
+        }
+        result = set_peft_model_state_dict(root, tensors, adapter_name)
+    assert not result.unexpected_keys, result.unexpected_keys
+    for layer in layers.values():
+        layer.train(layer.get_base_layer().training)  # a new module is in training mode: dropout would be on
+    if hasattr(root, "_hf_peft_config_loaded"):
+        root.__dict__["_hf_peft_config_loaded"] = True
+    if not isinstance(config, EtherConfig):
+        for layer in other_layers(root):
+            names_in_force = [adapter_name] if activate else before.active.get(layer, [])
+            put_in_force(layer, names_in_force, trainable=trainable)
+    elif not activate:
+        before.restore()
+        if hasattr(root, "_hf_peft_config_loaded"):
+            root.__dict__["_hf_peft_config_loaded"] = True
+    elif isinstance(peft_model, PeftModel):
+        peft_model.set_adapter(adapter_name, inference_mode=not trainable)
+
+
+def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
+    """Return a configuration that targets the adapter's modules in this model, those and no others."""
+    config = copy.copy(own.config)
+    here, modules = names_here(root), own.modules()
+    if isinstance(config, EtherConfig):
+        blocks = {here[name]: next(iter(shapes.values()))[0] for name, shapes in modules.items()}
+        is_safe = all(map(is_plain, config.num_blocks_pattern))
+        if not is_safe or any(n != config.blocks_of(name) for name, n in blocks.items()):
+            # (^…) because PEFT puts an optional prefix before a pattern
+            exact = {f"(^{re.escape(name)})": n for name, n in blocks.items() if n != config.num_blocks}
+            config.num_blocks_pattern = exact
+    if plain_targets(root, config) != modules.keys():
+        config.target_modules = "|".join(re.escape(here[name]) for name in modules)
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    return config
+
+
+def put_in_force(layer: BaseTunerLayer, names: Sequence[str], *, trainable: bool = False) -> None:
+    """Let adapters by these names work in a layer of another method, and no others; none is the base."""
+    layer.set_adapter(list(names), inference_mode=not trainable)
+    if not isinstance(layer, LoraLayer):
+        layer._disable_adapters = not names  # BOFT without adapters differs from the base in the last bit
+
+
+def remove_adapter(model: nn.Module, names: Sequence[str]) -> None:
+    """Take adapters of any method off a model; layers that hold none after are the base's own again."""
+    root = bare_model(model)
+    for layer in [module for module in root.modules() if isinstance(module, BaseTunerLayer)]:
+        for name in names:
+            if name not in adapters_of(layer):
+                continue
+            if not isinstance(layer, EtherLayer):
+                # PEFT would put another one in force, which nobody asked for
+                put_in_force(layer, [active for active in layer.active_adapters if active != name])
+            layer.delete_adapter(name)
+    for module in list(root.modules()):
+        for child_name, child in list(module.named_children()):
+            while isinstance(child, BaseTunerLayer) and not adapters_of(child):
+                child = child.base_layer  # under a LoRA may lie an ETHER
+                setattr(module, child_name, child)
+    configs: dict[str, PeftConfig] = root.__dict__.get("peft_config", {})
+    for name in names:
+        configs.pop(name, None)
+    if not configs and "peft_config" in root.__dict__:  # else PEFT takes the next adapter for a second one
+        del root.__dict__["peft_config"]
+        if hasattr(root, "_hf_peft_config_loaded"):
+            root.__dict__["_hf_peft_config_loaded"] = False
+
+
+def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their plain names in the model, as its file names them."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(
+        bare_model(model),
+        adapter_name=adapter_name,
+        save_embedding_layers=False,  # else PEFT asks the Hub
+    )
+    return {plain_name(name): tensor for name, tensor in sorted(state.items())}
+
+
+def detach_adapter(
+    model: nn.Module, adapter_name: str, *, metadata: AdapterMetadata | None = None
+) -> AdapterPart:
+    """Return a copy of an adapter that a model carries, of any method, with the fingerprint of its base.
+
+    Raises:
+        ValueError: the model carries no adapter of that name, or it holds whole modules too.
+    """
+    layers = layers_with(model, adapter_name)
+    if not layers:
+        held = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in adapters_of(m)}
+        raise ValueError(
+            f"{type(model).__name__} carries no adapter named {adapter_name!r}; "
+            f"it has {listed(sorted(held)) or 'none'}"
+        )
+    metadata = replace(metadata or AdapterMetadata(), base_fingerprint=base_fingerprint(model, list(layers)))
+    config = copy.copy(configs_of(model)[adapter_name])
+    # as PEFT's save_pretrained: a loaded adapter is for use until the caller says that it is to be trained
+    config.inference_mode = True
+    if isinstance(config, EtherConfig):
+        if config.modules_to_save:
+            raise ValueError(
+                f"the adapter {adapter_name!r} also trains whole modules (modules_to_save="
+                f"{listed(config.modules_to_save)}), which are not vectors of ETHER; use save_pretrained"
+            )
+    else:
+        config.base_model_name_or_path = metadata.base_model
+        if isinstance(config.target_modules, str):  # a regex, which no reader should have to evaluate
+            config.target_modules = list(layers)
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in adapter_tensors(model, adapter_name).items()
+    }
+    return AdapterPart(config, tensors, metadata)

@@ -1,0 +1,157 @@
+"""save_ether and write_adapter: an adapter's files, which a crash at any moment leaves whole."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from ether_diffusion.adapters.card import is_ours, model_card
+from ether_diffusion.adapters.format import (
+    CARD_NAME,
+    CONFIG_NAME,
+    EXPORT_NAME,
+    TENSORS_NAME,
+    AdapterMetadata,
+    AdapterPart,
+    Fact,
+    metadata_header,
+)
+from ether_diffusion.adapters.load import detach_adapter
+from ether_diffusion.adapters.methods import (
+    METHODS,
+    check_layout,
+    config_from,
+    config_json,
+    name_of,
+    usable_values,
+)
+from ether_diffusion.adapters.models import (
+    COMPONENTS,
+    Part,
+    Pipeline,
+    configs_of,
+    find_parts,
+    layers_with,
+    name_of_base,
+    shareable_name,
+)
+from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, check_size, safetensors_bytes
+from ether_diffusion.durable_files import write_files
+from ether_diffusion.tuner import EtherConfig, EtherLayer
+from ether_diffusion.wording import listed, printable
+
+logger = logging.getLogger(__name__)
+
+
+def save_ether(
+    pipeline_or_model: Pipeline | nn.Module,
+    folder: str | Path,
+    *,
+    adapter_name: str = "default",
+    trigger: str | None = None,
+    base_model: str | None = None,
+    training: Mapping[str, Fact] | None = None,
+) -> None:
+    """Write an adapter that a pipeline or a model carries, in PEFT's layout; the inverse of `load_ether`.
+
+    Args:
+        base_model: name or path of the base for people; None takes the one that the model was loaded from.
+        training: flat facts for the file's header and the model card, e.g. {"steps": 800}.
+
+    Raises:
+        ValueError: there is no such adapter, it cannot be read back, a component carries one of another
+            method under that name, or `folder` holds the adapter of a component that this one lacks.
+    """
+    everything = find_parts(pipeline_or_model)
+    parts = [part for part in everything if _is_ether(part, adapter_name)]
+    named = [part for part in everything if adapter_name in configs_of(part.model)]
+    others = listed(part.name for part in named if part not in parts)
+    if parts and others:
+        raise ValueError(
+            f"{adapter_name!r} is an adapter of another method in {others}, which would be left out; give "
+            "each model to save by itself"
+        )
+    if not parts:
+        layers = [module for part in everything for module in part.model.modules()]
+        held = sorted({name for layer in layers if isinstance(layer, EtherLayer) for name in layer.r})
+        raise ValueError(
+            f"{everything[0].name} carries no ETHER adapter named {adapter_name!r}; "
+            f"it has {listed(held) or 'none'}"
+        )
+    written = {}
+    for part in parts:
+        configured = configs_of(part.model)[adapter_name].base_model_name_or_path
+        name = base_model or shareable_name(configured) or name_of_base(pipeline_or_model)
+        metadata = AdapterMetadata(
+            base_model=name or name_of_base(part.model), trigger=trigger, training=dict(training or {})
+        )
+        own = detach_adapter(part.model, adapter_name, metadata=metadata)
+        written[part.component] = own, adapter_files(own)
+    folder = Path(folder)
+    there = {name for name in ("unet", *COMPONENTS) if (_place(folder, name) / CONFIG_NAME).exists()}
+    stale = sorted("the denoiser" if name == "unet" else name for name in there - written.keys())
+    if stale:
+        raise ValueError(
+            f"{printable(folder)} holds adapters of {listed(stale)}, which {adapter_name!r} lacks; loading "
+            "would mix the two: save into another folder"
+        )
+    for component, (own, files) in written.items():
+        _write(_place(folder, component), own, files, card=component == "unet")
+
+
+def _is_ether(part: Part, adapter_name: str) -> bool:
+    return any(isinstance(layer, EtherLayer) for layer in layers_with(part.model, adapter_name).values())
+
+
+def _place(folder: Path, component: str) -> Path:
+    return folder if component == "unet" else folder / component
+
+
+def write_adapter(folder: str | Path, adapter: AdapterPart, *, card: bool = True) -> None:
+    """Write adapter_config.json, adapter_model.safetensors and, with `card`, README.md into `folder`.
+
+    The folder is made where it is missing; other files in it stay. An adapter that is there is replaced, the
+    tensors last. A README.md is replaced only if it was written here and nobody edited it since.
+
+    Raises:
+        ValueError: `read_adapter` would refuse what was to be written; nothing is written then.
+        NotADirectoryError: `folder` is a file.
+    """
+    _write(Path(folder), adapter, adapter_files(adapter), card=card)
+
+
+def _write(folder: Path, adapter: AdapterPart, files: dict[str, bytes], *, card: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{printable(folder)} is a file; give a folder to write the adapter into")
+    readme = folder / CARD_NAME
+    if card and readme.exists() and not is_ours(readme):
+        logger.info("left %s as it is: it was edited, or not written by ether-diffusion", printable(readme))
+    elif card:
+        text = model_card(adapter, has_lora_export=(folder / EXPORT_NAME).exists())
+        files = {CARD_NAME: text.encode(), **files}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(folder, files)
+
+
+def adapter_files(adapter: AdapterPart) -> dict[str, bytes]:
+    """Return the files of a part of an adapter: equal values give equal bytes.
+
+    Raises:
+        ValueError: `read_adapter` would refuse them.
+    """
+    where, config = "the adapter to be written", adapter.config
+    header, values = metadata_header(adapter.metadata), config_json(config)
+    if name_of(config) in METHODS:  # not full fine-tuning, which is written for its own training only
+        if isinstance(config, EtherConfig) and config.modules_to_save:
+            raise ValueError(
+                f"{where} has modules_to_save, which is not part of the format; use save_pretrained"
+            )
+        config_from(values, where)
+        check_layout(config, {name: tuple(t.shape) for name, t in adapter.tensors.items()}, where)
+        usable_values(config, adapter.tensors, where)
+        check_size(header, where)
+    stored = {f"{PEFT_PREFIX}{name}": adapter.tensors[name].contiguous() for name in sorted(adapter.tensors)}
+    text = json.dumps(values, indent=2, sort_keys=True) + ("\n" if isinstance(config, EtherConfig) else "")
+    return {CONFIG_NAME: text.encode(), TENSORS_NAME: safetensors_bytes(stored, header)}
