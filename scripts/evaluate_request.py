@@ -70,7 +70,7 @@ def read_prompts(values: list[str], flag: str) -> tuple[str, ...]:
         FileNotFoundError: one value that ends as a file of text, and there is none.
         ValueError: there are none, one is there twice, or the file is no text.
     """
-    from ether_diffusion.training.caption_files import decode_text
+    from ether_diffusion.training.captions import decode_text
     from ether_diffusion.training.plain_files import UnusableFileError
     from ether_diffusion.wording import printable
 

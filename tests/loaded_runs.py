@@ -6,9 +6,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.data import Batch
 from ether_diffusion.training.methods import prepared
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
@@ -25,7 +25,7 @@ def load(config: DreamBoothConfig) -> LoadedRun:
 
 def batches(run: LoadedRun) -> Iterator[Batch]:
     """Return the micro-batches of the whole run."""
-    return run.source.batches(run.trainer.progress.visits(0, 0))
+    return run.source.batches(run.trainer.progress.samples(0, 0))
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def test_every_visit_falls_to_one_process_once(batch: int, turns: int, processes
     progress = Progress(4, batch, turns, processes)
     size = batch * turns * processes
     for first in (0, 2):
-        by_process = [list(progress.visits(first, index)) for index in range(processes)]
+        by_process = [list(progress.samples(first, index)) for index in range(processes)]
         for step in range(first, 4):
             lists = [visits[(step - first) * turns : (step - first + 1) * turns] for visits in by_process]
             seen = sorted(visit for micro in lists for visits in micro for visit in visits)

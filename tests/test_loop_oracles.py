@@ -18,7 +18,7 @@ from training_runs import config, write_base, write_photos
 from ether_diffusion.adapters import detach_adapter
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.data import Batch
+from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.methods import adapter_tensors
 from ether_diffusion.training.objective import draw_noise, draw_timesteps
 
@@ -28,8 +28,8 @@ NUM_STEPS = 4
 def noised(base: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Return the noise and timesteps that a batch is given, and its noisy latents as diffusers makes them."""
     scheduler = DDPMScheduler.from_config(base.scheduler.config)
-    noise = draw_noise(batch.latents.shape, batch.visits, batch.is_frozen_prior, seed=0)
-    timesteps = draw_timesteps(batch.visits, batch.is_frozen_prior, seed=0, num_train_timesteps=1000)
+    noise = draw_noise(batch.latents.shape, batch.samples, batch.is_frozen_prior, seed=0)
+    timesteps = draw_timesteps(batch.samples, batch.is_frozen_prior, seed=0, num_train_timesteps=1000)
     return noise, timesteps, scheduler.add_noise(batch.latents, noise, timesteps)
 
 

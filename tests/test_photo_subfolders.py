@@ -11,11 +11,11 @@ from training_runs import config
 
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
-from ether_diffusion.training.data import gather_class_items, gather_items, with_controls
-from ether_diffusion.training.data.order import VisitOrder
+from ether_diffusion.training.dataset import read_class_images, read_training_data
 from ether_diffusion.training.photos import find_photos
 from ether_diffusion.training.plain_files import MAX_DEPTH, MAX_FILES
 from ether_diffusion.training.prior import count_missing
+from ether_diffusion.training.sample_plan import SampleOrder
 
 
 def write(root: Path, *names: str) -> Path:
@@ -28,13 +28,13 @@ def write(root: Path, *names: str) -> Path:
 
 def prompts(root: Path, instance_prompt: str | None = None) -> dict[str, tuple[str, int]]:
     """Return the prompt and repeats of each photo by its name."""
-    found = gather_items(DataConfig(instance_data_dir=root, instance_prompt=instance_prompt))
-    return {item.name: (item.prompt, item.repeats) for item in found.items}
+    found = read_training_data(DataConfig(instance_data_dir=root, instance_prompt=instance_prompt))
+    return {item.name: (item.prompt, item.repeats) for item in found.photos}
 
 
 def warnings(root: Path, instance_prompt: str = "x") -> str:
     return "\n".join(
-        gather_items(DataConfig(instance_data_dir=root, instance_prompt=instance_prompt)).warnings
+        read_training_data(DataConfig(instance_data_dir=root, instance_prompt=instance_prompt)).warnings
     )
 
 
@@ -71,16 +71,16 @@ def test_an_epoch_has_each_photo_as_often_as_its_folder_says(tmp_path: Path) -> 
     write(tmp_path / "photos", "3_sks/a.png", "3_sks/b.png", "2_cat/c.png", "d.png")
     plan = check_run(config(tmp_path, instance_prompt="x", repeats=2), num_processes=1).plan()
     assert plan.num_samples == 2 * (3 + 3 + 2 + 1)
-    names = Counter(plan.maker.item(plan.schedule.visit(v).view).name for v in range(plan.num_samples))
+    names = Counter(plan.photo(plan.sample(n).crops[0].photo).name for n in range(plan.num_samples))
     assert names == {"3_sks/a.png": 6, "3_sks/b.png": 6, "2_cat/c.png": 4, "d.png": 2}
 
 
 @pytest.mark.parametrize("buckets", [None, [0, 1, 0, 1, 0]])
 def test_equal_repeats_of_their_own_change_no_order(buckets: list[int] | None) -> None:
-    one = VisitOrder(5, 2, seed=3, buckets=buckets, repeats=4)
-    other = VisitOrder(5, 2, seed=3, buckets=buckets, repeats=[4] * 5)
-    visits = range(3 * one.num_visits_per_epoch)
-    assert [one.item(visit) for visit in visits] == [other.item(visit) for visit in visits]
+    one = SampleOrder(5, 2, seed=3, buckets=buckets, repeats=4)
+    other = SampleOrder(5, 2, seed=3, buckets=buckets, repeats=[4] * 5)
+    samples = range(3 * one.num_samples)
+    assert [one.photo(each) for each in samples] == [other.photo(each) for each in samples]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_what_a_run_reads_and_writes_inside_the_photos_folder_is_no_photo(tmp_pa
         num_class_images=1,
     )
     run = check_run(made, num_processes=1)
-    assert [item.name for item in run.items.items] == ["a.png"]
+    assert [item.name for item in run.training.photos] == ["a.png"]
     assert run.num_missing == 0
 
 
@@ -179,12 +179,12 @@ def test_masks_and_control_images_lie_in_folders_of_the_same_names(tmp_path: Pat
         write(tmp_path / folder, "two/a.png", "one/a.png")
     data = DataConfig(instance_data_dir=root, instance_prompt="x", mask_data_dir=tmp_path / "masks")
     control = ControlConfig(conditioning_data_dir=tmp_path / "maps")
-    items = with_controls(gather_items(data), data, control).items
+    items = read_training_data(data, control=control).photos
     assert [item.mask.name for item in items if item.mask] == ["one/a.png", "two/a.png"]
     assert [item.control.name for item in items if item.control] == ["one/a.png", "two/a.png"]
     (tmp_path / "maps" / "two" / "a.png").unlink()
     with pytest.raises(ValueError, match=r"1 photos have no control image in .*: two/a\.png"):
-        with_controls(gather_items(data), data, control)
+        read_training_data(data, control=control)
 
 
 def test_class_images_in_subfolders_count_and_their_names_are_told_of(tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_class_images_in_subfolders_count_and_their_names_are_told_of(tmp_path: 
     prior = PriorConfig(
         prior_preservation="class_images", class_data_dir=tmp_path / "reg", class_prompt="a dog"
     )
-    found = gather_class_items(DataConfig(instance_data_dir=tmp_path), prior)
-    assert [item.prompt for item in found.items] == ["a dog"] * 3
+    found = read_class_images(DataConfig(instance_data_dir=tmp_path), prior)
+    assert [item.prompt for item in found.photos] == ["a dog"] * 3
     assert "class images: 1_dog: neither repeats nor words are taken from these names" in found.warnings
 
 

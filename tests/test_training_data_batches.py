@@ -11,7 +11,7 @@ import numpy as np
 import photo_files
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 from visit_sources import (
     FACTOR,
@@ -28,9 +28,9 @@ from visit_sources import (
     uncached,
 )
 
+from ether_diffusion.training.batches import BatchSource, Codec
 from ether_diffusion.training.config import DataConfig
-from ether_diffusion.training.data import BatchSource, Codec, Needs
-from ether_diffusion.training.data.batch_source import VisitSamples
+from ether_diffusion.training.crops import Needs
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, signals_held
 
 
@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> DataConfig:
 def test_a_visit_is_the_same_in_every_split_into_batches(data: DataConfig) -> None:
     for config in (data, uncached(data)):
         whole = source(config).batch(range(8))
-        assert whole.visits == tuple(range(8))
+        assert whole.samples == tuple(range(8))
         for size in (1, 2, 4):
             other = source(config)
             for start in range(0, 8, size):
@@ -60,7 +60,7 @@ def test_another_seed_gives_another_batch(data: DataConfig) -> None:
 
 
 def test_a_visit_does_not_depend_on_how_many_are_planned(data: DataConfig) -> None:
-    assert_equal(source(data, num_visits=4).batch(range(4)), source(data, num_visits=40).batch(range(4)))
+    assert_equal(source(data, num_samples=4).batch(range(4)), source(data, num_samples=40).batch(range(4)))
 
 
 def test_workers_give_the_batches_that_the_main_process_gives(data: DataConfig) -> None:
@@ -70,7 +70,7 @@ def test_workers_give_the_batches_that_the_main_process_gives(data: DataConfig) 
     alone = list(source(config).batches(schedule))
     together = list(source(uncached(data, dataloader_num_workers=2)).batches(schedule))
     assert torch.equal(torch.get_rng_state(), state)
-    assert [batch.visits for batch in together] == [tuple(visits) for visits in schedule]
+    assert [batch.samples for batch in together] == [tuple(visits) for visits in schedule]
     for batch, expected in zip(together, alone, strict=True):
         assert_equal(batch, expected)
 
@@ -117,14 +117,13 @@ def interrupt_workers() -> None:
 
 
 def test_what_workers_run_can_be_sent_to_them(data: DataConfig) -> None:
-    planned = plan(uncached(data))
-    samples = VisitSamples(planned.schedule, planned.maker)
+    samples = plan(uncached(data))
     sent = pickle.loads(pickle.dumps(samples))
     found, expected = sent[3], samples[3]
     assert not isinstance(found, str)
     assert not isinstance(expected, str)
-    assert found.visit == expected.visit
-    assert torch.equal(found.views[0].pixels, expected.views[0].pixels)
+    assert found.sample == expected.sample
+    assert torch.equal(found.crops[0].pixels, expected.crops[0].pixels)
 
 
 def test_latents_are_drawn_from_the_posterior_and_scaled(data: DataConfig) -> None:
@@ -192,7 +191,7 @@ def test_a_flip_mirrors_the_place_that_sdxl_is_told(tmp_path: Path) -> None:
 
 def test_cached_views_are_encoded_once_one_by_one(data: DataConfig) -> None:
     vae = CountingVae()
-    cached = source(data, vae=vae, num_visits=1000)
+    cached = source(data, vae=vae, num_samples=1000)
     # 2 crops of four photos, one of the square ones, each also mirrored
     assert vae.num_images == 2 * (2 + 2 + 2 + 1 + 1)
     assert vae.shapes == {(1, 3, SIZE, SIZE)}
@@ -202,7 +201,7 @@ def test_cached_views_are_encoded_once_one_by_one(data: DataConfig) -> None:
 
 def test_no_more_views_are_encoded_than_the_run_visits(data: DataConfig) -> None:
     vae = CountingVae()
-    source(data, vae=vae, num_visits=3)
+    source(data, vae=vae, num_samples=3)
     assert vae.num_images <= 3
 
 
@@ -224,41 +223,73 @@ def test_a_centre_crop_is_always_the_middle(tmp_path: Path) -> None:
 
 
 def test_about_the_asked_share_of_captions_is_dropped(data: DataConfig) -> None:
-    built = source(data, num_visits=1)
+    built = source(data, num_samples=1)
     assert set(built.prompts) == {"", *(f"photo {number}" for number in range(5))}
-    prompts = [built.plan.schedule.visit(number).prompt for number in range(1000)]
+    prompts = [built.plan.sample(number).prompt for number in range(1000)]
     assert set(prompts) == set(built.prompts)
     assert 0.25 < prompts.count("") / 1000 < 0.35
 
 
-def test_a_photo_deleted_in_mid_run_does_no_harm_where_latents_are_cached(data: DataConfig) -> None:
-    cached = source(data)
-    expected = cached.batch(range(8))
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_photo_deleted_in_mid_run_does_no_harm_where_it_is_remembered(
+    data: DataConfig, is_cached: bool
+) -> None:
+    built = source(data if is_cached else uncached(data))
+    expected = built.batch(range(8))
     assert data.instance_data_dir is not None
     for path in data.instance_data_dir.iterdir():
         path.unlink()
-    assert_equal(cached.batch(range(8)), expected)
+    assert_equal(built.batch(range(8)), expected)
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_photo_that_memory_has_no_room_for_is_decoded_again_to_the_same(
+    data: DataConfig, is_cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data if is_cached else uncached(data)
+    expected = source(data).batch(range(8))
+    monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 2 * 4 * 80 * 70)
+    built = source(data)
+    assert 0 < sum(each.photo.kept is None for each in built.plan.photos) < 5
+    assert_equal(built.batch(range(8)), expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_photo_deleted_in_mid_run_ends_it_in_one_sentence(data: DataConfig, num_workers: int) -> None:
-    config = uncached(data, dataloader_num_workers=num_workers)
-    built = source(config)
+def test_a_photo_deleted_in_mid_run_ends_it_in_one_sentence(
+    data: DataConfig, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 0)
+    built = source(uncached(data, dataloader_num_workers=num_workers))
     assert data.instance_data_dir is not None
     (data.instance_data_dir / "2.png").unlink()
-    with pytest.raises(ValueError, match="is gone") as caught:
-        list(built.batches([[visit] for visit in range(5)]))
-    assert str(caught.value) == (
-        "2.png is gone; it was here just now; put it back and resume, or train with cache_latents"
-    )
+    with pytest.raises(ValueError, match=r"2\.png is gone.*; put it back and resume, or train with cache"):
+        list(built.batches([[sample] for sample in range(5)]))
 
 
-def test_a_photo_changed_in_mid_run_is_not_trained_on(data: DataConfig) -> None:
+def test_a_photo_changed_in_mid_run_is_not_trained_on(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 0)
     built = source(uncached(data))
     assert data.instance_data_dir is not None
     (data.instance_data_dir / "2.png").write_bytes(photo_files.photo(seed=77))
     with pytest.raises(ValueError, match=r"2\.png is not the file any more that was checked"):
         built.batch(range(5))
+
+
+def test_each_photo_is_decoded_once(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    load = ImageFile.ImageFile.load
+
+    def counted(image: ImageFile.ImageFile) -> object:
+        if image.fp is not None and image.tile:
+            decoded.append(f"{image.size}")
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    source(data).batch(range(8))
+    source(uncached(data)).batch(range(8))
+    assert len(decoded) == 2 * 5
 
 
 def test_latents_that_are_not_finite_name_their_photo(data: DataConfig) -> None:
@@ -293,5 +324,5 @@ def test_progress_counts_up_to_the_number_of_views(data: DataConfig) -> None:
     seen: list[tuple[int, int]] = []
     planned = plan(data)
     codec = Codec(encode, lambda latents: latents)
-    BatchSource(planned, codec, num_visits=1000, on_progress=lambda done, of: seen.append((done, of)))
+    BatchSource(planned, codec, num_samples=1000, on_progress=lambda done, of: seen.append((done, of)))
     assert seen == [(number, 16) for number in range(1, 17)]

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from visit_sources import FACTOR, SIZE, assert_equal, double, encode_without_noise, fill_with_photos, uncached
-
-from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
-from ether_diffusion.training.data import (
-    BatchSource,
-    Codec,
-    Needs,
-    gather_class_items,
-    gather_items,
-    plan_visits,
-    with_controls,
+from visit_sources import (
+    FACTOR,
+    NO_PRIOR,
+    SIZE,
+    assert_equal,
+    encode_without_noise,
+    fill_with_photos,
+    source,
+    uncached,
 )
+
+from ether_diffusion.training.batches import BatchSource
+from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
+from ether_diffusion.training.dataset import read_training_data
 
 SIZES = [(96, 64), (64, 80), (128, 100)]
 
@@ -37,26 +39,22 @@ def data(tmp_path: Path) -> DataConfig:
 def made(data: DataConfig, prior: PriorConfig | None = None, **control: Any) -> BatchSource:
     assert data.instance_data_dir is not None
     controls = data.instance_data_dir.parent / "controls"
-    prior = prior or PriorConfig()
-    made_control = ControlConfig(**({"conditioning_data_dir": controls} | control))
-    has_images = prior.prior_preservation == "class_images"
-    planned = plan_visits(
+    control = {"conditioning_data_dir": controls} | control
+    made_control = ControlConfig(**control)
+    return source(
         data,
-        prior,
-        with_controls(gather_items(data), data, made_control),
-        gather_class_items(data, prior) if has_images else None,
-        needs=Needs(native_size=SIZE, size_multiple=8),
+        prior or NO_PRIOR,
+        vae=encode_without_noise,
         effective_batch=3,
-        seed=0,
+        num_samples=24,
         control=made_control,
     )
-    return BatchSource(planned, Codec(encode_without_noise, double), num_visits=24)
 
 
 def test_a_control_image_is_cropped_and_mirrored_with_its_photo(data: DataConfig) -> None:
-    source = made(data.replace(image_interpolation_mode="bilinear"))
-    for visits in (range(3), range(9, 12), range(21, 24)):
-        batch = source.batch(list(visits))
+    built = made(data.replace(image_interpolation_mode="bilinear"))
+    for samples in (range(3), range(9, 12), range(21, 24)):
+        batch = built.batch(list(samples))
         assert batch.controls is not None
         assert batch.controls.shape == (3, 3, SIZE, SIZE)
         # the stand-in VAE doubles the mean of each area of the photo in [-1, 1]
@@ -71,10 +69,10 @@ def test_cached_and_uncached_batches_are_the_same_bit_for_bit(data: DataConfig) 
         assert_equal(cached.batch([start, start + 1]), loaded.batch([start, start + 1]))
 
 
-def test_control_is_dropped_for_its_share_of_visits_each_time_the_same_ones(data: DataConfig) -> None:
+def test_control_is_dropped_for_its_share_of_samples_each_time_the_same_ones(data: DataConfig) -> None:
     def strengths(dropout: float) -> list[float]:
-        source = made(data, control_dropout=dropout)
-        found = [source.batch([visit]).control_strengths for visit in range(24)]
+        built = made(data, control_dropout=dropout)
+        found = [built.batch([sample]).control_strengths for sample in range(24)]
         return [float(one.item()) for one in found if one is not None]
 
     assert strengths(0.0) == [1.0] * 24
@@ -103,16 +101,7 @@ def test_class_images_have_no_control(data: DataConfig, tmp_path: Path) -> None:
 
 
 def test_without_control_a_batch_has_none(data: DataConfig) -> None:
-    planned = plan_visits(
-        data,
-        PriorConfig(),
-        gather_items(data),
-        None,
-        needs=Needs(native_size=SIZE, size_multiple=8),
-        effective_batch=3,
-        seed=0,
-    )
-    batch = BatchSource(planned, Codec(encode_without_noise, double), num_visits=3).batch([0])
+    batch = source(data).batch([0])
     assert batch.controls is None
     assert batch.control_strengths is None
 
@@ -147,8 +136,8 @@ def test_all_that_is_wrong_with_control_images_is_said_at_once(data: DataConfig,
     (folder / "0.png").unlink()
     Image.new("RGB", (300, 64)).save(folder / "1.png")
     (folder / "2.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="the control images cannot be used") as caught:
-        with_controls(gather_items(data), data, ControlConfig(conditioning_data_dir=folder))
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        read_training_data(data, control=ControlConfig(conditioning_data_dir=folder))
     message = str(caught.value)
     assert "1 photos have no control image in" in message
     assert "the control image 1.png has 300 × 64 px, and its photo 64 × 80 px" in message

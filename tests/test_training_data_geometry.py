@@ -2,21 +2,26 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ether_diffusion.training.data.buckets import automatic_buckets, check_sides, nearest_bucket
-from ether_diffusion.training.data.geometry import (
+from ether_diffusion.training.config import DataConfig
+from ether_diffusion.training.crops import (
     Frame,
+    Needs,
+    automatic_buckets,
     centre_frame,
+    check_sizes,
     covering_size,
+    draw_inpainting_mask,
     frame_around,
+    nearest_bucket,
     random_frame,
 )
-from ether_diffusion.training.data.holes import draw_hole
 
 SIDES = st.integers(64, 5000)
 PHOTOS = st.tuples(SIDES, SIDES)
@@ -104,24 +109,33 @@ def test_a_photo_gets_the_bucket_that_cuts_off_least(photo: tuple[int, int]) -> 
 
 
 def test_a_side_that_the_base_cannot_halve_is_refused_with_what_can() -> None:
-    check_sides((96, 64), 32, "the bucket 96,64")
-    with pytest.raises(ValueError, match=r"resolution=500 is no multiple of 64 px.*use 448, 512") as caught:
-        check_sides((500, 500), 64, "resolution=500")
+    def check(multiple: int, resolution: int, buckets: str | None = None) -> None:
+        data = DataConfig(
+            instance_data_dir=Path(),
+            resolution=resolution,
+            use_aspect_ratio_buckets=buckets is not None,
+            aspect_ratio_buckets=buckets,
+        )
+        check_sizes(data, Needs(64, multiple))
+
+    check(32, 504, "96,64")
+    with pytest.raises(ValueError, match=r"resolution=504 is no multiple of 64 px.*use 448, 512") as caught:
+        check(64, 504)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="use 64, 128"):
-        check_sides((40, 40), 64, "resolution=40")
+    with pytest.raises(ValueError, match=r"the bucket 64,40 .* use 64, 128"):
+        check(64, 64, "64,40")
 
 
-def test_holes_are_rectangles_and_ellipses_inside_the_photo() -> None:
+def test_inpainting_masks_are_rectangles_and_ellipses_inside_the_photo() -> None:
     shares: list[float] = []
     num_rectangles = 0
     for seed in range(200):
-        hole = draw_hole((64, 96), torch.Generator().manual_seed(seed))
-        assert hole.shape == (1, 64, 96)
-        assert set(hole.unique().tolist()) <= {0.0, 1.0}
-        rows, columns = hole[0].any(1).sum().item(), hole[0].any(0).sum().item()
-        num_rectangles += int(hole.sum().item() == rows * columns)
-        shares.append(hole.mean().item())
+        mask = draw_inpainting_mask((64, 96), torch.Generator().manual_seed(seed))
+        assert mask.shape == (1, 64, 96)
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        rows, columns = mask[0].any(1).sum().item(), mask[0].any(0).sum().item()
+        num_rectangles += int(mask.sum().item() == rows * columns)
+        shares.append(mask.mean().item())
     assert 80 < num_rectangles < 140  # tiny ellipses are rectangles as well
     # half of the sides' mean product 1/4 is rectangles, half ellipses of π/4 of that
     assert abs(sum(shares) / 200 - (1 + math.pi / 4) / 8) < 0.05

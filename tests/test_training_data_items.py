@@ -22,7 +22,8 @@ from visit_sources import (
 )
 
 from ether_diffusion.training.config import DataConfig
-from ether_diffusion.training.data import Needs, gather_items
+from ether_diffusion.training.crops import Needs
+from ether_diffusion.training.dataset import read_training_data
 
 
 @pytest.fixture
@@ -53,17 +54,17 @@ def write_mask(folder: Path, name: str, size: tuple[int, int], box: tuple[int, i
 
 def problems(config: DataConfig) -> list[str]:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        gather_items(config)
+        read_training_data(config)
     return str(caught.value).splitlines()
 
 
 def test_each_photo_has_its_caption_and_its_source(folder: Path) -> None:
-    found = gather_items(
+    found = read_training_data(
         DataConfig(instance_data_dir=folder, token="sks", caption_template="{token} {caption}")
     )
-    assert [item.name for item in found.items] == ["0.png", "1.png", "2.png"]
-    assert [item.prompt for item in found.items] == ["sks photo 0", "sks photo 1", "sks photo 2"]
-    assert [item.source.read() for item in found.items] == [
+    assert [item.name for item in found.photos] == ["0.png", "1.png", "2.png"]
+    assert [item.prompt for item in found.photos] == ["sks photo 0", "sks photo 1", "sks photo 2"]
+    assert [item.photo.source and item.photo.source.read() for item in found.photos] == [
         (folder / f"{number}.png").read_bytes() for number in range(3)
     ]
 
@@ -89,8 +90,8 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path, tmp_path: Path) 
 
 def test_what_is_passed_over_is_warned_of(folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"")
-    found = gather_items(DataConfig(instance_data_dir=folder))
-    assert len(found.items) == 3
+    found = read_training_data(DataConfig(instance_data_dir=folder))
+    assert len(found.photos) == 3
     assert found.warnings[0].startswith("not used: broken.png is empty (0 bytes)")
 
 
@@ -227,7 +228,7 @@ def test_photos_without_transparent_parts_count_whole(folder: Path) -> None:
     cut_out.paste((0, 0, 0, 0), (0, 0, 45, 90))
     cut_out.save(folder / "3.png")
     (folder / "3.txt").write_text("photo 3", encoding="utf-8")
-    built = source(config, num_visits=40)
+    built = source(config, num_samples=40)
     assert (
         "3 of 4 photos have no transparent parts and count whole: 0.png, 1.png, 2.png" in built.plan.warnings
     )
@@ -277,7 +278,7 @@ def test_nobody_is_told_what_folder_is_loaded(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address))
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
     before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    gather_items(DataConfig(dataset_name=str(folder), instance_prompt="x"))
+    read_training_data(DataConfig(dataset_name=str(folder), instance_prompt="x"))
     assert asked == []
     assert before == datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
 
@@ -300,12 +301,12 @@ def test_images_inside_a_data_set_are_decoded_with_all_protection(folder: Path, 
         caption_column="words",
         instance_prompt="fallback",
     )
-    found = gather_items(config)
-    assert [(item.name, item.prompt) for item in found.items] == [
+    found = read_training_data(config)
+    assert [(item.name, item.prompt) for item in found.photos] == [
         ("row-00000", "one"),
         ("row-00002", "fallback"),
     ]
-    assert (found.items[1].photo.width, found.items[1].photo.height) == (70, 90)
+    assert (found.photos[1].photo.width, found.photos[1].photo.height) == (70, 90)
     assert found.warnings[0].startswith("not used: row-00001 is not an image but an HTML page")
     assert "row-00001" in "\n".join(problems(config.replace(strict=True)))
 
@@ -315,17 +316,17 @@ def test_a_data_set_that_does_not_fit_is_refused_in_one_sentence(folder: Path, t
     write_metadata(folder)
     config = DataConfig(dataset_name=str(folder), instance_prompt="x")
     with pytest.raises(ValueError, match=r'image_column="img" is no column of .*; it has image, text'):
-        gather_items(config.replace(image_column="img"))
+        read_training_data(config.replace(image_column="img"))
     with pytest.raises(ValueError, match=r"it is a folder of images; leave dataset_config_name out"):
-        gather_items(config.replace(dataset_config_name="plain"))
+        read_training_data(config.replace(dataset_config_name="plain"))
     with pytest.raises(ValueError, match=r"the column text of .* holds no images"):
-        gather_items(config.replace(image_column="text"))
+        read_training_data(config.replace(image_column="text"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"the data set .* is not found"):
-        gather_items(config.replace(dataset_name=str(tmp_path / "empty")))
+        read_training_data(config.replace(dataset_name=str(tmp_path / "empty")))
     with pytest.raises(ValueError, match=r"nobody/nothing cannot be loaded \(Couldn't reach") as caught:
-        gather_items(config.replace(dataset_name="nobody/nothing"))
+        read_training_data(config.replace(dataset_name="nobody/nothing"))
     assert "\n" not in str(caught.value)
     assert "the data set's column text is not used; for captions, set caption_column=text" in (
-        gather_items(config).warnings
+        read_training_data(config).warnings
     )

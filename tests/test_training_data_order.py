@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ether_diffusion.training.data import VisitOrder
+from ether_diffusion.training.sample_plan import SampleOrder
 
 
-def visits(order: VisitOrder, epoch: int) -> list[int]:
-    start = epoch * order.num_visits_per_epoch
-    return [order.item(visit) for visit in range(start, start + order.num_visits_per_epoch)]
+def visits(order: SampleOrder, epoch: int) -> list[int]:
+    start = epoch * order.num_samples
+    return [order.photo(visit) for visit in range(start, start + order.num_samples)]
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_an_epoch_uses_each_item_as_often_as_it_is_repeated(
     num_items: int, batch: int, repeats: int, epoch: int
 ) -> None:
-    order = VisitOrder(num_items, batch, seed=1, repeats=repeats)
+    order = SampleOrder(num_items, batch, seed=1, repeats=repeats)
     assert Counter(visits(order, epoch)) == dict.fromkeys(range(num_items), repeats)
 
 
@@ -26,7 +26,7 @@ def test_an_epoch_uses_each_item_as_often_as_it_is_repeated(
 def test_each_step_of_an_epoch_of_buckets_is_of_one_bucket(
     buckets: list[int], batch: int, repeats: int
 ) -> None:
-    order = VisitOrder(len(buckets), batch, seed=1, buckets=buckets, repeats=repeats)
+    order = SampleOrder(len(buckets), batch, seed=1, buckets=buckets, repeats=repeats)
     for epoch in (0, 1):
         found = visits(order, epoch)
         steps = [found[start : start + batch] for start in range(0, len(found), batch)]
@@ -44,22 +44,22 @@ def test_each_step_of_an_epoch_of_buckets_is_of_one_bucket(
 
 @given(st.lists(st.integers(0, 200), max_size=20))
 def test_an_item_depends_on_nothing_that_was_asked_before(asked: list[int]) -> None:
-    order = VisitOrder(7, 3, seed=5, buckets=[0, 1, 0, 1, 1, 0, 2])
+    order = SampleOrder(7, 3, seed=5, buckets=[0, 1, 0, 1, 1, 0, 2])
     for visit in asked:
-        assert order.item(visit) == VisitOrder(7, 3, seed=5, buckets=[0, 1, 0, 1, 1, 0, 2]).item(visit)
+        assert order.photo(visit) == SampleOrder(7, 3, seed=5, buckets=[0, 1, 0, 1, 1, 0, 2]).photo(visit)
 
 
 @pytest.mark.parametrize("buckets", [None, [0] * 10 + [1] * 10])
 def test_epochs_and_seeds_differ_in_order(buckets: list[int] | None) -> None:
-    order = VisitOrder(20, 2, seed=0, buckets=buckets)
-    other = VisitOrder(20, 2, seed=1, buckets=buckets)
+    order = SampleOrder(20, 2, seed=0, buckets=buckets)
+    other = SampleOrder(20, 2, seed=1, buckets=buckets)
     assert visits(order, 0) != visits(order, 1)
     assert visits(order, 0) != visits(other, 0)
     assert visits(order, 0) != sorted(visits(order, 0))
 
 
 def test_without_buckets_the_order_does_not_depend_on_the_batch() -> None:
-    orders = [VisitOrder(9, batch, seed=3) for batch in (1, 4)]
+    orders = [SampleOrder(9, batch, seed=3) for batch in (1, 4)]
     assert visits(orders[0], 2) == visits(orders[1], 2)
 
 
@@ -74,13 +74,13 @@ def test_a_step_uses_the_same_items_however_it_is_split(
     batch: int, accumulation: int, processes: int, step: int, buckets: list[int] | None
 ) -> None:
     num_visits = batch * accumulation * processes
-    order = VisitOrder(7, num_visits, seed=3, buckets=buckets)
+    order = SampleOrder(7, num_visits, seed=3, buckets=buckets)
     split = [
-        [order.item(step * num_visits + (m * processes + p) * batch + place) for place in range(batch)]
+        [order.photo(step * num_visits + (m * processes + p) * batch + place) for place in range(batch)]
         for p in range(processes)
         for m in range(accumulation)
     ]
-    whole = [order.item(visit) for visit in range(step * num_visits, (step + 1) * num_visits)]
+    whole = [order.photo(visit) for visit in range(step * num_visits, (step + 1) * num_visits)]
     assert Counter(item for part in split for item in part) == Counter(whole)
     if buckets is not None:
         assert len({buckets[item] for item in whole}) == 1

@@ -12,7 +12,7 @@ from PIL import Image
 from visit_sources import SIZE, assert_equal, fill_with_photos, rows, source, uncached
 
 from ether_diffusion.training.config import DataConfig, PriorConfig
-from ether_diffusion.training.data import Needs
+from ether_diffusion.training.crops import Needs
 from ether_diffusion.training.prior import count_missing, generate_class_images
 
 
@@ -41,7 +41,7 @@ def test_class_rows_follow_the_instance_rows_one_for_each(
         alone = source(config).batch([3, 4, 5])
         for place in range(3):
             assert_equal(rows(batch, place), rows(alone, place))
-        assert batch.visits == (3, 4, 5, 3, 4, 5)
+        assert batch.samples == (3, 4, 5, 3, 4, 5)
         assert batch.prompts[3:] == ("a dog",) * 3
         assert batch.weights.tolist() == [1, 1, 1, 0.5, 0.5, 0.5]
         assert not batch.is_frozen_prior.any()
@@ -102,7 +102,7 @@ def test_frozen_rows_are_the_same_latents_with_the_class_prompt(data: DataConfig
         assert batch.size_ids is not None
         assert torch.equal(batch.inpainting[:4], batch.inpainting[4:])
         assert torch.equal(batch.size_ids[:4], batch.size_ids[4:])
-        assert batch.visits[:4] == batch.visits[4:]
+        assert batch.samples[:4] == batch.samples[4:]
         assert batch.prompts[4:] == ("a dog",) * 4
         assert batch.weights.tolist() == [1] * 4 + [2] * 4
         assert "a dog" in built.prompts

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import photo_files
@@ -10,23 +11,18 @@ import torch
 from photo_files import Array
 from torch import Tensor
 
-from ether_diffusion.training.config import DataConfig, PriorConfig
-from ether_diffusion.training.data import (
-    Batch,
-    BatchSource,
-    Codec,
-    Needs,
-    VisitPlan,
-    gather_class_items,
-    gather_items,
-    plan_visits,
-)
+from ether_diffusion.training.batches import Batch, BatchSource, Codec
+from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
+from ether_diffusion.training.crops import Needs, Scaling
+from ether_diffusion.training.dataset import read_class_images, read_training_data
+from ether_diffusion.training.sample_plan import SamplePlan, plan_samples
 
 FACTOR = 4
 """Pixels of a side that the stand-in VAE makes one latent of."""
 SIZE = 64
 NO_PRIOR = PriorConfig()
-MAX_VISITS = 64
+NEEDS = Needs(native_size=SIZE, size_multiple=8)
+NUM_SAMPLES = 64
 
 
 def fill_with_photos(folder: Path, sizes: Sequence[tuple[int, int]], *, first_seed: int = 0) -> None:
@@ -79,17 +75,24 @@ def plan(
     *,
     effective_batch: int = 4,
     seed: int = 0,
-    needs: Needs | None = None,
-) -> VisitPlan:
-    has_class_images = prior.prior_preservation == "class_images"
-    return plan_visits(
+    needs: Needs = NEEDS,
+    control: ControlConfig | None = None,
+) -> SamplePlan:
+    scaling, class_images = Scaling.of(data, needs), None
+    if prior.prior_preservation == "class_images":
+        class_images = read_class_images(data, prior, scaling=scaling)
+    without = []
+    if control is not None and control.conditioning_data_dir is not None:
+        without = [control.conditioning_data_dir]
+    return plan_samples(
         data,
         prior,
-        gather_items(data),
-        gather_class_items(data, prior) if has_class_images else None,
-        needs=needs or Needs(native_size=SIZE, size_multiple=8),
+        read_training_data(data, control=control, scaling=scaling, without=without),
+        class_images,
+        needs=needs,
         effective_batch=effective_batch,
         seed=seed,
+        control=control,
     )
 
 
@@ -98,13 +101,11 @@ def source(
     prior: PriorConfig = NO_PRIOR,
     *,
     vae: Callable[[Tensor], tuple[Tensor, Tensor]] = encode,
-    effective_batch: int = 4,
-    seed: int = 0,
-    needs: Needs | None = None,
-    num_visits: int = MAX_VISITS,
+    num_samples: int = NUM_SAMPLES,
+    **options: Any,
 ) -> BatchSource:
-    planned = plan(data, prior, effective_batch=effective_batch, seed=seed, needs=needs)
-    return BatchSource(planned, Codec(vae, double), num_visits=num_visits)
+    """Return the batches of a plan with these options."""
+    return BatchSource(plan(data, prior, **options), Codec(vae, double), num_samples=num_samples)
 
 
 def uncached(data: DataConfig, **changes: object) -> DataConfig:

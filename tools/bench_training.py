@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from ether_diffusion.bases import PromptEmbeddings
 from ether_diffusion.strict_json import Json
+from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import AdapterConfig, ComputeConfig, DreamBoothConfig, OptimizationConfig
-from ether_diffusion.training.data import Batch
 from ether_diffusion.training.denoising import Denoising
 from ether_diffusion.training.loop import Progress, Trainer
 from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
@@ -216,7 +216,7 @@ def bare_steps(config: DreamBoothConfig) -> Callable[[], object]:
     folder = str(config.output.output_dir)
     accelerator = make_accelerator(config.compute, report_to=None, folder=folder, logging_dir="logs")
     run = load_run(checked, accelerator, Phases(accelerator.device), lambda: None)
-    batches = list(run.source.batches(run.trainer.progress.visits(0, 0)))
+    batches = list(run.source.batches(run.trainer.progress.samples(0, 0)))
     return lambda: list(run.trainer.steps(iter(batches)))
 
 

@@ -80,14 +80,7 @@ def read_drawing(text: str, paper: Paper) -> Image.Image:
         raise ValueError(f"the drawing is larger than {MAX_DRAWING >> 20} MiB; draw it smaller")
     try:
         data = base64.b64decode(text[len(_PREFIX) :], validate=True)
-        decoded = decode_bytes(
-            data,
-            ".png",
-            background=_BLACK,
-            max_pixels=MAX_SIDE_PX**2,
-            min_side=1,
-            target_side=None,
-        )
+        decoded = decode_bytes(data, ".png", background=_BLACK, max_pixels=MAX_SIDE_PX**2, min_side=1)
     except (UnusableFileError, binascii.Error):
         raise ValueError("the drawing came damaged from the page; draw again") from None
     try:

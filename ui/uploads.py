@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.training.decoding import MAX_PIXELS, WHITE, decode_bytes
+from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.photos import Photo, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.archives import is_archive, unpack_zip
@@ -169,14 +169,7 @@ def _doubles(photos: Sequence[Photo]) -> dict[int, list[str]]:
 
 
 def _write_thumbnail(data: bytes, name: str, target: Path) -> None:
-    decoded = decode_bytes(
-        data,
-        Path(name).suffix,
-        background=WHITE,
-        max_pixels=MAX_PIXELS,
-        min_side=1,
-        target_side=THUMBNAIL_SIDE,
-    )
+    decoded = decode_bytes(data, Path(name).suffix, min_side=1, target_side=THUMBNAIL_SIDE)
     small = decoded.rgb.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     small.save(target, "PNG")

@@ -24,7 +24,7 @@ from ether_diffusion.pipelines.sampling import Sampling, draw_pictures
 from ether_diffusion.strict_json import parse_json
 from ether_diffusion.tiny_world.control import CONTROL_COLUMN, PICTURE_COLUMN, TEXT_COLUMN
 from ether_diffusion.training import decode_photo, find_photos
-from ether_diffusion.training.caption_files import FILE_COLUMN, TEXT_COLUMNS, decode_text
+from ether_diffusion.training.captions import FILE_COLUMN, TEXT_COLUMNS, decode_text
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import listed, printable
 

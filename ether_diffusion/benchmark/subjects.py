@@ -8,7 +8,7 @@ from pathlib import Path
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import IDENTIFIER, unseen_prompts, write_photos
 from ether_diffusion.training import find_photos
-from ether_diffusion.training.caption_files import decode_text
+from ether_diffusion.training.captions import decode_text
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import listed, printable
 

@@ -14,21 +14,15 @@ from ether_diffusion.bases import Base, open_base
 from ether_diffusion.options import shown
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
 from ether_diffusion.training.control import validation_controls
-from ether_diffusion.training.data import (
-    Items,
-    Needs,
-    VisitPlan,
-    gather_class_items,
-    gather_items,
-    plan_visits,
-    with_controls,
-)
+from ether_diffusion.training.crops import Needs, Scaling
+from ether_diffusion.training.dataset import TrainingData, read_class_images, read_training_data
 from ether_diffusion.training.evaluating import Evaluator, OpenEvaluator
 from ether_diffusion.training.loop import Progress
 from ether_diffusion.training.methods import attach_new, peft_config
 from ether_diffusion.training.optimizers import find_optimizer
 from ether_diffusion.training.prior import count_missing
 from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
+from ether_diffusion.training.sample_plan import SamplePlan, plan_samples
 from ether_diffusion.training.trackers import tracker_problem
 from ether_diffusion.wording import printable
 
@@ -46,31 +40,29 @@ class CheckedRun:
 
     config: DreamBoothConfig
     base: Base
-    items: Items
+    training: TrainingData
     num_missing: int
     num_processes: int
     evaluator: Evaluator | None = None
 
-    def plan(self) -> VisitPlan:
-        """Decide what every visit trains on; class images must be there by now.
+    def plan(self) -> SamplePlan:
+        """Decide what every sample shows; class images must be there by now.
 
         Raises:
             ValueError: a size does not fit the base, or class images cannot be used.
         """
         config, base = self.config, self.base
         prior = config.prior.replace(class_prompt=config.class_prompt)
-        has_images = prior.prior_preservation == "class_images"
-        return plan_visits(
+        needs, class_images = needs_of(base), None
+        if prior.prior_preservation == "class_images":
+            scaling = Scaling.of(config.data, needs)
+            class_images = read_class_images(config.data, prior, scaling=scaling, without=folders_of(config))
+        return plan_samples(
             config.data,
             prior,
-            self.items,
-            gather_class_items(config.data, prior, without=folders_of(config)) if has_images else None,
-            needs=Needs(
-                base.native_size,
-                base.size_multiple,
-                has_size_ids=base.family == "sdxl",
-                is_inpainting=base.is_inpainting,
-            ),
+            self.training,
+            class_images,
+            needs=needs,
             effective_batch=self.progress(1).effective_batch,
             seed=config.compute.seed,
             control=control_of(config),
@@ -110,18 +102,22 @@ def check_run(
             return None
 
     base = collect(lambda: _open(config))
-    items = collect(lambda: gather_items(config.data, without=folders_of(config)))
-    if items is not None:
-        found = items
-        items = collect(lambda: _with_controls(found, config))
+    training = collect(
+        lambda: read_training_data(
+            config.data,
+            control=control_of(config),
+            scaling=None if base is None else Scaling.of(config.data, needs_of(base)),
+            without=folders_of(config),
+        )
+    )
     num_missing = collect(lambda: _count_missing(config)) or 0
     collect(lambda: find_optimizer(config.optimization))
     if base is not None:
         collect(lambda: _try_adapter(base, config))
     problems += _environment_problems(config)
     checked = None
-    if base is not None and items is not None:
-        checked = CheckedRun(config, base, items, num_missing, num_processes)
+    if base is not None and training is not None:
+        checked = CheckedRun(config, base, training, num_missing, num_processes)
         size = checked.size
         collect(lambda: validation_controls(control_of(config), size))
         if base.is_inpainting and config.validation.validation_prompt:
@@ -129,18 +125,28 @@ def check_run(
                 "an inpainting base draws no picture from a prompt alone; leave validation_prompt out"
             )
         if config.evaluation.eval_steps:
-            evaluator = collect(lambda: _open_evaluator(config, base, items, open_evaluator))
+            evaluator = collect(lambda: _open_evaluator(config, base, training, open_evaluator))
             checked = replace(checked, evaluator=evaluator)
         if not num_missing:
             plan = collect(checked.plan)
             for warning in () if plan is None else plan.warnings:
                 logger.warning("%s", warning)
-        for warning in collect(lambda: _prompt_warnings(config, base, items)) or ():
+        for warning in collect(lambda: _prompt_warnings(config, base, training)) or ():
             logger.warning("%s", warning)
     if problems:
         raise ValueError("\n".join(problems))
     assert checked is not None
     return checked
+
+
+def needs_of(base: Base) -> Needs:
+    """Return what a base asks of the photos."""
+    return Needs(
+        base.native_size,
+        base.size_multiple,
+        has_size_ids=base.family == "sdxl",
+        is_inpainting=base.is_inpainting,
+    )
 
 
 def folders_of(config: DreamBoothConfig) -> tuple[Path, ...]:
@@ -160,7 +166,7 @@ def folders_of(config: DreamBoothConfig) -> tuple[Path, ...]:
 
 
 def _open_evaluator(
-    config: DreamBoothConfig, base: Base, items: Items, open_evaluator: OpenEvaluator | None
+    config: DreamBoothConfig, base: Base, training: TrainingData, open_evaluator: OpenEvaluator | None
 ) -> Evaluator:
     if open_evaluator is None:
         raise ValueError(
@@ -169,7 +175,7 @@ def _open_evaluator(
         )
     if base.is_inpainting:
         raise ValueError("an inpainting base draws no picture from a prompt alone; leave eval_steps out")
-    return open_evaluator(config, base, items)
+    return open_evaluator(config, base, training)
 
 
 def _open(config: DreamBoothConfig) -> Base:
@@ -205,13 +211,6 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
         assert config.adapter.adapter == "boft"
 
 
-def _with_controls(items: Items, config: DreamBoothConfig) -> Items:
-    control = control_of(config)
-    if control is None:
-        return items
-    return with_controls(items, config.data, control, without=folders_of(config))
-
-
 def _count_missing(config: DreamBoothConfig) -> int:
     prior = config.prior
     if prior.prior_preservation != "class_images":
@@ -239,10 +238,10 @@ def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
         logger.warning("allow_tf32 has no effect: there is no CUDA GPU")
 
 
-def _prompt_warnings(config: DreamBoothConfig, base: Base, items: Items) -> list[str]:
+def _prompt_warnings(config: DreamBoothConfig, base: Base, training: TrainingData) -> list[str]:
     """Say which prompts are cut, and what is doubtful about the trigger word."""
     tokenizer = base.load_tokenizers()[0]
-    prompts = [item.prompt for item in items.items]
+    prompts = [each.prompt for each in training.photos]
     prompts += [prompt for prompt in (config.class_prompt, *config.validation.validation_prompt) if prompt]
     cuts = {prompt: find_cut(prompt, tokenizer) for prompt in dict.fromkeys(prompts)}
     found = [f'"{printable(prompt[:40])}…": {cut}' for prompt, cut in cuts.items() if cut is not None]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.bases import PromptEmbeddings
 from ether_diffusion.control import ControlEncoder, controlled
-from ether_diffusion.training.data import Batch
+from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.methods import adapters_off
 from ether_diffusion.training.objective import (
     draw_noise,
@@ -45,13 +45,13 @@ class Denoising:
         scheduler, device = self.scheduler, self.unet.device
         noise = draw_noise(
             batch.latents.shape,
-            batch.visits,
+            batch.samples,
             batch.is_frozen_prior,
             seed=self.seed,
             offset=self.noise_offset,
         )
         timesteps = draw_timesteps(
-            batch.visits,
+            batch.samples,
             batch.is_frozen_prior,
             seed=self.seed,
             num_train_timesteps=scheduler.config.num_train_timesteps,

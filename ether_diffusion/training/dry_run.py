@@ -33,7 +33,7 @@ def run_dry(checked: CheckedRun, accelerator: Accelerator, check: Callable[[], N
         )
     phases = Phases(accelerator.device)
     run = load_run(checked, accelerator, phases, check, num_steps=1)
-    batches = run.source.batches(run.trainer.progress.visits(0, accelerator.process_index))
+    batches = run.source.batches(run.trainer.progress.samples(0, accelerator.process_index))
     with phases.measure(TRAIN):
         next(run.trainer.steps(batches))
     prompts = checked.config.validation.validation_prompt

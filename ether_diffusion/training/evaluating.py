@@ -13,7 +13,7 @@ from ether_diffusion.bases import Base
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.best import Curve, Measured
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.data import Items
+from ether_diffusion.training.dataset import TrainingData
 
 Rows = Sequence[Sequence[Image.Image]]
 """Pictures by prompt and seed."""
@@ -47,5 +47,5 @@ class Evaluator(Protocol):
         """Return a PNG of the scores against steps; None where nothing here can draw it."""
 
 
-OpenEvaluator = Callable[[DreamBoothConfig, Base, Items], Evaluator]
+OpenEvaluator = Callable[[DreamBoothConfig, Base, TrainingData], Evaluator]
 """Returns the evaluator of a run; raises ValueError or FileNotFoundError for what cannot be measured with."""

@@ -33,7 +33,7 @@ class Evaluations:
         self.config, self.trainer = measuring.config, self.run.trainer
         self.curve = Curve((), self.config)
         self.best_files: dict[str, bytes] = {}
-        facts = measuring.facts() | {"photos": self.run.checked.items.fingerprint}
+        facts = measuring.facts() | {"photos": self.run.checked.training.fingerprint}
         self._of = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def is_due(self, step: int) -> bool:

@@ -24,9 +24,7 @@ from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.best import Curve, Measured
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.curve_plot import draw_curve
-from ether_diffusion.training.data import Items
-from ether_diffusion.training.data.items import Item
-from ether_diffusion.training.data.views import decode_item
+from ether_diffusion.training.dataset import TrainingData, TrainingPhoto
 from ether_diffusion.training.evaluating import Rows
 from ether_diffusion.training.result import trigger_of
 
@@ -38,7 +36,7 @@ PLACES = ("in the snow", "on a beach", "on a red background", "in a forest")
 logger = logging.getLogger(__name__)
 
 
-def open_evaluator(config: DreamBoothConfig, base: Base, items: Items) -> "SubjectEvaluator":
+def open_evaluator(config: DreamBoothConfig, base: Base, training: TrainingData) -> "SubjectEvaluator":
     """Return the evaluator of a run, checked but not loaded.
 
     Raises:
@@ -73,7 +71,7 @@ def open_evaluator(config: DreamBoothConfig, base: Base, items: Items) -> "Subje
         encoders[0],
         readers[0],
         config.data.token,
-        _spread(items.items),
+        _spread(training.photos),
         offline,
     )
 
@@ -88,7 +86,7 @@ class SubjectEvaluator:
         viewer: str,
         reader: str,
         identifier: str | None,
-        photos: Sequence[Item],
+        photos: Sequence[TrainingPhoto],
         offline: bool,
     ) -> None:
         self.prompts, self.other_prompts = prompts, other_prompts
@@ -117,7 +115,7 @@ class SubjectEvaluator:
             self._encoders[name] = load_encoder(name, offline=self.offline)
         self._device = device
         with self._at_work():
-            photos = [decode_item(item).rgb for item in self.items]
+            photos = [each.photo.decode().rgb for each in self.items]
             self._photos = Views.of(self._encoders[self.viewer_name], photos).subjects
             texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
             self._texts = self._encoders[self.reader_name].embed_texts(texts)
@@ -162,7 +160,7 @@ class SubjectEvaluator:
         return self._encoders[self.viewer_name].embed_images(pictures)
 
 
-def _spread(items: Sequence[Item]) -> Sequence[Item]:
-    """Return at most MAX_PHOTOS items, spread over all."""
-    stride = -(-len(items) // MAX_PHOTOS)
-    return items[::stride]
+def _spread(photos: Sequence[TrainingPhoto]) -> Sequence[TrainingPhoto]:
+    """Return at most MAX_PHOTOS photos, spread over all."""
+    stride = -(-len(photos) // MAX_PHOTOS)
+    return photos[::stride]

@@ -14,9 +14,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from ether_diffusion.strict_json import Json
+from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.config import OptimizationConfig
 from ether_diffusion.training.control import TrainedControl
-from ether_diffusion.training.data import Batch
 from ether_diffusion.training.denoising import Denoising
 from ether_diffusion.training.methods import TrainedPart, prepared
 from ether_diffusion.training.optimizers import (
@@ -52,7 +52,7 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is to go and how a step's visits are split: micro-batches of each process in turn."""
+    """How far a run is to go and how a step's samples are split: micro-batches of each process in turn."""
 
     num_steps: int
     batch_size: int
@@ -61,15 +61,15 @@ class Progress:
 
     @property
     def effective_batch(self) -> int:
-        """Visits of one update."""
+        """Samples of one update."""
         return self.batch_size * self.num_accumulations * self.num_processes
 
     def steps_per_epoch(self, num_samples: int) -> int:
         """Return how many updates it takes until all samples of an epoch were used."""
         return -(-num_samples // self.effective_batch)
 
-    def visits(self, first_step: int, process_index: int) -> Iterator[list[int]]:
-        """Return the visits of each micro-batch of a process, from the update with index first_step on."""
+    def samples(self, first_step: int, process_index: int) -> Iterator[list[int]]:
+        """Return the samples of each micro-batch of a process, from the update with index first_step on."""
         for step in range(first_step, self.num_steps):
             for turn in range(self.num_accumulations):
                 place = turn * self.num_processes + process_index
@@ -147,7 +147,7 @@ class Trainer:
                 for part in self.parts:
                     stack.enter_context(prepared(part.model, part.config))
                 losses = self.denoising.losses(batch)
-            num_instances = len(set(batch.visits))
+            num_instances = len(set(batch.samples))
             loss = (losses * batch.weights.to(losses.device)).sum() / num_instances
             loss = loss / self.progress.num_accumulations
             self.accelerator.backward(loss)

@@ -1,21 +1,22 @@
-"""A folder of photos: found, each decoded whole, and everything wrong with any of them said at once."""
+"""Photos: where their bytes are, each decoded whole, and everything wrong with any of them said at once."""
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
+from PIL import Image
+
+from ether_diffusion.training.crops import Scaling, Size, covering_size
 from ether_diffusion.training.decoding import (
-    BAD_EXIF,
-    FIRST_FRAME,
-    FIRST_PAGE,
     KINDS,
+    LOSSES,
     MAX_BYTES,
     MAX_PIXELS,
     MIN_SIDE,
-    WHITE,
     Decoded,
     decode_bytes,
 )
@@ -27,18 +28,72 @@ from ether_diffusion.training.plain_files import (
     read_plain_file,
     walk_files,
 )
-from ether_diffusion.training.srgb import BAD_PROFILE, NO_ADOBE_MARK
 from ether_diffusion.wording import listed, printable
+
+KEPT_BYTES = 512 * 2**20
+"""Of photos' pixels at the size of training that stay in memory; others are decoded again when needed."""
 
 _NOT_PHOTOS = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TEXT_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".md"}
 _CHECKED_SIDE = 2048
 """Larger JPEGs are checked at reduced scale (px, shorter side): as sure to find damage, in flat memory."""
-_LOSSES = (FIRST_FRAME, FIRST_PAGE, BAD_EXIF, BAD_PROFILE, NO_ADOBE_MARK)
-"""Notes that cost something, so that a warning names the photos."""
 _NAMED_REPEATS = re.compile(r"(\d{1,3})_(.+)")
 """A folder's name as kohya's trainers read it, 10_sks dog; of more digits it is a date."""
 _ONE_TOO_MANY = "delete one, or the photo counts twice"
+
+
+class Source(Protocol):
+    """What can be read again and again, in any process."""
+
+    def read(self) -> bytes:
+        """Return the file's bytes.
+
+        Raises:
+            UnusableFileError: they cannot be had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file; links are followed to places within `inside`, and anywhere where it is None."""
+
+    path: Path
+    inside: Path | None
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        return read_plain_file(self.path, inside=self.inside, max_bytes=MAX_BYTES)
+
+
+class Rows(Protocol):
+    """What is used of a `datasets.Dataset`."""
+
+    def __getitem__(self, index: int) -> Mapping[str, object]: ...
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """An image of a data set, which holds its bytes or the path of a file."""
+
+    rows: Rows
+    index: int
+    column: str
+    inside: Path | None
+
+    def read(self) -> bytes:
+        """Return the image's bytes, undecoded."""
+        image = self.rows[self.index][self.column]
+        if not isinstance(image, Mapping):
+            raise UnusableFileError("holds no image; delete the row")
+        data, path = image.get("bytes"), image.get("path")
+        if isinstance(data, bytes):
+            if len(data) > MAX_BYTES:
+                raise UnusableFileError(f"has more than {MAX_BYTES / 2**20:g} MiB; give a smaller file")
+            return data
+        if not isinstance(path, str):
+            raise UnusableFileError("holds neither bytes nor a path; delete the row")
+        return FileSource(Path(path), self.inside).read()
 
 
 @dataclass(frozen=True)
@@ -46,8 +101,8 @@ class Photo:
     """A photo that was decoded whole; width and height (px) are the upright photo's.
 
     `name` is its file's, with the subfolders that it lies in: images/00.png.
-    `pixels_sha256` is over the upright sRGB pixels and the mask, for JPEGs of over 4096 px at reduced scale.
-    `notes` say what decoding does to it.
+    `pixels_sha256` is over the upright sRGB pixels and the mask, for large JPEGs at reduced scale.
+    `notes` say what decoding does to it. `kept` are its pixels at the size of training, if there was room.
     """
 
     path: Path
@@ -58,6 +113,68 @@ class Photo:
     pixels_sha256: str
     has_alpha: bool
     notes: tuple[str, ...]
+    source: Source | None = field(default=None, repr=False)
+    kept: Decoded | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The name, escaped."""
+        return printable(self.name, NAME_LIMIT)
+
+    @property
+    def size(self) -> Size:
+        """Height and width (px)."""
+        return self.height, self.width
+
+    @property
+    def named_repeats(self) -> tuple[int, str, str] | None:
+        """What the name of the photo's folder says, as 10_sks dog does, in kohya's trainers.
+
+        That is how often an epoch has the photo, the caption of a photo without one, and the folder's name;
+        None where it says nothing.
+        """
+        for folder in PurePosixPath(self.name).parents:
+            match = _NAMED_REPEATS.fullmatch(folder.name)
+            if match is not None:
+                return int(match[1]), match[2], folder.as_posix()
+        return None
+
+    def decode(self, target_side: int | None = None) -> Decoded:
+        """Decode the photo again, as in `decode_photo`; whole without a target_side (px).
+
+        Raises:
+            ValueError: it is gone, or was changed.
+        """
+        assert self.source is not None
+        data = read_again(self.source, self.name, self.sha256)
+        return decode_bytes(data, self.path.suffix, target_side=target_side)
+
+    def covering(self, size: Size, resampling: Image.Resampling) -> Decoded:
+        """Return the photo and its alpha, resized until they just cover a size.
+
+        Raises:
+            ValueError: it is gone, or was changed.
+        """
+        resized = covering_size(self.size, size)
+        if self.kept is not None and self.kept.rgb.size == resized[::-1]:
+            return self.kept
+        return _resized(self.decode(min(resized)), resized, resampling)
+
+
+def read_again(source: Source, name: str, sha256: str) -> bytes:
+    """Return the same bytes that were checked before.
+
+    Raises:
+        ValueError: they are gone, or others now.
+    """
+    shown = printable(name, NAME_LIMIT)
+    try:
+        data = source.read()
+    except UnusableFileError as reason:
+        raise ValueError(f"{shown} {reason}; put it back and resume, or train with cache_latents") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{shown} is not the file any more that was checked; put that back and resume")
+    return data
 
 
 @dataclass(frozen=True)
@@ -84,7 +201,9 @@ class PhotoFolder:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the SHA-256 of each photo's file by its name; plain text, fit for JSON."""
-        return {_plain(photo.name): photo.sha256 for photo in self.photos}
+        return {
+            os.fsencode(photo.name).decode("utf-8", "backslashreplace"): photo.sha256 for photo in self.photos
+        }
 
 
 @dataclass(frozen=True)
@@ -123,63 +242,66 @@ def find_photos(
     min_side: int = MIN_SIDE,
     choose: Callable[[int], Sequence[int]] | None = None,
     without: Collection[Path] | None = None,
+    scaling: Scaling | None = None,
 ) -> PhotoFolder:
     """Find and check the photos of a folder; nothing is written.
 
     Its subfolders are only looked into where folders to leave out are given, `without`, be they none.
     Hidden files, captions, metadata and what operating systems leave behind are passed over; every other file
     becomes a photo or a refusal. Links out of the folder are refused unless `follow_symlinks`. `choose` says
-    which of so many files are looked at.
+    which of so many files are looked at; `scaling` what size of them is kept.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it is not a folder, no photo in it is usable, or `strict` and any file is refused.
     """
     inside = None if follow_symlinks else Path(folder)
-    photos: list[Photo] = []
-    refused: list[Refusal] = []
     found = FoundFiles({path.name: path for path in list_files(folder, "the photos")}, ())
     if without is not None:
         found = walk_files(folder, "the photos", without=without, follow_symlinks=follow_symlinks)
     names = [name for name, path in found.files.items() if not _is_passed_over(path)]
-    for name in names if choose is None else [names[index] for index in choose(len(names))]:
-        path = found.files[name]
-        try:
-            data = read_plain_file(path, inside=inside, max_bytes=MAX_BYTES)
-            photos.append(check_photo(path, data, name=name, max_pixels=max_pixels, min_side=min_side))
-        except UnusableFileError as reason:
-            refused.append(Refusal(path, name, str(reason)))
+    names = names if choose is None else [names[index] for index in choose(len(names))]
+    sources = [(found.files[name], name, FileSource(found.files[name], inside)) for name in names]
+    photos, refused = check_photos(sources, max_pixels=max_pixels, min_side=min_side, scaling=scaling)
+    shown = printable(folder, NAME_LIMIT)
     if refused and (strict or not photos):
         reasons = ";\n  ".join(refusal.sentence for refusal in refused)
         problem = f"{len(refused)} unusable files" if photos else "no usable photos"
-        raise ValueError(f"{problem} in {printable(folder, NAME_LIMIT)}:\n  {reasons}")
+        raise ValueError(f"{problem} in {shown}:\n  {reasons}")
     if not photos:
         rest = "; ".join((f"looked for {KINDS}", *found.remarks))
-        raise ValueError(f"no usable photos in {printable(folder, NAME_LIMIT)} ({rest})")
+        raise ValueError(f"no usable photos in {shown} ({rest})")
     return PhotoFolder(tuple(photos), tuple(refused), (*found.remarks, *remarks_on(photos)))
-
-
-def name_repeats(name: str) -> tuple[int, str, str] | None:
-    """Return what the name of a photo's folder says, as 10_sks dog does, in kohya's trainers.
-
-    That is how often an epoch has the photo, the caption of a photo without one, and the folder's name; None
-    where it says nothing.
-    """
-    for folder in PurePosixPath(name).parents:
-        match = _NAMED_REPEATS.fullmatch(folder.name)
-        if match is not None:
-            return int(match[1]), match[2], folder.as_posix()
-    return None
-
-
-def remarks_on(photos: Sequence[Photo]) -> tuple[str, ...]:
-    """Return warnings on photos that are there twice, or lose something by being decoded."""
-    return (*_doubles(photos), *_losses(photos))
 
 
 def _is_passed_over(path: Path) -> bool:
     name = path.name.lower()
     return name.startswith(".") or name in _NOT_PHOTOS or path.suffix.lower() in _TEXT_SUFFIXES
+
+
+def check_photos(
+    sources: Iterable[tuple[Path, str, Source]],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+    scaling: Scaling | None = None,
+) -> tuple[list[Photo], list[Refusal]]:
+    """Decode the photos of some sources, each with its path and name; return those of use, and the others."""
+    photos: list[Photo] = []
+    refused: list[Refusal] = []
+    room = KEPT_BYTES
+    for path, name, source in sources:
+        try:
+            photo = check_photo(
+                path, source.read(), name=name, max_pixels=max_pixels, min_side=min_side, scaling=scaling
+            )
+        except UnusableFileError as reason:
+            refused.append(Refusal(path, name, str(reason)))
+            continue
+        if photo.kept is not None:
+            room -= 4 * photo.kept.rgb.width * photo.kept.rgb.height  # Pillow has RGB in four bytes
+        photos.append(replace(photo, source=source, kept=photo.kept if room >= 0 else None))
+    return photos, refused
 
 
 def check_photo(
@@ -189,61 +311,62 @@ def check_photo(
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
+    scaling: Scaling | None = None,
 ) -> Photo:
     """Decode a photo's bytes whole; `path` names it, unless `name` does, and need not be there.
 
     Raises:
         UnusableFileError: it is not a photo that can be used.
     """
+
+    def resized(width: int, height: int) -> Size:
+        assert scaling is not None
+        return covering_size((height, width), scaling.size((height, width)))
+
     decoded = decode_bytes(
         data,
         path.suffix,
-        background=WHITE,
         max_pixels=max_pixels,
         min_side=min_side,
-        target_side=_CHECKED_SIDE,
+        target_side=_CHECKED_SIDE if scaling is None else lambda *size: min(resized(*size)),
     )
+    pixels = hashlib.sha256(repr(decoded.size).encode())
+    pixels.update(decoded.rgb.tobytes())
+    pixels.update(b"" if decoded.mask is None else decoded.mask.tobytes())
     return Photo(
         path=path,
         name=name or path.name,
         width=decoded.size[0],
         height=decoded.size[1],
         sha256=hashlib.sha256(data).hexdigest(),
-        pixels_sha256=_pixels_sha256(decoded),
+        pixels_sha256=pixels.hexdigest(),
         has_alpha=decoded.mask is not None,
         notes=decoded.notes,
+        kept=None if scaling is None else _resized(decoded, resized(*decoded.size), scaling.resampling),
     )
 
 
-def _pixels_sha256(decoded: Decoded) -> str:
-    digest = hashlib.sha256(repr(decoded.size).encode())
-    digest.update(decoded.rgb.tobytes())
-    digest.update(b"" if decoded.mask is None else decoded.mask.tobytes())
-    return digest.hexdigest()
+def _resized(decoded: Decoded, size: Size, resampling: Image.Resampling) -> Decoded:
+    alpha = decoded.mask
+    return replace(
+        decoded,
+        rgb=decoded.rgb.resize(size[::-1], resampling),
+        mask=None if alpha is None else alpha.resize(size[::-1], Image.Resampling.BILINEAR),
+    )
 
 
-def _doubles(photos: Sequence[Photo]) -> Iterator[str]:
+def remarks_on(photos: Sequence[Photo]) -> Iterator[str]:
+    """Give warnings on photos that are there twice, or lose something by being decoded."""
     first_by_bytes: dict[str, Photo] = {}
     first_by_pixels: dict[str, Photo] = {}
     for photo in photos:
         same_file = first_by_bytes.setdefault(photo.sha256, photo)
         same_pixels = first_by_pixels.setdefault(photo.pixels_sha256, photo)
         if same_file is not photo:
-            yield f"{_shown(same_file)} and {_shown(photo)} are the same file; {_ONE_TOO_MANY}"
+            yield f"{same_file.shown} and {photo.shown} are the same file; {_ONE_TOO_MANY}"
         elif same_pixels is not photo:
-            yield f"{_shown(same_pixels)} and {_shown(photo)} have the same pixels; {_ONE_TOO_MANY}"
-
-
-def _losses(photos: Sequence[Photo]) -> Iterator[str]:
-    for note in _LOSSES:
+            yield f"{same_pixels.shown} and {photo.shown} have the same pixels; {_ONE_TOO_MANY}"
+    for note in LOSSES:
         names = [photo.name for photo in photos if note in photo.notes]
         if names:
             yield f"{listed(names)}: {note}"
-
-
-def _shown(photo: Photo) -> str:
-    return printable(photo.name, NAME_LIMIT)
-
-
-def _plain(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -77,7 +77,7 @@ def _run(
 ) -> None:
     config, path = checked.config, checked.config.output.output_dir
     settings = config.flat() | {"num_processes": accelerator.num_processes}
-    folder = RunFolder(path, settings, {"data": checked.items.fingerprint}, allow_changes=allow_changes)
+    folder = RunFolder(path, settings, {"data": checked.training.fingerprint}, allow_changes=allow_changes)
     _asked_checkpoint(config.output)  # refused before anything is written
     with ExitStack() as held:
 

@@ -112,7 +112,7 @@ class Session:
             InterruptedRunError: a signal came; what was learned is saved.
         """
         do_on_main(self.accelerator, self._check_space)
-        visits = self.trainer.progress.visits(self.trainer.step, self.accelerator.process_index)
+        samples = self.trainer.progress.samples(self.trainer.step, self.accelerator.process_index)
         last = self.trainer.progress.num_steps
         bar = tqdm(
             total=last,
@@ -125,7 +125,7 @@ class Session:
         try:
             is_good = self._look()
             began = time.monotonic()
-            for report in () if is_good else self.trainer.steps(self.run.source.batches(visits)):
+            for report in () if is_good else self.trainer.steps(self.run.source.batches(samples)):
                 self._report(report, bar, time.monotonic() - began)
                 if report.step % self.config.output.checkpointing_steps == 0 or report.step == last:
                     self.save()

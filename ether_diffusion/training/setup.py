@@ -26,15 +26,16 @@ from ether_diffusion.bases import (
     stack_embeddings,
 )
 from ether_diffusion.durable_files import delete_unfinished
+from ether_diffusion.training.batches import BatchSource, Codec
 from ether_diffusion.training.checks import CheckedRun, folders_of
 from ether_diffusion.training.config import ComputeConfig, control_of
 from ether_diffusion.training.control import new_control
-from ether_diffusion.training.data import BatchSource, Codec, VisitPlan
 from ether_diffusion.training.denoising import Denoising, Encode
 from ether_diffusion.training.loop import Trainer
 from ether_diffusion.training.methods import Part, TrainedPart, attach_new, peft_config
 from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.prior import generate_class_images
+from ether_diffusion.training.sample_plan import SamplePlan
 from ether_diffusion.training.trackers import tracker_problem
 from ether_diffusion.wording import listed, printable
 
@@ -54,7 +55,7 @@ class LoadedRun:
     """All that trains: the trainer, its batches, and what embeds prompts."""
 
     checked: CheckedRun
-    plan: VisitPlan
+    plan: SamplePlan
     source: BatchSource
     trainer: Trainer
     unet: UNet2DConditionModel
@@ -161,11 +162,11 @@ def _evaluated_prompts(checked: CheckedRun) -> tuple[str, ...]:
 
 
 def _load_source(
-    checked: CheckedRun, plan: VisitPlan, num_visits: int, accelerator: Accelerator, check: Check
+    checked: CheckedRun, plan: SamplePlan, num_samples: int, accelerator: Accelerator, check: Check
 ) -> BatchSource:
     vae = checked.base.load_vae().to(accelerator.device)
     codec = Codec(lambda images: encode_images(vae, images), lambda latents: scale_latents(vae, latents))
-    source = BatchSource(plan, codec, num_visits=num_visits, on_progress=lambda done, of: check())
+    source = BatchSource(plan, codec, num_samples=num_samples, on_progress=lambda done, of: check())
     if checked.config.data.cache_latents:
         vae.to("meta")  # its config still says how latents are scaled
     return source

@@ -10,61 +10,40 @@ from PIL import Image
 
 from ether_diffusion.control.detectors import Detector
 from ether_diffusion.control.palette import MAX_CLASSES, Palette, palette_of, read_palette
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.control import PALETTE
 from ether_diffusion.training.config import ControlConfig, DataConfig
-from ether_diffusion.training.data.companions import (
-    Companion,
-    CompanionKind,
-    FoundCompanions,
-    find_companions,
-)
-from ether_diffusion.training.data.items import Item, Items
-from ether_diffusion.training.data.sources import FileSource, RowSource, Source
-from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
+from ether_diffusion.training.masks import FoundOverlays, Overlay, OverlayKind, find_overlays
+from ether_diffusion.training.photos import FileSource, Photo, RowSource, Source
+from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import listed, printable
 
 WORD = "control image"
 
 
-def with_controls(
-    items: Items, data: DataConfig, control: ControlConfig, *, without: Collection[Path] = ()
-) -> Items:
-    """Return items with their control images, which join the fingerprint; a detector's are drawn later.
-
-    Folders `without` are left out where they lie among the control images.
+def find_control_images(
+    photos: Sequence[Photo], data: DataConfig, control: ControlConfig | None, *, without: Collection[Path]
+) -> FoundOverlays:
+    """Return each photo's control image, None where there is none yet: a detector's are drawn later.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a photo has no usable control image; all problems are listed, one a line.
+        FileNotFoundError: there is no such folder, or no such palette.
+        ValueError: it cannot be read, or what the detector needs is not there.
     """
     detector = detector_of(control)
-    if detector is not None:
-        _check_alpha(items, detector)
-        return items
-    kind = CompanionKind(WORD, "RGB", _finisher(control))
+    if control is None or detector is not None:
+        opaque = [photo.name for photo in photos if not photo.has_alpha]
+        if detector is not None and detector.needs_alpha and opaque:
+            raise ValueError(
+                f"detector={detector.name} needs photos with transparent parts, and {len(opaque)} of "
+                f"{len(photos)} have none: {listed(opaque)}; cut their subjects out, or draw silhouettes "
+                "and give conditioning_data_dir"
+            )
+        return FoundOverlays([None] * len(photos))
+    kind = OverlayKind(WORD, "RGB", _finisher(control))
     if control.conditioning_data_dir is not None:
-        found = find_companions(
-            control.conditioning_data_dir,
-            [item.photo for item in items.items],
-            kind,
-            follow_symlinks=data.follow_symlinks,
-            without=without,
-        )
-    else:
-        found = _of_column(items.items, kind, data, control.conditioning_image_column)
-    orphans = () if data.max_train_samples is not None else found.orphans
-    problems = [*found.problems, *(orphans if data.strict else ())]
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ValueError(f"the control images cannot be used:\n  {lines}")
-    pairs = list(zip(items.items, found.companions, strict=True))
-    hashes = {f"control image of {item.name}": file.sha256 for item, file in pairs if file is not None}
-    return replace(
-        items,
-        items=tuple(replace(item, control=file) for item, file in pairs),
-        warnings=(*items.warnings, *(() if data.strict else orphans)),
-        fingerprint=items.fingerprint | hashes,
-    )
+        return find_overlays(control.conditioning_data_dir, photos, kind, data, without=without)
+    return _of_column(photos, kind, data, control.conditioning_image_column)
 
 
 def detector_of(control: ControlConfig | None) -> Detector | None:
@@ -79,21 +58,6 @@ def detector_of(control: ControlConfig | None) -> Detector | None:
     return Detector(control.detector, control.canny_low_threshold, control.canny_high_threshold)
 
 
-def open_palette(control: ControlConfig) -> Palette | None:
-    """Return the palette of a run's control images; None where any few colours will do.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such palette.
-    """
-    if control.palette is None or control.control_type != "palette":
-        return None
-    if control.palette == "tiny_world":
-        return palette_of(
-            {name: list(colour) for name, colour in PALETTE.items()}, "the palette of Tiny World"
-        )
-    return read_palette(control.palette)
-
-
 def finish_control(picture: Image.Image, control: ControlConfig) -> Image.Image:
     """Return a control image (mode RGB) as it is used: a map of classes in its palette's very colours.
 
@@ -104,10 +68,14 @@ def finish_control(picture: Image.Image, control: ControlConfig) -> Image.Image:
 
 
 def _finisher(control: ControlConfig) -> Callable[[Image.Image], Image.Image]:
-    palette = open_palette(control)
-    if palette is not None:
-        return partial(_snap, palette=palette)
-    return _few_colours if control.control_type == "palette" else _unchanged
+    if control.control_type != "palette":
+        return _unchanged
+    if control.palette is None:
+        return _few_colours
+    if control.palette == "tiny_world":
+        colours: dict[str, Json] = {name: list(colour) for name, colour in PALETTE.items()}
+        return partial(_snap, palette=palette_of(colours, "the palette of Tiny World"))
+    return partial(_snap, palette=read_palette(control.palette))
 
 
 def _unchanged(picture: Image.Image) -> Image.Image:
@@ -130,43 +98,33 @@ def _snap(picture: Image.Image, palette: Palette) -> Image.Image:
         raise UnusableFileError(str(error)) from None
 
 
-def _check_alpha(items: Items, detector: Detector) -> None:
-    opaque = [item.name for item in items.items if not item.photo.has_alpha]
-    if detector.needs_alpha and opaque:
-        raise ValueError(
-            f"detector={detector.name} needs photos with transparent parts, and {len(opaque)} of "
-            f"{len(items.items)} have none: {listed(opaque)}; cut their subjects out, or draw silhouettes "
-            "and give conditioning_data_dir"
-        )
-
-
-def _of_column(items: Sequence[Item], kind: CompanionKind, data: DataConfig, column: str) -> FoundCompanions:
+def _of_column(photos: Sequence[Photo], kind: OverlayKind, data: DataConfig, column: str) -> FoundOverlays:
     name = printable(data.dataset_name)
-    rows = _rows_with(items, column, name)
-    companions: list[Companion | None] = []
+    rows = _rows_with(photos[0].source, column, name)
+    found: list[Overlay | None] = []
     problems: list[str] = []
     missing: list[str] = []
-    for item in items:
-        assert isinstance(item.source, RowSource)
-        found = None
+    for photo in photos:
+        assert isinstance(photo.source, RowSource)
+        overlay = None
         try:
-            source = _cell(replace(item.source, rows=rows, column=column), data)
+            source = _cell(replace(photo.source, rows=rows, column=column), data)
             if source is None:
-                missing.append(item.name)
+                missing.append(photo.name)
             else:
-                found = kind.read(source, item.name, item.photo)
+                overlay = kind.read(source, photo.name, photo)
         except UnusableFileError as reason:
-            problems.append(f"the {WORD} of {printable(item.name, NAME_LIMIT)} {reason}")
-        companions.append(found)
+            problems.append(f"the {WORD} of {photo.shown} {reason}")
+        found.append(overlay)
     if missing:
         problems.append(
             f"{len(missing)} photos have no {WORD} in the column {printable(column)} of {name}: "
             f"{listed(missing, len(missing))}; add them, or delete the rows"
         )
-    return FoundCompanions(tuple(companions), tuple(problems))
+    return FoundOverlays(found, tuple(problems))
 
 
-def _rows_with(items: Sequence[Item], column: str, name: str) -> Any:
+def _rows_with(source: Source | None, column: str, name: str) -> Any:
     """Return the data set with the column's images undecoded.
 
     Raises:
@@ -174,7 +132,6 @@ def _rows_with(items: Sequence[Item], column: str, name: str) -> Any:
     """
     import datasets
 
-    source = items[0].source
     assert isinstance(source, RowSource)
     rows: Any = source.rows
     if column not in rows.column_names:
@@ -197,14 +154,10 @@ def _rows_with(items: Sequence[Item], column: str, name: str) -> Any:
 def _cell(source: RowSource, data: DataConfig) -> Source | None:
     """Return where a row's control image is: in the data set, or a file named from its folder."""
     value = source.rows[source.index][source.column]
-    if not value:
-        return None
-    if isinstance(value, Mapping):
-        return source
+    if not value or isinstance(value, Mapping):
+        return source if value else None
     folder = Path(data.dataset_name or "")
     if not folder.is_dir():
         raise UnusableFileError("is a name, and the data set is no folder that could hold the file")
     path = folder / str(value)
-    if not path.exists():
-        return None
-    return FileSource(path, source.inside)
+    return FileSource(path, source.inside) if path.exists() else None
