@@ -4,8 +4,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = "ether_diffusion"
 
@@ -69,34 +67,31 @@ def level(part: str) -> int:
 MODULES = dict(modules())
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "__init__"])
-def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
-    own = level(name.split(".")[0])
-    for target in imports(MODULES[name]):
-        parts = target.split(".")
-        if (
-            parts[0] == PACKAGE
-            and len(parts) > 1
-            and (ROOT / PACKAGE / parts[1]).with_suffix(".py").exists() | (ROOT / PACKAGE / parts[1]).is_dir()
-        ):
-            assert level(parts[1]) <= own, f"{name} imports {target}, which stands below it"
+def is_part(name: str) -> bool:
+    return bool(name) and ((ROOT / PACKAGE / name).is_dir() or (ROOT / PACKAGE / f"{name}.py").exists())
 
 
-@pytest.mark.parametrize("library", ONLY_IN)
-def test_a_library_appears_only_where_it_belongs(library: str) -> None:
+def test_every_module_imports_only_what_stands_above_it() -> None:
+    wrong = []
     for name, path in MODULES.items():
-        if library in {target.split(".")[0] for target in imports(path)}:
-            assert ONLY_IN[library] & set(name.split(".")), f"{name} imports {library}"
+        part = name.split(".")[0]
+        for target in imports(path):
+            package, _, rest = target.partition(".")
+            other = rest.split(".")[0]
+            if package == PACKAGE and is_part(other) and part != "__init__" and level(other) > level(part):
+                wrong.append(f"{name} imports {target}, which stands below it")
+            if package in NOT_INSTALLED and part not in NOT_INSTALLED:
+                wrong.append(f"{name} is installed and imports {target}, which is not")
+            if package in {"pipelines", "ui", "scripts"}:
+                wrong.append(f"{name} imports {target}; use {PACKAGE}.{package}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_nothing_that_is_installed_imports_what_is_not() -> None:
-    for name, path in MODULES.items():
-        if name.split(".")[0] not in NOT_INSTALLED:
-            found = set(NOT_INSTALLED) & {target.split(".")[0] for target in imports(path)}
-            assert not found, f"{name} imports {found}"
-
-
-def test_no_module_imports_a_top_level_folder_by_its_bare_name() -> None:
-    for name, path in MODULES.items():
-        bare = {"pipelines", "ui", "scripts"} & {target.split(".")[0] for target in imports(path)}
-        assert not bare, f"{name} imports {bare}; use {PACKAGE}.…"
+def test_a_library_appears_only_where_it_belongs() -> None:
+    wrong = [
+        f"{name} imports {library}"
+        for name, path in MODULES.items()
+        for library in ONLY_IN.keys() & {target.split(".")[0] for target in imports(path)}
+        if name.split(".")[0] not in ONLY_IN[library]
+    ]
+    assert not wrong, "\n".join(wrong)
