@@ -126,7 +126,7 @@ class Options(BaseModel):
         OptionsError: values that cannot be used; all are listed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
     title: ClassVar[str] = ""
     """Of the options' group in a help."""

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from pydantic import Field
+
 from ether_diffusion.control.detector_names import MODEL_DETECTORS, control_type_of
 from ether_diffusion.options import Declared, Options, OptionsError, declared, shown
 from ether_diffusion.strict_json import Json
@@ -51,15 +53,15 @@ class DreamBoothConfig(Options):
         OptionsError: options that cannot be used together; all are listed.
     """
 
-    base: BaseConfig = BaseConfig()
+    base: BaseConfig = Field(default_factory=BaseConfig)
     data: DataConfig
-    prior: PriorConfig = PriorConfig()
-    adapter: AdapterConfig = AdapterConfig()
-    optimization: OptimizationConfig = OptimizationConfig()
-    compute: ComputeConfig = ComputeConfig()
-    validation: ValidationConfig = ValidationConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    output: OutputConfig = OutputConfig()
+    prior: PriorConfig = Field(default_factory=PriorConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    output: OutputConfig = Field(default_factory=OutputConfig)
 
     needs_adapter: ClassVar[bool] = True
     method_rates: ClassVar[Mapping[AdapterMethod, float]] = DEFAULT_LEARNING_RATES
@@ -229,7 +231,7 @@ class ControlRunConfig(DreamBoothConfig):
         OptionsError: options that cannot be used together; all are listed.
     """
 
-    control: ControlConfig = ControlConfig()
+    control: ControlConfig = Field(default_factory=ControlConfig)
 
     needs_adapter: ClassVar[bool] = False
     # ETHER, Bini et al. 2024, arXiv:2405.20271, appendix C.2: controllable generation
