@@ -14,7 +14,7 @@ from trained_adapters import CONFIGS, save_adapter
 from ether_diffusion.adapters import AdapterMetadata, detach_adapter, save_ether
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
-from ether_diffusion.ui.engine import Event, Finished, GridEvent, GridFinished, StopToken
+from ether_diffusion.ui.events import Event, Finished, StopToken
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -51,18 +51,12 @@ def add(studio: Studio, made: Path, *names: str) -> dict[str, str]:
 
 def draw(studio: Studio, request: GenerateRequest) -> Finished:
     """Run a job to its end."""
-    return last(studio.engine.generate(request, StopToken()))
+    return last(studio.engine.draw(request, StopToken()))
 
 
 def last(events: Iterator[Event]) -> Finished:
     *_, end = events
     assert isinstance(end, Finished)
-    return end
-
-
-def last_of_grid(events: Iterator[GridEvent]) -> GridFinished:
-    *_, end = events
-    assert isinstance(end, GridFinished)
     return end
 
 

@@ -19,7 +19,6 @@ from studio_folders import (
     control_image,
     draw,
     last,
-    last_of_grid,
     make_adapters,
     pixels,
 )
@@ -27,21 +26,12 @@ from torch import nn
 
 from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.ui.engine import (
-    CellDone,
-    Engine,
-    Finished,
-    GridFinished,
-    Previewing,
-    StopToken,
-    Waiting,
-)
-from ether_diffusion.ui.events import Stopped
+from ether_diffusion.ui.drawing import MAX_SIDE_LATENTS, Previewer
+from ether_diffusion.ui.engine import Engine
+from ether_diffusion.ui.events import CellDone, Finished, Previewing, Stopped, StopToken, Waiting
 from ether_diffusion.ui.grid_page import cost_words
-from ether_diffusion.ui.jobs import Job
-from ether_diffusion.ui.line import Line
+from ether_diffusion.ui.jobs import Job, Line
 from ether_diffusion.ui.outputs import Outputs
-from ether_diffusion.ui.preview import MAX_SIDE_LATENTS, Previewer
 from ether_diffusion.ui.requests import SEED, GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -158,7 +148,7 @@ def test_at_strength_0_nothing_is_touched(studio: Studio, ids: dict[str, str]) -
 
 def test_a_job_tells_how_far_it_is(studio: Studio, ids: dict[str, str]) -> None:
     request = replace(QUICK, adapters={ids["fox"]: 1.0}, steps=4, compare_with_base=True)
-    *states, end = studio.engine.generate(request, StopToken())
+    *states, end = studio.engine.draw(request, StopToken())
     assert isinstance(end, Finished)
     assert not end.stopped
     told = [state for state in states if isinstance(state, Previewing)]
@@ -190,7 +180,7 @@ def test_large_latents_are_shrunk_before_a_look(studio: Studio) -> None:
 
 def test_stop_stops_within_one_step(studio: Studio, calls: Calls) -> None:
     stop, at_stop, end = StopToken(), 0, None
-    for event in studio.engine.generate(replace(QUICK, steps=500, num_images=3), stop):
+    for event in studio.engine.draw(replace(QUICK, steps=500, num_images=3), stop):
         if isinstance(event, Previewing) and event.step >= 3 and not stop.stopped:
             stop.stop()
             at_stop = len(calls.threads)
@@ -204,7 +194,7 @@ def test_stop_stops_within_one_step(studio: Studio, calls: Calls) -> None:
 
 def test_what_was_drawn_before_a_stop_is_kept(studio: Studio) -> None:
     stop, end = StopToken(), None
-    for event in studio.engine.generate(replace(QUICK, num_images=20), stop):
+    for event in studio.engine.draw(replace(QUICK, num_images=20), stop):
         if isinstance(event, Previewing) and event.num_done >= 1:
             stop.stop()
         end = event
@@ -216,7 +206,7 @@ def test_what_was_drawn_before_a_stop_is_kept(studio: Studio) -> None:
 
 def test_a_closed_page_stops_its_job(studio: Studio, calls: Calls) -> None:
     stop = StopToken()
-    events = studio.engine.generate(replace(QUICK, steps=1000), stop)
+    events = studio.engine.draw(replace(QUICK, steps=1000), stop)
     next(events)
     events.close()  # type: ignore[attr-defined]  # as Gradio closes generators
     assert stop.stopped
@@ -226,7 +216,7 @@ def test_a_closed_page_stops_its_job(studio: Studio, calls: Calls) -> None:
 
 def test_closing_a_studio_stops_what_it_draws(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "studio")
-    events = studio.engine.generate(replace(QUICK, steps=1000), StopToken())
+    events = studio.engine.draw(replace(QUICK, steps=1000), StopToken())
     while not isinstance(event := next(events), Previewing) or event.step < 1:
         pass
     studio.close()
@@ -241,7 +231,7 @@ def test_training_on_an_accelerator_leaves_no_room_for_pictures(tmp_path: Path) 
 
     engine = Engine("tiny_world", outputs=tmp_path, folder_of=Path, check_free=refuse)
     with pytest.raises(ValueError, match="fox is training"):
-        last(engine.generate(QUICK, StopToken()))
+        last(engine.draw(QUICK, StopToken()))
     assert engine.is_free
 
 
@@ -253,7 +243,7 @@ def test_a_studio_in_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_cancelled_job_never_overlaps_the_next(studio: Studio, calls: Calls) -> None:
     for _ in range(3):
-        events = studio.engine.generate(replace(QUICK, steps=1000), StopToken())
+        events = studio.engine.draw(replace(QUICK, steps=1000), StopToken())
         while not isinstance(event := next(events), Previewing) or event.step < 1:
             pass
         events.close()  # type: ignore[attr-defined]
@@ -265,7 +255,7 @@ def test_a_cancelled_job_never_overlaps_the_next(studio: Studio, calls: Calls) -
 
 def test_who_waits_knows_their_place_and_can_leave(studio: Studio, calls: Calls) -> None:
     engine, stops = studio.engine, [StopToken(), StopToken(), StopToken()]
-    first, second, third = (engine.generate(replace(QUICK, steps=1000), stop) for stop in stops)
+    first, second, third = (engine.draw(replace(QUICK, steps=1000), stop) for stop in stops)
     while not isinstance(event := next(first), Previewing) or event.step < 1:
         pass
     assert next(second) == Waiting(1)
@@ -329,20 +319,20 @@ def test_an_adapter_for_other_weights_is_used_where_that_is_allowed(
 
 def test_an_adapter_that_is_gone_is_refused_before_waiting(studio: Studio) -> None:
     with pytest.raises(FileNotFoundError, match="no longer in the library"):
-        studio.engine.generate(replace(QUICK, adapters={"a000": 1.0}), StopToken())
+        studio.engine.draw(replace(QUICK, adapters={"a000": 1.0}), StopToken())
 
 
 def test_few_adapters_stay_loaded_and_all_can_be_used(tmp_path: Path, made: Path) -> None:
     engine = Engine("tiny_world", outputs=tmp_path, folder_of=lambda name: made / name, max_loaded=2)
-    first = last(engine.generate(replace(QUICK, adapters={"fox": 1.0}), StopToken()))
+    first = last(engine.draw(replace(QUICK, adapters={"fox": 1.0}), StopToken()))
     for name in ("cat", "follow", "trace"):
-        last(engine.generate(replace(QUICK, adapters={name: 1.0}), StopToken()))
+        last(engine.draw(replace(QUICK, adapters={name: 1.0}), StopToken()))
     assert engine.machine.attached.ids == ("follow", "trace")
-    last(engine.generate(replace(QUICK, adapters={"follow": 1.0}), StopToken()))
-    again = last(engine.generate(replace(QUICK, adapters={"fox": 1.0}), StopToken()))
+    last(engine.draw(replace(QUICK, adapters={"follow": 1.0}), StopToken()))
+    again = last(engine.draw(replace(QUICK, adapters={"fox": 1.0}), StopToken()))
     assert engine.machine.attached.ids == ("follow", "fox")
     assert np.array_equal(pixels(first.pictures[0].path), pixels(again.pictures[0].path))
-    more = last(engine.generate(replace(QUICK, adapters={"fox": 1.0, "cat": 1.0, "trace": 1.0}), StopToken()))
+    more = last(engine.draw(replace(QUICK, adapters={"fox": 1.0, "cat": 1.0, "trace": 1.0}), StopToken()))
     assert more.pictures[0].metadata is not None
     assert len(more.pictures[0].metadata.adapters) == 3
 
@@ -365,7 +355,7 @@ def test_files_that_changed_under_an_id_are_loaded_anew(tmp_path: Path, made: Pa
     for name in ("fox", "cat"):
         folder.unlink(missing_ok=True)
         folder.symlink_to(made / name)
-        end = last(engine.generate(replace(QUICK, adapters={"a": 1.0}), StopToken()))
+        end = last(engine.draw(replace(QUICK, adapters={"a": 1.0}), StopToken()))
         assert end.pictures[0].metadata is not None
         hashes.append(end.pictures[0].metadata.adapters[0].sha256)
     assert hashes[0] != hashes[1]
@@ -408,9 +398,7 @@ def test_a_subject_joins_a_control_adapter(
 def test_control_needs_one_adapter_that_follows(studio: Studio, ids: dict[str, str]) -> None:
     for adapters in ({}, {ids["fox"]: 1.0}, {ids["follow"]: 1.0, ids["trace"]: 1.0}):
         with pytest.raises(ValueError, match="needs one adapter that follows it"):
-            studio.engine.generate(
-                replace(QUICK, adapters=adapters, control_image=control_image()), StopToken()
-            )
+            studio.engine.draw(replace(QUICK, adapters=adapters, control_image=control_image()), StopToken())
     end = draw(studio, replace(QUICK, adapters={ids["follow"]: 1.0}))
     assert end.notes == ("follow follows a control image, and none was given.",)
 
@@ -426,7 +414,7 @@ def test_a_picture_that_shows_nothing_is_told_with_the_reason(studio: Studio) ->
     try:
         weight.data.fill_(torch.nan)
         notes = draw(studio, replace(QUICK, seed=5)).notes
-        told = last_of_grid(studio.engine.grid(grid, StopToken())).notes
+        told = last(studio.engine.draw(grid, StopToken())).notes
     finally:
         weight.data.copy_(before)
     assert any("seed 5" in note and "not finite" in note for note in notes)
@@ -459,16 +447,16 @@ def test_every_cell_of_a_grid_is_drawn_again_from_its_own_file(studio: Studio, i
     request = GridRequest(
         ("a cat", "a dog"), (3, 1), (ids["fox"],), (0.5, 1.0), steps=2, negative_prompt="rain"
     )
-    events = list(studio.engine.grid(request, StopToken()))
+    events = list(studio.engine.draw(request, StopToken()))
     cells = [event for event in events if isinstance(event, CellDone)]
     end = events[-1]
-    assert isinstance(end, GridFinished)
+    assert isinstance(end, Finished)
     assert end.sheet is not None
     assert end.manifest is not None
     assert [(c.prompt, c.seed, c.choice) for c in cells] == [
         (p, s, c) for p in range(2) for s in range(2) for c in range(3)
     ]
-    assert [c.picture for c in cells] == list(end.cells)
+    assert [c.picture for c in cells] == list(end.pictures)
     assert end.touched_layers > 0
     for cell in cells[::4]:
         said = cell.picture.metadata
@@ -497,21 +485,21 @@ def test_every_cell_of_a_grid_is_drawn_again_from_its_own_file(studio: Studio, i
 
 def test_a_grid_that_is_stopped_keeps_its_cells(studio: Studio) -> None:
     stop, cells = StopToken(), 0
-    for event in studio.engine.grid(GridRequest(("a cat",), tuple(range(50)), steps=2), stop):
+    for event in studio.engine.draw(GridRequest(("a cat",), tuple(range(50)), steps=2), stop):
         if isinstance(event, CellDone):
             cells += 1
             stop.stop()
         end = event
-    assert isinstance(end, GridFinished)
+    assert isinstance(end, Finished)
     assert end.stopped
     assert end.sheet is None
-    assert cells <= len(end.cells) < 50
-    assert all(cell.path.is_file() for cell in end.cells)
+    assert cells <= len(end.pictures) < 50
+    assert all(cell.path.is_file() for cell in end.pictures)
 
 
 def test_a_grid_without_metadata_has_a_sheet_and_no_manifest(studio: Studio) -> None:
     request = GridRequest(("a cat",), (0, 1), steps=1, keep_metadata=False)
-    end = last_of_grid(studio.engine.grid(request, StopToken()))
+    end = last(studio.engine.draw(request, StopToken()))
     assert end.manifest is None
     assert end.sheet is not None
     with Image.open(end.sheet) as sheet:

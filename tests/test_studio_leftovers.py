@@ -29,7 +29,7 @@ from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
 def draw(width, height):
-    list(studio.engine.generate(GenerateRequest("a fox", width=width, height=height, steps=1), StopToken()))
+    list(studio.engine.draw(GenerateRequest("a fox", width=width, height=height, steps=1), StopToken()))
 
 studio, process = Studio(Path(sys.argv[1])), psutil.Process()
 draw(64, 64)

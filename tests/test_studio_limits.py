@@ -39,7 +39,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 @pytest.mark.parametrize("wish", [{"width": 512, "height": 512}, {"width": 1536, "height": 1024, "steps": 1}])
 def test_a_large_picture_stops_within_a_second(studio: Studio, wish: dict[str, Any]) -> None:
     stop = StopToken()
-    events = studio.engine.generate(replace(QUICK, **wish), stop)
+    events = studio.engine.draw(replace(QUICK, **wish), stop)
     for event in events:
         if isinstance(event, Previewing) and not event.is_loading:
             break
@@ -75,7 +75,7 @@ def test_a_stop_at_any_operation_leaves_the_models_as_they_were(
     make_adapters(tmp_path)
     request = replace(QUICK, adapters={add(studio, tmp_path, "fox")["fox"]: 1.0}, compare_with_base=True)
     before = draw(studio, request)
-    end = list(studio.engine.generate(request, LateToken(patience)))[-1]
+    end = list(studio.engine.draw(request, LateToken(patience)))[-1]
     assert isinstance(end, Finished)
     assert end.stopped
     after = draw(studio, request)
@@ -134,7 +134,7 @@ def test_who_stops_while_the_models_are_loaded_need_not_wait_for_them() -> None:
             return super()._open()
 
     machine = SlowMachine(open_base("tiny_world"), device=CPU)
-    order, stop, seen = Order(SAMPLING, 1, {}, allow_other_base=False), StopToken(), []
+    order, stop, seen = Order(SAMPLING, {}), StopToken(), []
 
     def on_state(state: Any) -> None:
         seen.append(state_words(state)[1])
@@ -163,10 +163,8 @@ def test_who_stops_while_the_models_are_loaded_need_not_wait_for_them() -> None:
 def test_what_this_machine_cannot_draw_is_refused_in_a_sentence(
     studio: Studio, request_: GenerateRequest | GridRequest
 ) -> None:
-    engine = studio.engine
-    draw_it: Any = engine.generate if isinstance(request_, GenerateRequest) else engine.grid
     with pytest.raises(ValueError, match=r"\d × \d+ px .*choose smaller or fewer"):
-        draw_it(request_, StopToken())
+        studio.engine.draw(request_, StopToken())
 
 
 @pytest.mark.parametrize(

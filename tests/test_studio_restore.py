@@ -15,7 +15,7 @@ from studio_folders import QUICK, add, control_image, draw, make_adapters, pixel
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion.pipelines import AdapterUse, ImageMetadata
-from ether_diffusion.ui.engine import SavedPicture
+from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.restore import restore, restore_metadata
 from ether_diffusion.ui.studio import Studio

@@ -11,7 +11,7 @@ from photo_files import photo
 from PIL import Image
 from studio_trainers import StandInRuns, request, set_fate, wait_until
 
-from ether_diffusion.ui.engine import StopToken
+from ether_diffusion.ui.events import StopToken
 from ether_diffusion.ui.photo_shelf import add_photos, note_photos, recall_photos
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.train_looks import loss_points, samples_html

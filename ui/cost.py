@@ -1,7 +1,8 @@
-"""What pictures take of this machine, known before anything is loaded: memory, and the UNet's operations."""
+"""What pictures take of this machine: memory and operations, known before loading, and the pace of steps."""
 
 import json
 import time
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,40 @@ class Cost:
             matrix @ matrix
             best = min(best, time.perf_counter() - start)
         return 2 * _PROBE_SIDE**3 / best
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per denoising step, and per picture beside its steps."""
+
+    step: float
+    picture: float
+
+
+class Speed:
+    """The last measured pace by size and guidance; what was not measured is scaled from what was."""
+
+    def __init__(self, cost: Cost) -> None:
+        self._cost = cost
+        self._paces: dict[tuple[int, int, bool], Pace] = {}
+
+    def measured(self, sampling: Sampling, pace: Pace) -> None:
+        """Remember what was measured."""
+        self._paces[self._kind(sampling)] = pace
+
+    def of(self, sampling: Sampling) -> Pace | None:
+        """Return the pace to expect, by the operations of a step; None before anything was measured."""
+        kind = self._kind(sampling)
+        if kind in self._paces or not self._paces:
+            return self._paces.get(kind)
+        pixels = kind[0] * kind[1]
+        nearest = min(self._paces, key=lambda known: abs(known[0] * known[1] - pixels))
+        ratio = self._cost.step_flop(*kind) / self._cost.step_flop(*nearest)
+        known = self._paces[nearest]
+        return Pace(known.step * ratio, known.picture * pixels / (nearest[0] * nearest[1]))
+
+    def _kind(self, sampling: Sampling) -> tuple[int, int, bool]:
+        return *self._cost.size(sampling), sampling.guidance_scale > 1  # without guidance, half the work
 
 
 def machine_memory() -> int:

@@ -1,4 +1,4 @@
-"""One job's pictures, drawn one by one: watched at each step, timed, and stopped at any operation."""
+"""One job's pictures, drawn one by one: looked at now and then, timed, and stopped at any operation."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,16 +6,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.bases import decode_latents
 from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling, draw_pictures
+from ether_diffusion.ui.cost import Pace, Speed
 from ether_diffusion.ui.events import Previewing, StopToken
-from ether_diffusion.ui.preview import Previewer
-from ether_diffusion.ui.speed import Pace, Speed
 from ether_diffusion.ui.stopping import StopInside
 
 Place = tuple[int, int, int]
 """Indices into the prompts, seeds and choices of a sampling."""
+MAX_SIDE_LATENTS = 32
+"""Larger latents are shrunk first: 256 px for a VAE that divides sides by 8."""
+REST = 4.0
+"""After a look of t seconds the next comes REST · t later or more: a fifth of the time at most."""
+MIN_REST_SECONDS = 0.2
 
 
 class Drawing:
@@ -26,12 +33,11 @@ class Drawing:
         pipeline: Any,
         sampling: Sampling,
         *,
-        num_images: int,
         stop: StopToken,
         speed: Speed,
         on_state: Callable[[Previewing], None],
     ) -> None:
-        self._pipeline, self._sampling, self._num_images = pipeline, sampling, num_images
+        self._pipeline, self._sampling, self._num_images = pipeline, sampling, sampling.num_pictures
         self._stop, self._speed, self._on_state = stop, speed, on_state
         self._previewer = Previewer(pipeline)
         self._num_done = 0
@@ -123,3 +129,50 @@ class _Timer:
         pace = self.pace
         steps = 0.0 if pace is None else pace.step * len(self._steps)
         return max(0.0, time.monotonic() - self._start - self._looked - steps)
+
+
+class Previewer:
+    """Looks at latents at the first step, and then as often as costs little."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._next = 0.0
+        self.image: Image.Image | None = None
+        """The last look."""
+
+    def look(self, latents: Tensor) -> None:
+        """Decode latents (b, c, h, w) of one picture, if it is time."""
+        start = time.monotonic()
+        if start < self._next:
+            return
+        self.image = _decode(self._pipeline, _denoised(self._pipeline, latents))
+        end = time.monotonic()
+        self._next = end + max(MIN_REST_SECONDS, REST * (end - start))
+
+
+def _denoised(pipeline: Any, latents: Tensor) -> Tensor:
+    """Return the picture that a step aimed at where the scheduler remembers it, else the noisy one."""
+    scheduler = pipeline.scheduler
+    if scheduler.config.get("algorithm_type") == "dpmsolver++":
+        remembered = getattr(scheduler, "model_outputs", [None])[-1]
+        if isinstance(remembered, Tensor) and remembered.shape == latents.shape:
+            return remembered
+    return latents
+
+
+@torch.no_grad()
+def _decode(pipeline: Any, latents: Tensor) -> Image.Image:
+    vae, latents = pipeline.vae, latents[:1].detach().float()
+    shrink = MAX_SIDE_LATENTS / max(latents.shape[-2:])
+    if shrink < 1:
+        sides = [max(1, int(side * shrink)) for side in latents.shape[-2:]]
+        latents = torch.nn.functional.interpolate(latents, size=sides, mode="area")
+    dtype = vae.dtype
+    is_cast = dtype == torch.float16 and vae.config.force_upcast  # as the pipelines do for SDXL
+    try:
+        if is_cast:
+            vae.to(torch.float32)
+        return decode_latents(vae, latents)[0]
+    finally:
+        if is_cast:
+            vae.to(dtype)

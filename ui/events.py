@@ -71,24 +71,6 @@ class Previewing:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The end of a job, stopped or not.
-
-    Attributes:
-        base_pictures: by the base alone, on the seeds of `pictures`, in the same order.
-        touched_layers: modules of the models that carry one of the adapters in force.
-        notes: sentences on what one should know, e.g. the part of a prompt that was not read.
-    """
-
-    pictures: tuple[SavedPicture, ...]
-    base_pictures: tuple[SavedPicture, ...]
-    seconds: float
-    stopped: bool
-    touched_layers: int
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class CellDone:
     """A cell of a grid: its place as indices into the request's prompts, seeds and choices."""
 
@@ -101,22 +83,26 @@ class CellDone:
 
 
 @dataclass(frozen=True)
-class GridFinished:
-    """The end of a grid. A grid that was stopped keeps its cells, and has neither sheet nor manifest.
+class Finished:
+    """The end of a job, stopped or not. A grid that was stopped keeps its cells, and has no sheet.
 
     Attributes:
-        manifest: None, too, where the files shall not say how they were made.
+        pictures: all cells of a grid; otherwise those with the adapters.
+        base_pictures: by the base alone, on the seeds of `pictures`, in the same order.
+        touched_layers: modules of the models that carry one of the adapters in force.
+        notes: sentences on what one should know, e.g. the part of a prompt that was not read.
+        sheet, manifest: of a grid; no manifest where the files shall not say how they were made.
     """
 
     id: str
-    cells: tuple[SavedPicture, ...]
-    sheet: Path | None
-    manifest: Path | None
+    pictures: tuple[SavedPicture, ...]
+    base_pictures: tuple[SavedPicture, ...]
     seconds: float
     stopped: bool
     touched_layers: int
     notes: tuple[str, ...] = ()
+    sheet: Path | None = None
+    manifest: Path | None = None
 
 
-Event = Waiting | Previewing | Finished
-GridEvent = Waiting | Previewing | CellDone | GridFinished
+Event = Waiting | Previewing | CellDone | Finished

@@ -25,11 +25,10 @@ from ether_diffusion.pipelines.sampling import ControlUse, Sampling
 from ether_diffusion.training import find_cut
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.ui.attached import MAX_LOADED, AttachedAdapters, Wanted
-from ether_diffusion.ui.cost import Cost
+from ether_diffusion.ui.cost import Cost, Speed
 from ether_diffusion.ui.drawing import Drawing
 from ether_diffusion.ui.events import Previewing, StopToken, Waiting
-from ether_diffusion.ui.line import Line
-from ether_diffusion.ui.speed import Speed
+from ether_diffusion.ui.jobs import Line
 from ether_diffusion.wording import printable
 
 _POLL_SECONDS = 0.05
@@ -51,12 +50,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Order:
-    """What a job needs: adapters by library id, what to draw with them, and how many pictures that is."""
+    """What a job needs: what to draw, and adapters by library id."""
 
     sampling: Sampling
-    num_images: int
     adapters: Mapping[str, Wanted]
-    allow_other_base: bool
+    allow_other_base: bool = False
     control: ControlUse | None = None
 
 
@@ -118,25 +116,17 @@ class Machine:
         with waiting, _memory_given_back(), _shortage_explained():
             self._check_free(self.device)
             if self._loaded is None or not self._loaded.done():
-                on_state(
-                    Previewing(0, order.sampling.steps, None, None, 0, order.num_images, is_loading=True)
-                )
+                num_images = order.sampling.num_pictures
+                on_state(Previewing(0, order.sampling.steps, None, None, 0, num_images, is_loading=True))
             self._load(stop)
             available = psutil.virtual_memory().available
-            self.cost.check_memory(order.sampling, order.num_images, available=available)
+            self.cost.check_memory(order.sampling, order.sampling.num_pictures, available=available)
             attached = self.attached
             names = attached.attach(order.adapters)
             doubts = attached.doubts(order.adapters, allow_other_base=order.allow_other_base)
             sampling, control = _named(order, names)
             used = {name for choice in sampling.choices for name, strength in choice.items() if strength}
-            drawing = Drawing(
-                self.pipeline,
-                sampling,
-                num_images=order.num_images,
-                stop=stop,
-                speed=self.speed,
-                on_state=on_state,
-            )
+            drawing = Drawing(self.pipeline, sampling, stop=stop, speed=self.speed, on_state=on_state)
             notes = (*doubts, *self._cuts(sampling))
             yield Turn(drawing, sampling, control, attached.num_touched(used), notes)
 

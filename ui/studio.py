@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from ether_diffusion.tiny_world import control_adapter_path, tiny_world_path
-from ether_diffusion.ui.engine import Engine, StopToken
+from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.errors import disk_explained
+from ether_diffusion.ui.events import StopToken
 from ether_diffusion.ui.history import History
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs

@@ -8,7 +8,7 @@ from gradio.blocks import Block
 from gradio.components import Component
 
 from ether_diffusion.ui.errors import handler, sentence
-from ether_diffusion.ui.events import CellDone, GridEvent, GridFinished, SavedPicture
+from ether_diffusion.ui.events import CellDone, Event, Finished, SavedPicture
 from ether_diffusion.ui.facts import counted, duration, notes_html, progress_html, state_words
 from ether_diffusion.ui.grid_page import Labels, cost_words, grid_html, labels_of
 from ether_diffusion.ui.requests import GridRequest
@@ -125,18 +125,18 @@ class CompareTab:
         labels = labels_of(request, self.names())
         cells: list[SavedPicture] = []
 
-        def after(event: GridEvent) -> Updates:
+        def after(event: Event) -> Updates:
             if isinstance(event, CellDone):
                 cells.append(event.picture)
                 return {self.cells: tuple(cells), self.grid: self._table(labels, cells, is_running=True)}
-            if isinstance(event, GridFinished):
+            if isinstance(event, Finished):
                 return {self.cost: self._cost(request), **self._finished(event, labels)}
             done, words = state_words(event, what="cell")
             return {self.status: progress_html(done, words)}
 
         yield from self.buttons.run(
             visitor,
-            lambda stop: self._studio.engine.grid(request, stop),
+            lambda stop: self._studio.engine.draw(request, stop),
             starting={
                 self.status: gr.update(value=progress_html(0, "Starting …"), visible=True),
                 self.grid: self._table(labels, (), is_running=True),
@@ -154,16 +154,16 @@ class CompareTab:
     ) -> str:
         return grid_html(labels, cells, is_running=is_running, is_small=self._is_small)
 
-    def _finished(self, event: GridFinished, labels: Labels) -> Updates:
-        words = f"{counted(len(event.cells), 'picture')} in {duration(event.seconds)}"
+    def _finished(self, event: Finished, labels: Labels) -> Updates:
+        words = f"{counted(len(event.pictures), 'picture')} in {duration(event.seconds)}"
         if event.stopped:
             words = f"Stopped: {words}, which History keeps; no sheet was made"
-        elif event.cells:
+        elif event.pictures:
             words += ". Choose one to see it large and to use its settings."
         return {
             self.status: gr.update(value=f'<p class="quiet" role="status">{words}</p>', visible=True),
-            self.grid: self._table(labels, event.cells, is_running=False),
-            self.cells: event.cells,
+            self.grid: self._table(labels, event.pictures, is_running=False),
+            self.cells: event.pictures,
             self.files: gr.update(visible=event.sheet is not None),
             self.sheet: gr.update(value=event.sheet),
             self.manifest: gr.update(value=event.manifest, visible=event.manifest is not None),

@@ -168,7 +168,7 @@ class ControlTab:
         asked = self.form.read(values, self._studio)
         yield from self.buttons.run(
             visitor,
-            lambda stop: self._studio.engine.generate(asked, stop),
+            lambda stop: self._studio.engine.draw(asked, stop),
             starting={
                 self.form.rest.seed: asked.seed,
                 self.used: self._followed(asked),

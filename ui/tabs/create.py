@@ -127,7 +127,7 @@ class CreateTab:
         asked = self.form.read(values)
         yield from self.buttons.run(
             request,
-            lambda stop: self._studio.engine.generate(asked, stop),
+            lambda stop: self._studio.engine.draw(asked, stop),
             starting={self.form.seed: asked.seed, **self.result.starting()},
             after=self._after,
             failed=self.result.failed,

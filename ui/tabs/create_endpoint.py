@@ -71,7 +71,7 @@ def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
         request = replace(request, control_image=image)
         stop = StopToken()
         with jobs.hold(visitor.session_hash, stop):
-            return _answer(studio.engine.generate(request, stop))
+            return _answer(studio.engine.draw(request, stop))
 
     numbers = {  # the page's own have limits, of which Gradio says no more than that they are passed
         name: gr.Number(getattr(form, name).value, visible=False, label=getattr(form, name).label)

@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from ether_diffusion.ui.errors import handler
-from ether_diffusion.ui.events import Event, Finished, Previewing, SavedPicture
+from ether_diffusion.ui.events import CellDone, Event, Finished, Previewing, SavedPicture
 from ether_diffusion.ui.facts import (
     counted,
     duration,
@@ -84,6 +84,7 @@ class Result:
         """Show what a job just told."""
         if isinstance(event, Finished):
             return self._finished(event)
+        assert not isinstance(event, CellDone)
         image = event.image if isinstance(event, Previewing) else None
         look = "" if image is None else preview_html(image, is_small=self.is_small)
         return {self.status: progress_html(*state_words(event)) + look}

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from ether_diffusion.ui.errors import handler
-from ether_diffusion.ui.events import Finished, GridFinished, StopToken
+from ether_diffusion.ui.events import Finished, StopToken
 from ether_diffusion.ui.jobs import RunningJobs
 from ether_diffusion.ui.tabs.parts import Updates
 
@@ -53,7 +53,7 @@ class RunButtons:
             try:
                 for event in work(stop):
                     updates = after(event)
-                    if isinstance(event, Finished | GridFinished):
+                    if isinstance(event, Finished):
                         updates |= self._ready()  # in one piece, as pages drop updates that come at once
                     yield updates
             except Exception:
