@@ -1,5 +1,6 @@
 """Files that visitors of the studio send: zips made byte by byte, adapters of the embedded base."""
 
+import io
 import struct
 import zipfile
 import zlib
@@ -30,8 +31,8 @@ class Entry:
     packed: bytes | None = None
 
 
-def raw_zip(path: Path, entries: Sequence[Entry], *, disk: int = 0, num_claimed: int | None = None) -> Path:
-    """Write a zip by its specification (APPNOTE 6.3), with whatever it is told."""
+def raw_zip(entries: Sequence[Entry], *, num_claimed: int | None = None) -> bytes:
+    """Return a zip by its specification (APPNOTE 6.3), with whatever it is told."""
     body, listing = b"", b""
     for entry in entries:
         name, packed = entry.name.encode(), entry.data if entry.packed is None else entry.packed
@@ -45,17 +46,17 @@ def raw_zip(path: Path, entries: Sequence[Entry], *, disk: int = 0, num_claimed:
         listing += b"PK\x01\x02" + struct.pack("<H", 0x0314) + facts
         listing += struct.pack("<3H2L", 0, 0, 0, entry.mode << 16, place) + name
     count = len(entries) if num_claimed is None else num_claimed
-    end = struct.pack("<4H2LH", disk, disk, count, count, len(listing), len(body), 0)
-    path.write_bytes(body + listing + b"PK\x05\x06" + end)
-    return path
+    end = struct.pack("<4H2LH", 0, 0, count, count, len(listing), len(body), 0)
+    return body + listing + b"PK\x05\x06" + end
 
 
-def plain_zip(path: Path, files: dict[str, bytes]) -> Path:
-    """Write a zip as everybody does."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+def plain_zip(files: dict[str, bytes]) -> bytes:
+    """Return a zip as everybody writes it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    return path
+    return buffer.getvalue()
 
 
 def save_tiny_world_adapter(folder: Path, *, seed: int = 0) -> Path:

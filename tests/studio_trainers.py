@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from photo_files import photo
 
-from ether_diffusion.ui.run_record import read_record, write_record
-from ether_diffusion.ui.run_status import RunStatus
+from ether_diffusion.ui.run_status import REQUEST_NAME, RunStatus, read_record, write_facts
 from ether_diffusion.ui.runs import Runs
 from ether_diffusion.ui.training_request import TrainRequest
 
@@ -63,7 +61,7 @@ def set_fate(folder: Path, fate: str) -> None:
     """Say what becomes of a run the next time that it is started."""
     record = read_record(folder)
     command = [record.command[0], "-c", TRAINER, str(folder / "run"), str(record.num_steps), fate]
-    write_record(folder, replace(record, command=command))
+    write_facts(folder, REQUEST_NAME, record.model_copy(update={"command": command}))
 
 
 def make_runs(tmp_path: Path, fate: str = "wait") -> StandInRuns:
@@ -78,8 +76,8 @@ def request(runs: Runs, *, num_steps: int = 5, name: str = "Fox") -> TrainReques
     sent = runs.temp.parent / "sent"
     sent.mkdir(parents=True, exist_ok=True)
     (sent / "a.png").write_bytes(photo())
-    photos = runs.check_photos([sent / "a.png"]).photos
-    return TrainRequest(photos, "animal", name, steps=num_steps)
+    (photo_taken,) = runs.check_photos([sent / "a.png"]).accepted
+    return TrainRequest((photo_taken.path,), "animal", name, steps=num_steps)
 
 
 def wait_until(

@@ -208,7 +208,7 @@ def test_a_folder_that_a_hand_put_there_has_a_card_and_others_have_none(
 
 def test_a_download_is_uploaded_again_as_the_same_adapter(library: Library, saved: Path) -> None:
     card = library.add_run_result(saved, "Füchsin 🦊")
-    again = library.import_upload(library.native_zip(card.id))
+    again = library.import_upload([library.native_zip(card.id)])
     assert again.id != card.id
     same = replace(
         again, id=card.id, created=card.created, num_bytes=card.num_bytes, thumbnail=card.thumbnail
@@ -309,18 +309,14 @@ def test_what_is_no_adapter_is_refused_and_named(library: Library, saved: Path, 
 
 def test_hostile_and_senseless_zips_leave_nothing(library: Library, saved: Path, tmp_path: Path) -> None:
     tensors, config = (saved / TENSORS).read_bytes(), (saved / CONFIG).read_bytes()
-    canary = raw_zip(tmp_path / "a.zip", [Entry("../../canary", data=config), Entry(TENSORS, data=tensors)])
-    assert "../../canary" in refused(library, [canary])
-    assert "2 adapters" in refused(
-        library,
-        [
-            plain_zip(
-                tmp_path / "b.zip",
-                {f"{n}/{f}": d for n in "xy" for f, d in ((TENSORS, tensors), (CONFIG, config))},
-            )
-        ],
-    )
-    assert CONFIG in refused(library, [plain_zip(tmp_path / "c.zip", {"readme.txt": b"hello"})])
+    two = {f"{n}/{f}": d for n in "xy" for f, d in ((TENSORS, tensors), (CONFIG, config))}
+    for data, words in (
+        (raw_zip([Entry("../../canary", data=config), Entry(TENSORS, data=tensors)]), "../../canary"),
+        (plain_zip(two), "2 adapters"),
+        (plain_zip({"readme.txt": b"hello"}), CONFIG),
+    ):
+        (tmp_path / "a.zip").write_bytes(data)
+        assert words in refused(library, [tmp_path / "a.zip"])
     assert not list(tmp_path.rglob("canary"))
 
 
@@ -333,7 +329,8 @@ def test_nothing_of_an_upload_is_kept_but_the_adapter(library: Library, saved: P
         "fox/pytorch_lora_weights.safetensors": b"not checked",
         "fox/thumbnail.png": b"no picture",
     }
-    card = library.import_upload(plain_zip(tmp_path / "fox.zip", files))
+    (tmp_path / "fox.zip").write_bytes(plain_zip(files))
+    card = library.import_upload([tmp_path / "fox.zip"])
     assert card.name == "fox"
     assert card.thumbnail is None
     folder = library.folder(card.id)
@@ -356,7 +353,7 @@ def test_a_control_adapter_is_told_apart_and_makes_the_round(
 ) -> None:
     card = library.add_run_result(control_folder, "silhouette")
     assert (card.kind, card.fits_base) == ("control", True)
-    again = library.import_upload(library.native_zip(card.id))
+    again = library.import_upload([library.native_zip(card.id)])
     assert (again.kind, again.hash, again.num_parameters) == ("control", card.hash, card.num_parameters)
     assert load_control(unet(), library.folder(again.id)).report is not None
     with pytest.raises(ValueError, match="more than a LoRA"):
@@ -368,7 +365,8 @@ def test_an_encoder_beside_another_adapter_is_refused(
 ) -> None:
     files = {path.name: path.read_bytes() for path in control_folder.iterdir()}
     files |= {name: (saved / name).read_bytes() for name in (TENSORS, CONFIG)}
-    assert "not saved together" in refused(library, [plain_zip(tmp_path / "a.zip", files)])
+    (tmp_path / "a.zip").write_bytes(plain_zip(files))
+    assert "not saved together" in refused(library, [tmp_path / "a.zip"])
 
 
 def test_a_full_disk_is_said_and_leaves_the_library_as_it_was(

@@ -4,7 +4,6 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ether_diffusion.adapters import Adapter, read_adapter
 from ether_diffusion.adapters.format import (
@@ -17,10 +16,12 @@ from ether_diffusion.adapters.format import (
     content_hash,
 )
 from ether_diffusion.adapters.models import COMPONENTS
+from ether_diffusion.training.plain_files import read_plain_file
 from ether_diffusion.training.result import FINAL
 from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
-from ether_diffusion.ui.run_log import samples_by_step
-from ether_diffusion.ui.uploads import write_thumbnail
+from ether_diffusion.ui.run_status import samples_by_step
+from ether_diffusion.ui.thumbnails import thumbnail_png
+from ether_diffusion.ui.uploads import MAX_PHOTO_BYTES
 
 THUMBNAIL_NAME = "thumbnail.png"
 
@@ -70,10 +71,8 @@ def thumbnail_bytes(picture: Path) -> bytes:
     Raises:
         ValueError: it is no picture that can be used.
     """
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / THUMBNAIL_NAME
-        write_thumbnail(picture, path)
-        return path.read_bytes()
+    data = read_plain_file(picture, inside=picture.parent, max_bytes=MAX_PHOTO_BYTES)
+    return thumbnail_png(data, picture.suffix)
 
 
 def zip_bytes(files: Mapping[str, bytes], folder_name: str) -> bytes:

@@ -19,14 +19,13 @@ from ether_diffusion.adapters.format import (
 from ether_diffusion.adapters.save import adapter_files
 from ether_diffusion.adapters.source import foreign_kind
 from ether_diffusion.adapters.tensor_file import read_shapes
+from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, thumbnail_bytes
-from ether_diffusion.ui.archive_entries import ArchiveLimits
-from ether_diffusion.ui.archives import is_archive, unpack_zip
-from ether_diffusion.ui.display_name import NAME_FILE, read_label
+from ether_diffusion.ui.archives import archive_kind, read_zip
+from ether_diffusion.ui.labels import LABEL_NAME, read_label
 from ether_diffusion.wording import listed, printable
 
 MAX_BYTES = 256 * 2**20
-_LIMITS = ArchiveLimits(num_entries=200)
 _CANONICAL = (CONFIG_NAME, TENSORS_NAME, CONTROL_CONFIG_NAME, ENCODER_NAME)
 _NEEDED = (
     f"give a zip of its folder, or its {TENSORS_NAME} together with its {CONFIG_NAME} "
@@ -52,8 +51,9 @@ def read_upload(paths: Sequence[Path], temp: Path) -> Upload:
         raise ValueError(f"nothing was uploaded; {_NEEDED}")
     staged = temp / f"upload-{secrets.token_hex(8)}"
     try:
-        if len(paths) == 1 and is_archive(paths[0]):
-            unpack_zip(paths[0], staged, limits=_LIMITS)
+        data = read_plain_file(paths[0], inside=paths[0].parent, max_bytes=MAX_BYTES)
+        if len(paths) == 1 and archive_kind(data) is not None:
+            _stage_archive(data, paths[0].name, staged)
             folder, name = _adapter_folder(staged), paths[0].stem
         else:
             folder, name = staged, paths[0].stem
@@ -63,7 +63,7 @@ def read_upload(paths: Sequence[Path], temp: Path) -> Upload:
         except (ValueError, FileNotFoundError) as error:
             sentence = str(error).replace(f"{folder}/", "").replace(str(folder), "the upload")
             raise ValueError(printable(sentence, 1000)) from None
-        if (folder / NAME_FILE).is_file():
+        if (folder / LABEL_NAME).is_file():
             name = read_label(folder).name
         elif name.startswith((Path(TENSORS_NAME).stem, Path(CONFIG_NAME).stem)):
             name = adapter.metadata.trigger or "uploaded adapter"
@@ -84,6 +84,18 @@ def files_of(adapter: Adapter) -> dict[str, bytes]:
     if unet is not None:
         files[CARD_NAME] = model_card(unet, has_lora_export=False).encode()
     return files
+
+
+def _stage_archive(data: bytes, name: str, staged: Path) -> None:
+    """Write what an adapter can consist of to where the reader looks for it."""
+    try:
+        files = read_zip(data, lambda path: path.suffix in (".json", ".safetensors", ".png"))
+    except UnusableFileError as reason:
+        raise ValueError(f"{printable(name)} {reason}") from None
+    staged.mkdir(parents=True, mode=0o700)
+    for inside, content in files.items():
+        (staged / inside).parent.mkdir(parents=True, exist_ok=True)
+        (staged / inside).write_bytes(content)
 
 
 def _adapter_folder(unpacked: Path) -> Path:

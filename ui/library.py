@@ -1,41 +1,77 @@
-"""The adapters of a studio: one folder each, with a name for people in a small file of ours beside them."""
+"""The adapters of a studio: one folder each, listed as cards, taken in, named, given out and deleted."""
 
+import hashlib
+import logging
+import os
 import secrets
 import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from ether_diffusion.adapters import Adapter, read_adapter
+from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.export import export_lora
-from ether_diffusion.adapters.format import EXPORT_NAME
+from ether_diffusion.adapters.fit import Match
+from ether_diffusion.adapters.format import CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
 from ether_diffusion.bases import Base, load_base
 from ether_diffusion.durable_files import write_files, write_folder
-from ether_diffusion.ui.adapter_contents import (
-    download_files,
-    zip_bytes,
-)
+from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, download_files, hash_of, steps_of, zip_bytes
 from ether_diffusion.ui.adapter_upload import read_upload
 from ether_diffusion.ui.base_fit import BaseFit
-from ether_diffusion.ui.cards import GONE, Card, id_of, is_adapter, read_card, stamp_of
-from ether_diffusion.ui.display_name import NAME_FILE, Label, check_name, file_stem, read_label, write_label
 from ether_diffusion.ui.errors import disk_explained
+from ether_diffusion.ui.labels import LABEL_NAME, Label, check_name, file_stem, read_label, write_label
+from ether_diffusion.wording import printable
+
+GONE = "this adapter is no longer in the library: it was deleted meanwhile; refresh the list"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a library shows of an adapter.
+
+    `name`, `base_name`, `trigger` and `why_not` are escaped for terminals and hold no invisible characters;
+    a page escapes them for HTML as any text. `fits_base` is true where the adapter can be applied as it is;
+    `why_not` says why otherwise. With `match` "other weights" it could be applied, to doubtful effect. A
+    damaged adapter has no method and no hash. `num_bytes` are those of its files.
+    """
+
+    id: str
+    name: str
+    kind: Literal["subject", "control"]
+    created: datetime
+    num_bytes: int
+    thumbnail: Path | None
+    why_not: str
+    match: Match | None = None
+    method: str = ""
+    base_name: str = ""
+    trigger: str = ""
+    steps: int | None = None
+    hash: str = ""
+    num_parameters: int = 0
+
+    @property
+    def fits_base(self) -> bool:
+        """Whether the adapter can be applied to the studio's base as it is."""
+        return self.match in ("same", "unknown")
 
 
 class Library:
     """The adapters in a folder, for a base that is opened and need not be loaded.
 
     `temp` takes uploads while they are read, and the files that visitors fetch. Any number of servers may
-    use one folder.
+    use one folder. Wherever an id is given: FileNotFoundError where there is no such adapter, or no longer.
     """
 
     def __init__(self, root: Path, temp: Path, base: Base) -> None:
         self.root, self.temp = root, temp
         self._fit = BaseFit(base)
         self._known: dict[str, tuple[object, Card]] = {}
-        self._lock = threading.Lock()
         self._writing = threading.RLock()
 
     def cards(self) -> list[Card]:
@@ -47,19 +83,11 @@ class Library:
         return sorted(cards, key=lambda card: (card.created, card.id), reverse=True)
 
     def card(self, adapter_id: str) -> Card:
-        """Return the card of an adapter.
-
-        Raises:
-            FileNotFoundError: there is none of this id, or no longer.
-        """
+        """Return the card of an adapter."""
         return self._card(self.folder(adapter_id))
 
     def folder(self, adapter_id: str) -> Path:
-        """Return the folder of an adapter, found among those that are there.
-
-        Raises:
-            FileNotFoundError: there is none of this id, or no longer.
-        """
+        """Return the folder of an adapter, found among those that are there."""
         found = self._folders().get(adapter_id)
         if found is None:
             raise FileNotFoundError(GONE)
@@ -69,20 +97,17 @@ class Library:
         """Give an adapter another name; its folder and id stay.
 
         Raises:
-            FileNotFoundError: there is no such adapter.
             ValueError: the name is empty or too long, or the disk is full.
         """
-        folder = self.folder(adapter_id)
-        checked = check_name(name)
+        folder, checked = self.folder(adapter_id), check_name(name)
         with self._writing, disk_explained(folder, "renaming the adapter"):
-            write_label(folder, Label(checked, self._card(folder).created))
+            write_label(folder, Label(name=checked, created=self._card(folder).created))
         return self._card(folder)
 
     def delete(self, adapter_id: str) -> None:
         """Delete an adapter with its files.
 
         Raises:
-            FileNotFoundError: there is no such adapter.
             ValueError: the folder cannot be written to.
         """
         folder = self.folder(adapter_id)
@@ -94,7 +119,7 @@ class Library:
                 raise FileNotFoundError(GONE) from None
         shutil.rmtree(aside, ignore_errors=True)
 
-    def import_upload(self, path: Path | Sequence[Path], *, name: str = "") -> Card:
+    def import_upload(self, paths: Sequence[Path]) -> Card:
         """Take an uploaded adapter: a zip, or its .safetensors with its .json (four files with control).
 
         It is read as strictly as everywhere, and written anew: nothing else that was uploaded is kept.
@@ -102,10 +127,9 @@ class Library:
         Raises:
             ValueError, FileNotFoundError: it is no whole adapter, or the disk is full.
         """
-        paths = [path] if isinstance(path, Path) else list(path)
         with disk_explained(self.root, "taking the adapter"):
             upload = read_upload(paths, self.temp)
-            return self._add(upload.files, name or upload.name)
+            return self._add(upload.files, upload.name)
 
     def add_run_result(self, folder: Path, name: str) -> Card:
         """Copy the adapter that a training run ended with into the library.
@@ -120,47 +144,41 @@ class Library:
         """Write an adapter as one zip, which `import_upload` and other studios read; return its path.
 
         Raises:
-            FileNotFoundError: there is no such adapter.
             ValueError: it is damaged, or the disk is full.
         """
         folder = self.folder(adapter_id)
-        stem = file_stem(read_label(folder).name, adapter_id)
-        files = {**download_files(folder), NAME_FILE: read_label(folder).to_bytes()}
+        label = read_label(folder)
+        stem = file_stem(label.name, adapter_id)
+        files = {**download_files(folder), LABEL_NAME: label.to_bytes()}
         return self._offer(adapter_id, f"{stem}.zip", zip_bytes(files, stem))
 
     def lora_file(self, adapter_id: str) -> Path:
         """Write an adapter as one LoRA file for other tools, exact on its base; return its path.
 
         Raises:
-            FileNotFoundError: there is no such adapter.
             ValueError: it was trained on another base, LoRA files cannot say what it does, or the disk is
                 full.
         """
         folder = self.folder(adapter_id)
-        adapter = read_adapter(folder)
+        adapter, exported = read_adapter(folder), folder / EXPORT_NAME
         if adapter.encoder is not None:
             raise ValueError(
                 "an adapter that follows a control image is more than a LoRA; download it as a zip"
             )
         with self._writing, disk_explained(folder, "writing the LoRA file"):
-            if not (folder / EXPORT_NAME).is_file():
-                self._export(adapter, folder)
-        stem = file_stem(read_label(folder).name, adapter_id)
-        return self._offer(adapter_id, f"{stem}.safetensors", (folder / EXPORT_NAME).read_bytes())
-
-    def _export(self, adapter: Adapter, folder: Path) -> None:
-        if adapter.parts.keys() == {"unet"}:
-            with self._fit.adapted_unet(adapter.first) as unet:
-                export_lora(adapter, unet, folder)
-        else:
-            export_lora(adapter, load_base(self._fit.base.folder), folder)
+            if not exported.is_file() and adapter.parts.keys() == {"unet"}:
+                with self._fit.adapted_unet(adapter.first) as unet:
+                    export_lora(adapter, unet, folder)
+            elif not exported.is_file():
+                export_lora(adapter, load_base(self._fit.base.folder), folder)
+        name = f"{file_stem(read_label(folder).name, adapter_id)}.safetensors"
+        return self._offer(adapter_id, name, exported.read_bytes())
 
     def _add(self, files: dict[str, bytes], name: str) -> Card:
-        checked = check_name(name)
         self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / f"a{secrets.token_hex(6)}"
-        label = Label(checked, datetime.now(UTC))
-        write_folder(folder, {**files, NAME_FILE: label.to_bytes()})
+        label = Label(name=check_name(name), created=datetime.now(UTC))
+        write_folder(folder, {**files, LABEL_NAME: label.to_bytes()})
         try:
             read_adapter(folder)
         except (ValueError, OSError):
@@ -178,15 +196,69 @@ class Library:
     def _folders(self) -> dict[str, Path]:
         if not self.root.is_dir():
             return {}
-        return {id_of(path): path for path in self.root.iterdir() if is_adapter(path)}
+        return {_id_of(path): path for path in self.root.iterdir() if _is_adapter(path)}
 
     def _card(self, folder: Path) -> Card:
-        stamp = stamp_of(folder)
-        with self._lock:
-            known = self._known.get(folder.name)
+        """Return the card of a folder, read once until one of its files changes."""
+        if not folder.is_dir():
+            raise FileNotFoundError(GONE)
+        stamp = None
+        with suppress(OSError):
+            status = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+            stamp = [(path, each.st_mtime_ns, each.st_size) for path, each in status]
+        known = self._known.get(folder.name)
         if known is not None and known[0] == stamp:
             return known[1]
-        card = read_card(folder, self._fit)
-        with self._lock:
-            self._known[folder.name] = (stamp, card)
+        card = _read_card(folder, self._fit)
+        self._known[folder.name] = (stamp, card)
         return card
+
+
+def _read_card(folder: Path, base: BaseFit) -> Card:
+    """Read the card of an adapter, damaged or not."""
+    label, thumbnail, adapter, match = read_label(folder), folder / THUMBNAIL_NAME, None, None
+    try:
+        adapter = read_adapter(folder)
+        fit = base.fit(adapter)
+        match, why_not = fit.match, fit.remark
+    except (ValueError, OSError) as error:
+        why_not = printable(str(error).replace(f"{folder}/", "").replace(str(folder), label.name), 500)
+    except Exception:  # whatever is wrong with one adapter, the others are listed
+        logger.exception("the adapter in %s cannot be read", folder)
+        why_not = "it cannot be read; details are in the log"
+    card = Card(
+        id=_id_of(folder),
+        name=label.name,
+        kind="control" if (folder / CONTROL_CONFIG_NAME).exists() else "subject",
+        created=label.created,
+        num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        thumbnail=thumbnail if thumbnail.is_file() else None,
+        why_not=why_not,
+        match=match,
+    )
+    if adapter is None:
+        return card
+    return replace(
+        card,
+        method=adapter.method,
+        base_name=printable(adapter.metadata.base_model or "unknown"),
+        trigger=printable(adapter.metadata.trigger or "", 300),
+        steps=steps_of(adapter),
+        hash=hash_of(adapter),
+        num_parameters=adapter.num_parameters,
+    )
+
+
+def _id_of(folder: Path) -> str:
+    """Return the id of a folder: its name, or for one that a hand put there what stands for the name."""
+    name = folder.name
+    if name.isascii() and name.isidentifier() and len(name) <= 64:
+        return name
+    return f"x{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
+
+
+def _is_adapter(path: Path) -> bool:
+    """Say whether a folder in a library holds an adapter, whole or not."""
+    if path.name.startswith(".") or path.is_symlink() or not path.is_dir():
+        return False
+    return any((path / name).exists() for name in (CONFIG_NAME, TENSORS_NAME, CONTROL_CONFIG_NAME))

@@ -12,8 +12,8 @@ from ether_diffusion.control import read_control
 from ether_diffusion.pipelines.call import library_versions
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
 from ether_diffusion.pipelines.sampling import GUIDANCE, SIDE, STEPS, STRENGTH
-from ether_diffusion.ui.cards import Card
 from ether_diffusion.ui.errors import sentence
+from ether_diffusion.ui.library import Card
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, SEED, GenerateRequest
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.wording import listed, printable

@@ -1,45 +1,58 @@
 """Training runs of a studio: each a process of its own that needs no server, watched through its files."""
 
+import logging
 import os
 import re
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ether_diffusion.training.run_lock import guarded
-from ether_diffusion.ui.cards import Card
+import ether_diffusion
+from ether_diffusion.training.run_lock import guarded, holder_of, write_holder
 from ether_diffusion.ui.errors import disk_explained
-from ether_diffusion.ui.launching import launch
-from ether_diffusion.ui.library import Library
-from ether_diffusion.ui.run_record import (
+from ether_diffusion.ui.library import Card, Library
+from ether_diffusion.ui.run_status import (
     GONE,
+    LIBRARY_NAME,
+    OUTPUT_NAME,
+    PROCESS_NAME,
+    REQUEST_NAME,
+    WISH_NAME,
+    LibraryEntry,
     RunRecord,
+    RunStatus,
     Wanted,
-    asked_once_more,
+    Wish,
+    has_result,
     living_process,
     read_record,
+    read_status,
     read_wish,
-    write_library_id,
-    write_record,
-    write_wish,
+    write_facts,
 )
-from ether_diffusion.ui.run_status import RunStatus, has_result, read_status
 from ether_diffusion.ui.training_request import TrainRequest, output_folder, photos_folder, train_command
 from ether_diffusion.ui.uploads import IntakeReport, take_photos
 from ether_diffusion.wording import printable
 
+NICENESS = 10
+"""Added to a trainer's, so that the page and pictures in between stay quick."""
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+logger = logging.getLogger(__name__)
 
 
 class Runs:
     """The runs in a folder; `temp` takes photos until a run has its own copies, and `base` is learned on.
 
-    Any number of servers may look after one folder: what is known lies on disk.
+    Any number of servers may look after one folder: what is known lies on disk. Wherever an id is given:
+    FileNotFoundError where there is no such run, or no longer.
     """
 
     def __init__(self, root: Path, temp: Path, *, base: str) -> None:
@@ -47,22 +60,34 @@ class Runs:
         # a run that goes on later may be started from another working directory
         self.base = str(Path(base).resolve()) if Path(base).is_dir() else base
 
-    def check_photos(self, paths: Sequence[Path]) -> IntakeReport:
-        """Look at uploaded files: what can be trained on is copied, the rest has a reason each.
-
-        Raises:
-            ValueError: the disk is full or cannot be written to.
-        """
-        return take_photos(paths, self.photos)
-
     @property
     def photos(self) -> Path:
         """Where photos wait that were checked, until a run has its own copies."""
         return self.temp / "photos"
 
+    def check_photos(self, paths: Sequence[Path]) -> IntakeReport:
+        """Look at uploaded files, as `take_photos` does."""
+        return take_photos(paths, self.photos)
+
     def ids(self) -> list[str]:
         """Return the ids of all runs, the newest first."""
-        return sorted((folder.name for folder in self._folders()), reverse=True)
+        return [folder.name for folder in self._folders()]
+
+    def status(self, run_id: str) -> RunStatus:
+        """Return how a run stands.
+
+        Raises:
+            ValueError: its request is damaged.
+        """
+        return read_status(self._folder(run_id))
+
+    def all(self) -> list[RunStatus]:
+        """Return how all runs stand, the newest first; those whose request is damaged are left out."""
+        found = []
+        for folder in self._folders():
+            with suppress(FileNotFoundError, ValueError):
+                found.append(read_status(folder))
+        return found
 
     def command(self, request: TrainRequest) -> list[str]:
         """Return the command that `start` would run, with ID in place of the run's folder."""
@@ -76,42 +101,23 @@ class Runs:
         """
         self._check_photos(request)
         now = datetime.now(UTC)
-        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        folder = self.root / run_id
+        folder = self.root / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         with disk_explained(self.root, "starting the training"):
             self.root.mkdir(parents=True, exist_ok=True)
             with guarded(self.root):
                 self._check_alone()
                 try:
                     self._prepare(folder, request, now)
-                    launch(folder)
+                    _launch(folder)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise
-        return run_id
-
-    def status(self, run_id: str) -> RunStatus:
-        """Return how a run stands.
-
-        Raises:
-            FileNotFoundError: there is no such run, or no longer.
-            ValueError: its request is damaged.
-        """
-        return read_status(self._folder(run_id))
-
-    def all(self) -> list[RunStatus]:
-        """Return how all runs stand, the newest first; those whose request is damaged are left out."""
-        found = []
-        for folder in sorted(self._folders(), reverse=True):
-            with suppress(FileNotFoundError, ValueError):
-                found.append(read_status(folder))
-        return found
+        return folder.name
 
     def stop(self, run_id: str) -> None:
         """Ask a run to save and end. Asked again, it ends at once; asked a third time, it is killed.
 
         Raises:
-            FileNotFoundError: there is no such run.
             ValueError: its process is on another machine.
         """
         self._end(run_id, "stopped")
@@ -124,7 +130,6 @@ class Runs:
         """Go on with a run that ended before its last step, by the same command.
 
         Raises:
-            FileNotFoundError: there is no such run.
             ValueError: it is training or finished, another one is training, or the disk is full.
         """
         folder = self._folder(run_id)
@@ -135,13 +140,12 @@ class Runs:
             if has_result(output_folder(folder)):
                 raise ValueError(f"{name} is finished; there is nothing to go on with")
             self._check_alone()
-            launch(folder)
+            _launch(folder)
 
     def adopt(self, run_id: str, library: Library) -> Card:
         """Put the adapter that a finished run made into a library, once however often it is asked for.
 
         Raises:
-            FileNotFoundError: there is no such run.
             ValueError: it is not finished, or the disk is full.
         """
         folder = self._folder(run_id)
@@ -153,14 +157,13 @@ class Runs:
                 with suppress(FileNotFoundError):  # deleted from the library since
                     return library.card(status.library_id)
             card = library.add_run_result(status.adapter, status.name)
-            write_library_id(folder, card.id)
+            write_facts(folder, LIBRARY_NAME, LibraryEntry(id=card.id))
             return card
 
     def delete(self, run_id: str) -> None:
         """Delete a run with its photos, pictures and checkpoints.
 
         Raises:
-            FileNotFoundError: there is no such run.
             ValueError: it is training.
         """
         folder = self._folder(run_id)
@@ -183,30 +186,27 @@ class Runs:
             command=train_command(request, folder, self.base),
             created=now.timestamp(),
         )
-        write_record(folder, record)
+        write_facts(folder, REQUEST_NAME, record)
 
     def _end(self, run_id: str, wanted: Wanted) -> None:
         folder = self._folder(run_id)
         with disk_explained(folder, "stopping the training"), guarded(self.root):
             process, wish = living_process(folder), read_wish(folder)
-            if process is None:  # it ended by itself just now, or rests
-                if wish.wanted == "paused":
-                    write_wish(folder, replace(wish, wanted=wanted))
+            if process is None and wish.wanted != "paused":  # it ended by itself just now
                 return
-            if not process.is_here:
+            if process is not None and not process.is_here:
                 raise ValueError(f"this run is trained on {printable(process.host)}; stop it there")
-            asked = asked_once_more(wish, wanted)
-            write_wish(folder, asked)
-        number = signal.SIGKILL if asked.asked > 2 else signal.SIGINT
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+            asked = wish.asked if process is None else wish.asked + 1
+            write_facts(folder, WISH_NAME, wish.model_copy(update={"wanted": wanted, "asked": asked}))
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL if asked > 2 else signal.SIGINT)
 
     def _check_photos(self, request: TrainRequest) -> None:
         own = self.temp.resolve()
-        strange = [photo for photo in request.photos if not photo.resolve().is_relative_to(own)]
-        gone = [photo for photo in request.photos if not photo.is_file()]
-        if strange:
+        if not all(photo.resolve().is_relative_to(own) for photo in request.photos):
             raise ValueError("there is a photo that was not uploaded here; add the photos again")
+        gone = [photo for photo in request.photos if not photo.is_file()]
         if gone:
             raise ValueError(
                 f"{len(gone)} of {len(request.photos)} photos are gone, as uploads are kept for a while; "
@@ -217,7 +217,9 @@ class Runs:
         """Refuse a second training: two share the memory and are both slower."""
         for folder in self._folders():
             if living_process(folder) is not None:
-                name = _name_of(folder)
+                name = "another subject"
+                with suppress(ValueError):
+                    name = read_record(folder).name
                 raise ValueError(
                     f"{name} is being trained, and one training runs at a time; wait for it, or pause it"
                 )
@@ -229,13 +231,39 @@ class Runs:
         return folder
 
     def _folders(self) -> list[Path]:
-        if not self.root.is_dir():
-            return []
-        return [path for path in self.root.iterdir() if _ID.fullmatch(path.name) and path.is_dir()]
+        """Return the folders of all runs, the newest first."""
+        return sorted((p for p in self.root.glob("*") if _ID.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
-def _name_of(folder: Path) -> str:
-    try:
-        return read_record(folder).name
-    except ValueError:
-        return "another subject"
+def _launch(folder: Path) -> None:
+    """Run a run's command in a session of its own, so that nothing that ends the server ends it."""
+    command, output = read_record(folder).command, folder / OUTPUT_NAME
+    if not Path(command[0]).exists():  # a Python that was replaced since
+        command = [sys.executable, *command[1:]]
+    written = output.stat().st_size if output.exists() else 0
+    write_facts(folder, WISH_NAME, Wish(wanted="running", began=time.time(), output_from=written))
+    with output.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+        )
+    write_holder(folder / PROCESS_NAME, holder_of(process.pid))
+    with suppress(OSError, AttributeError):  # Windows has no such priorities
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, process.pid, min(own + NICENESS, 19))
+    # a child that nobody waits for stays in the table of processes
+    threading.Thread(target=process.wait, name=f"wait for {folder.name}", daemon=True).start()
+    logger.info("training %s in process %d", folder.name, process.pid)
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's variables; in a checkout, with the place that the package is found at."""
+    root = Path(ether_diffusion.__file__).parent.parent
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if (root / "pyproject.toml").is_file():
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    return variables

@@ -1,43 +1,50 @@
-"""Photos from visitors: unpacked, counted, decoded whole by us, and copied under names of our own."""
+"""Photos from visitors: decoded whole by us, copied under names of our own, noted in their browser."""
 
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.photos import Photo, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
-from ether_diffusion.ui.archives import is_archive, unpack_zip
+from ether_diffusion.ui.archives import archive_kind, read_zip
 from ether_diffusion.ui.errors import disk_explained
+from ether_diffusion.ui.thumbnails import thumbnail_png
 from ether_diffusion.wording import printable
 
 MAX_PHOTO_BYTES = 64 * 2**20
 MAX_PHOTOS = 200
 MAX_TOTAL_BYTES = 2**30
 """Of all photos of one subject."""
-THUMBNAIL_SIDE = 256
-"""Longer side in px."""
 _KEPT_SECONDS = 24 * 3600
-_UNPACKED, THUMBNAILS = "unpacked", "thumbnails"
+_THUMBNAILS = "thumbnails"
+_FOLDER = re.compile(r"[0-9a-f]{16}")
+_FILE = re.compile(r"photo-\d{3}(\.[a-z0-9]{1,6})?", re.ASCII)
+_MAX_CHARACTERS = 300
+
+Note = list[str]
+"""A photo as the browser keeps it: our folder, our file, its name for people, the remark on it."""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A photo that can be used: its name for people, escaped, our copy and our thumbnail of it.
+    """A photo that can be used: its name for people, escaped, and our copy of it.
 
     `note` says what decoding does to it, or which other photo it repeats; empty if nothing is notable.
     """
 
     name: str
     path: Path
-    thumbnail: Path
     note: str
+
+    @property
+    def thumbnail(self) -> Path:
+        """Our thumbnail of it."""
+        return self.path.parent / _THUMBNAILS / f"{self.path.stem}.png"
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,6 @@ class IntakeReport:
     accepted: tuple[Accepted, ...]
     refused: tuple[Refused, ...]
 
-    @property
-    def photos(self) -> tuple[Path, ...]:
-        """Our copies of the accepted photos, to train on."""
-        return tuple(each.path for each in self.accepted)
-
-
-class _Refusals(list[Refused]):
-    """Refusals as they are found."""
-
-    def note(self, name: str, reason: str) -> None:
-        self.append(Refused(printable(name), reason))
-
 
 def take_photos(paths: Sequence[Path], folder: Path) -> IntakeReport:
     """Check uploaded files, photos or zips of photos; copy what can be used into a new folder.
@@ -74,67 +69,56 @@ def take_photos(paths: Sequence[Path], folder: Path) -> IntakeReport:
     Raises:
         ValueError: the disk is full or the folder cannot be written to.
     """
-    _forget_old(folder)
-    own = folder / secrets.token_hex(8)
-    refusals = _Refusals()
-    photos: list[tuple[Photo, Path, Path]] = []
-    total = 0
+    own, accepted, refused = folder / secrets.token_hex(8), list[Accepted](), list[Refused]()
+    photos, total = list[Photo](), 0
     with disk_explained(folder, "taking the photos"):
-        (own / THUMBNAILS).mkdir(parents=True, mode=0o700)
+        _forget_old(folder)
+        (own / _THUMBNAILS).mkdir(parents=True, mode=0o700)
         try:
-            for name, path in _files(paths, own, refusals):
+            for name, data in _files(paths):
                 try:
-                    data = read_plain_file(path, inside=path.parent, max_bytes=MAX_PHOTO_BYTES)
+                    if isinstance(data, UnusableFileError):
+                        raise data
                     _check_room(len(photos), total + len(data))
                     photo = check_photo(Path(name), data)
-                    copy = own / f"photo-{len(photos) + 1:03d}{_plain_suffix(name)}"
-                    thumbnail = own / THUMBNAILS / f"{copy.stem}.png"
-                    _write_thumbnail(data, name, thumbnail)
+                    suffix = Path(name).suffix.lower()
+                    copy = own / f"photo-{len(photos) + 1:03d}{suffix}"
+                    if not _FILE.fullmatch(copy.name):
+                        copy = copy.with_suffix("")
+                    kept = Accepted(printable(name), copy, "; ".join(photo.notes))
+                    kept.thumbnail.write_bytes(thumbnail_png(data, suffix))
                 except UnusableFileError as reason:
-                    refusals.note(name, str(reason))
+                    refused.append(Refused(printable(name), str(reason)))
                     continue
                 copy.write_bytes(data)
                 total += len(data)
-                photos.append((photo, copy, thumbnail))
+                same = next((each for each in photos if each.pixels_sha256 == photo.pixels_sha256), None)
+                pair = () if same is None else remarks_on([same, photo])
+                doubles = [remark for remark in pair if "the same" in remark]
+                photos.append(photo)
+                accepted.append(replace(kept, note="; ".join([*photo.notes, *doubles])))
         except BaseException:
             shutil.rmtree(own, ignore_errors=True)
             raise
-        finally:
-            shutil.rmtree(own / _UNPACKED, ignore_errors=True)
-    return IntakeReport(tuple(_accepted(photos)), tuple(refusals))
+    return IntakeReport(tuple(accepted), tuple(refused))
 
 
-def write_thumbnail(source: Path, target: Path) -> None:
-    """Write a small PNG of a picture that was uploaded or drawn, decoded under our limits.
-
-    Raises:
-        ValueError: it is no picture that can be used.
-    """
-    data = read_plain_file(source, inside=source.parent, max_bytes=MAX_PHOTO_BYTES)
-    _write_thumbnail(data, source.name, target)
-
-
-def _files(paths: Sequence[Path], own: Path, refusals: _Refusals) -> Iterator[tuple[str, Path]]:
-    """Give each file with its name for people; archives give what is in them, without its folders."""
-    for number, path in enumerate(paths):
-        if not path.is_file() or not is_archive(path):
-            yield path.name, path
-            continue
-        target = own / _UNPACKED / str(number)
+def _files(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | UnusableFileError]]:
+    """Give each file, or why there is none, by its name; archives give what is in them, without folders."""
+    for path in paths:
         try:
-            files = unpack_zip(path, target)
-        except ValueError as refusal:
-            name = printable(path.name)
-            refusals.note(path.name, str(refusal).removeprefix(f"{name}: ").removeprefix(f"{name} "))
-            continue
-        for file in files:
-            yield file.name, file
-        shutil.rmtree(target, ignore_errors=True)
+            data = read_plain_file(path, inside=path.parent, max_bytes=MAX_PHOTO_BYTES)
+            if archive_kind(data) is None:
+                yield path.name, data
+            else:
+                yield from ((PurePosixPath(name).name, each) for name, each in read_zip(data).items())
+        except UnusableFileError as reason:
+            yield path.name, reason
 
 
 def _forget_old(folder: Path) -> None:
     """Delete photos that nobody has trained on for a day."""
-    for path in folder.glob("*") if folder.is_dir() else ():
+    for path in folder.glob("*"):
         with suppress(OSError):  # another visitor may have
             if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
                 shutil.rmtree(path)
@@ -149,32 +133,39 @@ def _check_room(num_photos: int, total_bytes: int) -> None:
         )
 
 
-def _accepted(photos: Sequence[tuple[Photo, Path, Path]]) -> Iterator[Accepted]:
-    doubles = _doubles([photo for photo, _, _ in photos])
-    for index, (photo, copy, thumbnail) in enumerate(photos):
-        notes = [*photo.notes, *doubles.get(index, [])]
-        yield Accepted(printable(photo.path.name), copy, thumbnail, "; ".join(notes))
+def add_photos(earlier: Sequence[Accepted], report: IntakeReport) -> IntakeReport:
+    """Add photos to those that are there already; what is there is not taken again."""
+    photos, refused = list(earlier), list(report.refused)
+    known = {photo.thumbnail.read_bytes(): photo.name for photo in earlier}
+    for photo in report.accepted:
+        other = known.get(photo.thumbnail.read_bytes())
+        if other is not None:
+            refused.append(Refused(photo.name, f"is the same picture as {other}, which was added before"))
+        elif len(photos) >= MAX_PHOTOS:
+            refused.append(Refused(photo.name, f"is more than the {MAX_PHOTOS} photos that are taken"))
+        else:
+            photos.append(photo)
+    return IntakeReport(tuple(photos), tuple(refused))
 
 
-def _doubles(photos: Sequence[Photo]) -> dict[int, list[str]]:
-    """Return what `remarks_on` says of pairs, by the place of the later photo."""
-    found: dict[int, list[str]] = {}
-    first: dict[str, int] = {}
-    for index, photo in enumerate(photos):
-        other = first.setdefault(photo.pixels_sha256, index)
-        if other != index:
-            pair = remarks_on([photos[other], photo])
-            found[index] = [remark for remark in pair if "the same" in remark]
+def note_photos(photos: Sequence[Accepted]) -> list[Note]:
+    """Return photos as the browser keeps them."""
+    return [[photo.path.parent.name, photo.path.name, photo.name, photo.note] for photo in photos]
+
+
+def recall_photos(kept: object, folder: Path) -> list[Accepted]:
+    """Return the photos that a browser says it added, as far as they still are in `folder`.
+
+    Whatever it says, nothing but our own copies is reached.
+    """
+    found = []
+    for each in kept[:MAX_PHOTOS] if isinstance(kept, list) else []:
+        if not isinstance(each, list) or len(each) != 4 or not all(isinstance(word, str) for word in each):
+            continue
+        own, file, name, note = each
+        if _FOLDER.fullmatch(own) and _FILE.fullmatch(file):
+            path, words = folder / own / file, [printable(text, _MAX_CHARACTERS) for text in (name, note)]
+            photo = Accepted(words[0], path, words[1])
+            if photo.path.is_file() and photo.thumbnail.is_file():
+                found.append(photo)
     return found
-
-
-def _write_thumbnail(data: bytes, name: str, target: Path) -> None:
-    decoded = decode_bytes(data, Path(name).suffix, min_side=1, target_side=THUMBNAIL_SIDE)
-    small = decoded.rgb.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    small.save(target, "PNG")
-
-
-def _plain_suffix(name: str) -> str:
-    suffix = Path(name).suffix.lower()
-    return suffix if suffix[1:].isascii() and suffix[1:].isalnum() and len(suffix) <= 6 else ""

@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from ether_diffusion.ui.cards import Card
 from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import Event, Finished
 from ether_diffusion.ui.facts import figure_html, notes_html
+from ether_diffusion.ui.library import Card
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.facts import counted
-from ether_diffusion.ui.history import Search
 from ether_diffusion.ui.requests import MAX_PROMPT
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.parts import TabParts, Updates
@@ -30,7 +28,7 @@ def build(studio: Studio) -> TabParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("History", id="history") as tab:
         page = HistoryTab(studio)
-    page.search_with(tab)
+    page.tie(tab)
     return TabParts(tab, sendings=[page.detail.sending])
 
 
@@ -39,18 +37,11 @@ class HistoryTab:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._lay_out()
-        self._tie()
-
-    def _lay_out(self) -> None:
         with gr.Row(elem_classes="search-row"):
             self.text = gr.Textbox(
-                label="Words in the prompt",
-                max_length=MAX_PROMPT,
-                scale=3,
-                min_width=200,
+                label="Words in the prompt", max_length=MAX_PROMPT, scale=3, min_width=200,
                 elem_id="history-text",
-            )
+            )  # fmt: skip
             self.adapter = gr.Dropdown(
                 [ANY], value=ANY, label="Adapter", min_width=160, elem_id="history-adapter"
             )
@@ -66,47 +57,35 @@ class HistoryTab:
                     elem_id="history-gallery",
                 )  # fmt: skip
                 self.more = gr.Button("Show more", visible=False, elem_id="history-more")
-            self.detail = PictureDetail("history", self._studio)
+            self.detail = PictureDetail("history", studio)
         self.all = gr.Button("Download all", visible=False, elem_id="history-all")
         self.archive = gr.DownloadButton(visible="hidden")
         self.ids, self.count = gr.State([]), gr.State(PAGE)
 
-    def _tie(self) -> None:
+    def tie(self, tab: gr.Tab) -> None:
+        """Tie the events.
+
+        Opening the tab and typing are one event, of which the last is answered last: a tab that was opened
+        a moment ago does not show everything again when a word was typed since.
+        """
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        looked_for = self._looked_for()
-        self.more.click(handler(self.show_more), [*looked_for, self.count], self._found(), **quiet)
+        looked_for = [self.text, self.adapter, self.base]
+        found = [self.adapter, self.empty, self.gallery, self.more, self.all, self.ids, self.count]
+        gr.on(
+            [tab.select, self.text.change, self.adapter.input, self.base.input],
+            handler(self.search), looked_for, found, trigger_mode="always_last", **quiet,
+        )  # fmt: skip
+        self.more.click(handler(self.show_more), [*looked_for, self.count], found, **quiet)
         self.gallery.select(handler(self.select), [self.ids], self.detail.all(), **quiet)
         zipped = self.all.click(handler(self.zip), looked_for, [self.archive], api_visibility="private")
         zipped.success(None, [self.archive], None, js=SAVE_AS, api_visibility="private")
 
-    def search_with(self, tab: gr.Tab) -> None:
-        """Search when the tab is opened, and as the visitor types.
-
-        All of it is one event, of which the last is answered last: a tab that was opened a moment ago does
-        not show everything again when a word was typed since.
-        """
-        gr.on(
-            [tab.select, self.text.change, self.adapter.input, self.base.input],
-            handler(self.search),
-            self._looked_for(),
-            self._found(),
-            trigger_mode="always_last",
-            api_visibility="private",
-            show_progress="hidden",
-        )
-
-    def _looked_for(self) -> list[Component]:
-        return [self.text, self.adapter, self.base]
-
-    def _found(self) -> list[Component]:
-        return [self.adapter, self.empty, self.gallery, self.more, self.all, self.ids, self.count]
-
     def search(self, text: str, adapter: str, with_base: bool) -> Updates:
         """Show the pictures that are looked for, and offer the adapters that any was drawn with."""
-        found = self._find(text, adapter, with_base)
-        nothing = NOT_FOUND if text or adapter != ANY else EMPTY
         names = [ANY, *self._studio.history.adapters()]
-        return {self.adapter: gr.update(choices=names), **self._show(found, PAGE, nothing)}
+        nothing = NOT_FOUND if text or adapter != ANY else EMPTY
+        shown = self._show(self._find(text, adapter, with_base), PAGE, nothing)
+        return {self.adapter: gr.update(choices=names), **shown}
 
     def show_more(self, text: str, adapter: str, with_base: bool, count: int) -> Updates:
         """Show more of what was found."""
@@ -114,21 +93,17 @@ class HistoryTab:
 
     def _find(self, text: str, adapter: str, with_base: bool) -> list[SavedPicture]:
         name = "" if adapter == ANY else adapter
-        return self._studio.history.pictures(Search(text=text, adapter=name, with_base=with_base))
+        return self._studio.history.pictures(text=text, adapter=name, with_base=with_base)
 
     def _show(self, found: list[SavedPicture], count: int, nothing: str) -> Updates:
         shown = found[:count]
+        pictures = [(picture.path, _caption(picture)) for picture in shown]
+        words = f"Download {counted(len(found), 'picture')} as a zip"
         return {
             self.empty: gr.update(value=nothing, visible=not found),
-            self.gallery: gr.update(
-                value=[(picture.path, _caption(picture)) for picture in shown],
-                visible=bool(found),
-                selected_index=None,
-            ),
+            self.gallery: gr.update(value=pictures, visible=bool(found), selected_index=None),
             self.more: gr.update(visible=len(found) > count),
-            self.all: gr.update(
-                visible=bool(found), value=f"Download {counted(len(found), 'picture')} as a zip"
-            ),
+            self.all: gr.update(visible=bool(found), value=words),
             self.ids: [picture.id for picture in shown],
             self.count: count,
         }

@@ -1,40 +1,46 @@
-"""The tab Library: the adapters there are, to look at, name, fetch, add and delete."""
+"""The tab Library: the adapters there are, to look at, name, fetch, add and delete; also /adapters."""
 
-from collections.abc import Iterator
-from html import escape
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
-from ether_diffusion.ui.cards import GONE, Card
-from ether_diffusion.ui.display_name import MAX_CHARACTERS
-from ether_diffusion.ui.errors import handler
-from ether_diffusion.ui.facts import notes_html
+from ether_diffusion.ui.errors import handler, sentence, without_paths
+from ether_diffusion.ui.facts import facts_html, notes_html
+from ether_diffusion.ui.labels import MAX_CHARACTERS
+from ether_diffusion.ui.library import GONE, Card
 from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.history import SAVE_AS
-from ether_diffusion.ui.tabs.library_endpoint import add_endpoint
-from ether_diffusion.ui.tabs.library_looks import EMPTY, card_facts, cards_html
 from ether_diffusion.ui.tabs.parts import Sending, TabParts, Updates
-from ether_diffusion.ui.thumbnails import Thumbnails
+from ether_diffusion.ui.thumbnails import data_address
 
 THUMBNAIL_SIDE = 144
+EMPTY = '<div class="empty"><p>No adapters yet. Train one, or add one that you have.</p></div>'
 SHOW_DETAIL = """() => { if (window.innerWidth <= 760) document.getElementById("library-detail")
   .scrollIntoView({ behavior: "smooth" }); }"""
 CHOOSE = """element.addEventListener("click", (event) => {
   const card = event.target.closest("[data-adapter]");
   if (card) trigger("click", { adapter: card.dataset.adapter });
 });"""
+_CARD = Markup(
+    '<button type="button" class="card" data-adapter="{id}" aria-pressed="{pressed}">'
+    '<span class="look-of" aria-hidden="true">{picture}</span><span class="words">'
+    '<span class="name">{name}</span>{lines}{mark}</span></button>'
+)
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build(studio: Studio) -> TabParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("Library", id="library") as tab:
         page = LibraryTab(studio)
-        add_endpoint(studio)
-    page.refresh_with(tab)
+        gr.api(page.adapters, api_name="adapters")
+    for event in (gr.context.Context.root_block.load, tab.select):
+        event(handler(page.refresh), [page.chosen], [page.empty, page.cards], **QUIET)
     return TabParts(
         tab,
         sendings=[Sending(page.used, page.restored)],
@@ -47,30 +53,22 @@ class LibraryTab:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._is_small = studio.engine.native_size < SMALL
-        self._thumbnails = Thumbnails(THUMBNAIL_SIDE)
-        self._lay_out()
-        self._tie()
-
-    def _lay_out(self) -> None:
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=3, min_width=300, elem_classes="settings"):
                 self.empty = gr.HTML(EMPTY, elem_id="library-empty")
                 self.cards = gr.HTML(js_on_load=CHOOSE, visible=False, elem_id="library-cards")
                 self.dropped = gr.File(
                     label="Add an adapter: its zip, or its .safetensors with its .json",
-                    file_count="multiple",
-                    file_types=[".zip", ".safetensors", ".json"],
-                    height=104,
-                    elem_id="library-drop",
-                    elem_classes="drop",
-                )
+                    file_count="multiple", file_types=[".zip", ".safetensors", ".json"], height=104,
+                    elem_id="library-drop", elem_classes="drop",
+                )  # fmt: skip
             with gr.Column(
                 scale=2, min_width=300, visible=False, elem_classes="results", elem_id="library-detail"
             ) as self.detail:
                 self._lay_out_detail()
         self.chosen, self.restored = gr.State(""), gr.State()
         self.file = gr.DownloadButton(visible="hidden")
+        self._tie()
 
     def _lay_out_detail(self) -> None:
         self.head = gr.HTML(elem_id="library-head")
@@ -92,39 +90,39 @@ class LibraryTab:
                 self.keep = gr.Button("Keep it", elem_id="library-delete-not")
 
     def _tie(self) -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        everything = self._shown()
-        opened = self.cards.click(handler(self.choose), None, everything, **quiet)
+        library, chosen = self._studio.library, [self.chosen]
+        shown = [
+            self.empty, self.cards, self.chosen, self.detail, self.head, self.use, self.lora, self.name,
+            self.confirm,
+        ]  # fmt: skip
+        opened = self.cards.click(handler(self.choose), None, shown, **QUIET)
         opened.success(None, js=SHOW_DETAIL, api_visibility="private")
-        self.used = self.use.click(handler(self.take), [self.chosen], [self.restored], **quiet)
+        self.used = self.use.click(handler(self.take), chosen, [self.restored], **QUIET)
         self.renamed = gr.on(
-            [self.rename.click, self.name.submit],
-            handler(self.give_name), inputs=[self.chosen, self.name], outputs=everything, **quiet,
+            [self.rename.click, self.name.submit], handler(self.give_name), [self.chosen, self.name], shown,
+            **QUIET,
         )  # fmt: skip
-        self.delete.click(handler(self.ask), [self.chosen], [self.confirm, self.question], **quiet)
-        self.keep.click(handler(self.keep_it), None, [self.confirm], **quiet)
-        self.deleted = self.delete_now.click(handler(self.remove), [self.chosen], everything, **quiet)
-        self.added = self.dropped.upload(
-            handler(self.add), [self.dropped], [*everything, self.dropped], **quiet
-        )
-        for button, function in ((self.native, self.zip), (self.lora, self.export)):
+        self.delete.click(handler(self.ask), chosen, [self.confirm, self.question], **QUIET)
+        self.keep.click(lambda: gr.update(visible=False), None, [self.confirm], **QUIET)
+        self.deleted = self.delete_now.click(handler(self.remove), chosen, shown, **QUIET)
+        self.added = self.dropped.upload(handler(self.add), [self.dropped], [*shown, self.dropped], **QUIET)
+        for button, function in ((self.native, library.native_zip), (self.lora, library.lora_file)):
             written = button.click(
-                handler(function), [self.chosen], [self.file], api_visibility="private",
+                handler(function), chosen, [self.file], api_visibility="private",
                 show_progress="minimal", show_progress_on=[button],
             )  # fmt: skip
             written.success(None, [self.file], None, js=SAVE_AS, api_visibility="private")
 
-    def refresh_with(self, tab: gr.Tab) -> None:
-        """Show what there is when the page is loaded and when the tab is opened."""
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        for event in (gr.context.Context.root_block.load, tab.select):
-            event(handler(self.refresh), [self.chosen], [self.empty, self.cards], **quiet)
+    @handler
+    def adapters(self) -> list[dict[str, Any]]:
+        """List the adapters of the library, the newest first; num_bytes are those of their files.
 
-    def _shown(self) -> list[Any]:
-        return [
-            self.empty, self.cards, self.chosen, self.detail, self.head, self.use, self.lora, self.name,
-            self.confirm,
-        ]  # fmt: skip
+        kind is "subject" or "control"; why_not says why one cannot be used with this base.
+        """
+        self._studio.keep_finished()
+        names = ("id", "name", "kind", "method", "fits_base", "why_not", "trigger", "num_bytes")
+        listed = [{name: getattr(card, name) for name in names} for card in self._studio.library.cards()]
+        return [{**facts, "why_not": without_paths(facts["why_not"])} for facts in listed]
 
     def refresh(self, chosen: str) -> Updates:
         """Show the adapters there are, those of runs that have finished meanwhile, too."""
@@ -133,29 +131,33 @@ class LibraryTab:
 
     def _list(self, chosen: str) -> Updates:
         cards = self._studio.library.cards()
-        listing = cards_html(cards, chosen, self._thumbnails, is_small=self._is_small)
+        look = "cards sharp" if self._studio.engine.native_size < SMALL else "cards"
+        listing = Markup("").join(_card_html(card, is_chosen=card.id == chosen) for card in cards)
         return {
             self.empty: gr.update(visible=not cards),
-            self.cards: gr.update(value=listing, visible=bool(cards)),
+            self.cards: gr.update(
+                value=Markup('<div class="{}">{}</div>').format(look, listing), visible=bool(cards)
+            ),
         }
 
     def _show(self, card: Card) -> Updates:
         """Show one adapter with what can be done with it."""
-        can_draw = card.fits_base and card.kind == "subject"
-        notes = ""
+        can_draw, notes = card.fits_base and card.kind == "subject", ""
         if not card.fits_base:
-            notes = notes_html("It cannot be used with this studio's base", [_said(card)], kind="warning")
+            heading = "It cannot be used with this studio's base"
+            notes = notes_html(heading, [sentence(card.why_not)], kind="warning")
         elif card.kind == "control":
             notes = notes_html("It follows a control image: choose it in the tab Control.", ())
         elif card.why_not:
-            notes = notes_html("Good to know", [_said(card)])
+            notes = notes_html("Good to know", [sentence(card.why_not)])
+        head = Markup("<h2>{}</h2>{}{}").format(card.name, Markup(facts_html(_facts(card))), Markup(notes))
         return {
             **self._list(card.id),
             self.chosen: card.id,
             self.detail: gr.update(visible=True),
-            self.head: f"<h2>{escape(card.name)}</h2>{card_facts(card)}{notes}",
+            self.head: head,
             self.use: gr.update(visible=can_draw),
-            self.lora: gr.update(visible=card.fits_base and card.kind == "subject"),
+            self.lora: gr.update(visible=can_draw),
             self.name: card.name,
             self.confirm: gr.update(visible=False),
         }
@@ -173,13 +175,9 @@ class LibraryTab:
 
     def ask(self, adapter_id: str) -> Updates:
         """Ask whether the adapter on show shall be deleted."""
+        words = Markup("<p>Delete {}? Its files are gone then; pictures drawn with it stay.</p>")
         name = self._studio.library.card(adapter_id).name
-        words = f"<p>Delete {escape(name)}? Its files are gone then; pictures drawn with it stay.</p>"
-        return {self.confirm: gr.update(visible=True), self.question: words}
-
-    def keep_it(self) -> Updates:
-        """Delete nothing."""
-        return {self.confirm: gr.update(visible=False)}
+        return {self.confirm: gr.update(visible=True), self.question: words.format(name)}
 
     def remove(self, adapter_id: str) -> Updates:
         """Delete the adapter on show."""
@@ -203,15 +201,55 @@ class LibraryTab:
             raise ValueError(f"{card.name} cannot be used here: {card.why_not}")
         return request_with(self._studio, card.id, card.trigger)
 
-    def zip(self, adapter_id: str) -> Path:
-        """Return the adapter on show as one zip."""
-        return self._studio.library.native_zip(adapter_id)
 
-    def export(self, adapter_id: str) -> Path:
-        """Return the adapter on show as one LoRA file."""
-        return self._studio.library.lora_file(adapter_id)
+def _card_html(card: Card, *, is_chosen: bool) -> Markup:
+    """Return a card as a button that bears the id of its adapter."""
+    address = None if card.thumbnail is None else data_address(card.thumbnail, THUMBNAIL_SIDE)
+    initial = card.name[:1].upper()
+    picture = initial if address is None else Markup('<img alt="" src="{}">').format(address)
+    mark = Markup("")
+    if not card.fits_base:
+        other = "For other weights" if card.match == "other weights" else "For another base"
+        mark = Markup('<span class="mark unfit">{}</span>').format(other if card.method else "Cannot be read")
+    elif card.kind == "control":
+        mark = Markup('<span class="mark">Control</span>')
+    return _CARD.format(
+        id=card.id,
+        pressed="true" if is_chosen else "false",
+        picture=picture,
+        name=card.name,
+        lines=Markup("").join(Markup('<span class="line">{}</span>').format(line) for line in _lines(card)),
+        mark=mark,
+    )
 
 
-def _said(card: Card) -> str:
-    """Return why an adapter does not fit as a sentence."""
-    return f"{card.why_not[:1].upper()}{card.why_not[1:].rstrip('.')}."
+def _lines(card: Card) -> Sequence[str]:
+    """Return what stands on a card under the name."""
+    size, day = _kilobytes(card.num_bytes), f"{card.created.astimezone():%d %b %Y}"
+    if not card.method:
+        return [f"{size} · {day}"]
+    method = card.method if card.steps is None else f"{card.method} · {card.steps} steps"
+    call = [f"“{card.trigger}”"] if card.trigger else []
+    base = size if card.base_name == "unknown" else f"{card.base_name} · {size}"
+    return [method, *call, base, f"{day} · {card.hash[:8]}"]
+
+
+def _facts(card: Card) -> list[tuple[str, str]]:
+    """Return everything that is known of an adapter."""
+    facts = {
+        "Kind": card.kind.capitalize(),
+        "Method": card.method,
+        "Base": "" if card.base_name == "unknown" else card.base_name,
+        "Call it by": card.trigger,
+        "Steps": "" if card.steps is None else str(card.steps),
+        "Size": _kilobytes(card.num_bytes),
+        "Numbers in it": f"{card.num_parameters:,}" if card.num_parameters else "",
+        "Hash": card.hash[:16],
+        "Added": f"{card.created.astimezone():%d %b %Y, %H:%M}",
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _kilobytes(num_bytes: int) -> str:
+    """Return a size in words: 412 kB, 3.4 MB."""
+    return f"{max(1, round(num_bytes / 1e3))} kB" if num_bytes < 1e6 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,53 +1,59 @@
 """The training runs on the page: watched through their files, whoever started them, wherever."""
 
-from collections.abc import Mapping
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from markupsafe import Markup
 
 from ether_diffusion.ui.errors import handler
+from ether_diffusion.ui.facts import duration, notes_html, progress_html
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.run_record import GONE
-from ether_diffusion.ui.run_status import RunStatus
+from ether_diffusion.ui.run_status import GONE, RunStatus, State
 from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.keep_form import browser_state
 from ether_diffusion.ui.tabs.parts import Updates
-from ether_diffusion.ui.tabs.train_form import shown_command
-from ether_diffusion.ui.tabs.train_looks import (
-    EACH,
-    MEAN,
-    NO_RUNS,
-    loss_points,
-    run_label,
-    samples_html,
-    status_html,
-)
-from ether_diffusion.ui.thumbnails import Thumbnails
+from ether_diffusion.ui.thumbnails import data_address
 
 SECONDS = 1.0
 """Between two looks at the files of a run."""
 THUMBNAIL_SIDE = 192
+STATE_WORDS: dict[State, str] = {
+    "starting": "starting",
+    "running": "training",
+    "paused": "paused",
+    "stopped": "stopped",
+    "crashed": "broke off",
+    "finished": "done",
+}
+NO_RUNS = '<div class="empty"><p>No training yet. Add photos, say what they show, and start.</p></div>'
+MAX_ROWS = 8
+"""Rows of pictures that are shown: a prompt with a seed each."""
+MEAN, EACH = "running mean", "loss"
+_MEAN_OVER = 12
+_PROMPT_FLAG = "--validation_prompt="
+_FIGURE = Markup('<figure><img alt="{}, {}" src="{}"><figcaption>{}</figcaption></figure>')
+_MORE = Markup("<details><summary>The same from other seeds</summary>{}</details>")
 Seen = dict[str, Any]
 """What the page shows by part, so that only what has changed is sent."""
 
 
-class TrainWatch:
+class TrainRuns:
     """The widgets and what they do; made inside the tab.
 
     Attributes:
         chosen: the id of the run that the visitor looks at; "" is the newest, one that trains before others.
-        adopted: changes when a run's adapter has come into the library.
+        adopted: changes when a run's adapter has come into the library, and `taken` is the event of it.
         restored: what the visitor wants to draw after `used`.
     """
 
-    def __init__(self, studio: Studio, *, is_small: bool) -> None:
-        self._studio, self._is_small = studio, is_small
-        self._thumbnails = Thumbnails(THUMBNAIL_SIDE)
-        self._lay_out()
-        self._tie()
-
-    def _lay_out(self) -> None:
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
         self.chosen = browser_state("run", "")
         self.empty = gr.HTML(NO_RUNS, elem_id="train-empty")
         with gr.Column(visible=False, elem_id="train-run") as self.page:
@@ -75,24 +81,22 @@ class TrainWatch:
                     self.delete_now = gr.Button("Delete", variant="stop", elem_id="train-delete-now")
                     self.keep = gr.Button("Keep it", elem_id="train-delete-not")
         self.list = gr.Radio([], label="All runs", visible=False, elem_id="train-runs", elem_classes="lines")
-        self.seen = gr.State({})
-        self.adopted, self.restored = gr.State([]), gr.State()
-        self.timer = gr.Timer(SECONDS)
+        self.seen, self.adopted, self.restored = gr.State({}), gr.State([]), gr.State()
+        self._tie()
 
     def _tie(self) -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        shown, state = self.shown(), [self.chosen, self.seen]
-        self.timer.tick(handler(self.look), state, shown, queue=False, **quiet)
-        self.list.input(handler(self.choose), [self.list], shown, queue=False, **quiet)
-        self.stop.click(handler(self.stop_run), [self.seen], shown, **quiet)
-        self.pause.click(handler(self.pause_run), [self.seen], shown, **quiet)
-        self.resume.click(handler(self.resume_run), [self.seen], shown, **quiet)
-        asking = [self.confirm, self.question]
-        self.delete.click(handler(self.ask), [self.seen], asking, **quiet)
-        self.keep.click(handler(self.hide_question), None, asking, **quiet)
-        self.delete_now.click(handler(self.delete_run), [self.seen], [*shown, self.confirm], **quiet)
-        self.used = self.use.click(handler(self.take), [self.seen], [self.restored], **quiet)
-        self.taken = self.adopted.change(handler(_nothing), None, None, **quiet)
+        shown, seen = self.shown(), [self.seen]
+        gr.Timer(SECONDS).tick(handler(self.look), [self.chosen, self.seen], shown, queue=False, **quiet)
+        self.list.input(handler(self.show), [self.list], shown, queue=False, **quiet)
+        self.stop.click(handler(self.stop_run), seen, shown, **quiet)
+        self.pause.click(handler(self.pause_run), seen, shown, **quiet)
+        self.resume.click(handler(self.resume_run), seen, shown, **quiet)
+        self.delete.click(handler(self.ask), seen, [self.confirm, self.question], **quiet)
+        self.keep.click(lambda: gr.update(visible=False), None, [self.confirm], **quiet)
+        self.delete_now.click(handler(self.delete_run), seen, [*shown, self.confirm], **quiet)
+        self.used = self.use.click(handler(self.take), seen, [self.restored], **quiet)
+        self.taken = self.adopted.change(lambda: None, None, None, **quiet)
 
     def shown(self) -> list[Component]:
         """Return what `look` gives values to."""
@@ -105,53 +109,53 @@ class TrainWatch:
     def look(self, chosen: object, seen: Seen) -> Updates:
         """Show what has changed since the last look."""
         ids = self._studio.runs.ids()
-        run = self._run(chosen, ids, seen)
+        run = self._run([each for each in (chosen, seen.get("id")) if each in ids])
         now = {"ids": ids, **_parts_of(run)}
         if now == seen:
             return {}
         updates: Updates = {self.seen: now}
         if run is not None and run.adapter is not None and run.library_id is None:
             updates[self.adopted] = self._studio.keep_finished()
-        if (now["ids"], now["state"], now["id"]) != tuple(seen.get(key) for key in ("ids", "state", "id")):
-            updates |= self._frame(run, now["id"] != seen.get("id"))
+        if any(now[part] != seen.get(part) for part in ("ids", "state", "id")):
+            updates |= self._frame(run)
         if run is not None:
-            updates |= self._changed(run, now, seen)
+            updates |= self._changed(run, {part for part in now if now[part] != seen.get(part)})
         return updates
 
-    def _run(self, chosen: object, ids: list[str], seen: Seen) -> RunStatus | None:
-        """Return the chosen run where it is there, or the one that trains, or the newest."""
-        known = seen.get("id")
-        for wanted in (chosen, known):
-            if isinstance(wanted, str) and wanted in ids:
-                try:
-                    return self._studio.runs.status(wanted)
-                except (ValueError, FileNotFoundError):  # damaged, or deleted just now
-                    continue
+    def _run(self, wanted: Sequence[Any]) -> RunStatus | None:
+        """Return the first run of these that is there, or the one that trains, or the newest."""
+        for run_id in wanted:
+            try:
+                return self._studio.runs.status(run_id)
+            except (ValueError, FileNotFoundError):  # damaged, or deleted just now
+                continue
         runs = self._studio.runs.all()
         return next((run for run in runs if run.can_stop), runs[0] if runs else None)
 
-    def _frame(self, run: RunStatus | None, is_other: bool) -> Updates:
+    def _frame(self, run: RunStatus | None) -> Updates:
         """Return the updates for another run, another state, or another list of runs."""
         runs = self._studio.runs.all()
-        updates: Updates = {
+        labels = [
+            f"{each.name} · {STATE_WORDS[each.state]} · {each.created.astimezone():%d %b, %H:%M}"
+            for each in runs
+        ]
+        return {
             self.empty: gr.update(visible=run is None),
             self.page: gr.update(visible=run is not None),
             self.list: gr.update(
-                choices=[(run_label(each), each.id) for each in runs],
+                choices=list(zip(labels, (each.id for each in runs), strict=True)),
                 value=None if run is None else run.id,
                 visible=len(runs) > 1,
             ),
         }
-        if run is not None and is_other:
-            command = shown_command(run.command, self._studio.folder)
-            updates[self.command] = gr.update(value=command)
-        return updates
 
-    def _changed(self, run: RunStatus, now: Seen, seen: Seen) -> Updates:
+    def _changed(self, run: RunStatus, changed: set[str]) -> Updates:
         updates: Updates = {}
-        if now["status"] != seen.get("status"):
+        if "id" in changed:
+            updates[self.command] = gr.update(value=shown_command(self._studio, run.command))
+        if "status" in changed:
             updates[self.status] = status_html(run)
-        if now["buttons"] != seen.get("buttons"):
+        if "buttons" in changed:
             updates |= {
                 self.stop: gr.update(visible=run.can_stop),
                 self.pause: gr.update(visible=run.can_pause),
@@ -159,22 +163,18 @@ class TrainWatch:
                 self.use: gr.update(visible=run.adapter is not None),
                 self.delete: gr.update(visible=run.state not in ("starting", "running")),
             }
-        if now["losses"] != seen.get("losses"):
+        if "losses" in changed:
             points = loss_points(run.losses) if len(run.losses) > 1 else None
             limits = [0, run.num_steps]
             updates[self.curve] = gr.update(value=points, x_lim=limits, visible=points is not None)
-        if now["samples"] != seen.get("samples"):
-            pictures = samples_html(run, self._thumbnails, is_small=self._is_small)
+        if "samples" in changed:
+            pictures = samples_html(run, is_small=self._studio.engine.native_size < SMALL)
             updates[self.samples] = gr.update(value=pictures, visible=bool(pictures))
         return updates
 
-    def show(self, run_id: str) -> Updates:
-        """Show a run whole."""
-        return {self.chosen: run_id, **self.look(run_id, {})}
-
-    def choose(self, run_id: str | None) -> Updates:
-        """Show the run that was chosen from the list."""
-        return self.show(run_id or "")
+    def show(self, run_id: str | None) -> Updates:
+        """Show a run whole; without an id, the one that `look` finds."""
+        return {self.chosen: run_id or "", **self.look(run_id, {})}
 
     def stop_run(self, seen: Seen) -> Updates:
         """Stop the run on show."""
@@ -191,18 +191,14 @@ class TrainWatch:
         self._studio.resume(_shown_id(seen))
         return self.show(_shown_id(seen))
 
-    def ask(self, seen: Seen) -> Mapping[Any, Any]:
+    def ask(self, seen: Seen) -> dict[Any, Any]:
         """Ask whether the run on show shall be deleted."""
         run = self._studio.runs.status(_shown_id(seen))
         words = "Delete this run with its photos, pictures and checkpoints?"
         kept = " Its adapter stays in the library." if run.adapter is not None else ""
         return {self.confirm: gr.update(visible=True), self.question: f"<p>{words}{kept}</p>"}
 
-    def hide_question(self) -> Mapping[Any, Any]:
-        """Delete nothing."""
-        return {self.confirm: gr.update(visible=False)}
-
-    def delete_run(self, seen: Seen) -> Mapping[Any, Any]:
+    def delete_run(self, seen: Seen) -> dict[Any, Any]:
         """Delete the run on show."""
         self._studio.keep_finished()
         self._studio.runs.delete(_shown_id(seen))
@@ -213,6 +209,11 @@ class TrainWatch:
         run_id = _shown_id(seen)
         card = self._studio.runs.adopt(run_id, self._studio.library)
         return request_with(self._studio, card.id, self._studio.runs.status(run_id).trigger)
+
+
+def shown_command(studio: Studio, command: Sequence[str]) -> str:
+    """Return a command as one types it in the studio's folder."""
+    return shlex.join(["train-dreambooth", *(word.replace(f"{studio.folder}/", "") for word in command[3:])])
 
 
 def _parts_of(run: RunStatus | None) -> Seen:
@@ -237,5 +238,57 @@ def _shown_id(seen: Seen) -> str:
     return shown
 
 
-def _nothing() -> None:
-    return None
+def status_html(run: RunStatus) -> str:
+    """Return how a run stands: a bar with words while it goes on, a box where something is to be done."""
+    heading = Markup("<h2>{}</h2>").format(run.name)
+    if run.state == "crashed":
+        return heading + Markup(notes_html("The training broke off", [run.sentence], kind="warning"))
+    words = run.sentence
+    if run.seconds_left is not None and run.step < run.num_steps:
+        words = f"{words} About {duration(run.seconds_left)} left."
+    return heading + Markup(progress_html(run.step / max(1, run.num_steps), words))
+
+
+def loss_points(losses: Sequence[tuple[int, float]]) -> dict[str, object]:
+    """Return two curves as gr.LinePlot sends them: the loss, which noise makes jump, and its running mean."""
+    values = [loss for _, loss in losses]
+    each = [[step, loss, EACH] for step, loss in losses]
+    means = [
+        [step, statistics.fmean(values[max(0, index + 1 - _MEAN_OVER) : index + 1]), MEAN]
+        for index, (step, _) in enumerate(losses)
+    ]
+    return {
+        "columns": ["step", "loss", "curve"],
+        "data": each + means,
+        "datatypes": {"step": "quantitative", "loss": "quantitative", "curve": "nominal"},
+        "mark": "line",
+    }
+
+
+def samples_html(run: RunStatus, *, is_small: bool) -> str:
+    """Return the pictures by step, those of the base and of step 0 first; a row is a prompt with a seed."""
+    rows: dict[str, list[tuple[str, Path]]] = {}
+    for label, path in [
+        *(("Base", path) for path in run.base_samples),
+        *((f"Step {step}", path) for step, path in run.samples),
+    ]:
+        rows.setdefault(path.stem, []).append((label, path))
+    prompts = [word.removeprefix(_PROMPT_FLAG) for word in run.command if word.startswith(_PROMPT_FLAG)]
+    first, others = dict[int, Markup](), list[Markup]()
+    for name in sorted(rows)[:MAX_ROWS]:  # prompt-01_seed-0
+        digits = name.removeprefix("prompt-").split("_")[0]
+        number = int(digits) if digits.isdecimal() else 0
+        prompt = prompts[number] if number < len(prompts) else ""
+        addresses = [(label, data_address(path, THUMBNAIL_SIDE)) for label, path in rows[name]]
+        figures = Markup("").join(
+            _FIGURE.format(prompt, label.lower(), address, label) for label, address in addresses if address
+        )
+        row = Markup('<p class="quiet">{}</p><div class="steps">{}</div>').format(prompt, figures)
+        if number in first:
+            others.append(row)
+        else:
+            first[number] = row
+    if not first:
+        return ""
+    body = Markup("").join(first.values()) + (_MORE.format(Markup("").join(others)) if others else "")
+    return Markup('<div class="{}">{}</div>').format("samples sharp" if is_small else "samples", body)

@@ -1,28 +1,25 @@
-"""The names that people give adapters: shown and stored, and never part of a path as they are."""
+"""What a studio notes of an adapter beside its files: its name, never part of a path, and its date."""
 
 import json
 import re
 import unicodedata
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ether_diffusion.adapters.format import CONFIG_NAME
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.strict_json import parse_json
+from ether_diffusion.strict_json import StrictModel, read_json
 from ether_diffusion.training.plain_files import read_plain_file
 from ether_diffusion.wording import printable
 
-NAME_FILE = "studio.json"
+LABEL_NAME = "studio.json"
 MAX_CHARACTERS = 80
 MAX_SECONDS = 253e9
 """Since 1970, until the end of 9986."""
-_MAX_FILE_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class Label:
-    """What a studio notes of an adapter beside its files: its name, escaped, and when it came."""
+class Label(StrictModel):
+    """An adapter's name, with invisible characters escaped, and when it came."""
 
     name: str
     created: datetime
@@ -48,33 +45,25 @@ def check_name(name: str) -> str:
 
 def write_label(folder: Path, label: Label) -> None:
     """Write the label of an adapter."""
-    write_files(folder, {NAME_FILE: label.to_bytes()})
+    write_files(folder, {LABEL_NAME: label.to_bytes()})
 
 
 def read_label(folder: Path) -> Label:
     """Return the label of an adapter; one without is called as its folder, and as old as its files."""
     try:
-        data = read_plain_file(folder / NAME_FILE, inside=folder, max_bytes=_MAX_FILE_BYTES)
-        found = parse_json(data, NAME_FILE)
-        if isinstance(found, dict) and found.keys() == Label.__dataclass_fields__.keys():
-            name, created = check_name(str(found["name"])), datetime.fromisoformat(str(found["created"]))
-            return Label(name, _in_range(created.timestamp()))
+        data = read_plain_file(folder / LABEL_NAME, inside=folder, max_bytes=4096)
+        found = read_json(data, Label, LABEL_NAME)
+        return Label(name=check_name(found.name), created=_in_range(found.created.timestamp()))
     except (OSError, ValueError, OverflowError):  # not there, or nobody's label
-        pass
-    return Label(printable(folder.name), _age(folder))
+        dated = next((path for path in (folder / CONFIG_NAME, folder) if path.exists()), None)
+        created = _in_range(0 if dated is None else dated.stat().st_mtime)
+        return Label(name=printable(folder.name), created=created)
 
 
 def file_stem(name: str, otherwise: str) -> str:
     """Return the name of a download: the plain letters and digits of a name, or another word."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or otherwise
-
-
-def _age(folder: Path) -> datetime:
-    for path in (folder / CONFIG_NAME, folder):
-        if path.exists():
-            return _in_range(path.stat().st_mtime)
-    return _in_range(0)
 
 
 def _in_range(seconds: float) -> datetime:
