@@ -20,7 +20,7 @@ LEVELS = [
         "flags",
         "tiny_world",
     },
-    {"tuner", "registration"},
+    {"tuner"},
     {"adapters"},
     {"bases", "control"},
     {"metrics"},
