@@ -52,10 +52,10 @@ def test_a_caption_of_another_encoding_is_refused_with_the_byte_offset(tmp_path:
     [
         ("metadata.jsonl", "[1]", "line 1: it is [1]; it should be an object"),
         ("metadata.jsonl", '{"file_name": "a.jpg"', "line 1 is not valid JSON"),
-        ("metadata.jsonl", '{"file_name": "a.jpg"}', "line 1: it has the fields file_name; needed are"),
+        ("metadata.jsonl", '{"file_name": "a.jpg"}', "line 1 has the fields file_name; needed are"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": 3}', "line 1: text is 3; it should be a"),
-        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "prompt": "y"}', "line 1: it has the fields"),
-        ("metadata.csv", "file;text\na.jpg;x", "line 2: it has the fields file;text; needed are file_name"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "prompt": "y"}', "line 1 has the fields"),
+        ("metadata.csv", "file;text\na.jpg;x", "line 2 has the fields file;text; needed are file_name"),
         ("metadata.csv", "file_name,text\na.jpg,x,y", "line 2 has another number of fields than line 1"),
         ("metadata.csv", "file_name,text,text\n", "line 1 names a column twice"),
         ("metadata.csv", 'file_name,text\na.jpg,"x', "line 2 is not valid CSV"),

@@ -122,8 +122,8 @@ def test_what_workers_run_can_be_sent_to_them(data: DataConfig) -> None:
     found, expected = sent[3], samples[3]
     assert not isinstance(found, str)
     assert not isinstance(expected, str)
-    assert found.sample == expected.sample
-    assert torch.equal(found.crops[0].pixels, expected.crops[0].pixels)
+    assert found[0] == expected[0]
+    assert torch.equal(found[1][0].pixels, expected[1][0].pixels)
 
 
 def test_latents_are_drawn_from_the_posterior_and_scaled(data: DataConfig) -> None:

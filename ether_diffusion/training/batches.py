@@ -3,8 +3,9 @@
 import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +162,7 @@ class BatchSource:
         if self._cache is None:
             return self._finish([self.plan[number] for number in samples])
         planned = [self.plan.sample(number) for number in samples]
-        return self._stack(planned, [[self._cache[crop] for crop in sample.crops] for sample in planned])
+        return self._stack([(each, [self._cache[crop] for crop in each.crops]) for each in planned])
 
     def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """Return the batches of lists of samples, in their order; workers load what is not cached.
@@ -205,89 +206,66 @@ class BatchSource:
         return encode_crop(crop, self.codec)
 
     def _finish(self, found: Sequence[SamplePixels | str]) -> Batch:
-        loaded: list[SamplePixels] = []
         for each in found:
             if isinstance(each, str):
                 raise ValueError(each)
-            loaded.append(each)
-        crops = [[self._encode(crop) for crop in each.crops] for each in loaded]
-        return self._stack([each.sample for each in loaded], crops)
+        loaded = [each for each in found if not isinstance(each, str)]
+        return self._stack([(sample, [self._encode(crop) for crop in crops]) for sample, crops in loaded])
 
-    def _stack(self, samples: Sequence[Sample], crops: Sequence[Sequence[EncodedCrop]]) -> Batch:
-        plan, prior = self.plan, self.plan.prior
-        rows = [_instance_row(sample, found[0], plan) for sample, found in zip(samples, crops, strict=True)]
-        prompt, weight = prior.class_prompt or "", prior.prior_loss_weight
+    def _stack(self, samples: Sequence[tuple[Sample, Sequence[EncodedCrop]]]) -> Batch:
+        prior, no_prior = self.plan.prior, torch.zeros(1)
+        rows = [self._row(sample, crops[0], "") for sample, crops in samples]
+        class_rows: list[Batch] = []
         if prior.prior_preservation == "frozen":
-            rows += [
-                replace(
-                    row, prompt=prompt, mask=None, weight=weight, is_frozen_prior=True, follows_control=False
-                )
-                for row in rows
-            ]
+            class_rows = [replace(row, is_frozen_prior=torch.tensor([True])) for row in rows]
         elif prior.prior_preservation == "class_images":
-            rows += [
-                _Row(found[1], *_draw(found[1], plan.seed, "class ", sample), sample, prompt, None, weight)
-                for sample, found in zip((each.number for each in samples), crops, strict=True)
-            ]
-        return _stack_rows(rows, self.codec.scale, plan)
+            class_rows = [self._row(sample, crops[1], "class ") for sample, crops in samples]
+        weight = torch.tensor([prior.prior_loss_weight], dtype=torch.float32)
+        for row in class_rows:
+            masks = None if row.masks is None else torch.ones_like(row.masks)
+            prompts = (prior.class_prompt or "",)
+            rows.append(
+                replace(row, prompts=prompts, weights=weight, masks=masks, control_strengths=no_prior)
+            )
+        return _joined(rows, has_controls=any(crops[0].control is not None for _, crops in samples))
+
+    def _row(self, sample: Sample, crop: EncodedCrop, kind: str) -> Batch:
+        """Return a sample as a batch of one: the crop's latents are drawn here."""
+        plan, number, scale = self.plan, sample.number, self.codec.scale
+        latents = crop.posterior.sample(stream(plan.seed, f"{kind}posterior", number))
+        inpainting = None
+        if crop.inpainting_mask is not None and crop.masked is not None:
+            masked = crop.masked.sample(stream(plan.seed, f"{kind}masked posterior", number))
+            inpainting = torch.cat((crop.inpainting_mask[None], scale(masked[None])), dim=1)
+        outside = plan.data.unmasked_weight
+        mask = torch.ones_like(latents[:1]) if crop.mask is None else outside + (1 - outside) * crop.mask
+        chance = torch.rand((), generator=stream(plan.seed, "control dropout", number)).item()
+        return Batch(
+            latents=scale(latents[None]),
+            prompts=(sample.prompt,),
+            weights=torch.ones(1),
+            masks=mask[None] if plan.has_masks else None,
+            is_frozen_prior=torch.tensor([False]),
+            size_ids=torch.tensor([crop.size_ids]) if plan.needs.has_size_ids else None,
+            inpainting=inpainting,
+            samples=(number,),
+            names=(crop.name,),
+            controls=None if crop.control is None else crop.control[None].float() / 255,
+            control_strengths=torch.tensor([float(chance >= plan.control_dropout)]),
+        )
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One row, its latents (c, h, w) and masked latents not yet scaled; `mask` (1, h, w) weighs the loss."""
-
-    crop: EncodedCrop
-    latents: Tensor
-    masked_latents: Tensor | None
-    sample: int
-    prompt: str
-    mask: Tensor | None
-    weight: float = 1.0
-    is_frozen_prior: bool = False
-    follows_control: bool = False
-
-
-def _draw(crop: EncodedCrop, seed: int, kind: str, sample: int) -> tuple[Tensor, Tensor | None]:
-    latents = crop.posterior.sample(stream(seed, f"{kind}posterior", sample))
-    if crop.masked is None:
-        return latents, None
-    return latents, crop.masked.sample(stream(seed, f"{kind}masked posterior", sample))
-
-
-def _instance_row(sample: Sample, crop: EncodedCrop, plan: SamplePlan) -> _Row:
-    number, outside = sample.number, plan.data.unmasked_weight
-    chance = torch.rand((), generator=stream(plan.seed, "control dropout", number)).item()
-    mask = None if crop.mask is None else outside + (1 - outside) * crop.mask
-    drawn = _draw(crop, plan.seed, "", number)
-    return _Row(crop, *drawn, number, sample.prompt, mask, follows_control=not chance < plan.control_dropout)
-
-
-def _stack_rows(rows: Sequence[_Row], scale: Callable[[Tensor], Tensor], plan: SamplePlan) -> Batch:
-    """Return the batch of rows of one size."""
-    masks = [torch.ones_like(row.latents[:1]) if row.mask is None else row.mask for row in rows]
-    hidden = [row.crop.inpainting_mask for row in rows if row.crop.inpainting_mask is not None]
-    masked = [row.masked_latents for row in rows if row.masked_latents is not None]
-    controls = [row.crop.control for row in rows]
-    given = next((control for control in controls if control is not None), None)
-    images = strengths = None
-    if given is not None:
-        filled = [torch.zeros_like(given) if control is None else control for control in controls]
-        images = torch.stack(filled).float() / 255
-        follows = [row.follows_control and row.crop.control is not None for row in rows]
-        strengths = torch.tensor(follows).float()
-    return Batch(
-        latents=scale(torch.stack([row.latents for row in rows])),
-        prompts=tuple(row.prompt for row in rows),
-        weights=torch.tensor([row.weight for row in rows], dtype=torch.float32),
-        masks=torch.stack(masks) if plan.has_masks else None,
-        is_frozen_prior=torch.tensor([row.is_frozen_prior for row in rows]),
-        size_ids=torch.tensor([row.crop.size_ids for row in rows]) if plan.needs.has_size_ids else None,
-        inpainting=torch.cat((torch.stack(hidden), scale(torch.stack(masked))), dim=1) if hidden else None,
-        samples=tuple(row.sample for row in rows),
-        names=tuple(row.crop.name for row in rows),
-        controls=images,
-        control_strengths=strengths,
-    )
+def _joined(rows: Sequence[Batch], *, has_controls: bool) -> Batch:
+    """Return the batch of batches of one; rows without a control image get a black one."""
+    values: dict[str, Any] = {}
+    for name in (each.name for each in fields(Batch)):
+        parts = [getattr(row, name) for row in rows]
+        given = next((part for part in parts if part is not None), None)
+        if isinstance(given, Tensor):
+            values[name] = torch.cat([torch.zeros_like(given) if part is None else part for part in parts])
+        else:
+            values[name] = None if given is None else tuple(value for part in parts for value in part)
+    return Batch(**values) if has_controls else replace(Batch(**values), control_strengths=None)
 
 
 def _leave_interrupts_to_main(worker: int) -> None:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, model_validator
 
 from ether_diffusion.strict_json import Json, StrictModel, read_json, validate
 from ether_diffusion.training.photos import Photo
-from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, read_plain_file, walk_files
+from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files, read_plain_file
 from ether_diffusion.wording import listed, printable
 
 MAX_CHARACTERS = 10_000
@@ -102,7 +102,7 @@ def read_caption_files(
     inside = None if follow_symlinks else Path(folder)
     found: list[FoundCaption] = []
     problems: list[str] = []
-    files = walk_files(folder, "the captions", without=without, follow_symlinks=follow_symlinks).files
+    files = find_files(folder, "the captions", without=without, follow_symlinks=follow_symlinks).files
     for name, path in files.items():
         kind, shown = path.name.lower(), printable(name, NAME_LIMIT)
         is_text_file = path.suffix.lower() in (".txt", ".caption") and not kind.startswith(".")

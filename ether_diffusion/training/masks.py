@@ -11,7 +11,7 @@ from PIL import Image
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.decoding import BLACK, decode_bytes
 from ether_diffusion.training.photos import FileSource, Photo, Source, read_again
-from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, walk_files
+from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files
 from ether_diffusion.wording import listed, printable
 
 
@@ -124,7 +124,7 @@ def find_overlays(
     """
     by_stem: dict[str, list[str]] = {}
     links = data.follow_symlinks
-    files = walk_files(folder, f"the {kind.word}s", without=without, follow_symlinks=links).files
+    files = find_files(folder, f"the {kind.word}s", without=without, follow_symlinks=links).files
     for name in files:
         by_stem.setdefault(_stem(name), []).append(name)
     inside = None if links else folder

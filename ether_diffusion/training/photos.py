@@ -20,14 +20,7 @@ from ether_diffusion.training.decoding import (
     Decoded,
     decode_bytes,
 )
-from ether_diffusion.training.plain_files import (
-    NAME_LIMIT,
-    FoundFiles,
-    UnusableFileError,
-    list_files,
-    read_plain_file,
-    walk_files,
-)
+from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files, read_plain_file
 from ether_diffusion.wording import listed, printable
 
 KEPT_BYTES = 512 * 2**20
@@ -256,9 +249,7 @@ def find_photos(
         ValueError: it is not a folder, no photo in it is usable, or `strict` and any file is refused.
     """
     inside = None if follow_symlinks else Path(folder)
-    found = FoundFiles({path.name: path for path in list_files(folder, "the photos")}, ())
-    if without is not None:
-        found = walk_files(folder, "the photos", without=without, follow_symlinks=follow_symlinks)
+    found = find_files(folder, "the photos", without=without, follow_symlinks=follow_symlinks)
     names = [name for name, path in found.files.items() if not _is_passed_over(path)]
     names = names if choose is None else [names[index] for index in choose(len(names))]
     sources = [(found.files[name], name, FileSource(found.files[name], inside)) for name in names]

@@ -32,32 +32,6 @@ class UnusableFileError(ValueError):
     """Why a file is not used, said as what follows its name: "is empty (0 bytes); fetch it again"."""
 
 
-def list_files(folder: str | Path, holding: str) -> list[Path]:
-    """Return what a folder holds, without its subfolders, sorted by the bytes of the names.
-
-    Names that differ only in Unicode normalisation stay apart. `holding` says in messages what is looked for.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is not a folder, or may not be read.
-    """
-    shown = printable(folder, NAME_LIMIT) or "(an empty name)"
-    if not str(folder) or not os.path.lexists(folder):
-        raise FileNotFoundError(f"there is no folder {shown}; give the folder that holds {holding}")
-    if not Path(folder).is_dir():
-        raise ValueError(f"{shown} is not a folder; give the folder that holds {holding}")
-    return [path for path in _entries(folder) if not os.path.isdir(path)]  # noqa: PTH112
-
-
-def _entries(folder: str | Path) -> list[Path]:
-    try:
-        names = sorted(os.listdir(folder), key=os.fsencode)  # noqa: PTH208
-    except OSError as error:
-        shown = printable(folder, NAME_LIMIT)
-        raise ValueError(f"the folder {shown} cannot be read ({error.strerror}); change its rights") from None
-    return [Path(folder, name) for name in names]
-
-
 @dataclass(frozen=True)
 class FoundFiles:
     """The files in a folder and below, by their names from there, a/b.png; and what was not looked into."""
@@ -71,20 +45,29 @@ class FoundFiles:
         return (f"not looked into: {listed(self.passed_over)}",) if self.passed_over else ()
 
 
-def walk_files(
-    folder: str | Path, holding: str, *, without: Collection[Path] = (), follow_symlinks: bool = False
+def find_files(
+    folder: str | Path,
+    holding: str,
+    *,
+    without: Collection[Path] | None = (),
+    follow_symlinks: bool = False,
 ) -> FoundFiles:
     """Return what a folder and its subfolders hold, sorted by the bytes of the names.
 
-    Folders `without` are left out: they have another part to play. Hidden ones, those of systems and of
-    training runs, and links, unless `follow_symlinks`, are passed over and told of. Errors are those of
-    `list_files`.
+    Names that differ only in Unicode normalisation stay apart. `holding` says in messages what is looked for.
+    Folders `without` are left out: they have another part to play; where it is None, all are. Hidden ones,
+    those of systems and of training runs, and links, unless `follow_symlinks`, are passed over and told of.
 
     Raises:
-        ValueError: there are more than MAX_FILES files.
+        FileNotFoundError: there is no such folder.
+        ValueError: it is not a folder, may not be read, or has more than MAX_FILES files.
     """
-    list_files(folder, holding)  # all that can be wrong with the folder itself
-    root, others = Path(folder), {os.path.realpath(path) for path in without}
+    shown = printable(folder, NAME_LIMIT) or "(an empty name)"
+    if not str(folder) or not os.path.lexists(folder):
+        raise FileNotFoundError(f"there is no folder {shown}; give the folder that holds {holding}")
+    if not Path(folder).is_dir():
+        raise ValueError(f"{shown} is not a folder; give the folder that holds {holding}")
+    root, others = Path(folder), {os.path.realpath(path) for path in without or ()}
     seen, found, passed_over, waiting = {os.path.realpath(root)}, [], [], [root]
     while waiting:
         for path in _entries(waiting.pop()):
@@ -92,21 +75,29 @@ def walk_files(
                 found.append(path)
                 continue
             real = os.path.realpath(path)
+            if without is None or real in others:
+                continue
             reason = _why_not_entered(path, root, follow_symlinks=follow_symlinks)
-            if real in seen:
-                reason = reason or "the same folder once more"
-            if reason is not None and real not in others:
+            if reason is None and real in seen:
+                reason = "the same folder once more"
+            if reason is not None:
                 passed_over.append(f"{path.relative_to(root).as_posix()} ({reason})")
-            elif real not in others:
-                seen.add(real)
-                waiting.append(path)
+                continue
+            seen.add(real)
+            waiting.append(path)
         if len(found) > MAX_FILES:
-            shown = printable(folder, NAME_LIMIT)
             raise ValueError(f"{shown} holds more than {MAX_FILES} files; give the folder of {holding} alone")
     by_name = {path.relative_to(root).as_posix(): path for path in found}
-    return FoundFiles(
-        {name: by_name[name] for name in sorted(by_name, key=os.fsencode)}, tuple(sorted(passed_over))
-    )
+    names = sorted(by_name, key=os.fsencode)
+    return FoundFiles({name: by_name[name] for name in names}, tuple(sorted(passed_over)))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [Path(folder, name) for name in sorted(os.listdir(folder), key=os.fsencode)]  # noqa: PTH208
+    except OSError as error:
+        shown = printable(folder, NAME_LIMIT)
+        raise ValueError(f"the folder {shown} cannot be read ({error.strerror}); change its rights") from None
 
 
 def _why_not_entered(path: Path, root: Path, *, follow_symlinks: bool) -> str | None:
@@ -119,7 +110,7 @@ def _why_not_entered(path: Path, root: Path, *, follow_symlinks: bool) -> str | 
     if (path / "run.json").is_file():
         return "a training run"
     if set(path.name.partition("_")[0]) == {"0"} and "_" in path.name:
-        return "0 repeats"  # as photos.name_repeats reads it
+        return "0 repeats"  # as Photo.named_repeats reads it
     return f"more than {MAX_DEPTH} folders deep" if len(path.relative_to(root).parts) > MAX_DEPTH else None
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.training.photos import Photo, find_photos
-from ether_diffusion.training.plain_files import NAME_LIMIT, list_files
+from ether_diffusion.training.plain_files import NAME_LIMIT, find_files
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import printable
 
@@ -65,12 +65,13 @@ def generate_class_images(
     """
     folder.mkdir(parents=True, exist_ok=True)
     usable = _usable(folder, follow_symlinks, without)
-    drawn_before = {number for photo in usable if (number := _number(photo.name)) is not None}
+    drawn_before = {int(match[1]) for photo in usable if (match := _GENERATED.fullmatch(photo.name))}
     num_wanted = num_class_images - (len(usable) - len(drawn_before))
     missing = [number for number in range(num_wanted) if number not in drawn_before]
     missing = missing[: max(num_class_images - len(usable), 0)]
     done = 0
-    for batch in _batches(num_wanted, sample_batch_size):
+    for start in range(0, num_wanted, sample_batch_size):
+        batch = range(start, min(start + sample_batch_size, num_wanted))
         wanted = set(missing) & set(batch)
         if not wanted:
             continue
@@ -86,24 +87,15 @@ def generate_class_images(
     return done
 
 
-def _batches(count: int, size: int) -> Iterator[range]:
-    return (range(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _usable(folder: Path, follow_symlinks: bool, without: Collection[Path]) -> tuple[Photo, ...]:
     """Return the photos that can be used; none where the folder is not there yet, or holds nothing else."""
     if not folder.exists():
         return ()
-    list_files(folder, "the class images")  # a folder that cannot be read is an error
+    find_files(folder, "the class images", without=without)  # a folder that cannot be read is an error
     try:
         return find_photos(folder, follow_symlinks=follow_symlinks, without=without).photos
     except ValueError:  # none is usable; whoever trains is told why when all are gathered
         return ()
-
-
-def _number(name: str) -> int | None:
-    match = _GENERATED.fullmatch(name)
-    return None if match is None else int(match[1])
 
 
 def _save(folder: Path, number: int, image: Image.Image) -> None:

@@ -129,12 +129,8 @@ class CropPixels:
     control: Tensor | None
 
 
-@dataclass(frozen=True)
-class SamplePixels:
-    """A sample and its crops in pixels."""
-
-    sample: Sample
-    crops: tuple[CropPixels, ...]
+SamplePixels = tuple[Sample, tuple[CropPixels, ...]]
+"""A sample and its crops in pixels."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +214,7 @@ class SamplePlan(Dataset[SamplePixels | str]):
         """
         sample = self.sample(number)
         try:
-            return SamplePixels(sample, tuple(next(self.cut([crop])) for crop in sample.crops))
+            return sample, tuple(next(self.cut([crop])) for crop in sample.crops)
         except ValueError as error:
             return str(error)
 
