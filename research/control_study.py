@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ether_diffusion.adapters.format import CONFIG_NAME, ENCODER_NAME, TENSORS_NAME
-from ether_diffusion.benchmark.saved_adapters import attach_saved
+from ether_diffusion.benchmark.runs import attach_saved
 from ether_diffusion.control import control_batch, controlled, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json

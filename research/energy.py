@@ -12,8 +12,8 @@ from diffusers import StableDiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.benchmark.saved_adapters import attach_saved, saved_method
-from ether_diffusion.benchmark.summary import LABELS
+from ether_diffusion.benchmark.results import LABELS
+from ether_diffusion.benchmark.runs import attach_saved, saved_method
 from ether_diffusion.metrics.likeness import Estimate, estimate
 from ether_diffusion.metrics.plots import new_figure, png_of
 from ether_diffusion.strict_json import Json

@@ -171,7 +171,7 @@ def draw_curves(
 
     With `ticks` the axis is logarithmic to the base 2 and has them alone.
     """
-    from ether_diffusion.benchmark.summary import LABELS
+    from ether_diffusion.benchmark.results import LABELS
     from ether_diffusion.metrics.plots import new_figure, png_of
 
     figure = new_figure(*size)

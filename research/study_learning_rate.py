@@ -151,7 +151,7 @@ def base_of(parsed: argparse.Namespace) -> tuple[Scores, float]:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.benchmark.summary import LABELS
+    from ether_diffusion.benchmark.results import LABELS
 
     base, least = base_of(parsed)
     trainings = plan(parsed.methods, parsed.learning_rates, parsed.subjects, parsed.seeds, parsed.steps)

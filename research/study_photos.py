@@ -78,7 +78,7 @@ def enough_steps(row: "Mapping[int, Mapping[str, Estimate]]", least_prompt: floa
 
 def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.benchmark.plan import TINY_LEARNING_RATES
-    from ether_diffusion.benchmark.summary import LABELS
+    from ether_diffusion.benchmark.results import LABELS
     from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
     from research.study_learning_rate import base_of
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from ether_diffusion.benchmark.saved_adapters import attach_saved
+from ether_diffusion.benchmark.runs import attach_saved
 from ether_diffusion.benchmark.tiny_subjects import learn_subject
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.likeness import relative_drift

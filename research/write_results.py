@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.benchmark.advice import CURVES_FILE
-from ether_diffusion.benchmark.summary import LABELS, table
+from ether_diffusion.benchmark.results import LABELS, table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.metrics.likeness import Estimate

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ether_diffusion.benchmark.plan import BenchmarkRun, BenchmarkSettings
-    from ether_diffusion.benchmark.subjects import Subject
+    from ether_diffusion.benchmark.plan import BenchmarkRun, BenchmarkSettings, Subject
     from ether_diffusion.strict_json import Json
 
 # The library is imported inside the command: `ether --help` must not wait for torch.
@@ -71,7 +70,6 @@ def add_benchmark_command(commands: "argparse._SubParsersAction[argparse.Argumen
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.benchmark.carry_out import find_result, training_config
     from ether_diffusion.benchmark.plan import (
         BASE,
         METHODS,
@@ -79,8 +77,10 @@ def _benchmark(arguments: argparse.Namespace) -> None:
         keep_plan,
         plan_benchmark,
     )
-    from ether_diffusion.benchmark.subjects import write_tiny_photos
+    from ether_diffusion.benchmark.runs import find_result, training_config
     from ether_diffusion.scripts.drawing import hush_libraries
+    from ether_diffusion.tiny_world.concepts import find_concept
+    from ether_diffusion.tiny_world.subjects import write_photos
 
     methods, settings = arguments.methods or METHODS, _settings(arguments)
     check_settings(methods, settings)
@@ -99,7 +99,8 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     hush_libraries()
     keep_plan(root, settings)
     if arguments.data is None:
-        write_tiny_photos(subjects)
+        for subject in subjects:
+            write_photos(find_concept(subject.name), subject.photos)
     _do(arguments, runs, settings, root)
 
 
@@ -107,9 +108,8 @@ def _do(
     arguments: argparse.Namespace, runs: "list[BenchmarkRun]", settings: "BenchmarkSettings", root: Path
 ) -> None:
     """Do what is left, then write and print the results."""
-    from ether_diffusion.benchmark.sheet import benchmark_sheet
-    from ether_diffusion.benchmark.summary import shown, summarise
-    from ether_diffusion.benchmark.work import do_all
+    from ether_diffusion.benchmark.results import benchmark_sheet, shown, summarise
+    from ether_diffusion.benchmark.runs import do_all
     from ether_diffusion.durable_files import write_files
 
     form = "short, on Tiny World" if arguments.data is None else "paper"
@@ -195,7 +195,7 @@ def _value(text: str) -> "Json":
 
 
 def _subjects(arguments: argparse.Namespace) -> "list[Subject]":
-    from ether_diffusion.benchmark.subjects import TINY_SUBJECTS, read_dreambooth, tiny_subjects
+    from ether_diffusion.benchmark.plan import TINY_SUBJECTS, read_dreambooth, tiny_subjects
 
     if arguments.data is not None:
         return read_dreambooth(arguments.data.absolute(), arguments.subjects)
@@ -206,7 +206,7 @@ def _subjects(arguments: argparse.Namespace) -> "list[Subject]":
 def _described(runs: "list[BenchmarkRun]", settings: "BenchmarkSettings", done: int) -> str:
     """Return what is to be done, a line a matter."""
     from ether_diffusion.benchmark.plan import BASE
-    from ether_diffusion.benchmark.summary import LABELS
+    from ether_diffusion.benchmark.results import LABELS
 
     methods = [method for method in dict.fromkeys(run.method for run in runs) if method != BASE]
     subjects = {run.subject.name: run.subject for run in runs}

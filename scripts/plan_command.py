@@ -21,7 +21,7 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def _plan(arguments: argparse.Namespace) -> None:
     from ether_diffusion.benchmark.advice import advise, read_curves
-    from ether_diffusion.benchmark.summary import LABELS
+    from ether_diffusion.benchmark.results import LABELS
 
     advice = advise(_count(arguments.photos), arguments.base, read_curves())
     if arguments.json:

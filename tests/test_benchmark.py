@@ -22,13 +22,14 @@ from training_runs import environment, write_photos
 from ether_diffusion.benchmark.plan import (
     BASE,
     PAPER_TRAINING,
+    TINY_SUBJECTS,
     TINY_TRAINING,
     BenchmarkRun,
     BenchmarkSettings,
     plan_benchmark,
+    read_dreambooth,
 )
-from ether_diffusion.benchmark.subjects import TINY_SUBJECTS, read_dreambooth
-from ether_diffusion.benchmark.summary import shown, summarise, table
+from ether_diffusion.benchmark.results import shown, summarise, table
 from ether_diffusion.scripts import ether
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.concepts import load_concepts

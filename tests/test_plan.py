@@ -9,22 +9,20 @@ import pytest
 from measured_files import LIKENESS, benchmark, photos, write_all
 from training_runs import write_photos
 
-from ether_diffusion.benchmark.advice import advise, read_curves
+from ether_diffusion.benchmark.advice import Curves, advise, read_curves
 from ether_diffusion.scripts import ether
+from ether_diffusion.strict_json import validate
 from ether_diffusion.training.config import DreamBoothConfig
 from research.measured import Measured
 from research.write_results import curves_of
 
-CURVES: dict[str, Any] = {"benchmark": None, "usable_range": None, "photos": None}
+CURVES = Curves(benchmark=None, usable_range=None, photos=None)
 
 
-def curves(
-    tmp_path: Path, files: dict[str, Any] | None = None, **likeness: tuple[float, ...]
-) -> dict[str, Any]:
+def curves(tmp_path: Path, files: dict[str, Any] | None = None, **likeness: tuple[float, ...]) -> Curves:
     made = benchmark({**LIKENESS, **likeness})
-    return json.loads(
-        json.dumps(curves_of(Measured.read(write_all(tmp_path, benchmark=made, **(files or {})))))
-    )
+    measured = Measured.read(write_all(tmp_path, benchmark=made, **(files or {})))
+    return validate(json.loads(json.dumps(curves_of(measured))), Curves, "curves")
 
 
 def test_the_method_with_fewest_parameters_of_those_not_behind_is_advised(tmp_path: Path) -> None:
@@ -61,7 +59,8 @@ def test_steps_are_those_that_were_enough_for_as_many_photos(
 
 def test_the_whole_model_is_never_advised_however_good(tmp_path: Path) -> None:
     made = curves(tmp_path, full=(0.99, 0.98), ether_plus=(0.66, 0.40), lora=(0.62, 0.44))
-    assert "full" not in made["benchmark"]["methods"]
+    assert made.benchmark is not None
+    assert "full" not in made.benchmark.methods
     assert advise(6, "tiny_world", made).method == "ether_plus"
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from measured_files import LIKENESS, benchmark, estimate, learning_rates, others, photos, write_all
 
-from ether_diffusion.benchmark.plan import TINY_LEARNING_RATES
-from ether_diffusion.benchmark.subjects import TINY_SUBJECTS
+from ether_diffusion.benchmark.plan import TINY_LEARNING_RATES, TINY_SUBJECTS
 from ether_diffusion.training.config import EvaluationConfig
 from research import write_results
 from research.claims import CLAIMS

@@ -1,24 +1,75 @@
 """`ether plan`: what to train with and for how long, and what that advice rests on."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ether_diffusion.benchmark.plan import PAPER_TRAINING, TINY_TRAINING
-from ether_diffusion.benchmark.summary import LABELS
-from ether_diffusion.strict_json import Json
+from ether_diffusion.benchmark.results import LABELS
+from ether_diffusion.metrics.likeness import Estimate
+from ether_diffusion.strict_json import Json, StrictModel, read_json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.recognition import OBJECT, RECOGNISED
 from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
 from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMethod
 
 CURVES_FILE = Path(__file__).with_name("curves.json")
-"""What of the measured files advice rests on; `research/write_results.py` writes it."""
 FALLBACK: AdapterMethod = "ether_plus"
 PAPER_PHOTOS = (4, 6)
 """How many photos the subjects of the DreamBooth data set have."""
+
+
+class MethodCurve(StrictModel):
+    """What the benchmark found of a method; `is_behind` says that it is clearly less true than the best."""
+
+    likeness: Estimate
+    recognised: Estimate | None
+    is_behind: bool
+    parameters: int
+    bytes: int
+    seconds: float
+    learning_rate: float
+
+
+class BenchmarkCurves(StrictModel):
+    """What the benchmark found on one base."""
+
+    base: str
+    column: str
+    training: dict[str, bool | int | float | str]
+    num_subjects: int
+    num_done: int
+    num_runs: int
+    best: AdapterMethod
+    methods: dict[AdapterMethod, MethodCurve]
+
+
+class UsableRange(StrictModel):
+    """The learning rates that came close to a method's best."""
+
+    best: float
+    lowest: float
+    highest: float
+    ratio: float
+    is_open: bool
+    missed: list[float]
+
+
+class PhotoCurves(StrictModel):
+    """What trainings with fewer photos and steps found; cells are by number of photos, then of steps."""
+
+    method: AdapterMethod
+    base: dict[str, float]
+    enough_steps: dict[str, int | None]
+    cells: dict[str, dict[str, dict[str, Estimate]]]
+
+
+class Curves(StrictModel):
+    """What of the measured files advice rests on; `research/write_results.py` writes it."""
+
+    benchmark: BenchmarkCurves | None
+    usable_range: dict[AdapterMethod, UsableRange | None] | None
+    photos: PhotoCurves | None
 
 
 @dataclass(frozen=True)
@@ -34,14 +85,7 @@ class Advice:
 
     def to_json(self) -> dict[str, Json]:
         """Return it as an object for JSON."""
-        return {
-            "method": self.method,
-            "learning_rate": self.learning_rate,
-            "options": dict(self.options),
-            "expected": list(self.expected),
-            "basis": list(self.basis),
-            "doubts": list(self.doubts),
-        }
+        return asdict(self)
 
     def flags(self) -> list[str]:
         """Return the flags of train-dreambooth that it comes to."""
@@ -53,13 +97,12 @@ class Advice:
         ]
 
 
-def read_curves(file: Path = CURVES_FILE) -> Mapping[str, Any]:
+def read_curves(file: Path = CURVES_FILE) -> Curves:
     """Read what was measured when this package was made."""
-    curves: Mapping[str, Any] = json.loads(file.read_bytes())
-    return curves
+    return read_json(file.read_bytes(), Curves, file.name)
 
 
-def advise(num_photos: int, base: str, curves: Mapping[str, Any]) -> Advice:
+def advise(num_photos: int, base: str, curves: Curves) -> Advice:
     """Return what to do with so many photos on a base.
 
     On the base that was measured it is the adapter with the fewest parameters of those that are not clearly
@@ -70,99 +113,70 @@ def advise(num_photos: int, base: str, curves: Mapping[str, Any]) -> Advice:
     """
     if num_photos < 1:
         raise ValueError(f"a subject needs photos; found {num_photos}")
-    found = curves["benchmark"]
-    if found is not None and base == found["base"]:
-        return _measured_advice(num_photos, found, curves["usable_range"] or {}, curves.get("photos"))
-    is_tiny = base == ALIAS
-    training = TINY_TRAINING if is_tiny else PAPER_TRAINING
-    basis = [
-        "the setting of the ETHER paper (arXiv:2405.20271, 5.1.1, C.1), 1200 steps on SD 1.5"
-        if not is_tiny
-        else "the short form's setting; its benchmark was not done when this package was made"
-    ]
+    if curves.benchmark is not None and base == curves.benchmark.base:
+        return _measured_advice(num_photos, curves.benchmark, curves)
     doubts = [f"nothing was measured here on {base}: no fidelity and no time can be promised"]
-    if not is_tiny:
-        doubts.append(
-            "train-dreambooth --dry_run does one step on your machine; multiply its time by the steps"
-        )
-        doubts += _doubts_of_photos(num_photos, *PAPER_PHOTOS)
-    return Advice(FALLBACK, DEFAULT_LEARNING_RATES[FALLBACK], training, (), tuple(basis), tuple(doubts))
+    rate = DEFAULT_LEARNING_RATES[FALLBACK]
+    if base == ALIAS:
+        basis = "the short form's setting; its benchmark was not done when this package was made"
+        return Advice(FALLBACK, rate, TINY_TRAINING, (), (basis,), tuple(doubts))
+    basis = "the setting of the ETHER paper (arXiv:2405.20271, 5.1.1, C.1), 1200 steps on SD 1.5"
+    doubts.append("train-dreambooth --dry_run does one step on your machine; multiply its time by the steps")
+    doubts += _doubts_of_photos(num_photos, *PAPER_PHOTOS)
+    return Advice(FALLBACK, rate, PAPER_TRAINING, (), (basis,), tuple(doubts))
 
 
-def _measured_advice(
-    num_photos: int, found: Mapping[str, Any], ranges: Mapping[str, Any], photos: Mapping[str, Any] | None
-) -> Advice:
-    methods = found["methods"]
-    able = [name for name, row in methods.items() if not row["is_behind"]]
-    method = min(able, key=lambda name: methods[name]["parameters"])
-    row, best, training = methods[method], found["best"], dict(found["training"])
-    seconds = row["seconds"] / training["max_train_steps"]
-    measured = _nearest_study(num_photos, method, photos)
-    if measured is None:
-        expected = [f"likeness to the subject {_estimate(row['likeness'])} by {found['column']}"]
-        if row["recognised"] is not None:
-            expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
-        doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
-    else:
-        training["max_train_steps"], expected = measured.steps, measured.sentences
-        doubts = _doubts_of_photos(num_photos, measured.least, measured.most)
-    expected.append(
-        f"{seconds * training['max_train_steps']:.0f} s of training steps on the machine that was measured"
-    )
-    expected.append(f"a file of {row['bytes'] / 1024:.0f} KiB, {row['parameters']:,} parameters")
+def _measured_advice(num_photos: int, found: BenchmarkCurves, curves: Curves) -> Advice:
+    able = [name for name, row in found.methods.items() if not row.is_behind]
+    method = min(able, key=lambda name: found.methods[name].parameters)
+    row, training = found.methods[method], dict(found.training)
     basis = [
-        f"{found['num_done']} of {found['num_runs']} runs of the benchmark, {found['num_subjects']} subjects "
-        f"with {NUM_PHOTOS} photos each: likeness {_estimate(row['likeness'])}"
+        f"{found.num_done} of {found.num_runs} runs of the benchmark, {found.num_subjects} subjects "
+        f"with {NUM_PHOTOS} photos each: likeness {_shown(row.likeness)}"
     ]
-    if method != best:
+    if method != found.best:
+        best = found.methods[found.best]
         basis.append(
-            f"{LABELS[best]} had {_estimate(methods[best]['likeness'])} with {methods[best]['parameters']:,} "
+            f"{LABELS[found.best]} had {_shown(best.likeness)} with {best.parameters:,} "
             "parameters, which is not clearly more"
         )
-    if measured is not None:
+    seconds = row.seconds / float(training["max_train_steps"])
+    studied = curves.photos if curves.photos is not None and curves.photos.method == method else None
+    enough = {int(n): steps for n, steps in (studied.enough_steps if studied else {}).items() if steps}
+    if studied is None or not enough:
+        expected = [f"likeness to the subject {_shown(row.likeness)} by {found.column}"]
+        if row.recognised is not None:
+            expected.append(f"{row.recognised.mean:.0%} of the pictures recognised as the subject")
+        doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
+    else:  # the trainings with as many photos, or the next fewer
+        number = max((each for each in enough if each <= num_photos), default=min(enough))
+        scores = studied.cells[str(number)][str(enough[number])]
+        training["max_train_steps"] = enough[number]
+        expected = [
+            f"likeness of the object to the true picture {_shown(scores[OBJECT])}; the base alone "
+            f"{studied.base[OBJECT]:.3f}",
+            f"{scores[RECOGNISED].mean:.0%} of the pictures recognised as the subject; the base alone "
+            f"{studied.base[RECOGNISED]:.0%}",
+        ]
         basis.append(
             "the fewest steps within 5 % of the best, of trainings with "
-            + ("one photo" if measured.num_photos == 1 else f"{measured.num_photos} photos")
+            + ("one photo" if number == 1 else f"{number} photos")
         )
-    usable = ranges.get(method)
-    if usable is not None:
-        basis.append(f"rates from {usable['lowest']:g} to {usable['highest']:g} came within 5 % of its best")
-    return Advice(method, row["learning_rate"], training, tuple(expected), tuple(basis), tuple(doubts))
-
-
-@dataclass(frozen=True)
-class _Nearest:
-    """The trainings of the study of photos with as many photos, or the next fewer."""
-
-    num_photos: int
-    steps: int
-    sentences: list[str]
-    least: int
-    most: int
-
-
-def _nearest_study(num_photos: int, method: str, photos: Mapping[str, Any] | None) -> _Nearest | None:
-    """Return what was found with as many photos; None if this method was not studied."""
-    if photos is None or photos["method"] != method:
-        return None
-    enough = {int(number): steps for number, steps in photos["enough_steps"].items() if steps is not None}
-    if not enough:
-        return None
-    number = max((each for each in enough if each <= num_photos), default=min(enough))
-    steps = enough[number]
-    scores, base = photos["cells"][str(number)][str(steps)], photos["base"]
-    sentences = [
-        f"likeness of the object to the true picture {_estimate(scores[OBJECT])}; the base alone "
-        f"{base[OBJECT]:.3f}",
-        f"{scores[RECOGNISED]['mean']:.0%} of the pictures recognised as the subject; the base alone "
-        f"{base[RECOGNISED]:.0%}",
+        doubts = _doubts_of_photos(num_photos, min(enough), max(enough))
+    expected += [
+        f"{seconds * float(training['max_train_steps']):.0f} s of training steps on the machine that was "
+        "measured",
+        f"a file of {row.bytes / 1024:.0f} KiB, {row.parameters:,} parameters",
     ]
-    return _Nearest(number, steps, sentences, min(enough), max(enough))
+    usable = (curves.usable_range or {}).get(method)
+    if usable is not None:
+        basis.append(f"rates from {usable.lowest:g} to {usable.highest:g} came within 5 % of its best")
+    return Advice(method, row.learning_rate, training, tuple(expected), tuple(basis), tuple(doubts))
 
 
-def _estimate(found: Mapping[str, Any]) -> str:
-    error = found["standard_error"]
-    return f"{found['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+def _shown(found: Estimate) -> str:
+    error = found.standard_error
+    return f"{found.mean:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _doubts_of_photos(num_photos: int, least: int, most: int) -> list[str]:

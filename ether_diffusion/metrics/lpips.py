@@ -111,6 +111,22 @@ def load_lpips(path: Path | None = None, *, device: torch.device | None = None) 
     return lpips.eval().to(device or "cpu")
 
 
+def find_lpips(
+    weights: Path | None, *, device: torch.device | None = None
+) -> tuple[Lpips | None, str | None]:
+    """Load LPIPS; where it is not here and no weights were named, return why not instead.
+
+    Raises:
+        OSError, ValueError: the weights that were named cannot be used.
+    """
+    try:
+        return load_lpips(weights, device=device), None
+    except (OSError, ValueError) as problem:
+        if weights is not None:
+            raise
+        return None, str(problem)
+
+
 def distances_to(lpips: Lpips, photos: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> list[float]:
     """Return each picture's mean LPIPS to all photos, which are scaled to the pictures' size.
 

@@ -1,47 +1,57 @@
-"""One run of the benchmark: trained, drawn, measured, and kept as result.json."""
+"""The runs of a benchmark: each trained, drawn, measured and kept as result.json, by several processes."""
 
-import io
 import json
 import logging
 import math
+import multiprocessing
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from diffusers import StableDiffusionPipeline
+from peft import PeftConfig, inject_adapter_in_model
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from ether_diffusion.adapters.format import TENSORS_NAME
+from ether_diffusion.adapters import load_any
+from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
 from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
-from ether_diffusion.benchmark.saved_adapters import attach_saved
 from ether_diffusion.durable_files import replace_folder, write_files
-from ether_diffusion.metrics.encoders import Encoder
-from ether_diffusion.metrics.lpips import Lpips
+from ether_diffusion.metrics.encoders import Encoder, load_encoder
+from ether_diffusion.metrics.lpips import Lpips, find_lpips
 from ether_diffusion.metrics.samples import Sample, find_fault
 from ether_diffusion.metrics.scores import PhotoReference, score_photos, score_samples
+from ether_diffusion.pipelines.metadata import png_bytes
 from ether_diffusion.pipelines.opening import default_device, default_dtype
-from ether_diffusion.strict_json import Json
+from ether_diffusion.strict_json import Json, read_json
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import generate, to_images
 from ether_diffusion.tiny_world.recognition import score_against_truth
 from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import NonFiniteError
+from ether_diffusion.training.methods import restore_adapter
 from ether_diffusion.training.prior import count_missing
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.run_lock import FolderInUseError, locked
+from ether_diffusion.tuner import EtherConfig
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 PICTURES, ADAPTER = "pictures", "adapter"
+WAIT_SECONDS = 1.0
 REAL = "real"
+SAVED = "saved"
 
 
 def find_result(run: BenchmarkRun, root: Path) -> dict[str, Any] | None:
@@ -49,8 +59,7 @@ def find_result(run: BenchmarkRun, root: Path) -> dict[str, Any] | None:
     file = run.folder(root) / RESULT_FILE
     if not file.is_file():
         return None
-    found: dict[str, Any] = json.loads(file.read_bytes())
-    return found
+    return read_json(file.read_bytes(), dict[str, Any], printable(file))
 
 
 def carry_out(
@@ -106,12 +115,12 @@ def _train_and_measure(
             return {**result, "scores": {}, "diverged": str(error)}
         result |= _cost(adapter, config.optimization.train_batch_size)
     pictures = _draw(run, settings, adapter)
-    result["scores"] = _measure(run, settings, pictures, encoders, lpips)
+    reference = PhotoReference.of(read_photos(run.subject.photos).usable, encoders)
+    result["scores"] = _measure(run, settings, pictures, reference, encoders, lpips)
     if run.method == BASE:
-        reference = PhotoReference.of(read_photos(run.subject.photos).usable, encoders)
         real = score_photos(reference, encoders, lpips).columns
         result[REAL] = {column: found.mean for column, found in real.items()}
-    files = {f"{number:04d}.png": _png(image) for number, image in enumerate(to_images(pictures))}
+    files = {f"{number:04d}.png": png_bytes(image) for number, image in enumerate(to_images(pictures))}
     replace_folder(run.folder(root) / PICTURES, files)
     return result
 
@@ -201,6 +210,7 @@ def _measure(
     run: BenchmarkRun,
     settings: BenchmarkSettings,
     pictures: torch.Tensor,
+    reference: PhotoReference,
     encoders: Sequence[Encoder],
     lpips: Lpips | None,
 ) -> dict[str, Json]:
@@ -213,7 +223,6 @@ def _measure(
     usable = [sample for sample in samples if find_fault(sample.image) is None]
     scores: dict[str, Json] = {"num_pictures": len(usable), "num_empty": len(samples) - len(usable)}
     if usable:
-        reference = PhotoReference.of(read_photos(run.subject.photos).usable, encoders)
         found = score_samples(reference, usable, encoders, lpips, identifier=run.subject.identifier)
         scores |= {column: each.mean for column, each in found.columns.items()}
     if run.subject.class_name is None:
@@ -223,7 +232,111 @@ def _measure(
     return scores
 
 
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="png")
-    return file.getvalue()
+def do_all(
+    runs: Sequence[BenchmarkRun],
+    root: Path,
+    settings: BenchmarkSettings,
+    *,
+    num_processes: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Do all runs that are not done, in this process and in num_processes − 1 more.
+
+    On a CPU, several processes have one thread each. Further ones, of the same command in another shell or
+    on another machine with the same folder, take their share.
+
+    Raises:
+        ValueError, OSError: a run cannot be done.
+        InterruptedError: a signal stopped a training; called again, it goes on.
+    """
+    context = multiprocessing.get_context("spawn")
+    if num_processes > 1 and default_device().type == "cpu":
+        torch.set_num_threads(1)
+    helpers = [
+        context.Process(target=_help, args=(list(runs), root, settings, os.getpid()), daemon=True)
+        for _ in range(num_processes - 1)
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        own = {helper.pid for helper in helpers}
+        _work(runs, root, settings, on_progress=on_progress, own=own)
+    finally:
+        for helper in helpers:
+            helper.join(timeout=WAIT_SECONDS)
+            helper.terminate()
+            helper.join()
+
+
+def _help(runs: list[BenchmarkRun], root: Path, settings: BenchmarkSettings, parent: int) -> None:
+    if default_device().type == "cpu":
+        torch.set_num_threads(1)
+    # when the main process was killed, nobody waits for this one
+    _work(runs, root, settings, go_on=lambda: os.getppid() == parent)
+
+
+def _work(
+    runs: Sequence[BenchmarkRun],
+    root: Path,
+    settings: BenchmarkSettings,
+    *,
+    go_on: Callable[[], bool] = lambda: True,
+    on_progress: Callable[[int, int], None] | None = None,
+    own: Collection[int | None] | None = None,
+) -> None:
+    """Take runs until all are done; `own` are the helpers, whom nobody needs to be told of."""
+    device = default_device()
+    encoders = [load_encoder(name, device=device) for name in settings.encoders]
+    lpips, problem = find_lpips(settings.lpips_weights, device=device)
+    if problem is not None:
+        logger.info("LPIPS is left out: %s", problem)
+    while go_on():
+        left = [run for run in runs if find_result(run, root) is None]
+        if not left:
+            return
+        for run in left:
+            if not go_on():
+                return
+            in_use = carry_out(run, root, settings, encoders, lpips)
+            if in_use is None:
+                if on_progress is not None:
+                    on_progress(sum(find_result(each, root) is not None for each in runs), len(runs))
+                break
+        else:
+            assert in_use is not None
+            if own is not None and (in_use.holder is None or in_use.holder.pid not in own):
+                logger.warning("waiting for others, who are at what is left: %s", in_use.sentence)
+                own = None
+            time.sleep(WAIT_SECONDS)
+
+
+def attach_saved(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Attach what a training saved to a pipeline's models, and put it in force.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: it does not fit.
+    """
+    if saved_method(folder) != "full":
+        load_any(pipeline, folder, adapter_name=SAVED)
+        return
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        place = folder if part == "unet" else folder / part
+        if (place / CONFIG_NAME).is_file():
+            model = getattr(pipeline, part)
+            inject_adapter_in_model(PeftConfig.from_pretrained(str(place)), model, SAVED)
+            restore_adapter(model, load_file(place / TENSORS_NAME), name=SAVED)
+
+
+def saved_method(folder: Path) -> str:
+    """Return the method of a saved adapter as training names it: "ether_plus", "lora", "oft" …
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
+    config = PeftConfig.from_pretrained(str(folder))
+    if isinstance(config, EtherConfig):
+        return config.variant
+    return str(getattr(config.peft_type, "value", config.peft_type)).lower()

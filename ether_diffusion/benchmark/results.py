@@ -1,4 +1,4 @@
-"""What a benchmark came to: estimates by method, as the paper's table and as JSON."""
+"""What a benchmark came to: estimates by method, as the paper's table, as JSON, and in pictures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.benchmark.carry_out import REAL, find_result
+from PIL import Image
+
 from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
+from ether_diffusion.benchmark.runs import PICTURES, REAL, find_result
+from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.likeness import Estimate, estimate
 from ether_diffusion.metrics.report import aligned, shown_estimate
 from ether_diffusion.metrics.scores import COLUMNS
+from ether_diffusion.pipelines.metadata import png_bytes
 from ether_diffusion.strict_json import Json
 
 FORMAT_VERSION = 1
+MAX_SUBJECTS = 8
+"""Columns of a contact sheet."""
 COSTS = ("parameters", "bytes", "seconds")
 LABELS = {
     REAL: "real images",
@@ -109,3 +115,37 @@ def shown(summary: Mapping[str, Any]) -> str:
     what = f"{len(summary['subjects'])} subjects × {summary['num_prompts']} prompts × {num_images} pictures"
     errors = "± is the standard error over subjects" if len(summary["subjects"]) > 1 else "± is over seeds"
     return "\n".join([f"{done}{what}; {errors}", *aligned(table(summary))])
+
+
+def benchmark_sheet(runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings) -> bytes:
+    """Return a PNG of a picture by each method (rows) of each subject (columns, eight at most).
+
+    Subject k is drawn from its prompt k, so that the prompts differ; a run without pictures is a gray field.
+    """
+    first = runs[0].seed
+    subjects = list({run.subject.name: run.subject for run in runs}.values())[:MAX_SUBJECTS]
+    methods = list(dict.fromkeys(run.method for run in runs))
+    rows = []
+    for method in methods:
+        row = []
+        for place, subject in enumerate(subjects):
+            number = place % len(subject.prompts) * settings.num_images
+            folder = BenchmarkRun(method, subject, first).folder(root) / PICTURES
+            row.append(_opened(folder / f"{number:04d}.png"))
+        rows.append(row)
+    sheet = draw_contact_sheet(
+        rows,
+        row_labels=[LABELS.get(method, method) for method in methods],
+        column_labels=[
+            f"{subject.name}: {subject.prompts[place % len(subject.prompts)]}"
+            for place, subject in enumerate(subjects)
+        ],
+    )
+    return png_bytes(sheet)
+
+
+def _opened(path: Path) -> Image.Image:
+    if not path.is_file():
+        return Image.new("RGB", (64, 64), "gray")
+    with Image.open(path) as image:
+        return image.convert("RGB")
