@@ -24,13 +24,12 @@ from transformers import CLIPTokenizer
 
 from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.checks import check_run
+from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.evaluating import OpenEvaluator
 from ether_diffusion.training.in_training import open_evaluator
-from ether_diffusion.training.phases import Phases
 from ether_diffusion.training.run import train_dreambooth
-from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
+from ether_diffusion.training.setup import LoadedRun, check_run, load_run
 
 Flags = dict[str, Json]
 
@@ -166,9 +165,7 @@ class World:
     def load(self, **flags: Json) -> LoadedRun:
         """Return a run before its first step."""
         config = self.config(flags).resolved()
-        accelerator = make_accelerator(config.compute, report_to=None, folder="", logging_dir="")
-        checked = check_run(config, num_processes=1)
-        return load_run(checked, accelerator, Phases(accelerator.device), lambda: None, num_steps=1)
+        return load_run(check_run(config, make_accelerator(config.compute)), num_steps=1)
 
 
 def write_cut_outs(folder: Path, masks: Path) -> None:

@@ -6,21 +6,16 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.batches import Batch
-from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.methods import prepared
-from ether_diffusion.training.phases import Phases
-from ether_diffusion.training.setup import LoadedRun, load_run, make_accelerator
+from ether_diffusion.training.setup import LoadedRun, check_run, load_run
 
 
 def load(config: DreamBoothConfig) -> LoadedRun:
     """Load all that a run trains; nothing is written."""
-    accelerator = make_accelerator(
-        config.compute, report_to=None, folder=str(config.output.output_dir), logging_dir="logs"
-    )
-    checked = check_run(config, num_processes=1)
-    return load_run(checked, accelerator, Phases(accelerator.device), lambda: None)
+    return load_run(check_run(config, make_accelerator(config.compute)))
 
 
 def batches(run: LoadedRun) -> Iterator[Batch]:

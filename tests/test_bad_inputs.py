@@ -38,7 +38,7 @@ from tiny_pipelines import tiny_sd
 from training_runs import environment, write_base
 from transformers import CLIPTokenizer
 
-from ether_diffusion.training.session import Session
+from ether_diffusion.training.run import Session
 
 PROMPT = ("--instance_prompt", "a sks cat")
 

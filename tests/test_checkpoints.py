@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ether_diffusion.training.checkpoint import (
     MANIFEST,
+    named_checkpoint,
     newest_checkpoint,
-    open_checkpoint,
     save_checkpoint,
 )
 
@@ -123,13 +123,15 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
 
 def test_opening_by_name_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    assert open_checkpoint(tmp_path / "checkpoint-1").step == 1
+    found = named_checkpoint(tmp_path, "checkpoint-1")
+    assert found is not None
+    assert found.step == 1
     with pytest.raises(FileNotFoundError, match="checkpoint-2 is no checkpoint"):
-        open_checkpoint(tmp_path / "checkpoint-2")
+        named_checkpoint(tmp_path, "checkpoint-2")
     manifest = tmp_path / "checkpoint-1" / MANIFEST
     manifest.write_text(json.dumps({"state.json": "0"}))
     with pytest.raises(ValueError, match=r"not whole \(state\.json is missing or damaged\)"):
-        open_checkpoint(tmp_path / "checkpoint-1")
+        named_checkpoint(tmp_path, "checkpoint-1")
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "huge", "folder", "link to nothing"])

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import photo_files
 import pytest
+from accelerate import Accelerator
 from training_runs import config
 
-from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.dataset import read_class_images, read_training_data
 from ether_diffusion.training.photos import find_photos
 from ether_diffusion.training.plain_files import MAX_DEPTH, MAX_FILES
 from ether_diffusion.training.prior import count_missing
 from ether_diffusion.training.sample_plan import SampleOrder
+from ether_diffusion.training.setup import check_run
 
 
 def write(root: Path, *names: str) -> Path:
@@ -69,7 +70,7 @@ def test_a_folder_of_no_repeats_is_left_out_with_a_word(tmp_path: Path) -> None:
 
 def test_an_epoch_has_each_photo_as_often_as_its_folder_says(tmp_path: Path) -> None:
     write(tmp_path / "photos", "3_sks/a.png", "3_sks/b.png", "2_cat/c.png", "d.png")
-    plan = check_run(config(tmp_path, instance_prompt="x", repeats=2), num_processes=1).plan()
+    plan = check_run(config(tmp_path, instance_prompt="x", repeats=2), Accelerator()).plan()
     assert plan.num_samples == 2 * (3 + 3 + 2 + 1)
     names = Counter(plan.photo(plan.sample(n).crops[0].photo).name for n in range(plan.num_samples))
     assert names == {"3_sks/a.png": 6, "3_sks/b.png": 6, "2_cat/c.png": 4, "d.png": 2}
@@ -168,7 +169,7 @@ def test_what_a_run_reads_and_writes_inside_the_photos_folder_is_no_photo(tmp_pa
         class_prompt="y",
         num_class_images=1,
     )
-    run = check_run(made, num_processes=1)
+    run = check_run(made, Accelerator())
     assert [item.name for item in run.training.photos] == ["a.png"]
     assert run.num_missing == 0
 

@@ -335,7 +335,7 @@ def test_a_damaged_run_file_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_run_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 2, "settings": {}, "fingerprints": {}}')
-    with pytest.raises(ValueError, match="has format 2, and this release reads 1; update"):
+    with pytest.raises(ValueError, match="format is 2; it should be 1; update"):
         folder(tmp_path).__enter__()
 
 

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 from base_kinds import open_pipeline
+from loaded_runs import load
 from numpy.typing import NDArray
 from PIL import Image
 from training_runs import config
 
 from ether_diffusion import load_ether
-from ether_diffusion.bases import open_base
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config import ValidationConfig
 from ether_diffusion.training.result import write_adapters
 from ether_diffusion.training.run import train_dreambooth
-from ether_diffusion.training.samples import Sampler
+from ether_diffusion.training.validation import draw
 
 DRAWN: dict[str, Json] = {
     "validation_prompt": ["a sks cat", "a dog"],
@@ -118,7 +117,7 @@ def test_the_last_pictures_come_from_the_files_that_were_saved(
         write_adapters(folder, files | {"adapter_model.safetensors": other})
 
     assert train_dreambooth(config(tmp_path / "other", **(DRAWN | {"learning_rate": 0.3}))) == 0
-    monkeypatch.setattr("ether_diffusion.training.session.write_adapters", spoil)
+    monkeypatch.setattr("ether_diffusion.training.run.write_adapters", spoil)
     assert train_dreambooth(config(tmp_path, **DRAWN)) == 0
     samples, others = tmp_path / "run" / "samples", tmp_path / "other" / "run" / "samples"
     assert same(drawn(samples, "final"), drawn(others, "final"))
@@ -141,10 +140,7 @@ def test_the_sheet_shows_all_steps_also_after_a_restart(run: Path, tmp_path: Pat
 
 
 def test_a_picture_in_the_making_can_be_interrupted(tmp_path: Path) -> None:
-    checked = config(tmp_path)
-    base = open_base(checked.base.pretrained_model_name_or_path)
-    prompts = ValidationConfig(validation_prompt=("a cat",), validation_num_inference_steps=5)
-    sampler = Sampler(base, prompts, tmp_path, 0, (8, 8))
+    run = load(config(tmp_path, validation_prompt=["a cat"]))
     seen = []
 
     def stop() -> None:
@@ -152,11 +148,10 @@ def test_a_picture_in_the_making_can_be_interrupted(tmp_path: Path) -> None:
         if len(seen) == 2:
             raise KeyboardInterrupt
 
-    unet = base.load_unet().train()
     with pytest.raises(KeyboardInterrupt):
-        sampler.draw(unet, base.load_text_encoders().encode, check=stop)
+        draw(run, ["a cat"], seeds=[0], num_steps=5, guidance_scale=2.0, check=stop)
     assert len(seen) == 2
-    assert unet.training  # as it was
+    assert run.unet.training  # as it was
 
 
 def test_pictures_that_are_half_there_are_drawn_again(tmp_path: Path) -> None:

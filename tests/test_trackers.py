@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_runs import config, log_of
 
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training import trackers
+from ether_diffusion.training import accelerator
 from ether_diffusion.training.run import train_dreambooth
 
 DRAWN: dict[str, Json] = {
@@ -87,7 +87,7 @@ def test_without_a_tracker_none_is_written(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setitem(trackers.AVAILABLE, name, lambda: False)
+    monkeypatch.setitem(accelerator.AVAILABLE, name, lambda: False)
     with pytest.raises(ValueError, match=f"^report_to={name} needs the package .*; pip install") as refused:
         train_dreambooth(config(tmp_path, report_to=name))
     assert "\n" not in str(refused.value)
@@ -97,8 +97,8 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
 def test_all_trackers_are_refused_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in trackers.AVAILABLE:
-        monkeypatch.setitem(trackers.AVAILABLE, name, lambda: False)
+    for name in accelerator.AVAILABLE:
+        monkeypatch.setitem(accelerator.AVAILABLE, name, lambda: False)
     with pytest.raises(ValueError, match="report_to=all finds none of tensorboard, wandb"):
         train_dreambooth(config(tmp_path, report_to="all"))
 
@@ -117,5 +117,5 @@ def test_a_tracker_that_takes_no_images_is_given_none(caplog: pytest.LogCaptureF
         trackers = (StandInTracker(),)
 
     with caplog.at_level(logging.WARNING):
-        trackers.track_images(Accelerator(), [[Image.new("RGB", (4, 4))]], 1)
+        accelerator.track_images(Accelerator(), [[Image.new("RGB", (4, 4))]], 1)
     assert not caplog.records

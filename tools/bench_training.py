@@ -32,15 +32,14 @@ from torch import Tensor, nn
 
 from ether_diffusion.bases import PromptEmbeddings
 from ether_diffusion.strict_json import Json
+from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.batches import Batch
-from ether_diffusion.training.checks import check_run
 from ether_diffusion.training.config import AdapterConfig, ComputeConfig, DreamBoothConfig, OptimizationConfig
-from ether_diffusion.training.denoising import Denoising
 from ether_diffusion.training.loop import Progress, Trainer
 from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
-from ether_diffusion.training.phases import Phases
+from ether_diffusion.training.objective import Denoising
 from ether_diffusion.training.run import train_dreambooth
-from ether_diffusion.training.setup import SMALL_ATTENTION, load_run, make_accelerator
+from ether_diffusion.training.setup import SMALL_ATTENTION, check_run, load_run
 from tools import benchmark
 from tools.bench_memory import MIB, resident
 from tools.bench_mixture import share_weights
@@ -76,9 +75,7 @@ def make_base(latent: int, *, quick: bool) -> UNet2DConditionModel:
 
 def make_trainer(unet: UNet2DConditionModel, config: AdapterConfig) -> Trainer:
     """Attach an adapter and return what trains it."""
-    accelerator = make_accelerator(
-        ComputeConfig(), report_to=None, folder=tempfile.gettempdir(), logging_dir="logs"
-    )
+    accelerator = make_accelerator(ComputeConfig())
     adapter = peft_config(config, "unet")
     added = attach_new(unet, adapter, seed=0, part="unet")
     context = torch.randn(1, NUM_TOKENS, unet.config.cross_attention_dim)
@@ -212,10 +209,7 @@ def run_of(num_steps: int) -> Iterator[DreamBoothConfig]:
 
 def bare_steps(config: DreamBoothConfig) -> Callable[[], object]:
     """Load a run, and return all of its steps with batches that are there already."""
-    checked = check_run(config, num_processes=1)
-    folder = str(config.output.output_dir)
-    accelerator = make_accelerator(config.compute, report_to=None, folder=folder, logging_dir="logs")
-    run = load_run(checked, accelerator, Phases(accelerator.device), lambda: None)
+    run = load_run(check_run(config, make_accelerator(config.compute)))
     batches = list(run.source.batches(run.trainer.progress.samples(0, 0)))
     return lambda: list(run.trainer.steps(iter(batches)))
 

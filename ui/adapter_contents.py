@@ -17,8 +17,7 @@ from ether_diffusion.adapters.format import (
 )
 from ether_diffusion.adapters.models import COMPONENTS
 from ether_diffusion.training.plain_files import read_plain_file
-from ether_diffusion.training.result import FINAL
-from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
+from ether_diffusion.training.result import FINAL, SAMPLES_FOLDER
 from ether_diffusion.ui.run_status import samples_by_step
 from ether_diffusion.ui.thumbnails import thumbnail_png
 from ether_diffusion.ui.uploads import MAX_PHOTO_BYTES

@@ -18,10 +18,10 @@ from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import StrictModel, read_json
 from ether_diffusion.training.checkpoint import MANIFEST
+from ether_diffusion.training.result import SAMPLES_FOLDER
 from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.run_lock import LOCK_NAME, Holder, current_holder, read_holder
-from ether_diffusion.training.samples import BASE_FOLDER
-from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
+from ether_diffusion.training.validation import BASE_FOLDER
 from ether_diffusion.ui.labels import MAX_SECONDS
 from ether_diffusion.ui.training_request import output_folder
 from ether_diffusion.wording import printable

@@ -1,13 +1,22 @@
 """A Stable Diffusion base that is opened but not loaded: its parts come into memory one at a time."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ether_diffusion.bases.loading import find_folder, find_part, load_pipeline
@@ -18,7 +27,7 @@ from ether_diffusion.bases.parts import (
     read_config,
     vae_scale_factor,
 )
-from ether_diffusion.bases.prompts import TextEncoders
+from ether_diffusion.bases.prompts import PromptEmbeddings, TextEncoders
 from ether_diffusion.bases.schedule import forward_process
 from ether_diffusion.bases.weights import check_variant, find_variant, load_part, stored_dtype
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
@@ -106,6 +115,65 @@ class Base:
     def load_pipeline(self, kind: Any = DiffusionPipeline, **options: Any) -> Any:
         """Load the whole pipeline, as `load_pipeline` does, by a class of its kind or the base's own."""
         return load_pipeline(self.folder, kind, variant=self.variant, **options)
+
+    @property
+    def lora_writer(self) -> Any:
+        """What of diffusers writes a LoRA of this base: save_lora_weights of its pipeline."""
+        kind = StableDiffusionXLPipeline if self.family == "sdxl" else StableDiffusionPipeline
+        return kind.save_lora_weights
+
+    def pipeline_around(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
+        """Return the base's pipeline around a UNet, without what embeddings replace."""
+        absent: dict[str, None] = {"text_encoder": None, "tokenizer": None}
+        if self.family == "sdxl":
+            absent |= {"text_encoder_2": None, "tokenizer_2": None}
+        else:
+            absent |= {"safety_checker": None, "feature_extractor": None}
+        vae = self.load_vae().to(unet.device)
+        pipeline: DiffusionPipeline = self.load_pipeline(unet=unet, vae=vae, **absent)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def draw_latents(
+        self,
+        pipeline: DiffusionPipeline,
+        embeddings: PromptEmbeddings,
+        *,
+        size: tuple[int, int],
+        num_steps: int,
+        guidance_scale: float,
+        seed: int,
+        check: Callable[[], None],
+    ) -> Tensor:
+        """Return the latents (1, c, h, w) of a picture of size (height, width) in px.
+
+        embeddings are those of the prompt and of what it should not show; check may raise between two steps.
+        """
+
+        def interruptible(_: object, step: int, timestep: object, values: dict[str, Any]) -> dict[str, Any]:
+            check()
+            return values
+
+        embedded = embeddings.to(pipeline.unet.device, pipeline.unet.dtype)
+        arguments: dict[str, Any] = {
+            "prompt_embeds": embedded.sequence[:1],
+            "negative_prompt_embeds": embedded.sequence[1:],
+        }
+        if embedded.pooled is not None:
+            arguments["pooled_prompt_embeds"] = embedded.pooled[:1]
+            arguments["negative_pooled_prompt_embeds"] = embedded.pooled[1:]
+        height, width = size
+        latents: Tensor = pipeline(
+            **arguments,
+            height=height,
+            width=width,
+            num_inference_steps=num_steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            callback_on_step_end=interruptible,
+        ).images
+        return latents
 
     def _load(self, kind: Any, subfolder: str, *, dtype: torch.dtype) -> Any:
         return load_part(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
 from ether_diffusion.training.config import EvaluationConfig
@@ -42,6 +42,11 @@ class Record:
 
     step: int
     measured: Measured
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The mean of each measure."""
+        return {name: Score.of(values) for name, values in asdict(self.measured).items()}
 
     @property
     def fidelity(self) -> Score:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from ether_diffusion.adapters.tensor_file import safetensors_bytes
 from ether_diffusion.durable_files import delete, write_folder
-from ether_diffusion.strict_json import Json, parse_json
+from ether_diffusion.strict_json import Json, read_json
 from ether_diffusion.training.plain_files import read_plain_file
 from ether_diffusion.wording import printable
 
@@ -38,9 +39,7 @@ class Checkpoint:
 
     def state(self) -> dict[str, Json]:
         """Return what `save_checkpoint` was given as state."""
-        state = parse_json((self.folder / STATE).read_bytes(), str(self.folder / STATE))
-        assert isinstance(state, dict)
-        return state
+        return read_json((self.folder / STATE).read_bytes(), dict[str, JsonValue], str(self.folder / STATE))
 
     def has(self, name: str) -> bool:
         """Say whether a file of this name belongs to it."""
@@ -55,11 +54,6 @@ class Checkpoint:
         """Return the tensors of one of its files."""
         loaded: dict[str, Tensor] = safetensors.torch.load((self.folder / name).read_bytes())
         return loaded
-
-
-def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Return where a run in `folder` keeps the checkpoint of a step: checkpoint-500, as diffusers does."""
-    return folder / f"checkpoint-{step}"
 
 
 def save_checkpoint(
@@ -83,7 +77,7 @@ def save_checkpoint(
     files[STATE] = json.dumps(state, indent=1, sort_keys=True).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files[MANIFEST] = json.dumps(hashes, indent=1, sort_keys=True).encode()
-    path = checkpoint_folder(folder, step)
+    path = folder / f"checkpoint-{step}"  # as diffusers names it
     if path.is_dir() and not path.is_symlink():  # not whole, or the run would have gone on from it
         delete(path)
     elif path.exists() or path.is_symlink():
@@ -106,6 +100,30 @@ def prune_checkpoints(folder: Path, step: int, num_kept: int) -> None:
         delete(path)
 
 
+def named_checkpoint(folder: Path, wanted: str | None) -> Checkpoint | None:
+    """Return the checkpoint that a run is to go on from, if one was asked for by name.
+
+    Raises:
+        FileNotFoundError: there is none of that name in the run's folder.
+        ValueError: it is not whole.
+    """
+    if wanted is None or wanted == "latest":
+        return None
+    path = Path(wanted) if Path(wanted).is_dir() else folder / wanted
+    if path.resolve().parent != folder.resolve():
+        raise ValueError(
+            f"{path} is no checkpoint of {folder}; give that run's folder as --output_dir, or a checkpoint "
+            "in this one"
+        )
+    match = _NAME.fullmatch(path.name)
+    if match is None or not path.is_dir():
+        raise FileNotFoundError(f"{path} is no checkpoint; name a folder like checkpoint-500 of this run")
+    try:
+        return Checkpoint(path, int(match[1]), _checked_names(path))
+    except ValueError as problem:
+        raise ValueError(f"{path} is not whole ({problem}); use an older checkpoint") from None
+
+
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest whole checkpoint of a run; what is not whole is passed over, and said."""
     for step, path in _numbered(folder):
@@ -114,22 +132,6 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         except ValueError as problem:
             logger.warning("%s is not whole (%s); an older checkpoint is used", printable(path), problem)
     return None
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint by its folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not whole.
-    """
-    match = _NAME.fullmatch(path.name)
-    if match is None or not path.is_dir():
-        raise FileNotFoundError(f"{path} is no checkpoint; name a folder like checkpoint-500 of this run")
-    try:
-        return Checkpoint(path, int(match[1]), _checked_names(path))
-    except ValueError as problem:
-        raise ValueError(f"{path} is not whole ({problem}); use an older checkpoint") from None
 
 
 def newer_checkpoints(folder: Path, step: int) -> list[Path]:
@@ -144,16 +146,13 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _checked_names(path: Path) -> frozenset[str]:
-    """Return the names of a checkpoint's files, which are what its manifest says.
-
-    Raises:
-        ValueError: one is not, or there is no manifest.
-    """
+    """Return the names of a checkpoint's files, which are what its manifest says."""
     try:
-        hashes = parse_json(read_plain_file(path / MANIFEST, inside=None, max_bytes=MAX_MANIFEST), MANIFEST)
+        data = read_plain_file(path / MANIFEST, inside=None, max_bytes=MAX_MANIFEST)
+        hashes = read_json(data, dict[str, str], MANIFEST)
     except ValueError:
         raise ValueError(f"{MANIFEST} is missing or damaged") from None
-    if not isinstance(hashes, dict) or STATE not in hashes:
+    if STATE not in hashes:
         raise ValueError(f"{MANIFEST} is damaged")
     for name, expected in hashes.items():
         if _sha256(path / name) != expected:

@@ -12,7 +12,6 @@ from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.bases import Base
 from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
-from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import ControlConfig
 from ether_diffusion.training.control_images import detector_of, finish_control
 from ether_diffusion.training.decoding import BLACK, WHITE, decode_photo
@@ -101,14 +100,3 @@ def restore_control(control: TrainedControl, folder: Path) -> None:
             "settings and the base that it was made with"
         )
     control.encoder.load_state_dict(found.state_dict())
-
-
-def restore_from(control: TrainedControl, checkpoint: Checkpoint) -> None:
-    """Go on with the encoder of a checkpoint.
-
-    Raises:
-        ValueError: it has none, or one of another form.
-    """
-    if not all(map(checkpoint.has, CONTROL_FILES)):
-        raise ValueError(f"{checkpoint.folder} holds no control encoder; give another --output_dir")
-    restore_control(control, checkpoint.folder)

@@ -17,8 +17,8 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.config import OptimizationConfig
 from ether_diffusion.training.control import TrainedControl
-from ether_diffusion.training.denoising import Denoising
 from ether_diffusion.training.methods import TrainedPart, prepared
+from ether_diffusion.training.objective import Denoising
 from ether_diffusion.training.optimizers import (
     go_to_step,
     load_optimizer_state,

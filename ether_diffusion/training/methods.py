@@ -45,6 +45,11 @@ class TrainedPart:
     parameters: Sequence[nn.Parameter]
     learning_rate: float
 
+    @property
+    def prefix(self) -> str:
+        """Where its files lie in the folder of a run: the UNet's on top, the others' in folders."""
+        return "" if self.part == "unet" else f"{self.part}/"
+
 
 def peft_config(config: AdapterConfig, part: Part) -> PeftConfig:
     """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""

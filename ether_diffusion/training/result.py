@@ -1,19 +1,18 @@
 """The result of a run: adapter, LoRA export, last images drawn from the saved files, model card."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import HfApi
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from ether_diffusion.adapters import AdapterMetadata, load_ether, read_adapter
 from ether_diffusion.adapters.card import (
@@ -32,22 +31,14 @@ from ether_diffusion.durable_files import write_files
 from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
 from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
 from ether_diffusion.training.loop import Trainer
-from ether_diffusion.training.methods import (
-    ADAPTER_NAME,
-    Part,
-    TrainedPart,
-    adapter_files,
-    restore_adapter,
-)
-from ether_diffusion.training.samples import FOLDER as SAMPLES_FOLDER
-from ether_diffusion.training.samples import Sampler
+from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart, adapter_files, restore_adapter
 from ether_diffusion.training.setup import LoadedRun
 from ether_diffusion.tuner import EtherConfig
 
 logger = logging.getLogger(__name__)
 
-FINAL = "final"
 SAVED_NAME = "saved"
+SAMPLES_FOLDER, FINAL = "samples", "final"
 EVALUATION_NAME, CURVE_NAME = "evaluation.json", "evaluation.png"
 UPLOADED = [
     CARD_NAME,
@@ -63,31 +54,25 @@ UPLOADED = [
     EVALUATION_NAME,
 ]
 """All of a run's folder that is for others: its settings name folders of this machine."""
+_CONTROL_PIPELINES = {"sd": CONTROL_PIPELINE, "sdxl": XL_CONTROL_PIPELINE}
 
 
-def metadata_of(config: DreamBoothConfig, num_steps: int, *, batch_size: int) -> AdapterMetadata:
-    """Return what an adapter's file says of its training; equal runs say equal things."""
-    settings = config.optimization
+def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
+    """Return what the adapter's file says at a step, or as far as the run is; equal runs say equal things."""
+    config, trainer = run.config, run.trainer
     return AdapterMetadata(
         base_model=shareable_name(config.base.pretrained_model_name_or_path),
         trigger=trigger_of(config),
         training={
-            "steps": num_steps,
+            "steps": trainer.step if step is None else step,
             "learning_rate": config.learning_rate,
-            "batch_size": batch_size,
-            "optimizer": settings.optimizer,
-            "lr_scheduler": settings.lr_scheduler,
+            "batch_size": trainer.progress.effective_batch,
+            "optimizer": config.optimization.optimizer,
+            "lr_scheduler": config.optimization.lr_scheduler,
             "prior_preservation": config.prior.prior_preservation,
             "seed": config.compute.seed,
         },
     )
-
-
-def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
-    """Return what the adapter's file says at a step, or as far as the run is."""
-    trainer = run.trainer
-    step = trainer.step if step is None else step
-    return metadata_of(run.checked.config, step, batch_size=trainer.progress.effective_batch)
 
 
 def trigger_of(config: DreamBoothConfig) -> str | None:
@@ -103,11 +88,10 @@ def result_files(trainer: Trainer, metadata: AdapterMetadata) -> dict[str, bytes
 
     With control, the encoder lies beside it.
     """
-    files = {}
+    files: dict[str, bytes] = {}
     for part in trainer.parts:
-        prefix = "" if part.part == "unet" else f"{part.part}/"
-        for name, data in adapter_files(part.model, metadata).items():
-            files[f"{prefix}{name}"] = data
+        own = adapter_files(part.model, metadata)
+        files |= {f"{part.prefix}{name}": data for name, data in own.items()}
     if trainer.control is not None:
         files |= control_result_files(trainer.control, trainer.parts)
     return files
@@ -123,56 +107,41 @@ def write_adapters(folder: Path, files: dict[str, bytes]) -> None:
 
 def write_export(folder: Path, run: LoadedRun) -> Path | None:
     """Write the LoRA file of the adapters in a folder, where the method has one; return its path."""
-    config = run.checked.config
+    config = run.config
     if config.adapter.adapter == "lora":
         return _save_lora(folder, run)
     if not _is_ether(run.trainer.parts):
         logger.info("no LoRA file is written: %s is no low-rank update", config.adapter.adapter)
         return None
-    unet, stored = run.unet, run.checked.base.unet_dtype
+    unet, stored = run.unet, run.base.unet_dtype
     if unet.dtype not in (stored, torch.float32):  # exact on the weights as they are stored
-        unet = run.checked.base.load_unet(stored)
+        unet = run.base.load_unet(stored)
     if len(run.trainer.parts) == 1:
         return export_lora(read_adapter(folder, components=["unet"], with_encoder=False), unet, folder)
-    pipeline = run.checked.base.load_text_encoders().pipeline
+    pipeline = run.base.load_text_encoders().pipeline
     pipeline.register_modules(unet=unet)
     return export_lora(folder, pipeline, folder)
 
 
 def _save_lora(folder: Path, run: LoadedRun) -> Path:
     """Write PEFT's LoRA as diffusers' own scripts do."""
-    parts = {part.part: part for part in run.trainer.parts}
-    layers = {f"{name}_lora_layers": _saved_tensors(folder, name) for name in parts}
-    metadata = {f"{name}_lora_adapter_metadata": _lora_metadata(part.config) for name, part in parts.items()}
-    is_xl = run.checked.base.family == "sdxl"
-    pipeline = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    arguments: dict[str, object] = {}
+    for part in run.trainer.parts:
+        tensors = load_file(folder / f"{part.prefix}{TENSORS_NAME}")
+        own = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+        assert isinstance(part.config, LoraConfig)
+        settings = part.config.to_dict()
+        arguments[f"{part.part}_lora_layers"] = own
+        arguments[f"{part.part}_lora_adapter_metadata"] = {
+            name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()
+        }
     with TemporaryDirectory() as temporary:
-        pipeline.save_lora_weights(temporary, weight_name=EXPORT_NAME, **layers, **metadata)
+        run.base.lora_writer(temporary, weight_name=EXPORT_NAME, **arguments)
         with safe_open(Path(temporary) / EXPORT_NAME, framework="pt") as file:
             header = file.metadata()
         tensors = load_file(Path(temporary) / EXPORT_NAME)
     write_files(folder, {EXPORT_NAME: safetensors_bytes(tensors, header)})  # whole, equal bytes each time
     return folder / EXPORT_NAME
-
-
-def _saved_tensors(folder: Path, part: Part) -> dict[str, Tensor]:
-    """Return what was saved of a part's adapter, by PEFT's names."""
-    tensors = load_file((folder if part == "unet" else folder / part) / TENSORS_NAME)
-    return {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
-
-
-def _lora_metadata(config: PeftConfig) -> dict[str, object]:
-    assert isinstance(config, LoraConfig)
-    return {
-        name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()
-    }
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The models that were trained, in the form of a pipeline."""
-
-    components: dict[str, object]
 
 
 def load_saved(folder: Path, run: LoadedRun) -> None:
@@ -183,10 +152,13 @@ def load_saved(folder: Path, run: LoadedRun) -> None:
     for part in parts:
         _delete(part)
     if _is_ether(parts):
-        load_ether(_Models({part.part: part.model for part in parts}), folder, adapter_name=SAVED_NAME)
+        models = SimpleNamespace(components={part.part: part.model for part in parts})
+        load_ether(models, folder, adapter_name=SAVED_NAME)
         return
     for part in parts:
-        _load_plain(part.model, folder if part.part == "unet" else folder / part.part)
+        own = folder / part.prefix
+        inject_adapter_in_model(PeftConfig.from_pretrained(str(own)), part.model, SAVED_NAME)
+        restore_adapter(part.model, load_file(own / TENSORS_NAME), name=SAVED_NAME)
 
 
 def _is_ether(parts: Sequence[TrainedPart]) -> bool:
@@ -203,26 +175,6 @@ def _delete(part: TrainedPart) -> None:
         del part.model.__dict__["peft_config"]
 
 
-def _load_plain(model: nn.Module, folder: Path) -> None:
-    inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), model, SAVED_NAME)
-    restore_adapter(model, load_file(folder / TENSORS_NAME), name=SAVED_NAME)
-
-
-def draw_final(run: LoadedRun, sampler: Sampler, check: Callable[[], None]) -> list[tuple[str, str]]:
-    """Draw the validation prompts with the adapters that were loaded; return prompts and relative paths."""
-    prompts = run.checked.config.validation.validation_prompt
-    if not prompts:
-        return []
-    rows = sampler.draw(run.unet, run.encode, check=check)
-    paths = sampler.save(rows, FINAL)
-    num_images = run.checked.config.validation.num_validation_images
-    names = [prompt for prompt in prompts for _ in range(num_images)]
-    return [
-        (prompt, path.relative_to(sampler.folder).as_posix())
-        for prompt, path in zip(names, paths, strict=True)
-    ]
-
-
 def write_card(
     folder: Path,
     run: LoadedRun,
@@ -235,32 +187,16 @@ def write_card(
     if path.exists() and not is_ours(path):
         logger.info("left %s as it is: it was edited", path)
         return
-    has_export = (folder / EXPORT_NAME).exists()
-    config = run.checked.config
-    is_xl = run.checked.base.family == "sdxl"
-    control = None if run.trainer.control is None else XL_CONTROL_PIPELINE if is_xl else CONTROL_PIPELINE
+    metadata = metadata_of_run(run, step)
+    control = None if run.trainer.control is None else _CONTROL_PIPELINES[run.base.family]
+    told: dict[str, Any] = {"pictures": pictures, "evaluation": evaluation, "control": control}
+    exported = told | {"has_lora_export": (folder / EXPORT_NAME).exists()}
     if not run.trainer.parts:
-        assert control is not None, "nothing was trained"
-        text = encoder_card(
-            metadata_of_run(run, step), pictures=pictures, evaluation=evaluation, control=control
-        )
+        text = encoder_card(metadata, **told)
     elif _is_ether(run.trainer.parts):
-        text = model_card(
-            read_adapter(folder, with_encoder=False).first,
-            has_lora_export=has_export,
-            pictures=pictures,
-            evaluation=evaluation,
-            control=control,
-        )
+        text = model_card(read_adapter(folder, with_encoder=False).first, **exported)
     else:
-        text = plain_card(
-            config.adapter.adapter.upper(),
-            metadata_of_run(run, step),
-            has_lora_export=has_export,
-            pictures=pictures,
-            evaluation=evaluation,
-            control=control,
-        )
+        text = plain_card(run.config.adapter.adapter.upper(), metadata, **exported)
     write_files(folder, {CARD_NAME: text.encode()})
 
 

@@ -6,21 +6,29 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Literal, Self
+
+from pydantic import JsonValue
 
 from ether_diffusion.durable_files import delete_unfinished, write_files
-from ether_diffusion.strict_json import Json, parse_json
+from ether_diffusion.strict_json import Json, StrictModel, read_json
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.training.run_lock import locked
-from ether_diffusion.training.settings_changes import Changes, compare_settings
+from ether_diffusion.training.settings_changes import compare_settings
 from ether_diffusion.wording import listed, printable
 
 RUN_NAME = "run.json"
 LOG_NAME = "log.jsonl"
-FORMAT = 1
 
 logger = logging.getLogger(__name__)
+
+
+class RunFile(StrictModel):
+    """What run.json says: the settings that the run was begun with, and what its photos were."""
+
+    format: Literal[1] = 1
+    settings: dict[str, JsonValue]
+    fingerprints: dict[str, dict[str, str]]
 
 
 class RunFolder:
@@ -39,13 +47,13 @@ class RunFolder:
         *,
         allow_changes: bool,
     ) -> None:
-        self.path, self.settings, self.fingerprints = path, dict(settings), fingerprints
-        self.allow_changes = allow_changes
+        self.path, self.allow_changes = path, allow_changes
+        self.settings, self.fingerprints = dict(settings), {k: dict(v) for k, v in fingerprints.items()}
         self.is_new = False
         self._held = ExitStack()
         self._log: BinaryIO | None = None
 
-    def __enter__(self) -> "RunFolder":
+    def __enter__(self) -> Self:
         _make(self.path)
         with ExitStack() as held:
             try:
@@ -58,9 +66,7 @@ class RunFolder:
             self._held = held.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._held.close()
 
     def log(self, record: Mapping[str, Json]) -> None:
@@ -96,60 +102,46 @@ class RunFolder:
         path = self.path / LOG_NAME
         return _read(path).splitlines(keepends=True) if path.exists() else []
 
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
     def _recognise(self) -> None:
         path = self.path / RUN_NAME
         self.is_new = not path.exists()
-        if self.is_new:
-            others = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
-            if others:
-                raise ValueError(
-                    f"{printable(self.path)} holds {listed(others)}, which belong to no run; give another "
-                    "--output_dir, or empty this one"
-                )
-        else:
+        if not self.is_new:
             self._compare(_read_run(path))
-        run = {"format": FORMAT, "settings": self.settings, "fingerprints": self.fingerprints}
+        elif others := sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")):
+            raise ValueError(
+                f"{printable(self.path)} holds {listed(others)}, which belong to no run; give another "
+                "--output_dir, or empty this one"
+            )
+        run = {"format": 1, "settings": self.settings, "fingerprints": self.fingerprints}
         data = json.dumps(run, indent=1, allow_nan=False).encode() + b"\n"
         if self.is_new or path.read_bytes() != data:
             write_files(self.path, {RUN_NAME: data})
 
-    def _compare(self, run: dict[str, Json]) -> None:
-        changes = compare_settings(run["settings"], self.settings, run["fingerprints"], self.fingerprints)  # type: ignore[arg-type]  # checked when read
+    def _compare(self, run: RunFile) -> None:
+        changes = compare_settings(run.settings, self.settings, run.fingerprints, self.fingerprints)
         if changes.of_form or (changes.refused and not self.allow_changes):
-            table = "\n  ".join(changes.refused)
             remedy = "give --allow_changes to go on with it as it is now, or another --output_dir"
             if changes.of_form:
                 names = listed(changes.of_form, len(changes.of_form))
                 remedy = (
                     f"a run trains one adapter, and {names} would make another; give another --output_dir"
                 )
-            raise ValueError(
-                f"{printable(self.path)} holds a run that was begun otherwise (then -> now):\n  {table}\n"
-                f"{remedy}"
-            )
-        _tell(self.path, changes)
-
-    def _close_log(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+            told = f"{printable(self.path)} holds a run that was begun otherwise (then -> now):"
+            raise ValueError("\n  ".join((told, *changes.refused)) + f"\n{remedy}")
+        for line in (*changes.refused, *changes.allowed):
+            logger.info("the run in %s goes on with a change: %s", printable(self.path), line)
 
 
-def _tell(path: Path, changes: Changes) -> None:
-    for line in (*changes.refused, *changes.allowed):
-        logger.info("the run in %s goes on with a change: %s", printable(path), line)
-
-
-def _read_run(path: Path) -> dict[str, Json]:
-    run = parse_json(_read(path), printable(path))
-    if not isinstance(run, dict) or not isinstance(run.get("settings"), dict) or not _are_prints(run):
-        raise ValueError(f"{printable(path)} is damaged or not of a run; give another --output_dir")
-    if run.get("format") != FORMAT:
-        raise ValueError(
-            f"{printable(path)} has format {printable(run.get('format'))}, and this release reads {FORMAT}; "
-            "update ether-diffusion, or give another --output_dir"
-        )
-    return run
+def _read_run(path: Path) -> RunFile:
+    try:
+        return read_json(_read(path), RunFile, printable(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; update ether-diffusion, or give another --output_dir") from None
 
 
 def _read(path: Path) -> bytes:
@@ -157,14 +149,6 @@ def _read(path: Path) -> bytes:
         return read_plain_file(path, inside=None, max_bytes=2**30)
     except UnusableFileError as reason:
         raise ValueError(f"{printable(path)} {reason}") from None
-
-
-def _are_prints(run: dict[str, Json]) -> bool:
-    groups = run.get("fingerprints")
-    return isinstance(groups, dict) and all(
-        isinstance(group, dict) and all(isinstance(value, str) for value in group.values())
-        for group in groups.values()
-    )
 
 
 def _read_line(line: bytes) -> dict[str, Json] | None:

@@ -15,7 +15,7 @@ import psutil
 from filelock import FileLock, Timeout, lock_descriptor
 
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.strict_json import is_whole, parse_json
+from ether_diffusion.strict_json import read_json
 from ether_diffusion.training.plain_files import read_plain_file
 from ether_diffusion.wording import printable
 
@@ -145,15 +145,9 @@ def holder_of(pid: int) -> Holder:
 def read_holder(path: Path) -> Holder | None:
     """Return the process that a file names; None where there is no such file or it is damaged."""
     try:
-        value = parse_json(read_plain_file(path, inside=None, max_bytes=2**16), printable(path))
+        return read_json(read_plain_file(path, inside=None, max_bytes=2**16), Holder, printable(path))
     except ValueError:
         return None  # a power cut may leave it empty
-    if not isinstance(value, dict) or not {"pid", "host", "started"} <= value.keys():
-        return None
-    pid, words = value["pid"], (value["host"], value["started"], value.get("since", ""))
-    if not is_whole(pid) or not all(isinstance(word, str) for word in words):
-        return None
-    return Holder(pid, *words)  # type: ignore[arg-type]  # checked above
 
 
 def write_holder(path: Path, holder: Holder) -> None:

@@ -1,19 +1,17 @@
-"""From a checked run to one that trains: parts are loaded one at a time, used, and leave memory again."""
+"""From a configuration to a run that trains: all that is wrong is said at once, then the parts are loaded."""
 
 import logging
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
 
-import diffusers
 import torch
-import transformers
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from peft.utils.error import NoMatchingPeftModuleError
 from transformers import PreTrainedModel
 
 from ether_diffusion.bases import (
@@ -22,49 +20,263 @@ from ether_diffusion.bases import (
     TextEncoders,
     decoded_again,
     encode_images,
+    open_base,
     scale_latents,
     stack_embeddings,
 )
 from ether_diffusion.durable_files import delete_unfinished
+from ether_diffusion.options import shown
+from ether_diffusion.training.accelerator import DTYPES, tracker_problem
 from ether_diffusion.training.batches import BatchSource, Codec
-from ether_diffusion.training.checks import CheckedRun, folders_of
-from ether_diffusion.training.config import ComputeConfig, control_of
-from ether_diffusion.training.control import new_control
-from ether_diffusion.training.denoising import Denoising, Encode
-from ether_diffusion.training.loop import Trainer
+from ether_diffusion.training.config import DEFAULT_STEPS, ComputeConfig, DreamBoothConfig, control_of
+from ether_diffusion.training.control import new_control, validation_controls
+from ether_diffusion.training.crops import Needs, Scaling
+from ether_diffusion.training.dataset import TrainingData, read_class_images, read_training_data
+from ether_diffusion.training.evaluating import Evaluator, OpenEvaluator
+from ether_diffusion.training.loop import Progress, Trainer
 from ether_diffusion.training.methods import Part, TrainedPart, attach_new, peft_config
-from ether_diffusion.training.phases import Phases
-from ether_diffusion.training.prior import generate_class_images
-from ether_diffusion.training.sample_plan import SamplePlan
-from ether_diffusion.training.trackers import tracker_problem
-from ether_diffusion.wording import listed, printable
+from ether_diffusion.training.objective import Denoising, Encode
+from ether_diffusion.training.optimizers import find_optimizer
+from ether_diffusion.training.prior import count_missing, generate_class_images
+from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
+from ether_diffusion.training.resources import Phases
+from ether_diffusion.training.sample_plan import SamplePlan, plan_samples
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+T = TypeVar("T")
+Check = Callable[[], None]
+"""What is called in between, and raises where a signal came."""
+
 SMALL_ATTENTION = 32
 """Side (latent px) up to which a CPU is faster without fused attention, whose backward is slow there."""
 
-_OF_LAUNCHERS = re.compile("ACCELERATE_.*|(LOCAL_|NODE_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)")
-
-Check = Callable[[], None]
-
 
 @dataclass(frozen=True)
-class LoadedRun:
-    """All that trains: the trainer, its batches, and what embeds prompts."""
+class CheckedRun:
+    """A run whose base, photos and settings can be used; `num_missing` class images are to be drawn.
 
-    checked: CheckedRun
-    plan: SamplePlan
-    source: BatchSource
-    trainer: Trainer
-    unet: UNet2DConditionModel
-    encode: Encode
+    `evaluator` measures in between, where that was asked for.
+    """
+
+    config: DreamBoothConfig
+    accelerator: Accelerator
+    base: Base
+    training: TrainingData
+    num_missing: int
+    evaluator: Evaluator | None = None
+
+    def plan(self) -> SamplePlan:
+        """Decide what every sample shows; class images must be there by now.
+
+        Raises:
+            ValueError: a size does not fit the base, or class images cannot be used.
+        """
+        config, base = self.config, self.base
+        prior = config.prior.replace(class_prompt=config.class_prompt)
+        needs, class_images = needs_of(base), None
+        if prior.prior_preservation == "class_images":
+            scaling = Scaling.of(config.data, needs)
+            class_images = read_class_images(config.data, prior, scaling=scaling, without=folders_of(config))
+        return plan_samples(
+            config.data,
+            prior,
+            self.training,
+            class_images,
+            needs=needs,
+            effective_batch=self.progress(1).effective_batch,
+            seed=config.compute.seed,
+            control=control_of(config),
+        )
+
+    def progress(self, num_samples: int) -> Progress:
+        """Return how far the run goes, where an epoch has so many samples."""
+        settings = self.config.optimization
+        split = (
+            settings.train_batch_size,
+            settings.gradient_accumulation_steps,
+            self.accelerator.num_processes,
+        )
+        num_steps = settings.max_train_steps
+        if num_steps is None and settings.num_train_epochs is not None:
+            num_steps = settings.num_train_epochs * Progress(0, *split).steps_per_epoch(num_samples)
+        return Progress(num_steps or DEFAULT_STEPS, *split)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width (px) of what is drawn."""
+        side = self.config.data.resolution or self.base.native_size
+        return side, side
+
+    @property
+    def prompts(self) -> set[str]:
+        """All prompts that are drawn in between, with no words at all among them."""
+        validation = self.config.validation
+        drawn = {*validation.validation_prompt, "", validation.validation_negative_prompt or ""}
+        measured = self.evaluator and {*self.evaluator.prompts, *self.evaluator.other_prompts}
+        return drawn | (measured or set())
 
 
-def draw_class_images(checked: CheckedRun, accelerator: Accelerator, check: Check) -> None:
+def check_run(
+    config: DreamBoothConfig, accelerator: Accelerator, open_evaluator: OpenEvaluator | None = None
+) -> CheckedRun:
+    """Open the base, decode every photo, read every caption, and look for what the settings need.
+
+    Raises:
+        ValueError: something cannot be used; all problems are listed, one a line.
+    """
+    problems: list[str] = []
+
+    def collect(find: Callable[[], T]) -> T | None:
+        try:
+            return find()
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            return None
+
+    base = collect(lambda: _open(config))
+    training = collect(lambda: _read_photos(config, base))
+    num_missing = collect(lambda: _count_missing(config)) or 0
+    collect(lambda: find_optimizer(config.optimization))
+    if base is not None:
+        collect(lambda: _try_adapter(base, config))
+    problems += _environment_problems(config)
+    if base is not None and training is not None:
+        checked = CheckedRun(config, accelerator, base, training, num_missing)
+        collect(lambda: validation_controls(control_of(config), checked.size))
+        drawing = {
+            "validation_prompt": config.validation.validation_prompt,
+            "eval_steps": config.evaluation.eval_steps,
+        }
+        asked = [name for name, value in drawing.items() if value]
+        if base.is_inpainting and asked:
+            problems.append(
+                f"an inpainting base draws no picture from a prompt alone; leave {' and '.join(asked)} out"
+            )
+        elif config.evaluation.eval_steps:
+            evaluator = collect(lambda: _open_evaluator(config, base, training, open_evaluator))
+            checked = replace(checked, evaluator=evaluator)
+        plan = None if num_missing else collect(checked.plan)
+        warnings = () if plan is None else plan.warnings
+        for warning in (*warnings, *(collect(lambda: _prompt_warnings(config, base, training)) or ())):
+            logger.warning("%s", warning)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return checked
+
+
+def folders_of(config: DreamBoothConfig) -> tuple[Path, ...]:
+    """Return all folders that a run reads or writes: where one lies in another, it is no part of that one."""
+    control = control_of(config)
+    folders = (
+        config.output.output_dir,
+        config.data.instance_data_dir,
+        config.data.mask_data_dir,
+        config.prior.class_data_dir,
+        None if control is None else control.conditioning_data_dir,
+    )
+    return tuple(folder for folder in folders if folder is not None)
+
+
+def _open(config: DreamBoothConfig) -> Base:
+    settings = config.base
+    base = open_base(
+        settings.pretrained_model_name_or_path,
+        revision=settings.revision,
+        variant=settings.variant,
+        vae=settings.pretrained_vae_model_name_or_path,
+        tokenizer=settings.tokenizer_name,
+        local_files_only=settings.local_files_only,
+    )
+    base.load_noise_scheduler()  # refused now where the base has noise of another kind
+    return base
+
+
+def _read_photos(config: DreamBoothConfig, base: Base | None) -> TrainingData:
+    return read_training_data(
+        config.data,
+        control=control_of(config),
+        scaling=None if base is None else Scaling.of(config.data, needs_of(base)),
+        without=folders_of(config),
+    )
+
+
+def needs_of(base: Base) -> Needs:
+    """Return what a base asks of the photos."""
+    return Needs(
+        base.native_size,
+        base.size_multiple,
+        has_size_ids=base.family == "sdxl",
+        is_inpainting=base.is_inpainting,
+    )
+
+
+def _count_missing(config: DreamBoothConfig) -> int:
+    prior = config.prior
+    if prior.prior_preservation != "class_images":
+        return 0
+    assert prior.class_data_dir is not None
+    follow, folders = config.data.follow_symlinks, folders_of(config)
+    return count_missing(
+        prior.class_data_dir, prior.num_class_images, follow_symlinks=follow, without=folders
+    )
+
+
+def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
+    """Attach the adapter to a UNet without weights."""
+    if config.adapter.adapter == "none":
+        return
+    try:
+        attach_new(base.empty_unet(), peft_config(config.adapter, "unet"), seed=0, part="unet")
+    except NoMatchingPeftModuleError:
+        raise ValueError(
+            f"target_modules={shown(config.adapter.target_modules)} matches no module of the UNet; use "
+            "attention, attention_and_feedforward, or names like to_q,to_v"
+        ) from None
+    except RuntimeError:  # BOFT looks at values; its settings are checked before
+        assert config.adapter.adapter == "boft"
+
+
+def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
+    compute = config.compute
+    if compute.enable_xformers_memory_efficient_attention:
+        if not torch.cuda.is_available():
+            yield "xformers has kernels on CUDA only, and there is no CUDA GPU; leave it out for SDPA"
+        elif find_spec("xformers") is None:
+            yield "xformers is not installed; pip install 'ether-diffusion[xformers]', or leave it out"
+    problem = tracker_problem(config.output.report_to)
+    if problem is not None:
+        yield problem
+    if compute.allow_tf32 and not torch.cuda.is_available():
+        logger.warning("allow_tf32 has no effect: there is no CUDA GPU")
+
+
+def _open_evaluator(
+    config: DreamBoothConfig, base: Base, training: TrainingData, open_evaluator: OpenEvaluator | None
+) -> Evaluator:
+    if open_evaluator is None:
+        raise ValueError(
+            "eval_steps needs something that measures; train with "
+            "open_evaluator=ether_diffusion.training.in_training.open_evaluator, or leave it out"
+        )
+    return open_evaluator(config, base, training)
+
+
+def _prompt_warnings(config: DreamBoothConfig, base: Base, training: TrainingData) -> list[str]:
+    """Say which prompts are cut, and what is doubtful about the trigger word."""
+    tokenizer = base.load_tokenizers()[0]
+    prompts = [each.prompt for each in training.photos]
+    prompts += [prompt for prompt in (config.class_prompt, *config.validation.validation_prompt) if prompt]
+    cuts = {prompt: find_cut(prompt, tokenizer) for prompt in dict.fromkeys(prompts)}
+    found = [f'"{printable(prompt[:40])}…": {cut}' for prompt, cut in cuts.items() if cut is not None]
+    doubt = None if config.data.token is None else doubt_token(config.data.token, tokenizer)
+    return [*found, *([] if doubt is None else [doubt])]
+
+
+def draw_class_images(checked: CheckedRun, check: Check) -> None:
     """Draw the class images that are missing, by the base alone."""
-    config, base = checked.config, checked.base
+    config, base, accelerator = checked.config, checked.base, checked.accelerator
     prior = config.prior
     if prior.class_data_dir is not None:
         delete_unfinished(prior.class_data_dir, is_shared=True)
@@ -74,7 +286,8 @@ def draw_class_images(checked: CheckedRun, accelerator: Accelerator, check: Chec
     assert config.class_prompt is not None
     precision = prior.prior_generation_precision or accelerator.mixed_precision
     logger.info("drawing %d class images into %s", checked.num_missing, prior.class_data_dir)
-    pipeline = base.load_pipeline(dtype=DTYPES[precision], **_no_safety_checker(base)).to(accelerator.device)
+    no_checker = {} if base.family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = base.load_pipeline(dtype=DTYPES[precision], **no_checker).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
 
     def report(done: int, wanted: int) -> None:
@@ -95,76 +308,85 @@ def draw_class_images(checked: CheckedRun, accelerator: Accelerator, check: Chec
         )
 
 
+@dataclass(frozen=True)
+class LoadedRun:
+    """All that trains: the trainer, its batches, and what embeds prompts."""
+
+    checked: CheckedRun
+    plan: SamplePlan
+    source: BatchSource
+    trainer: Trainer
+    unet: UNet2DConditionModel
+    encode: Encode
+
+    @property
+    def config(self) -> DreamBoothConfig:
+        """What the run was told."""
+        return self.checked.config
+
+    @property
+    def base(self) -> Base:
+        """What the adapter is trained on."""
+        return self.checked.base
+
+
 def load_run(
     checked: CheckedRun,
-    accelerator: Accelerator,
-    phases: Phases,
-    check: Check,
+    check: Check = lambda: None,
+    phases: Phases | None = None,
     *,
     num_steps: int | None = None,
 ) -> LoadedRun:
     """Encode photos and prompts, then load the UNet and attach the adapters; num_steps may cut the run short.
 
+    The parts are loaded one at a time, used, and leave memory again.
+
     Raises:
         ValueError: a photo's latents are not finite, or an adapter does not fit the model.
     """
-    config, base, plan = checked.config, checked.base, checked.plan()
+    config, base, accelerator, plan = checked.config, checked.base, checked.accelerator, checked.plan()
+    settings, wanted, seed = config.optimization, control_of(config), config.compute.seed
     progress = checked.progress(plan.num_samples)
     progress = progress if num_steps is None else replace(progress, num_steps=num_steps)
     dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device
+    phases = phases or Phases(device)
     with phases.measure("encode photos"):
-        source = _load_source(
-            checked, plan, progress.num_steps * progress.effective_batch, accelerator, check
-        )
+        source = _load_source(checked, plan, progress.num_steps * progress.effective_batch, check)
     with phases.measure("encode prompts"):
         encoders = base.load_text_encoders(dtype).to(device)
-        parts = _text_parts(checked, encoders) if config.adapter.train_text_encoder else []
+        parts = _text_parts(config, encoders) if config.adapter.train_text_encoder else []
         encode: Encode = encoders.encode
         if config.data.pre_compute_text_embeddings:
-            prompts = {*plan.prompts, *config.validation.validation_prompt, *_evaluated_prompts(checked)}
-            negative = {"", config.validation.validation_negative_prompt or ""}
-            encode = remember(encoders, sorted(prompts | negative))
+            encode = remember(encoders, sorted({*plan.prompts, *checked.prompts}))
             del encoders
     check()
     with phases.measure("load the UNet"):
         unet = base.load_unet(dtype).to(device)
-        _prepare_unet(unet, config.compute, device, max(checked.size) // base.vae_scale_factor)
-        parts = [*_unet_parts(checked, unet), *parts]
+        _prepare_unet(unet, config.compute, max(checked.size) // base.vae_scale_factor)
+        if config.adapter.adapter != "none":
+            parts = [_attached(config, "unet", unet, config.learning_rate), *parts]
         unet.train()
         if config.compute.torch_compile:
             unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
-    settings, wanted = config.optimization, control_of(config)
-    control = None if wanted is None else new_control(wanted, base, unet, seed=config.compute.seed)
+    control = None if wanted is None else new_control(wanted, base, unet, seed=seed)
+    denoising = Denoising(
+        unet,
+        encode,
+        base.load_noise_scheduler(),
+        seed,
+        snr_gamma=settings.snr_gamma,
+        noise_offset=settings.noise_offset,
+        text_encoders=[part.model for part in parts if part.part != "unet"],
+        control=None if control is None else control.encoder,
+    )
     trainer = Trainer(
-        accelerator,
-        parts,
-        Denoising(
-            unet,
-            encode,
-            base.load_noise_scheduler(),
-            config.compute.seed,
-            snr_gamma=settings.snr_gamma,
-            noise_offset=settings.noise_offset,
-            text_encoders=[part.model for part in parts if part.part != "unet"],
-            control=None if control is None else control.encoder,
-        ),
-        config=settings,
-        progress=progress,
-        seed=config.compute.seed,
-        control=control,
+        accelerator, parts, denoising, config=settings, progress=progress, seed=seed, control=control
     )
     return LoadedRun(checked, plan, source, trainer, unet, encode)
 
 
-def _evaluated_prompts(checked: CheckedRun) -> tuple[str, ...]:
-    evaluator = checked.evaluator
-    return () if evaluator is None else (*evaluator.prompts, *evaluator.other_prompts)
-
-
-def _load_source(
-    checked: CheckedRun, plan: SamplePlan, num_samples: int, accelerator: Accelerator, check: Check
-) -> BatchSource:
-    vae = checked.base.load_vae().to(accelerator.device)
+def _load_source(checked: CheckedRun, plan: SamplePlan, num_samples: int, check: Check) -> BatchSource:
+    vae = checked.base.load_vae().to(checked.accelerator.device)
     codec = Codec(lambda images: encode_images(vae, images), lambda latents: scale_latents(vae, latents))
     source = BatchSource(plan, codec, num_samples=num_samples, on_progress=lambda done, of: check())
     if checked.config.data.cache_latents:
@@ -183,26 +405,19 @@ def remember(encoders: TextEncoders, prompts: Sequence[str]) -> Encode:
     return recall
 
 
-def _unet_parts(checked: CheckedRun, unet: UNet2DConditionModel) -> list[TrainedPart]:
-    """Attach the UNet's adapter, if the run trains one."""
-    config = checked.config
-    if config.adapter.adapter == "none":
-        unet.requires_grad_(False)
-        return []
-    adapter = peft_config(config.adapter, "unet")
-    added = attach_new(unet, adapter, seed=config.compute.seed, part="unet")
-    return [TrainedPart("unet", unet, adapter, added, config.learning_rate)]
+def _attached(
+    config: DreamBoothConfig, part: Part, model: torch.nn.Module, learning_rate: float
+) -> TrainedPart:
+    adapter = peft_config(config.adapter, part)
+    added = attach_new(model, adapter, seed=config.compute.seed, part=part)
+    return TrainedPart(part, model, adapter, added, learning_rate)
 
 
-def _text_parts(checked: CheckedRun, encoders: TextEncoders) -> list[TrainedPart]:
-    """Attach adapters to the text encoders."""
-    config = checked.config
+def _text_parts(config: DreamBoothConfig, encoders: TextEncoders) -> list[TrainedPart]:
     names: tuple[Part, Part] = ("text_encoder", "text_encoder_2")
     parts = []
     for name, model in zip(names, encoders.models, strict=False):
-        adapter = peft_config(config.adapter, name)
-        added = attach_new(model, adapter, seed=config.compute.seed, part=name)
-        parts.append(TrainedPart(name, model, adapter, added, config.text_encoder_learning_rate))
+        parts.append(_attached(config, name, model, config.text_encoder_learning_rate))
         model.train()
         if config.compute.gradient_checkpointing:
             _recompute_activations(model)
@@ -215,86 +430,12 @@ def _recompute_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def _prepare_unet(
-    unet: UNet2DConditionModel, compute: ComputeConfig, device: torch.device, latent_side: int
-) -> None:
+def _prepare_unet(unet: UNet2DConditionModel, compute: ComputeConfig, latent_side: int) -> None:
     if compute.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if compute.enable_xformers_memory_efficient_attention:
         unet.enable_xformers_memory_efficient_attention()
         return
-    is_small = device.type == "cpu" and latent_side <= SMALL_ATTENTION
+    is_small = unet.device.type == "cpu" and latent_side <= SMALL_ATTENTION
     is_eager = compute.attention == "eager" or (compute.attention == "auto" and is_small)
     unet.set_attn_processor(AttnProcessor() if is_eager else AttnProcessor2_0())
-
-
-def _no_safety_checker(base: Base) -> dict[str, object]:
-    return {} if base.family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-
-
-def silence_loading() -> None:
-    """Switch off the bars of diffusers and transformers: the run shows its own."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def make_accelerator(
-    compute: ComputeConfig, *, report_to: str | None, folder: str, logging_dir: str
-) -> Accelerator:
-    """Return accelerate's view of this process.
-
-    Raises:
-        ValueError: it was launched for FSDP or DeepSpeed, which split models that are whole here, or a
-            variable of the environment says what accelerate cannot do.
-    """
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
-
-    AcceleratorState._reset_state()  # else the precision of an earlier run in this process would stay
-    # the others wait while the main process draws class or validation images
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    with _variables_named():
-        accelerator = Accelerator(
-            mixed_precision=compute.mixed_precision,
-            # a missing tracker is refused with all else that is wrong; accelerate would warn before
-            log_with=report_to if tracker_problem(report_to) is None else None,
-            kwargs_handlers=[patience],
-            project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{logging_dir}"),
-        )
-        if accelerator.mixed_precision not in DTYPES:
-            raise ValueError(f"{accelerator.mixed_precision} is no precision of {', '.join(DTYPES)}")
-    unsuitable = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if accelerator.distributed_type in unsuitable:
-        raise ValueError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which splits models; "
-            "launch without: only an adapter is trained, and its optimizer is small"
-        )
-    if compute.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
-    return accelerator
-
-
-@contextmanager
-def _variables_named() -> Iterator[None]:
-    """Name the variables of the environment that accelerate stumbles over, which it raises anything at."""
-    try:
-        yield
-    except Exception as error:  # KeyError, RuntimeError, ImportError …; nothing but accelerate runs inside
-        given = {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if _OF_LAUNCHERS.fullmatch(name) and value
-        }
-        if not given:
-            raise
-        said = str(error)
-        meant = {
-            name: value
-            for name, value in given.items()
-            if name in said or re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said, re.IGNORECASE)
-        }
-        shown = listed(f"{name}={value}" for name, value in (meant or given).items())
-        raise ValueError(
-            f"accelerate cannot start with the environment's {shown} ({printable(said, 300)}); "
-            "correct what is wrong, or unset it"
-        ) from error

@@ -1,16 +1,79 @@
-"""Running out of memory or disk, in sentences on what to lower or free."""
+"""What a run takes of its machine: seconds, memory and disk, and sentences where one of them runs out."""
 
 import errno
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
+import torch
 
 from ether_diffusion.console import ran_short
 from ether_diffusion.wording import printable
 
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MIB = 2**20
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_INTERVAL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: seconds, and the peak of memory (bytes) of the GPU, or of the process without one."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.seconds:.1f} s, peak {self.peak_bytes / MIB:.0f} MiB"
+
+
+@dataclass
+class Phases:
+    """Measures phases one after the other."""
+
+    device: torch.device
+    found: list[Phase] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Measure what is done inside."""
+        began = time.monotonic()
+        with _peak(self.device) as peak:
+            yield
+        self.found.append(Phase(name, time.monotonic() - began, peak[0]))
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[int]]:
+    """Give a list whose only entry is, after the block, the peak of memory inside it."""
+    peak = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        torch.cuda.synchronize(device)
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    process, stop = psutil.Process(), threading.Event()
+
+    def watch() -> None:
+        while True:
+            peak[0] = max(peak[0], process.memory_info().rss)
+            if stop.wait(_INTERVAL_SECONDS):
+                break
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        watcher.join()
+        peak[0] = max(peak[0], process.memory_info().rss)
 
 
 @contextmanager
@@ -30,7 +93,7 @@ def shortages_explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise ValueError(f"memory ran out ({error}); the last checkpoint is kept") from error
-        if error.errno not in NO_SPACE:
+        if error.errno not in _NO_SPACE:
             raise
         raise ValueError(
             f"{error.strerror}, with {_free(folder) / MIB:.1f} MiB free in {printable(folder)}; the "
