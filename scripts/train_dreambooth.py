@@ -179,7 +179,6 @@ def _run(call: Call) -> int:
     if call.config.base.pretrained_model_name_or_path == ALIAS:
         use_one_thread()
     # slow; what is wrong by now needs no wait
-    from ether_diffusion.training.in_training import open_evaluator
     from ether_diffusion.training.run import train_dreambooth
 
     return train_dreambooth(
@@ -187,7 +186,6 @@ def _run(call: Call) -> int:
         allow_changes=call.allow_changes,
         dry_run=call.dry_run,
         hub_token=call.hub_token,
-        open_evaluator=open_evaluator,
     )
 
 

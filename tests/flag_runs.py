@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,6 @@ from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.evaluating import OpenEvaluator
-from ether_diffusion.training.in_training import open_evaluator
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import LoadedRun, check_run, load_run
 
@@ -154,12 +152,12 @@ class World:
         return self.outcomes[key]
 
     def run_anew(self, **flags: Json) -> Outcome:
-        return self.run_measured_by(open_evaluator, flags)
+        return self.run_by(train_dreambooth, flags)
 
-    def run_measured_by(self, evaluator: OpenEvaluator, flags: Flags) -> Outcome:
+    def run_by(self, train: Callable[[DreamBoothConfig], int], flags: Flags) -> Outcome:
         config = self.config(flags)
         with listening() as said:
-            assert train_dreambooth(config, open_evaluator=evaluator) == 0
+            assert train(config) == 0
         return Outcome(config.output.output_dir, "\n".join(said))
 
     def load(self, **flags: Json) -> LoadedRun:

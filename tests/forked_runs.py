@@ -14,7 +14,6 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.evaluating import OpenEvaluator
 from ether_diffusion.training.run import train_dreambooth
 
 CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"})
@@ -48,14 +47,12 @@ def training(config: DreamBoothConfig) -> Callable[[], int]:
     return lambda: train_dreambooth(config)
 
 
-def training_until_change(
-    config: DreamBoothConfig, number: int, open_evaluator: OpenEvaluator | None = None
-) -> Callable[[], int]:
+def training_until_change(config: DreamBoothConfig, number: int) -> Callable[[], int]:
     """Return the work of training, killed right before it changes the disk for the number-th time."""
 
     def work() -> int:
         die_at_change(config.output.output_dir, number)
-        return train_dreambooth(config, open_evaluator=open_evaluator)
+        return train_dreambooth(config)
 
     return work
 
@@ -109,23 +106,23 @@ def fork_pair(
     config: DreamBoothConfig,
     messages: str | Path = os.devnull,
     *,
-    open_evaluator: OpenEvaluator | None = None,
+    train: Callable[[DreamBoothConfig], int] = train_dreambooth,
 ) -> tuple[int, int]:
     """Start a run in two processes that share their gradients, as a launcher does; return their numbers."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    first, second = (fork(_one_of_two(config, rank, port, open_evaluator), messages) for rank in range(2))
+    first, second = (fork(_one_of_two(config, rank, port, train), messages) for rank in range(2))
     return first, second
 
 
 def _one_of_two(
-    config: DreamBoothConfig, rank: int, port: str, open_evaluator: OpenEvaluator | None
+    config: DreamBoothConfig, rank: int, port: str, train: Callable[[DreamBoothConfig], int]
 ) -> Callable[[], int]:
     def work() -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         os.environ.update(place, MASTER_ADDR="localhost", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
-        return train_dreambooth(config, open_evaluator=open_evaluator)
+        return train(config)
 
     return work

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.best import Curve, Measured
-from ether_diffusion.training.evaluating import OpenEvaluator
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.curve import Curve, Measured
+from ether_diffusion.training.run import train_dreambooth
 
 RISING = (0.1, 0.2, 0.5, 0.4, 0.5, 0.3, 0.3, 0.3, 0.3)
 """Of the base and eight steps: the second is the best, and two evaluations later nothing rose."""
@@ -34,6 +36,8 @@ class Scripted:
         return None
 
 
-def scripted(*fidelity: float) -> OpenEvaluator:
-    """Return what opens such an evaluator."""
-    return lambda config, base, items: Scripted(fidelity)
+def train_scripted(config: DreamBoothConfig, *fidelity: float) -> int:
+    """Train with such an evaluator in the place of the run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ether_diffusion.training.setup.open_evaluator", lambda *arguments: Scripted(fidelity))
+        return train_dreambooth(config)

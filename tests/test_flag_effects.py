@@ -28,7 +28,7 @@ from flag_runs import (
 )
 from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
-from scripted_evaluation import RISING, scripted
+from scripted_evaluation import RISING, train_scripted
 from training_runs import contents, log_of
 
 from ether_diffusion.strict_json import Json
@@ -407,7 +407,7 @@ def test_a_step_out_of_bounds_is_not_the_best(world: World, name: str) -> None:
 def test_a_run_ends_once_it_is_good(world: World) -> None:
     def last(name: str, **ends: Json) -> int:
         flags: Flags = MEASURED | {"eval_steps": 1, "max_train_steps": 8, "output_dir": f"@{name}"} | ends
-        return len(world.run_measured_by(scripted(*RISING), flags).evaluations) - 1
+        return len(world.run_by(lambda run: train_scripted(run, *RISING), flags).evaluations) - 1
 
     assert last("to the end", eval_patience=1) == 8
     assert last("patient", stop_when_good=True) == 5

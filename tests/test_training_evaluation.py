@@ -11,7 +11,7 @@ import torch
 from encoder_models import save_clip, save_dino, save_other_model
 from forked_runs import exit_code, fork, fork_pair, training_until_change
 from safetensors.torch import load_file
-from scripted_evaluation import RISING, scripted
+from scripted_evaluation import RISING, train_scripted
 from tiny_pipelines import tiny_sd
 from training_runs import config, contents, log_of
 
@@ -19,9 +19,8 @@ from ether_diffusion import load_ether
 from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.scripts.train_control import main as train_control
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.best import Curve, Measured, Record
 from ether_diffusion.training.config import DreamBoothConfig, EvaluationConfig
-from ether_diffusion.training.in_training import open_evaluator
+from ether_diffusion.training.curve import Curve, Measured, Record
 from ether_diffusion.training.run import train_dreambooth
 
 
@@ -41,10 +40,6 @@ def measured(tmp_path: Path, name: str = "run", **flags: Json) -> DreamBoothConf
         "eval_max_prompt_loss": 1.0,
     }
     return config(tmp_path, **given | flags)
-
-
-def train(run: DreamBoothConfig) -> int:
-    return train_dreambooth(run, open_evaluator=open_evaluator)
 
 
 def report_of(run: Path) -> dict[str, Json]:
@@ -130,7 +125,7 @@ def test_a_rise_is_a_gain_above_the_standard_error_of_the_gain(seed: int) -> Non
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a base, photos, an encoder and a measured run."""
     folder = tmp_path_factory.mktemp("whole")
-    assert train(measured(folder)) == 0
+    assert train_dreambooth(measured(folder)) == 0
     return folder
 
 
@@ -162,7 +157,7 @@ def test_scores_are_logged_and_reported_by_step(whole: Path) -> None:
 def test_best_holds_the_adapter_of_the_best_step_and_loads(whole: Path, tmp_path: Path) -> None:
     best = report_of(whole / "run")["best_step"]
     again = measured(whole, "cut", max_train_steps=best, lr_scheduler="constant")
-    assert train(again) == 0
+    assert train_dreambooth(again) == 0
     expected = (whole / "cut" / TENSORS_NAME).read_bytes()
     assert (whole / "run" / "best" / TENSORS_NAME).read_bytes() == expected
     pipeline = tiny_sd()
@@ -171,7 +166,7 @@ def test_best_holds_the_adapter_of_the_best_step_and_loads(whole: Path, tmp_path
 
 def test_a_base_whose_pictures_are_all_kept_drifts_by_nothing_on_the_first_step(whole: Path) -> None:
     """ETHER+ begins as the base: with a rate of nearly nothing it stays there."""
-    assert train(measured(whole, "still", learning_rate=1e-12)) == 0
+    assert train_dreambooth(measured(whole, "still", learning_rate=1e-12)) == 0
     lines = [line for line in log_of(whole / "still") if "evaluation" in line]
     assert [line["eval_drift"] for line in lines] == pytest.approx([0, 0, 0], abs=1e-3)
     assert lines[0]["eval_fidelity"] == pytest.approx(lines[-1]["eval_fidelity"], abs=1e-4)
@@ -181,7 +176,7 @@ def test_a_base_whose_pictures_are_all_kept_drifts_by_nothing_on_the_first_step(
 def test_a_run_that_goes_on_has_the_same_bytes_log_and_curve(whole: Path, step: int) -> None:
     before, log = contents(whole / "run"), log_of(whole / "run")
     run = measured(whole, resume_from_checkpoint=f"checkpoint-{step}")
-    assert train(run) == 0
+    assert train_dreambooth(run) == 0
     after = contents(whole / "run")
     for files in (before, after):
         for name in ("log.jsonl", "run.json", "training_config.yaml"):
@@ -199,7 +194,7 @@ def test_a_measured_run_killed_before_each_change_of_the_disk_ends_as_if_it_had_
     number, code = 0, -9
     while code == -9:
         number += 1
-        code = exit_code(fork(training_until_change(run, number, open_evaluator)))
+        code = exit_code(fork(training_until_change(run, number)))
     assert code == 0
     assert number > 30
     expected, found = contents(whole / "run"), contents(whole / "killed")
@@ -213,10 +208,10 @@ def test_a_measured_run_killed_before_each_change_of_the_disk_ends_as_if_it_had_
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_processes_are_measured_by_the_main_one_and_end_together(whole: Path) -> None:
-    pair = fork_pair(good(whole, "two"), open_evaluator=scripted(*RISING))
+    pair = fork_pair(good(whole, "two"), train=lambda run: train_scripted(run, *RISING))
     assert [exit_code(child) for child in pair] == [0, 0]
     assert [line["step"] for line in log_of(whole / "two") if "loss" in line] == [1, 2, 3, 4]
-    again = fork_pair(good(whole, "two"), open_evaluator=scripted())
+    again = fork_pair(good(whole, "two"), train=lambda run: train_scripted(run))
     assert [exit_code(child) for child in again] == [0, 0]
 
 
@@ -231,7 +226,7 @@ def test_a_good_run_ends_with_the_best_step_as_its_result_and_stays_so(
     whole: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = whole / "good"
-    assert train_dreambooth(good(whole, "good"), open_evaluator=scripted(*RISING)) == 0
+    assert train_scripted(good(whole, "good"), *RISING) == 0
     report = report_of(run)
     reason = (
         "fidelity rose from the base's 0.105 to 0.505 at step 2 and by no more than its standard error in "
@@ -243,7 +238,7 @@ def test_a_good_run_ends_with_the_best_step_as_its_result_and_stays_so(
     assert "Training ended at step 4: fidelity rose" in (run / "README.md").read_text()
     before = contents(run)
     with caplog.at_level("INFO"):
-        assert train_dreambooth(good(whole, "good"), open_evaluator=scripted()) == 0
+        assert train_scripted(good(whole, "good")) == 0
     assert contents(run) == before
     assert "the run is finished at step 4: fidelity rose" in caplog.text
     assert f"the adapter of step 2 is in {run}" in caplog.text
@@ -253,7 +248,7 @@ def test_a_good_run_ends_with_the_best_step_as_its_result_and_stays_so(
 def test_the_best_step_of_any_method_is_what_it_was_after_so_many_steps(whole: Path, method: str) -> None:
     run, cut = good(whole, method, adapter=method, rank=2, export_lora=True), whole / f"{method} cut"
     short = config(whole, adapter=method, rank=2, max_train_steps=2, export_lora=True, output_dir=str(cut))
-    assert train_dreambooth(run, open_evaluator=scripted(*RISING)) == train_dreambooth(short) == 0
+    assert train_scripted(run, *RISING) == train_dreambooth(short) == 0
     found, expected = contents(whole / method), contents(cut)
     for name in (TENSORS_NAME, "adapter_config.json", "pytorch_lora_weights.safetensors"):
         assert found.get(name) == expected.get(name)
@@ -262,7 +257,7 @@ def test_the_best_step_of_any_method_is_what_it_was_after_so_many_steps(whole: P
 
 def test_a_run_that_is_not_to_stop_goes_on_and_its_result_is_the_last_step(whole: Path) -> None:
     run = good(whole, "on", stop_when_good=False)
-    assert train_dreambooth(run, open_evaluator=scripted(*RISING)) == 0
+    assert train_scripted(run, *RISING) == 0
     assert log_of(whole / "on")[-1]["step"] == 8
     result, best = (load_file(whole / "on" / place / TENSORS_NAME) for place in ("", "best"))
     assert any(not torch.equal(result[name], best[name]) for name in result)
@@ -270,21 +265,21 @@ def test_a_run_that_is_not_to_stop_goes_on_and_its_result_is_the_last_step(whole
 
 def test_going_back_to_a_checkpoint_goes_back_to_its_best_step(whole: Path) -> None:
     run = good(whole, "back", stop_when_good=False, checkpoints_total_limit=9)
-    assert train_dreambooth(run, open_evaluator=scripted(0.1, 0.2, 0.5, 0.4, 0.5, 0.9, 0.3, 0.3, 0.3)) == 0
+    assert train_scripted(run, 0.1, 0.2, 0.5, 0.4, 0.5, 0.9, 0.3, 0.3, 0.3) == 0
     assert report_of(whole / "back")["best_step"] == 5
     flags: dict[str, Json] = {"stop_when_good": False, "checkpoints_total_limit": 9}
     back = good(whole, "back", resume_from_checkpoint="checkpoint-3", **flags)
     # step 3 was measured after its checkpoint was written, and is not again
-    assert train_dreambooth(back, open_evaluator=scripted(0.3, 0.3, 0.3, 0.3, 0.3)) == 0
+    assert train_scripted(back, 0.3, 0.3, 0.3, 0.3, 0.3) == 0
     assert report_of(whole / "back")["best_step"] == 2
     on = (whole / "on" / "best" / TENSORS_NAME).read_bytes()
     assert (whole / "back" / "best" / TENSORS_NAME).read_bytes() == on
 
 
 def test_another_way_to_measure_begins_the_curve_anew(whole: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert train(measured(whole, "changed")) == 0
+    assert train_dreambooth(measured(whole, "changed")) == 0
     changed = measured(whole, "changed", eval_num_inference_steps=3, max_train_steps=6)
-    assert train(changed) == 0
+    assert train_dreambooth(changed) == 0
     points = report_of(whole / "changed")["curve"]
     assert isinstance(points, list)
     assert [point["step"] for point in points] == [0, 4, 6]  # type: ignore[index,call-overload]
@@ -293,7 +288,7 @@ def test_another_way_to_measure_begins_the_curve_anew(whole: Path, caplog: pytes
 
 def test_pruning_checkpoints_leaves_the_best_step(whole: Path) -> None:
     run = good(whole, "pruned", checkpointing_steps=1, checkpoints_total_limit=1, stop_when_good=False)
-    assert train_dreambooth(run, open_evaluator=scripted(*RISING)) == 0
+    assert train_scripted(run, *RISING) == 0
     assert [path.name for path in (whole / "pruned").glob("checkpoint-*")] == ["checkpoint-8"]
     assert (whole / "pruned" / "best" / TENSORS_NAME).is_file()
 
@@ -303,7 +298,7 @@ def test_pruning_checkpoints_leaves_the_best_step(whole: Path) -> None:
 
 def refused(run: DreamBoothConfig, words: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        train(run)
+        train_dreambooth(run)
     assert not run.output.output_dir.exists()
 
 
@@ -324,7 +319,7 @@ def test_likeness_and_prompts_may_have_an_encoder_each(tmp_path: Path) -> None:
     dino = str(save_dino(tmp_path / "dino"))
     run = measured(tmp_path)
     both = measured(tmp_path, "both", eval_encoder=[dino, *run.evaluation.eval_encoder])
-    assert train(run) == train(both) == 0
+    assert train_dreambooth(run) == train_dreambooth(both) == 0
     one, two = (
         [line for line in log_of(tmp_path / name) if "evaluation" in line] for name in ("run", "both")
     )
@@ -349,7 +344,7 @@ def test_what_lacks_something_is_said_before_anything_is_read(
 def test_a_rehearsal_says_what_evaluations_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = measured(tmp_path)
     with caplog.at_level("INFO"):
-        assert train_dreambooth(run, dry_run=True, open_evaluator=open_evaluator) == 0
+        assert train_dreambooth(run, dry_run=True) == 0
     assert "an evaluation draws 6 pictures" in caplog.text
     assert "and 3 evaluations (" in caplog.text
     assert not run.output.output_dir.exists()

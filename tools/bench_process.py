@@ -40,7 +40,7 @@ LIBRARIES = {
     "torch": "import torch",
     "transformers and PEFT": "import peft",
     "diffusers": "from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel",
-    "ether_diffusion": "import ether_diffusion.training.run, ether_diffusion.training.in_training",
+    "ether_diffusion": "import ether_diffusion.training.run",
 }
 PROMPT = "a sks animal"
 Cost = tuple[float, float]

@@ -10,8 +10,8 @@ from dataclasses import asdict, replace
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.accelerator import track
-from ether_diffusion.training.best import Curve, Measured, Record, Stop
 from ether_diffusion.training.checkpoint import Checkpoint
+from ether_diffusion.training.curve import Curve, Measured, Record, Stop
 from ether_diffusion.training.loop import averaged
 from ether_diffusion.training.result import CURVE_NAME, EVALUATION_NAME, metadata_of_run, result_files
 from ether_diffusion.training.run_folder import RunFolder

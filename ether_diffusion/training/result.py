@@ -28,7 +28,7 @@ from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, EXPORT_NAME,
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.training.config import DreamBoothConfig, OutputConfig
+from ether_diffusion.training.config import OutputConfig
 from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
 from ether_diffusion.training.loop import Trainer
 from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart, adapter_files, restore_adapter
@@ -62,7 +62,7 @@ def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
     config, trainer = run.config, run.trainer
     return AdapterMetadata(
         base_model=shareable_name(config.base.pretrained_model_name_or_path),
-        trigger=trigger_of(config),
+        trigger=config.trigger,
         training={
             "steps": trainer.step if step is None else step,
             "learning_rate": config.learning_rate,
@@ -73,14 +73,6 @@ def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
             "seed": config.compute.seed,
         },
     )
-
-
-def trigger_of(config: DreamBoothConfig) -> str | None:
-    """Return the prompt that calls the subject: the instance prompt with its token, or the token."""
-    prompt, token = config.data.instance_prompt, config.data.token
-    if prompt is None or token is None:
-        return prompt or token
-    return prompt.replace("{token}", token)
 
 
 def result_files(trainer: Trainer, metadata: AdapterMetadata) -> dict[str, bytes]:

@@ -41,7 +41,6 @@ from ether_diffusion.training.checkpoint import (
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.config.files import write_config_file
 from ether_diffusion.training.control import CONTROL_FILES, restore_control
-from ether_diffusion.training.evaluating import OpenEvaluator
 from ether_diffusion.training.evaluation import Evaluations
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, StoppedAtOnceError
 from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
@@ -72,13 +71,11 @@ def train_dreambooth(
     allow_changes: bool = False,
     dry_run: bool = False,
     hub_token: str | None = None,
-    open_evaluator: OpenEvaluator | None = None,
 ) -> int:
     """Train an adapter and write it; return the exit code: 0, or 130 or 143 where a signal stopped it.
 
     A run that was stopped or killed goes on where it was, to the same bytes. `allow_changes` lets it go on
-    with other settings or photos; `dry_run` does one step and one image and writes nothing. What eval_steps
-    asks for is measured by what `open_evaluator` returns.
+    with other settings or photos; `dry_run` does one step and one image and writes nothing.
 
     Raises:
         ValueError: something cannot be used, or training cannot go on; the message says what to do.
@@ -94,7 +91,7 @@ def train_dreambooth(
         folder=str(output.output_dir),
         logging_dir=output.logging_dir,
     )
-    checked = check_run(config, accelerator, open_evaluator)
+    checked = check_run(config, accelerator)
     with Interrupts() as interrupts, shortages_explained(output.output_dir):
         try:
             if dry_run:

@@ -32,7 +32,7 @@ from ether_diffusion.training.config import DEFAULT_STEPS, ComputeConfig, DreamB
 from ether_diffusion.training.control import new_control, validation_controls
 from ether_diffusion.training.crops import Needs, Scaling
 from ether_diffusion.training.dataset import TrainingData, read_class_images, read_training_data
-from ether_diffusion.training.evaluating import Evaluator, OpenEvaluator
+from ether_diffusion.training.evaluator import SubjectEvaluator, open_evaluator
 from ether_diffusion.training.loop import Progress, Trainer
 from ether_diffusion.training.methods import Part, TrainedPart, attach_new, peft_config
 from ether_diffusion.training.objective import Denoising, Encode
@@ -65,7 +65,7 @@ class CheckedRun:
     base: Base
     training: TrainingData
     num_missing: int
-    evaluator: Evaluator | None = None
+    evaluator: SubjectEvaluator | None = None
 
     def plan(self) -> SamplePlan:
         """Decide what every sample shows; class images must be there by now.
@@ -118,9 +118,7 @@ class CheckedRun:
         return drawn | (measured or set())
 
 
-def check_run(
-    config: DreamBoothConfig, accelerator: Accelerator, open_evaluator: OpenEvaluator | None = None
-) -> CheckedRun:
+def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> CheckedRun:
     """Open the base, decode every photo, read every caption, and look for what the settings need.
 
     Raises:
@@ -155,7 +153,7 @@ def check_run(
                 f"an inpainting base draws no picture from a prompt alone; leave {' and '.join(asked)} out"
             )
         elif config.evaluation.eval_steps:
-            evaluator = collect(lambda: _open_evaluator(config, base, training, open_evaluator))
+            evaluator = collect(lambda: open_evaluator(config, base, training))
             checked = replace(checked, evaluator=evaluator)
         plan = None if num_missing else collect(checked.plan)
         warnings = () if plan is None else plan.warnings
@@ -250,17 +248,6 @@ def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
         yield problem
     if compute.allow_tf32 and not torch.cuda.is_available():
         logger.warning("allow_tf32 has no effect: there is no CUDA GPU")
-
-
-def _open_evaluator(
-    config: DreamBoothConfig, base: Base, training: TrainingData, open_evaluator: OpenEvaluator | None
-) -> Evaluator:
-    if open_evaluator is None:
-        raise ValueError(
-            "eval_steps needs something that measures; train with "
-            "open_evaluator=ether_diffusion.training.in_training.open_evaluator, or leave it out"
-        )
-    return open_evaluator(config, base, training)
 
 
 def _prompt_warnings(config: DreamBoothConfig, base: Base, training: TrainingData) -> list[str]:

@@ -111,6 +111,14 @@ class DreamBoothConfig(Options):
         return self.optimization.text_encoder_lr or self.learning_rate
 
     @property
+    def trigger(self) -> str | None:
+        """The prompt that calls the subject: the instance prompt with its token, or the token."""
+        prompt, token = self.data.instance_prompt, self.data.token
+        if prompt is None or token is None:
+            return prompt or token
+        return prompt.replace("{token}", token)
+
+    @property
     def subject_prompts(self) -> tuple[str, ...]:
         """The prompts given to measure on, or else those to draw; none where they follow from the photos'."""
         return self.evaluation.eval_prompt or self.validation.validation_prompt

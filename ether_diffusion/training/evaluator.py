@@ -1,8 +1,10 @@
-"""The evaluation that a training run does in between: few pictures, few encoders, a curve."""
+"""What scores the pictures of a run in between: few pictures, few encoders."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -21,13 +23,12 @@ from ether_diffusion.metrics.likeness import likeness_of_pairs, likeness_to, rel
 from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts, without_identifier
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
-from ether_diffusion.training.best import Curve, Measured
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.curve_plot import draw_curve
+from ether_diffusion.training.curve import Curve, Measured, draw_curve
 from ether_diffusion.training.dataset import TrainingData, TrainingPhoto
-from ether_diffusion.training.evaluating import Rows
-from ether_diffusion.training.result import trigger_of
 
+Pictures = Sequence[Sequence[Image.Image]]
+"""By prompt and seed."""
 MAX_PHOTOS = 32
 NUM_OTHER = 4
 PLACES = ("in the snow", "on a beach", "on a red background", "in a forest")
@@ -62,39 +63,34 @@ def open_evaluator(config: DreamBoothConfig, base: Base, training: TrainingData)
     others = other_tiny_prompts() if is_tiny else OTHER_PROMPTS
     prompts = config.subject_prompts
     if not prompts:
-        trigger = trigger_of(config)
-        assert trigger is not None
-        prompts = tuple(f"{trigger} {place}" for place in PLACES)
+        assert config.trigger is not None
+        prompts = tuple(f"{config.trigger} {place}" for place in PLACES)
     return SubjectEvaluator(
         prompts,
         tuple(each for each in others if each not in prompts)[:: len(others) // NUM_OTHER][:NUM_OTHER],
         encoders[0],
         readers[0],
         config.data.token,
-        _spread(training.photos),
+        training.photos[:: -(-len(training.photos) // MAX_PHOTOS)],  # spread over all
         offline,
     )
 
 
+@dataclass(eq=False)
 class SubjectEvaluator:
     """Compares pictures with a subject's photos, with their prompts, and with what the base draws."""
 
-    def __init__(
-        self,
-        prompts: tuple[str, ...],
-        other_prompts: tuple[str, ...],
-        viewer: str,
-        reader: str,
-        identifier: str | None,
-        photos: Sequence[TrainingPhoto],
-        offline: bool,
-    ) -> None:
-        self.prompts, self.other_prompts = prompts, other_prompts
-        self.viewer_name, self.reader_name, self.identifier = viewer, reader, identifier
-        self.items, self.offline = tuple(photos), offline
-        self._encoders: dict[str, Encoder] = {}
-        self._photos = self._texts = torch.empty(0)
-        self._device = torch.device("cpu")
+    prompts: tuple[str, ...]
+    other_prompts: tuple[str, ...]
+    viewer_name: str
+    reader_name: str
+    identifier: str | None
+    photos: Sequence[TrainingPhoto]
+    offline: bool
+    _encoders: dict[str, Encoder] = field(default_factory=dict)
+    _seen: Tensor = field(default_factory=partial(torch.empty, 0))
+    _texts: Tensor = field(default_factory=partial(torch.empty, 0))
+    _device: torch.device = field(default_factory=partial(torch.device, "cpu"))
 
     def facts(self) -> dict[str, Json]:
         """Return what scores depend on besides the pictures."""
@@ -102,7 +98,7 @@ class SubjectEvaluator:
             "likeness_by": shareable_name(self.viewer_name),
             "prompts_by": shareable_name(self.reader_name),
             "identifier": self.identifier,
-            "num_photos": len(self.items),
+            "num_photos": len(self.photos),
         }
 
     def load(self, device: torch.device) -> None:
@@ -115,12 +111,12 @@ class SubjectEvaluator:
             self._encoders[name] = load_encoder(name, offline=self.offline)
         self._device = device
         with self._at_work():
-            photos = [each.photo.decode().rgb for each in self.items]
-            self._photos = Views.of(self._encoders[self.viewer_name], photos).subjects
+            photos = [each.photo.decode().rgb for each in self.photos]
+            self._seen = Views.of(self._encoders[self.viewer_name], photos).subjects
             texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
             self._texts = self._encoders[self.reader_name].embed_texts(texts)
 
-    def measure(self, subject: Rows, other: Rows, base_other: Rows) -> Measured:
+    def measure(self, subject: Pictures, other: Pictures, base_other: Pictures) -> Measured:
         """Score pictures, one a prompt and seed."""
         pictures = [picture for row in subject for picture in row]
         with self._at_work():
@@ -128,17 +124,17 @@ class SubjectEvaluator:
             read = seen.whole
             if self.reader_name != self.viewer_name:
                 read = self._encoders[self.reader_name].embed_images(pictures)
-            drift = self._drift(other, base_other)
+            drawn, base = (
+                self._encoders[self.viewer_name].embed_images([each for row in rows for each in row])
+                for rows in (other, base_other)
+            )
+            drift = relative_drift(drawn, base, torch.arange(len(base)) // len(other[0]))
         texts = self._texts.repeat_interleave(len(subject[0]), dim=0)
         return Measured(
-            tuple(likeness_to(self._photos, seen.subjects).tolist()),
+            tuple(likeness_to(self._seen, seen.subjects).tolist()),
             tuple(likeness_of_pairs(read, texts).tolist()),
             tuple(drift.tolist()),
         )
-
-    def _drift(self, other: Rows, base_other: Rows) -> Tensor:
-        drawn, base = (self._view([each for row in rows for each in row]) for rows in (other, base_other))
-        return relative_drift(drawn, base, torch.arange(len(base)) // len(other[0]))
 
     def draw(self, curve: Curve) -> bytes | None:
         """Return a PNG of the curve; None without matplotlib."""
@@ -155,12 +151,3 @@ class SubjectEvaluator:
         finally:
             for model in models:
                 model.to("cpu")
-
-    def _view(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return self._encoders[self.viewer_name].embed_images(pictures)
-
-
-def _spread(photos: Sequence[TrainingPhoto]) -> Sequence[TrainingPhoto]:
-    """Return at most MAX_PHOTOS photos, spread over all."""
-    stride = -(-len(photos) // MAX_PHOTOS)
-    return photos[::stride]
