@@ -1,6 +1,9 @@
 """`ether generate --control_image`: pictures that follow an image, and sentences for what cannot."""
 
 import json
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -144,7 +147,7 @@ def test_a_control_adapter_of_another_method_draws_as_the_pipeline_does(work: Pa
         ("none", ["--strength", "0.5"], "use --control_strength, not --strength"),
         (
             "lora",
-            ["--adapter", "cat"],
+            ["--base", "base", "--adapter", "cat"],
             "adapters of two methods do not work together; found other (LoRA), cat",
         ),
     ],
@@ -228,3 +231,38 @@ def test_what_cannot_be_drawn_is_said(
     assert generate(*flags, "--output", "x.png") == 2
     assert words in capsys.readouterr().err
     assert not Path("x.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--base", "base", "--adapter", "cat"],
+        ["--base", "base", "--adapter", "cat", "--adapter", "follow", "--control_image", "map.png"],
+        ["--adapter", "follow", "--control_image", "map.png", "--control_detector", "canny"],
+        ["--base", "base", "--adapter", "lora"],
+        ["--base", "base", "--adapter", "lora", "--control_image", "map.png"],
+    ],
+    ids=" ".join,
+)
+def test_each_file_of_an_adapter_is_opened_once(work: Path, arguments: list[str], opens: list[Path]) -> None:
+    save_method(work / "lora", "lora")
+    opens.clear()
+    assert generate(*arguments, "--output", "x.png") == 0
+    adapters = [value for name, value in pairwise(arguments) if name == "--adapter"]
+    files = {path.resolve() for name in adapters for path in Path(name).iterdir() if path.suffix != ".md"}
+    assert sorted(path for path in opens if path.parent.name in adapters) == sorted(files)
+
+
+@pytest.fixture
+def opens() -> Iterator[list[Path]]:
+    """Every path that is opened for reading, as Python itself reports it."""
+    found: list[Path] = []
+    is_on = [True]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if is_on and event == "open" and isinstance(arguments[0], str):
+            found.append(Path(arguments[0]).resolve())
+
+    sys.addaudithook(hook)
+    yield found
+    is_on.clear()  # a hook stays for good

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from method_adapters import METHODS, save_for_tiny_world
 from PIL import Image
 from studio_folders import (
     QUICK,
@@ -649,3 +650,25 @@ def test_a_base_for_inpainting_is_refused_when_the_studio_opens(tmp_path: Path) 
     with pytest.raises(ValueError, match="a base for inpainting"):
         Studio(tmp_path / "studio", base=str(tmp_path / "base"))
     assert not (tmp_path / "studio").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_of_any_method_is_uploaded_and_drawn_with_as_the_pipeline_does(
+    studio: Studio, ids: dict[str, str], plain: EtherControlPipeline, tmp_path: Path, method: str
+) -> None:
+    save_for_tiny_world(tmp_path / method, method)
+    uploaded = studio.library.import_upload([*(tmp_path / method).iterdir()])
+    assert (uploaded.method.lower(), uploaded.fits_base, uploaded.match) == (method, True, "same")
+    request = replace(QUICK, adapters={uploaded.id: 1.0}, seed=3)
+    draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}))  # of another method, which makes room
+    (picture,) = draw(studio, request).pictures
+    plain.load_adapter_weights(tmp_path / method)
+    expected = plain(
+        request.prompt, num_inference_steps=request.steps, guidance_scale=request.guidance_scale, seed=3
+    ).images[0]
+    plain.unload()
+    assert picture.metadata is not None
+    (use,) = picture.metadata.adapters
+    assert use.sha256 == {"unet": uploaded.hash}
+    assert np.array_equal(pixels(picture.path), np.asarray(expected))
+    draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}))

@@ -10,7 +10,8 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters import Adapter, read_adapter
+from ether_diffusion.adapters.methods import name_of
 from ether_diffusion.adapters.models import find_parts
 from ether_diffusion.tuner.other_layers import adapters_of
 from ether_diffusion.wording import printable
@@ -36,6 +37,8 @@ class _Loaded:
     name: str
     stamp: _Stamp
     base_match: str
+    method: str | None
+    """As PEFT names it; None of a control encoder by itself."""
 
 
 class AttachedAdapters:
@@ -62,9 +65,11 @@ class AttachedAdapters:
             if adapter_id in self._loaded and self._loaded[adapter_id].stamp != stamp:
                 self._unload(adapter_id)  # it was renamed, or is another by now
             if adapter_id not in self._loaded:
-                self._make_room(keep=wanted)
+                adapter = read_adapter(one.folder)
+                method = name_of(adapter.config) if adapter.parts else None
+                self._make_room(method, keep=wanted)
                 name = self._free_name(one.name)
-                self._loaded[adapter_id] = _Loaded(name, stamp, self._load(name, one.folder))
+                self._loaded[adapter_id] = _Loaded(name, stamp, self._load(name, adapter), method)
             self._loaded[adapter_id] = self._loaded.pop(adapter_id)
         return {adapter_id: self._loaded[adapter_id].name for adapter_id in wanted}
 
@@ -93,10 +98,9 @@ class AttachedAdapters:
             isinstance(layer, BaseTunerLayer) and bool(wanted & {*adapters_of(layer)}) for layer in layers
         )
 
-    def _load(self, name: str, folder: Path) -> str:
+    def _load(self, name: str, adapter: Adapter) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the one on other weights, which `doubts` says in its own words
-            adapter = read_adapter(folder)
             follows = adapter.encoder is not None
             load = self._pipeline.load_control_weights if follows else self._pipeline.load_adapter_weights
             report = load(adapter, adapter_name=name, activate=False)
@@ -111,8 +115,13 @@ class AttachedAdapters:
         candidates = itertools.chain([plain], (f"{plain} ({n})" for n in itertools.count(2)))
         return next(candidate for candidate in candidates if candidate not in taken)
 
-    def _make_room(self, *, keep: Collection[str]) -> None:
+    def _make_room(self, method: str | None, *, keep: Collection[str]) -> None:
+        """Unload adapters of other methods, and those used longest ago where there are too many."""
         spare = [adapter_id for adapter_id in self._loaded if adapter_id not in keep]
+        for adapter_id in list(spare):
+            if method is not None and self._loaded[adapter_id].method not in (None, method):
+                spare.remove(adapter_id)
+                self._unload(adapter_id)
         for adapter_id in spare[: max(0, len(self._loaded) + 1 - self._max_loaded)]:
             self._unload(adapter_id)
 
