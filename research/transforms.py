@@ -27,9 +27,9 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.clip import TinyClip, load_tiny_clip
-from ether_diffusion.tiny_world.concepts import load_concepts
+from ether_diffusion.tiny_world.concepts import load_concepts, shipped_concepts
 from ether_diffusion.tiny_world.pictures import generate, to_images
-from ether_diffusion.tiny_world.recognition import recognise, shipped_concepts
+from ether_diffusion.tiny_world.recognition import recognise
 from ether_diffusion.tiny_world.world import Scene
 from research.distances import distance_to_identity
 

@@ -11,9 +11,14 @@ from ether_diffusion.benchmark.tiny_control import CASES, draw_cases, learn_cont
 from ether_diffusion.scripts import demo_control
 from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
-from ether_diffusion.tiny_world.control import object_coverage, training_concepts
+from ether_diffusion.tiny_world.control import (
+    SHAPES,
+    ShapeName,
+    draw_shape,
+    object_coverage,
+    training_concepts,
+)
 from ether_diffusion.tiny_world.pictures import to_tensor
-from ether_diffusion.tiny_world.shapes import SHAPES, ShapeName, draw_shape
 from ether_diffusion.tiny_world.world import Scene, draw
 
 FLOOR = 0.55

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from ether_diffusion.tiny_world.assets import RENDERS_FOLDER, read_render
-from ether_diffusion.tiny_world.backgrounds import COLOURS, Background, paint
+from ether_diffusion.tiny_world.backgrounds import COLOURS, SCENE_PHRASES, Background, paint
 from ether_diffusion.tiny_world.concepts import (
+    RENDERS_FOLDER,
     Concept,
     all_concepts,
     find_concept,
     load_concepts,
+    read_render,
     with_article,
 )
 from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.scenery import SCENE_PHRASES
-from ether_diffusion.tiny_world.scores import background_accuracy, background_colours, top_accuracy
+from ether_diffusion.tiny_world.recognition import background_accuracy, background_colours
 from ether_diffusion.tiny_world.subjects import photos_of, subject_noun, unseen_prompts, write_photos
 from ether_diffusion.tiny_world.world import (
     Scene,
@@ -30,6 +30,7 @@ from ether_diffusion.tiny_world.world import (
     sample_scene,
     training_caption,
 )
+from recipes.tiny_world.judge import top_accuracy
 from recipes.tiny_world.prompts import draw_scenes as draw_prompt_scenes
 
 BUNDLED = [concept for concept in all_concepts() if (RENDERS_FOLDER / f"{concept.render}.webp").is_file()]

@@ -10,7 +10,6 @@ from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.clip import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.scores import caption_likeness, rank_captions
 from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.clip import (
     build_image_tower,
@@ -20,6 +19,7 @@ from recipes.tiny_world.clip import (
     tokenize,
 )
 from recipes.tiny_world.export import export_image_tower
+from recipes.tiny_world.judge import caption_likeness, rank_captions
 from recipes.tiny_world.tokenizer import train_tokenizer
 
 SCENES = [Scene(find_concept(name), Background("plain", "red")) for name in ("cat", "star")]

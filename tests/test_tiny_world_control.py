@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.tiny_world.backgrounds import COLOURS, Background
+from ether_diffusion.tiny_world.backgrounds import COLOURS, SCENE_PHRASES, Background
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.control import (
     BACKGROUND_CLASSES,
@@ -31,7 +31,6 @@ from ether_diffusion.tiny_world.control import (
     validation_concepts,
     write_pairs,
 )
-from ether_diffusion.tiny_world.scenery import SCENE_PHRASES
 from ether_diffusion.tiny_world.world import Scene, draw
 
 SCENES = [pair.scene for pair in sample_pairs(training_concepts(), 12, control_type="silhouette")]

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
-from ether_diffusion.tiny_world.concepts import find_concept, load_concepts, with_article
+from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, find_concept, load_concepts, with_article
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.world import sample_scene
 from recipes.tiny_world.autoencoder import LATENT_NOISE, build_vae

@@ -19,13 +19,14 @@ from ether_diffusion.tiny_world.backgrounds import COLOURS, Background
 from ether_diffusion.tiny_world.concepts import Concept, find_concept, with_article
 from ether_diffusion.tiny_world.control import (
     CONTROL_FOLDER,
+    ShapeName,
+    draw_shape,
     draw_silhouette,
     sample_pairs,
     training_concepts,
     write_pairs,
 )
 from ether_diffusion.tiny_world.pictures import generate, to_images, to_tensor
-from ether_diffusion.tiny_world.shapes import ShapeName, draw_shape
 from ether_diffusion.tiny_world.subjects import subject_noun
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene
 from ether_diffusion.training.config import ControlRunConfig

@@ -2,10 +2,14 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
+RENDERS_FOLDER = Path(__file__).with_name("renders")
 
 Split = Literal["trained", "held_out"]
 
@@ -62,3 +66,29 @@ def find_concept(name: str) -> Concept:
             return concept
     names = ", ".join(concept.name for concept in concepts)
     raise ValueError(f"no concept is named {name!r}; the concepts of Tiny World are {names}")
+
+
+def shipped_concepts() -> tuple[Concept, ...]:
+    """Return the concepts whose renders are shipped: the held-out ones, and some that were trained."""
+    return tuple(
+        concept for concept in all_concepts() if (RENDERS_FOLDER / f"{concept.render}.webp").is_file()
+    )
+
+
+@lru_cache(maxsize=256)
+def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> Image.Image:
+    """Read one render as RGBA, cropped to its opaque box.
+
+    Raises:
+        FileNotFoundError: the folder has no such render.
+    """
+    path = renders_folder / f"{render}.webp"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; the package carries only the renders of its demos; others come from "
+            "python -m recipes.tiny_world --stage data"
+        )
+    with Image.open(path) as picture:
+        rgba = picture.convert("RGBA")
+    box = rgba.getchannel("A").point(lambda alpha: 255 if alpha > 16 else 0).getbbox()
+    return rgba.crop(box)

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
+from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene, draw
 
 

@@ -5,9 +5,8 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ether_diffusion.tiny_world.assets import RENDERS_FOLDER
 from ether_diffusion.tiny_world.backgrounds import Background
-from ether_diffusion.tiny_world.concepts import Concept, with_article
+from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, with_article
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, SCALES, Scene, Size, draw
 
 NUM_PHOTOS = 6

@@ -8,10 +8,8 @@ from typing import Literal
 
 from PIL import Image, ImageEnhance, ImageFilter
 
-from ether_diffusion.tiny_world.assets import RENDERS_FOLDER, read_render
-from ether_diffusion.tiny_world.backgrounds import COLOURS, Background, BackgroundKind, paint
-from ether_diffusion.tiny_world.concepts import Concept, with_article
-from ether_diffusion.tiny_world.scenery import SCENE_PHRASES
+from ether_diffusion.tiny_world.backgrounds import COLOURS, SCENE_PHRASES, Background, BackgroundKind, paint
+from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, read_render, with_article
 
 NATIVE_SIZE = 64
 SUPERSAMPLING = 2

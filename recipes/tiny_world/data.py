@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.tiny_world.assets import fetch_renders
 from ether_diffusion.tiny_world.concepts import Split, load_concepts
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw, sample_scene, training_caption
+from recipes.tiny_world.renders import fetch_renders
 
 logger = logging.getLogger(__name__)
 

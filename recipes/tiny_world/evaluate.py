@@ -11,23 +11,23 @@ from diffusers import StableDiffusionPipeline
 from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import resolve_base
-from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER, fetch_renders
 from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
-from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
-from ether_diffusion.tiny_world.outside_judge import load_features
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
-from ether_diffusion.tiny_world.recognition import recognise
-from ether_diffusion.tiny_world.scores import (
-    background_accuracy,
+from ether_diffusion.tiny_world.recognition import background_accuracy, recognise
+from ether_diffusion.tiny_world.world import Scene
+from recipes.tiny_world.autoencoder import psnr, reconstruct
+from recipes.tiny_world.judge import (
+    JUDGE_FILE,
     caption_likeness,
+    load_features,
+    load_judge,
     rank_captions,
     rank_concepts,
     top_accuracy,
 )
-from ether_diffusion.tiny_world.world import Scene
-from recipes.tiny_world.autoencoder import psnr, reconstruct
 from recipes.tiny_world.prompts import draw_scenes as draw_prompts
+from recipes.tiny_world.renders import DEFAULT_RUN_FOLDER, fetch_renders
 from recipes.tiny_world.sheets import to_pictures, write_contact_sheet
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ether_diffusion.tiny_world.concepts import all_concepts
-from ether_diffusion.tiny_world.judge import Judge
 from recipes.tiny_world.data import Composites
+from recipes.tiny_world.judge import Judge
 from recipes.tiny_world.loop import Batch
 
 logger = logging.getLogger(__name__)

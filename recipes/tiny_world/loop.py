@@ -13,11 +13,11 @@ from accelerate import Accelerator
 
 from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
-from ether_diffusion.tiny_world.assets import DEFAULT_RUN_FOLDER
 from recipes.tiny_world.average import Average
 from recipes.tiny_world.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from recipes.tiny_world.clock import Clock
 from recipes.tiny_world.compiling import compile_blocks
+from recipes.tiny_world.renders import DEFAULT_RUN_FOLDER
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save
 
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.tiny_world.assets import RENDERS_FOLDER, fetch_renders
-from ether_diffusion.tiny_world.concepts import Concept, all_concepts
+from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, all_concepts
 from ether_diffusion.tiny_world.control import class_map
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene, held_out_backgrounds, sample_scene
+from recipes.tiny_world.renders import fetch_renders
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.assets import fetch_renders, read_emoji_names
-from ether_diffusion.tiny_world.judge import JUDGE_FILE, load_judge
 from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, load_segmenter
 from recipes.tiny_world.autoencoder import (
     AutoencoderObjective,
@@ -42,10 +40,12 @@ from recipes.tiny_world.export import (
 )
 from recipes.tiny_world.features import SIZE, FeatureNet, FeaturesStage
 from recipes.tiny_world.fresh_pictures import FreshPictures, StoredPictures, other_concepts, store_pictures
+from recipes.tiny_world.judge import JUDGE_FILE, load_judge
 from recipes.tiny_world.judging import JudgeStage
 from recipes.tiny_world.latents import FILE_COMPOSITES, Latents, prepare_latents
 from recipes.tiny_world.loop import RunConfig, Trainer
 from recipes.tiny_world.prompts import sheet_captions
+from recipes.tiny_world.renders import fetch_renders, read_emoji_names
 from recipes.tiny_world.segmenting import SegmenterStage
 from recipes.tiny_world.segments import prepare_segments
 from recipes.tiny_world.tokenizer import train_tokenizer

@@ -1,4 +1,4 @@
-"""Fetching and reading the 3D emoji renders that Tiny World is composed from."""
+"""Fetching the 3D emoji renders that Tiny World is composed from."""
 
 import json
 import logging
@@ -6,16 +6,12 @@ import os
 import shutil
 import subprocess
 import tarfile
-from functools import lru_cache
 from pathlib import Path
-
-from PIL import Image
 
 logger = logging.getLogger(__name__)
 
 # pathlib's own raises where there is neither HOME nor an entry for the user; this leaves the ~
 DEFAULT_RUN_FOLDER = Path(os.path.expanduser("~/.cache/ether_diffusion/tiny_world"))  # noqa: PTH111
-RENDERS_FOLDER = Path(__file__).with_name("renders")
 # Versions are pinned so that the same concepts give the same pictures.
 NPM_PACKAGES = (
     "@lobehub/fluent-emoji-3d@1.1.0",
@@ -87,22 +83,3 @@ def _read_emoji_rows(run_folder: Path) -> dict[str, dict[str, str]]:
         assert member is not None, f"{NAMES_ARCHIVE} is pinned and has {NAMES_MEMBER}"
         rows: dict[str, dict[str, str]] = json.load(member)
     return rows
-
-
-@lru_cache(maxsize=256)
-def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> Image.Image:
-    """Read one render as RGBA, cropped to its opaque box.
-
-    Raises:
-        FileNotFoundError: the folder has no such render.
-    """
-    path = renders_folder / f"{render}.webp"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; the package carries only the renders of its demos; others come from "
-            "python -m recipes.tiny_world --stage data"
-        )
-    with Image.open(path) as picture:
-        rgba = picture.convert("RGBA")
-    box = rgba.getchannel("A").point(lambda alpha: 255 if alpha > 16 else 0).getbbox()
-    return rgba.crop(box)
