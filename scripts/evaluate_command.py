@@ -1,6 +1,8 @@
 """The command `ether evaluate`: is the subject there, is the prompt followed, and what was harmed?"""
 
 import argparse
+import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,30 +16,42 @@ from ether_diffusion.scripts.drawing import (
 )
 from ether_diffusion.scripts.evaluate_control import (
     add_control_flags,
+    base_facts,
     check_control_arguments,
-    measure_control,
-)
-from ether_diffusion.scripts.evaluate_request import (
-    check_arguments,
-    fill_defaults,
     is_tiny_world,
-    read_plan,
-    read_prompts,
-    write_results,
+    measure_control,
+    read_drawing,
 )
 from ether_diffusion.scripts.generate_request import adapter_names, base_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
-    from ether_diffusion.adapters import AdapterMetadata
     from ether_diffusion.bases import Base
     from ether_diffusion.metrics.report import Report, Yardsticks
     from ether_diffusion.metrics.samples import SortedSamples
     from ether_diffusion.pipelines.sampling import Sampling
-    from ether_diffusion.strict_json import Json
 
 # The library is imported inside the command: `ether --help` must not wait for torch.
+
+DRAWING = (
+    "prompts",
+    "other_prompts",
+    "base",
+    "seed",
+    "num_images",
+    "size",
+    "steps",
+    "guidance_scale",
+    "scheduler",
+    "batch_size",
+    "dtype",
+    "pictures",
+)
+"""The arguments that only drawing uses."""
+OUTSIDE_ENCODERS = ("dino", "dinov2", "clip")
 
 
 def add_evaluate_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -109,30 +123,57 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     check_control_arguments(arguments)
-    check_arguments(arguments)
+    _check_arguments(arguments)
     hush_libraries()
+    from ether_diffusion.benchmark.evaluation import read_photos
     from ether_diffusion.metrics.plots import check_plotting
 
     if arguments.plot is not None:
         check_plotting()
     if arguments.encoder_batch_size < 1:
         raise ValueError(f"--encoder_batch_size is from 1; found {arguments.encoder_batch_size}")
+    pictures: Mapping[str, bytes] = {}
     if arguments.control_pairs is not None:
         report, pictures = measure_control(arguments)
+    elif arguments.generated is not None:
+        photos = read_photos(arguments.photos)
+        report = _measure_generated(arguments, photos, find_device(arguments.device))
     else:
-        report, pictures = _measure(arguments)
-    write_results(arguments, report, pictures)
+        photos = read_photos(arguments.photos)
+        report, pictures = _draw_and_measure(arguments, photos, find_device(arguments.device))
+    _write_results(arguments, report, pictures)
     print(report.table())
 
 
-def _measure(arguments: argparse.Namespace) -> "tuple[Report, dict[str, bytes]]":
-    from ether_diffusion.benchmark.evaluation import read_photos
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse what does not go together, and outputs that are there or cannot be written.
 
-    photos = read_photos(arguments.photos)
-    device = find_device(arguments.device)
+    Raises:
+        FileExistsError, ValueError: as said.
+    """
+    if (arguments.adapter is None) == (arguments.generated is None):
+        raise ValueError("give either an adapter to draw with, or --generated with pictures drawn before")
+    following = arguments.control_pairs is not None
+    if not following and arguments.photos is None:
+        raise ValueError("found nothing to compare with; give --photos, or --control_pairs")
     if arguments.generated is not None:
-        return _measure_generated(arguments, photos, device), {}
-    return _draw_and_measure(fill_defaults(arguments), photos, device)
+        idle = [f"--{name}" for name in DRAWING if getattr(arguments, name) is not None]
+        if idle:
+            raise ValueError(f"{', '.join(idle)} would change nothing: pictures of --generated are drawn")
+    elif arguments.captions is not None:
+        raise ValueError("--captions are of pictures drawn before, and there are none; give --generated")
+    elif not following and not arguments.prompts:
+        raise ValueError("found no --prompts; give a file with one a line, or some")
+    outputs = [each for each in (arguments.json, arguments.plot, arguments.pictures) if each is not None]
+    for output in outputs:
+        if os.path.lexists(output):
+            raise FileExistsError(f"{output} is there already; name a new one")
+        there = next(parent for parent in output.absolute().parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ValueError(f"nothing can be written into {there}; name another place than {output}")
+    named = [output.absolute() for output in outputs]
+    if len(set(named)) < len(named):
+        raise ValueError(f"{named[0]} is named for two results; name two files")
 
 
 def _measure_generated(
@@ -143,15 +184,19 @@ def _measure_generated(
 
     captions = None if arguments.captions is None else read_caption_file(arguments.captions)
     generated = read_generated(arguments.generated, captions)
-    yardsticks = _load_yardsticks(arguments, ("dino", "dinov2", "clip"), device)
-    settings: dict[str, Json] = {
-        "photos": arguments.photos.name,
-        "generated": arguments.generated.name,
-        "num_photos": len(photos.usable),
-        "num_pictures": len(generated.usable),
-        "identifier": arguments.identifier,
-    }
-    return report_generated(photos, generated, yardsticks, settings)
+    yardsticks = _load_yardsticks(arguments, OUTSIDE_ENCODERS, device)
+    return report_generated(
+        photos,
+        generated,
+        yardsticks,
+        {
+            "photos": arguments.photos.name,
+            "generated": arguments.generated.name,
+            "num_photos": len(photos.usable),
+            "num_pictures": len(generated.usable),
+            "identifier": arguments.identifier,
+        },
+    )
 
 
 def _draw_and_measure(
@@ -161,45 +206,91 @@ def _draw_and_measure(
     from ether_diffusion.adapters import read_adapter
     from ether_diffusion.bases import open_base
     from ether_diffusion.benchmark.evaluation import draw_samples, picture_files
-    from ether_diffusion.metrics.report import report_drawn
+    from ether_diffusion.metrics.report import OTHER, report_drawn
     from ether_diffusion.pipelines.opening import check_scheduler
 
-    prompts = read_prompts(arguments.prompts, "--prompts")
+    prompts = _read_prompts(arguments.prompts, "--prompts")
     (name,) = adapter_names([arguments.adapter])
     chosen = read_adapter(arguments.adapter)
     if not chosen.parts:
         raise ValueError(f"{arguments.adapter} is a control encoder by itself; give --control_pairs")
-    known = metadata_of([chosen])
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
-    base = open_base(_base_name(arguments, known))
-    sampling = read_plan(arguments, prompts, base, name)
-    defaults = ("tiny_world",) if is_tiny_world(base) else ("dino", "dinov2", "clip")
+    named = argparse.Namespace(base=arguments.base, adapter=[arguments.adapter])
+    base = open_base(base_name(named, metadata_of([chosen])))
+    sampling = _plan(arguments, prompts, base, name)
+    defaults = ("tiny_world",) if is_tiny_world(base) else OUTSIDE_ENCODERS
     yardsticks = _load_yardsticks(arguments, defaults, device)
     warn_of_cuts(base, sampling.prompts)
     pipeline = open_with_adapters(
-        base,
-        {name: chosen},
-        device=device,
-        dtype=arguments.dtype,
-        scheduler=arguments.scheduler,
+        base, {name: chosen}, device=device, dtype=arguments.dtype, scheduler=arguments.scheduler
     )
     drawn = draw_samples(pipeline, sampling, len(prompts), on_progress=show_progress)
-    settings = _settings(arguments, base, sampling, len(prompts), photos)
-    files = {} if arguments.pictures is None else picture_files(drawn)
+    files = {}
+    if arguments.pictures is not None:
+        other = {f"{OTHER}_{row}": samples for row, samples in drawn.other.items()}
+        files = picture_files({**drawn.subject, **other})
+    settings = base_facts(arguments, base, sampling) | {
+        "photos": arguments.photos.name,
+        "num_photos": len(photos.usable),
+        "prompts": list(prompts),
+        "other_prompts": list(sampling.prompts[len(prompts) :]),
+        "identifier": arguments.identifier,
+        "width": sampling.width,
+        "height": sampling.height,
+        "batch_size": sampling.batch_size,
+    }
     return report_drawn(photos, drawn, yardsticks, settings), files
 
 
-def _base_name(arguments: argparse.Namespace, known: "list[AdapterMetadata]") -> str:
-    return base_name(argparse.Namespace(base=arguments.base, adapter=[arguments.adapter]), known)
+def _plan(
+    arguments: argparse.Namespace, prompts: tuple[str, ...], base: "Base", adapter_name: str
+) -> "Sampling":
+    """Return what is drawn: every prompt, then those of others, by the base and with the adapter."""
+    from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts
+    from ether_diffusion.pipelines.sampling import Sampling
+
+    drawing = read_drawing(arguments, base, num_images=4)
+    if len(prompts) * len(drawing["seeds"]) < 2:
+        raise ValueError("this would be one picture; give more prompts or --num_images")
+    if arguments.other_prompts:
+        others = _read_prompts(arguments.other_prompts, "--other_prompts")
+    else:
+        others = other_tiny_prompts() if is_tiny_world(base) else OTHER_PROMPTS
+    both = set(prompts) & set(others)
+    if both:
+        raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
+    return Sampling(prompts=(*prompts, *others), choices=({}, {adapter_name: 1.0}), **drawing)
+
+
+def _read_prompts(values: list[str], flag: str) -> tuple[str, ...]:
+    """Return prompts: those of a file, one a line without empty lines, or the values themselves.
+
+    Raises:
+        FileNotFoundError: one value that ends as a file of text, and there is none.
+        ValueError: there are none, one is there twice, or the file is no text.
+    """
+    from ether_diffusion.benchmark.evaluation import read_lines
+    from ether_diffusion.wording import printable
+
+    prompts = [value.strip() for value in values]
+    if len(values) == 1 and Path(values[0]).is_file():
+        prompts = [line.strip() for line in read_lines(Path(values[0])) if line.strip()]
+    elif len(values) == 1 and values[0].endswith(".txt"):
+        raise FileNotFoundError(f"there is no file of prompts {printable(values[0])}")
+    if not prompts or "" in prompts:
+        raise ValueError(f"{flag} has an empty prompt or none; write one a line")
+    twice = [prompt for prompt in dict.fromkeys(prompts) if prompts.count(prompt) > 1]
+    if twice:
+        raise ValueError(f"{flag} has {printable(twice[0])!r} twice; its pictures would be the same")
+    return tuple(prompts)
 
 
 def _load_yardsticks(
     arguments: argparse.Namespace, defaults: tuple[str, ...], device: "torch.device"
 ) -> "Yardsticks":
-    """Load encoders and LPIPS; without the latter's weights it is left out unless they were named."""
     from ether_diffusion.metrics.encoders import load_encoder
-    from ether_diffusion.metrics.lpips import load_lpips
+    from ether_diffusion.metrics.lpips import find_lpips
     from ether_diffusion.metrics.report import Yardsticks
 
     encoders = [
@@ -207,39 +298,28 @@ def _load_yardsticks(
         for name in arguments.encoder or defaults
     ]
     kinds = [encoder.kind for encoder in encoders]
-    for encoder in encoders:
-        if kinds.count(encoder.kind) > 1:
-            raise ValueError(f"found several encoders of the kind {encoder.kind}; measure with one at a time")
-    lpips, left_out = None, {}
-    try:
-        lpips = load_lpips(arguments.lpips_weights, device=device)
-    except (OSError, ValueError) as problem:
-        if arguments.lpips_weights is not None:
-            raise
-        left_out["lpips"] = str(problem)
+    twice = [kind for kind in kinds if kinds.count(kind) > 1]
+    if twice:
+        raise ValueError(f"found several encoders of the kind {twice[0]}; measure with one at a time")
+    lpips, problem = find_lpips(arguments.lpips_weights, device=device)
+    left_out = {} if problem is None else {"lpips": problem}
     return Yardsticks(encoders, lpips, arguments.identifier, left_out)
 
 
-def _settings(
-    arguments: argparse.Namespace,
-    base: "Base",
-    sampling: "Sampling",
-    num_prompts: int,
-    photos: "SortedSamples",
-) -> "dict[str, Json]":
-    return {
-        "adapter": Path(arguments.adapter).name,
-        "base": Path(base.name).name if Path(base.name).is_absolute() else base.name,
-        "photos": arguments.photos.name,
-        "num_photos": len(photos.usable),
-        "prompts": list(sampling.prompts[:num_prompts]),
-        "other_prompts": list(sampling.prompts[num_prompts:]),
-        "identifier": arguments.identifier,
-        "seeds": list(sampling.seeds),
-        "steps": sampling.steps,
-        "guidance_scale": sampling.guidance_scale,
-        "scheduler": arguments.scheduler,
-        "width": sampling.width,
-        "height": sampling.height,
-        "batch_size": sampling.batch_size,
-    }
+def _write_results(arguments: argparse.Namespace, report: "Report", pictures: "Mapping[str, bytes]") -> None:
+    """Write what was asked for, after all of it is made: a report that fails leaves nothing."""
+    from ether_diffusion.durable_files import write_files, write_folder
+    from ether_diffusion.metrics.plots import draw_report
+
+    files: list[tuple[Path, bytes]] = []
+    if arguments.json is not None:
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        files.append((arguments.json, f"{text}\n".encode()))
+    if arguments.plot is not None:
+        files.append((arguments.plot, draw_report(report)))
+    for path, data in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_files(path.parent, {path.name: data})
+    if pictures:
+        arguments.pictures.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(arguments.pictures, pictures)

@@ -2,19 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ether_diffusion.scripts.chosen_adapters import metadata_of
 from ether_diffusion.scripts.drawing import find_device, open_with_adapters, show_progress
 from ether_diffusion.scripts.generate_request import adapter_names, base_name, read_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from ether_diffusion.bases import Base
-    from ether_diffusion.benchmark.evaluation import ControlDrawing
     from ether_diffusion.metrics.control_scores import ControlPair, ControlYardsticks
     from ether_diffusion.metrics.report import Report
     from ether_diffusion.metrics.samples import Sample
@@ -26,7 +25,6 @@ CONTROL_FLAGS = ("control_type", "segmenter", "palette", "landmarks")
 """The arguments that mean nothing without --control_pairs."""
 IDLE = ("photos", "prompts", "other_prompts", "captions", "identifier", "lpips_weights")
 """The arguments that mean nothing with it."""
-STEPS = 30
 
 
 def add_control_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,31 +65,72 @@ def check_control_arguments(arguments: argparse.Namespace) -> None:
     raise ValueError(f"{', '.join(idle)} would change nothing with --control_pairs; leave out")
 
 
-def measure_control(arguments: argparse.Namespace) -> "tuple[Report, dict[str, bytes]]":
+def is_tiny_world(base: "Base") -> bool:
+    """Say whether a base is the embedded one, which has an encoder of its own."""
+    from ether_diffusion.tiny_world import WEIGHTS_FOLDER
+
+    return base.folder.resolve() == WEIGHTS_FOLDER.resolve()
+
+
+def read_drawing(arguments: argparse.Namespace, base: "Base", *, num_images: int) -> dict[str, Any]:
+    """Return how pictures are drawn, `num_images` where nothing else was asked for.
+
+    Raises:
+        ValueError: a flag cannot be used.
+    """
+    number = num_images if arguments.num_images is None else arguments.num_images
+    if number < 1:
+        raise ValueError(f"--num_images is from 1; found {number}")
+    first, (width, height) = arguments.seed or 0, read_size(arguments.size)
+    return {
+        "seeds": tuple(range(first, first + number)),
+        "steps": 30 if arguments.steps is None else arguments.steps,
+        "guidance_scale": base.guidance_scale
+        if arguments.guidance_scale is None
+        else arguments.guidance_scale,
+        "batch_size": 1 if arguments.batch_size is None else arguments.batch_size,
+        "width": width,
+        "height": height,
+    }
+
+
+def base_facts(arguments: argparse.Namespace, base: "Base", drawing: Any) -> "dict[str, Json]":
+    """Return what a report says of what was drawn, and how."""
+    return {
+        "adapter": Path(arguments.adapter).name,
+        "base": Path(base.name).name if Path(base.name).is_absolute() else base.name,
+        "seeds": list(drawing.seeds),
+        "steps": drawing.steps,
+        "guidance_scale": drawing.guidance_scale,
+        "scheduler": arguments.scheduler,
+    }
+
+
+def measure_control(arguments: argparse.Namespace) -> "tuple[Report, Mapping[str, bytes]]":
     """Measure an adapter or pictures drawn before; return the report, and the pictures if these are wanted.
 
     Raises:
         FileNotFoundError, ValueError: something cannot be used.
     """
-    from ether_diffusion.benchmark.evaluation import read_control_pairs
+    from ether_diffusion.benchmark.evaluation import picture_files, read_control_pairs, read_pictures_of
     from ether_diffusion.metrics.report import check_maps, report_control
-    from ether_diffusion.pipelines.metadata import png_bytes
 
     pairs = read_control_pairs(arguments.control_pairs)
     device = find_device(arguments.device)
+    settings: dict[str, Json] = {
+        "control_pairs": arguments.control_pairs.name,
+        "num_pairs": len(pairs),
+        "control_type": arguments.control_type,
+        "generated": None if arguments.generated is None else arguments.generated.name,
+    }
     if arguments.generated is not None:
-        rows = {"generated": _read_generated(arguments.generated, pairs)}
+        rows = {"generated": read_pictures_of(pairs, arguments.generated)}
         yardsticks = _load_yardsticks(arguments, arguments.control_type, False, device)
         check_maps(pairs, yardsticks)
-        return report_control(rows, pairs, yardsticks, _settings(arguments, pairs)), {}
-    rows, yardsticks, settings = _draw(arguments, pairs, device)
-    files = {}
-    if arguments.pictures is not None:
-        files = {
-            f"{row}/{sample.name}.png": png_bytes(sample.image)
-            for row, samples in rows.items()
-            for sample in samples
-        }
+    else:
+        rows, yardsticks, facts = _draw(arguments, pairs, device)
+        settings |= facts
+    files = {} if arguments.pictures is None else picture_files(rows)
     return report_control(rows, pairs, yardsticks, settings), files
 
 
@@ -100,22 +139,20 @@ def _draw(
 ) -> "tuple[dict[str, list[Sample]], ControlYardsticks, dict[str, Json]]":
     from ether_diffusion.adapters import read_adapter
     from ether_diffusion.bases import open_base
-    from ether_diffusion.benchmark.evaluation import draw_pairs
+    from ether_diffusion.benchmark.evaluation import ControlDrawing, draw_pairs
     from ether_diffusion.control.loading import encoder_of
     from ether_diffusion.metrics.report import check_maps
     from ether_diffusion.pipelines.in_use import loaded_adapters
     from ether_diffusion.pipelines.opening import check_scheduler
-    from ether_diffusion.scripts.evaluate_request import is_tiny_world
 
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     (name,) = adapter_names([arguments.adapter])
     chosen = read_adapter(arguments.adapter, with_encoder=True)
-    encoder = encoder_of(chosen)
-    known = metadata_of([chosen])
-    base = open_base(base_name(argparse.Namespace(base=arguments.base, adapter=[arguments.adapter]), known))
-    drawing = _plan(arguments, base)
-    kind = arguments.control_type or encoder.config.control_type
+    kind = arguments.control_type or encoder_of(chosen).config.control_type
+    named = argparse.Namespace(base=arguments.base, adapter=[arguments.adapter])
+    base = open_base(base_name(named, metadata_of([chosen])))
+    drawing = ControlDrawing(**read_drawing(arguments, base, num_images=1))
     yardsticks = _load_yardsticks(arguments, kind, is_tiny_world(base), device)
     check_maps(pairs, yardsticks)
     pipeline = open_with_adapters(
@@ -128,34 +165,7 @@ def _draw(
     )
     adapter = {name: 1.0} if name in loaded_adapters(pipeline) else {}
     rows = draw_pairs(pipeline, pairs, drawing, adapter=adapter, control=name, on_progress=show_progress)
-    settings = _settings(arguments, pairs) | {
-        "adapter": Path(arguments.adapter).name,
-        "base": Path(base.name).name if Path(base.name).is_absolute() else base.name,
-        "control_type": kind,
-        "seeds": list(drawing.seeds),
-        "steps": drawing.steps,
-        "guidance_scale": drawing.guidance_scale,
-        "scheduler": arguments.scheduler,
-    }
-    return rows, yardsticks, settings
-
-
-def _plan(arguments: argparse.Namespace, base: "Base") -> "ControlDrawing":
-    from ether_diffusion.benchmark.evaluation import ControlDrawing
-
-    number, first = arguments.num_images or 1, arguments.seed or 0
-    if number < 1:
-        raise ValueError(f"--num_images is from 1; found {number}")
-    width, height = read_size(arguments.size)
-    guidance = arguments.guidance_scale
-    return ControlDrawing(
-        seeds=tuple(range(first, first + number)),
-        steps=STEPS if arguments.steps is None else arguments.steps,
-        guidance_scale=base.guidance_scale if guidance is None else guidance,
-        batch_size=1 if arguments.batch_size is None else arguments.batch_size,
-        width=width,
-        height=height,
-    )
+    return rows, yardsticks, base_facts(arguments, base, drawing) | {"control_type": kind}
 
 
 def _load_yardsticks(
@@ -195,32 +205,3 @@ def _load_yardsticks(
     names = arguments.encoder or ([ALIAS] if of_tiny_world else [])
     encoders = [load_encoder(name, device=device, batch_size=size) for name in names]
     return ControlYardsticks(control_type, finder, palette, encoders, faces, left_out)
-
-
-def _read_generated(folder: Path, pairs: "Sequence[ControlPair]") -> "list[Sample]":
-    """Read pictures named as their pairs, or with _seed and a number behind.
-
-    Raises:
-        ValueError: some are of no pair.
-    """
-    from ether_diffusion.metrics.samples import MIN_SIDE_PX, Sample
-    from ether_diffusion.training.decoding import decode_photo
-    from ether_diffusion.training.photos import find_photos
-    from ether_diffusion.wording import listed
-
-    names = {pair.name for pair in pairs}
-    found = find_photos(folder, min_side=MIN_SIDE_PX).photos
-    stems = {photo.path.stem: photo.path for photo in found}
-    unknown = [stem for stem in stems if (stem.rpartition("_seed")[0] or stem) not in names]
-    if unknown:
-        raise ValueError(f"{listed(unknown)} are pictures of no pair; name them as the photos are")
-    return [Sample(stem, decode_photo(path, min_side=MIN_SIDE_PX)[0]) for stem, path in stems.items()]
-
-
-def _settings(arguments: argparse.Namespace, pairs: "Sequence[ControlPair]") -> "dict[str, Json]":
-    return {
-        "control_pairs": arguments.control_pairs.name,
-        "num_pairs": len(pairs),
-        "control_type": arguments.control_type,
-        "generated": None if arguments.generated is None else arguments.generated.name,
-    }

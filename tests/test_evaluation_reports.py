@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.benchmark.evaluation import picture_files, plan_sampling
 from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.metrics.plots import draw_report
 from ether_diffusion.metrics.report import DrawnSamples, Report, Yardsticks, report_drawn, report_generated
@@ -122,18 +121,6 @@ def test_pictures_without_prompts_are_plotted_without_them(
     assert found.reasons()["tiny_t"] == "the prompts of the pictures are not known"
     with Image.open(io.BytesIO(draw_report(found))) as picture:
         assert picture.width < 1000
-
-
-def test_drawn_pictures_are_kept_in_folders_by_row() -> None:
-    drawn = DrawnSamples({"base": row(0)[:1], "adapter": row(0)[:1]}, {"base": row(0)[:1], "adapter": []})
-    assert set(picture_files(drawn)) == {
-        f"{folder}/prompt1_seed0.png" for folder in ("base", "adapter", "other_base")
-    }
-
-
-def test_a_prompt_cannot_be_both_with_and_without_the_subject() -> None:
-    with pytest.raises(ValueError, match="among the prompts with and without the subject"):
-        plan_sampling(["a", "b"], ["b"], {"fox": 1.0}, seeds=[0], steps=2, guidance_scale=1)
 
 
 def test_the_prompts_without_the_subject_are_distinct_and_of_things_that_the_base_knows() -> None:

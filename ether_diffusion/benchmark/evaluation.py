@@ -1,14 +1,14 @@
 """What an evaluation is of: photos, pictures and pairs that are read, and pictures that are drawn."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 
 from ether_diffusion.metrics.control_scores import ControlPair
-from ether_diffusion.metrics.report import OTHER, ROWS, DrawnSamples, together
+from ether_diffusion.metrics.report import ROWS, DrawnSamples, together
 from ether_diffusion.metrics.samples import (
     MIN_SIDE_PX,
     Sample,
@@ -17,11 +17,11 @@ from ether_diffusion.metrics.samples import (
     find_fault,
     sort_samples,
 )
-from ether_diffusion.pipelines.choice import Strengths
+from ether_diffusion.pipelines.call import MAX_SEED
 from ether_diffusion.pipelines.metadata import png_bytes, read_image_metadata
 from ether_diffusion.pipelines.opening import EtherPipeline
-from ether_diffusion.pipelines.sampling import Sampling, draw_pictures
-from ether_diffusion.strict_json import parse_json
+from ether_diffusion.pipelines.sampling import MAX_PICTURES, Sampling, Settings, draw_pictures
+from ether_diffusion.strict_json import Within, checked, parse_json
 from ether_diffusion.tiny_world.control import CONTROL_COLUMN, PICTURE_COLUMN, TEXT_COLUMN
 from ether_diffusion.training import decode_photo, find_photos
 from ether_diffusion.training.captions import FILE_COLUMN, TEXT_COLUMNS, decode_text
@@ -31,6 +31,18 @@ from ether_diffusion.wording import listed, printable
 METADATA_NAME = "metadata.jsonl"
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 """What lies under the transparent parts of photos and of control images, as in training."""
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a file of text.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    try:
+        return decode_text(file.read_bytes()).split("\n")
+    except UnusableFileError as reason:
+        raise ValueError(f"{printable(file)} {reason}") from None
 
 
 def read_photos(folder: Path) -> SortedSamples:
@@ -68,9 +80,15 @@ def read_generated(folder: Path, captions: Mapping[str, str] | None = None) -> S
         ValueError: fewer than two pictures can be scored, or captions and pictures do not fit.
     """
     found = find_photos(folder, min_side=MIN_SIDE_PX)
-    names = [photo.path.name for photo in found.photos]
-    if captions is not None:
-        _check_captions(captions, names, [refusal.path.name for refusal in found.refused])
+    names, refused = ([each.path.name for each in side] for side in (found.photos, found.refused))
+    without = [name for name in names if captions is not None and name not in captions]
+    if without:
+        raise ValueError(f"there is no caption for {listed(without)}; give every picture one")
+    unknown = sorted((captions or {}).keys() - {*names, *refused})
+    if unknown:
+        raise ValueError(
+            f"there are captions for {listed(unknown)}, and no such pictures; delete those lines"
+        )
     samples = []
     for photo in found.photos:
         image, _ = decode_photo(photo.path, min_side=MIN_SIDE_PX)
@@ -80,8 +98,8 @@ def read_generated(folder: Path, captions: Mapping[str, str] | None = None) -> S
     result = sort_samples(samples)
     if len(result.usable) < 2:
         raise ValueError(f"found one picture to score in {printable(folder)}; give at least two")
-    refused = tuple(SetAside(each.path.name, each.reason) for each in found.refused)
-    return SortedSamples(result.usable, refused + result.set_aside)
+    aside = tuple(SetAside(each.path.name, each.reason) for each in found.refused)
+    return SortedSamples(result.usable, aside + result.set_aside)
 
 
 def read_caption_file(path: Path) -> dict[str, str]:
@@ -94,12 +112,8 @@ def read_caption_file(path: Path) -> dict[str, str]:
     shown = printable(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of captions {shown}")
-    try:
-        text = decode_text(path.read_bytes())
-    except UnusableFileError as reason:
-        raise ValueError(f"{shown} {reason}") from None
     captions: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {shown}"
@@ -112,49 +126,6 @@ def read_caption_file(path: Path) -> dict[str, str]:
             raise ValueError(f"{where} names {printable(name)} a second time; leave one line")
         captions[name] = values[0]
     return captions
-
-
-def _check_captions(captions: Mapping[str, str], names: Sequence[str], refused: Sequence[str]) -> None:
-    without = [name for name in names if name not in captions]
-    if without:
-        raise ValueError(f"there is no caption for {listed(without)}; give every picture one")
-    unknown = sorted(captions.keys() - {*names, *refused})
-    if unknown:
-        raise ValueError(
-            f"there are captions for {listed(unknown)}, and no such pictures; delete those lines"
-        )
-
-
-def plan_sampling(
-    prompts: Sequence[str],
-    other_prompts: Sequence[str],
-    adapter: Strengths,
-    *,
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float,
-    width: int | None = None,
-    height: int | None = None,
-    batch_size: int = 1,
-) -> Sampling:
-    """Return what `draw_samples` draws: every prompt on every seed, by the base and with the adapter.
-
-    Raises:
-        ValueError: a setting is out of range, these are too many pictures, or a prompt is in both lists.
-    """
-    both = set(prompts) & set(other_prompts)
-    if both:
-        raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
-    return Sampling(
-        prompts=(*prompts, *other_prompts),
-        seeds=tuple(seeds),
-        choices=({}, adapter),
-        steps=steps,
-        guidance_scale=guidance_scale,
-        width=width,
-        height=height,
-        batch_size=batch_size,
-    )
 
 
 def draw_samples(
@@ -176,36 +147,21 @@ def draw_samples(
     return DrawnSamples(subject, other)
 
 
-def picture_files(drawn: DrawnSamples) -> dict[str, bytes]:
-    """Return PNGs with their metadata by name: base/prompt1_seed0.png, other_base/… for drift."""
+def picture_files(rows: Mapping[str, Sequence[Sample]]) -> dict[str, bytes]:
+    """Return PNGs with their metadata by row and name: base/prompt1_seed0.png."""
     return {
-        f"{prefix}{row}/{sample.name}.png": png_bytes(sample.image)
-        for prefix, rows in (("", drawn.subject), (f"{OTHER}_", drawn.other))
+        f"{row}/{sample.name}.png": png_bytes(sample.image)
         for row, samples in rows.items()
         for sample in samples
     }
 
 
-@dataclass(frozen=True)
-class ControlDrawing:
+@checked(kw_only=True)
+class ControlDrawing(Settings):
     """How pictures are drawn: one for each pair and seed; a side (px) of None is the photo's."""
 
-    seeds: tuple[int, ...]
-    steps: int
-    guidance_scale: float
-    batch_size: int = 1
-    width: int | None = None
-    height: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.seeds or min(self.seeds) < 0:
-            raise ValueError("seeds are whole numbers from 0, and there must be one")
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps are from 1 to 1000; found {self.steps}")
-        if not 0 <= self.guidance_scale <= 100:
-            raise ValueError(f"guidance_scale is from 0 to 100; found {self.guidance_scale}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is from 1; found {self.batch_size}")
+    seeds: tuple[Annotated[int, Within(0, MAX_SEED)], ...]
+    batch_size: Annotated[int, Within(1, MAX_PICTURES)] = 1
 
 
 def read_control_pairs(folder: Path) -> list[ControlPair]:
@@ -221,13 +177,9 @@ def read_control_pairs(folder: Path) -> list[ControlPair]:
             f"there is no {printable(file)}; write a line for each pair: "
             f'{{"{PICTURE_COLUMN}": …, "{CONTROL_COLUMN}": …, "{TEXT_COLUMN}": …}}'
         )
-    try:
-        lines = decode_text(file.read_bytes()).split("\n")
-    except UnusableFileError as reason:
-        raise ValueError(f"{printable(file)} {reason}") from None
     pairs: list[ControlPair] = []
     problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if line.strip():
             try:
                 pairs.append(_read_pair(folder, line))
@@ -257,27 +209,46 @@ def draw_pairs(
     """
     places = [(pair, seed) for pair in pairs for seed in drawing.seeds]
     samples: dict[str, list[Sample]] = {row: [] for row in ROWS}
-    for row in ROWS:
-        for part in _batches(places, drawing.batch_size):
-            width, height = part[0][0].photo.size
-            further: dict[str, Any] = {}
-            if row == "adapter":
-                further = {"control_image": [pair.control for pair, _ in part], "control": control}
-            images = pipeline(
-                [pair.prompt for pair, _ in part],
-                seed=[seed for _, seed in part],
-                adapters=adapter if row == "adapter" else {},
-                num_inference_steps=drawing.steps,
-                guidance_scale=drawing.guidance_scale,
-                width=drawing.width or width,
-                height=drawing.height or height,
-                **further,
-            ).images
-            for (pair, seed), image in zip(part, images, strict=True):
-                samples[row].append(Sample(f"{pair.name}_seed{seed}", image, pair.prompt, seed))
-            if on_progress is not None:
-                on_progress(sum(map(len, samples.values())), len(ROWS) * len(places))
+    of_one_size = (list(part) for _, part in itertools.groupby(places, key=lambda place: place[0].photo.size))
+    batches = [
+        part[start : start + drawing.batch_size]
+        for part in of_one_size
+        for start in range(0, len(part), drawing.batch_size)
+    ]
+    for row, batch in itertools.product(ROWS, batches):
+        width, height = batch[0][0].photo.size
+        further: dict[str, Any] = {"adapters": {}}
+        if row == "adapter":
+            images_of = [pair.control for pair, _ in batch]
+            further = {"adapters": adapter, "control_image": images_of, "control": control}
+        images = pipeline(
+            [pair.prompt for pair, _ in batch],
+            seed=[seed for _, seed in batch],
+            num_inference_steps=drawing.steps,
+            guidance_scale=drawing.guidance_scale,
+            width=drawing.width or width,
+            height=drawing.height or height,
+            **further,
+        ).images
+        for (pair, seed), image in zip(batch, images, strict=True):
+            samples[row].append(Sample(f"{pair.name}_seed{seed}", image, pair.prompt, seed))
+        if on_progress is not None:
+            on_progress(sum(map(len, samples.values())), len(ROWS) * len(places))
     return samples
+
+
+def read_pictures_of(pairs: Sequence[ControlPair], folder: Path) -> list[Sample]:
+    """Read pictures that were generated before, named as their pairs, or with _seed and a number behind.
+
+    Raises:
+        ValueError: some are of no pair.
+    """
+    names = {pair.name for pair in pairs}
+    stems = {photo.path.stem: photo.path for photo in find_photos(folder, min_side=MIN_SIDE_PX).photos}
+    unknown = [stem for stem in stems if (stem.rpartition("_seed")[0] or stem) not in names]
+    if unknown:
+        raise ValueError(f"{listed(unknown)} are pictures of no pair; name them as the photos are")
+    return [Sample(stem, decode_photo(path, min_side=MIN_SIDE_PX)[0]) for stem, path in stems.items()]
 
 
 def _read_pair(folder: Path, line: str) -> ControlPair:
@@ -305,17 +276,3 @@ def _read_image(folder: Path, name: str, background: tuple[int, int, int]) -> Im
     if not (folder / path).is_file():
         raise ValueError(f"names {printable(name)}, which is not there")
     return decode_photo(folder / path, background=background, min_side=MIN_SIDE_PX)[0]
-
-
-def _batches(
-    places: Sequence[tuple[ControlPair, int]], batch_size: int
-) -> Iterator[list[tuple[ControlPair, int]]]:
-    """Cut into batches of pictures of one size."""
-    batch: list[tuple[ControlPair, int]] = []
-    for place in places:
-        if batch and (len(batch) == batch_size or batch[0][0].photo.size != place[0].photo.size):
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
