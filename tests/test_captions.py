@@ -1,50 +1,170 @@
-"""Captions become prompts: whatever is missing, doubled, contradictory or too long is said by name."""
+"""Captions in every form people keep them in become prompts; what is wrong or doubtful is said by name."""
 
+import os
+import random
 from pathlib import Path
 
-from caption_reading import failure, prompts, read
+import photo_files
+import pytest
 
-from ether_diffusion.training.photos import compare_fingerprints
+from ether_diffusion.training.captions import Captions, decode_text, read_captions
+from ether_diffusion.training.photos import Photo, compare_fingerprints
+from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
+from recipes.tiny_world.tokenizer import IDENTIFIERS, train_tokenizer
+
+
+def read(folder: Path, names: str = "a.jpg b.jpg", **options: str | None) -> Captions:
+    """Read the captions of photos, which need not exist for that; nothing on disk may change by it."""
+    photos = [
+        Photo(folder / name, name, 64, 64, "0" * 64, "0" * 64, has_alpha=False, notes=())
+        for name in names.split()
+    ]
+    before = photo_files.snapshot(folder)
+    options = {"instance_prompt": "a photo of {token} dog", "token": "sks", **options}
+    try:
+        return read_captions(folder, photos, **options)  # type: ignore[arg-type]
+    finally:
+        assert photo_files.snapshot(folder) == before
+
+
+def prompts(captions: Captions) -> list[str]:
+    return [caption.prompt for caption in captions.captions]
+
+
+def failure(folder: Path, names: str = "a.jpg b.jpg", **options: str | None) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        read(folder, names, **options)
+    return str(caught.value)
+
+
+# files
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.caption", "a.jpg.txt", "a.TXT"])
+def test_a_text_file_is_found_by_the_photos_name_with_and_without_suffix(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("sks asleep")
+    assert prompts(read(tmp_path, "a.jpg")) == ["sks asleep"]
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "prompt"])
+def test_metadata_gives_captions_as_datasets_writes_them(column: str, tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.jpg", "{column}": "sks, asleep"}}\n\n')
+    (tmp_path / "metadata.csv").write_text(f'file_name,{column},width\r\nb.jpg,"sks, ""awake""",64\r\n')
+    captions = read(tmp_path)
+    assert prompts(captions) == ["sks, asleep", 'sks, "awake"']
+    sources = [caption.source for caption in captions.captions]
+    assert sources == ["metadata.jsonl line 1", "metadata.csv line 2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_every_encoding_that_says_what_it_is_is_read(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("sks im Café 😀\r\n".encode(encoding))
+    assert prompts(read(tmp_path, "a.jpg")) == ["sks im Café 😀"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le"])
+def test_utf_16_is_known_by_its_mark(encoding: str) -> None:
+    assert decode_text("\ufeffé".encode(encoding)) == "é"
+
+
+def test_a_caption_of_another_encoding_is_refused_with_the_byte_offset(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("sks im Café".encode("latin-1"))
+    (tmp_path / "b.txt").write_bytes("sks".encode("utf-16-le"))
+    said = failure(tmp_path)
+    assert "a.txt is not UTF-8: byte 0xe9 at offset 10" in said
+    assert "b.txt is not plain text: byte 0x00 at offset 1" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("metadata.jsonl", "[1]", "line 1: it is [1]; it should be an object"),
+        ("metadata.jsonl", '{"file_name": "a.jpg"', "line 1 is not valid JSON"),
+        ("metadata.jsonl", '{"file_name": "a.jpg"}', "line 1: has the fields file_name; needed are"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": 3}', "line 1: text is 3; it should be a"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "prompt": "y"}', "line 1: has the fields"),
+        ("metadata.csv", "file;text\na.jpg;x", "line 2: has the fields file;text; needed are file_name"),
+        ("metadata.csv", "file_name,text\na.jpg,x,y", "line 2 has another number of fields than line 1"),
+        ("metadata.csv", "file_name,text,text\n", "line 1 names a column twice"),
+        ("metadata.csv", 'file_name,text\na.jpg,"x', "line 2 is not valid CSV"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_refused_by_line(
+    name: str, text: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert f"{name} {expected}" in failure(tmp_path)
+
+
+def test_captions_are_never_read_from_a_fifo_or_through_a_link(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    os.mkfifo(folder / "a.txt")
+    (tmp_path / "secret").write_text("password")
+    (folder / "b.txt").symlink_to(tmp_path / "secret")
+    said = failure(folder)
+    assert "a.txt is a FIFO" in said
+    assert f"b.txt is a link to {tmp_path}/secret, outside the folder" in said
+    assert "password" not in said
+
+
+def test_a_text_file_belongs_to_the_photo_of_its_own_normalisation_first(tmp_path: Path) -> None:
+    composed, apart = "\u00e9", "e\u0301"
+    (tmp_path / f"{composed}.txt").write_text("sks one")
+    (tmp_path / f"{apart}.txt").write_text("sks two")
+    assert prompts(read(tmp_path, f"{composed}.jpg {apart}.jpg")) == ["sks one", "sks two"]
+    (tmp_path / f"{apart}.txt").unlink()
+    assert prompts(read(tmp_path, f"{apart}.jpg")) == ["sks one"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl", "metadata.csv"])
+def test_damaged_captions_end_in_prompts_or_one_error(name: str, tmp_path: Path) -> None:
+    draw = random.Random(name)
+    whole = {"a.txt": "sks\n", "metadata.csv": 'file_name,text\na.jpg,"sks"\n'}.get(
+        name, '{"file_name": "a.jpg", "text": "sks"}\n'
+    )
+    for _ in range(100):
+        broken = bytearray(whole.encode())
+        for _ in range(draw.randint(1, 4)):
+            start = draw.randrange(len(broken) + 1)
+            broken[start : start + draw.randint(0, 2)] = draw.choice(
+                (b'"', b",", b"\r", b"\0", b"{", b"\xff", b"9")
+            )
+        (tmp_path / name).write_bytes(broken)
+        said = "captions in "
+        try:
+            read(tmp_path, "a.jpg")
+        except ValueError as error:
+            said = str(error)
+        assert said.startswith("captions in ")
+
+
+# prompts
 
 
 def test_photos_without_a_caption_get_the_instance_prompt_and_are_counted(tmp_path: Path) -> None:
+    assert (read(tmp_path).num_fallbacks, read(tmp_path).warnings) == (2, ())
     (tmp_path / "a.txt").write_text("sks on a beach\n")
     captions = read(tmp_path)
     assert prompts(captions) == ["sks on a beach", "a photo of sks dog"]
     assert [caption.source for caption in captions.captions] == ["a.txt", None]
     assert captions.num_fallbacks == 1
-    assert captions.warnings == ("1 of 2 photos have no caption and get the instance prompt: b.jpg",)
-
-
-def test_a_folder_without_any_captions_is_no_cause_for_warnings(tmp_path: Path) -> None:
-    captions = read(tmp_path)
-    assert (captions.num_fallbacks, captions.warnings) == (2, ())
-
-
-def test_a_photo_without_caption_and_instance_prompt_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("sks on a beach")
-    expected = "b.jpg has no caption, and there is no instance prompt; write either"
-    assert failure(tmp_path, instance_prompt=None).endswith(f"\n  {expected}")
+    (warning,) = captions.warnings
+    assert warning.startswith("1 of 2 photos have no caption")
+    assert warning.endswith(": b.jpg")
+    assert "b.jpg has no caption, and there is no instance prompt" in failure(tmp_path, instance_prompt=None)
 
 
 def test_captions_that_contradict_each_other_are_named_both(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("sks asleep")
+    (tmp_path / "a.caption").write_text("sks  asleep\n")
+    assert prompts(read(tmp_path, "a.jpg")) == ["sks asleep"]
     (tmp_path / "a.caption").write_text("sks awake")
     (tmp_path / "b.txt").write_text("sks awake")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.jpg", "text": "sks runs"}')
     said = failure(tmp_path)
-    assert (
-        'a.jpg has different captions, "sks awake" in a.caption and "sks asleep" in a.txt; keep one' in said
-    )
-    assert (
-        'b.jpg has different captions, "sks awake" in b.txt and "sks runs" in metadata.jsonl line 1' in said
-    )
-
-
-def test_captions_that_agree_are_one(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("sks asleep")
-    (tmp_path / "a.caption").write_text("sks  asleep\n")
-    assert prompts(read(tmp_path, "a.jpg")) == ["sks asleep"]
+    assert 'a.jpg has different captions, "sks awake" in a.caption and "sks asleep" in a.txt' in said
+    assert '"sks awake" in b.txt and "sks runs" in metadata.jsonl line 1' in said
 
 
 def test_one_caption_for_two_photos_and_one_for_none_are_warned_of(tmp_path: Path) -> None:
@@ -62,58 +182,94 @@ def test_an_empty_caption_is_none_and_several_lines_are_one(tmp_path: Path) -> N
     (tmp_path / "b.txt").write_bytes(b"sks\r\nasleep\r\n")
     captions = read(tmp_path)
     assert prompts(captions) == ["a photo of sks dog", "sks asleep"]
-    assert "a.txt: empty; the instance prompt stands in" in captions.warnings
-    assert "b.txt: of several lines, which are read as one caption" in captions.warnings
+    said = "\n".join(captions.warnings)
+    assert "a.txt: empty" in said
+    assert "b.txt: of several lines" in said
 
 
 def test_the_token_is_filled_in_everywhere_and_other_braces_stay(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("{token} in {red|blue}")
     captions = read(tmp_path, template="{caption}, photo of {token}")
     assert prompts(captions) == ["sks in {red|blue}, photo of sks", "a photo of sks dog, photo of sks"]
+    assert "a.txt asks for {token}, and none is given" in failure(tmp_path, token=None)
+    assert "the template has {captoin}" in failure(tmp_path, template="{captoin}")
 
 
-def test_a_token_that_is_asked_for_and_not_given_is_named(tmp_path: Path) -> None:
-    assert "a.jpg asks for {token}, and none is given" in failure(tmp_path, token=None)
-
-
-def test_a_template_without_caption_says_that_captions_are_not_used(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("sks asleep")
+def test_words_that_are_not_used_and_words_that_are_absent_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a dog that asks")
+    assert 'the trigger word "sks" is absent from 1 of 2 prompts: a.jpg' in read(tmp_path).warnings
     captions = read(tmp_path, "a.jpg", template="photo of {token}", instance_prompt=None)
     assert prompts(captions) == ["photo of sks"]
-    assert captions.warnings == (
-        "the template has no {caption}, so that the captions of 1 photos are not used",
-    )
-
-
-def test_a_template_may_only_have_the_two_fields(tmp_path: Path) -> None:
-    assert failure(tmp_path, template="{captoin}") == "the template has {captoin}; use {token} and {caption}"
-
-
-def test_an_absent_trigger_word_is_warned_of(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a dog that asks")
-    warning = 'the trigger word "sks" is absent from 1 of 2 prompts: a.jpg'
-    assert warning in read(tmp_path).warnings
+    (warning,) = captions.warnings
+    assert "the captions of 1 photos are not used" in warning
 
 
 def test_a_prompt_of_2_mb_is_refused(tmp_path: Path) -> None:
-    said = failure(tmp_path, instance_prompt="x" * 2**21)
-    assert said == "the instance prompt has 2097152 characters; at most 10000 are read"
+    assert "instance prompt has 2097152 characters" in failure(tmp_path, instance_prompt="x" * 2**21)
     (tmp_path / "a.txt").write_bytes(b"x" * 2**21)
     (tmp_path / "b.txt").write_bytes(b"x" * 20_000)
     said = failure(tmp_path)
-    assert "a.txt has more than 0.0625 MiB; give a smaller file" in said
-    assert "b.txt makes a prompt of 20000 characters; at most 10000 are read" in said
+    assert "a.txt has more than 0.0625 MiB" in said
+    assert "b.txt makes a prompt of 20000 characters" in said
 
 
 def test_control_characters_and_overrides_are_shown_escaped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("sks \u202egnp \x1b[31m")
     (tmp_path / "b.txt").write_text("sks 👩\u200d👧")
-    assert read(tmp_path).warnings == (
-        'a prompt has characters that cannot be seen: "sks \\u202egnp \\x1b[31m"',
-    )
+    (warning,) = read(tmp_path).warnings
+    assert warning.endswith('"sks \\u202egnp \\x1b[31m"')
+    (tmp_path / "\x1b[31m").mkdir()
+    (tmp_path / "\x1b[31m" / "metadata.jsonl").write_text("{}")
+    assert failure(tmp_path).replace("\n", "").isprintable()
 
 
 def test_a_changed_caption_is_seen_in_the_fingerprint(tmp_path: Path) -> None:
     before = read(tmp_path).fingerprint()
     (tmp_path / "a.txt").write_text("sks asleep")
     assert str(compare_fingerprints(before, read(tmp_path).fingerprint())) == "changed: prompt of a.jpg"
+
+
+# tokens
+
+RANKS = {"a": 320, "photo": 1125, "of": 539, "dog": 1929, "on": 525, "the": 518, "beach": 2117, "sks": 48136}
+
+
+class WordTokenizer:
+    """A stand-in with a token per word, numbered as CLIP numbers them."""
+
+    vocab_size = 49408
+
+    def __init__(self, limit: int = 8) -> None:
+        self.model_max_length = limit
+
+    def encode(self, text: str, *, verbose: bool) -> list[int]:
+        return [49406, *(RANKS[word] for word in text.split()), 49407]
+
+    def decode(self, token_ids: list[int]) -> str:
+        words = {rank: word for word, rank in RANKS.items()}
+        return " ".join(words[token_id] for token_id in token_ids)
+
+
+def test_a_prompt_is_shown_with_the_place_of_its_cut() -> None:
+    assert find_cut("a photo of sks dog on", WordTokenizer()) is None
+    assert find_cut("a photo", WordTokenizer(limit=10**30)) is None
+    cut = find_cut("a photo of sks dog on the beach", WordTokenizer())
+    assert cut is not None
+    assert (cut.kept, cut.lost) == ("a photo of sks dog on", "the beach")
+    assert 'has 10 tokens and 8 are read: "…a photo of sks dog on" ✂ "the beach" is lost' in str(cut)
+
+
+def test_a_common_or_long_trigger_word_is_doubted() -> None:
+    assert doubt_token("sks", WordTokenizer()) is None
+    assert '"dog" is common' in str(doubt_token("dog", WordTokenizer()))
+    assert '"sks on the beach" is read as 4' in str(doubt_token("sks on the beach", WordTokenizer()))
+
+
+def test_a_clip_tokenizer_loses_what_lies_past_its_limit() -> None:
+    tokenizer = train_tokenizer(["a photo of a dog"] * 10, ["dog"])
+    room = tokenizer.model_max_length - 2
+    assert find_cut(" ".join(["dog"] * room), tokenizer) is None
+    cut = find_cut(" ".join(["dog"] * room + ["photo", "of"]), tokenizer)
+    assert cut is not None
+    assert (cut.num_tokens, cut.max_tokens, cut.lost) == (room + 4, room + 2, "photo of")
+    assert [doubt_token(identifier, tokenizer) for identifier in IDENTIFIERS] == [None] * 3

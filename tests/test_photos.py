@@ -1,21 +1,62 @@
-"""A folder's photos are found in order, with what is known of each, under whatever names they have."""
+"""A folder's photos are found in order, under whatever names and in whatever subfolders they have.
 
+What is no usable photo is refused by what it is, all of it at once; nothing hangs, crashes or changes.
+"""
+
+import json
 import os
+import random
+import socket
 import sys
+from collections import Counter
 from pathlib import Path
 
 import photo_files
 import pytest
-from photo_folders import check, failure, fill, refusals
+from accelerate import Accelerator
 from PIL import Image
+from training_runs import config
 
-from ether_diffusion.training.photos import compare_fingerprints
+from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
+from ether_diffusion.training.dataset import read_class_images, read_training_data
+from ether_diffusion.training.photos import PhotoFolder, compare_fingerprints, find_photos
+from ether_diffusion.training.plain_files import MAX_DEPTH, MAX_FILES
+from ether_diffusion.training.prior import count_missing
+from ether_diffusion.training.setup import check_run
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
     return tmp_path / "photos"
+
+
+def fill(folder: Path, **files: bytes) -> None:
+    for name, data in files.items():
+        stem, _, suffix = name.rpartition("_")
+        (folder / f"{stem}.{suffix}").write_bytes(data)
+
+
+def check(folder: Path, **options: bool | int) -> PhotoFolder:
+    """Find photos; nothing on disk may change by it."""
+    before = photo_files.snapshot(folder.parent)
+    found = find_photos(folder, **options)  # type: ignore[arg-type]
+    assert photo_files.snapshot(folder.parent) == before
+    return found
+
+
+def failure(folder: Path | str, **options: bool | int) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        find_photos(folder, **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def refusals(folder: Path, **options: bool | int) -> list[str]:
+    """What is said of the bad files beside one good photo."""
+    fill(folder, zz_png=photo_files.photo(seed=99))
+    found = check(folder, **options)
+    assert [photo.path.name for photo in found.photos] == ["zz.png"]
+    return [refusal.sentence for refusal in found.refused]
 
 
 def test_a_heic_photo_is_decoded_where_the_plugin_is_installed(
@@ -59,19 +100,12 @@ def test_exif_that_cannot_be_read_leaves_the_photo_as_it_is_stored(folder: Path)
     assert (found.photos[0].width, found.photos[0].height) == (90, 70)
 
 
-def test_a_photo_knows_its_upright_size_and_its_hashes(folder: Path) -> None:
+def test_a_photo_knows_its_upright_size_at_any_scale_of_decoding(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    fill(folder, a_jpg=photo_files.encode(photo_files.noise(90, 70), "JPEG", exif=exif))
+    fill(folder, a_jpg=photo_files.encode(Image.new("L", (9000, 6700), 90), "JPEG", exif=exif))
     (photo,) = check(folder).photos
-    assert (photo.width, photo.height, photo.has_alpha) == (70, 90, False)
-    assert len(photo.sha256) == len(photo.pixels_sha256) == 64
-
-
-def test_the_size_of_a_photo_of_60_megapixels_is_its_own(folder: Path) -> None:
-    fill(folder, a_jpg=photo_files.encode(Image.new("L", (9000, 6700), 90), "JPEG"))
-    (photo,) = check(folder).photos
-    assert (photo.width, photo.height) == (9000, 6700)
+    assert (photo.width, photo.height, photo.has_alpha) == (6700, 9000, False)
 
 
 def test_doubled_photos_are_warned_of_in_pairs(folder: Path) -> None:
@@ -138,13 +172,6 @@ def test_strict_makes_every_refusal_an_error_that_lists_all(folder: Path) -> Non
     assert "b.png is not an image but text" in said
 
 
-def test_a_folder_without_a_usable_photo_gives_all_reasons(folder: Path) -> None:
-    fill(folder, a_png=b"", b_png=photo_files.encode(Image.new("RGB", (1, 1)), "PNG"))
-    said = failure(folder)
-    assert said.startswith(f"no usable photos in {folder}:\n  a.png is empty")
-    assert "b.png has 1 × 1 px; the shorter side must have at least 64 px" in said
-
-
 def test_a_fingerprint_says_which_files_came_went_and_changed(folder: Path) -> None:
     fill(folder, a_png=photo_files.photo(0), b_png=photo_files.photo(1), c_png=photo_files.photo(2))
     before = check(folder).fingerprint()
@@ -154,3 +181,292 @@ def test_a_fingerprint_says_which_files_came_went_and_changed(folder: Path) -> N
     changes = compare_fingerprints(before, check(folder).fingerprint())
     assert changes
     assert str(changes) == "added: d.png; removed: a.png; changed: b.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a_png", b"", "is empty (0 bytes); fetch it again or delete it"),
+        ("a_png", b"just a note\n", "is not an image but text; delete it or move it away"),
+        (
+            "a_jpg",
+            b"<!DOCTYPE html><html></html>",
+            "is not an image but an HTML page, as a failed download leaves",
+        ),
+        (
+            "a_svg",
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            "is a vector file (SVG), which is not supported",
+        ),
+        (
+            "a_heic",
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "is a HEIC photo; install pillow-heif or convert it",
+        ),
+        ("a_mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp41", "is a video or an image of a kind that is not read"),
+        (
+            "a_nef",
+            photo_files.photo(kind="TIFF"),
+            "is a camera raw file, which is not read; export it as JPEG",
+        ),
+        ("a_zip", b"PK\x03\x04" + bytes(50), "is a zip archive; unpack it and give the folder"),
+        ("a_bin", bytes(range(128, 256)), "is not an image that can be read (jpg, png, "),
+    ],
+)
+def test_a_file_that_is_no_photo_is_refused_by_what_it_is(
+    name: str, data: bytes, reason: str, folder: Path
+) -> None:
+    fill(folder, **{name: data})
+    (said,) = refusals(folder)
+    assert said.startswith(f"{name.replace('_', '.')} {reason}")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "AVIF", "BMP"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_truncated_photo_is_found_by_decoding_it_whole(kind: str, share: float, folder: Path) -> None:
+    data = photo_files.photo(kind=kind)
+    fill(folder, a_img=data[: int(len(data) * share)])
+    (said,) = refusals(folder)
+    assert said.startswith(
+        ("a.img is cut short", "a.img is broken (", "a.img is not an image that can be read")
+    )
+
+
+def test_an_animation_that_breaks_off_after_its_first_frame_is_refused(folder: Path) -> None:
+    frames = [Image.fromarray(photo_files.noise(seed=seed)).quantize(16) for seed in range(2)]
+    whole = photo_files.encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
+    second = whole.rindex(b"\x21\xf9\x04")  # the graphic control extension before the last frame
+    fill(folder, a_gif=whole[: second + 1])
+    (said,) = refusals(folder)
+    assert said.startswith("a.gif is broken (")
+
+
+def test_a_link_out_of_the_folder_is_followed_only_when_allowed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.png").write_bytes(photo_files.photo())
+    (folder / "a.png").symlink_to(tmp_path / "elsewhere.png")
+    (said,) = refusals(folder)
+    assert said.startswith(f"a.png is a link to {tmp_path}/elsewhere.png, outside the folder; ")
+    assert [photo.path.name for photo in check(folder, follow_symlinks=True).photos] == ["a.png", "zz.png"]
+
+
+def test_links_in_a_circle_and_to_nothing_are_refused(folder: Path) -> None:
+    (folder / "a.png").symlink_to("b.png")
+    (folder / "b.png").symlink_to("a.png")
+    (folder / "c.png").symlink_to("gone.png")
+    (folder / "d").symlink_to(".")
+    circle = "is a link that leads back to itself; delete it"
+    expected = [f"a.png {circle}", f"b.png {circle}", "c.png is a link to nothing; delete it"]
+    assert refusals(folder, follow_symlinks=True) == expected
+
+
+def test_fifos_sockets_and_devices_are_never_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)  # a socket's path must be short
+    os.mkfifo("a.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("b.png")
+        (folder / "c.png").symlink_to("/dev/zero")
+        rest = "which is never opened; delete it or move it away"
+        expected = [f"a.png is a FIFO, {rest}", f"b.png is a socket, {rest}", f"c.png is a device, {rest}"]
+        assert refusals(folder, follow_symlinks=True) == expected
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    broken = bytearray(data)
+    for _ in range(draw.randint(1, 6)):
+        start, length = draw.randrange(len(broken)), draw.choice((1, 1, 2, 4, 30))
+        kind = draw.randrange(4)
+        if kind == 0:
+            broken[start : start + length] = draw.randbytes(length)
+        elif kind == 1:
+            broken[start : start + length] = draw.choice((b"\0", b"\xff")) * length
+        elif kind == 2:
+            del broken[start : start + length]
+        else:
+            broken[start:start] = broken[: draw.randrange(40)]
+    return bytes(broken or b"\0")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP"])
+def test_damage_ends_in_a_refusal_or_a_photo_and_in_nothing_else(kind: str, folder: Path) -> None:
+    draw = random.Random(kind)
+    exif = Image.Exif()
+    exif[0x0112] = 5
+    options = {} if kind in ("GIF", "BMP") else {"exif": exif, "icc_profile": photo_files.adobe_rgb_profile()}
+    whole = photo_files.encode(photo_files.noise(16, 12), kind, **options)
+    for number in range(60):
+        (folder / f"{number}.img").write_bytes(damaged(whole, draw))
+    (folder / "whole.img").write_bytes(whole)
+    found = check(folder, min_side=1, max_pixels=10**6)
+    assert len(found.photos) + len(found.refused) == 61
+    assert "whole.img" in {photo.path.name for photo in found.photos}
+    assert all(refusal.sentence.isprintable() for refusal in found.refused)
+
+
+# subfolders
+
+
+def write(root: Path, *names: str) -> Path:
+    """Write different photos by names with subfolders."""
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(photo_files.photo(seed=seed))
+    return root
+
+
+def prompts(root: Path, instance_prompt: str | None = None) -> dict[str, tuple[str, int]]:
+    """Return the prompt and repeats of each photo by its name."""
+    found = read_training_data(DataConfig(instance_data_dir=root, instance_prompt=instance_prompt))
+    return {item.name: (item.prompt, item.repeats) for item in found.photos}
+
+
+def warnings(root: Path, instance_prompt: str = "x") -> str:
+    return "\n".join(
+        read_training_data(DataConfig(instance_data_dir=root, instance_prompt=instance_prompt)).warnings
+    )
+
+
+def test_kohyas_folders_say_how_often_and_what(tmp_path: Path) -> None:
+    root = write(tmp_path, "10_sks dog/a.png", "10_sks dog/b.png", "1_my_cat/a.png")
+    (root / "10_sks dog" / "b.txt").write_text("sks asleep")
+    assert prompts(root) == {
+        "10_sks dog/a.png": ("sks dog", 10),
+        "10_sks dog/b.png": ("sks asleep", 10),
+        "1_my_cat/a.png": ("my_cat", 1),
+    }
+    said = warnings(root, "a dog")
+    assert "10_sks dog, as its name says: 2 photos, 10 times an epoch each; 1 without a caption get" in said
+    assert 'get "sks dog" instead of the instance prompt' in said
+
+
+@pytest.mark.parametrize("folder", ["images", "2024_holiday", "_dog", "10 dog", "train/10", "10_"])
+def test_other_folders_are_just_folders(tmp_path: Path, folder: str) -> None:
+    assert prompts(write(tmp_path, f"{folder}/a.png"), "a dog") == {f"{folder}/a.png": ("a dog", 1)}
+
+
+def test_a_folder_of_no_repeats_is_left_out_with_a_word(tmp_path: Path) -> None:
+    root = write(tmp_path, "0_dog/a.png", "b.png")
+    assert set(prompts(root, "x")) == {"b.png"}
+    assert "not looked into: 0_dog (0 repeats)" in warnings(root)
+
+
+def test_an_epoch_has_each_photo_as_often_as_its_folder_says(tmp_path: Path) -> None:
+    write(tmp_path / "photos", "3_sks/a.png", "3_sks/b.png", "2_cat/c.png", "d.png")
+    plan = check_run(config(tmp_path, instance_prompt="x", repeats=2), Accelerator()).plan()
+    assert plan.num_samples == 2 * (3 + 3 + 2 + 1)
+    names = Counter(plan.photo(plan.sample(n).crops[0].photo).name for n in range(plan.num_samples))
+    assert names == {"3_sks/a.png": 6, "3_sks/b.png": 6, "2_cat/c.png": 4, "d.png": 2}
+
+
+@pytest.mark.parametrize(
+    ("place", "row"),
+    [
+        ("metadata.jsonl", "images/a.png"),
+        ("metadata.jsonl", ".\\images\\a.png"),
+        ("metadata.jsonl", "./images//a.png"),
+        ("images/metadata.jsonl", "a.png"),
+        ("images/metadata.jsonl", "../images/a.png"),
+        ("metadata.csv", "images/a.png"),
+    ],
+)
+def test_rows_find_their_photos_in_subfolders(tmp_path: Path, place: str, row: str) -> None:
+    root = write(tmp_path, "images/a.png", "a.png")
+    is_csv = place.endswith(".csv")
+    text = f"file_name,text\n{row},asleep\n" if is_csv else json.dumps({"file_name": row, "text": "asleep"})
+    (root / place).write_text(text)
+    assert prompts(root, "x") == {"a.png": ("x", 1), "images/a.png": ("asleep", 1)}
+    assert "1 of 2 photos have no caption and get the instance prompt: a.png" in warnings(root)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".caption", ".png.txt"])
+def test_sidecars_belong_to_the_photo_in_their_own_folder(tmp_path: Path, suffix: str) -> None:
+    root = write(tmp_path, "one/a.png", "two/a.png")
+    (root / "one" / f"a{suffix}").write_text("awake")
+    (root / "two" / f"a{suffix}").write_text("asleep")
+    assert prompts(root) == {"one/a.png": ("awake", 1), "two/a.png": ("asleep", 1)}
+
+
+def test_captions_without_photos_and_photos_without_captions_are_named(tmp_path: Path) -> None:
+    root = write(tmp_path, "images/a.png", "images/b.png")
+    rows = [{"file_name": name, "text": "x"} for name in ("a.png", "images/c.png", "/images/a.png")]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (root / "images" / "d.txt").write_text("x")
+    said = warnings(root)
+    assert "4 captions belong to no usable photo: " in said
+    for name in ("images/c.png (metadata.jsonl line 2)", "images/d.txt", "/images/a.png (metadata"):
+        assert name in said
+    assert "2 of 2 photos have no caption and get the instance prompt: images/a.png, images/b.png" in said
+
+
+def test_folders_that_are_not_looked_into_are_named(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    hidden = (".git/b.png", "__MACOSX/c.png", "x/.ipynb_checkpoints/d.png")
+    root = write(tmp_path / "photos", "a.png", *hidden, "run/e.png")
+    (root / "run" / "run.json").write_text("{}")
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    found = find_photos(root, without=())
+    assert [photo.name for photo in found.photos] == ["a.png"]
+    assert found.warnings == (
+        "not looked into: .git (hidden), __MACOSX (of a system), link (a link; follow_symlinks looks into "
+        "it), run (a training run), x/.ipynb_checkpoints (hidden)",
+    )
+
+
+def test_loops_of_links_and_depth_have_an_end(tmp_path: Path) -> None:
+    deepest = "/".join(["d"] * MAX_DEPTH)
+    root = write(tmp_path, "a.png", "x/b.png", f"{deepest}/c.png", "d/e.png", f"{deepest}/d/f.png")
+    (root / "x" / "again").symlink_to(root)
+    (root / "x" / "twice").symlink_to(root / "x")
+    found = find_photos(root, without=(), follow_symlinks=True)
+    assert {photo.path.name for photo in found.photos} == {"a.png", "b.png", "c.png", "e.png"}
+    assert "x/again (the same folder once more)" in found.warnings[0]
+    assert f"(more than {MAX_DEPTH} folders deep)" in found.warnings[0]
+
+
+def test_a_whole_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, listdir = write(tmp_path, "x/a.png"), os.listdir
+    names = [f"{number}.png" for number in range(MAX_FILES + 1)]
+    monkeypatch.setattr(os, "listdir", lambda path: names if Path(path).name == "x" else listdir(path))
+    with pytest.raises(ValueError, match=f"holds more than {MAX_FILES} files; give the folder of the photos"):
+        find_photos(root, without=())
+
+
+def test_what_a_run_reads_and_writes_inside_the_photos_folder_is_no_photo(tmp_path: Path) -> None:
+    root = write(tmp_path / "photos", "a.png", "masks/a.png", "classes/b.png", "mine/samples/c.png")
+    made = config(
+        tmp_path,
+        instance_prompt="x",
+        output_dir=str(root / "mine"),
+        mask_data_dir=str(root / "masks"),
+        prior_preservation="class_images",
+        class_data_dir=str(root / "classes"),
+        class_prompt="y",
+        num_class_images=1,
+    )
+    run = check_run(made, Accelerator())
+    assert [item.name for item in run.training.photos] == ["a.png"]
+    assert run.num_missing == 0
+
+
+def test_masks_and_control_images_lie_in_folders_of_the_same_names(tmp_path: Path) -> None:
+    root = write(tmp_path / "photos", "one/a.png", "two/a.png")
+    for folder in ("masks", "maps"):
+        write(tmp_path / folder, "two/a.png", "one/a.png")
+    data = DataConfig(instance_data_dir=root, instance_prompt="x", mask_data_dir=tmp_path / "masks")
+    control = ControlConfig(conditioning_data_dir=tmp_path / "maps")
+    items = read_training_data(data, control=control).photos
+    assert [item.mask.name for item in items if item.mask] == ["one/a.png", "two/a.png"]
+    assert [item.control.name for item in items if item.control] == ["one/a.png", "two/a.png"]
+    (tmp_path / "maps" / "two" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"1 photos have no control image in .*: two/a\.png"):
+        read_training_data(data, control=control)
+
+
+def test_class_images_in_subfolders_count_and_their_names_are_told_of(tmp_path: Path) -> None:
+    write(tmp_path / "reg", "1_dog/a.png", "1_dog/b.png", "c.png")
+    assert count_missing(tmp_path / "reg", 5) == 2
+    prior = PriorConfig(
+        prior_preservation="class_images", class_data_dir=tmp_path / "reg", class_prompt="a dog"
+    )
+    found = read_class_images(DataConfig(instance_data_dir=tmp_path), prior)
+    assert [item.prompt for item in found.photos] == ["a dog"] * 3
+    assert "class images: 1_dog: neither repeats nor words are taken from these names" in found.warnings
