@@ -28,7 +28,7 @@ from ether_diffusion.training.run_lock import read_holder
 from ether_diffusion.ui.run_status import PROCESS_NAME
 
 pytestmark = [needs_browser, PATIENT]
-STEPS = 60
+STEPS = 40
 TRAINING_MS = 20 * WAIT_MS
 """As long as a short training may take on a machine that does much else."""
 
@@ -86,8 +86,7 @@ def shown_step(page: Page) -> int:
 
 
 def pid_of(studio: RunningStudio) -> int:
-    (run,) = (studio.folder / "runs").iterdir()
-    holder = read_holder(run / PROCESS_NAME)
+    holder = read_holder(max((studio.folder / "runs").iterdir()) / PROCESS_NAME)
     assert holder is not None
     return holder.pid
 
@@ -130,47 +129,44 @@ def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_cr
         expect(page.locator("#create-prompt textarea")).to_have_value("a sks animal")
         expect(page.locator("#create-restored")).to_contain_text("Fox is chosen")
         expect(page.get_by_label(re.compile("Strength of Fox")).first).to_be_visible()
-    (run,) = (studio.folder / "runs").iterdir()
+    run = max((studio.folder / "runs").iterdir())
     lines = (run / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize(
-    ("fate", "presses", "words"),
-    [
-        ("wait", 1, "Stopped at step 4 of 5. What was learned until then is kept. Resume goes on from"),
-        ("deaf", 3, "Stopped before anything was saved; the photos are kept. Resume begins with the"),
-    ],
-    ids=["at a word", "by force"],
-)
-def test_stop_ends_a_run_and_says_what_is_kept(
-    browser: Browser, tmp_path: Path, fate: str, presses: int, words: str
+def test_stop_ends_a_run_at_a_word_or_by_force_and_says_what_is_kept(
+    browser: Browser, tmp_path: Path
 ) -> None:
-    runs = make_runs(tmp_path, fate)
-    run_id = runs.start(request(runs))
-    try:
-        with running_studio(runs.root.parent) as running, open_page(browser, running.url) as page:
-            open_train(page)
-            status, stop = page.locator("#train-status"), page.locator("#train-stop")
-            expect(status).to_contain_text("Training, step 3 of 5")
-            for _ in range(presses):
-                stop.click()
-                expect(status).to_contain_text(re.compile("Press Stop again|Stopped"))
-            expect(status).to_contain_text(words)
-            page.reload()
-            open_train(page)
-            expect(status).to_contain_text(words)
-            for name, is_shown in (("stop", False), ("pause", False), ("use", False), ("resume", True)):
-                expect(page.locator(f"#train-{name}")).to_be_visible(visible=is_shown)
-        assert runs.status(run_id).state == "stopped"
-        kept = {path.name for path in (runs.root / run_id).rglob("checkpoint-*")}
-        assert kept == ({"checkpoint-4"} if presses == 1 else set())
-    finally:
-        for _ in range(3):
-            runs.stop(run_id)
+    runs = make_runs(tmp_path)
+    with running_studio(runs.root.parent) as running:
+        for fate, presses, words, kept in (
+            ("wait", 1, "Stopped at step 4 of 5. What was learned until then is kept", {"checkpoint-4"}),
+            ("deaf", 3, "Stopped before anything was saved; the photos are kept", set()),
+        ):
+            runs.fate = fate
+            run_id = runs.start(request(runs))
+            try:
+                with open_page(browser, running.url) as page:
+                    open_train(page)
+                    status, stop = page.locator("#train-status"), page.locator("#train-stop")
+                    expect(status).to_contain_text("Training, step 3 of 5")
+                    for _ in range(presses):
+                        stop.click()
+                        expect(status).to_contain_text(re.compile("Press Stop again|Stopped"))
+                    expect(status).to_contain_text(words)
+                    page.reload()
+                    open_train(page)
+                    expect(status).to_contain_text(words)
+                    for name in ("stop", "pause", "use", "resume"):
+                        expect(page.locator(f"#train-{name}")).to_be_visible(visible=name == "resume")
+            finally:
+                for _ in range(3):
+                    runs.stop(run_id)
+            assert runs.status(run_id).state == "stopped"
+            assert {path.name for path in (runs.root / run_id).rglob("checkpoint-*")} == kept
 
 
-def test_of_twelve_files_the_good_are_shown_and_the_bad_have_a_reason_each(
+def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
     browser: Browser, studio: RunningStudio, tmp_path: Path
 ) -> None:
     for number in range(7):
@@ -184,68 +180,52 @@ def test_of_twelve_files_the_good_are_shown_and_the_bad_have_a_reason_each(
     }
     for name, data in bad.items():
         (tmp_path / name).write_bytes(data)
-    with open_page(browser, studio.url) as page:
+    with open_page(browser, studio.url, allowed=("500",)) as page:
         open_train(page)
-        page.locator("#train-photos input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
+        photos, sent = (
+            page.locator("#train-gallery .grid-container button"),
+            page.locator("#train-photos input"),
+        )
+        toast, go = page.locator(".toast-body").last, page.locator("#train-go")
+        page.get_by_label("What is it?").fill("dog")
+        page.get_by_role("button", name="Command line").click()
+        command = page.locator("#train-command textarea")
+        expect(command).to_have_value(re.compile(r"^train-dreambooth .*--instance_data_dir=runs/ID/photos"))
+        assert str(studio.folder) not in command.input_value()
+        go.click()
+        expect(toast).to_contain_text("There are no photos")
+        sent.set_input_files(sorted(tmp_path.iterdir()))
         expect(page.locator("#train-refused tbody tr")).to_have_count(5)
-        for reason in page.locator("#train-refused tbody td").all():
-            assert len(reason.inner_text()) > 10
-        expect(page.locator("#train-refused")).to_contain_text("cut.png")
-        expect(page.locator("#train-gallery .grid-container button")).to_have_count(7)
-        page.locator("#train-gallery .grid-container button").first.click()
+        assert all(len(reason.inner_text()) > 10 for reason in page.locator("#train-refused td").all())
+        expect(page.locator("#train-refused")).to_contain_text("<b>name.jpg")
+        expect(photos).to_have_count(7)
+        photos.first.click()
         page.locator("#train-leave-out").click()
-        expect(page.locator("#train-gallery .grid-container button")).to_have_count(6)
-        page.locator("#train-photos input[type=file]").set_input_files(tmp_path / "good3.png")
+        expect(photos).to_have_count(6)
+        sent.set_input_files(tmp_path / "good3.png")
         expect(page.locator("#train-refused")).to_contain_text("is the same picture as good3.png")
         expect(page.locator("#train-photos-said")).to_contain_text("6 photos")
         page.locator("#train-clear").click()
         expect(page.locator("#train-gallery")).to_be_hidden()
-
-
-def test_a_look_at_advanced_changes_nothing(browser: Browser, tmp_path: Path, photos: list[Path]) -> None:
-    """Fields that are mounted when it is opened hold what they held: none is 0 that was empty."""
-    with (
-        running_studio(tmp_path / "studio") as studio,
-        open_page(browser, studio.url, allowed=("500",)) as page,
-    ):
-        open_train(page)
-        page.locator("#train-photos input[type=file]").set_input_files(photos[:1])
+        sent.set_input_files(tmp_path / "good3.png")
         expect(page.locator("#train-photos-said")).to_contain_text("1 photo")
-        page.get_by_label("What is it?").fill("dog")
+        # fields that are mounted when this is opened hold what they held: none is 0 that was empty
         page.get_by_role("button", name="Advanced").locator("visible=true").click()
         steps = page.locator("#train-steps").locator("input, textarea")
         expect(steps).to_have_value("")
-        for wrong, words in (
-            ("-5", "-5 steps are out of range"),
-            ("many", "Steps must be a number; found many"),
-        ):
+        for wrong, words in (("-5", "-5 steps"), ("many", "must be a number; found many")):
             steps.fill(wrong)
-            page.locator("#train-go").click()
-            expect(page.locator(".toast-body").last).to_contain_text(words)
+            go.click()
+            expect(toast).to_contain_text(words)
         steps.fill("")
-        page.locator("#train-go").click()
+        go.click()
         expect(page.locator("#train-stop")).to_be_visible(timeout=TRAINING_MS)
         expect(page.locator("#train-status")).to_contain_text("dog")
         page.locator("#train-stop").click()
         expect(page.locator("#train-stop")).to_be_hidden(timeout=TRAINING_MS)
 
 
-def test_what_cannot_be_trained_is_refused_in_a_sentence_and_the_command_is_shown(
-    browser: Browser, studio: RunningStudio
-) -> None:
-    with open_page(browser, studio.url) as page:
-        open_train(page)
-        page.get_by_label("What is it?").fill("dog")
-        page.get_by_role("button", name="Command line").click()
-        command = page.locator("#train-command textarea")
-        expect(command).to_have_value(re.compile(r"^train-dreambooth .*--instance_data_dir=runs/ID/photos"))
-        assert str(studio.folder) not in command.input_value()
-        page.locator("#train-go").click()
-        expect(page.locator(".toast-body").first).to_contain_text("There are no photos")
-
-
-@pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("phone", "scheme"), [(False, "light"), (True, "dark")])
 def test_axe_finds_nothing_serious(browser: Browser, broken: RunningStudio, phone: bool, scheme: str) -> None:
     with open_page(browser, broken.url, phone=phone, scheme=scheme) as page:  # type: ignore[arg-type]
         open_train(page)

@@ -7,14 +7,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from browser import RunningStudio, running_studio
-
-from ether_diffusion.ui.server import read_login
 
 pytest.importorskip("gradio", reason="the extra ui is not installed; with it, and in CI, this runs")
 from ether_diffusion.ui.gate import FREE_FAILURES, MAX_QUESTION, PAUSE
@@ -55,7 +51,7 @@ class Listener:
     """A server that notes whether anybody comes."""
 
     def __init__(self, server: socket.socket) -> None:
-        server.settimeout(1.5)
+        server.settimeout(0.5)
         self._server = server
         self.address = f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -150,7 +146,7 @@ def test_no_address_is_fetched_for_a_visitor(studio: RunningStudio, listener: Li
 
 
 @pytest.mark.parametrize("address", ["http://{}/x.png", "https://{}/x.png", " hTTp://{}/x"])
-@pytest.mark.parametrize("endpoint", ["call/generate", "queue/join", "run/generate", "api/adapters"])
+@pytest.mark.parametrize("endpoint", ["call/generate", "queue/join"])
 def test_no_file_of_a_question_is_fetched(
     studio: RunningStudio, listener: Listener, address: str, endpoint: str
 ) -> None:
@@ -215,23 +211,14 @@ def test_guessing_is_slow_for_who_guesses_and_for_nobody_else(locked: RunningStu
     assert time.monotonic() - started < PAUSE
 
 
-def test_a_login_is_right_or_wrong() -> None:
-    door: Any = read_login(LOGIN)
-    assert door("anna", "correct horse")
-    assert not door("anna", "correct horsf")
-    assert not door("Anna", "correct horse")
-    assert "horse" not in repr(door)
-
-
-def test_uploads_have_a_quota(tmp_path: Path) -> None:
-    with running_studio(tmp_path / "studio") as running:
-        (cache,) = (running.folder / "temp").glob("server-*/cache")
-        with (cache / "full").open("wb") as file:
-            file.truncate((2 << 30) - 100)
-        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
-        body += bytes(200) + b"\r\n--x--\r\n"
-        kind = "multipart/form-data; boundary=x"
-        status, said, _ = ask(f"{running.url}/gradio_api/upload", body, Content_Type=kind)
-        assert (status, b"older uploads are deleted" in said) == (413, True)
-        (cache / "full").unlink()
-        assert ask(f"{running.url}/gradio_api/upload", body, Content_Type=kind)[0] == 200
+def test_uploads_have_a_quota(studio: RunningStudio) -> None:
+    (cache,) = (studio.folder / "temp").glob("server-*/cache")
+    with (cache / "full").open("wb") as file:
+        file.truncate((2 << 30) - 100)
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    body += bytes(200) + b"\r\n--x--\r\n"
+    kind = "multipart/form-data; boundary=x"
+    status, said, _ = ask(f"{studio.url}/gradio_api/upload", body, Content_Type=kind)
+    assert (status, b"older uploads are deleted" in said) == (413, True)
+    (cache / "full").unlink()
+    assert ask(f"{studio.url}/gradio_api/upload", body, Content_Type=kind)[0] == 200

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +25,7 @@ from ether_diffusion.adapters.export import export_lora
 from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, save_control
+from ether_diffusion.ui.labels import LABEL_NAME, read_label
 from ether_diffusion.ui.library import Library
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -390,3 +393,28 @@ def test_a_full_disk_is_said_and_leaves_the_library_as_it_was(
                 attempt()
     assert kept(library) == before
     assert library.cards() == [card]
+
+
+CREATED = [
+    "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1969-01-01T00:00:00+00:00",
+    "2026-01-01T00:00:00", "not a time", "", "1" * 5000, 7,
+]  # fmt: skip
+
+
+def test_strange_dates_and_times_of_files_do_not_break_the_library(library: Library, saved: Path) -> None:
+    for number, created in enumerate(CREATED):
+        folder = library.folder(library.add_run_result(saved, f"dated {number}").id)
+        (folder / "studio.json").write_text(json.dumps({"name": "Strange", "created": created}))
+    for number, seconds in enumerate((-(2**40), 2**40, 2**33)):
+        folder = library.root / f"timed{number}"
+        shutil.copytree(saved, folder)
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (seconds, seconds))
+    cards = library.cards()
+    assert len(cards) == len(CREATED) + 3
+    assert all(1970 <= card.created.astimezone().year < 9999 for card in cards)
+
+
+def test_a_pipe_in_place_of_a_label_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LABEL_NAME)
+    assert read_label(tmp_path).name == tmp_path.name

@@ -55,7 +55,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, *, has_login: bool, uploads: Path) -> None:
         self._app, self._has_login, self._uploads = app, has_login, uploads
-        self._logins = _Logins(app)
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +75,8 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = Headers(scope=scope), scope["path"].rstrip("/")
-        _check_host(headers, self._has_login)
+        if not self._has_login:
+            _check_host(headers.get("host", ""))
         if _ELSEWHERE.search(path):
             raise HTTPException(403, "The studio fetches nothing from other places.")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -83,16 +84,44 @@ class Gate:
             return
         _check_origin(headers)
         if path == "/login":
-            await self._logins.answer(scope, await _read(headers, receive, MAX_LOGIN), receive, send)
+            _, again = await _read(_counted(headers, receive, MAX_LOGIN))
+            await self._log_in(scope, again, send)
         elif self._has_login and not _is_known(scope, headers):
             raise HTTPException(401, "Log in first.")
         elif path.endswith("/upload"):
             room = MAX_UPLOADS - await asyncio.to_thread(_size, self._uploads)
             await self._app(scope, _counted(headers, receive, room), send)
         else:
-            body = await _read(headers, receive, MAX_QUESTION)
+            body, again = await _read(_counted(headers, receive, MAX_QUESTION))
             _check_files(body, self._uploads)
-            await self._app(scope, _again(body, receive), send)
+            await self._app(scope, again, send)
+
+    async def _log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let Gradio answer a login, after a pause where many of this client's were wrong.
+
+        Guessing is slow for whoever guesses: nobody else waits, and the right password is never refused.
+        """
+        name = (scope.get("client") or ("",))[0]
+        client = self._clients.setdefault(name, _Client())
+        self._clients.move_to_end(name)
+        if len(self._clients) > MAX_CLIENTS:
+            self._clients.popitem(last=False)
+
+        async def listening(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                client.failures = 0 if message["status"] < 400 else client.failures + 1
+            await send(message)
+
+        if client.failures >= FREE_FAILURES:
+            if client.num_waiting >= MAX_IN_PAUSE:
+                raise HTTPException(429, "Too many logins at once; wait a moment and try again.")
+            client.num_waiting += 1
+            try:
+                async with client.turn:
+                    await asyncio.sleep(PAUSE)
+            finally:
+                client.num_waiting -= 1
+        await self._app(scope, receive, listening)
 
 
 @dataclass
@@ -104,61 +133,16 @@ class _Client:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class _Logins:
-    """Makes guessing slow for whoever guesses: nobody else waits, and the right password is never refused."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._clients: OrderedDict[str, _Client] = OrderedDict()
-
-    async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Let Gradio answer a login, after a pause where many were wrong."""
-        client = self._of(scope)
-
-        async def listening(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                client.failures = 0 if message["status"] < 400 else client.failures + 1
-            await send(message)
-
-        if client.failures >= FREE_FAILURES:
-            await _pause(client)
-        await self._app(scope, _again(body, receive), listening)
-
-    def _of(self, scope: Scope) -> _Client:
-        name = (scope.get("client") or ("",))[0]
-        client = self._clients.setdefault(name, _Client())
-        self._clients.move_to_end(name)
-        if len(self._clients) > MAX_CLIENTS:
-            self._clients.popitem(last=False)
-        return client
-
-
-async def _pause(client: _Client) -> None:
-    if client.num_waiting >= MAX_IN_PAUSE:
-        raise HTTPException(429, "Too many logins at once; wait a moment and try again.")
-    client.num_waiting += 1
-    try:
-        async with client.turn:
-            await asyncio.sleep(PAUSE)
-    finally:
-        client.num_waiting -= 1
-
-
-def _check_host(headers: Headers, has_login: bool) -> None:
-    host = headers.get("host", "")
-    if not has_login and _name_of(host) not in _HOSTS:
+def _check_host(host: str) -> None:
+    name = None
+    with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname
+    if name not in _HOSTS:
         raise HTTPException(
             403,
             "The studio answers here as localhost and 127.0.0.1 only; start it with --auth NAME:PASSWORD to "
             "reach it by another name.",
         )
-
-
-def _name_of(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
 
 
 def _check_origin(headers: Headers) -> None:
@@ -201,19 +185,11 @@ def _is_uploaded(path: str, uploads: Path) -> bool:
     return is_inside and not _ADDRESS.match(path)
 
 
-async def _read(headers: Headers, receive: Receive, room: int) -> bytes:
-    """Return a body of at most `room` bytes."""
-    counted, parts = _counted(headers, receive, room), []
-    while True:
-        message = await counted()
-        parts.append(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return b"".join(parts)
-
-
 def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
     """Give what is received, and refuse it when it is more than there is room for."""
-    left = room
+    declared = headers.get("content-length", "")
+    num_bytes = int(declared) if declared.isdecimal() else 0
+    received = 0
 
     def check(num_bytes: int) -> None:
         if num_bytes > room:
@@ -224,27 +200,27 @@ def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
             )
 
     async def counting() -> Message:
-        nonlocal left
+        nonlocal received
         message = await receive()
-        left -= len(message.get("body", b""))
-        check(room - left)
+        received += len(message.get("body", b""))
+        check(received)
         return message
 
-    declared = headers.get("content-length", "")
-    check(int(declared) if declared.isdecimal() else 0)
+    check(num_bytes)
     return counting
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Give a body that was read already, and then what else comes."""
-    left = [body]
+async def _read(receive: Receive) -> tuple[bytes, Receive]:
+    """Return a whole body, and what gives it once more and then what else comes."""
+    messages = [await receive()]
+    while messages[-1].get("more_body"):
+        messages.append(await receive())
+    left = iter(messages)
 
-    async def giving() -> Message:
-        if left:
-            return {"type": "http.request", "body": left.pop(), "more_body": False}
-        return await receive()
+    async def again() -> Message:
+        return next(left, None) or await receive()
 
-    return giving
+    return b"".join(message.get("body", b"") for message in messages), again
 
 
 def _size(folder: Path) -> int:

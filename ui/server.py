@@ -110,7 +110,9 @@ def serve(settings: ServerSettings) -> None:
         ValueError: the folder or the base cannot be used.
         OSError: the port is taken.
     """
-    folder, base = settings.folder.expanduser().resolve(), _absolute(settings.base)
+    folder, base = settings.folder.expanduser().resolve(), settings.base
+    if base != ALIAS and Path(base).is_dir():  # the working directory will be another
+        base = str(Path(base).resolve())
     folder.mkdir(parents=True, exist_ok=True)
     with _log_file(folder / LOG), _private_folder(folder / "temp") as private, _environment(private):
         with _variables(_UNPROXIED):  # Gradio reads its environment when it is imported
@@ -123,7 +125,9 @@ def serve(settings: ServerSettings) -> None:
             studio.add_shipped()
         try:
             app = build_app(studio)
-            end = _end_on_signals()
+            end = threading.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: end.set())
             launch(app, settings, folder)
             print(f"Ether studio: http://{LOOPBACK}:{app.server_port} (Ctrl-C stops it)", flush=True)
             while not end.wait(0.5):
@@ -149,7 +153,14 @@ def launch(app: "gr.Blocks", settings: ServerSettings, folder: Path) -> None:
     here = Path(__file__).parent
     host = EVERYWHERE if settings.listen else LOOPBACK
     if settings.port is not None:
-        _check_free(host, settings.port)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, settings.port))
+            except OSError:
+                raise ValueError(
+                    f"port {settings.port} is taken; choose another with --port, or leave it out"
+                ) from None
     gate = Middleware(Gate, has_login=settings.login is not None, uploads=Path(get_upload_folder()))
     app.queue(max_size=MAX_WAITING, api_open=False)
     with _variables(_UNPROXIED):  # it asks itself whether it is there
@@ -229,50 +240,24 @@ def _environment(private: Path) -> Iterator[None]:
     for name in _FOLDERS:
         if os.environ.get(name):
             wanted[name] = str(Path(os.environ[name]).expanduser().absolute())
-    directory, temporary = Path.cwd(), tempfile.tempdir
-    (private.parent / "empty").mkdir(mode=0o700, exist_ok=True)
-    with _variables(wanted):
-        os.chdir(private.parent / "empty")
+    empty, temporary = private.parent / "empty", tempfile.tempdir
+    empty.mkdir(mode=0o700, exist_ok=True)
+    with _variables(wanted), contextlib.chdir(empty):
         tempfile.tempdir = str(private.parent)
         try:
             yield
         finally:
-            os.chdir(directory)
             tempfile.tempdir = temporary
 
 
 @contextlib.contextmanager
 def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
     """Set variables of the environment, and put back what was there."""
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ[name] for name in wanted if name in os.environ}
     os.environ.update(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _absolute(base: str) -> str:
-    """Return the base's folder whatever the working directory; the alias and hub ids as they are."""
-    found = Path(base)
-    return str(found.resolve()) if base != ALIAS and found.is_dir() else base
-
-
-def _check_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            raise ValueError(f"port {port} is taken; choose another with --port, or leave it out") from None
-
-
-def _end_on_signals() -> threading.Event:
-    end = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: end.set())
-    return end
+        for name in wanted:
+            os.environ.pop(name, None)
+        os.environ.update(before)
