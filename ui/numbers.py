@@ -1,26 +1,24 @@
-"""What people type into a field of a page, or scripts send: a number, or a list as 0, 0.5, 1 or 0-3."""
+"""What people type into a field of a page, or scripts send: a number, or a list as 0, 0.5, 1 or 0-3.
+
+Every reader raises a ValueError that names the field and what was found in it.
+"""
 
 import math
 import re
 
 from ether_diffusion.wording import printable
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
-_RANGE = re.compile(r"(\d+)\s*(?:-|–|…|\.\.\.?)\s*(\d+)", re.ASCII)
-_SEPARATORS = re.compile(r"[,;\s]+")
 MAX_NUMBERS = 400
 """In one field: as many as a grid has cells."""
-_MAX_DIGITS = 24
 MAX_TEXT = 4000
 """Characters."""
+_MAX_DIGITS = 24
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+_RANGE = re.compile(r"(\d+)\s*(?:-|–|…|\.\.\.?)\s*(\d+)", re.ASCII)
 
 
 def read_number(value: object, field: str) -> float:
-    """Return the number of a field.
-
-    Raises:
-        ValueError: it is none; the field is named.
-    """
+    """Return the number of a field."""
     text = str(value).strip() if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
     try:
         number = float(text) if len(text) <= _MAX_DIGITS else math.inf
@@ -33,11 +31,7 @@ def read_number(value: object, field: str) -> float:
 
 
 def read_whole(value: object, field: str) -> int:
-    """Return the whole number of a field.
-
-    Raises:
-        ValueError: it is none; the field is named.
-    """
+    """Return the whole number of a field."""
     number = read_number(value, field)
     if number != int(number):
         raise ValueError(f"{field} must be a whole number; found {printable(value, 40)}")
@@ -45,42 +39,26 @@ def read_whole(value: object, field: str) -> int:
 
 
 def read_optional(value: object, field: str) -> int | None:
-    """Return the whole number of a field that may be empty; pages send 0 for one that was never touched.
-
-    Raises:
-        ValueError: it is no whole number; the field is named.
-    """
+    """Return the whole number of a field that may be empty; pages send 0 for one that was never touched."""
     return None if value in (None, "") else read_whole(value, field) or None
 
 
 def read_text(value: object, field: str) -> str:
-    """Return the text of a field that may be empty.
-
-    Raises:
-        ValueError: it is no text; the field is named.
-    """
+    """Return the text of a field that may be empty."""
     if not isinstance(value, str | None):
         raise ValueError(f"{field} must be text; found {printable(value, 40)}")
     return value or ""
 
 
 def read_switch(value: object, field: str) -> bool:
-    """Return whether a field is ticked.
-
-    Raises:
-        ValueError: it is neither; the field is named.
-    """
+    """Return whether a field is ticked."""
     if not isinstance(value, bool):
         raise ValueError(f"{field} must be true or false; found {printable(value, 40)}")
     return value
 
 
 def read_strengths(text: str) -> tuple[float, ...]:
-    """Return the strengths in a text, in its order.
-
-    Raises:
-        ValueError: something in it is no number, or there are too many.
-    """
+    """Return the strengths in a text, in its order."""
     words = _words(text, "strengths")
     wrong = [word for word in words if not _NUMBER.fullmatch(word)]
     if wrong:
@@ -91,11 +69,7 @@ def read_strengths(text: str) -> tuple[float, ...]:
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Return the seeds in a text, in its order; 0-3 is 0, 1, 2, 3.
-
-    Raises:
-        ValueError: something in it is no whole number or range, or there are too many.
-    """
+    """Return the seeds in a text, in its order; 0-3 is 0, 1, 2, 3."""
     seeds: list[int] = []
     for word in _words(_RANGE.sub(r"\1-\2", text), "seeds"):
         ends = _RANGE.fullmatch(word)
@@ -122,4 +96,4 @@ def read_lines(text: str) -> tuple[str, ...]:
 def _words(text: str, what: str) -> list[str]:
     if len(text) > MAX_TEXT:
         raise ValueError(f"the {what} have {len(text)} characters; up to {MAX_TEXT} are read")
-    return [word for word in _SEPARATORS.split(text) if word]
+    return [word for word in re.split(r"[,;\s]+", text) if word]
