@@ -1,4 +1,4 @@
-"""Flags about one call, and old ones: what each does to a real run by the command line."""
+"""Flags about one call: what each does to a real run by the command line."""
 
 import re
 from collections.abc import Iterator
@@ -6,11 +6,8 @@ from pathlib import Path
 
 import photo_files
 import pytest
-from flag_runs import CLASS_IMAGES, DRAWN, Flags, Outcome, StandInHub, World, command, listening, made_world
+from flag_runs import DRAWN, Outcome, StandInHub, World, command, listening, made_world
 from training_runs import contents
-
-from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config.presets import OLD_NAMES, translate_old_names
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +53,6 @@ def test_changes_are_refused_unless_allowed(world: World, capsys: pytest.Capture
     assert command(world, output_dir="@changed", seed=1, max_train_steps=4, allow_changes=True) == 0
     with pytest.raises(ValueError, match=r"seed +1 -> 2"):
         command(world, output_dir="@changed", seed=2, max_train_steps=4, debug=True)
-
-
-LEGACY: dict[str, tuple[Json, Flags]] = {
-    "with_prior_preservation": (True, {n: v for n, v in CLASS_IMAGES.items() if n != "prior_preservation"}),
-    "offset_noise": (True, {}),
-    "lora_dropout": (0.5, {}),
-    "proportion_empty_prompts": (1.0, {}),
-    "lora_layers": ("to_q", {}),
-    "train_data_dir": (
-        "@other photos",
-        {"instance_data_dir": None, "instance_prompt": "x", "caption_template": "a cat"},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", [name for name, legacy in OLD_NAMES.items() if legacy.sets])
-def test_an_old_flag_trains_what_it_used_to(world: World, name: str) -> None:
-    if name == "use_8bit_adam":
-        assert translate_old_names({name: True})[0] == {"optimizer": "adamw8bit"}
-        return
-    value, beside = LEGACY[name]
-    assert world.run(**translate_old_names(beside | {name: value})[0]).trained != world.run().trained
 
 
 def test_a_token_reaches_the_hub_and_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from training_runs import contents, log_of
 
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.config.presets import OLD_NAMES, translate_old_names
 from ether_diffusion.training.setup import LoadedRun
 
 Test = TypeVar("Test", bound=Callable[..., object])
@@ -475,6 +476,21 @@ def test_the_result_is_uploaded_where_asked(world: World, monkeypatch: pytest.Mo
     assert StandInHub.asked == {None, ("me/cat", True), "upload me/cat"}
 
 
-@pytest.mark.parametrize("name", DreamBoothConfig.options())
-def test_every_option_has_a_test_here(name: str) -> None:
-    assert name in SHOWN
+def test_an_old_flag_trains_what_its_option_does(world: World) -> None:
+    of_class = {name: value for name, value in CLASS_IMAGES.items() if name != "prior_preservation"}
+    rows: Flags = {"instance_data_dir": None, "instance_prompt": "x", "caption_template": "a cat"}
+    old: dict[str, tuple[Json, Flags]] = {
+        "with_prior_preservation": (True, of_class),
+        "offset_noise": (True, {}),
+        "lora_dropout": (0.5, {}),
+        "proportion_empty_prompts": (1.0, {}),
+        "lora_layers": ("to_q, to_k", {}),
+        "train_data_dir": ("@other photos", rows),
+    }
+    assert {*old, "use_8bit_adam"} == {name for name, each in OLD_NAMES.items() if each.sets}
+    for name, (value, beside) in old.items():
+        assert world.run(**translate_old_names(beside | {name: value})[0]).trained != world.run().trained
+
+
+def test_every_option_has_a_test_here() -> None:
+    assert DreamBoothConfig.options().keys() == SHOWN
