@@ -16,9 +16,17 @@ from ether_diffusion.adapters.models import find_parts
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.call import Call, bind_call, fingerprint_of
 from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
-from ether_diffusion.pipelines.in_use import adapters_in_use, is_fused, loaded_adapters, use_of
+from ether_diffusion.pipelines.in_use import (
+    adapters_in_use,
+    check_fusible,
+    check_scale,
+    is_fused,
+    loaded_adapters,
+    remove_others,
+    set_others,
+    use_of,
+)
 from ether_diffusion.pipelines.metadata import AdapterUse, attach_metadata
-from ether_diffusion.pipelines.other_methods import check_fusible, check_scale, remove_others, set_others
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.wording import listed
 

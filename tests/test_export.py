@@ -39,7 +39,7 @@ from ether_diffusion.adapters import (
     save_ether,
 )
 from ether_diffusion.adapters.export import export_lora
-from ether_diffusion.adapters.export.header import lora_header
+from ether_diffusion.adapters.export.lora_file import lora_header
 from ether_diffusion.adapters.format import EXPORT_NAME
 
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {"sd": tiny_sd, "sdxl": tiny_sdxl}

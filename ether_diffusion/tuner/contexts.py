@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.reflections import wide
 from ether_diffusion.tuner.hooked import is_hooked, lies_on_disk, weight_of
-from ether_diffusion.tuner.linear import EtherLinear, make_rows
-from ether_diffusion.tuner.mixture import Mixture
+from ether_diffusion.tuner.linear import EtherLinear, Mixture, make_rows
 from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, chosen_others, other_layers
 
 

@@ -12,8 +12,8 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from ether_diffusion.tuner.config import peft_type
 from ether_diffusion.tuner.layer import VectorDict
-from ether_diffusion.tuner.peft_types import peft_type
 
 FULL_PEFT_TYPE = peft_type("FULL")
 _OWN = ("weight", "bias")

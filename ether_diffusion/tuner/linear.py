@@ -1,8 +1,8 @@
-"""EtherLinear: an nn.Linear seen through its adapters, and merged with them and back."""
+"""EtherLinear: an nn.Linear seen through its adapters, one for all rows or each its own, and merged."""
 
 import warnings
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,43 @@ from ether_diffusion.reflections import Rows
 from ether_diffusion.tuner.config import EtherConfig
 from ether_diffusion.tuner.hooked import called, is_hooked, weight_of, write_weight
 from ether_diffusion.tuner.layer import EtherLayer
-from ether_diffusion.tuner.mixture import Mixture
 
 SideRows = tuple[Rows | None, Rows | None]
 """The rows of an adapter's input and output side; None where it has none."""
+
+
+class Mixture(NamedTuple):
+    """One layer's adapters by sample: A (samples, r, in), B (samples, out, r), W'_i = W + B_i A_i."""
+
+    down: Tensor
+    up: Tensor
+    repeats: bool = True
+    """Whether a batch may hold the samples several times over, one set after the other."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x_i W'_iᵀ + b (batch, ..., out) for x (batch, ..., in).
+
+        Raises:
+            ValueError: the batch is not the samples, or a multiple of them.
+        """
+        batch, samples = len(x), len(self.down)
+        if batch % samples or (batch != samples and not self.repeats):
+            raise ValueError(
+                f"the batch has {batch} rows and mixed_adapters names {samples} adapters; name one per sample"
+                " (classifier-free guidance may double the batch)"
+            )
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        if batch > samples:
+            down, up = down.repeat(batch // samples, 1, 1), up.repeat(batch // samples, 1, 1)
+        tokens = x.reshape(batch, -1, weight.shape[1])
+        if tokens.shape[1] >= 2 * weight.shape[0]:
+            weights = torch.baddbmm(weight.expand(batch, -1, -1), up, down)
+            y = torch.bmm(tokens, weights.transpose(1, 2))
+            y = y if bias is None else y.add_(bias)
+        else:
+            along = torch.bmm(tokens, down.transpose(1, 2))
+            y = torch.baddbmm(F.linear(tokens, weight, bias), along, up.transpose(1, 2))
+        return y.view(*x.shape[:-1], weight.shape[0])
 
 
 class EtherLinear(nn.Module, EtherLayer):

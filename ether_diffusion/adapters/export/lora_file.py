@@ -1,6 +1,7 @@
-"""Write an adapter as one LoRA file."""
+"""Write an adapter as one LoRA file, whose keys and header every reader of such files takes."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ether_diffusion.adapters.export.components import (
+from ether_diffusion.adapters.export.base_weights import (
     adapted_weights,
     check_readable,
     component_of,
@@ -17,15 +18,28 @@ from ether_diffusion.adapters.export.components import (
     read_ether,
 )
 from ether_diffusion.adapters.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
-from ether_diffusion.adapters.export.header import NOTE, lora_header
-from ether_diffusion.adapters.export.keys import Place, diffusers_keys, kohya_keys, sign_of_text_encoder
 from ether_diffusion.adapters.fingerprint import fingerprint
-from ether_diffusion.adapters.format import EXPORT_NAME, Adapter, AdapterPart, Component
+from ether_diffusion.adapters.format import EXPORT_NAME, Adapter, AdapterPart, Component, metadata_header
 from ether_diffusion.adapters.models import base_layer, name_of_base, plain_modules
 from ether_diffusion.adapters.tensor_file import safetensors_bytes
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.tuner import EtherConfig
 
 EXPORT_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+NOTE = "ether.note"
+"""The entry by which a file is known as an export."""
+
+_ATTENTION = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+"
+_UNET_MODULE = re.compile(
+    rf"{_ATTENTION}\.(proj_in|proj_out|"
+    r"transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
+)
+_TEXT_MODULE = re.compile(
+    r"(text_model\.)?((encoder\.layers\.\d+)\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]))"
+)
+
+Place = tuple[Component, str]
+"""A module by its component and its name there."""
 
 
 def export_lora(
@@ -125,3 +139,95 @@ def _is_export(path: Path) -> bool:
             return NOTE in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
+
+
+def lora_header(adapter: AdapterPart, *, rank: int, title: str, denoiser: nn.Module) -> dict[str, str]:
+    """Return the entries for an adapter whose metadata names the base that the file is made on."""
+    config, trigger = adapter.config, adapter.metadata.trigger
+    assert isinstance(config, EtherConfig)
+    entries = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank)),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "ether.variant": config.variant,
+        "ether.num_blocks": str(config.num_blocks),
+        "ether.sides": str(config.sides),
+        NOTE: "exact on this base only: the factors hold its weights; export again for another base",
+    }
+    if trigger:
+        entries["modelspec.trigger_phrase"] = trigger
+    return metadata_header(adapter.metadata) | entries | _family(denoiser)
+
+
+def _family(denoiser: nn.Module) -> dict[str, str]:
+    """Return the entries that name a Stable Diffusion family; none for a denoiser of no known one."""
+    config = getattr(denoiser, "config", None)
+    widths = tuple(getattr(config, "block_out_channels", ()))
+    context = getattr(config, "cross_attention_dim", None)
+    if widths == (320, 640, 1280) and context == 2048:
+        return _entries("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
+    if widths != (320, 640, 1280, 1280):
+        return {}
+    if context == 768:
+        return _entries("sd_v1", "stable-diffusion-v1")
+    if context == 1024 and getattr(config, "sample_size", None) == 96:
+        return _entries("sd_v2_v", "stable-diffusion-v2-768-v")
+    return _entries("sd_v2", "stable-diffusion-v2-512") if context == 1024 else {}
+
+
+def _entries(version: str, architecture: str) -> dict[str, str]:
+    # A1111 asks ss_v2, not the version, whether a file is of Stable Diffusion 2
+    second = {"ss_v2": "True"} if version.startswith("sd_v2") else {}
+    return {"ss_base_model_version": version, "modelspec.architecture": f"{architecture}/lora"} | second
+
+
+def kohya_keys(places: Iterable[Place], *, has_two_text_encoders: bool) -> dict[Place, str] | None:
+    """Return each module's key, "lora_unet_mid_block_attentions_0_…_to_q"; None if there is none for one.
+
+    Block names are those of diffusers: SGM's would be lost on SD 1.x. Text encoders are named with
+    `text_model`, which transformers 5 has dropped and every reader of LoRA files expects.
+    """
+    # SDXL numbers its text encoders
+    first = "lora_te1" if has_two_text_encoders else "lora_te"
+    prefixes = {"unet": "lora_unet", "text_encoder": first, "text_encoder_2": "lora_te2"}
+    keys = {}
+    for component, name in places:
+        path = _kohya_path(component, name)
+        if path is None or component not in prefixes:
+            return None
+        keys[component, name] = f"{prefixes[component]}_{path.replace('.', '_')}"
+    return keys
+
+
+def diffusers_keys(places: Iterable[Place], *, denoiser: str) -> dict[Place, str]:
+    """Return each module's key as diffusers and PEFT write it, "transformer.blocks.0.attn1.to_q"."""
+    return {
+        (component, name): f"{denoiser}.{name}"
+        if component == "unet"
+        else f"{component}.{_text_path(name) or name}"
+        for component, name in places
+    }
+
+
+def sign_of_text_encoder(modules: Iterable[str]) -> str | None:
+    """Return the module that a CLIP text encoder's LoRA must hold to be read, if it is not among these.
+
+    diffusers tells the format of such a file by its output projections, and takes none without.
+    """
+    found = [match for name in modules if (match := _TEXT_MODULE.fullmatch(name))]
+    if not found or any(match[5] == "out" for match in found):
+        return None
+    return f"{found[0][1] or ''}{found[0][3]}.self_attn.out_proj"
+
+
+def _kohya_path(component: Component, module: str) -> str | None:
+    if component == "unet":
+        return module if _UNET_MODULE.fullmatch(module) else None
+    return _text_path(module)
+
+
+def _text_path(module: str) -> str | None:
+    found = _TEXT_MODULE.fullmatch(module)
+    return None if found is None else f"text_model.{found[2]}"

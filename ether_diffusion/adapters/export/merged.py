@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion import reflections
-from ether_diffusion.adapters.export.components import adapted_weights, component_of, read_ether
+from ether_diffusion.adapters.export.base_weights import adapted_weights, component_of, read_ether
 from ether_diffusion.adapters.export.factors import lora_factors
 from ether_diffusion.adapters.format import Adapter
 
