@@ -351,7 +351,7 @@ def test_a_folder_of_no_repeats_is_left_out_with_a_word(tmp_path: Path) -> None:
 
 def test_an_epoch_has_each_photo_as_often_as_its_folder_says(tmp_path: Path) -> None:
     write(tmp_path / "photos", "3_sks/a.png", "3_sks/b.png", "2_cat/c.png", "d.png")
-    plan = check_run(config(tmp_path, instance_prompt="x", repeats=2), Accelerator()).plan()
+    plan = check_run(config(tmp_path, instance_prompt="x", repeats=2), Accelerator()).plan
     assert plan.num_samples == 2 * (3 + 3 + 2 + 1)
     names = Counter(plan.photo(plan.sample(n).crops[0].photo).name for n in range(plan.num_samples))
     assert names == {"3_sks/a.png": 6, "3_sks/b.png": 6, "2_cat/c.png": 4, "d.png": 2}

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -67,8 +68,9 @@ class CheckedRun:
     num_missing: int
     evaluator: SubjectEvaluator | None = None
 
+    @cached_property
     def plan(self) -> SamplePlan:
-        """Decide what every sample shows; class images must be there by now.
+        """What every sample shows; class images must be there by now.
 
         Raises:
             ValueError: a size does not fit the base, or class images cannot be used.
@@ -155,7 +157,7 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> CheckedRun:
         elif config.evaluation.eval_steps:
             evaluator = collect(lambda: open_evaluator(config, base, training))
             checked = replace(checked, evaluator=evaluator)
-        plan = None if num_missing else collect(checked.plan)
+        plan = None if num_missing else collect(lambda: checked.plan)
         warnings = () if plan is None else plan.warnings
         for warning in (*warnings, *(collect(lambda: _prompt_warnings(config, base, training)) or ())):
             logger.warning("%s", warning)
@@ -331,7 +333,7 @@ def load_run(
     Raises:
         ValueError: a photo's latents are not finite, or an adapter does not fit the model.
     """
-    config, base, accelerator, plan = checked.config, checked.base, checked.accelerator, checked.plan()
+    config, base, accelerator, plan = checked.config, checked.base, checked.accelerator, checked.plan
     settings, wanted, seed = config.optimization, control_of(config), config.compute.seed
     progress = checked.progress(plan.num_samples)
     progress = progress if num_steps is None else replace(progress, num_steps=num_steps)

@@ -1,9 +1,10 @@
-"""A batch is a pure function of the seed and its visits, however it is come by."""
+"""A batch is a pure function of the seed and its samples, however it is come by."""
 
 import multiprocessing
 import os
 import pickle
 import signal
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import numpy as np
 import photo_files
 import pytest
 import torch
-from PIL import Image, ImageFile
-from torch import Tensor
-from visit_sources import (
+from hypothesis import given
+from hypothesis import strategies as st
+from photo_batches import (
     FACTOR,
     SIZE,
     CountingVae,
@@ -27,11 +28,14 @@ from visit_sources import (
     source,
     uncached,
 )
+from PIL import Image, ImageFile
+from torch import Tensor
 
 from ether_diffusion.training.batches import BatchSource, Codec
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.crops import Needs
 from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, signals_held
+from ether_diffusion.training.sample_plan import SampleOrder
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def data(tmp_path: Path) -> DataConfig:
     )
 
 
-def test_a_visit_is_the_same_in_every_split_into_batches(data: DataConfig) -> None:
+def test_a_sample_is_the_same_in_every_split_into_batches(data: DataConfig) -> None:
     for config in (data, uncached(data)):
         whole = source(config).batch(range(8))
         assert whole.samples == tuple(range(8))
@@ -59,7 +63,7 @@ def test_another_seed_gives_another_batch(data: DataConfig) -> None:
     assert not torch.equal(first.latents, second.latents)
 
 
-def test_a_visit_does_not_depend_on_how_many_are_planned(data: DataConfig) -> None:
+def test_a_sample_does_not_depend_on_how_many_are_planned(data: DataConfig) -> None:
     assert_equal(source(data, num_samples=4).batch(range(4)), source(data, num_samples=40).batch(range(4)))
 
 
@@ -189,7 +193,7 @@ def test_a_flip_mirrors_the_place_that_sdxl_is_told(tmp_path: Path) -> None:
         assert abs(expected.item() - left) < 1e-3
 
 
-def test_cached_views_are_encoded_once_one_by_one(data: DataConfig) -> None:
+def test_cached_crops_are_encoded_once_one_by_one(data: DataConfig) -> None:
     vae = CountingVae()
     cached = source(data, vae=vae, num_samples=1000)
     # 2 crops of four photos, one of the square ones, each also mirrored
@@ -199,13 +203,13 @@ def test_cached_views_are_encoded_once_one_by_one(data: DataConfig) -> None:
     assert vae.num_images == 16
 
 
-def test_no_more_views_are_encoded_than_the_run_visits(data: DataConfig) -> None:
+def test_no_more_crops_are_encoded_than_the_run_needs(data: DataConfig) -> None:
     vae = CountingVae()
     source(data, vae=vae, num_samples=3)
     assert vae.num_images <= 3
 
 
-def test_without_cache_every_visit_is_cropped_afresh(tmp_path: Path) -> None:
+def test_without_cache_every_sample_is_cropped_afresh(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(photo_files.encode(photo_files.noise(160, 64), "PNG"))
     config = uncached(DataConfig(instance_data_dir=tmp_path, instance_prompt="x", crops_per_photo=1))
     latents = source(config, vae=encode_without_noise).batch(range(40)).latents
@@ -320,9 +324,97 @@ def test_an_inpainting_unet_is_shown_a_hole_and_what_is_around_it(data: DataConf
         assert 0.05 < holes.mean() < 0.5
 
 
-def test_progress_counts_up_to_the_number_of_views(data: DataConfig) -> None:
+def test_progress_counts_up_to_the_number_of_crops(data: DataConfig) -> None:
     seen: list[tuple[int, int]] = []
     planned = plan(data)
     codec = Codec(encode, lambda latents: latents)
     BatchSource(planned, codec, num_samples=1000, on_progress=lambda done, of: seen.append((done, of)))
     assert seen == [(number, 16) for number in range(1, 17)]
+
+
+# the order of samples
+
+
+def epoch_of(order: SampleOrder, epoch: int) -> list[int]:
+    start = epoch * order.num_samples
+    return [order.photo(sample) for sample in range(start, start + order.num_samples)]
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
+def test_an_epoch_uses_each_item_as_often_as_it_is_repeated(
+    num_items: int, batch: int, repeats: int, epoch: int
+) -> None:
+    order = SampleOrder(num_items, batch, seed=1, repeats=repeats)
+    assert Counter(epoch_of(order, epoch)) == dict.fromkeys(range(num_items), repeats)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5), st.integers(1, 3))
+def test_each_step_of_an_epoch_of_buckets_is_of_one_bucket(
+    buckets: list[int], batch: int, repeats: int
+) -> None:
+    order = SampleOrder(len(buckets), batch, seed=1, buckets=buckets, repeats=repeats)
+    for epoch in (0, 1):
+        found = epoch_of(order, epoch)
+        steps = [found[start : start + batch] for start in range(0, len(found), batch)]
+        assert all(len({buckets[item] for item in step}) == 1 for step in steps)
+        assert all(len(step) == batch for step in steps)
+        counts = Counter(found)
+        assert all(counts[item] >= repeats for item in range(len(buckets)))
+        sizes = Counter(buckets)
+        for item, bucket in enumerate(buckets):
+            # a bucket's samples are the samples, and what fills up its last chunk, as evenly as may be
+            total = -(-sizes[bucket] * repeats // batch) * batch
+            fill = total - sizes[bucket] * repeats
+            assert counts[item] <= repeats + repeats * -(-fill // (sizes[bucket] * repeats))
+
+
+@given(st.lists(st.integers(0, 200), max_size=20))
+def test_an_item_depends_on_nothing_that_was_asked_before(asked: list[int]) -> None:
+    order = SampleOrder(7, 3, seed=5, buckets=[0, 1, 0, 1, 1, 0, 2])
+    for sample in asked:
+        assert order.photo(sample) == SampleOrder(7, 3, seed=5, buckets=[0, 1, 0, 1, 1, 0, 2]).photo(sample)
+
+
+@pytest.mark.parametrize("buckets", [None, [0] * 10 + [1] * 10])
+def test_epochs_and_seeds_differ_in_order(buckets: list[int] | None) -> None:
+    order = SampleOrder(20, 2, seed=0, buckets=buckets)
+    other = SampleOrder(20, 2, seed=1, buckets=buckets)
+    assert epoch_of(order, 0) != epoch_of(order, 1)
+    assert epoch_of(order, 0) != epoch_of(other, 0)
+    assert epoch_of(order, 0) != sorted(epoch_of(order, 0))
+
+
+def test_without_buckets_the_order_does_not_depend_on_the_batch() -> None:
+    orders = [SampleOrder(9, batch, seed=3) for batch in (1, 4)]
+    assert epoch_of(orders[0], 2) == epoch_of(orders[1], 2)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 5),
+    st.sampled_from([None, [0, 1, 0, 0, 1, 2, 2]]),
+)
+def test_a_step_uses_the_same_items_however_it_is_split(
+    batch: int, accumulation: int, processes: int, step: int, buckets: list[int] | None
+) -> None:
+    num_drawn = batch * accumulation * processes
+    order = SampleOrder(7, num_drawn, seed=3, buckets=buckets)
+    split = [
+        [order.photo(step * num_drawn + (m * processes + p) * batch + place) for place in range(batch)]
+        for p in range(processes)
+        for m in range(accumulation)
+    ]
+    whole = [order.photo(sample) for sample in range(step * num_drawn, (step + 1) * num_drawn)]
+    assert Counter(item for part in split for item in part) == Counter(whole)
+    if buckets is not None:
+        assert len({buckets[item] for item in whole}) == 1
+
+
+@pytest.mark.parametrize("buckets", [None, [0, 1, 0, 1, 0]])
+def test_equal_repeats_of_their_own_change_no_order(buckets: list[int] | None) -> None:
+    one = SampleOrder(5, 2, seed=3, buckets=buckets, repeats=4)
+    other = SampleOrder(5, 2, seed=3, buckets=buckets, repeats=[4] * 5)
+    samples = range(3 * one.num_samples)
+    assert [one.photo(each) for each in samples] == [other.photo(each) for each in samples]

@@ -8,8 +8,8 @@ from pathlib import Path
 import photo_files
 import pytest
 import torch
+from photo_batches import SIZE, assert_equal, fill_with_photos, rows, source, uncached
 from PIL import Image
-from visit_sources import SIZE, assert_equal, fill_with_photos, rows, source, uncached
 
 from ether_diffusion.training.config import DataConfig, PriorConfig
 from ether_diffusion.training.crops import Needs

@@ -9,8 +9,7 @@ import numpy as np
 import photo_files
 import pytest
 import torch
-from PIL import Image
-from visit_sources import (
+from photo_batches import (
     FACTOR,
     SIZE,
     assert_equal,
@@ -20,6 +19,7 @@ from visit_sources import (
     source,
     uncached,
 )
+from PIL import Image
 
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.crops import Needs
