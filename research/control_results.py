@@ -3,7 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from PIL import Image
+
+from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.control_scores import (
     ACCURACY,
     MIOU,
@@ -14,6 +18,7 @@ from ether_diffusion.metrics.control_scores import (
 )
 from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.metrics.likeness import Estimate
+from ether_diffusion.metrics.plots import new_figure, png_of
 from ether_diffusion.metrics.samples import Sample, sort_samples
 from ether_diffusion.metrics.scores import Scores
 from ether_diffusion.metrics.segmenters import load_finder, tiny_palette
@@ -23,7 +28,12 @@ from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.control import Pair, draw_control
 from ether_diffusion.tiny_world.pictures import draw_scenes, to_images
 from ether_diffusion.tiny_world.world import draw
-from research.control_study import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
+from research.study_control import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
+
+PANELS = {OBJECT_IOU: "IoU of the object's shape", MIOU: "mIoU of all classes", ACCURACY: "pixel accuracy"}
+REFERENCES = ("true", "base")
+SHEET_COLUMNS = 8
+
 
 FID = "fid_tiny"
 TITLES = {
@@ -169,3 +179,44 @@ def study_table(rows: Mapping[str, StudyRow]) -> str:
 def _percent(found: Estimate) -> str:
     error = "" if found.standard_error is None else f" ± {100 * found.standard_error:.1f}"
     return f"{100 * found.mean:.1f}{error}"
+
+
+def draw_study(rows: Mapping[str, StudyRow]) -> bytes:
+    """Return a PNG with a panel for each score: a bar for each method, with its standard error.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = new_figure(4 * len(PANELS), 0.8 + 0.42 * len(rows))
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for axes, (column, title) in zip(panels, PANELS.items(), strict=True):
+        _draw_bars(axes, rows, column)
+        axes.set_title(title)
+    return png_of(figure)
+
+
+def _draw_bars(axes: Any, rows: Mapping[str, StudyRow], column: str) -> None:
+    found = [row.scores.columns[column] for row in rows.values()]
+    names = [title_of(name) for name in rows]
+    colours = ["#9a9aa0" if name in REFERENCES else "#e8684a" for name in rows]
+    axes.barh(
+        range(len(rows)),
+        [100 * each.mean for each in found],
+        xerr=[100 * (each.standard_error or 0.0) for each in found],
+        color=colours,
+        capsize=3,
+    )
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("%")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def study_sheet(runs: Mapping[str, DrawnRun], settings: StudySettings) -> Image.Image:
+    """Return maps, true pictures and what each method draws of them: one scene of each concept."""
+    pairs = validation_pairs(settings)[:SHEET_COLUMNS]
+    rows = [[draw_control(pair) for pair in pairs]]
+    rows += [to_images(run.pictures[: len(pairs)]) for run in runs.values()]
+    labels = ["control image", *(title_of(name) for name in runs)]
+    return draw_contact_sheet(rows, row_labels=labels, column_labels=[pair.caption for pair in pairs])

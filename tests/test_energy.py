@@ -19,9 +19,8 @@ from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import adapter_files, attach_new, peft_config
 from ether_diffusion.tuner import EtherLayer
-from research import energy
-from research.energy import energy_changes, hyperspherical_energy
-from research.study_energy import main
+from research import study_energy as energy
+from research.study_energy import energy_changes, hyperspherical_energy, main
 
 
 class Attention(nn.Module):

@@ -28,7 +28,7 @@ from ether_diffusion.tiny_world.control import (
 )
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.segmenter import load_segmenter
-from research.control_study import RUN_FOLDER, StudyRun, StudySettings, carry_out
+from research.study_control import RUN_FOLDER, StudyRun, StudySettings, carry_out
 
 QUICK = ["--steps", "2", "--batch_size", "4", "--device", "cpu"]
 LABELS = ("wall", "sky", "tree")

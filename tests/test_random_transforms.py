@@ -10,7 +10,7 @@ from oracles import dense_blocks
 from torch import nn
 
 from ether_diffusion.reflections import Vectors, rows
-from research import transforms as rt
+from research import study_transforms as rt
 from research.distances import distance_to_identity
 from research.study_transforms import METHODS, STRENGTHS, main
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.control import VALIDATION_CONCEPTS, training_concepts
 from research import study_control
-from research.control_plot import study_sheet
-from research.control_results import score_runs, tiny_yardsticks, title_of, true_run
-from research.control_study import (
+from research.control_results import score_runs, study_sheet, tiny_yardsticks, title_of, true_run
+from research.study_control import (
     DrawnRun,
     StudyRun,
     StudySettings,
