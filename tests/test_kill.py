@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forked_runs import exit_code, fork, training, training_until_change, wait_for_lines
+from forked_runs import exit_code, fork, training, wait_for_lines
 from training_runs import config, log_of, trained_files
 
 from ether_diffusion.strict_json import Json
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
-NUM_KILLS, NUM_STEPS = 20, 60
+NUM_KILLS, NUM_STEPS = 10, 30
 
 
 def uninterrupted(tmp_path: Path, **flags: Json) -> tuple[DreamBoothConfig, float]:
@@ -48,7 +48,7 @@ def kill_somewhere(run: DreamBoothConfig, rng: random.Random, seconds: float) ->
     return exit_code(child)
 
 
-def test_a_run_killed_at_twenty_instants_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_run_killed_at_many_instants_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     flags: dict[str, Json] = {
         "max_train_steps": NUM_STEPS,
         "checkpointing_steps": 1,
@@ -67,16 +67,3 @@ def test_a_run_killed_at_twenty_instants_ends_as_if_it_had_not_been(tmp_path: Pa
         assert codes == [-signal.SIGKILL] * NUM_KILLS
         assert exit_code(fork(training(run))) == 0
         assert_same(tmp_path, path)
-
-
-def test_a_run_killed_before_each_change_of_the_disk_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    flags: dict[str, Json] = {"max_train_steps": 8, "checkpointing_steps": 1, "checkpoints_total_limit": 1}
-    uninterrupted(tmp_path, **flags)
-    run = config(tmp_path, **flags)
-    number, code = 0, -signal.SIGKILL
-    while code == -signal.SIGKILL:
-        number += 1
-        code = exit_code(fork(training_until_change(run, number)))
-    assert code == 0
-    assert number > 30  # a save alone has about twenty changes
-    assert_same(tmp_path, tmp_path / "run")

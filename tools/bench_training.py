@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.bases import PromptEmbeddings
+from ether_diffusion.bases.unet import SMALL_ATTENTION
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.batches import Batch
@@ -39,7 +40,7 @@ from ether_diffusion.training.loop import Progress, Trainer
 from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
 from ether_diffusion.training.objective import Denoising
 from ether_diffusion.training.run import train_dreambooth
-from ether_diffusion.training.setup import SMALL_ATTENTION, check_run, load_run
+from ether_diffusion.training.setup import check_run, load_run
 from tools import benchmark
 from tools.bench_memory import MIB, resident
 from tools.bench_mixture import share_weights

@@ -12,19 +12,33 @@ from ether_diffusion.bases.images import (
 from ether_diffusion.bases.loading import load_base
 from ether_diffusion.bases.opened import Base, open_base
 from ether_diffusion.bases.prompts import PromptEmbeddings, TextEncoders, stack_embeddings
+from ether_diffusion.bases.unet import (
+    NoiseScheduler,
+    UNet,
+    recompute_activations,
+    set_attention,
+    take_rows,
+    unet_inputs,
+)
 
 __all__ = [
     "Base",
     "Fault",
+    "NoiseScheduler",
     "PromptEmbeddings",
     "TextEncoders",
+    "UNet",
     "decode_latents",
     "decoded_again",
     "encode_images",
     "fault_of",
     "load_base",
     "open_base",
+    "recompute_activations",
     "scale_latents",
+    "set_attention",
     "stack_embeddings",
+    "take_rows",
     "to_pictures",
+    "unet_inputs",
 ]

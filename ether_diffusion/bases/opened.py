@@ -116,6 +116,13 @@ class Base:
         """Load the whole pipeline, as `load_pipeline` does, by a class of its kind or the base's own."""
         return load_pipeline(self.folder, kind, variant=self.variant, **options)
 
+    def load_unchecked_pipeline(self, dtype: torch.dtype) -> Any:
+        """Load the whole pipeline without a safety checker, which blackens pictures."""
+        has_none = self.family == "sdxl"
+        return self.load_pipeline(
+            dtype=dtype, **({} if has_none else {"safety_checker": None, "requires_safety_checker": False})
+        )
+
     @property
     def lora_writer(self) -> Any:
         """What of diffusers writes a LoRA of this base: save_lora_weights of its pipeline."""

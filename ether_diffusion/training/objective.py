@@ -1,17 +1,16 @@
 """The denoising objective: a batch is noised, the UNet is asked, and its answer compared with the target."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from ether_diffusion.bases import PromptEmbeddings
+from ether_diffusion.bases import NoiseScheduler, PromptEmbeddings, UNet, take_rows, unet_inputs
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.methods import adapters_off
@@ -27,9 +26,9 @@ class Denoising:
     text_encoders are those that carry adapters, too; control is what encodes control images.
     """
 
-    unet: UNet2DConditionModel
+    unet: UNet
     encode: Encode
-    scheduler: DDPMScheduler
+    scheduler: NoiseScheduler
     seed: int
     snr_gamma: float | None = None
     noise_offset: float = 0.0
@@ -73,20 +72,10 @@ class Denoising:
         return controlled(self.unet, self.control, batch.controls, strength=batch.control_strengths)
 
     def _inputs(self, batch: Batch, noisy: Tensor, timesteps: Tensor) -> dict[str, Any]:
-        """Return the UNet's arguments, in its dtype and on its device."""
-        device, dtype = self.unet.device, self.unet.dtype
-        embeddings = self.encode(batch.prompts).to(device, dtype)
-        if batch.inpainting is not None:
-            noisy = torch.cat((noisy, batch.inpainting), dim=1)
-        inputs: dict[str, Any] = {
-            "sample": noisy.to(device, dtype),
-            "timestep": timesteps.to(device),
-            "encoder_hidden_states": embeddings.sequence,
-        }
-        if batch.size_ids is not None:
-            conditions = {"text_embeds": embeddings.pooled, "time_ids": batch.size_ids.to(device, dtype)}
-            inputs["added_cond_kwargs"] = conditions
-        return inputs
+        embeddings = self.encode(batch.prompts)
+        return unet_inputs(
+            self.unet, noisy, timesteps, embeddings, size_ids=batch.size_ids, inpainting=batch.inpainting
+        )
 
     @torch.no_grad()
     def _with_frozen_prior(self, target: Tensor, batch: Batch, noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -94,18 +83,10 @@ class Denoising:
         is_frozen = batch.is_frozen_prior.to(target.device)
         with adapters_off((self.unet, *self.text_encoders)):
             inputs = self._inputs(batch, noisy, timesteps)
-            prediction = self.unet(**_rows(inputs, is_frozen)).sample
+            prediction = self.unet(**take_rows(inputs, is_frozen)).sample
         target = target.clone()
         target[is_frozen] = prediction.to(target.dtype)
         return target
-
-
-def _rows(inputs: Mapping[str, Any], chosen: Tensor) -> dict[str, Any]:
-    """Take rows (b,) of every tensor among a UNet's arguments."""
-    return {
-        name: _rows(value, chosen) if isinstance(value, Mapping) else value[chosen]
-        for name, value in inputs.items()
-    }
 
 
 def draw_noise(
@@ -138,7 +119,7 @@ def draw_timesteps(
     return torch.stack(drawn)
 
 
-def target_of(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def target_of(scheduler: NoiseScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Return what the UNet should predict: the noise, or the velocity (Salimans and Ho 2022, eq. 12)."""
     if scheduler.config.prediction_type == "v_prediction":
         velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
@@ -146,7 +127,7 @@ def target_of(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timestep
     return noise
 
 
-def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+def min_snr_weights(scheduler: NoiseScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Return the weights (b,) of Min-SNR (Hang et al. 2023, arXiv:2303.09556, section 3.4).
 
     min(SNR, gamma) / SNR for noise prediction, min(SNR, gamma) / (SNR + 1) for velocity.

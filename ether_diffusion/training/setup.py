@@ -10,26 +10,26 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft.utils.error import NoMatchingPeftModuleError
-from transformers import PreTrainedModel
 
 from ether_diffusion.bases import (
     Base,
     PromptEmbeddings,
     TextEncoders,
+    UNet,
     decoded_again,
     encode_images,
     open_base,
+    recompute_activations,
     scale_latents,
+    set_attention,
     stack_embeddings,
 )
 from ether_diffusion.durable_files import delete_unfinished
 from ether_diffusion.options import shown
 from ether_diffusion.training.accelerator import DTYPES, tracker_problem
 from ether_diffusion.training.batches import BatchSource, Codec
-from ether_diffusion.training.config import DEFAULT_STEPS, ComputeConfig, DreamBoothConfig, control_of
+from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
 from ether_diffusion.training.control import new_control, validation_controls
 from ether_diffusion.training.crops import Needs, Scaling
 from ether_diffusion.training.dataset import TrainingData, read_class_images, read_training_data
@@ -49,9 +49,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Check = Callable[[], None]
 """What is called in between, and raises where a signal came."""
-
-SMALL_ATTENTION = 32
-"""Side (latent px) up to which a CPU is faster without fused attention, whose backward is slow there."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +272,7 @@ def draw_class_images(checked: CheckedRun, check: Check) -> None:
     assert config.class_prompt is not None
     precision = prior.prior_generation_precision or accelerator.mixed_precision
     logger.info("drawing %d class images into %s", checked.num_missing, prior.class_data_dir)
-    no_checker = {} if base.family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = base.load_pipeline(dtype=DTYPES[precision], **no_checker).to(accelerator.device)
+    pipeline = base.load_unchecked_pipeline(DTYPES[precision]).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
 
     def report(done: int, wanted: int) -> None:
@@ -305,7 +301,7 @@ class LoadedRun:
     plan: SamplePlan
     source: BatchSource
     trainer: Trainer
-    unet: UNet2DConditionModel
+    unet: UNet
     encode: Encode
 
     @property
@@ -351,7 +347,12 @@ def load_run(
     check()
     with phases.measure("load the UNet"):
         unet = base.load_unet(dtype).to(device)
-        _prepare_unet(unet, config.compute, max(checked.size) // base.vae_scale_factor)
+        compute = config.compute
+        if compute.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        wants_xformers = compute.enable_xformers_memory_efficient_attention
+        side = max(checked.size) // base.vae_scale_factor
+        set_attention(unet, "xformers" if wants_xformers else compute.attention, latent_side=side)
         if config.adapter.adapter != "none":
             parts = [_attached(config, "unet", unet, config.learning_rate), *parts]
         unet.train()
@@ -409,22 +410,5 @@ def _text_parts(config: DreamBoothConfig, encoders: TextEncoders) -> list[Traine
         parts.append(_attached(config, name, model, config.text_encoder_learning_rate))
         model.train()
         if config.compute.gradient_checkpointing:
-            _recompute_activations(model)
+            recompute_activations(model)
     return parts
-
-
-def _recompute_activations(model: PreTrainedModel) -> None:
-    newer_name = "activation_checkpointing_enable"  # transformers warns of the older one where it has both
-    enable = getattr(model, newer_name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def _prepare_unet(unet: UNet2DConditionModel, compute: ComputeConfig, latent_side: int) -> None:
-    if compute.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if compute.enable_xformers_memory_efficient_attention:
-        unet.enable_xformers_memory_efficient_attention()
-        return
-    is_small = unet.device.type == "cpu" and latent_side <= SMALL_ATTENTION
-    is_eager = compute.attention == "eager" or (compute.attention == "auto" and is_small)
-    unet.set_attn_processor(AttnProcessor() if is_eager else AttnProcessor2_0())
