@@ -1,41 +1,33 @@
 """The tab Control: a control image says where, a prompt says what, and subjects say who."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from PIL import Image
 
+from ether_diffusion.ui.control_source import DETECTORS, Follower, follower_of, read_control_upload
 from ether_diffusion.ui.errors import handler
-from ether_diffusion.ui.events import Event, Finished
-from ether_diffusion.ui.facts import figure_html, notes_html
-from ether_diffusion.ui.library import Card
+from ether_diffusion.ui.facts import notes_html
+from ether_diffusion.ui.numbers import read_number
+from ether_diffusion.ui.paper import paper_html, paper_of, read_drawing
 from ether_diffusion.ui.requests import GenerateRequest
-from ether_diffusion.ui.restore import Restored, restore
+from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.control_form import (
-    DRAW,
-    TAKE_DRAWING,
-    UPLOAD,
-    ControlForm,
-    lay_out_following,
-    lay_out_source,
-)
-from ether_diffusion.ui.tabs.create import SMALL
-from ether_diffusion.ui.tabs.create_form import (
-    Values,
-    choices,
-    lay_out_adapters,
-    lay_out_form,
-    lay_out_prompt,
-)
-from ether_diffusion.ui.tabs.create_result import lay_out_result
-from ether_diffusion.ui.tabs.dropped_picture import DroppedPicture, lay_out_box, lay_out_drop
-from ether_diffusion.ui.tabs.keep_form import keep_in_browser
-from ether_diffusion.ui.tabs.parts import Refresh, TakingParts, Updates
-from ether_diffusion.ui.tabs.run_buttons import MAX_AT_ONCE, RunButtons
+from ether_diffusion.ui.tabs.create import PRIVATE, PictureTab
+from ether_diffusion.ui.tabs.form import SLIDER_ENDS, PictureForm, Values, choices, reaching
+from ether_diffusion.ui.tabs.parts import TakingParts, Updates
 
+DRAW, UPLOAD = "Draw", "Upload"
+TAKE_DRAWING = """() => {
+  const canvas = document.querySelector("#control-sketch canvas");
+  return canvas ? canvas.toDataURL("image/png") : "";
+}"""
+"""Gives the drawing as it is when the button is pressed."""
 NONE_YET = "There is no control adapter yet"
 IN_CREATE = "It followed no control image; the tab Create draws it as it was."
 GET_ONE = "Train one with the command train-control, and add it in the tab Library."
@@ -44,178 +36,185 @@ GET_ONE = "Train one with the command train-control, and add it in the tab Libra
 def build(studio: Studio) -> TakingParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("Control", id="control") as tab:
-        page = ControlTab(studio)
-    return TakingParts(
-        tab,
-        refresh=Refresh(handler(page.refresh), page.refreshed()),
-        take=handler(page.take),
-        taken=page.filled(),
-    )
+        page = ControlTab(ControlForm(studio, "control"))
+    return page.parts(tab)
 
 
-class ControlTab:
+class ControlForm(PictureForm):
+    """The settings of pictures whose adapters are subjects, and what says where: drawn or uploaded."""
+
+    kinds = ("subject",)
+
+    def lay_out_following(self) -> None:
+        """Lay out the choice of what follows, and how strongly."""
+        with gr.Group():
+            adapter = gr.Dropdown(
+                choices=[], value=None, label="Control adapter", info="It follows the control image.",
+                elem_id="control-adapter",
+            )  # fmt: skip
+            self.add("adapter", adapter)
+            for name, of in (("control_strength", "the control image"), ("adapter_strength", "its adapter")):
+                slider = gr.Slider(
+                    *SLIDER_ENDS["strength"], 1.0, step=0.05, label=f"Strength of {of}",
+                    elem_id=f"control-{name.replace('_', '-')}",
+                )  # fmt: skip
+                self.add(name, slider, read_number, f"the strength of {of}")
+
+    def lay_out_source(self) -> None:
+        """Lay out the canvas, and beside it what takes an upload."""
+        side, types = self.studio.engine.native_size, [(words, name) for name, words in DETECTORS.items()]
+        self.add(
+            "source", gr.Radio([DRAW, UPLOAD], value=DRAW, label="Control image", elem_id="control-source")
+        )
+        self.sketch = gr.HTML(
+            paper_html(paper_of("palette"), width=side, height=side),
+            js_on_load=files("ether_diffusion.ui").joinpath("sketch.js").read_text(encoding="utf-8"),
+            elem_id="control-sketch",
+        )
+        self.add("drawing", gr.Textbox(visible="hidden", show_label=False, container=False), is_kept=False)
+        upload = gr.File(
+            label="Control image or photo", visible=False, height=104, elem_id="control-upload",
+            elem_classes="drop",
+        )  # fmt: skip
+        self.add("upload", upload, is_kept=False)
+        detector = gr.Dropdown(
+            types, value="", label="The upload is", visible=False, elem_id="control-detector"
+        )
+        self.add("detector", detector)
+
+    def read(self, values: Values) -> GenerateRequest:
+        """Return what the visitor asks for.
+
+        Raises:
+            FileNotFoundError, ValueError: it cannot be drawn.
+        """
+        adapter = values[self["adapter"]]
+        if not adapter:
+            raise ValueError("there is no control adapter chosen; choose the one that shall follow")
+        request = super().read(values)
+        follower = follower_of(self.studio.library.folder(adapter))
+        strength = self.read_fields(values, ["adapter_strength"])["adapter_strength"]
+        return replace(
+            request,
+            adapters={adapter: strength if follower.has_adapter else 1.0, **request.adapters},
+            control_image=self._control_image(values, follower),
+        )
+
+    def _control_image(self, values: Values, follower: Follower) -> Image.Image:
+        if values[self["source"]] == DRAW:
+            with self.studio.reading:
+                return read_drawing(values[self["drawing"]] or "", paper_of(follower.control_type))
+        upload, detector = values[self["upload"]], values[self["detector"]] or ""
+        if not upload:
+            raise ValueError("there is no control image; upload one, or draw it")
+        width, height = self._size(values)
+        with self.studio.reading:
+            return read_control_upload(Path(upload), detector, width=width, height=height)
+
+    def _size(self, values: Values) -> tuple[int, int]:
+        """Return the size of the pictures that the form asks for, px."""
+        native, sides = self.studio.engine.native_size, self.read_fields(values, ["width", "height"])
+        return sides["width"] or native, sides["height"] or native
+
+    def follow(self, values: Values) -> Updates:
+        """Suit the canvas to the classes that the chosen adapter follows, and to the size of the pictures."""
+        adapter = values[self["adapter"]]
+        follower = follower_of(self.studio.library.folder(adapter)) if adapter else Follower(None, True)
+        width, height = (max(8, min(4096, side)) for side in self._size(values))
+        page = paper_html(paper_of(follower.control_type), width=width, height=height)
+        shown = gr.update(visible=follower.has_adapter)
+        return {self.sketch: gr.update(value=page), self["adapter_strength"]: shown}
+
+    def show_source(self, source: str, **upload: Any) -> Updates:
+        """Show what belongs to drawing, or to uploading; `upload` is given to the field of uploads."""
+        drawn = source == DRAW
+        return {
+            self.sketch: gr.update(visible=drawn),
+            self["upload"]: gr.update(visible=not drawn, **upload),
+            self["detector"]: gr.update(visible=not drawn, **({"value": ""} if upload else {})),
+        }
+
+    def fill(self, request: GenerateRequest) -> Updates:
+        """Return the updates that make the form say a request that follows a control image.
+
+        One that did not come back is left to be uploaded: what was drawn on the canvas meanwhile is another.
+        """
+        following, image = self.names("control"), request.control_image
+        adapter = next((name for name in request.adapters if name in following), None)
+        kept = None if image is None else str(self.studio.engine.outputs.keep_control(image))
+        return {
+            **super().fill(request),
+            self["adapter"]: gr.update(choices=choices(following), value=adapter),
+            self["adapter_strength"]: reaching(request.adapters.get(adapter or "", 1.0), "strength"),
+            self["control_strength"]: reaching(request.control_strength, "strength"),
+            self["source"]: UPLOAD,
+            **self.show_source(UPLOAD, value=kept),
+        }
+
+    def fill_from_kept(self, kept: Mapping[str, Any]) -> Updates:
+        """Return the updates that bring back what a browser kept."""
+        updates, names = super().fill_from_kept(kept), self.names("control")
+        if kept.get("adapter") in names:
+            updates[self["adapter"]] = gr.update(choices=choices(names), value=kept["adapter"])
+        if kept.get("source") in (DRAW, UPLOAD):
+            updates[self["source"]] = kept["source"]
+        for name in ("control_strength", "adapter_strength"):
+            if isinstance(kept.get(name), int | float) and 0 <= kept[name] <= 2:
+                updates[self[name]] = kept[name]
+        return updates
+
+
+class ControlTab(PictureTab):
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
-        self._is_small = studio.engine.native_size < SMALL
-        self._lay_out()
-        self._tie()
-        keep_in_browser("control", self.form.named(), self._fill_from_browser)
+    form: ControlForm
+    beside, adapters, info = "With control", "Subjects", "Drawn together with the control adapter."
 
-    def _lay_out(self) -> None:
-        with gr.Row(elem_classes="prompt-row", equal_height=True):
-            prompt = lay_out_prompt("control")
-            self.buttons = RunButtons("control", "Generate")
-        box = lay_out_box("control")
-        self.none = gr.HTML(visible=False, elem_id="control-none")
-        with gr.Row(elem_classes="create-columns"):
-            with gr.Column(scale=2, min_width=300, elem_classes="settings"):
-                following = lay_out_following()
-                source = lay_out_source(self._studio)
-                with gr.Group():
-                    subjects, strengths = lay_out_adapters(
-                        "control", label="Subjects", info="Drawn together with the control adapter."
-                    )
-                rest, self.dice, self.reuse = lay_out_form(
-                    "control", self._studio, prompt, subjects, strengths
-                )
-                self.form = ControlForm(*following, *source, rest)
-                self.dropped = DroppedPicture(lay_out_drop("control"), box)
-            with gr.Column(scale=3, min_width=300, elem_classes="results"):
-                self.result = lay_out_result("control", is_small=self._is_small, beside="With control")
-                self.used = gr.HTML(visible=False, elem_id="control-used")
+    def _lay_out_source(self) -> None:
+        self.form.lay_out_following()
+        self.form.lay_out_source()
+
+    def _on_start(self, events: list[Any], **draw: Any) -> None:
+        taken = gr.on(events, None, js=TAKE_DRAWING, outputs=[self.form["drawing"]], api_visibility="private")
+        taken.then(**draw)
 
     def _tie(self) -> None:
-        form, rest = self.form, self.form.rest
-        private = {"api_visibility": "private", "show_progress": "hidden"}
-        taken = gr.on(
-            [self.buttons.go.click, rest.prompt.submit],
-            None,
-            js=TAKE_DRAWING,
-            outputs=[form.drawing],
-            api_visibility="private",
-        )
-        taken.then(
-            handler(self.draw),
-            inputs=set(form.all()),
-            outputs=[*self.buttons.both(), rest.seed, self.reuse, self.used, *self.result.all()],
-            concurrency_limit=MAX_AT_ONCE,
-            **private,
-        )
-        self.buttons.tie(private)
-        self.result.tie(private)
+        super()._tie()
+        form = self.form
+        suiting = [form[name] for name in ("adapter", "width", "height")]
         gr.on(
-            [form.adapter.change, rest.width.change, rest.height.change],
-            handler(self.follow),
-            inputs={form.adapter, rest.width, rest.height},
-            outputs=[form.sketch, form.adapter_strength],
+            [widget.change for widget in suiting],
+            handler(form.follow),
+            inputs=set(suiting),
+            outputs=[form.sketch, form["adapter_strength"]],
             trigger_mode="always_last",
-            **private,
+            **PRIVATE,
         )
-        form.source.change(
-            handler(form.show_source), [form.source], [form.sketch, form.upload, form.detector], **private
-        )
-        rest.adapters.input(
-            handler(self.choose),
-            inputs={rest.adapters, *rest.strengths},
-            outputs=list(rest.strengths),
-            **private,
-        )
-        self.dice.click(None, js=f"() => Math.floor(Math.random() * {2**32})", outputs=[rest.seed], **private)
-        rest.seed.input(None, js="() => false", outputs=[rest.new_seed], **private)
-        self.reuse.click(
-            handler(self.result.last_seed), [self.result.shown], [rest.seed, rest.new_seed], **private
-        )
-
-        self.dropped.file.upload(handler(self.take_picture), [self.dropped.file], self.filled(), **private)
+        shown = [form.sketch, form["upload"], form["detector"]]
+        form["source"].change(handler(form.show_source), [form["source"]], shown, **PRIVATE)
 
     def filled(self) -> list[Component]:
         """Return what `take` gives values to."""
-        return [*self.form.all(), self.form.sketch, self.used, *self.dropped.both()]
-
-    def _names(self, kind: str) -> dict[str, str]:
-        return {card.id: card.name for card in self._cards() if card.kind == kind}
-
-    def _cards(self) -> list[Card]:
-        return [card for card in self._studio.library.cards() if card.fits_base]
+        return [*super().filled(), self.form.sketch]
 
     def refreshed(self) -> list[Component]:
         """Return what `refresh` gives values to."""
-        return [self.form.adapter, self.form.rest.adapters, self.none]
+        return [self.form["adapter"], *super().refreshed()]
 
     def refresh(self) -> Updates:
         """Show the adapters there are, those that follow and those of subjects; the only one is chosen."""
-        following = self._names("control")
+        following = self.form.names("control")
         chosen = {"value": next(iter(following))} if len(following) == 1 else {}
         return {
-            self.form.adapter: gr.update(choices=choices(following), **chosen),
-            self.form.rest.adapters: gr.update(choices=choices(self._names("subject"))),
-            self.none: gr.update(value=notes_html(NONE_YET, [GET_ONE]), visible=not following),
+            self.form["adapter"]: gr.update(choices=choices(following), **chosen),
+            self.form["adapters"]: gr.update(choices=choices(self.form.names())),
+            self.missing: gr.update(value=notes_html(NONE_YET, [GET_ONE]), visible=not following),
         }
-
-    def follow(self, values: Values) -> Updates:
-        """Give the canvas the classes that the chosen adapter follows, and the size of the pictures."""
-        return self.form.follow(values, self._studio)
-
-    def choose(self, values: Values) -> Updates:
-        """Show a slider for every chosen subject."""
-        rest = self.form.rest
-        return rest.show_strengths(values[rest.adapters] or [], self._names("subject"), {})
-
-    def draw(self, values: Values, visitor: gr.Request) -> Iterator[Updates]:
-        """Draw what the form says, showing how far it is and which control image is followed."""
-        asked = self.form.read(values, self._studio)
-        yield from self.buttons.run(
-            visitor,
-            lambda stop: self._studio.engine.draw(asked, stop),
-            starting={
-                self.form.rest.seed: asked.seed,
-                self.used: self._followed(asked),
-                **self.result.starting(),
-            },
-            after=self._after,
-            failed=lambda: self.result.failed() | {self.used: gr.update(visible=False)},
-        )
-
-    def take_picture(self, path: str | None) -> Updates:
-        """Fill the form from a picture that was dropped, its control image included, and say what differs."""
-        return {} if path is None else self.take(restore(Path(path), self._studio))
 
     def take(self, restored: Restored) -> Updates:
         """Fill the form with restored settings, and say what is not as it was."""
-        request, subjects = restored.request, self._names("subject")
-        if request is None:
-            return self.dropped.tell(restored)
-        if not restored.followed_control:
-            return {**self.form.rest.fill(request, subjects), **self.dropped.tell(restored, [IN_CREATE])}
-        following = self._names("control")
-        return {
-            **self.form.fill(request, self._studio, following=following, subjects=subjects),
-            **self.dropped.tell(restored),
-            self.used: self._followed(request),
-        }
-
-    def _followed(self, asked: GenerateRequest) -> Any:
-        if asked.control_image is None:
-            return gr.update(visible=False)
-        figure = figure_html(asked.control_image, "Control image that is followed", is_small=self._is_small)
-        return gr.update(value=figure, visible=True)
-
-    def _after(self, event: Event) -> Updates:
-        further = {self.reuse: gr.update(interactive=True)} if isinstance(event, Finished) else {}
-        return self.result.after(event) | further
-
-    def _fill_from_browser(self, kept: Mapping[str, Any]) -> Updates:
-        form, names = self.form, self._names("control")
-        updates = form.rest.fill_from_kept(kept, self._names("subject"))
-        adapter, source = kept.get("adapter"), kept.get("source")
-        if adapter in names:
-            updates[form.adapter] = gr.update(choices=choices(names), value=adapter)
-        if source in (DRAW, UPLOAD):
-            updates[form.source] = source
-        for name in ("control_strength", "adapter_strength"):
-            value = kept.get(name)
-            if isinstance(value, int | float) and 0 <= value <= 2:
-                updates[form.named()[name]] = value
-        return updates
+        request = restored.request
+        if request is None or not restored.followed_control:
+            filled = {} if request is None else PictureForm.fill(self.form, request)
+            return {**filled, **self._tell(restored, [IN_CREATE] if request else [])}
+        return {**self.form.fill(request), **self._tell(restored, []), self.used: self._followed(request)}

@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from ether_diffusion.ui.control_source import read_control_upload
 from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.events import Event, Finished, SavedPicture, StopToken
 from ether_diffusion.ui.jobs import RunningJobs
-from ether_diffusion.ui.numbers import read_number, read_optional, read_switch, read_text, read_whole
+from ether_diffusion.ui.numbers import read_number, read_text
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create_form import Form
+from ether_diffusion.ui.tabs.form import PictureForm
 
 MAX_AT_ONCE = 8
 Pictures = list[tuple[str, str]]
 Answer = tuple[Pictures, Pictures, dict[str, Any]]
 
 
-def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
+def add_endpoint(studio: Studio, form: PictureForm, jobs: RunningJobs) -> None:
     """Add /generate to the API of the page; its own widgets are never shown."""
 
     @handler
@@ -48,77 +47,69 @@ def add_endpoint(studio: Studio, form: Form, jobs: RunningJobs) -> None:
         One of the adapters may follow a control image; the detector makes that of a photo. Returns the
         pictures, those of the base, and how it went: seconds, touched_layers, notes.
         """
-        sides = read_optional(width, "width"), read_optional(height, "height")
         if not isinstance(prompt, str):
             raise ValueError("prompt must be text; found nothing")
+        sent = {
+            "prompt": prompt, "seed": seed, "steps": steps, "guidance_scale": guidance_scale, "width": width,
+            "height": height, "num_images": num_images, "negative_prompt": negative_prompt,
+            "compare_with_base": compare_with_base, "keep_metadata": keep_metadata,
+        }  # fmt: skip
         request = GenerateRequest(
-            prompt=prompt,
             adapters=_strengths(adapters),
-            seed=read_whole(seed, "seed"),
-            steps=read_whole(steps, "steps"),
-            guidance_scale=read_number(guidance_scale, "guidance_scale"),
-            num_images=read_whole(num_images, "num_images"),
-            negative_prompt=read_text(negative_prompt, "negative_prompt"),
-            compare_with_base=read_switch(compare_with_base, "compare_with_base"),
             control_strength=read_number(control_strength, "control_strength"),
-            keep_metadata=read_switch(keep_metadata, "keep_metadata"),
-            width=sides[0],
-            height=sides[1],
+            **{name: form.fields[name].read(value, name) for name, value in sent.items()},
         )
         studio.engine.check(request)
-        detector = read_text(control_detector, "control_detector")
-        image = _control_image(studio, control_image, detector, *sides)
-        request = replace(request, control_image=image)
+        request = _with_control(
+            studio, request, control_image, read_text(control_detector, "control_detector")
+        )
         stop = StopToken()
         with jobs.hold(visitor.session_hash, stop):
             return _answer(studio.engine.draw(request, stop))
 
-    numbers = {  # the page's own have limits, of which Gradio says no more than that they are passed
-        name: gr.Number(getattr(form, name).value, visible=False, label=getattr(form, name).label)
+    numbers = [  # the page's own have limits, of which Gradio says no more than that they are passed
+        gr.Number(form[name].value, visible=False, label=form[name].label)
         for name in ("seed", "steps", "guidance_scale", "width", "height", "num_images")
-    }
-    adapters = gr.JSON({}, visible=False, label="Adapters: {id: strength}")
-    strength = gr.Number(1.0, visible=False, label="Strength of the control image")
-    detector = gr.Textbox("", visible=False, label="Detector: canny, silhouette, palette or none")
-    image = gr.JSON(visible=False, label="Control image, or the photo for a detector: an uploaded file")
+    ]
+    inputs = [
+        form["prompt"],
+        gr.JSON({}, visible=False, label="Adapters: {id: strength}"),
+        *numbers,
+        *(form[name] for name in ("negative_prompt", "compare_with_base", "keep_metadata")),
+        gr.Number(1.0, visible=False, label="Strength of the control image"),
+        gr.Textbox("", visible=False, label="Detector: canny, silhouette, palette or none"),
+        gr.JSON(visible=False, label="Control image, or the photo for a detector: an uploaded file"),
+    ]
     outputs = [
         gr.Gallery(visible=False, label="Pictures", format="png"),
         gr.Gallery(visible=False, label="Pictures of the base", format="png"),
         gr.JSON(visible=False, label="How it went"),
     ]
-    inputs = [
-        form.prompt, adapters, *numbers.values(), form.negative_prompt, form.compare_with_base,
-        form.keep_metadata, strength, detector, image,
-    ]  # fmt: skip
     gr.Button(visible=False).click(
         generate, inputs, outputs, api_name="generate", concurrency_limit=MAX_AT_ONCE, show_progress="hidden"
     )
 
 
-def _control_image(
-    studio: Studio, file: object, detector: str, width: int | None, height: int | None
-) -> Image.Image | None:
+def _with_control(studio: Studio, request: GenerateRequest, file: object, detector: str) -> GenerateRequest:
     if file is None:
         if detector:
             raise ValueError("a detector was named, and there is no control_image for it; send one")
-        return None
+        return request
     if not isinstance(file, dict) or not isinstance(file.get("path"), str):
         raise ValueError("control_image must be a file that was uploaded, as by gradio_client's handle_file")
     native = studio.engine.native_size
+    width, height = request.width or native, request.height or native
     with studio.reading:
-        return read_control_upload(
-            Path(file["path"]), detector, width=width or native, height=height or native
-        )
+        image = read_control_upload(Path(file["path"]), detector, width=width, height=height)
+    return replace(request, control_image=image)
 
 
 def _strengths(adapters: object) -> dict[str, float]:
     if adapters is None:
         return {}
-    if not isinstance(adapters, dict) or not all(
-        isinstance(strength, int | float) and not isinstance(strength, bool) for strength in adapters.values()
-    ):
+    if not isinstance(adapters, dict):
         raise ValueError('adapters are given as {id: strength}, for example {"fox": 0.8}')
-    return {str(name): float(strength) for name, strength in adapters.items()}
+    return {str(name): read_number(strength, "a strength") for name, strength in adapters.items()}
 
 
 def _answer(events: Iterator[Event]) -> Answer:

@@ -13,9 +13,8 @@ from ether_diffusion.ui.labels import MAX_CHARACTERS
 from ether_diffusion.ui.library import GONE, Card
 from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create import SMALL
 from ether_diffusion.ui.tabs.history import SAVE_AS
-from ether_diffusion.ui.tabs.parts import Sending, TabParts, Updates
+from ether_diffusion.ui.tabs.parts import SMALL, Sending, TabParts, Updates
 from ether_diffusion.ui.thumbnails import data_address
 
 THUMBNAIL_SIDE = 144

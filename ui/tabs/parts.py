@@ -16,6 +16,8 @@ from gradio.events import Dependency
 
 from ether_diffusion.ui.restore import Restored
 
+SMALL = 256
+"""Pictures of fewer pixels a side are shown with their pixels sharp."""
 Update = Any
 """What a handler gives a widget: a value or gr.update(…); Gradio types neither."""
 Updates = dict[Component, Update]

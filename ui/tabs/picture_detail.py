@@ -8,8 +8,7 @@ from ether_diffusion.ui.events import SavedPicture
 from ether_diffusion.ui.facts import facts_html, notes_html, picture_facts
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create import SMALL
-from ether_diffusion.ui.tabs.parts import Sending, Updates
+from ether_diffusion.ui.tabs.parts import SMALL, Sending, Updates
 
 
 class PictureDetail:

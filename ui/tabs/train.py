@@ -12,8 +12,7 @@ from ether_diffusion.training.config.presets import PRESET_VALUES, PresetName
 from ether_diffusion.ui.errors import handler, sentence
 from ether_diffusion.ui.numbers import read_lines, read_optional, read_whole
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create_form import Values
-from ether_diffusion.ui.tabs.keep_form import keep_in_browser
+from ether_diffusion.ui.tabs.form import Values, keep_in_browser
 from ether_diffusion.ui.tabs.parts import Sending, TabParts, Updates
 from ether_diffusion.ui.tabs.train_photos import TrainPhotos
 from ether_diffusion.ui.tabs.train_runs import TrainRuns, shown_command

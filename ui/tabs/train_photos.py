@@ -12,7 +12,7 @@ from PIL import Image
 from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.facts import counted
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.keep_form import browser_state
+from ether_diffusion.ui.tabs.form import browser_state
 from ether_diffusion.ui.tabs.parts import Updates
 from ether_diffusion.ui.uploads import Accepted, Refused, add_photos, note_photos, recall_photos
 

@@ -15,9 +15,8 @@ from ether_diffusion.ui.facts import duration, notes_html, progress_html
 from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.run_status import GONE, RunStatus, State
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create import SMALL
-from ether_diffusion.ui.tabs.keep_form import browser_state
-from ether_diffusion.ui.tabs.parts import Updates
+from ether_diffusion.ui.tabs.form import browser_state
+from ether_diffusion.ui.tabs.parts import SMALL, Updates
 from ether_diffusion.ui.thumbnails import data_address
 
 SECONDS = 1.0
