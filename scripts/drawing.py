@@ -1,21 +1,69 @@
 """What the commands that draw have in common: quiet libraries, a pipeline with adapters, and progress."""
 
+import argparse
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-    from ether_diffusion.adapters import Adapter
+    from ether_diffusion.adapters import Adapter, AdapterMetadata
     from ether_diffusion.bases import Base
     from ether_diffusion.pipelines.opening import EtherPipeline
 
 logger = logging.getLogger(__name__)
 
 # The library is imported inside the functions: `ether --help` must not wait for torch.
+
+
+def adapter_names(adapters: list[str]) -> list[str]:
+    """Return a short distinct name for each adapter, from the last part of its path or hub id."""
+    names: list[str] = []
+    for adapter in adapters:
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(adapter).absolute().name).strip("_") or "adapter"
+        numbered = (plain if n == 1 else f"{plain}_{n}" for n in range(1, len(adapters) + 1))
+        names.append(next(name for name in numbered if name not in names))
+    return names
+
+
+def read_size(text: str | None) -> tuple[int | None, int | None]:
+    """Return width and height in px of "512" or "512x768"; None for both where nothing was said.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if text is None:
+        return None, None
+    found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    if found is None:
+        raise ValueError(f"--size is a number of px, or two as in 512x768; found {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def metadata_of(adapters: "Iterable[Adapter]") -> "list[AdapterMetadata]":
+    """Return what adapters say of themselves; an encoder by itself says nothing."""
+    return [adapter.metadata for adapter in adapters if adapter.parts]
+
+
+def base_name(arguments: argparse.Namespace, known: "list[AdapterMetadata]") -> str:
+    """Return the base that was named, by the command or by its adapters.
+
+    Raises:
+        ValueError: none was, or only a name that does not say where it is.
+    """
+    if arguments.base is not None:
+        return str(arguments.base)
+    named = [metadata.base_model for metadata in known if metadata.base_model is not None]
+    if not named:
+        raise ValueError(f"{arguments.adapter[0]} does not say what its base is; give --base")
+    if not Path(named[0]).exists() and named[0] != "tiny_world" and named[0].count("/") != 1:
+        raise ValueError(f"{arguments.adapter[0]} was made for {named[0]!r}; say with --base where that is")
+    return named[0]
 
 
 def find_device(name: str | None) -> "torch.device":

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ether_diffusion.scripts.chosen_adapters import metadata_of
 from ether_diffusion.scripts.drawing import (
+    adapter_names,
+    base_name,
     find_device,
     hush_libraries,
+    metadata_of,
     open_with_adapters,
     show_progress,
     warn_of_cuts,
@@ -22,7 +24,6 @@ from ether_diffusion.scripts.evaluate_control import (
     measure_control,
     read_drawing,
 )
-from ether_diffusion.scripts.generate_request import adapter_names, base_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,9 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ether_diffusion.scripts.chosen_adapters import metadata_of
-from ether_diffusion.scripts.drawing import find_device, open_with_adapters, show_progress
-from ether_diffusion.scripts.generate_request import adapter_names, base_name, read_size
+from ether_diffusion.scripts.drawing import (
+    adapter_names,
+    base_name,
+    find_device,
+    metadata_of,
+    open_with_adapters,
+    read_size,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

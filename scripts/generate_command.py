@@ -1,31 +1,32 @@
 """The command `ether generate`: pictures from a base with and without adapters, alone or as a grid."""
 
 import argparse
+import logging
+import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ether_diffusion.scripts.chosen_adapters import check_strengths, metadata_of, read_chosen
 from ether_diffusion.scripts.drawing import (
+    adapter_names,
+    base_name,
     find_device,
     hush_libraries,
+    metadata_of,
     open_with_adapters,
+    read_size,
     show_progress,
     warn_of_cuts,
 )
-from ether_diffusion.scripts.generate_request import (
-    adapter_names,
-    base_name,
-    check_output,
-    detect_control,
-    read_control_use,
-    read_detector,
-    read_sampling,
-)
 
 if TYPE_CHECKING:
-    from ether_diffusion.pipelines.sampling import Picture, Sampling
+    from ether_diffusion.adapters import Adapter
+    from ether_diffusion.control import Detector
+    from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling
+
+logger = logging.getLogger(__name__)
 
 # The library is imported inside the command: `ether --help` must not wait for torch.
 
@@ -114,28 +115,29 @@ def _generate(arguments: argparse.Namespace) -> int:
     from ether_diffusion.pipelines.opening import check_scheduler
     from ether_diffusion.pipelines.sampling import draw_pictures
 
-    names = adapter_names(arguments.adapter)
-    chosen = read_chosen(arguments)
-    known = metadata_of(chosen)
-    sampling = read_sampling(arguments, names, known)
-    check_strengths(sampling, names, chosen)
-    control, controls = read_control_use(arguments, names, chosen)
-    check_output(arguments, sampling)
+    names, chosen = adapter_names(arguments.adapter), _read_adapters(arguments)
+    adapters, known = dict(zip(names, chosen, strict=True)), metadata_of(chosen)
+    triggers = [metadata.trigger for metadata in known if metadata.trigger]
+    sampling = _read_sampling(arguments, names, triggers)
+    _check_strengths(sampling, names, chosen)
+    detector = _read_detector(arguments)
+    control, controls = _read_control(arguments, detector, adapters)
+    _check_output(arguments, sampling)
     if arguments.scheduler is not None:
         check_scheduler(arguments.scheduler)
     base = open_base(base_name(arguments, known))
-    control = detect_control(
-        control,
-        read_detector(arguments),
-        width=sampling.width or base.native_size,
-        height=sampling.height or base.native_size,
-    )
+    if control is not None and detector is not None:
+        photo, sides = control.image, (sampling.width, sampling.height)
+        width, height = (side or base.native_size for side in sides)
+        alpha = photo.getchannel("A") if photo.mode == "RGBA" else None
+        drawn = detector.draw_at(photo.convert("RGB"), alpha, width=width, height=height)
+        control = replace(control, image=drawn)
     if arguments.guidance_scale is None:
         sampling = replace(sampling, guidance_scale=base.guidance_scale)
     warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
     pipeline = open_with_adapters(
         base,
-        dict(zip(names, chosen, strict=True)),
+        adapters,
         device=find_device(arguments.device),
         dtype=arguments.dtype,
         scheduler=arguments.scheduler,
@@ -147,6 +149,190 @@ def _generate(arguments: argparse.Namespace) -> int:
         print("ether generate: no picture shows anything; the reasons are above", file=sys.stderr)
         return NOTHING_SHOWN
     return 0
+
+
+def _read_adapters(arguments: argparse.Namespace) -> "list[Adapter]":
+    """Read the adapters before anything slow, so that a bad one costs no time.
+
+    Raises:
+        FileNotFoundError, ValueError: one is not whole, or they are of methods that do not work together.
+    """
+    from ether_diffusion.adapters import read_adapter
+    from ether_diffusion.adapters.methods import method_of
+
+    if arguments.base is None and not arguments.adapter:
+        raise ValueError("found neither --base nor --adapter; give the base to draw with")
+    wants_control = True if arguments.control_image is not None else None  # else the Hub is not asked for it
+    found = [read_adapter(adapter, with_encoder=wants_control) for adapter in arguments.adapter]
+    titles = {
+        adapter: method_of(one.config).title
+        for adapter, one in zip(arguments.adapter, found, strict=True)
+        if one.parts
+    }
+    if len(set(titles.values())) > 1:
+        shown = ", ".join(f"{adapter} ({title})" for adapter, title in titles.items())
+        raise ValueError(f"adapters of two methods do not work together; found {shown}")
+    return found
+
+
+def _read_sampling(arguments: argparse.Namespace, names: list[str], triggers: list[str]) -> "Sampling":
+    """Return what is to be drawn.
+
+    Raises:
+        ValueError: a flag is out of range, or does not fit the others.
+    """
+    from ether_diffusion.pipelines.sampling import Sampling
+
+    if not arguments.prompt and not triggers:
+        raise ValueError("found no --prompt, and no adapter that names its trigger; give a prompt")
+    width, height = read_size(arguments.size)
+    return Sampling(
+        prompts=tuple(arguments.prompt or triggers[:1]),
+        negative_prompt=arguments.negative_prompt,
+        seeds=_seeds(arguments),
+        choices=_choices(arguments, names),
+        steps=arguments.steps,
+        # without one, the base's usual takes its place once the base is known
+        guidance_scale=1.0 if arguments.guidance_scale is None else arguments.guidance_scale,
+        width=width,
+        height=height,
+        batch_size=arguments.batch_size,
+    )
+
+
+def _choices(arguments: argparse.Namespace, names: list[str]) -> tuple[dict[str, float], ...]:
+    """Return the columns of the grid, or the one choice without it; the base first where it is wanted."""
+    strengths = arguments.strength or [1.0]
+    if not names:
+        if arguments.strength:
+            raise ValueError("--strength is an adapter's, and there is none; give --adapter")
+        return ({},)
+    base_beside = arguments.grid if arguments.base_beside is None else arguments.base_beside
+    base: tuple[dict[str, float], ...] = ({},) if base_beside else ()
+    if arguments.grid:
+        return base + tuple(dict.fromkeys(names, strength) for strength in dict.fromkeys(strengths))
+    if len(strengths) not in (1, len(names)):
+        raise ValueError(
+            f"found {len(strengths)} strengths for {len(names)} adapters; give one for each or one for all, "
+            "or --grid to draw every strength"
+        )
+    return (*base, dict(zip(names, strengths * (len(names) if len(strengths) == 1 else 1), strict=True)))
+
+
+def _seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
+    seeds = tuple(dict.fromkeys(arguments.seed or [0]))
+    if arguments.num_images < 1:
+        raise ValueError(f"--num_images is from 1; found {arguments.num_images}")
+    if len(seeds) > 1 and arguments.num_images > 1:
+        raise ValueError("found several seeds and --num_images; give one seed, or leave --num_images out")
+    if arguments.num_images > 1:
+        return tuple(range(seeds[0], seeds[0] + arguments.num_images))
+    return seeds
+
+
+def _check_strengths(sampling: "Sampling", names: list[str], adapters: "list[Adapter]") -> None:
+    """Refuse strengths that a method does not have, before anything is loaded.
+
+    Raises:
+        ValueError: as said.
+    """
+    from ether_diffusion.adapters.methods import method_of
+
+    for name, adapter in zip(names, adapters, strict=True):
+        wanted = {choice.get(name, 1.0) for choice in sampling.choices}
+        if not adapter.parts and wanted != {1.0}:
+            raise ValueError(f"{name} is a control encoder by itself; use --control_strength, not --strength")
+        if adapter.parts and not method_of(adapter.config).has_strengths and wanted - {0.0, 1.0}:
+            raise ValueError(
+                f"{name} is an adapter of {adapter.method}, which has no strengths; use 1 as trained or 0 "
+                "the base"
+            )
+
+
+def _read_detector(arguments: argparse.Namespace) -> "Detector | None":
+    """Return what draws the control image from a photo; None where it is given as it is.
+
+    Raises:
+        ValueError: there is no such detector, or a flag about it stands alone.
+    """
+    from ether_diffusion.control import Detector
+
+    if arguments.control_detector is None:
+        if arguments.canny_thresholds is not None:
+            raise ValueError("--canny_thresholds are canny's; give --control_detector canny")
+        return None
+    if arguments.control_image is None:
+        raise ValueError("--control_detector looks at a photo, and there is none; give --control_image")
+    if arguments.canny_thresholds is None:
+        return Detector(arguments.control_detector)
+    low, high = arguments.canny_thresholds
+    if arguments.control_detector != "canny" or not 0 <= low <= high < math.inf:
+        raise ValueError(
+            f"--canny_thresholds {low:g} {high:g} is for --control_detector canny: two numbers from 0, the "
+            "lower first"
+        )
+    return Detector("canny", low, high)
+
+
+def _read_control(
+    arguments: argparse.Namespace, detector: "Detector | None", adapters: "dict[str, Adapter]"
+) -> "tuple[ControlUse | None, tuple[str, ...]]":
+    """Return the control image, and the name of the adapter that follows it.
+
+    Raises:
+        ValueError: no adapter or several follow one, or the image cannot be used.
+    """
+    from ether_diffusion.control.detector_names import control_type_of
+    from ether_diffusion.pipelines.sampling import ControlUse
+    from ether_diffusion.training import decode_photo
+
+    path, strength = arguments.control_image, arguments.control_strength
+    encoders = {name: one.encoder for name, one in adapters.items() if one.encoder is not None}
+    if path is None:
+        if strength is not None:
+            raise ValueError(
+                "--control_strength is a control image's, and there is none; give --control_image"
+            )
+        for name in encoders:
+            if not adapters[name].parts:
+                raise ValueError(f"{name} is a control encoder by itself; give --control_image")
+            logger.warning("%s follows a control image, and there is none; give --control_image", name)
+        return None, ()
+    if len(encoders) != 1:
+        found = ", ".join(encoders) or "none"
+        raise ValueError(f"--control_image needs one --adapter that follows it; found {found}")
+    ((name, encoder),) = encoders.items()
+    background = (0, 0, 0) if detector is None else (255, 255, 255)  # what a photo is trained over
+    image, alpha = decode_photo(path, background=background, min_side=1)
+    if detector is not None:
+        if detector.needs_alpha and alpha is None:
+            raise ValueError(
+                f"{path} has no transparent parts to take a silhouette from; cut the subject out, or give a "
+                "silhouette without --control_detector"
+            )
+        trained = encoder.config.control_type
+        if trained not in (None, control_type_of(detector.name)):
+            logger.warning("%s was trained to follow images of type %s, not %s", name, trained, detector.name)
+        if alpha is not None:
+            image.putalpha(alpha)
+    return ControlUse(image, 1.0 if strength is None else strength), (name,)
+
+
+def _check_output(arguments: argparse.Namespace, sampling: "Sampling") -> None:
+    """Refuse an output that is there, cannot be written, or is one file for several pictures.
+
+    Raises:
+        FileExistsError, ValueError: as said.
+    """
+    output: Path = arguments.output
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} is there already; name a new folder or file")
+    if output.suffix.lower() == ".png" and (arguments.grid or sampling.num_pictures > 1):
+        what = "a grid is a folder" if arguments.grid else f"these are {sampling.num_pictures} pictures"
+        raise ValueError(f"--output {output} is one picture and {what}; name a new folder")
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"nothing can be written into {there}; name another --output")
 
 
 def _write(arguments: argparse.Namespace, sampling: "Sampling", pictures: "list[Picture]") -> Path:

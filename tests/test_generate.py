@@ -20,7 +20,7 @@ from ether_diffusion.pipelines.metadata import read_png_text
 from ether_diffusion.pipelines.opening import SCHEDULERS, make_scheduler
 from ether_diffusion.pipelines.sampling import MAX_PICTURES
 from ether_diffusion.scripts import ether
-from ether_diffusion.scripts.generate_request import adapter_names
+from ether_diffusion.scripts.drawing import adapter_names
 from ether_diffusion.tiny_world import tiny_world_path
 
 ROOT = Path(__file__).parent.parent
