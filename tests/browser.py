@@ -59,6 +59,8 @@ class RunningStudio:
     folder: Path
     process: subprocess.Popen[str]
     log: Path
+    ids: dict[str, str] = field(default_factory=dict)
+    """Of the adapters in its library, by name."""
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""

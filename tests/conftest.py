@@ -1,6 +1,7 @@
 """Small models built from configs, with fixed seeds: nothing here reaches a hub."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,28 @@ def forgotten_precision() -> Iterator[None]:
     """accelerate keeps the precision of a process's first run for all of them."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A studio that serves with the adapters Fox, Classes and Shapes in its library, whose ids it knows."""
+    from browser import running_studio
+    from studio_files import furnish
+
+    folder = tmp_path_factory.mktemp("furnished") / "studio"
+    ids = furnish(folder)
+    with running_studio(folder) as running:
+        running.ids = ids
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser, which ends with its module: a loop of events runs in the thread meanwhile."""
+    from browser import running_browser
+
+    with running_browser() as running:
+        yield running
 
 
 def tiny_unet() -> UNet2DConditionModel:

@@ -14,14 +14,11 @@ from browser import (
     download,
     needs_browser,
     open_page,
-    running_browser,
-    running_studio,
     serious_findings,
     set_number,
 )
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
-from studio_files import furnish
 
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
 
@@ -29,18 +26,9 @@ pytestmark = [needs_browser, PATIENT]
 PROMPT = "a photo of a red fox on grass, <b>naïve</b> 狐"
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    folder = tmp_path_factory.mktemp("browser") / "studio"
-    furnish(folder)
-    with running_studio(folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as running:
-        yield running
+@pytest.fixture
+def studio(furnished: RunningStudio) -> RunningStudio:
+    return furnished
 
 
 @pytest.fixture

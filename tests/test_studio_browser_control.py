@@ -15,14 +15,12 @@ from browser import (
     download,
     needs_browser,
     open_page,
-    running_browser,
     running_studio,
     serious_findings,
     set_number,
 )
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
-from studio_files import furnish
 
 from ether_diffusion.control import control_image_sha256
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
@@ -31,18 +29,9 @@ from ether_diffusion.tiny_world.control import PALETTE
 pytestmark = [needs_browser, PATIENT]
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    folder = tmp_path_factory.mktemp("browser") / "studio"
-    furnish(folder)
-    with running_studio(folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as running:
-        yield running
+@pytest.fixture
+def studio(furnished: RunningStudio) -> RunningStudio:
+    return furnished
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """Scripts do through the studio's endpoints what visitors do on its page, and no more."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import RunningStudio, running_studio
+from browser import RunningStudio
 from PIL import Image
-from studio_files import furnish
 
 from ether_diffusion.control import control_image_sha256
 from ether_diffusion.pipelines import read_image_metadata
@@ -21,20 +19,14 @@ STUDIO_PAGE = (Path(__file__).parent.parent / "docs" / "studio.md").read_text(en
 QUICK = {"steps": 2, "compare_with_base": False, "api_name": "/generate"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("endpoints") / "studio"
+@pytest.fixture
+def studio(furnished: RunningStudio) -> RunningStudio:
+    return furnished
 
 
-@pytest.fixture(scope="module")
-def ids(folder: Path) -> dict[str, str]:
-    return furnish(folder)
-
-
-@pytest.fixture(scope="module")
-def studio(folder: Path, ids: dict[str, str]) -> Iterator[RunningStudio]:
-    with running_studio(folder) as running:
-        yield running
+@pytest.fixture
+def ids(furnished: RunningStudio) -> dict[str, str]:
+    return furnished.ids
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import RunningStudio, running_studio
+from browser import RunningStudio
 
 from ether_diffusion.ui.numbers import read_number, read_optional, read_switch, read_text, read_whole
 
@@ -26,10 +25,9 @@ GOOD: dict[str, Any] = {
 HUGE = 10**30
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    with running_studio(tmp_path_factory.mktemp("values") / "studio") as running:
-        yield running
+@pytest.fixture
+def studio(furnished: RunningStudio) -> RunningStudio:
+    return furnished
 
 
 def send(studio: RunningStudio, wish: dict[str, Any]) -> tuple[str, Any]:
