@@ -9,12 +9,13 @@ import pytest
 import torch
 from hostile_files import rewrite_config, rewrite_header, rewrite_tensors, state
 from method_adapters import METHODS, adapt, save_method
+from peft.tuners.tuners_utils import BaseTunerLayer
 from small_models import small_unet
 from tiny_pipelines import tiny_sd
-from torch import Tensor
+from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapters import AdapterMetadata, load_any, read_adapter
+from ether_diffusion.adapters import AdapterMetadata, load, load_any, read_adapter, save_ether
 from ether_diffusion.adapters.format import PREFIX
 from ether_diffusion.adapters.load import remove_adapter
 from ether_diffusion.training.methods import adapter_files
@@ -212,3 +213,46 @@ def test_many_targets_and_long_names_take_no_time(tmp_path: Path) -> None:
     save_method(tmp_path, "lora")
     rewrite_config(tmp_path, target_modules=[f"a{n}." * 30 + "b" for n in range(4000)])
     refused(tmp_path, "which the configuration does not target")
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_failure_in_the_midst_of_loading_puts_the_model_back(
+    tmp_path: Path, method: str, has_adapter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_method(tmp_path, method)
+    unet = tiny_sd().unet
+    if has_adapter:
+        load_any(unet, tmp_path, adapter_name="first")
+    before = state(unet), in_force(unet)
+    monkeypatch.setattr(load, "set_peft_model_state_dict", no_memory)
+    with pytest.raises(MemoryError):
+        load_any(unet, tmp_path)
+    assert (state(unet), in_force(unet)) == before
+    monkeypatch.undo()
+    assert load_any(unet, tmp_path).num_projections == 32
+
+
+def test_a_failure_of_ether_over_a_lora_leaves_the_lora_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_method(tmp_path, "lora")
+    unet = tiny_sd().unet
+    unet.add_adapter(EtherConfig())
+    save_ether(unet, tmp_path / "ether")
+    lora = tiny_sd().unet
+    load_any(lora, tmp_path, adapter_name="lora")
+    before = state(lora), in_force(lora)
+    monkeypatch.setattr(load, "set_peft_model_state_dict", no_memory)
+    with pytest.raises(MemoryError):
+        load_any(lora, tmp_path / "ether")
+    assert (state(lora), in_force(lora)) == before
+
+
+def in_force(model: nn.Module) -> list[tuple[list[str], bool]]:
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError("no memory left")
