@@ -197,7 +197,7 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         sent.set_input_files(sorted(tmp_path.iterdir()))
         expect(page.locator("#train-refused tbody tr")).to_have_count(5)
         assert all(len(reason.inner_text()) > 10 for reason in page.locator("#train-refused td").all())
-        expect(page.locator("#train-refused")).to_contain_text("<b>name.jpg")
+        expect(page.locator("#train-refused")).to_contain_text("cut.png")
         expect(photos).to_have_count(7)
         photos.first.click()
         page.locator("#train-leave-out").click()

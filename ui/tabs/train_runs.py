@@ -2,7 +2,7 @@
 
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,10 @@ class TrainRuns:
         shown, seen = self.shown(), [self.seen]
         gr.Timer(SECONDS).tick(handler(self.look), [self.chosen, self.seen], shown, queue=False, **quiet)
         self.list.input(handler(self.show), [self.list], shown, queue=False, **quiet)
-        self.stop.click(handler(self.stop_run), seen, shown, **quiet)
-        self.pause.click(handler(self.pause_run), seen, shown, **quiet)
-        self.resume.click(handler(self.resume_run), seen, shown, **quiet)
+        runs = self._studio.runs
+        acts = {self.stop: runs.stop, self.pause: runs.pause, self.resume: self._studio.resume}
+        for button, act in acts.items():
+            button.click(handler(self._then_show(act)), seen, shown, **quiet)
         self.delete.click(handler(self.ask), seen, [self.confirm, self.question], **quiet)
         self.keep.click(lambda: gr.update(visible=False), None, [self.confirm], **quiet)
         self.delete_now.click(handler(self.delete_run), seen, [*shown, self.confirm], **quiet)
@@ -175,20 +176,14 @@ class TrainRuns:
         """Show a run whole; without an id, the one that `look` finds."""
         return {self.chosen: run_id or "", **self.look(run_id, {})}
 
-    def stop_run(self, seen: Seen) -> Updates:
-        """Stop the run on show."""
-        self._studio.runs.stop(_shown_id(seen))
-        return self.show(_shown_id(seen))
+    def _then_show(self, act: Callable[[str], None]) -> Callable[[Seen], Updates]:
+        """Return what does something to the run on show, and shows how it stands then."""
 
-    def pause_run(self, seen: Seen) -> Updates:
-        """Pause the run on show."""
-        self._studio.runs.pause(_shown_id(seen))
-        return self.show(_shown_id(seen))
+        def acted(seen: Seen) -> Updates:
+            act(_shown_id(seen))
+            return self.show(_shown_id(seen))
 
-    def resume_run(self, seen: Seen) -> Updates:
-        """Go on with the run on show."""
-        self._studio.resume(_shown_id(seen))
-        return self.show(_shown_id(seen))
+        return acted
 
     def ask(self, seen: Seen) -> dict[Any, Any]:
         """Ask whether the run on show shall be deleted."""
