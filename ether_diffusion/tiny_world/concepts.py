@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
 RENDERS_FOLDER = Path(__file__).with_name("renders")
@@ -76,7 +77,7 @@ def shipped_concepts() -> tuple[Concept, ...]:
 
 
 @lru_cache(maxsize=256)
-def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> Image.Image:
+def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> "Image.Image":
     """Read one render as RGBA, cropped to its opaque box.
 
     Raises:
@@ -88,6 +89,8 @@ def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> Image.Ima
             f"{path} does not exist; the package carries only the renders of its demos; others come from "
             "python -m recipes.tiny_world --stage data"
         )
+    from PIL import Image  # here, as commands read the names of concepts for their help
+
     with Image.open(path) as picture:
         rgba = picture.convert("RGBA")
     box = rgba.getchannel("A").point(lambda alpha: 255 if alpha > 16 else 0).getbbox()
