@@ -17,54 +17,41 @@ def run(code: str) -> str:
     return finished.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "ether_diffusion",
-        *(f"ether_diffusion.scripts.{n}" for n in ("ether", "train_dreambooth", "train_control")),
-        *(f"ether_diffusion.scripts.{n}" for n in ("demo", "demo_control")),
-        *(f"research.{n}" for n in ("learn_subjects", "study")),
-    ],
-)
+WAITING = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+SCRIPTS = "ether_diffusion.scripts"
+
+
+@pytest.mark.parametrize("module", ["ether_diffusion", "research.study", f"{SCRIPTS}.demo_control"])
 def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:
     assert run(f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"),
+    ("module", "commands"),
     [
-        ("ether", ["--help"]),
-        ("ether", ["generate", "--help"]),
-        ("ether", ["evaluate", "--help"]),
-        ("train_dreambooth", ["--help"]),
-        ("train_control", ["--help"]),
+        (f"{SCRIPTS}.ether", [[], ["generate"], ["evaluate"]]),
+        (f"{SCRIPTS}.train_dreambooth", [[]]),
+        (f"{SCRIPTS}.train_control", [[]]),
+        (f"{SCRIPTS}.demo", [[]]),
+        ("research.learn_subjects", [[]]),
     ],
 )
-def test_help_imports_no_library(command: str, arguments: list[str]) -> None:
-    said = run(
-        f"import sys\nfrom ether_diffusion.scripts.{command} import main\n"
-        f"try: main({arguments})\nexcept SystemExit as end: assert not end.code\n"
-        f"print([m for m in {HEAVY} if m in sys.modules])"
-    )
-    assert said.splitlines()[-1] == "[]"
-
-
-WAITING = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *(f"ether_diffusion.scripts.{n}" for n in ("ether", "train_dreambooth", "demo", "demo_control")),
-        "research.learn_subjects",
-    ],
-)
-def test_threads_of_a_command_sleep_while_they_wait(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = f"from {command} import main\ntry: main(['--help'])\nexcept SystemExit: pass\n{WAITING}"
+def test_help_imports_no_library_and_lets_threads_sleep(
+    module: str, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert run(started).splitlines()[-1] == "PASSIVE"
+    said = run(
+        f"import sys\nfrom {module} import main\nfor words in {commands}:\n"
+        "    try: main([*words, '--help'])\n    except SystemExit as end: assert not end.code\n"
+        f"print([m for m in {HEAVY} if m in sys.modules])\n{WAITING}"
+    )
+    assert said.splitlines()[-2:] == ["[]", "PASSIVE"]
+
+
+def test_a_users_own_wish_on_waiting_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert run(started).splitlines()[-1] == "ACTIVE"  # the user's own wish stays
+    started = f"from {SCRIPTS}.ether import main\ntry: main(['--help'])\nexcept SystemExit: pass\n{WAITING}"
+    assert run(started).splitlines()[-1] == "ACTIVE"
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "1"), ("2", "2")])
