@@ -1,6 +1,7 @@
 """The direction of imports, which has no other arrows, and where libraries may appear."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,10 @@ def test_a_library_appears_only_where_it_belongs() -> None:
         if name.split(".")[0] not in ONLY_IN[library]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_training_asks_models_through_bases() -> None:
+    for name, path in MODULES.items():
+        if name.split(".")[0] == "training":
+            found = {each for each in imports(path) if re.match(r"(diffusers|transformers)\.[A-Z]", each)}
+            assert not found, f"{name} imports {found}; ask ether_diffusion.bases"

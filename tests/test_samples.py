@@ -162,3 +162,10 @@ def test_pictures_that_are_half_there_are_drawn_again(tmp_path: Path) -> None:
     (samples / "step-000002" / NAMES[3]).unlink()
     assert train_dreambooth(config(tmp_path, max_train_steps=2, **DRAWN)) == 0
     assert same(drawn(samples, "step-000002"), before)
+
+
+def test_nothing_is_dropped_where_pictures_are_drawn(tmp_path: Path) -> None:
+    settings = {**DRAWN, "adapter": "ether", "train_text_encoder": True, "dropout": 0.5, "max_train_steps": 1}
+    assert train_dreambooth(config(tmp_path, **settings)) == 0
+    samples = tmp_path / "run" / "samples"
+    assert same(drawn(samples, "step-000001"), drawn(samples, "final"))
