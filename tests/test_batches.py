@@ -254,7 +254,7 @@ def test_a_photo_that_memory_has_no_room_for_is_decoded_again_to_the_same(
     expected = source(data).batch(range(8))
     monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 2 * 4 * 80 * 70)
     built = source(data)
-    assert 0 < sum(each.photo.kept is None for each in built.plan.photos) < 5
+    assert 0 < sum(not each.photo.kept for each in plan(data).photos) < 5
     assert_equal(built.batch(range(8)), expected)
 
 
@@ -291,7 +291,9 @@ def test_each_photo_is_decoded_once(data: DataConfig, monkeypatch: pytest.Monkey
         return load(image)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
-    source(data).batch(range(8))
+    cached = source(data)
+    cached.batch(range(8))
+    assert not any(each.photo.kept for each in cached.plan.photos)
     source(uncached(data)).batch(range(8))
     assert len(decoded) == 2 * 5
 

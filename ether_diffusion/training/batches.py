@@ -194,6 +194,8 @@ class BatchSource:
                 cache[pixels.crop] = self._encode(pixels)
                 if on_progress is not None:
                     on_progress(len(cache), len(crops))
+        for each in (*self.plan.photos, *self.plan.class_photos):
+            each.photo.kept.clear()  # it is not needed again
         return cache
 
     def _encode(self, crop: CropPixels) -> EncodedCrop:

@@ -95,7 +95,8 @@ class Photo:
 
     `name` is its file's, with the subfolders that it lies in: images/00.png.
     `pixels_sha256` is over the upright sRGB pixels and the mask, for large JPEGs at reduced scale.
-    `notes` say what decoding does to it. `kept` are its pixels at the size of training, if there was room.
+    `notes` say what decoding does to it. `kept` are its pixels at the size of training, if there was room,
+    until its latents are remembered instead.
     """
 
     path: Path
@@ -107,7 +108,7 @@ class Photo:
     has_alpha: bool
     notes: tuple[str, ...]
     source: Source | None = field(default=None, repr=False)
-    kept: Decoded | None = field(default=None, repr=False, compare=False)
+    kept: list[Decoded] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def shown(self) -> str:
@@ -149,8 +150,8 @@ class Photo:
             ValueError: it is gone, or was changed.
         """
         resized = covering_size(self.size, size)
-        if self.kept is not None and self.kept.rgb.size == resized[::-1]:
-            return self.kept
+        if self.kept and self.kept[0].rgb.size == resized[::-1]:
+            return self.kept[0]
         return _resized(self.decode(min(resized)), resized, resampling)
 
 
@@ -289,9 +290,9 @@ def check_photos(
         except UnusableFileError as reason:
             refused.append(Refusal(path, name, str(reason)))
             continue
-        if photo.kept is not None:
-            room -= 4 * photo.kept.rgb.width * photo.kept.rgb.height  # Pillow has RGB in four bytes
-        photos.append(replace(photo, source=source, kept=photo.kept if room >= 0 else None))
+        for kept in photo.kept:
+            room -= 4 * kept.rgb.width * kept.rgb.height  # Pillow has RGB in four bytes
+        photos.append(replace(photo, source=source, kept=photo.kept if room >= 0 else []))
     return photos, refused
 
 
@@ -333,7 +334,7 @@ def check_photo(
         pixels_sha256=pixels.hexdigest(),
         has_alpha=decoded.mask is not None,
         notes=decoded.notes,
-        kept=None if scaling is None else _resized(decoded, resized(*decoded.size), scaling.resampling),
+        kept=[] if scaling is None else [_resized(decoded, resized(*decoded.size), scaling.resampling)],
     )
 
 
