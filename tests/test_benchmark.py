@@ -87,6 +87,17 @@ def results(folder: Path) -> dict[str, Any]:
     }
 
 
+TWO_METHODS = ["--methods", "full", "ether_plus", "--subjects", "fox", *QUICK]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of two methods and the base, of two steps each."""
+    folder = tmp_path_factory.mktemp("done")
+    assert benchmark(folder, *TWO_METHODS) == 0
+    return folder
+
+
 def test_prompts_and_classes_are_those_of_the_data_set(tmp_path: Path) -> None:
     vase, cat = read_dreambooth(dreambooth(tmp_path / "data", "red_vase", "cat2"), ["red_vase", "cat2"])
     assert vase.prompts == ("a qwe vase in the jungle", "a red qwe vase")
@@ -175,14 +186,14 @@ def test_the_runs_compare_all_methods_subject_by_subject(tmp_path: Path) -> None
     assert len({run.subject.name for run in runs[:3]}) == 1
 
 
-def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(tmp_path: Path) -> None:
-    arguments = ["--methods", "full", "ether_plus", "--subjects", "fox", *QUICK]
-    assert benchmark(tmp_path / "whole", *arguments) == 0
-    whole = results(tmp_path / "whole")
+def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(
+    done: Path, tmp_path: Path
+) -> None:
+    whole = results(done)
     assert set(whole) == {f"runs/{method}/fox_0" for method in ("base", "full", "ether_plus")}
 
     command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "benchmark"]
-    command += ["--output_dir", str(tmp_path / "killed"), *arguments]
+    command += ["--output_dir", str(tmp_path / "killed"), *TWO_METHODS]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
         checkpoint = tmp_path / "killed" / "runs" / "full" / "fox_0" / "adapter" / "checkpoint-1"
         limit = time.monotonic() + 100
@@ -191,11 +202,11 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(tmp
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "runs" / "full" / "fox_0" / "result.json").exists()
-    done = tmp_path / "killed" / "runs" / "base" / "fox_0" / "result.json"
-    before = done.stat().st_mtime_ns
-    assert benchmark(tmp_path / "killed", *arguments, "--num_processes", "2") == 0
+    base = tmp_path / "killed" / "runs" / "base" / "fox_0" / "result.json"
+    before = base.stat().st_mtime_ns
+    assert benchmark(tmp_path / "killed", *TWO_METHODS, "--num_processes", "2") == 0
     assert results(tmp_path / "killed") == whole
-    assert done.stat().st_mtime_ns == before
+    assert base.stat().st_mtime_ns == before
     assert not list((tmp_path / "killed").rglob("adapter_model.safetensors"))
 
     found = json.loads((tmp_path / "killed" / "benchmark.json").read_text())
@@ -209,20 +220,18 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(tmp
 
 
 def test_a_benchmark_that_waits_for_others_says_once_for_whom_and_then_ends(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    done: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    arguments = ["--methods", "full", "--subjects", "fox", *QUICK]
-    assert benchmark(tmp_path, *arguments) == 0
-    done = tmp_path / "runs" / "full" / "fox_0"
-    (done / "result.json").rename(tmp_path / "result.json")
+    run = done / "runs" / "full" / "fox_0"
+    (run / "result.json").rename(tmp_path / "result.json")
     holder = Holder(7, "elsewhere", "then", "Monday")
-    (done / LOCK_NAME).write_text(json.dumps(asdict(holder)))
-    with (done / LOCK_NAME).open("r+") as file:
+    (run / LOCK_NAME).write_text(json.dumps(asdict(holder)))
+    with (run / LOCK_NAME).open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as a process of another host holds it
-        give_back = threading.Timer(4, lambda: (tmp_path / "result.json").rename(done / "result.json"))
+        give_back = threading.Timer(4, lambda: (tmp_path / "result.json").rename(run / "result.json"))
         give_back.start()
-        assert benchmark(tmp_path, *arguments) == 0
-    assert caplog.text.count(f"{done} is in use by process 7 on elsewhere since Monday") == 1
+        assert benchmark(done, *TWO_METHODS) == 0
+    assert caplog.text.count(f"{run} is in use by process 7 on elsewhere since Monday") == 1
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

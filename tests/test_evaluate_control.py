@@ -214,7 +214,7 @@ def test_what_control_knows_nothing_of_is_refused(work: Path, capsys: pytest.Cap
     assert "give --photos, or --control_pairs" in refused(capsys, "follow")
     found = refused(capsys, *pairs, "--generated", "palette", "--steps", "3")
     assert "--steps would change nothing" in found
-    assert "--num_images is from 1; found -1" in refused(capsys, "follow", *pairs, "--num_images", "-1")
+    assert "--num_images is from 1; found 0" in refused(capsys, "follow", *pairs, "--num_images", "0")
     assert "face-alignment" in refused(capsys, "follow", *pairs, "--landmarks")
 
 
