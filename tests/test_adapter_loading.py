@@ -44,6 +44,16 @@ def test_peft_reads_what_is_written_and_gives_the_same_output_bit_for_bit(
     assert exactly_equal(output(PeftModel.from_pretrained(small_unet(), tmp_path)), output(unet))
 
 
+@pytest.mark.parametrize("activate", [True, False])
+def test_loading_freezes_the_base_whether_the_adapter_is_active_or_not(
+    tmp_path: Path, activate: bool
+) -> None:
+    save_ether(adapted_unet(variant="ether_plus", init_weights=False), tmp_path)
+    unet = small_unet()
+    load_ether(unet, tmp_path, activate=activate)
+    assert not any(parameter.requires_grad for parameter in unet.parameters())
+
+
 def test_a_file_that_plain_peft_wrote_loads_and_says_once_that_its_base_is_unchecked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -250,10 +250,15 @@ class _State:
         self.active = {layer: list(layer.active_adapters) for layer in layers}
         self.disabled = {layer: layer._disable_adapters for layer in layers}
         self.gradients = {p: p.requires_grad for p in root.parameters()}
+        bases = {p for layer in layers for p in layer.get_base_layer().parameters()}
+        self.of_adapters = {p for layer in layers for p in layer.parameters()} - bases
         self.is_loaded = root.__dict__.get("_hf_peft_config_loaded")
 
-    def restore(self) -> None:
-        """Put back what was; on layers of ETHER that are new since then, those in force anywhere."""
+    def restore(self, *, is_frozen: bool = False) -> None:
+        """Put back what was; on layers of ETHER that are new since then, those in force anywhere.
+
+        With `is_frozen` the base stays as adding an adapter leaves it: without gradients.
+        """
         elsewhere = next((names for layer, names in self.active.items() if isinstance(layer, EtherLayer)), [])
         for layer in [module for module in self.root.modules() if isinstance(module, BaseTunerLayer)]:
             if isinstance(layer, EtherLayer):
@@ -262,7 +267,8 @@ class _State:
                 put_in_force(layer, self.active[layer])
                 layer._disable_adapters = self.disabled[layer]
         for parameter, flag in self.gradients.items():
-            parameter.requires_grad_(flag)
+            if parameter in self.of_adapters or not is_frozen:
+                parameter.requires_grad_(flag)
         if self.is_loaded is not None:
             self.root.__dict__["_hf_peft_config_loaded"] = self.is_loaded
 
@@ -300,7 +306,7 @@ def _attach_part(
             names_in_force = [adapter_name] if activate else before.active.get(layer, [])
             put_in_force(layer, names_in_force, trainable=trainable)
     elif not activate:
-        before.restore()
+        before.restore(is_frozen=True)
         if hasattr(root, "_hf_peft_config_loaded"):
             root.__dict__["_hf_peft_config_loaded"] = True
     elif isinstance(peft_model, PeftModel):
