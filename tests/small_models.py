@@ -1,6 +1,5 @@
 """Small models that adapters are tried on, and what they compute."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -63,20 +62,3 @@ def output(unet: nn.Module) -> Tensor:
 
 def exactly_equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
-
-
-def pipeline(*, text_encoder: bool = True, adapt_text: bool = False) -> SimpleNamespace:
-    parts: dict[str, object] = {"unet": small_unet(), "vae": None, "scheduler": object()}
-    if text_encoder:
-        parts["text_encoder"] = small_text_encoder()
-    if adapt_text:
-        torch.manual_seed(2)
-        parts["unet"].add_adapter(EtherConfig())  # type: ignore[attr-defined]
-        parts["text_encoder"].add_adapter(EtherConfig(target_modules=["q_proj"]))  # type: ignore[attr-defined]
-    return SimpleNamespace(components=parts)
-
-
-def encoded(pipe: SimpleNamespace) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = pipe.components["text_encoder"](torch.arange(10)[None])[0]
-    return result

@@ -1,5 +1,8 @@
-"""A pipeline's adapters are saved and loaded together, whole or not at all."""
+"""A pipeline's adapters are saved and loaded together, whole or not at all, from a folder or the Hub."""
 
+import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,74 +10,123 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel, DDPMPipeline, DDPMScheduler, StableDiffusionControlNetPipeline
+from hostile_files import state
+from huggingface_hub import DryRunFileInfo
+from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, get_peft_model
 from small_models import (
     adapted_unet,
-    encoded,
     exactly_equal,
     output,
-    pipeline,
     small_llama,
     small_text_encoder,
     small_unet,
 )
 from tiny_pipelines import tiny_sd
-from torch import nn
+from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapters import load_ether, save_ether
+from ether_diffusion.adapters import load_ether, read_adapter, save_ether
 from ether_diffusion.tuner import EtherLinear
-
-
-def test_a_pipeline_of_diffusers_saves_and_loads_as_its_unet_does(tmp_path: Path) -> None:
-    unet = adapted_unet()
-    save_ether(DDPMPipeline(unet, DDPMScheduler()), tmp_path)
-    pipe = DDPMPipeline(small_unet(), DDPMScheduler())
-    assert load_ether(pipe, tmp_path).components == {"unet": 32}
-    assert exactly_equal(output(pipe.unet), output(unet))
-
-
-def test_a_pipeline_with_a_transformer_takes_the_adapter_of_the_folder_into_it(tmp_path: Path) -> None:
-    save_ether(adapted_unet(), tmp_path)
-    pipe = SimpleNamespace(components={"transformer": small_unet(), "text_encoder": small_text_encoder()})
-    assert load_ether(pipe, tmp_path).components == {"transformer": 32}
-
-
-def test_a_pipeline_takes_back_the_adapters_of_unet_and_text_encoder(tmp_path: Path) -> None:
-    pipe, fresh = pipeline(adapt_text=True), pipeline()
-    save_ether(pipe, tmp_path)
-    assert (tmp_path / "text_encoder" / "adapter_model.safetensors").exists()
-    report = load_ether(fresh, tmp_path, adapter_name="dog")
-    assert report.components == {"unet": 32, "text_encoder": 2}
-    assert exactly_equal(output(fresh.components["unet"]), output(pipe.components["unet"]))
-    assert exactly_equal(encoded(fresh), encoded(pipe))
-
 
 OTHERS = ["transformer_2", "controlnet", "motion_adapter", "image_encoder", "vae", "prior"]
 
 
-@pytest.mark.parametrize("name", OTHERS)
+def pipeline(**components: object) -> SimpleNamespace:
+    parts = {"unet": small_unet(), "vae": None, "scheduler": object(), "text_encoder": small_text_encoder()}
+    return SimpleNamespace(components=parts | components)
+
+
+def adapted_pipeline() -> SimpleNamespace:
+    text_encoder = small_text_encoder()
+    text_encoder.add_adapter(EtherConfig(target_modules=["q_proj"]))
+    return pipeline(unet=adapted_unet(), text_encoder=text_encoder)
+
+
+def encoded(pipe: SimpleNamespace) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = pipe.components["text_encoder"](torch.arange(10)[None])[0]
+    return result
+
+
+@pytest.fixture(scope="module")
+def with_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapters of adapted_pipeline()."""
+    folder = tmp_path_factory.mktemp("with_text")
+    save_ether(adapted_pipeline(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("of_unet")
+    save_ether(adapted_unet(), folder)
+    return folder
+
+
+def test_a_pipeline_of_diffusers_saves_and_loads_as_its_unet_does(tmp_path: Path) -> None:
+    save_ether(DDPMPipeline(adapted_unet(), DDPMScheduler()), tmp_path)
+    pipe = DDPMPipeline(small_unet(), DDPMScheduler())
+    assert load_ether(pipe, tmp_path).components == {"unet": 32}
+    assert exactly_equal(output(pipe.unet), output(adapted_unet()))
+
+
+def test_a_pipeline_with_a_transformer_takes_the_adapter_of_the_folder_into_it(of_unet: Path) -> None:
+    pipe = SimpleNamespace(components={"transformer": small_unet(), "text_encoder": small_text_encoder()})
+    assert load_ether(pipe, of_unet).components == {"transformer": 32}
+
+
+def test_a_pipeline_takes_back_the_adapters_of_unet_and_text_encoder(with_text: Path) -> None:
+    fresh, adapted = pipeline(), adapted_pipeline()
+    assert (with_text / "text_encoder" / "adapter_model.safetensors").exists()
+    report = load_ether(fresh, with_text, adapter_name="dog")
+    assert report.components == {"unet": 32, "text_encoder": 2}
+    assert exactly_equal(output(fresh.components["unet"]), output(adapted.components["unet"]))
+    assert exactly_equal(encoded(fresh), encoded(adapted))
+    assert not exactly_equal(encoded(fresh), encoded(pipeline()))
+
+
 @pytest.mark.parametrize("with_denoiser", [True, False])
 def test_every_component_that_carries_the_adapter_is_saved_and_loaded(
-    name: str, with_denoiser: bool, tmp_path: Path
+    with_denoiser: bool, tmp_path: Path
 ) -> None:
-    torch.manual_seed(3)
-    adapted = {"transformer": adapted_unet() if with_denoiser else small_unet(), name: adapted_unet()}
+    forms = [(sides, n) for sides in ("input", "output") for n in (1, 2, 4)]
+    adapted = {
+        name: adapted_unet(sides=form[0], num_blocks=form[1])
+        for name, form in zip(OTHERS, forms, strict=True)
+    }
+    adapted["transformer"] = adapted_unet() if with_denoiser else small_unet()
     save_ether(SimpleNamespace(components=adapted), tmp_path)
-    fresh = {"transformer": small_unet(), name: small_unet()}
+    fresh = {name: small_unet() for name in adapted}
     report = load_ether(SimpleNamespace(components=fresh), tmp_path)
-    assert report.components == ({"transformer": 32} if with_denoiser else {}) | {name: 32}
+    assert report.components == ({"transformer": 32} if with_denoiser else {}) | dict.fromkeys(OTHERS, 32)
     for part, model in fresh.items():
         assert exactly_equal(output(model), output(adapted[part]))
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_pipeline_without_a_component_refuses_its_adapter(name: str, tmp_path: Path) -> None:
-    save_ether(SimpleNamespace(components={"unet": adapted_unet(), name: adapted_unet()}), tmp_path)
-    with pytest.raises(ValueError, match=f"an adapter of {name}, which this pipeline lacks"):
-        load_ether(pipeline(), tmp_path)
-    with pytest.raises(ValueError, match=f"holds adapters of {name}, which 'default' lacks"):
-        save_ether(adapted_unet(), tmp_path)
+def test_a_pipeline_without_a_component_refuses_its_adapter_and_a_unet_is_not_saved_over_it(
+    with_text: Path, tmp_path: Path
+) -> None:
+    pipe = pipeline(text_encoder=None)
+    before = state(pipe.components["unet"])
+    with pytest.raises(ValueError, match="an adapter of text_encoder, which this pipeline lacks"):
+        load_ether(pipe, with_text)
+    assert state(pipe.components["unet"]) == before
+    with pytest.raises(ValueError, match="holds adapters of text_encoder, which 'default' lacks"):
+        save_ether(adapted_unet(), with_text)
+    for name in OTHERS:
+        shutil.copytree(with_text / "text_encoder", tmp_path / name / name)
+        for path in with_text.glob("adapter_*"):
+            shutil.copy(path, tmp_path / name)
+        with pytest.raises(ValueError, match=f"an adapter of {name}, which this pipeline lacks"):
+            load_ether(pipe, tmp_path / name)
+        with pytest.raises(ValueError, match=f"holds adapters of {name}, which 'default' lacks"):
+            save_ether(adapted_unet(), tmp_path / name)
+
+
+def test_a_bare_unet_is_told_of_the_text_encoders_adapter_that_it_leaves(with_text: Path) -> None:
+    with pytest.warns(UserWarning, match="also holds an adapter of text_encoder, which is not loaded"):
+        load_ether(small_unet(), with_text)
 
 
 def test_a_controlnet_takes_its_adapter_back_in_a_pipeline_of_diffusers(tmp_path: Path) -> None:
@@ -95,8 +147,7 @@ def test_a_controlnet_takes_its_adapter_back_in_a_pipeline_of_diffusers(tmp_path
 
 
 def test_an_adapter_of_another_method_under_the_same_name_is_not_left_out_in_silence(tmp_path: Path) -> None:
-    pipe = pipeline()
-    pipe.components["unet"].add_adapter(EtherConfig())
+    pipe = pipeline(unet=adapted_unet())
     pipe.components["text_encoder"].add_adapter(LoraConfig(target_modules=["q_proj"]), "default")
     with pytest.raises(ValueError, match="'default' is an adapter of another method in text_encoder"):
         save_ether(pipe, tmp_path)
@@ -107,7 +158,7 @@ def test_an_adapter_of_another_method_under_the_same_name_is_not_left_out_in_sil
 def test_a_model_under_two_names_is_one_part(tmp_path: Path) -> None:
     unet = adapted_unet()
     save_ether(SimpleNamespace(components={"unet": unet, "controlnet": unet}), tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_what_holds_no_model_that_can_be_adapted_is_refused(tmp_path: Path) -> None:
@@ -117,42 +168,19 @@ def test_what_holds_no_model_that_can_be_adapted_is_refused(tmp_path: Path) -> N
         load_ether("model", tmp_path)  # type: ignore[arg-type]
 
 
-def test_a_pipeline_without_the_text_encoder_refuses_its_adapter(tmp_path: Path) -> None:
-    save_ether(pipeline(adapt_text=True), tmp_path)
-    pipe = pipeline(text_encoder=False)
-    with pytest.raises(ValueError, match="an adapter of text_encoder, which this pipeline lacks"):
-        load_ether(pipe, tmp_path)
-    assert not hasattr(pipe.components["unet"], "peft_config")
-
-
-def test_a_bare_unet_is_told_of_the_text_encoders_adapter_that_it_leaves(tmp_path: Path) -> None:
-    save_ether(pipeline(adapt_text=True), tmp_path)
-    with pytest.warns(UserWarning, match="also holds an adapter of text_encoder, which is not loaded"):
-        load_ether(small_unet(), tmp_path)
-
-
-def test_a_unet_alone_is_not_saved_over_an_adapter_with_a_text_encoder(tmp_path: Path) -> None:
-    save_ether(pipeline(adapt_text=True), tmp_path)
-    with pytest.raises(ValueError, match="holds adapters of text_encoder, which 'default' lacks"):
-        save_ether(adapted_unet(), tmp_path)
-
-
-def test_a_text_encoder_that_does_not_fit_leaves_the_unet_untouched(tmp_path: Path) -> None:
-    save_ether(pipeline(adapt_text=True), tmp_path)
-    pipe = pipeline()
-    pipe.components["text_encoder"] = small_llama()
-    before = {name: type(module) for name, module in pipe.components["unet"].named_modules()}
+def test_a_text_encoder_that_does_not_fit_leaves_the_unet_untouched(with_text: Path) -> None:
+    pipe = pipeline(text_encoder=small_llama())
+    before = state(pipe.components["unet"])
     with pytest.raises(ValueError, match="2 of its 2 projections are not in"):
-        load_ether(pipe, tmp_path)
-    assert {name: type(module) for name, module in pipe.components["unet"].named_modules()} == before
+        load_ether(pipe, with_text)
+    assert state(pipe.components["unet"]) == before
 
 
 def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_ether(pipeline(adapt_text=True), tmp_path)
     pipe, layers = pipeline(), iter(range(100))
-    before = output(pipe.components["unet"])
+    before = state(pipe.components["unet"])
     update = EtherLinear.update_layer
 
     def failing(self: EtherLinear, *arguments: Any) -> None:
@@ -162,18 +190,17 @@ def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
 
     monkeypatch.setattr(EtherLinear, "update_layer", failing)
     with pytest.raises(MemoryError, match="no memory left"):
-        load_ether(pipe, tmp_path)
-    for part in ("unet", "text_encoder"):
-        assert not any(isinstance(module, EtherLinear) for module in pipe.components[part].modules())
-        assert not hasattr(pipe.components[part], "peft_config")
-        assert all(parameter.requires_grad for parameter in pipe.components[part].parameters())
-    assert exactly_equal(output(pipe.components["unet"]), before)
+        load_ether(pipe, with_text)
+    assert state(pipe.components["unet"]) == before
+    text_encoder = pipe.components["text_encoder"]
+    assert not any(isinstance(module, EtherLinear) for module in text_encoder.modules())
+    assert not hasattr(text_encoder, "peft_config")
+    assert all(parameter.requires_grad for parameter in text_encoder.parameters())
 
 
 def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of_unet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_ether(adapted_unet(), tmp_path)
     model = get_peft_model(small_unet(), EtherConfig(num_blocks=2))
     before, flags = output(model), [p.requires_grad for p in model.parameters()]
     names = list(model.state_dict())
@@ -182,8 +209,99 @@ def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
         lambda *_: (_ for _ in ()).throw(MemoryError("no memory left")),
     )
     with pytest.raises(MemoryError, match="no memory left"):
-        load_ether(model, tmp_path, adapter_name="dog")
+        load_ether(model, of_unet, adapter_name="dog")
     assert list(model.peft_config) == ["default"]
     assert list(model.state_dict()) == names
     assert [p.requires_grad for p in model.parameters()] == flags
     assert exactly_equal(output(model), before)
+
+
+# adapters of the Hub
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, of_unet: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the Hub as a download leaves it, with the adapter somebody/dog."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    revision = "0" * 40
+    repository = tmp_path / "hub" / "models--somebody--dog"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(of_unet, repository / "snapshots" / revision)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_an_adapter_of_the_hub_is_read_from_what_was_downloaded(
+    is_offline: bool, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+    pipe = pipeline()
+    report = load_ether(pipe, "somebody/dog", local_files_only=not is_offline)
+    assert report.components == {"unet": 32}
+    assert exactly_equal(output(pipe.components["unet"]), output(adapted_unet()))
+    with pytest.raises(FileNotFoundError, match="of somebody/cat has not been downloaded"):
+        read_adapter("somebody/cat", local_files_only=not is_offline)
+
+
+def test_a_folder_is_taken_before_the_hub(
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(next(hub_cache.glob("*/snapshots/*")), tmp_path / "somebody" / "cat")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_adapter("somebody/cat").projections()) == 32
+
+
+@pytest.fixture
+def hub(of_unet: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Let a Hub have one model, whose files have the sizes given; return what it gives out."""
+
+    def stand_in(folder: Path = of_unet, **sizes: int) -> list[str]:
+        fetched = list[str]()
+
+        def download(
+            repo_id: str, filename: str, *, subfolder: str | None, dry_run: bool = False, **_: object
+        ) -> str | DryRunFileInfo:
+            path = folder / (subfolder or "") / filename
+            if not path.exists():
+                raise EntryNotFoundError(f"no {filename}")
+            if dry_run:
+                size = sizes.get(path.stem, path.stat().st_size)
+                return DryRunFileInfo(
+                    "0" * 40, size, filename, str(path), is_cached=False, will_download=True
+                )
+            fetched.append(filename)
+            return str(path)
+
+        # whatever the variable of this name says where the tests run
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        return fetched
+
+    return stand_in
+
+
+def test_a_hub_adapter_is_fetched_file_by_file(hub: Callable[..., list[str]]) -> None:
+    fetched = hub()
+    assert load_ether(pipeline(), "somebody/dog").components == {"unet": 32}
+    assert fetched == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_file_of_the_hub_that_is_too_large_is_not_downloaded(hub: Callable[..., list[str]]) -> None:
+    fetched = hub(adapter_model=10**9)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors has 1000000000 bytes"):
+        load_ether(small_unet(), "somebody/dog")
+    assert fetched == ["adapter_config.json"]
+
+
+def test_a_lora_of_the_hub_is_named(
+    hub: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub(tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.file_exists", lambda _, name, **__: name == "pytorch_lora_weights.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"this is a LoRA; use pipe\.load_lora_weights"):
+        load_ether(small_unet(), "somebody/lora")
