@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar, cast, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from ether_diffusion.wording import printable
 
@@ -43,7 +43,7 @@ def checked(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
             try:
                 check(self, *values, **named)
             except ValidationError as error:
-                raise ValueError(_sentence(error.errors(include_url=False)[0])) from None
+                raise ValueError(_sentence(error, named)) from None
 
         made.__init__ = create
         return cast(type[T], made)
@@ -99,12 +99,16 @@ def validate(value: Json, model: type[T], where: str) -> T:
     try:
         return TypeAdapter(model).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"{where}: {_sentence(first)}") from None
+        raise ValueError(f"{where}: {_sentence(error, value)}") from None
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
-    name = printable(".".join(str(part) for part in error["loc"]))
+def _sentence(refusal: ValidationError, value: object) -> str:
+    """Say what is wrong with the first wrong key of a value, whatever of several types it could have been."""
+    errors = [(_keys(error, value), error) for error in refusal.errors(include_url=False)]
+    first = errors[0][0]
+    keys = max((found for found, _ in errors if found[: len(first)] == first), key=len)
+    same = [error for found, error in errors if found == keys]
+    name, error = printable(".".join(keys)), same[0]
     if error["type"] == "value_error":
         return f"{name} {error['ctx']['error']}".strip()
     name = name or "it"
@@ -112,9 +116,21 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return f"{name} is missing; save it again"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name} is not a key that is known; take it out, or use the version that wrote it"
-    needed = error["msg"].partition("should ")[2] or error["msg"]
+    needed = " or ".join(dict.fromkeys(e["msg"].partition("should ")[2] or e["msg"] for e in same))
     found = printable(json.dumps(error["input"], default=str))
     return f"{name} is {found}; it should {needed}"
+
+
+def _keys(error: ErrorDetails, value: object) -> tuple[str, ...]:
+    """Return the keys that lead to an error: pydantic puts types of a union between them."""
+    keys, path = list[str](), error["loc"]
+    for place, part in enumerate(path):
+        is_index = isinstance(part, int) and isinstance(value, list | tuple)
+        is_there = is_index or (isinstance(value, Mapping) and part in value)
+        if is_there or place == 0 or (error["type"] == "missing" and place == len(path) - 1):
+            keys.append(str(part))
+            value = value[part] if is_there else None  # type: ignore[index]  # as was just asked
+    return tuple(keys)
 
 
 def parse_json(text: str | bytes, where: str) -> Json:
