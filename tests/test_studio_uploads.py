@@ -22,7 +22,7 @@ from PIL import Image
 from studio_files import Entry, plain_zip, raw_zip
 
 from ether_diffusion.training.plain_files import UnusableFileError
-from ether_diffusion.ui import archives
+from ether_diffusion.ui import archives, uploads
 from ether_diffusion.ui.archives import read_zip
 from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.thumbnails import data_address
@@ -186,6 +186,17 @@ def test_zips_are_taken_photo_by_photo_and_hostile_ones_are_one_refusal(tmp_path
     assert f"holds {EVIL}" in report.refused[1].reason
     assert not list(tmp_path.rglob("canary*"))
     assert not list((tmp_path / "temp").rglob("notes*"))
+
+
+def test_a_zip_may_be_larger_than_a_photo_and_no_photo_in_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = photo(1), encode(noise(96), "PNG")
+    monkeypatch.setattr(uploads, "MAX_PHOTO_BYTES", len(large) - 1)
+    report = send(tmp_path, {"both.zip": plain_zip({"a.png": small, "b.png": large}), "b.png": large})
+    assert [each.name for each in report.accepted] == ["a.png"]
+    assert [each.name for each in report.refused] == ["b.png", "b.png"]
+    assert all("MiB; give a smaller file" in each.reason for each in report.refused)
 
 
 def test_a_link_a_fifo_and_a_file_that_is_gone_are_refused_without_waiting(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ether_diffusion.training.photos import Photo, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
-from ether_diffusion.ui.archives import archive_kind, read_zip
+from ether_diffusion.ui.archives import MAX_BYTES, archive_kind, read_zip
 from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.thumbnails import thumbnail_png
 from ether_diffusion.wording import printable
@@ -20,6 +20,7 @@ MAX_PHOTO_BYTES = 64 * 2**20
 MAX_PHOTOS = 200
 MAX_TOTAL_BYTES = 2**30
 """Of all photos of one subject."""
+_TOO_LARGE = UnusableFileError(f"has more than {MAX_PHOTO_BYTES / 2**20:g} MiB; give a smaller file")
 _KEPT_SECONDS = 24 * 3600
 _THUMBNAILS = "thumbnails"
 _FOLDER = re.compile(r"[0-9a-f]{16}")
@@ -107,11 +108,10 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | UnusableFileErr
     """Give each file, or why there is none, by its name; archives give what is in them, without folders."""
     for path in paths:
         try:
-            data = read_plain_file(path, inside=path.parent, max_bytes=MAX_PHOTO_BYTES)
-            if archive_kind(data) is None:
-                yield path.name, data
-            else:
-                yield from ((PurePosixPath(name).name, each) for name, each in read_zip(data).items())
+            data = read_plain_file(path, inside=path.parent, max_bytes=MAX_BYTES)
+            is_photo = archive_kind(data) is None
+            for name, each in ({path.name: data} if is_photo else read_zip(data)).items():
+                yield PurePosixPath(name).name, each if len(each) <= MAX_PHOTO_BYTES else _TOO_LARGE
         except UnusableFileError as reason:
             yield path.name, reason
 
