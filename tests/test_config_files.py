@@ -54,6 +54,15 @@ def test_what_is_written_is_read_as_the_same_configuration(tmp_path: Path, value
     assert DreamBoothConfig.from_flat(loaded) == config
 
 
+@pytest.mark.parametrize("prompt", ["a\x85b", "\x85a dog", "a \u2028\x85\n dog\x85"])
+def test_a_next_line_in_a_prompt_is_read_back(tmp_path: Path, prompt: str) -> None:
+    config = DreamBoothConfig.from_flat(
+        {"instance_data_dir": "p", "instance_prompt": prompt, "validation_prompt": ["x", prompt]}
+    )
+    write_config_file(tmp_path / "config.yaml", config)
+    assert DreamBoothConfig.from_flat(read_config_file(tmp_path / "config.yaml")) == config
+
+
 def test_the_file_has_every_option_under_its_section(tmp_path: Path) -> None:
     config = DreamBoothConfig.from_flat({"instance_data_dir": "photos"})
     write_config_file(tmp_path / "config.yaml", config)
