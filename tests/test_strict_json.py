@@ -29,7 +29,7 @@ def test_a_file_is_read_as_its_model() -> None:
         ('{"x": 1, "count": true}', "count is true; it should be a valid integer"),
         ('{"x": 1, "count": 0}', "count is 0; it should be greater than or equal to 1"),
         ('{"x": 1, "names": ["a", 2]}', "names.1 is 2; it should be a valid string"),
-        ('{"x": 1, "tags": 3}', "json: tags is 3; it should be a valid string or be a valid list"),
+        ('{"x": 1, "tags": 3}', "json: tags is 3; it should be a valid string or be a valid array"),
         ('{"x": 1, "tags": ["a", 3]}', "json: tags.1 is 3; it should be a valid string"),
         ('{"x": 1, "facts": {"str": []}}', "json: facts.str is []; it should be a valid string or"),
         ('{"x": 1e999}', "out of range"),
