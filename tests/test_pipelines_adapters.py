@@ -10,40 +10,62 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
 from tiny_pipelines import tiny_sd, tiny_sdxl
 from torch import Tensor
 from trained_adapters import CONFIGS, save_adapter
 
 from ether_diffusion import EtherConfig, load_ether, save_ether
 from ether_diffusion.adapters import read_adapter
-from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.adapters.export import export_lora, export_merged
 from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
 from ether_diffusion.tiny_world import tiny_world_path
 
 ROOT = Path(__file__).parent.parent
+SIZE = {"height": 16, "width": 16}
 KINDS: dict[str, Any] = {
     "sd": (tiny_sd, StableDiffusionPipeline, EtherStableDiffusionPipeline),
     "sdxl": (tiny_sdxl, StableDiffusionXLPipeline, EtherStableDiffusionXLPipeline),
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Any:
     return KINDS[request.param]
 
 
-@pytest.fixture
-def pipe(kind: Any, tmp_path: Path) -> Any:
-    """One of our pipelines with two trained adapters, fox and cat; fox alone is active."""
-    make, _, ours = kind
+@pytest.fixture(scope="module")
+def saved(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two trained adapters, fox and cat."""
+    folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
-    save_adapter(make(), CONFIGS["ether_plus"], tmp_path / "fox")
-    save_adapter(make(), CONFIGS["ether"], tmp_path / "cat")
-    pipe = quiet(ours.from_pipe(make()))
-    pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox")
-    pipe.load_ether_weights(tmp_path / "cat", adapter_name="cat", activate=False)
+    save_adapter(kind[0](), CONFIGS["ether_plus"], folder / "fox")
+    save_adapter(kind[0](), CONFIGS["ether"], folder / "cat")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(kind: Any) -> Tensor:
+    """What diffusers draws without adapters."""
+    return draw(plain(kind))
+
+
+@pytest.fixture
+def pipe(kind: Any, saved: Path) -> Any:
+    """One of our pipelines with both adapters; fox alone is active."""
+    pipe = quiet(kind[2].from_pipe(kind[0]()))
+    pipe.load_ether_weights(saved / "fox", adapter_name="fox")
+    pipe.load_ether_weights(saved / "cat", adapter_name="cat", activate=False)
     return pipe
 
 
@@ -52,12 +74,12 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-def draw(pipe: Any, prompt: Any = "abc", **options: Any) -> Tensor:
+def draw(pipe: Any, prompt: Any = "abc", *, size: Any = SIZE, **options: Any) -> Tensor:
     """Pictures (b, 3, 16, 16) as floats, so that no rounding hides a difference."""
     options = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"} | options
     if not {"seed", "generator"} & options.keys():
         options["generator"] = torch.Generator().manual_seed(7)
-    images: Tensor = pipe(prompt, height=16, width=16, **options).images
+    images: Tensor = pipe(prompt, **size, **options).images
     return images
 
 
@@ -72,19 +94,16 @@ def far(a: Tensor, b: Tensor) -> bool:
     return (a - b).abs().max().item() > 1e-4
 
 
-def test_without_adapters_it_draws_what_diffusers_draws(kind: Any) -> None:
-    make, _, ours = kind
-    assert torch.equal(draw(quiet(ours.from_pipe(make()))), draw(plain(kind)))
-
-
-def test_from_pretrained_and_save_pretrained_agree_with_diffusers(kind: Any, tmp_path: Path) -> None:
+def test_without_adapters_it_draws_loads_and_saves_as_diffusers_does(
+    kind: Any, base: Tensor, tmp_path: Path
+) -> None:
     make, stock, ours = kind
+    assert torch.equal(draw(quiet(ours.from_pipe(make()))), base)
     make().save_pretrained(tmp_path / "base")
     pipe = quiet(ours.from_pretrained(tmp_path / "base"))
-    expected = draw(plain(kind))
-    assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe), base)
     pipe.save_pretrained(tmp_path / "again")
-    assert torch.equal(draw(quiet(ours.from_pretrained(tmp_path / "again"))), expected)
+    assert torch.equal(draw(quiet(ours.from_pretrained(tmp_path / "again"))), base)
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "again")) is stock
 
 
@@ -94,32 +113,29 @@ def test_a_base_under_adapters_is_not_saved_without_them(pipe: Any, tmp_path: Pa
     assert not (tmp_path / "saved").exists()
 
 
-def test_an_adapter_draws_as_with_load_ether_on_diffusers_own(kind: Any, pipe: Any, tmp_path: Path) -> None:
+def test_an_adapter_draws_as_with_load_ether_on_diffusers_own(
+    kind: Any, base: Tensor, pipe: Any, saved: Path
+) -> None:
     stock = plain(kind)
-    load_ether(stock, tmp_path / "fox", adapter_name="fox")
+    load_ether(stock, saved / "fox", adapter_name="fox")
     assert torch.equal(draw(pipe), draw(stock))
-    assert far(draw(pipe), draw(plain(kind)))
-
-
-def test_an_adapter_draws_as_its_export_does_as_a_lora(kind: Any, pipe: Any, tmp_path: Path) -> None:
-    stock = plain(kind)
-    export_lora(tmp_path / "fox", stock, tmp_path / "lora", dtype=torch.float32)
-    stock.load_lora_weights(tmp_path / "lora", adapter_name="fox")
-    stock.set_adapters(["fox"], [0.6])
-    pipe.set_adapters(["fox"], [0.6])
-    torch.testing.assert_close(draw(pipe), draw(stock), rtol=0, atol=2e-5)  # fp32, two matmuls for one
+    assert far(draw(pipe), base)
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # PEFT, at a second LoRA
-def test_several_adapters_weigh_in_as_their_loras_do(kind: Any, pipe: Any, tmp_path: Path) -> None:
+def test_adapters_weigh_in_as_their_exports_do_as_loras(
+    kind: Any, pipe: Any, saved: Path, tmp_path: Path
+) -> None:
     stock = plain(kind)
     for name in ("fox", "cat"):
-        export_lora(tmp_path / name, plain(kind), tmp_path / f"{name}-lora", dtype=torch.float32)
-        stock.load_lora_weights(tmp_path / f"{name}-lora", adapter_name=name)
-    stock.set_adapters(["fox", "cat"], [0.6, 0.4])
-    pipe.set_adapters(["fox", "cat"], [0.6, 0.4])
-    assert pipe.active_adapters == ["fox", "cat"]
-    torch.testing.assert_close(draw(pipe), draw(stock), rtol=0, atol=2e-5)  # as above
+        export_lora(saved / name, plain(kind), tmp_path / name, dtype=torch.float32)
+        stock.load_lora_weights(tmp_path / name, adapter_name=name)
+    for names, strengths in ((["fox"], [0.6]), (["fox", "cat"], [0.6, 0.4])):
+        stock.set_adapters(names, strengths)
+        pipe.set_adapters(names, strengths)
+        assert pipe.active_adapters == names
+        # fp32, two matmuls for one
+        torch.testing.assert_close(draw(pipe), draw(stock), rtol=0, atol=2e-5)
 
 
 def test_fusing_draws_the_same_and_unfusing_restores_every_weight(pipe: Any) -> None:
@@ -144,13 +160,13 @@ def test_fusing_at_a_scale_multiplies_the_strengths(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_unloading_leaves_the_base(kind: Any, pipe: Any, fused: bool) -> None:
+def test_unloading_leaves_the_base(kind: Any, base: Tensor, pipe: Any, fused: bool) -> None:
     if fused:
         pipe.fuse()
     pipe.unload()
     assert pipe.active_adapters == []
     assert pipe.unet.state_dict().keys() == plain(kind).unet.state_dict().keys()
-    assert torch.equal(draw(pipe), draw(plain(kind)))
+    assert torch.equal(draw(pipe), base)
     pipe.unload()
 
 
@@ -162,20 +178,20 @@ def test_one_of_two_adapters_can_be_unloaded(pipe: Any) -> None:
         pipe.unload("cat")
 
 
-def test_a_call_chooses_the_base_or_adapters_for_itself_alone(kind: Any, pipe: Any) -> None:
+def test_a_call_chooses_the_base_or_adapters_for_itself_alone(base: Tensor, pipe: Any) -> None:
     pipe.set_adapters(["fox"], [0.7])
     as_set = draw(pipe)
-    assert torch.equal(draw(pipe, adapters={}), draw(plain(kind)))
+    assert torch.equal(draw(pipe, adapters={}), base)
     assert torch.equal(draw(pipe, adapters={"fox": 0.7}), as_set)
     assert far(draw(pipe, adapters={"cat": 1.0}), as_set)
     assert torch.equal(draw(pipe), as_set)
     assert torch.equal(draw(pipe, adapters=None), as_set)
 
 
-def test_a_choice_also_overrules_disabled_adapters(pipe: Any) -> None:
+def test_a_choice_also_overrules_disabled_adapters(base: Tensor, pipe: Any) -> None:
     expected = draw(pipe)
     pipe.disable_lora()
-    base = draw(pipe)
+    assert torch.equal(draw(pipe), base)
     assert torch.equal(draw(pipe, adapters={"fox": 1.0}), expected)
     assert pipe.active_adapters == []
     assert torch.equal(draw(pipe), base)
@@ -205,7 +221,7 @@ def test_each_prompt_may_have_its_own_adapter(pipe: Any) -> None:
         )
 
 
-def test_text_encoders_take_part_in_a_choice(kind: Any, tmp_path: Path) -> None:
+def test_text_encoders_take_part_in_a_choice(kind: Any, base: Tensor, tmp_path: Path) -> None:
     make, _, ours = kind
     trained = make()
     trained.unet.add_adapter(CONFIGS["ether"], "default")
@@ -215,14 +231,14 @@ def test_text_encoders_take_part_in_a_choice(kind: Any, tmp_path: Path) -> None:
     pipe.load_ether_weights(tmp_path / "both", adapter_name="both")
     expected, (use,) = draw(pipe), pipe.adapters_in_use
     assert set(use.sha256) == {"unet", "text_encoder"}
-    assert torch.equal(draw(pipe, adapters={}), draw(plain(kind)))
+    assert torch.equal(draw(pipe, adapters={}), base)
     mixed = draw(pipe, ["abc", "abc"], adapters=["both", None], seed=[7, 7])
     torch.testing.assert_close(mixed[:1], expected, rtol=0, atol=2e-5)  # batched products
-    torch.testing.assert_close(mixed[1:], draw(plain(kind)), rtol=0, atol=2e-5)
+    torch.testing.assert_close(mixed[1:], base, rtol=0, atol=2e-5)
     pipe.fuse()
     torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=2e-5)
     pipe.unload()
-    assert torch.equal(draw(pipe), draw(plain(kind)))
+    assert torch.equal(draw(pipe), base)
 
 
 def test_each_picture_has_its_own_seed_and_can_be_made_alone(pipe: Any) -> None:
@@ -236,9 +252,8 @@ def test_each_picture_has_its_own_seed_and_can_be_made_alone(pipe: Any) -> None:
     assert far(batch[0], batch[1])
 
 
-def test_a_seed_is_diffusers_generator_of_that_seed(kind: Any, pipe: Any) -> None:
-    pipe.unload()
-    assert torch.equal(draw(pipe, seed=7), draw(plain(kind)))
+def test_a_seed_is_diffusers_generator_of_that_seed(base: Tensor, pipe: Any) -> None:
+    assert torch.equal(draw(pipe, seed=7, adapters={}), base)
 
 
 def test_without_a_seed_torchs_own_decides(pipe: Any) -> None:
@@ -268,18 +283,12 @@ REFUSED: list[tuple[Callable[[Any], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("use", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_bad_input_is_one_sentence_and_changes_nothing(
-    use: Callable[[Any], object], message: str, tmp_path: Path
-) -> None:
-    save_adapter(tiny_sd(), CONFIGS["ether_plus"], tmp_path / "fox")
-    pipe = quiet(EtherStableDiffusionPipeline.from_pipe(tiny_sd()))
-    for name in ("fox", "cat"):
-        pipe.load_ether_weights(tmp_path / "fox", adapter_name=name)
+def test_bad_input_is_one_sentence_and_changes_nothing(pipe: Any) -> None:
     before = pipe.adapters_in_use
-    with pytest.raises(ValueError, match=message):
-        use(pipe)
-    assert pipe.adapters_in_use == before
+    for use, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            use(pipe)
+        assert pipe.adapters_in_use == before, message
 
 
 def test_fused_adapters_refuse_to_be_weighed_or_chosen(pipe: Any) -> None:
@@ -289,12 +298,14 @@ def test_fused_adapters_refuse_to_be_weighed_or_chosen(pipe: Any) -> None:
             use()
 
 
-def test_the_hash_is_that_of_the_file_whatever_its_header_says(pipe: Any, tmp_path: Path) -> None:
+def test_the_hash_is_that_of_the_file_whatever_its_header_says(
+    pipe: Any, saved: Path, tmp_path: Path
+) -> None:
     (use,) = pipe.adapters_in_use
-    assert use.sha256 == {"unet": content_hash(read_adapter(tmp_path / "fox").tensors)}
+    assert use.sha256 == {"unet": content_hash(read_adapter(saved / "fox").tensors)}
     save_ether(pipe, tmp_path / "again", adapter_name="fox", trigger="another")
     assert use.sha256 == {"unet": content_hash(read_adapter(tmp_path / "again").tensors)}
-    assert use.sha256 != {"unet": content_hash(read_adapter(tmp_path / "cat").tensors)}
+    assert use.sha256 != {"unet": content_hash(read_adapter(saved / "cat").tensors)}
 
 
 def test_an_offloaded_adapter_is_in_use_without_a_hash(pipe: Any) -> None:
@@ -303,30 +314,31 @@ def test_an_offloaded_adapter_is_in_use_without_a_hash(pipe: Any) -> None:
 
 
 CUSTOM = """
-import sys, torch
+import sys
 from diffusers import DiffusionPipeline
-base, custom, adapter = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline=custom, trust_remote_code=True)
-pipe.set_progress_bar_config(disable=True)
-pipe.load_ether_weights(adapter, adapter_name="fox")
-image = pipe("abc", num_inference_steps=2, height=16, width=16, seed=0, adapters={"fox": 0.5}).images[0]
-print(type(pipe).__name__, pipe.active_adapters, '"strength":0.5' in image.info["ether_diffusion"])
+folder, *jobs = sys.argv[1:]
+for job in jobs:
+    kind, custom = job.split("=")
+    base = f"{folder}/{kind}"
+    pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline=custom, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ether_weights(base + "-fox", adapter_name="fox")
+    image = pipe("abc", num_inference_steps=1, height=16, width=16, seed=0, adapters={"fox": 0.5}).images[0]
+    print(type(pipe).__name__, pipe.active_adapters, '"strength":0.5' in image.info["ether_diffusion"])
 """
 
 
-@pytest.mark.parametrize(
-    ("make", "custom", "name"),
-    [
-        (tiny_sd, "pipelines/stable_diffusion.py", "EtherStableDiffusionPipeline"),
-        (tiny_sd, "pipelines", "EtherStableDiffusionPipeline"),
-        (tiny_sdxl, "pipelines/stable_diffusion_xl.py", "EtherStableDiffusionXLPipeline"),
-    ],
-)
-def test_diffusers_loads_them_as_custom_pipelines(make: Any, custom: str, name: str, tmp_path: Path) -> None:
-    save_adapter(make(), CONFIGS["ether"], tmp_path / "fox")
-    make().save_pretrained(tmp_path / "base")
+def test_diffusers_loads_them_as_custom_pipelines(tmp_path: Path) -> None:
+    for name, (make, _, _) in KINDS.items():
+        save_adapter(make(), CONFIGS["ether"], tmp_path / f"{name}-fox")
+        make().save_pretrained(tmp_path / name)
+    jobs = {
+        "sd=pipelines/stable_diffusion.py": "EtherStableDiffusionPipeline",
+        "sd=pipelines": "EtherStableDiffusionPipeline",
+        "sdxl=pipelines/stable_diffusion_xl.py": "EtherStableDiffusionXLPipeline",
+    }
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CUSTOM, tmp_path / "base", ROOT / custom, tmp_path / "fox"],
+        [sys.executable, "-W", "ignore", "-c", CUSTOM, tmp_path, *jobs],
         capture_output=True,
         text=True,
         check=False,
@@ -334,7 +346,7 @@ def test_diffusers_loads_them_as_custom_pipelines(make: Any, custom: str, name: 
         env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [name, "['fox']", "True"]
+    assert done.stdout.splitlines() == [f"{name} ['fox'] True" for name in jobs.values()]
 
 
 def test_the_alias_of_the_embedded_base_stands_for_its_folder() -> None:
@@ -342,3 +354,71 @@ def test_the_alias_of_the_embedded_base_stands_for_its_folder() -> None:
     by_folder = EtherStableDiffusionPipeline.from_pretrained(tiny_world_path())
     for name, weight in by_folder.unet.state_dict().items():
         assert torch.equal(by_alias.unet.state_dict()[name], weight), name
+
+
+# any pipeline of diffusers with a UNet
+
+
+def image(seed: int) -> Tensor:
+    return torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def controlnet(pipe: StableDiffusionPipeline) -> StableDiffusionControlNetPipeline:
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4,))
+    for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(block.weight, std=0.1)  # they start at zero, which would hide them
+    return StableDiffusionControlNetPipeline(
+        **pipe.components, controlnet=net.eval(), requires_safety_checker=False
+    )
+
+
+OTHERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], dict[str, Any]]] = {
+    "img2img": (
+        tiny_sd,
+        lambda pipe: StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False),
+        {"image": image(1), "strength": 0.9},
+    ),
+    "inpaint": (
+        tiny_sd,
+        lambda pipe: StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False),
+        {"image": image(1), "mask_image": image(2)[:, :1].round()} | SIZE,
+    ),
+    "controlnet": (tiny_sd, controlnet, {"image": image(3)}),
+    "sdxl_img2img": (
+        tiny_sdxl,
+        lambda pipe: StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False),
+        {"image": image(1), "strength": 0.9},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_pipeline_draws_an_adapter_as_its_lora_and_its_merged_model(
+    name: str, tmp_path: Path
+) -> None:
+    make, wrap, options = OTHERS[name]
+    fox, pipes = save_adapter(make(), CONFIGS["ether_plus"], tmp_path / "fox"), []
+    for _ in range(3):
+        torch.manual_seed(0)
+        pipes.append(quiet(wrap(make())))
+
+    def drawn(pipe: Any) -> Tensor:
+        return draw(pipe, size={}, num_inference_steps=3, **options)
+
+    adapted, lora, merged = pipes
+    base = drawn(adapted)
+    load_ether(adapted, fox, adapter_name="fox")
+    adapted.set_adapters(["fox"], [0.7])
+    found = drawn(adapted)
+    assert far(found, base)
+    export_lora(fox, lora, tmp_path / "lora", dtype=torch.float32)
+    lora.load_lora_weights(tmp_path / "lora", adapter_name="fox")
+    lora.set_adapters(["fox"], [0.7])
+    torch.testing.assert_close(found, drawn(lora), rtol=0, atol=2e-5)  # two float32 paths
+    export_merged(fox, merged.unet, tmp_path / "merged", scale=0.7)
+    merged.unet = type(merged.unet).from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(found, drawn(merged), rtol=0, atol=2e-5)  # as above
+    adapted.set_adapters(["fox"], [0.0])
+    assert torch.equal(drawn(adapted), base)
+    adapted.unload_lora_weights()
+    assert torch.equal(drawn(adapted), base)
