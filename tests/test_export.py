@@ -1,4 +1,4 @@
-"""Exported files, read by tools that have never heard of ETHER, compute what the adapter computes."""
+"""Exported files and models, read by tools that have never heard of ETHER, compute what the adapter does."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,12 +38,12 @@ from ether_diffusion.adapters import (
     read_adapter,
     save_ether,
 )
-from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.adapters.export import export_lora, export_merged
 from ether_diffusion.adapters.export.lora_file import lora_header
 from ether_diffusion.adapters.format import EXPORT_NAME
 
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {"sd": tiny_sd, "sdxl": tiny_sdxl}
-JOBS = [(kind, name) for kind in PIPELINES for name in CONFIGS]
+JOBS = [*(("sd", name) for name in CONFIGS), ("sdxl", "ether"), ("sdxl", "ether_plus")]
 
 
 def run_stock_diffusers(jobs: list[tuple[str, Path, Path]], folder: Path) -> dict[str, Tensor]:
@@ -73,19 +73,19 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("outside")
     torch.manual_seed(0)
     jobs, recorded = [], {}
+    for kind, name in JOBS:
+        pipe = PIPELINES[kind]()
+        adapter = save_adapter(pipe, CONFIGS[name], folder / f"{kind}-{name}")
+        export_lora(adapter, pipe, adapter, dtype=torch.float32)
+        export_lora(adapter, pipe, folder / f"{kind}-{name}-half")
+        recorded[f"base/{kind}"] = predict(pipe, None)
+        load_ether(pipe, adapter)
+        for scale in (0.0, 0.5, 1.0):
+            recorded[f"native/{kind}/{name}/{scale}"] = predict(pipe, scale)
+        jobs.append((f"{kind}/{name}", folder / kind, adapter))
+        jobs.append((f"{kind}/{name}/half", folder / kind, folder / f"{kind}-{name}-half"))
     for kind, build in PIPELINES.items():
         build().save_pretrained(folder / kind)
-        for name, config in CONFIGS.items():
-            pipe = build()
-            adapter = save_adapter(pipe, config, folder / f"{kind}-{name}")
-            export_lora(adapter, pipe, adapter, dtype=torch.float32)
-            export_lora(adapter, pipe, folder / f"{kind}-{name}-half")
-            recorded[f"base/{kind}"] = predict(pipe, None)
-            load_ether(pipe, adapter)
-            for scale in (0.0, 0.5, 1.0):
-                recorded[f"native/{kind}/{name}/{scale}"] = predict(pipe, scale)
-            jobs.append((f"{kind}/{name}", folder / kind, adapter))
-            jobs.append((f"{kind}/{name}/half", folder / kind, folder / f"{kind}-{name}-half"))
         with_text = folder / f"{kind}-text"
         recorded[f"native/{kind}/text"] = export_with_text_encoder(build(), with_text)
         jobs.append((f"{kind}/with_text", folder / kind, with_text))
@@ -106,20 +106,16 @@ def export_with_text_encoder(pipe: DiffusionPipeline, folder: Path) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "name"), JOBS)
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
 def test_stock_diffusers_computes_the_adapter_from_the_export(
-    outside: dict[str, Tensor], kind: str, name: str, scale: float
+    outside: dict[str, Tensor], kind: str, name: str
 ) -> None:
-    native = outside[f"native/{kind}/{name}/{scale}"]
-    assert relative_error(outside[f"{kind}/{name}/{scale}"], native) < 1e-5
-    if scale == 0.5:
-        assert relative_error(outside[f"{kind}/{name}/set_adapters"], native) < 1e-5
-    effect = relative_error(native, outside[f"base/{kind}"])
-    assert (effect == 0) if scale == 0 else (effect > 1e-2)
-
-
-@pytest.mark.parametrize(("kind", "name"), JOBS)
-def test_a_float16_export_is_within_a_thousandth(outside: dict[str, Tensor], kind: str, name: str) -> None:
+    for scale in (0.0, 0.5, 1.0):
+        native = outside[f"native/{kind}/{name}/{scale}"]
+        assert relative_error(outside[f"{kind}/{name}/{scale}"], native) < 1e-5
+        if scale == 0.5:
+            assert relative_error(outside[f"{kind}/{name}/set_adapters"], native) < 1e-5
+        effect = relative_error(native, outside[f"base/{kind}"])
+        assert (effect == 0) if scale == 0 else (effect > 1e-2)
     # factors rounded to 11 bits: 7e-4 of the update in each weight, averaged down by the layers
     native = outside[f"native/{kind}/{name}/1.0"]
     assert relative_error(outside[f"{kind}/{name}/half/1.0"], native) < 1e-3
@@ -188,38 +184,68 @@ def test_the_header_names_the_base_of_stable_diffusion_2_that_draws_512_pixels()
     assert (header["ss_base_model_version"], header["ss_v2"]) == ("sd_v2", "True")
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    return save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "adapter")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path_factory.mktemp("saved") / "adapter")
 
 
 @pytest.fixture
-def untouched(tmp_path: Path, trained: Path) -> Iterator[None]:
-    """Nothing on disk may change."""
-    before = files_in(tmp_path)
-    yield
-    assert files_in(tmp_path) == before
+def trained(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "adapter"))
 
 
-@pytest.mark.usefixtures("untouched")
-def test_other_weights_are_refused_without_rebake(trained: Path) -> None:
-    with pytest.raises(ValueError, match=r"not those trained on .*tiny.*--rebake"):
-        export_lora(trained, tiny_sd(seed=7), trained)
+def merged(folder: Path) -> DiffusionPipeline:
+    pipe = tiny_sd()
+    load_ether(pipe, folder)
+    pipe.fuse_lora(components=["unet"])
+    return pipe
 
 
-@pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("rebake", [False, True])
-def test_another_architecture_is_refused(trained: Path, rebake: bool) -> None:
-    with pytest.raises(ValueError, match=r"the base has no such module|wide and the base's"):
-        export_lora(trained, tiny_sdxl(), trained, rebake=rebake)
+def of_component(folder: Path, component: str) -> Adapter:
+    part = read_adapter(folder).first
+    return Adapter({"unet": part, component: part})
+
+
+ANOTHER = r"the base has no such module|wide and the base's"
+REFUSED: list[tuple[Callable[[Path], object], str]] = [
+    (lambda f: export_lora(f, tiny_sd(seed=7), f), r"not those trained on .*tiny.*--rebake"),
+    (lambda f: export_lora(f, tiny_sdxl(), f), ANOTHER),
+    (lambda f: export_lora(f, tiny_sdxl(), f, rebake=True), ANOTHER),
+    (lambda f: export_lora(f, tiny_sd().unet.to("meta"), f), "on the meta device"),
+    (lambda f: export_lora(f, merged(f), f), "unmerge it first"),
+    (lambda f: export_lora(of_component(f, "vae"), tiny_sd(), f), "diffusers reads no LoRA of vae from"),
+    (lambda f: export_lora(of_component(f, "text_encoder_2"), tiny_sd(), f), "no LoRA of text_encoder_2"),
+    (lambda f: export_lora(of_component(f, "transformer_2"), tiny_sd(), f), "no LoRA of transformer_2"),
+    (lambda f: export_lora(f, tiny_sd(), f, export_name="../x"), "is not a file name"),
+    (lambda f: export_lora(f, tiny_sd(), f, export_name="a/b"), "is not a file name"),
+    (lambda f: export_lora(f, tiny_sd(), f, export_name=""), "is not a file name"),
+    (lambda f: export_lora(f, tiny_sd(), f, export_name=".safetensors"), "is not a file name"),
+    (lambda f: export_lora(f, tiny_sd(), f, export_name="a\\b"), "is not a file name"),
+    (lambda f: export_merged(f, tiny_sd(), f.parent / "new", scale=float("nan")), "not a finite number"),
+    (lambda f: export_merged(f, tiny_sd(), f), "not empty"),
+]
+
+
+@pytest.mark.parametrize(("export", "words"), REFUSED)
+def test_what_cannot_be_exported_is_refused_and_nothing_on_the_disk_changes(
+    export: Callable[[Path], object], words: str, trained: Path
+) -> None:
+    before = files_in(trained.parent)
+    with pytest.raises((ValueError, FileExistsError), match=words):
+        export(trained)
+    assert files_in(trained.parent) == before
 
 
 @pytest.mark.parametrize(
-    "targets",
-    [["q_proj"], ["k_proj", "v_proj"], ["q_proj", "fc1"], ["fc2"]],
-    ids="+".join,
+    ("targets", "unet_targets"),
+    [
+        (["q_proj"], ["to_q"]),
+        (["k_proj", "v_proj"], ["to_q"]),
+        (["q_proj", "fc1"], ["to_q", "time_embedding.linear_1"]),
+        (["fc2"], ["to_q", "time_embedding.linear_1"]),
+    ],
 )
-@pytest.mark.parametrize("unet_targets", [["to_q"], ["to_q", "time_embedding.linear_1"]], ids="+".join)
 def test_a_text_encoder_is_read_whatever_of_it_is_adapted(
     targets: list[str], unet_targets: list[str], tmp_path: Path
 ) -> None:
@@ -276,20 +302,6 @@ def test_unets_that_kohya_has_no_keys_for_are_exported_with_those_of_diffusers(
         torch.testing.assert_close(layer.get_delta_weight("x").double(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("component", ["vae", "text_encoder_2", "transformer_2"])
-def test_components_that_no_lora_file_holds_are_refused_by_name(trained: Path, component: str) -> None:
-    adapters = Adapter({"unet": read_adapter(trained).first, component: read_adapter(trained).first})
-    with pytest.raises(ValueError, match=f"diffusers reads no LoRA of {component} from a file of Stable"):
-        export_lora(adapters, tiny_sd(), trained)
-
-
-@pytest.mark.usefixtures("untouched")
-def test_a_base_without_weights_is_refused(trained: Path) -> None:
-    with pytest.raises(ValueError, match="on the meta device"):
-        export_lora(trained, tiny_sd().unet.to("meta"), trained)
-
-
 def test_the_same_base_in_half_precision_needs_no_rebake(trained: Path, tmp_path: Path) -> None:
     half = load_file(
         export_lora(trained, tiny_sd().to(torch.float16), tmp_path / "half", dtype=torch.float32)
@@ -297,15 +309,6 @@ def test_the_same_base_in_half_precision_needs_no_rebake(trained: Path, tmp_path
     full = load_file(export_lora(trained, tiny_sd(), tmp_path / "full", dtype=torch.float32))
     for key in full:
         torch.testing.assert_close(half[key], full[key], rtol=1e-2, atol=1e-3)  # the base's own rounding
-
-
-@pytest.mark.usefixtures("untouched")
-def test_a_base_with_a_merged_adapter_is_refused(trained: Path) -> None:
-    pipe = tiny_sd()
-    load_ether(pipe, trained)
-    pipe.fuse_lora(components=["unet"])
-    with pytest.raises(ValueError, match="unmerge it first"):
-        export_lora(trained, pipe, trained)
 
 
 def test_a_base_that_carries_the_adapter_exports_the_same_file(trained: Path, tmp_path: Path) -> None:
@@ -322,13 +325,6 @@ def test_the_same_export_is_the_same_bytes(trained: Path, tmp_path: Path) -> Non
         export_lora(trained, tiny_sd(), tmp_path / name).read_bytes() for name in ("once", "again")
     )
     assert once == again
-
-
-@pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".safetensors", "a\\b"])
-def test_an_export_name_is_a_file_name(trained: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="is not a file name"):
-        export_lora(trained, tiny_sd(), trained, export_name=name)
 
 
 def test_an_earlier_export_is_replaced_and_a_foreign_file_is_not(trained: Path) -> None:
@@ -354,3 +350,41 @@ def test_rebaking_gives_the_reflection_of_the_other_bases_weights(trained: Path,
     expected = fingerprint(weights)
     assert expected is not None
     assert stamped["norms"] == list(expected.norms)
+
+
+# merged models
+
+
+def test_a_merged_model_is_the_base_with_the_adapters_weights(trained: Path, tmp_path: Path) -> None:
+    pipe = tiny_sd()
+    before = predict(pipe, None)
+    folder = export_merged(trained, pipe, tmp_path / "merged", scale=0.5)
+    assert torch.equal(predict(pipe, None), before)
+    merged = DiffusionPipeline.from_pretrained(folder)
+    load_ether(pipe, trained)
+    assert relative_error(predict(merged, None), predict(pipe, 0.5)) < 1e-5
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_merging_keeps_the_dtype_and_at_scale_0_the_weights(trained: Path, tmp_path: Path) -> None:
+    pipe = tiny_sd().to(torch.float16)
+    export_merged(trained, pipe, tmp_path / "merged", scale=0.0)
+    merged = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, weight in pipe.unet.state_dict().items():
+        assert torch.equal(merged[name], weight), name
+
+
+def test_a_failed_merge_leaves_nothing_behind(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny_sd()
+    before = pipe.unet.mid_block.attentions[0].proj_in.weight.clone()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pipe.vae, "save_pretrained", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_merged(trained, pipe, tmp_path / "merged")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
+    assert torch.equal(pipe.unet.mid_block.attentions[0].proj_in.weight, before)
