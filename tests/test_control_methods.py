@@ -1,5 +1,8 @@
 """Control adapters of every method draw what training draws, weigh in as they can, and go without trace."""
 
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +57,47 @@ def drawn_in_training(pipe: Any, encoder: Any) -> Tensor:
     return images
 
 
+Saved = Callable[[str], tuple[Path, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A control folder of each method, and what the model in training draws with it."""
+
+    @cache
+    def saved_by(method: str) -> tuple[Path, Tensor]:
+        folder = tmp_path_factory.mktemp(method)
+        return folder, drawn_in_training(*save_method(folder, method))
+
+    return saved_by
+
+
+@pytest.fixture(scope="module")
+def base() -> Tensor:
+    return draw(empty())
+
+
 @pytest.mark.parametrize("method", [*METHODS, "none"])
-def test_a_loaded_adapter_draws_what_the_model_in_training_draws(tmp_path: Path, method: str) -> None:
-    expected = drawn_in_training(*save_method(tmp_path, method))
-    pipe = loaded(tmp_path)
+def test_a_loaded_adapter_draws_what_the_model_in_training_draws_and_is_named_in_the_picture(
+    saved: Saved, base: Tensor, method: str
+) -> None:
+    folder, expected = saved(method)
+    pipe = loaded(folder)
     assert torch.equal(draw(pipe, control_image=image()), expected)
-    assert not torch.allclose(draw(empty()), expected, atol=1e-4)
+    assert not torch.allclose(base, expected, atol=1e-4)
+    if method != "none":
+        made = pipe("ab", **OPTIONS | {"output_type": "pil"}, control_image=image(), seed=0).images[0]
+        (use,) = parse_metadata(made.info[KEYWORD], "it").adapters
+        assert (use.name, use.strength) == ("control", 1.0)
+        assert len(use.sha256["unet"]) == 64
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_that_is_not_activated_changes_nothing_until_it_is_chosen(
-    tmp_path: Path, method: str
+    saved: Saved, base: Tensor, method: str
 ) -> None:
-    expected = drawn_in_training(*save_method(tmp_path, method))
-    base = draw(empty())
-    pipe = loaded(tmp_path, activate=False)
+    folder, expected = saved(method)
+    pipe = loaded(folder, activate=False)
     assert not pipe.active_adapters
     assert torch.equal(draw(pipe), base)
     assert torch.equal(draw(pipe, control_image=image(), adapters={"control": 1.0}), expected)
@@ -79,13 +108,12 @@ def test_an_adapter_that_is_not_activated_changes_nothing_until_it_is_chosen(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_unloading_leaves_the_base_bit_for_bit(tmp_path: Path, method: str) -> None:
-    save_method(tmp_path, method)
-    pipe = empty()
+def test_unloading_leaves_the_base_bit_for_bit(saved: Saved, method: str) -> None:
+    folder, pipe = saved(method)[0], empty()
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     modules = dict(pipe.unet.named_modules())
-    pipe.load_control_weights(tmp_path)
-    pipe.load_control_weights(tmp_path, adapter_name="again")
+    pipe.load_control_weights(folder)
+    pipe.load_control_weights(folder, adapter_name="again")
     pipe.unload("again")
     assert not pipe.active_adapters
     pipe.unload("control")
@@ -112,9 +140,8 @@ def test_a_strength_multiplies_what_is_added_to_the_weights(tmp_path: Path, meth
     assert torch.equal(draw(pipe, control_image=image()), whole)
 
 
-def test_a_strength_of_a_lora_is_diffusers_own(tmp_path: Path) -> None:
-    save_method(tmp_path, "lora")
-    pipe = loaded(tmp_path)
+def test_a_strength_of_a_lora_is_diffusers_own(saved: Saved) -> None:
+    pipe = loaded(saved("lora")[0])
     chosen = draw(pipe, adapters={"control": 0.3})
     pipe.set_adapters(["control"], [0.3])
     torch.testing.assert_close(draw(pipe), chosen)
@@ -122,9 +149,8 @@ def test_a_strength_of_a_lora_is_diffusers_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", STRENGTHLESS)
-def test_a_strength_that_a_method_has_not_is_refused(tmp_path: Path, method: str) -> None:
-    save_method(tmp_path, method)
-    pipe = loaded(tmp_path)
+def test_a_strength_that_a_method_has_not_is_refused(saved: Saved, method: str) -> None:
+    pipe = loaded(saved(method)[0])
     before = draw(pipe)
     with pytest.raises(ValueError, match=r"control is an adapter of (OFT|HRA|BOFT), which has no strengths"):
         draw(pipe, adapters={"control": 0.5})
@@ -135,19 +161,8 @@ def test_a_strength_that_a_method_has_not_is_refused(tmp_path: Path, method: str
     assert torch.equal(draw(pipe), before)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_picture_says_which_adapter_made_it(tmp_path: Path, method: str) -> None:
-    save_method(tmp_path, method)
-    pipe = loaded(tmp_path)
-    made = pipe("ab", **OPTIONS | {"output_type": "pil"}, control_image=image(), seed=0).images[0]
-    (use,) = parse_metadata(made.info[KEYWORD], "it").adapters
-    assert (use.name, use.strength) == ("control", 1.0)
-    assert len(use.sha256["unet"]) == 64
-
-
-def test_what_only_adapters_of_ether_can_do_is_refused(tmp_path: Path) -> None:
-    save_method(tmp_path / "lora", "lora")
-    pipe = loaded(tmp_path / "lora")
+def test_what_only_adapters_of_ether_can_do_is_refused(saved: Saved) -> None:
+    pipe = loaded(saved("lora")[0])
     with pytest.raises(ValueError, match="control is not of ETHER, whose adapters alone differ by prompt"):
         pipe(["ab", "cd"], **OPTIONS, adapters=["control", None])
     with pytest.raises(ValueError, match="control is not of ETHER, and the base's weights would not"):
@@ -155,10 +170,10 @@ def test_what_only_adapters_of_ether_can_do_is_refused(tmp_path: Path) -> None:
     assert pipe.active_adapters == ["control"]
 
 
-def test_an_ether_loads_beside_a_control_adapter_of_lora_and_goes_again(tmp_path: Path) -> None:
-    expected = drawn_in_training(*save_method(tmp_path / "lora", "lora"))
+def test_an_ether_loads_beside_a_control_adapter_of_lora_and_goes_again(saved: Saved, tmp_path: Path) -> None:
+    folder, expected = saved("lora")
     save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
-    pipe = loaded(tmp_path / "lora")
+    pipe = loaded(folder)
     pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox", activate=False)
     assert torch.equal(draw(pipe, control_image=image()), expected)
     pipe.set_adapters(["control", "fox"])
@@ -173,14 +188,11 @@ def test_an_ether_loads_beside_a_control_adapter_of_lora_and_goes_again(tmp_path
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_adapter_of_another_save_is_refused(tmp_path: Path, method: str) -> None:
-    save_method(tmp_path / "one", method)
-    save_method(tmp_path / "two", method, seed=1)
-    (tmp_path / "one" / "adapter_model.safetensors").write_bytes(
-        (tmp_path / "two" / "adapter_model.safetensors").read_bytes()
-    )
+def test_an_adapter_of_another_save_is_refused(saved: Saved, tmp_path: Path, method: str) -> None:
+    save_method(tmp_path, method, seed=1)
+    shutil.copy(saved(method)[0] / "adapter_model.safetensors", tmp_path)
     pipe = empty()
     with pytest.raises(ValueError, match="were not saved together"):
-        pipe.load_control_weights(tmp_path / "one")
+        pipe.load_control_weights(tmp_path)
     assert not pipe.controls
     assert not pipe.active_adapters
