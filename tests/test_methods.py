@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from ether_diffusion.training.result import (
 from ether_diffusion.training.setup import LoadedRun
 
 PEFT_METHODS = ["lora", "oft", "hra", "delora", "boft", "full"]
+Runs = Callable[[str], tuple[LoadedRun, Path]]
 METHODS = ["ether", "ether_plus", *PEFT_METHODS]
 
 # PEFT's BOFT looks for a compiler of CUDA
@@ -58,14 +61,28 @@ def trained_run(tmp_path: Path, method: str, *, text: bool = False, is_xl: bool 
     return run
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A run of each method on both models, for tests that leave its values as they are, and its folder."""
+
+    @cache
+    def run_of(method: str) -> tuple[LoadedRun, Path]:
+        folder = tmp_path_factory.mktemp(method)
+        run = trained_run(folder, method, text=True)
+        for part in run.trainer.parts:
+            part.model.eval()
+        return run, folder
+
+    return run_of
+
+
 def far(one: torch.Tensor, other: torch.Tensor) -> bool:
     return (one - other).abs().max().item() > 1e-4
 
 
 @pytest.mark.parametrize("method", PEFT_METHODS)
-def test_peft_loads_what_training_saved(tmp_path: Path, method: str) -> None:
-    run = trained_run(tmp_path, method)
-    run.unet.eval()
+def test_peft_loads_what_training_saved(runs: Runs, method: str) -> None:
+    run, tmp_path = runs(method)
     fresh = open_pipeline(tmp_path / "base").unet
     assert far(output(run.unet), output(fresh))
     loaded = PeftModel.from_pretrained(fresh, tmp_path / "run").eval()
@@ -97,9 +114,8 @@ def test_a_method_starts_near_the_base_and_all_of_it_learns(tmp_path: Path, meth
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_switched_off_is_the_base_bit_for_bit(tmp_path: Path, method: str) -> None:
-    run = trained_run(tmp_path, method)
-    run.unet.eval()
+def test_a_method_switched_off_is_the_base_bit_for_bit(runs: Runs, method: str) -> None:
+    run, tmp_path = runs(method)
     base_unet = open_pipeline(tmp_path / "base").unet
     base_unet.set_attn_processor(AttnProcessor())  # as training's, on a CPU
     adapted, base = output(run.unet), output(base_unet)
@@ -143,8 +159,8 @@ def test_a_lora_is_what_diffusers_own_scripts_save(tmp_path: Path, is_xl: bool) 
     torch.testing.assert_close(loras, draw(ours))
 
 
-def test_a_lora_file_is_a_function_of_its_values(tmp_path: Path) -> None:
-    run = trained_run(tmp_path, "lora")
+def test_a_lora_file_is_a_function_of_its_values(runs: Runs) -> None:
+    run, tmp_path = runs("lora")
     written = set()
     for _ in range(8):  # safetensors orders metadata anew each time
         path = write_export(tmp_path / "run", run)
@@ -196,8 +212,8 @@ def test_an_adapter_on_half_a_base_trains_in_float32(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_restored_values_are_those_that_were_stored(tmp_path: Path, method: str) -> None:
-    run = trained_run(tmp_path, method)
+def test_restored_values_are_those_that_were_stored(runs: Runs, method: str) -> None:
+    run, tmp_path = runs(method)
     stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
     expected = trained(run.unet)
     for parameter in run.trainer.parameters:
@@ -229,11 +245,11 @@ def test_a_method_that_does_not_fit_the_widths_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["ether_plus", "lora"])
-def test_an_adapter_names_its_base_without_the_way_to_it(tmp_path: Path, method: str) -> None:
-    run = trained_run(tmp_path, method)
+def test_an_adapter_names_its_base_without_the_way_to_it(runs: Runs, method: str) -> None:
+    run, tmp_path = runs(method)
     write_export(tmp_path / "run", run)
     write_card(tmp_path / "run", run, [])
-    for path in (tmp_path / "run").iterdir():
+    for path in (path for path in (tmp_path / "run").rglob("*") if path.is_file()):
         assert str(tmp_path).encode() not in path.read_bytes()
     if method == "ether_plus":
         assert read_adapter(tmp_path / "run").metadata.base_model == "base"
@@ -242,8 +258,8 @@ def test_an_adapter_names_its_base_without_the_way_to_it(tmp_path: Path, method:
         assert stored["base_model_name_or_path"] == "base"
 
 
-def test_full_fine_tuning_trains_every_weight_of_both_models(tmp_path: Path) -> None:
-    run = trained_run(tmp_path, "full", text=True)
+def test_full_fine_tuning_trains_every_weight_of_both_models(runs: Runs) -> None:
+    run, tmp_path = runs("full")
     base = open_pipeline(tmp_path / "base")
     for part in run.trainer.parts:
         own = sum(parameter.numel() for parameter in getattr(base, part.part).parameters())
@@ -251,8 +267,8 @@ def test_full_fine_tuning_trains_every_weight_of_both_models(tmp_path: Path) -> 
     assert all(parameter.dtype == torch.float32 for parameter in run.trainer.parameters)
 
 
-def test_merged_full_fine_tuning_is_a_plain_model_and_unmerges_bit_for_bit(tmp_path: Path) -> None:
-    run = trained_run(tmp_path, "full")
+def test_merged_full_fine_tuning_is_a_plain_model_and_unmerges_bit_for_bit(runs: Runs) -> None:
+    run, tmp_path = runs("full")
     fresh = open_pipeline(tmp_path / "base").unet
     before = {name: weight.clone() for name, weight in fresh.state_dict().items()}
     model = PeftModel.from_pretrained(fresh, tmp_path / "run").eval()
@@ -262,6 +278,5 @@ def test_merged_full_fine_tuning_is_a_plain_model_and_unmerges_bit_for_bit(tmp_p
     restored = {name.replace(".base_layer", ""): weight for name, weight in fresh.state_dict().items()}
     assert all(torch.equal(restored[name], weight) for name, weight in before.items())
     merged = model.merge_and_unload()
-    run.unet.eval()
     assert merged.state_dict().keys() == before.keys()
     torch.testing.assert_close(output(merged), output(run.unet))
