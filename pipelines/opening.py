@@ -7,7 +7,7 @@ import diffusers
 import torch
 
 from ether_diffusion.bases import Base
-from ether_diffusion.bases.schedule import NOISE
+from ether_diffusion.bases.stable_diffusion import NOISE
 from ether_diffusion.pipelines.control import EtherControlPipeline, EtherControlXLPipeline
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline

@@ -146,7 +146,7 @@ def test_variants_of_the_hub_are_fetched_where_there_is_nothing_else(
 
     tree = [SimpleNamespace(path=str(path)) for path in names]
     monkeypatch.setattr(DiffusionPipeline, "download", download)
-    monkeypatch.setattr("ether_diffusion.bases.loading.get_cached_repo_tree", lambda name, revision: tree)
+    monkeypatch.setattr("ether_diffusion.bases.files.get_cached_repo_tree", lambda name, revision: tree)
     assert load_base("somebody/base").unet.dtype == torch.bfloat16
 
 

@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.bases import PromptEmbeddings
-from ether_diffusion.bases.unet import SMALL_ATTENTION
+from ether_diffusion.bases.stable_diffusion import SMALL_ATTENTION
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.batches import Batch

@@ -1,5 +1,6 @@
 """Base models: the border to diffusers and transformers, where every frozen part is loaded and used."""
 
+from ether_diffusion.bases.files import load_base
 from ether_diffusion.bases.images import (
     Fault,
     decode_latents,
@@ -9,14 +10,16 @@ from ether_diffusion.bases.images import (
     scale_latents,
     to_pictures,
 )
-from ether_diffusion.bases.loading import load_base
-from ether_diffusion.bases.opened import Base, open_base
-from ether_diffusion.bases.prompts import PromptEmbeddings, TextEncoders, stack_embeddings
-from ether_diffusion.bases.unet import (
+from ether_diffusion.bases.stable_diffusion import (
+    Base,
     NoiseScheduler,
+    PromptEmbeddings,
+    TextEncoders,
     UNet,
+    open_base,
     recompute_activations,
     set_attention,
+    stack_embeddings,
     take_rows,
     unet_inputs,
 )
