@@ -13,6 +13,15 @@ from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipel
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
 
 EtherPipeline = EtherStableDiffusionPipeline | EtherStableDiffusionXLPipeline
+_PIPELINES: dict[str, type[EtherPipeline]] = {
+    each.__name__: each
+    for each in (
+        EtherStableDiffusionPipeline,
+        EtherStableDiffusionXLPipeline,
+        EtherControlPipeline,
+        EtherControlXLPipeline,
+    )
+}
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -52,11 +61,7 @@ def open_pipeline(
         raise ValueError(
             f"{base.name} is a base for inpainting; use diffusers' inpainting pipeline and load_ether"
         )
-    kind: type[EtherPipeline]
-    if with_control:
-        kind = EtherControlXLPipeline if base.family == "sdxl" else EtherControlPipeline
-    else:
-        kind = EtherStableDiffusionXLPipeline if base.family == "sdxl" else EtherStableDiffusionPipeline
+    kind = _PIPELINES[base.drawn_by_with_control if with_control else base.drawn_by]
     pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype)
     # a hub id is a better name for people than its folder in the cache
     pipeline.register_to_config(_name_or_path=base.name)

@@ -13,6 +13,7 @@ from tiny_pipelines import tiny_sd
 from ether_diffusion.adapters import AdapterMetadata
 from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.bases import open_base
+from ether_diffusion.bases.stable_diffusion import StableDiffusion
 from ether_diffusion.control import ControlEncoder
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import adapter_files, adapter_tensors, attach_new, peft_config
@@ -23,7 +24,7 @@ METHODS = ("lora", "oft", "hra", "delora", "boft")
 def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings: Any) -> Any:
     """Give a UNet an adapter of a method that is far from the identity; return PEFT's configuration."""
     values: Any = {"adapter": method, "target_modules": "attention", **settings}
-    config = peft_config(AdapterConfig(**values), "unet")
+    config = peft_config(AdapterConfig(**values), "unet", StableDiffusion)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what BOFT says of kernels that are not there
         parameters = attach_new(unet, config, seed=seed, part="unet")
@@ -36,7 +37,7 @@ def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings:
 
 def save_for_tiny_world(folder: Path, method: str, encoder: ControlEncoder | None = None) -> None:
     """Write an adapter for the embedded base's UNet, with a control encoder where one is given."""
-    unet = open_base("tiny_world").load_unet()
+    unet = open_base("tiny_world").load_denoiser()
     adapt(unet, method)
     files = adapter_files(unet, AdapterMetadata(base_model="tiny_world"))
     if encoder is not None:

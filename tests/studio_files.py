@@ -61,7 +61,7 @@ def plain_zip(files: dict[str, bytes]) -> bytes:
 
 def save_tiny_world_adapter(folder: Path, *, seed: int = 0) -> Path:
     """Save an adapter of the embedded base as training leaves it; other seeds give others."""
-    unet = open_base("tiny_world").load_unet()
+    unet = open_base("tiny_world").load_denoiser()
     torch.manual_seed(seed)
     unet.add_adapter(replace(EtherConfig(variant="ether_plus", init_weights=False)))
     save_ether(
@@ -76,7 +76,7 @@ def furnish(folder: Path) -> dict[str, str]:
     None was ever trained. Return their ids by their names.
     """
     saved, base = folder.parent / "saved", open_base("tiny_world")
-    unet, factor = base.load_unet(), base.vae_scale_factor
+    unet, factor = base.load_denoiser(), base.vae_scale_factor
     save_tiny_world_adapter(saved / "Fox")
     other = read_adapter(save_tiny_world_adapter(saved / "other", seed=1)).first
     classes = random_encoder(unet, factor=factor, control_type="palette")

@@ -23,7 +23,7 @@ QUICK = GenerateRequest("a red fox on a beach", steps=2, compare_with_base=False
 
 def make_adapters(folder: Path) -> None:
     """Save fox and cat, follow and trace with control, odd for other weights, alien for another base."""
-    unet = open_base("tiny_world").load_unet()
+    unet = open_base("tiny_world").load_denoiser()
     torch.manual_seed(0)
     for name, kind in (("fox", "ether_plus"), ("cat", "ether"), ("follow", "ether_plus"), ("trace", "ether")):
         unet.add_adapter(replace(CONFIGS[kind]), "default")

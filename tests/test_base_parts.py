@@ -9,7 +9,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from tiny_pipelines import tiny_sd, tiny_sdxl
 
-from ether_diffusion.bases import encode_images, open_base, scale_latents
+from ether_diffusion.bases import open_base
+from ether_diffusion.bases.images import encode_images, scale_latents
+from ether_diffusion.bases.stable_diffusion import SDXL, DiscreteNoise, StableDiffusion
 from ether_diffusion.tiny_world import tiny_world_path
 
 PROMPTS = ["a cat", "", "two dogs on a hill"]
@@ -62,7 +64,7 @@ def test_prompts_of_sdxl_become_sequences_and_pooled_embeddings(sdxl: Path) -> N
 
 def test_each_part_is_the_pipelines_own_and_frozen(sd: Path) -> None:
     base, pipe = open_base(sd), StableDiffusionPipeline.from_pretrained(sd)
-    for mine, theirs in ((base.load_unet(), pipe.unet), (base.load_vae(), pipe.vae)):
+    for mine, theirs in ((base.load_denoiser(), pipe.unet), (base.load_vae(), pipe.vae)):
         assert not any(parameter.requires_grad for parameter in mine.parameters())
         for name, tensor in theirs.state_dict().items():
             assert torch.equal(mine.state_dict()[name], tensor), name
@@ -81,12 +83,14 @@ def test_latents_are_those_that_diffusers_image_to_image_starts_from(sd: Path) -
 def test_the_embedded_base_is_known_by_its_alias() -> None:
     base = open_base("tiny_world")
     assert (base.name, base.folder) == ("tiny_world", tiny_world_path())
-    assert (base.family, base.is_inpainting, base.prediction_type) == ("sd", False, "v_prediction")
+    assert (type(base), base.is_inpainting, base.prediction_type) == (StableDiffusion, False, "v_prediction")
     assert (base.native_size, base.vae_scale_factor, base.size_multiple) == (64, 4, 8)
 
 
 def test_noise_is_added_as_the_bases_own_scheduler_says() -> None:
-    scheduler = open_base("tiny_world").load_noise_scheduler()
+    noise = open_base("tiny_world").load_noise()
+    assert isinstance(noise, DiscreteNoise)
+    scheduler = noise.scheduler
     own = StableDiffusionPipeline.from_pretrained(tiny_world_path()).scheduler
     assert scheduler.config.prediction_type == own.config.prediction_type
     assert scheduler.config.rescale_betas_zero_snr
@@ -94,7 +98,7 @@ def test_noise_is_added_as_the_bases_own_scheduler_says() -> None:
 
 
 def test_families_are_told_by_their_configs(sdxl: Path, tmp_path: Path) -> None:
-    assert open_base(sdxl).family == "sdxl"
+    assert isinstance(open_base(sdxl), SDXL)
     pipe = tiny_sd()
     pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)
     pipe.save_pretrained(tmp_path / "inpainting")
@@ -147,12 +151,12 @@ def test_a_damaged_part_is_named(sd: Path, tmp_path: Path) -> None:
     weights = tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"unet in .* is damaged; fetch or save it again"):
-        open_base(tmp_path / "base").load_unet()
+        open_base(tmp_path / "base").load_denoiser()
 
 
 def test_an_empty_unet_has_the_modules_and_shapes_and_no_weights(sd: Path) -> None:
     base = open_base(sd)
-    empty, whole = base.empty_unet(), base.load_unet()
+    empty, whole = base.empty_denoiser(), base.load_denoiser()
     assert {name: p.shape for name, p in empty.named_parameters()} == {
         name: p.shape for name, p in whole.named_parameters()
     }

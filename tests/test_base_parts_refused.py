@@ -32,7 +32,9 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from ether_diffusion.bases import decode_latents, encode_images, load_base, open_base
+from ether_diffusion.bases import decode_latents, load_base, open_base
+from ether_diffusion.bases.images import encode_images
+from ether_diffusion.bases.stable_diffusion import DiscreteNoise
 from ether_diffusion.pipelines.opening import open_pipeline
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
@@ -256,7 +258,9 @@ def test_noise_is_that_of_the_bases_scheduler_whatever_its_class(
         kept = type(own)().config
         values = {key: v for key, v in json.loads(file.read_text()).items() if kept.get(key) != v}
         file.write_text(json.dumps(values))
-    ours = open_base(tmp_path).load_noise_scheduler()
+    noise = open_base(tmp_path).load_noise()
+    assert isinstance(noise, DiscreteNoise)
+    ours = noise.scheduler
     assert torch.equal(ours.alphas_cumprod, own.alphas_cumprod)
     assert ours.config.prediction_type == own.config.prediction_type
     assert ours.config.num_train_timesteps == own.config.num_train_timesteps

@@ -74,9 +74,9 @@ def test_every_path_finds_the_weights_that_are_there(tmp_path: Path, layout: str
     base = open_base(make(tmp_path / "base"))
     whole = load_base(base.folder)
     assert {name: getattr(whole, name).dtype for name in dtypes} == dtypes
-    assert base.unet_dtype == dtypes["unet"]
+    assert base.denoiser_dtype == dtypes["unet"]
     drawing = open_pipeline(base, device=torch.device("cpu"), dtype=FULL)
-    loaded = base.load_unet(), base.load_vae(), base.load_text_encoders().models[0]
+    loaded = base.load_denoiser(), base.load_vae(), base.load_text_encoders().models["text_encoder"]
     for name, mine in zip(("unet", "vae", "text_encoder"), loaded, strict=True):
         for key, weight in getattr(whole, name).state_dict().items():
             assert torch.equal(mine.state_dict()[key], weight.to(FULL)), (name, key)
@@ -85,7 +85,7 @@ def test_every_path_finds_the_weights_that_are_there(tmp_path: Path, layout: str
 
 def test_the_variant_that_is_wanted_comes_before_plain_files(tmp_path: Path) -> None:
     saved(saved(tmp_path, tiny_sd()), tiny_sd(seed=5), variant="other")
-    wanted, plain = open_base(tmp_path, variant="other").load_unet(), open_base(tmp_path).load_unet()
+    wanted, plain = open_base(tmp_path, variant="other").load_denoiser(), open_base(tmp_path).load_denoiser()
     assert torch.equal(wanted.conv_in.weight, tiny_sd(seed=5).unet.conv_in.weight)
     assert torch.equal(plain.conv_in.weight, tiny_sd().unet.conv_in.weight)
 
@@ -163,7 +163,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "for training": lambda folder: [
         load()
         for base in [open_base(folder)]
-        for load in (base.load_vae, base.load_text_encoders, base.load_unet)
+        for load in (base.load_vae, base.load_text_encoders, base.load_denoiser)
     ],
     "for drawing": lambda folder: open_pipeline(
         open_base(folder), device=torch.device("cpu"), dtype=torch.float32
@@ -194,7 +194,7 @@ def test_buffers_of_older_files_are_no_weights(tmp_path: Path) -> None:
     older = {f"text_model.{key}": tensor for key, tensor in load_file(file).items()}
     older["text_model.embeddings.position_ids"] = torch.arange(16)[None]
     save_file(older, file, metadata={"format": "pt"})
-    model = open_base(tmp_path).load_text_encoders().models[0]
+    model = open_base(tmp_path).load_text_encoders().models["text_encoder"]
     assert isinstance(model, nn.Module)
     for key, tensor in tiny_sd().text_encoder.state_dict().items():
         assert torch.equal(model.state_dict()[key], tensor), key

@@ -69,7 +69,7 @@ def test_a_fresh_encoder_brings_a_shape_to_its_last_convolution_undimmed() -> No
 
 def test_the_encoder_of_tiny_world_brings_64_px_to_its_16_latents() -> None:
     base = open_base("tiny_world")
-    encoder = new_encoder(base.load_unet(), vae_scale_factor=base.vae_scale_factor)
+    encoder = new_encoder(base.load_denoiser(), vae_scale_factor=base.vae_scale_factor)
     assert encoder(control_images(1, side=64)).shape == (1, 96, 16, 16)
 
 

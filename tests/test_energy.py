@@ -13,6 +13,7 @@ from torch import nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import AdapterMetadata
+from ether_diffusion.bases.stable_diffusion import StableDiffusion
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.tiny_world import tiny_world_path
@@ -102,7 +103,7 @@ def tiny_world_adapters(tmp_path: Path) -> Path:
     """Adapters of three methods, as training saves them, far from where they start."""
     for method in ("ether", "ether_plus", "lora"):
         unet = UNet2DConditionModel.from_pretrained(tiny_world_path() / "unet")
-        config = peft_config(AdapterConfig(adapter=method), "unet")
+        config = peft_config(AdapterConfig(adapter=method), "unet", StableDiffusion)
         for parameter in attach_new(unet, config, seed=0, part="unet"):
             nn.init.normal_(parameter, std=0.3)
         folder = tmp_path / "runs" / method / "adapter"

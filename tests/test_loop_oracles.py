@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from training_runs import config, write_base, write_photos
 
 from ether_diffusion.adapters import detach_adapter
+from ether_diffusion.bases.stable_diffusion import DiscreteNoise
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.batches import Batch
@@ -29,7 +30,7 @@ def noised(base: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Return the noise and timesteps that a batch is given, and its noisy latents as diffusers makes them."""
     scheduler = DDPMScheduler.from_config(base.scheduler.config)
     noise = draw_noise(batch.latents.shape, batch.samples, batch.is_frozen_prior, seed=0)
-    timesteps = draw_timesteps(batch.samples, batch.is_frozen_prior, seed=0, num_train_timesteps=1000)
+    timesteps = draw_timesteps(DiscreteNoise(scheduler), batch.samples, batch.is_frozen_prior, seed=0)
     return noise, timesteps, scheduler.add_noise(batch.latents, noise, timesteps)
 
 

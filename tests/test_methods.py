@@ -19,6 +19,7 @@ from tiny_pipelines import tiny_sd
 from training_runs import config, write_base
 
 from ether_diffusion.adapters import read_adapter
+from ether_diffusion.bases.stable_diffusion import StableDiffusion
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import (
     adapters_off,
@@ -174,6 +175,7 @@ def test_options_mean_what_they_mean_in_peft(method: str) -> None:
     values: dict[str, Any] = peft_config(
         AdapterConfig(adapter=method, rank=3, num_blocks=2, lora_alpha=7, dropout=0.5),  # type: ignore[arg-type]
         "unet",
+        StableDiffusion,
     ).to_dict()
     in_peft: dict[str, dict[str, Any]] = {
         "ether": {"num_blocks": 2, "variant": "ether", "dropout": 0.5},
@@ -195,7 +197,8 @@ def test_a_first_adapter_is_a_function_of_the_seed(method: str) -> None:
     for seed in (0, 0, 1):
         unet = tiny_sd().unet.requires_grad_(False)
         torch.manual_seed(len(found))  # what the global generator does is nobody's business
-        added = attach_new(unet, peft_config(AdapterConfig(adapter=method), "unet"), seed=seed, part="unet")  # type: ignore[arg-type]
+        settings = AdapterConfig(adapter=method)  # type: ignore[arg-type]
+        added = attach_new(unet, peft_config(settings, "unet", StableDiffusion), seed=seed, part="unet")
         found.append(torch.cat([parameter.detach().flatten() for parameter in added]))
     assert torch.equal(found[0], found[1])
     if method not in ("oft", "boft", "full"):  # which start from zeros
@@ -205,7 +208,8 @@ def test_a_first_adapter_is_a_function_of_the_seed(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_on_half_a_base_trains_in_float32(method: str) -> None:
     unet = tiny_sd().unet.to(torch.bfloat16).requires_grad_(False)
-    added = attach_new(unet, peft_config(AdapterConfig(adapter=method), "unet"), seed=0, part="unet")  # type: ignore[arg-type]
+    settings = AdapterConfig(adapter=method)  # type: ignore[arg-type]
+    added = attach_new(unet, peft_config(settings, "unet", StableDiffusion), seed=0, part="unet")
     assert {parameter.dtype for parameter in added} == {torch.float32}
     own = {p.dtype for p in unet.parameters() if not p.requires_grad}
     assert own == {torch.bfloat16}
@@ -226,7 +230,12 @@ def test_restored_values_are_those_that_were_stored(runs: Runs, method: str) -> 
 def test_targets_may_be_names_or_a_regex() -> None:
     def names(targets: str) -> set[str]:
         unet = copy.deepcopy(tiny_sd().unet).requires_grad_(False)
-        attach_new(unet, peft_config(AdapterConfig(target_modules=targets), "unet"), seed=0, part="unet")
+        attach_new(
+            unet,
+            peft_config(AdapterConfig(target_modules=targets), "unet", StableDiffusion),
+            seed=0,
+            part="unet",
+        )
         return {name.split(".ether_")[0] for name in trained(unet)}
 
     everywhere = names("attention")

@@ -4,13 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ether_diffusion.training.objective import (
-    draw_noise,
-    draw_timesteps,
-    losses_of,
-    min_snr_weights,
-    target_of,
-)
+from ether_diffusion.bases.stable_diffusion import DiscreteNoise
+from ether_diffusion.training.objective import draw_noise, draw_timesteps, losses_of
 
 SHAPE = torch.Size((3, 4, 8, 8))
 NO_PRIOR = torch.zeros(3, dtype=torch.bool)
@@ -52,21 +47,22 @@ def test_a_class_image_has_noise_of_its_own_and_a_frozen_prior_shares_its_pictur
     for frozen, equal in ((False, False), (True, True)):
         is_frozen = torch.tensor([False, False, frozen, frozen])
         noise = draw_noise(shape, visits, is_frozen, seed=0)
-        steps = draw_timesteps(visits, is_frozen, seed=0, num_train_timesteps=1000)
+        steps = draw_timesteps(DiscreteNoise(noise_scheduler()), visits, is_frozen, seed=0)
         assert torch.equal(noise[:2], noise[2:]) is equal
         assert torch.equal(steps[:2], steps[2:]) is equal
 
 
 def test_timesteps_are_uniform_over_the_whole_range() -> None:
-    visits = range(4000)
-    steps = draw_timesteps(visits, torch.zeros(4000, dtype=torch.bool), seed=0, num_train_timesteps=10)
+    ten = DiscreteNoise(DDPMScheduler(num_train_timesteps=10))
+    steps = draw_timesteps(ten, range(4000), torch.zeros(4000, dtype=torch.bool), seed=0)
     counts = torch.bincount(steps, minlength=10).double()
     assert ((counts - 400) ** 2 / 400).sum() < 27.9  # chi-squared, 9 degrees of freedom, p = 0.001
 
 
 def test_the_target_of_epsilon_prediction_is_the_noise() -> None:
     noise = torch.randn(SHAPE)
-    assert target_of(noise_scheduler(), torch.randn(SHAPE), noise, torch.tensor([1, 500, 999])) is noise
+    found = DiscreteNoise(noise_scheduler()).target(torch.randn(SHAPE), noise, torch.tensor([1, 500, 999]))
+    assert found is noise
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
@@ -74,7 +70,7 @@ def test_a_perfect_velocity_leads_ddim_back_to_the_latents(zero_terminal: bool) 
     scheduler = noise_scheduler("v_prediction", zero_terminal=zero_terminal)
     latents, noise, timesteps = torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([1, 500, 999])
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    velocity = target_of(scheduler, latents, noise, timesteps)
+    velocity = DiscreteNoise(scheduler).target(latents, noise, timesteps)
     ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
     ddim.set_timesteps(1000)
     for row, timestep in enumerate(timesteps):
@@ -90,14 +86,14 @@ def test_min_snr_weights_are_the_papers(prediction_type: str) -> None:
     snr = alphas / (1 - alphas)
     expected = snr.clamp(max=5) / (snr if prediction_type == "epsilon" else snr + 1)
     torch.testing.assert_close(
-        min_snr_weights(scheduler, timesteps, 5.0).double(), expected, rtol=1e-4, atol=0
+        DiscreteNoise(scheduler).min_snr_weights(timesteps, 5.0).double(), expected, rtol=1e-4, atol=0
     )
 
 
 def test_min_snr_weights_are_finite_where_no_signal_is_left() -> None:
     for prediction_type in ("epsilon", "v_prediction"):
         scheduler = noise_scheduler(prediction_type, zero_terminal=True)
-        assert min_snr_weights(scheduler, torch.tensor([999]), 5.0).isfinite().all()
+        assert DiscreteNoise(scheduler).min_snr_weights(torch.tensor([999]), 5.0).isfinite().all()
 
 
 def test_losses_are_each_rows_mean_squared_error() -> None:

@@ -34,7 +34,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
     folder = tmp_path_factory.mktemp("library")
     make_adapters(folder / "made")
     base = open_base("tiny_world")
-    encoder = random_encoder(base.load_unet(), factor=base.vae_scale_factor)
+    encoder = random_encoder(base.load_denoiser(), factor=base.vae_scale_factor)
     save_control(folder / "made" / "lines", encoder)
     add(Studio(folder / "studio"), folder / "made", "fox", "follow", "lines", "odd", "alien")
     with running_studio(folder / "studio") as running:

@@ -31,7 +31,7 @@ def ids(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     made = tmp_path_factory.mktemp("made")
     make_adapters(made)
     base = open_base("tiny_world")
-    encoder = random_encoder(base.load_unet(), factor=base.vae_scale_factor, control_type="palette")
+    encoder = random_encoder(base.load_denoiser(), factor=base.vae_scale_factor, control_type="palette")
     save_control(made / "lines", encoder)
     return add(studio, made, "fox", "lines")
 

@@ -47,7 +47,7 @@ def library(tmp_path: Path) -> Library:
 
 
 def unet() -> UNet2DConditionModel:
-    return open_base("tiny_world").load_unet()
+    return open_base("tiny_world").load_denoiser()
 
 
 def kept(library: Library) -> list[str]:
@@ -237,7 +237,7 @@ def test_a_lora_download_is_what_export_writes_on_the_loaded_base(
 ) -> None:
     card = library.add_run_result(saved, "My fox")
     stored = open_base("tiny_world")
-    expected = export_lora(saved, stored.load_unet(stored.unet_dtype), tmp_path / "expected")
+    expected = export_lora(saved, stored.load_denoiser(stored.denoiser_dtype), tmp_path / "expected")
     found = library.lora_file(card.id)
     assert found.name == "My-fox.safetensors"
     tensors, wanted = load_file(found), load_file(expected)

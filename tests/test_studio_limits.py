@@ -196,7 +196,7 @@ def test_time_is_that_which_was_measured() -> None:
 def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
     """Counted by hand, layer by layer, on the UNet itself."""
     base = open_base("tiny_world")
-    unet, counted = base.load_unet(), [0.0]
+    unet, counted = base.load_denoiser(), [0.0]
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         counted[0] += 2 * output.numel() * layer.weight[0].numel()  # type: ignore[index]

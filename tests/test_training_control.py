@@ -44,7 +44,7 @@ def config(tmp_path: Path, **flags: Json) -> ControlRunConfig:
 def fresh_encoder(tmp_path: Path) -> Any:
     base = open_base(tmp_path / "base")
     seed = stream(0, "control encoder").initial_seed()
-    return new_encoder(base.load_unet(), vae_scale_factor=base.vae_scale_factor, seed=seed)
+    return new_encoder(base.load_denoiser(), vae_scale_factor=base.vae_scale_factor, seed=seed)
 
 
 def trained(tmp_path: Path, **flags: Json) -> Path:
@@ -55,7 +55,7 @@ def trained(tmp_path: Path, **flags: Json) -> Path:
 
 def test_a_run_leaves_an_adapter_and_an_encoder_that_load_together(tmp_path: Path) -> None:
     folder = trained(tmp_path)
-    unet = open_base(tmp_path / "base").load_unet()
+    unet = open_base(tmp_path / "base").load_denoiser()
     loaded = load_control(unet, folder)
     assert loaded.report is not None
     assert loaded.report.base_match == "same"
@@ -131,7 +131,7 @@ def test_other_methods_train_the_encoder_beside_them_and_load(tmp_path: Path, me
     }
     said = json.loads((folder / "control_config.json").read_text())["adapter_sha256"]
     assert said == content_hash(saved)
-    unet = open_base(tmp_path / "base").load_unet()
+    unet = open_base(tmp_path / "base").load_denoiser()
     loaded = load_control(unet, folder)
     assert loaded.report is not None
     assert loaded.report.base_match == "same"
@@ -193,7 +193,7 @@ def test_encoder_only_trains_and_saves_the_encoder_alone(tmp_path: Path) -> None
     assert read_control(folder).conv_out.weight.abs().max() > 0
     assert not (folder / "adapter_config.json").exists()
     assert not (folder / "adapter_model.safetensors").exists()
-    unet = open_base(tmp_path / "base").load_unet()
+    unet = open_base(tmp_path / "base").load_denoiser()
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     loaded = load_control(unet, folder)
     assert loaded.report is None

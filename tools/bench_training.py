@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.bases import PromptEmbeddings
-from ether_diffusion.bases.stable_diffusion import SMALL_ATTENTION
+from ether_diffusion.bases.stable_diffusion import SMALL_ATTENTION, DiscreteNoise, StableDiffusion
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.batches import Batch
@@ -77,7 +77,7 @@ def make_base(latent: int, *, quick: bool) -> UNet2DConditionModel:
 def make_trainer(unet: UNet2DConditionModel, config: AdapterConfig) -> Trainer:
     """Attach an adapter and return what trains it."""
     accelerator = make_accelerator(ComputeConfig())
-    adapter = peft_config(config, "unet")
+    adapter = peft_config(config, "unet", StableDiffusion)
     added = attach_new(unet, adapter, seed=0, part="unet")
     context = torch.randn(1, NUM_TOKENS, unet.config.cross_attention_dim)
 
@@ -87,7 +87,7 @@ def make_trainer(unet: UNet2DConditionModel, config: AdapterConfig) -> Trainer:
     return Trainer(
         accelerator,
         [TrainedPart("unet", unet, adapter, added, 1e-5)],
-        Denoising(unet, encode, DDPMScheduler(), 0),
+        Denoising(unet, StableDiffusion.predict, encode, DiscreteNoise(DDPMScheduler()), 0),
         config=OptimizationConfig(),
         progress=Progress(10**6, 1, 1, 1),
         seed=0,
@@ -153,7 +153,7 @@ def measure_memory(name: str, latent: int, *, quick: bool) -> float:
     """Return MiB that the first step adds at its peak, the optimizer's state among them."""
     unet = make_base(latent, quick=quick)
     if name == FLOOR:
-        adapted, config = share_weights(unet), peft_config(METHODS["ETHER+"], "unet")
+        adapted, config = share_weights(unet), peft_config(METHODS["ETHER+"], "unet", StableDiffusion)
         shapes = [parameter.shape for parameter in attach_new(adapted, config, seed=0, part="unet")]
         del adapted
         step: Callable[[], object] = make_floor(unet, latent, shapes)

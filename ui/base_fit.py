@@ -7,13 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
 
 from ether_diffusion.adapters import Adapter, AdapterPart
 from ether_diffusion.adapters.fit import Fit, check_fit
-from ether_diffusion.bases import Base
+from ether_diffusion.bases import Base, Denoiser
 from ether_diffusion.control.conditioning import check_encoder
 
 
@@ -44,7 +43,7 @@ class BaseFit:
             return check_fit(unet, adapter.parts["unet"], "asked")
 
     @contextmanager
-    def adapted_unet(self, adapter: AdapterPart) -> Iterator[UNet2DConditionModel]:
+    def adapted_unet(self, adapter: AdapterPart) -> Iterator[Denoiser]:
         """Give the UNet with the weights that an adapter changes, as they are stored, and no others.
 
         One visitor has it at a time.
@@ -53,7 +52,7 @@ class BaseFit:
             yield unet
 
     @contextmanager
-    def _filled(self, adapter: AdapterPart) -> Iterator[UNet2DConditionModel]:
+    def _filled(self, adapter: AdapterPart) -> Iterator[Denoiser]:
         modules = dict(self._skeleton.named_modules())
         filled = [name for name in adapter.modules() if isinstance(modules.get(name), nn.Linear)]
         with ExitStack() as stack:
@@ -65,8 +64,8 @@ class BaseFit:
             yield self._skeleton
 
     @cached_property
-    def _skeleton(self) -> UNet2DConditionModel:
-        unet = self.base.empty_unet()
+    def _skeleton(self) -> Denoiser:
+        unet = self.base.empty_denoiser()
         unet.register_to_config(_name_or_path=str(self.base.folder))
         return unet
 
@@ -76,7 +75,7 @@ class BaseFit:
         variant = self.base.variant
         pattern = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
         places: dict[str, Path] = {}
-        for path in sorted((self.base.folder / "unet").glob(pattern)):
+        for path in sorted((self.base.folder / self.base.denoiser).glob(pattern)):
             with safe_open(path, framework="pt") as file:
                 places |= dict.fromkeys(file.keys(), path)
         return places

@@ -5,13 +5,12 @@ import time
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ether_diffusion.bases import Base
+from ether_diffusion.bases import Base, Denoiser
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.ui.facts import counted, duration
 
@@ -80,30 +79,20 @@ class Cost:
             )
 
     def _step_flop(self, width: int, height: int, is_guided: bool) -> float:
-        unet, factor = self._unet, self._base.vae_scale_factor
-        batch, config = 1 + is_guided, unet.config
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            further: dict[str, Any] = {}
-            if config.addition_embed_type == "text_time":
-                pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-                further = {"text_embeds": torch.empty(batch, pooled), "time_ids": torch.empty(batch, 6)}
-            unet(
-                torch.empty(batch, config.in_channels, height // factor, width // factor),
-                torch.empty(()),
-                torch.empty(batch, 77, config.cross_attention_dim),
-                added_cond_kwargs=further,
-            )
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._base.predict_nothing(self._denoiser, batch=1 + is_guided, size=(height, width))
         return float(counter.get_total_flops())
 
     @cached_property
-    def _unet(self) -> Any:
-        return self._base.empty_unet()
+    def _denoiser(self) -> Denoiser:
+        return self._base.empty_denoiser()
 
     @cached_property
     def _vae_channels(self) -> int:
         """Channels of the largest tensors in the VAE: those that come to the full size."""
-        folder = self._base.vae_folder or self._base.folder / "vae"
-        channels = json.loads((folder / "config.json").read_bytes()).get("block_out_channels", [128, 256])
+        channels = json.loads((self._base.vae_folder / "config.json").read_bytes()).get(
+            "block_out_channels", [128, 256]
+        )
         return int(max(channels[:2]))
 
     @cached_property

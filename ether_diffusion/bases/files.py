@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -135,27 +135,6 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is no JSON object; fetch or save the base again")
     return config
-
-
-def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
-    """Load a base from a folder, a hub id or the alias "tiny_world", each part in the dtype it is stored in.
-
-    A folder may hold a whole pipeline, or a UNet by itself.
-
-    Raises:
-        FileNotFoundError: a path that is not there, or a folder that holds neither.
-        OSError: the Hub does not give it.
-        ValueError: its files are damaged, or do not fit together.
-    """
-    folder = find_folder(name)
-    if (folder / "model_index.json").is_file():
-        return load_pipeline(folder)
-    is_model = (folder / "config.json").is_file()
-    if is_model and read_config(folder, "config.json").get("_class_name") == UNet2DConditionModel.__name__:
-        return load_part(UNet2DConditionModel, folder)
-    raise FileNotFoundError(
-        f"{folder} holds no model_index.json and no UNet's config.json; name a folder in diffusers' layout"
-    )
 
 
 def find_folder(

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft import PeftConfig, inject_adapter_in_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ether_diffusion.adapters import load_any
 from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.adapters.models import find_parts
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
 from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
@@ -186,8 +187,7 @@ def _draw(run: BenchmarkRun, settings: BenchmarkSettings, adapter: Path | None) 
     """Draw the subject's prompts, each as often as asked: picture k is of seed k, whatever the method."""
     base = open_base(settings.base)
     device = default_device()
-    checker = {} if base.family == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = base.load_pipeline(dtype=default_dtype(device), **checker).to(device)
+    pipeline = base.load_unchecked_pipeline(default_dtype(device)).to(device)
     if adapter is not None:
         attach_saved(pipeline, adapter)
     with decoded_again(pipeline.vae):
@@ -310,7 +310,7 @@ def _work(
             time.sleep(WAIT_SECONDS)
 
 
-def attach_saved(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def attach_saved(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Attach what a training saved to a pipeline's models, and put it in force.
 
     Raises:
@@ -320,12 +320,11 @@ def attach_saved(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     if saved_method(folder) != "full":
         load_any(pipeline, folder, adapter_name=SAVED)
         return
-    for part in ("unet", "text_encoder", "text_encoder_2"):
-        place = folder if part == "unet" else folder / part
+    for part in find_parts(pipeline):
+        place = folder if part.component == "unet" else folder / part.component
         if (place / CONFIG_NAME).is_file():
-            model = getattr(pipeline, part)
-            inject_adapter_in_model(PeftConfig.from_pretrained(str(place)), model, SAVED)
-            restore_adapter(model, load_file(place / TENSORS_NAME), name=SAVED)
+            inject_adapter_in_model(PeftConfig.from_pretrained(str(place)), part.model, SAVED)
+            restore_adapter(part.model, load_file(place / TENSORS_NAME), name=SAVED)
 
 
 def saved_method(folder: Path) -> str:

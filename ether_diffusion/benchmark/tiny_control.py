@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.adapters import load_ether
+from ether_diffusion.bases import open_base
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_batch, controlled, load_control
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import tiny_world_path
+from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.backgrounds import COLOURS, Background
 from ether_diffusion.tiny_world.concepts import Concept, find_concept, with_article
 from ether_diffusion.tiny_world.control import (
@@ -147,7 +147,7 @@ def _draw(
     shapes: Sequence[Image.Image],
     seed: int,
 ) -> Tensor:
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
+    pipeline = open_base(ALIAS).load_pipeline(dtype=torch.float32)
     names = [f"subject_{number}" for number in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
         load_ether(pipeline, adapter, adapter_name=name)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.adapters import load_ether
+from ether_diffusion.bases import open_base
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import tiny_world_path
+from ether_diffusion.tiny_world import ALIAS, tiny_world_path
 from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import Concept, shipped_concepts
 from ether_diffusion.tiny_world.pictures import generate, to_images
@@ -87,7 +87,7 @@ def learn_subject(
 
 def draw_subject(concept: Concept, adapter: Path, *, seed: int = 0) -> SubjectPictures:
     """Draw a subject where its photos never showed it, without and with the adapter."""
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
+    pipeline = open_base(ALIAS).load_pipeline(dtype=torch.float32)
     prompts = unseen_prompts(concept)
     base, _ = generate(pipeline, prompts, seed=seed)
     load_ether(pipeline, adapter)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME
-from ether_diffusion.bases import Base, UNet
+from ether_diffusion.bases import Base, Denoiser
 from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
 from ether_diffusion.training.config import ControlConfig
 from ether_diffusion.training.control_images import detector_of, finish_control
@@ -34,7 +34,7 @@ class TrainedControl:
         return list(self.encoder.parameters())
 
 
-def new_control(config: ControlConfig, base: Base, unet: UNet, *, seed: int) -> TrainedControl:
+def new_control(config: ControlConfig, base: Base, unet: Denoiser, *, seed: int) -> TrainedControl:
     """Return a fresh encoder for a UNet, decided by the seed."""
     encoder = new_encoder(
         unet,

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import (
@@ -23,23 +23,23 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapters import AdapterMetadata, load, save
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
+from ether_diffusion.bases import Base
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.randomness import stream
-from ether_diffusion.tuner import TARGET_PRESETS, EtherConfig, FullConfig, prepared_adapters
+from ether_diffusion.tuner import EtherConfig, FullConfig, prepared_adapters
 from ether_diffusion.wording import listed
 
 ADAPTER_NAME = "default"
-TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-"""The attention projections of transformers' CLIP."""
-
-Part = Literal["unet", "text_encoder", "text_encoder_2"]
 
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """A frozen model that carries the adapter in training, and what was added to it."""
+    """A frozen model that carries the adapter in training, and what was added to it.
 
-    part: Part
+    part is "unet" for every denoiser, else the name of a text encoder.
+    """
+
+    part: str
     model: nn.Module
     config: PeftConfig
     parameters: Sequence[nn.Parameter]
@@ -51,9 +51,10 @@ class TrainedPart:
         return "" if self.part == "unet" else f"{self.part}/"
 
 
-def peft_config(config: AdapterConfig, part: Part) -> PeftConfig:
+def peft_config(config: AdapterConfig, part: str, base: Base | type[Base]) -> PeftConfig:
     """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""
-    targets = _targets(config.target_modules) if part == "unet" else TEXT_ENCODER_TARGETS
+    is_text = part != "unet"
+    targets = list(base.text_targets) if is_text else _targets(config.target_modules, base.targets)
     blocks, rank, dropout = config.num_blocks, config.rank, config.dropout
     assert config.adapter != "none", "there is nothing to configure"
     match config.adapter:
@@ -87,15 +88,15 @@ def peft_config(config: AdapterConfig, part: Part) -> PeftConfig:
             return FullConfig()
 
 
-def _targets(text: str) -> str | list[str]:
+def _targets(text: str, presets: Mapping[str, Sequence[str]]) -> str | list[str]:
     """Read a preset, names with commas between, or a regex."""
-    if text in TARGET_PRESETS:
-        return list(TARGET_PRESETS[text])
+    if text in presets:
+        return list(presets[text])
     names = [name.strip() for name in text.split(",")]
     return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text
 
 
-def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: Part) -> list[nn.Parameter]:
+def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: str) -> list[nn.Parameter]:
     """Add a new adapter to a frozen model and return its parameters, float32 whatever the model's dtype.
 
     Raises:

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
-from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from ether_diffusion.bases import NoiseScheduler, PromptEmbeddings, UNet, take_rows, unet_inputs
+from ether_diffusion.bases import Denoiser, Noise, PromptEmbeddings
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.methods import adapters_off
@@ -19,16 +18,32 @@ from ether_diffusion.training.randomness import stream
 Encode = Callable[[Sequence[str]], PromptEmbeddings]
 
 
+class Predict(Protocol):
+    """How a base asks its denoiser: `Base.predict`."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noisy: Tensor,
+        timesteps: Tensor,
+        embeddings: PromptEmbeddings,
+        *,
+        size_ids: Tensor | None = None,
+        inpainting: Tensor | None = None,
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Denoising:
-    """The objective of a run: its UNet, what embeds prompts, the forward process, the seed of its noise.
+    """The objective of a run: its denoiser and how that is asked, what embeds prompts, noise and its seed.
 
     text_encoders are those that carry adapters, too; control is what encodes control images.
     """
 
-    unet: UNet
+    unet: Denoiser
+    predict: Predict
     encode: Encode
-    scheduler: NoiseScheduler
+    noise: Noise
     seed: int
     snr_gamma: float | None = None
     noise_offset: float = 0.0
@@ -37,7 +52,7 @@ class Denoising:
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each row (b,), unweighed."""
-        scheduler, device = self.scheduler, self.unet.device
+        device = self.unet.device
         noise = draw_noise(
             batch.latents.shape,
             batch.samples,
@@ -45,23 +60,25 @@ class Denoising:
             seed=self.seed,
             offset=self.noise_offset,
         )
-        timesteps = draw_timesteps(
-            batch.samples,
-            batch.is_frozen_prior,
-            seed=self.seed,
-            num_train_timesteps=scheduler.config.num_train_timesteps,
-        )
-        noisy = scheduler.add_noise(batch.latents, noise, timesteps)
-        inputs = self._inputs(batch, noisy, timesteps)
-        target = target_of(scheduler, batch.latents, noise, timesteps).to(device)
+        timesteps = draw_timesteps(self.noise, batch.samples, batch.is_frozen_prior, seed=self.seed)
+        noisy = self.noise.add(batch.latents, noise, timesteps)
+        embeddings = self.encode(batch.prompts)
+        target = self.noise.target(batch.latents, noise, timesteps).to(device)
         if batch.is_frozen_prior.any():
             target = self._with_frozen_prior(target, batch, noisy, timesteps)
         with self._controlled(batch):
-            prediction = self.unet(**inputs).sample
+            prediction = self.predict(
+                self.unet,
+                noisy,
+                timesteps,
+                embeddings,
+                size_ids=batch.size_ids,
+                inpainting=batch.inpainting,
+            )
         masks = None if batch.masks is None else batch.masks.to(device)
         losses = losses_of(prediction, target, masks)
         if self.snr_gamma is not None:
-            losses = losses * min_snr_weights(scheduler, timesteps, self.snr_gamma).to(device)
+            losses = losses * self.noise.min_snr_weights(timesteps, self.snr_gamma).to(device)
         return losses
 
     def _controlled(self, batch: Batch) -> AbstractContextManager[None]:
@@ -71,21 +88,21 @@ class Denoising:
         assert batch.control_strengths is not None
         return controlled(self.unet, self.control, batch.controls, strength=batch.control_strengths)
 
-    def _inputs(self, batch: Batch, noisy: Tensor, timesteps: Tensor) -> dict[str, Any]:
-        embeddings = self.encode(batch.prompts)
-        return unet_inputs(
-            self.unet, noisy, timesteps, embeddings, size_ids=batch.size_ids, inpainting=batch.inpainting
-        )
-
     @torch.no_grad()
     def _with_frozen_prior(self, target: Tensor, batch: Batch, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Replace the targets of frozen priors by what the base itself predicts."""
-        is_frozen = batch.is_frozen_prior.to(target.device)
+        frozen = batch.is_frozen_prior
         with adapters_off((self.unet, *self.text_encoders)):
-            inputs = self._inputs(batch, noisy, timesteps)
-            prediction = self.unet(**take_rows(inputs, is_frozen)).sample
+            prediction = self.predict(
+                self.unet,
+                noisy[frozen],
+                timesteps[frozen],
+                self.encode(batch.prompts).rows(frozen),
+                size_ids=None if batch.size_ids is None else batch.size_ids[frozen],
+                inpainting=None if batch.inpainting is None else batch.inpainting[frozen],
+            )
         target = target.clone()
-        target[is_frozen] = prediction.to(target.dtype)
+        target[frozen.to(target.device)] = prediction.to(target.dtype)
         return target
 
 
@@ -108,35 +125,13 @@ def draw_noise(
     return torch.stack(rows)
 
 
-def draw_timesteps(
-    visits: Sequence[int], is_frozen_prior: Tensor, *, seed: int, num_train_timesteps: int
-) -> Tensor:
-    """Return timesteps (b,), uniform from 0 to below num_train_timesteps, each a function of its visit."""
+def draw_timesteps(noise: Noise, visits: Sequence[int], is_frozen_prior: Tensor, *, seed: int) -> Tensor:
+    """Return timesteps (b,) of the noise's distribution, each a function of its visit."""
     drawn = [
-        torch.randint(num_train_timesteps, (), generator=stream(seed, "timestep", visit, kind))
+        noise.draw_timestep(stream(seed, "timestep", visit, kind))
         for visit, kind in _kinds(visits, is_frozen_prior)
     ]
     return torch.stack(drawn)
-
-
-def target_of(scheduler: NoiseScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Return what the UNet should predict: the noise, or the velocity (Salimans and Ho 2022, eq. 12)."""
-    if scheduler.config.prediction_type == "v_prediction":
-        velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
-        return velocity
-    return noise
-
-
-def min_snr_weights(scheduler: NoiseScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Return the weights (b,) of Min-SNR (Hang et al. 2023, arXiv:2303.09556, section 3.4).
-
-    min(SNR, gamma) / SNR for noise prediction, min(SNR, gamma) / (SNR + 1) for velocity.
-    """
-    snr: Tensor = compute_snr(scheduler, timesteps)
-    clipped = snr.clamp(max=gamma)
-    if scheduler.config.prediction_type == "v_prediction":
-        return clipped / (snr + 1)
-    return torch.where(snr > 0, clipped / snr.clamp(min=torch.finfo(snr.dtype).tiny), 1.0)
 
 
 def losses_of(prediction: Tensor, target: Tensor, masks: Tensor | None) -> Tensor:

@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 
 from ether_diffusion.adapters import AdapterMetadata, load_ether, read_adapter
 from ether_diffusion.adapters.card import (
-    CONTROL_PIPELINE,
-    XL_CONTROL_PIPELINE,
     encoder_card,
     is_ours,
     model_card,
@@ -25,7 +23,7 @@ from ether_diffusion.adapters.card import (
 )
 from ether_diffusion.adapters.export import export_lora
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
-from ether_diffusion.adapters.models import shareable_name
+from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.training.config import OutputConfig
@@ -46,7 +44,7 @@ UPLOADED = [
     *CONTROL_FILES,
     *(
         f"{part}{name}"
-        for part in ("", "text_encoder/", "text_encoder_2/")
+        for part in ("", *(f"{each}/" for each in TEXT_ENCODERS))
         for name in (CONFIG_NAME, TENSORS_NAME)
     ),
     f"{SAMPLES_FOLDER}/*.png",
@@ -54,7 +52,6 @@ UPLOADED = [
     EVALUATION_NAME,
 ]
 """All of a run's folder that is for others: its settings name folders of this machine."""
-_CONTROL_PIPELINES = {"sd": CONTROL_PIPELINE, "sdxl": XL_CONTROL_PIPELINE}
 
 
 def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
@@ -105,13 +102,13 @@ def write_export(folder: Path, run: LoadedRun) -> Path | None:
     if not _is_ether(run.trainer.parts):
         logger.info("no LoRA file is written: %s is no low-rank update", config.adapter.adapter)
         return None
-    unet, stored = run.unet, run.base.unet_dtype
+    unet, stored = run.unet, run.base.denoiser_dtype
     if unet.dtype not in (stored, torch.float32):  # exact on the weights as they are stored
-        unet = run.base.load_unet(stored)
+        unet = run.base.load_denoiser(stored)
     if len(run.trainer.parts) == 1:
         return export_lora(read_adapter(folder, components=["unet"], with_encoder=False), unet, folder)
     pipeline = run.base.load_text_encoders().pipeline
-    pipeline.register_modules(unet=unet)
+    pipeline.register_modules(**{run.base.denoiser: unet})
     return export_lora(folder, pipeline, folder)
 
 
@@ -123,12 +120,13 @@ def _save_lora(folder: Path, run: LoadedRun) -> Path:
         own = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
         assert isinstance(part.config, LoraConfig)
         settings = part.config.to_dict()
-        arguments[f"{part.part}_lora_layers"] = own
-        arguments[f"{part.part}_lora_adapter_metadata"] = {
+        name = run.base.denoiser if part.part == "unet" else part.part
+        arguments[f"{name}_lora_layers"] = own
+        arguments[f"{name}_lora_adapter_metadata"] = {
             name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()
         }
     with TemporaryDirectory() as temporary:
-        run.base.lora_writer(temporary, weight_name=EXPORT_NAME, **arguments)
+        run.base.pipeline_class.save_lora_weights(temporary, weight_name=EXPORT_NAME, **arguments)
         with safe_open(Path(temporary) / EXPORT_NAME, framework="pt") as file:
             header = file.metadata()
         tensors = load_file(Path(temporary) / EXPORT_NAME)
@@ -180,7 +178,7 @@ def write_card(
         logger.info("left %s as it is: it was edited", path)
         return
     metadata = metadata_of_run(run, step)
-    control = None if run.trainer.control is None else _CONTROL_PIPELINES[run.base.family]
+    control = None if run.trainer.control is None else run.base.drawn_by_with_control
     told: dict[str, Any] = {"pictures": pictures, "evaluation": evaluation, "control": control}
     exported = told | {"has_lora_export": (folder / EXPORT_NAME).exists()}
     if not run.trainer.parts:

@@ -14,15 +14,12 @@ from peft.utils.error import NoMatchingPeftModuleError
 
 from ether_diffusion.bases import (
     Base,
+    Denoiser,
     PromptEmbeddings,
     TextEncoders,
-    UNet,
     decoded_again,
-    encode_images,
     open_base,
     recompute_activations,
-    scale_latents,
-    set_attention,
     stack_embeddings,
 )
 from ether_diffusion.durable_files import delete_unfinished
@@ -35,7 +32,7 @@ from ether_diffusion.training.crops import Needs, Scaling
 from ether_diffusion.training.dataset import TrainingData, read_class_images, read_training_data
 from ether_diffusion.training.evaluator import SubjectEvaluator, open_evaluator
 from ether_diffusion.training.loop import Progress, Trainer
-from ether_diffusion.training.methods import Part, TrainedPart, attach_new, peft_config
+from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
 from ether_diffusion.training.objective import Denoising, Encode
 from ether_diffusion.training.optimizers import find_optimizer
 from ether_diffusion.training.prior import count_missing, generate_class_images
@@ -186,7 +183,7 @@ def _open(config: DreamBoothConfig) -> Base:
         tokenizer=settings.tokenizer_name,
         local_files_only=settings.local_files_only,
     )
-    base.load_noise_scheduler()  # refused now where the base has noise of another kind
+    base.load_noise()  # refused now where the base has noise of another kind
     return base
 
 
@@ -204,7 +201,7 @@ def needs_of(base: Base) -> Needs:
     return Needs(
         base.native_size,
         base.size_multiple,
-        has_size_ids=base.family == "sdxl",
+        has_size_ids=base.has_size_ids,
         is_inpainting=base.is_inpainting,
     )
 
@@ -225,7 +222,7 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
     if config.adapter.adapter == "none":
         return
     try:
-        attach_new(base.empty_unet(), peft_config(config.adapter, "unet"), seed=0, part="unet")
+        attach_new(base.empty_denoiser(), peft_config(config.adapter, "unet", base), seed=0, part="unet")
     except NoMatchingPeftModuleError:
         raise ValueError(
             f"target_modules={shown(config.adapter.target_modules)} matches no module of the UNet; use "
@@ -301,7 +298,7 @@ class LoadedRun:
     plan: SamplePlan
     source: BatchSource
     trainer: Trainer
-    unet: UNet
+    unet: Denoiser
     encode: Encode
 
     @property
@@ -339,30 +336,31 @@ def load_run(
         source = _load_source(checked, plan, progress.num_steps * progress.effective_batch, check)
     with phases.measure("encode prompts"):
         encoders = base.load_text_encoders(dtype).to(device)
-        parts = _text_parts(config, encoders) if config.adapter.train_text_encoder else []
+        parts = _text_parts(config, base, encoders) if config.adapter.train_text_encoder else []
         encode: Encode = encoders.encode
         if config.data.pre_compute_text_embeddings:
             encode = remember(encoders, sorted({*plan.prompts, *checked.prompts}))
             del encoders
     check()
     with phases.measure("load the UNet"):
-        unet = base.load_unet(dtype).to(device)
+        unet = base.load_denoiser(dtype).to(device)
         compute = config.compute
         if compute.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         wants_xformers = compute.enable_xformers_memory_efficient_attention
         side = max(checked.size) // base.vae_scale_factor
-        set_attention(unet, "xformers" if wants_xformers else compute.attention, latent_side=side)
+        base.set_attention(unet, "xformers" if wants_xformers else compute.attention, latent_side=side)
         if config.adapter.adapter != "none":
-            parts = [_attached(config, "unet", unet, config.learning_rate), *parts]
+            parts = [_attached(config, base, "unet", unet, config.learning_rate), *parts]
         unet.train()
         if config.compute.torch_compile:
             unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
     control = None if wanted is None else new_control(wanted, base, unet, seed=seed)
     denoising = Denoising(
         unet,
+        base.predict,
         encode,
-        base.load_noise_scheduler(),
+        base.load_noise(),
         seed,
         snr_gamma=settings.snr_gamma,
         noise_offset=settings.noise_offset,
@@ -376,8 +374,10 @@ def load_run(
 
 
 def _load_source(checked: CheckedRun, plan: SamplePlan, num_samples: int, check: Check) -> BatchSource:
-    vae = checked.base.load_vae().to(checked.accelerator.device)
-    codec = Codec(lambda images: encode_images(vae, images), lambda latents: scale_latents(vae, latents))
+    base, vae = checked.base, checked.base.load_vae().to(checked.accelerator.device)
+    codec = Codec(
+        lambda images: base.encode_images(vae, images), lambda latents: base.scale_latents(vae, latents)
+    )
     source = BatchSource(plan, codec, num_samples=num_samples, on_progress=lambda done, of: check())
     if checked.config.data.cache_latents:
         vae.to("meta")  # its config still says how latents are scaled
@@ -396,18 +396,17 @@ def remember(encoders: TextEncoders, prompts: Sequence[str]) -> Encode:
 
 
 def _attached(
-    config: DreamBoothConfig, part: Part, model: torch.nn.Module, learning_rate: float
+    config: DreamBoothConfig, base: Base, part: str, model: torch.nn.Module, learning_rate: float
 ) -> TrainedPart:
-    adapter = peft_config(config.adapter, part)
+    adapter = peft_config(config.adapter, part, base)
     added = attach_new(model, adapter, seed=config.compute.seed, part=part)
     return TrainedPart(part, model, adapter, added, learning_rate)
 
 
-def _text_parts(config: DreamBoothConfig, encoders: TextEncoders) -> list[TrainedPart]:
-    names: tuple[Part, Part] = ("text_encoder", "text_encoder_2")
+def _text_parts(config: DreamBoothConfig, base: Base, encoders: TextEncoders) -> list[TrainedPart]:
     parts = []
-    for name, model in zip(names, encoders.models, strict=False):
-        parts.append(_attached(config, name, model, config.text_encoder_learning_rate))
+    for name, model in encoders.models.items():
+        parts.append(_attached(config, base, name, model, config.text_encoder_learning_rate))
         model.train()
         if config.compute.gradient_checkpointing:
             recompute_activations(model)

@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.bases import decode_latents, fault_of
+from ether_diffusion.bases import fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import controlled
 from ether_diffusion.durable_files import delete, write_files
@@ -72,7 +72,7 @@ def draw(
                     )
                     for seed in seeds
                 ]
-            rows.append([image for each in latents for image in decode_latents(pipeline.vae, each)])
+            rows.append([image for each in latents for image in run.base.decode_latents(pipeline.vae, each)])
             for seed, image in zip(seeds, rows[-1], strict=True):
                 fault = fault_of(image)
                 if fault is not None:

@@ -1,0 +1,254 @@
+"""The seam: what a base answers, whatever its family; nothing else in the house asks which that is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeAlias
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ether_diffusion.bases import images
+from ether_diffusion.bases.files import load_part, load_pipeline, stored_dtype
+
+Denoiser: TypeAlias = ModelMixin
+Autoencoder: TypeAlias = ModelMixin
+Attention = Literal["auto", "eager", "sdpa", "xformers"]
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """What prompts become: sequence (b, tokens, width) and, of some families, pooled (b, width)."""
+
+    sequence: Tensor
+    pooled: Tensor | None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
+        """Return them on a device in a dtype."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return PromptEmbeddings(self.sequence.to(device, dtype), pooled)
+
+    def rows(self, chosen: Tensor) -> "PromptEmbeddings":
+        """Return those of the prompts chosen (b,)."""
+        chosen = chosen.to(self.sequence.device)
+        return PromptEmbeddings(self.sequence[chosen], None if self.pooled is None else self.pooled[chosen])
+
+
+def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
+    """Join embeddings along the batch."""
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    return PromptEmbeddings(torch.cat([row.sequence for row in rows]), torch.cat(pooled) if pooled else None)
+
+
+@dataclass(frozen=True)
+class TextEncoders:
+    """The text encoders of a base by their names, in a pipeline that has nothing else but tokenizers."""
+
+    pipeline: DiffusionPipeline
+    models: Mapping[str, PreTrainedModel]
+    encode: Callable[[Sequence[str]], PromptEmbeddings]
+    """Embeds prompts; gradients reach the text encoders where these want them."""
+
+    def to(self, device: torch.device) -> "TextEncoders":
+        """Move the models, and return self."""
+        for model in self.models.values():
+            model.to(device)
+        return self
+
+
+class Noise(ABC):
+    """The noise that a base was trained with, and what it predicts of it."""
+
+    @abstractmethod
+    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+        """Draw a timestep () of the distribution to train with."""
+
+    @abstractmethod
+    def add(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return latents (b, …) with the noise of timesteps (b,)."""
+
+    @abstractmethod
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what the denoiser should predict, in the shape of the latents."""
+
+    @abstractmethod
+    def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
+        """Return the weights (b,) of Min-SNR (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
+
+
+@dataclass(frozen=True)
+class Base(ABC):
+    """A base that is opened and not loaded: its folder, what its configs say, and its parts one at a time.
+
+    `native_size` (px) is what it was trained at; `size_multiple` (px) divides the sides of its pictures;
+    `guidance_scale` is what its pictures are usually drawn with. Latents are those that the denoiser sees
+    and predicts, (b, c, h, w) whatever shape it takes them in.
+    """
+
+    name: str
+    folder: Path
+    is_inpainting: bool
+    vae_scale_factor: int
+    native_size: int
+    size_multiple: int
+    prediction_type: str
+    guidance_scale: float
+    vae_folder: Path
+    tokenizer_folder: Path | None = None
+    variant: str | None = None
+
+    denoiser: ClassVar[str]
+    """What a pipeline calls its denoiser, and the folder calls its files."""
+    pipeline_class: ClassVar[Any]
+    """The pipeline of diffusers that draws, and writes and reads LoRA files."""
+    drawn_by: ClassVar[str]
+    """The pipeline of ours that draws."""
+    drawn_by_with_control: ClassVar[str]
+    """The pipeline of ours that draws with control images."""
+    has_size_ids: ClassVar[bool]
+    """Whether the denoiser is told the sizes and crops of pictures."""
+    targets: ClassVar[Mapping[str, Sequence[str]]]
+    """The names of projections in the denoiser by presets: "attention" and "attention_and_feedforward"."""
+    text_targets: ClassVar[Sequence[str]]
+    """The names of attention projections in the text encoders."""
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, folder: Path, index: Mapping[str, Any]) -> bool:
+        """Say whether a folder with this model_index.json holds a base of the family.
+
+        Raises:
+            ValueError: its configs cannot be read.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(
+        cls,
+        name: str,
+        folder: Path,
+        *,
+        variant: str | None,
+        vae_folder: Path | None,
+        tokenizer_folder: Path | None,
+    ) -> Self:
+        """Open a folder that holds one; a VAE and a tokenizer of other folders take the base's own place.
+
+        Raises:
+            ValueError: a part is missing, or is nothing that can be used here.
+        """
+
+    @abstractmethod
+    def load_tokenizers(self) -> list[Any]:
+        """Load the tokenizers alone."""
+
+    @abstractmethod
+    def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> TextEncoders:
+        """Load tokenizers and text encoders, frozen."""
+
+    @abstractmethod
+    def load_vae(self) -> Autoencoder:
+        """Load the autoencoder, frozen, in a dtype that it holds in."""
+
+    @abstractmethod
+    def load_denoiser(self, dtype: torch.dtype = torch.float32) -> Denoiser:
+        """Load the denoiser, frozen."""
+
+    @abstractmethod
+    def empty_denoiser(self) -> Denoiser:
+        """Return the denoiser without weights, on the meta device: its modules' names and shapes."""
+
+    @property
+    def denoiser_dtype(self) -> torch.dtype:
+        """The dtype that the denoiser is stored in."""
+        return stored_dtype(self.folder / self.denoiser, self.variant)
+
+    @abstractmethod
+    def load_noise(self) -> Noise:
+        """Return the noise that the base was trained with.
+
+        Raises:
+            ValueError: it is of a kind that nothing is trained with here.
+        """
+
+    def encode_images(self, vae: Autoencoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the autoencoder's posterior, as `images.encode_images`."""
+        return images.encode_images(vae, pixels)
+
+    def scale_latents(self, vae: Autoencoder, latents: Tensor) -> Tensor:
+        """Map latents of the autoencoder to those of the denoiser."""
+        return images.scale_latents(vae, latents)
+
+    def decode_latents(self, vae: Autoencoder, latents: Tensor) -> list[Image.Image]:
+        """Return the pictures of the denoiser's latents."""
+        return images.decode_latents(vae, latents)
+
+    @staticmethod
+    @abstractmethod
+    def set_attention(denoiser: Denoiser, attention: Attention, *, latent_side: int) -> None:
+        """Let a denoiser compute attention in one of these ways, auto by what is fastest in training."""
+
+    @staticmethod
+    @abstractmethod
+    def predict(
+        denoiser: Denoiser,
+        noisy: Tensor,
+        timesteps: Tensor,
+        embeddings: PromptEmbeddings,
+        *,
+        size_ids: Tensor | None = None,
+        inpainting: Tensor | None = None,
+    ) -> Tensor:
+        """Return what a denoiser predicts of noisy latents (b, c, h, w), in their shape and its dtype.
+
+        size_ids (b, 6) are what `has_size_ids` asks for: original height and width, crop top and left,
+        target height and width; inpainting (b, 1 + c, h, w) is the mask and what it leaves.
+        """
+
+    @abstractmethod
+    def predict_nothing(self, denoiser: Denoiser, *, batch: int, size: tuple[int, int]) -> None:
+        """Call a denoiser on the meta device as a step of pictures of a size (height, width) in px does."""
+
+    def load_pipeline(self, kind: Any = DiffusionPipeline, **options: Any) -> Any:
+        """Load the whole pipeline, as `load_pipeline` does, by a class of its kind or the base's own."""
+        return load_pipeline(self.folder, kind, variant=self.variant, **options)
+
+    @abstractmethod
+    def load_unchecked_pipeline(self, dtype: torch.dtype) -> Any:
+        """Load the whole pipeline without what blackens pictures."""
+
+    @abstractmethod
+    def pipeline_around(self, denoiser: Denoiser) -> DiffusionPipeline:
+        """Return the base's pipeline around a denoiser, without what embeddings replace."""
+
+    @abstractmethod
+    def draw_latents(
+        self,
+        pipeline: DiffusionPipeline,
+        embeddings: PromptEmbeddings,
+        *,
+        size: tuple[int, int],
+        num_steps: int,
+        guidance_scale: float,
+        seed: int,
+        check: Callable[[], None],
+    ) -> Tensor:
+        """Return the latents (1, c, h, w) of a picture of size (height, width) in px.
+
+        embeddings are those of the prompt and of what it should not show; check may raise between two steps.
+        """
+
+    def _load(self, kind: Any, subfolder: str, *, dtype: torch.dtype) -> Any:
+        part = load_part(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)
+        return part.requires_grad_(False)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Let a text encoder in training compute its activations twice instead of keeping them."""
+    newer_name = "activation_checkpointing_enable"  # transformers warns of the older one where it has both
+    enable = getattr(model, newer_name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
