@@ -121,6 +121,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"target_modules": ["../to_k"]}, "target_modules"),
     ({"target_modules": ["to_k"]}, "which the configuration does not target"),
     ({"target_modules": ["to_k", "to_q", "to_v", "to_out.0", "ff.net.2"]}, "lacks projections that its"),
+    ({"target_modules": ["to_k", "to_q", "to_v", "to_out.0", "conv1"]}, "lacks projections that its"),
     ({"modules_to_save": ["conv_in"]}, r'sets modules_to_save=\["conv_in"\]'),
     ({"auto_mapping": {"base_model_class": "os.system"}}, "sets auto_mapping"),
     ({"layers_to_transform": [1]}, "sets layers_to_transform"),

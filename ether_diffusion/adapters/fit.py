@@ -178,11 +178,12 @@ def _check_whole(root: nn.Module, part: AdapterPart, given: str) -> None:
 
     Modules in other places, as motion modules and an IP-Adapter's, are not the base's that it was made for.
     """
-    names = part.modules().keys()
-    missing = plain_targets(root, part.config) - names
+    names, targets = part.modules().keys(), part.config.target_modules
     if isinstance(part.config, EtherConfig):
         places = {_place(name) for name in names}
-        missing = {name for name in missing if _place(name) in places}
+        missing = {name for name in plain_targets(root, part.config) - names if _place(name) in places}
+    else:  # PEFT would adapt whatever has such a name, convolutions too
+        missing = {name for name in plain_modules(root) if is_target(name, targets)} - names
     if missing:
         raise ValueError(
             f"the adapter lacks projections that its configuration targets in {given} "
