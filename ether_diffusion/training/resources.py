@@ -29,7 +29,7 @@ class Phase:
     peak_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.seconds:.1f} s, peak {self.peak_bytes / MIB:.0f} MiB"
+        return f"{self.name}: {self.seconds:.1f} s, peak memory {self.peak_bytes / MIB:.0f} MiB"
 
 
 @dataclass
