@@ -137,9 +137,9 @@ def _shown(value: object) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.adapters.export import EXPORT_DTYPES, export_lora, lora_path, read_ether
     from ether_diffusion.adapters.format import EXPORT_NAME
     from ether_diffusion.bases import load_base
+    from ether_diffusion.export import EXPORT_DTYPES, export_lora, lora_path, read_ether
 
     if arguments.output is None and not Path(arguments.adapter).is_dir():
         raise ValueError(f"{arguments.adapter} is no folder here; say with --output where to write")
@@ -159,8 +159,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from ether_diffusion.adapters.export import check_new_folder, export_merged, read_ether
     from ether_diffusion.bases import load_base
+    from ether_diffusion.export import check_new_folder, export_merged, read_ether
 
     check_new_folder(arguments.output)  # refused now rather than after the base is loaded
     adapters = read_ether(arguments.adapter)

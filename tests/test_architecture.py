@@ -23,7 +23,7 @@ LEVELS = [
     },
     {"tuner"},
     {"adapters"},
-    {"bases", "control"},
+    {"bases", "control", "export"},
     {"metrics"},
     {"training", "pipelines"},
     {"benchmark"},

@@ -16,7 +16,7 @@ from transformer_families import PIPELINES, TRANSFORMERS, pipeline_around
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import read_adapter, save_ether
-from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.export import export_lora
 
 
 def exported(family: str, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from tiny_pipelines import tiny_sd, tiny_sdxl
 from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig, load_ether, save_ether
-from ether_diffusion.adapters.export import export_lora
+from ether_diffusion.export import export_lora
 from ether_diffusion.tuner import EtherLinear
 
 # PEFT, at a second adapter; and diffusers of its own embeddings

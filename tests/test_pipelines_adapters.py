@@ -26,8 +26,8 @@ from trained_adapters import CONFIGS, save_adapter
 
 from ether_diffusion import EtherConfig, load_ether, save_ether
 from ether_diffusion.adapters import read_adapter
-from ether_diffusion.adapters.export import export_lora, export_merged
 from ether_diffusion.adapters.format import content_hash
+from ether_diffusion.export import export_lora, export_merged
 from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
 from ether_diffusion.tiny_world import tiny_world_path
 

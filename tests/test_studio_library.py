@@ -21,10 +21,10 @@ from studio_files import Entry, plain_zip, raw_zip, save_tiny_world_adapter
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import load_ether, read_adapter, save_ether
-from ether_diffusion.adapters.export import export_lora
 from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, save_control
+from ether_diffusion.export import export_lora
 from ether_diffusion.ui.labels import LABEL_NAME, read_label
 from ether_diffusion.ui.library import Library
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from ether_diffusion.adapters import read_adapter
-from ether_diffusion.adapters.export import export_lora
 from ether_diffusion.adapters.fit import Match
 from ether_diffusion.adapters.format import CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
 from ether_diffusion.bases import Base, load_base
 from ether_diffusion.durable_files import write_files, write_folder
+from ether_diffusion.export import export_lora
 from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, download_files, hash_of, steps_of, zip_bytes
 from ether_diffusion.ui.adapter_upload import read_upload
 from ether_diffusion.ui.base_fit import BaseFit

@@ -21,11 +21,11 @@ from ether_diffusion.adapters.card import (
     model_card,
     plain_card,
 )
-from ether_diffusion.adapters.export import export_lora
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
 from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.export import export_lora
 from ether_diffusion.training.config import OutputConfig
 from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
 from ether_diffusion.training.loop import Trainer

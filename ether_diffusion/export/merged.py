@@ -12,9 +12,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion import reflections
-from ether_diffusion.adapters.export.base_weights import adapted_weights, component_of, read_ether
-from ether_diffusion.adapters.export.factors import lora_factors
 from ether_diffusion.adapters.format import Adapter
+from ether_diffusion.export.base_weights import adapted_weights, component_of, read_ether
+from ether_diffusion.export.factors import lora_factors
 
 Weights = dict[nn.Parameter, Tensor]
 """What each parameter is replaced by."""

@@ -10,19 +10,19 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ether_diffusion.adapters.export.base_weights import (
+from ether_diffusion.adapters.fingerprint import fingerprint
+from ether_diffusion.adapters.format import EXPORT_NAME, Adapter, AdapterPart, Component, metadata_header
+from ether_diffusion.adapters.models import base_layer, name_of_base, plain_modules
+from ether_diffusion.adapters.tensor_file import safetensors_bytes
+from ether_diffusion.durable_files import write_files
+from ether_diffusion.export.base_weights import (
     adapted_weights,
     check_readable,
     component_of,
     denoiser_name,
     read_ether,
 )
-from ether_diffusion.adapters.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
-from ether_diffusion.adapters.fingerprint import fingerprint
-from ether_diffusion.adapters.format import EXPORT_NAME, Adapter, AdapterPart, Component, metadata_header
-from ether_diffusion.adapters.models import base_layer, name_of_base, plain_modules
-from ether_diffusion.adapters.tensor_file import safetensors_bytes
-from ether_diffusion.durable_files import write_files
+from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.tuner import EtherConfig
 
 EXPORT_DTYPES = {"float16": torch.float16, "float32": torch.float32}
