@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ether_diffusion.options import Kind, Options, declared, shown
 
@@ -35,12 +35,22 @@ def add_flag(parser: Flags, name: str, kind: Kind, help_line: str | None, defaul
     parser.add_argument(
         f"--{name}",
         type=_reader(kind),
-        action="extend" if kind.is_many else "store",
+        action=_Several if kind.is_many else "store",
         nargs="+" if kind.is_many else None,
         default=default,
         metavar="{" + ",".join(kind.choices) + "}" if kind.choices else _METAVARS[kind.base],
         help=text,
     )
+
+
+class _Several(argparse.Action):
+    """Collect the values of a flag that may be given again; they take the place of its default, a tuple."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, flag: object = None
+    ) -> None:
+        before = getattr(namespace, self.dest, ())
+        setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *values])
 
 
 class FlagParser(argparse.ArgumentParser):

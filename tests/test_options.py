@@ -1,11 +1,14 @@
 """The options of a run: every bad value has its sentence, and no wish is dropped in silence."""
 
+import argparse
 import math
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from ether_diffusion.flags import add_flags
+from ether_diffusion.options import Options, Texts, option
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import (
     AdapterConfig,
@@ -413,3 +416,16 @@ def test_a_resolved_run_is_the_same_run_and_says_what_follows() -> None:
     assert plain.resolved() == plain
     assert plain.ignored() == config().resolved().ignored() == ()
     assert config(num_train_epochs=3).resolved().optimization.max_train_steps is None
+
+
+class Stages(Options):
+    stages: Texts = option(("all",), "Which stages.")
+
+
+@pytest.mark.parametrize("only_given", [False, True])
+def test_a_flag_of_several_values_may_be_given_again_and_replaces_its_default(only_given: bool) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Stages, only_given=only_given)
+    parsed = parser.parse_args(["--stages", "a", "b", "--stages", "c"])
+    assert Stages(**vars(parsed)).stages == ("a", "b", "c")
+    assert Stages(**vars(parser.parse_args([]))).stages == ("all",)
