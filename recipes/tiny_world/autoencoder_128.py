@@ -20,7 +20,8 @@ from recipes.tiny_world.sheets import to_pictures, write_contact_sheet
 logger = logging.getLogger(__name__)
 
 SIZE = 128
-LATENT_PULL = 1.0
+LATENT_PULL = 0.1
+"""Of the latents to the shipped encoder's. With 1.0 they know no more than the picture of 64 px."""
 FEATURE_WEIGHT = 0.5
 MAX_LATENT_NOISE = 0.15
 """Of the decoder's input. A UNet's latents are off by more than the posterior's LATENT_NOISE."""
@@ -37,7 +38,7 @@ SAME_LEVEL = {
 def build_vae_128(small: AutoencoderKL) -> AutoencoderKL:
     """Build an f8 autoencoder of 128 px; what works at a size that the one of 64 px has starts from it."""
     vae = AutoencoderKL(
-        block_out_channels=(16, 32, 64, 128),
+        block_out_channels=(32, 64, 64, 128),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,

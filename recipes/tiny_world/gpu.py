@@ -50,13 +50,13 @@ class Part:
 
 PLAN = (
     Part("pictures"),
-    Part("features", 0.06, 128, 2e-3, 0.5),
-    Part("autoencoder_128", 0.30, 64, 1.2e-3, 0.4),
-    Part("decoder_128", 0.16, 64, 5e-4, 0.3),
+    Part("features", 0.05, 128, 2e-3, 0.5),
+    Part("autoencoder_128", 0.26, 64, 1.2e-3, 0.4),
+    Part("decoder_128", 0.13, 64, 5e-4, 0.3),
     Part("latents"),
-    Part("unet", 0.16, 512, 1.2e-3),
+    Part("unet", 0.18, 512, 1.2e-3),
     Part("weights"),
-    Part("unet", 0.32, 512, 1.2e-3, 0.4),
+    Part("unet", 0.38, 512, 1.2e-3, 0.4),
     Part("export"),
 )
 

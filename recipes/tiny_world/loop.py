@@ -102,6 +102,7 @@ class Trainer:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.stage, self.config = stage, config
+        torch.backends.cudnn.benchmark = True  # every batch of a stage has the same shape
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.folder = config.run_folder / stage.name
         self.batch_size = config.batch_size or stage.batch_size
