@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/python scripts/demo.py
 
 demo-control: demo
-	$(BIN)/python scripts/demo_control.py --subject fox --subject_adapter demo/fox/adapter
+	$(BIN)/python -m recipes.tiny_world.demo_control --subject fox --subject_adapter demo/fox/adapter
 
 ui: .venv/installed-ui
 	$(BIN)/ether ui --open

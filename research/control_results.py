@@ -25,9 +25,9 @@ from ether_diffusion.metrics.segmenters import load_finder, tiny_palette
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import load_concepts
-from ether_diffusion.tiny_world.control import Pair, draw_control
 from ether_diffusion.tiny_world.pictures import draw_scenes, to_images
 from ether_diffusion.tiny_world.world import draw
+from recipes.tiny_world.control_pairs import Pair, draw_control
 from research.study_control import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
 
 PANELS = {OBJECT_IOU: "IoU of the object's shape", MIOU: "mIoU of all classes", ACCURACY: "pixel accuracy"}

@@ -31,7 +31,11 @@ from ether_diffusion.control import control_batch, controlled, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.control import (
+from ether_diffusion.tiny_world.pictures import generate
+from ether_diffusion.tiny_world.world import NATIVE_SIZE
+from ether_diffusion.training.config import ControlRunConfig
+from ether_diffusion.training.run import train_dreambooth
+from recipes.tiny_world.control_pairs import (
     CONTROL_FOLDER,
     ControlType,
     Pair,
@@ -41,10 +45,6 @@ from ether_diffusion.tiny_world.control import (
     validation_concepts,
     write_pairs,
 )
-from ether_diffusion.tiny_world.pictures import generate
-from ether_diffusion.tiny_world.world import NATIVE_SIZE
-from ether_diffusion.training.config import ControlRunConfig
-from ether_diffusion.training.run import train_dreambooth
 from research.study import run_study, study_parser
 
 CONTROL_TYPE: ControlType = "palette"

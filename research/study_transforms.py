@@ -34,8 +34,8 @@ from ether_diffusion.reflections import Vectors, factors, merged_weight, rows
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.backgrounds import Background
-from ether_diffusion.tiny_world.clip import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import load_concepts, shipped_concepts
+from ether_diffusion.tiny_world.networks import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import generate, to_images
 from ether_diffusion.tiny_world.recognition import recognise
 from ether_diffusion.tiny_world.world import Scene

@@ -95,7 +95,7 @@ def test_a_reader_who_leaves_ends_a_command_in_silence(run: Path, arguments: lis
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-@pytest.mark.parametrize("script", ["ether", "demo", "demo_control"])
+@pytest.mark.parametrize("script", ["ether", "demo"])
 def test_a_full_stdout_is_said_in_one_sentence(script: str) -> None:
     with Path("/dev/full").open("wb") as full:
         code, _, error = call(f"{SCRIPTS}.{script}", "--help", stdout=full)

@@ -26,8 +26,8 @@ from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.scripts import ether, train_control, train_dreambooth
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import find_concept
-from ether_diffusion.tiny_world.control import Pair, write_pairs
 from ether_diffusion.tiny_world.subjects import photos_of, write_photos
+from recipes.tiny_world.control_pairs import Pair, write_pairs
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

@@ -18,16 +18,16 @@ from ether_diffusion.control import read_control
 from ether_diffusion.metrics.segmenters import load_finder
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
-from ether_diffusion.tiny_world.control import (
-    CLASSES,
+from ether_diffusion.tiny_world.networks import load_segmenter
+from ether_diffusion.tiny_world.pictures import draw_scenes
+from ether_diffusion.tiny_world.world import CLASSES
+from recipes.tiny_world.control_pairs import (
     ControlType,
     class_map,
     sample_pairs,
     validation_concepts,
     write_pairs,
 )
-from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.segmenter import load_segmenter
 from research.study_control import RUN_FOLDER, StudyRun, StudySettings, carry_out
 
 QUICK = ["--steps", "2", "--batch_size", "4", "--device", "cpu"]

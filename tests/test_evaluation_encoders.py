@@ -15,8 +15,8 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTo
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.backgrounds import Background
-from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.tiny_world.networks import load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.world import Scene, draw
 

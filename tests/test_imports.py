@@ -21,7 +21,7 @@ WAITING = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
 SCRIPTS = "ether_diffusion.scripts"
 
 
-@pytest.mark.parametrize("module", ["ether_diffusion", "research.study", f"{SCRIPTS}.demo_control"])
+@pytest.mark.parametrize("module", ["ether_diffusion", "research.study", "recipes.tiny_world.demo_control"])
 def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:
     assert run(f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
 

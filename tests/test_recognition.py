@@ -6,8 +6,8 @@ import torch
 
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.backgrounds import Background
-from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts, shipped_concepts
+from ether_diffusion.tiny_world.networks import load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.recognition import object_crops, recognise
 from ether_diffusion.tiny_world.subjects import unseen_scenes

@@ -10,19 +10,14 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.concepts import shipped_concepts
-from ether_diffusion.tiny_world.control import (
-    CLASSES,
-    OBJECT_CLASSES,
-    background_class,
-    class_map,
-    validation_concepts,
-)
+from ether_diffusion.tiny_world.networks import SEGMENTER_FILE, Segmenter, load_segmenter
 from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, Segmenter, load_segmenter
-from ether_diffusion.tiny_world.world import is_held_out_pair
+from ether_diffusion.tiny_world.world import CLASSES, OBJECT_CLASSES
+from recipes.tiny_world.control_pairs import background_class, class_map, validation_concepts
 from recipes.tiny_world.export import export_segmenter
 from recipes.tiny_world.judge import JUDGE_FILE
 from recipes.tiny_world.loop import RunConfig, Trainer, step_generator
+from recipes.tiny_world.scenes import is_held_out_pair
 from recipes.tiny_world.segmenting import SegmenterStage
 from recipes.tiny_world.segments import Segments, draw_segments, segment_scenes
 

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from ether_diffusion.control import control_image_sha256
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
-from ether_diffusion.tiny_world.control import PALETTE
+from ether_diffusion.tiny_world.world import PALETTE
 
 pytestmark = [needs_browser, PATIENT]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.tiny_world.control import PALETTE
+from ether_diffusion.tiny_world.world import PALETTE
 from ether_diffusion.ui.grid_page import grid_html, labels_of
 from ether_diffusion.ui.numbers import read_lines, read_seeds, read_strengths
 from ether_diffusion.ui.paper import paper_html, paper_of, read_drawing

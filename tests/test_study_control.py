@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ether_diffusion.tiny_world.concepts import load_concepts
-from ether_diffusion.tiny_world.control import VALIDATION_CONCEPTS, training_concepts
+from recipes.tiny_world.control_pairs import VALIDATION_CONCEPTS, training_concepts
 from research import study_control
 from research.control_results import score_runs, study_sheet, tiny_yardsticks, title_of, true_run
 from research.study_control import (

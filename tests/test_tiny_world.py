@@ -21,17 +21,16 @@ from ether_diffusion.tiny_world.concepts import (
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.recognition import background_accuracy, background_colours
 from ether_diffusion.tiny_world.subjects import photos_of, subject_noun, unseen_prompts, write_photos
-from ether_diffusion.tiny_world.world import (
-    Scene,
-    draw,
+from ether_diffusion.tiny_world.world import Scene, draw
+from recipes.tiny_world.judge import top_accuracy
+from recipes.tiny_world.prompts import draw_scenes as draw_prompt_scenes
+from recipes.tiny_world.scenes import (
     held_out_backgrounds,
     is_held_out_pair,
     object_box,
     sample_scene,
     training_caption,
 )
-from recipes.tiny_world.judge import top_accuracy
-from recipes.tiny_world.prompts import draw_scenes as draw_prompt_scenes
 
 BUNDLED = [concept for concept in all_concepts() if (RENDERS_FOLDER / f"{concept.render}.webp").is_file()]
 

@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from ether_diffusion.tiny_world.backgrounds import Background
-from ether_diffusion.tiny_world.clip import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.tiny_world.networks import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.clip import (

@@ -12,12 +12,9 @@ from PIL import Image
 
 from ether_diffusion.tiny_world.backgrounds import COLOURS, SCENE_PHRASES, Background
 from ether_diffusion.tiny_world.concepts import load_concepts
-from ether_diffusion.tiny_world.control import (
-    BACKGROUND_CLASSES,
-    CLASSES,
+from ether_diffusion.tiny_world.world import BACKGROUND_CLASSES, CLASSES, OBJECT_CLASSES, PALETTE, Scene, draw
+from recipes.tiny_world.control_pairs import (
     CONTROL_TYPES,
-    OBJECT_CLASSES,
-    PALETTE,
     Pair,
     background_class,
     class_map,
@@ -31,7 +28,6 @@ from ether_diffusion.tiny_world.control import (
     validation_concepts,
     write_pairs,
 )
-from ether_diffusion.tiny_world.world import Scene, draw
 
 SCENES = [pair.scene for pair in sample_pairs(training_concepts(), 12, control_type="silhouette")]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ether_diffusion.benchmark.tiny_control import CASES, draw_cases
 from ether_diffusion.control import read_control
 from ether_diffusion.tiny_world import control_adapter_path
-from ether_diffusion.tiny_world.control import training_concepts
+from recipes.tiny_world.control_pairs import training_concepts
+from recipes.tiny_world.drawn_shapes import CASES, draw_cases
 
 
 def test_it_is_read_as_every_control_adapter() -> None:

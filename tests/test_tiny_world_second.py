@@ -12,7 +12,6 @@ from transformers import CLIPTokenizer
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, find_concept, load_concepts, with_article
 from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.world import sample_scene
 from recipes.tiny_world.autoencoder import LATENT_NOISE, build_vae
 from recipes.tiny_world.autoencoder_128 import build_vae_128
 from recipes.tiny_world.decoder_128 import Decoder128Objective, Decoder128Stage
@@ -20,6 +19,7 @@ from recipes.tiny_world.features import FeatureNet
 from recipes.tiny_world.fresh_pictures import FreshPictures, StoredPictures, store_pictures
 from recipes.tiny_world.latents import captioned_scene, prepare_latents
 from recipes.tiny_world.loop import RunConfig
+from recipes.tiny_world.scenes import sample_scene
 from recipes.tiny_world.stages import load_small_vae, load_vae_128
 from recipes.tiny_world.unet import CachedLatents, UNetObjective
 from recipes.tiny_world.weighing import BOUNDS, weigh_concepts

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ether_diffusion.control import read_control
 from ether_diffusion.scripts import train_control, train_dreambooth
-from ether_diffusion.tiny_world.control import sample_pairs, training_concepts, write_pairs
+from recipes.tiny_world.control_pairs import sample_pairs, training_concepts, write_pairs
 
 
 def pairs(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from PIL import Image
 from ether_diffusion.adapters import read_adapter
 from ether_diffusion.control import Detector
 from ether_diffusion.control.palette import Palette
-from ether_diffusion.tiny_world.control import PALETTE
+from ether_diffusion.tiny_world.world import PALETTE
 from ether_diffusion.training import decode_photo
 
 DETECTORS = {

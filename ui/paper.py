@@ -8,7 +8,7 @@ from html import escape
 from PIL import Image
 
 from ether_diffusion.control.palette import Colour, Palette
-from ether_diffusion.tiny_world.control import BACKGROUND_CLASSES, OBJECT_CLASSES, PALETTE
+from ether_diffusion.tiny_world.world import BACKGROUND_CLASSES, OBJECT_CLASSES, PALETTE
 from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.plain_files import UnusableFileError
 

@@ -22,13 +22,13 @@ from ether_diffusion.pipelines.metadata import png_bytes, read_image_metadata
 from ether_diffusion.pipelines.opening import EtherPipeline
 from ether_diffusion.pipelines.sampling import MAX_PICTURES, Sampling, Settings, draw_pictures
 from ether_diffusion.strict_json import Within, checked, parse_json
-from ether_diffusion.tiny_world.control import CONTROL_COLUMN, PICTURE_COLUMN, TEXT_COLUMN
 from ether_diffusion.training import decode_photo, find_photos
 from ether_diffusion.training.captions import FILE_COLUMN, TEXT_COLUMNS, decode_text
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import listed, printable
 
 METADATA_NAME = "metadata.jsonl"
+PICTURE_COLUMN, CONTROL_COLUMN, TEXT_COLUMN = "file_name", "conditioning_image_file_name", "text"
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 """What lies under the transparent parts of photos and of control images, as in training."""
 

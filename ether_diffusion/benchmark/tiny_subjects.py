@@ -12,8 +12,8 @@ from ether_diffusion.bases import open_base
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, tiny_world_path
-from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import Concept, shipped_concepts
+from ether_diffusion.tiny_world.networks import load_tiny_clip
 from ether_diffusion.tiny_world.pictures import generate, to_images
 from ether_diffusion.tiny_world.recognition import background_accuracy, recognise
 from ether_diffusion.tiny_world.subjects import (

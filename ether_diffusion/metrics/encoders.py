@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Model, PreTrainedConfig, ViTModel
 
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
-from ether_diffusion.tiny_world.clip import load_tiny_clip
+from ether_diffusion.tiny_world.networks import load_tiny_clip
 from ether_diffusion.tiny_world.pictures import at_native_size
 from ether_diffusion.tiny_world.recognition import object_crops
 from ether_diffusion.wording import listed, printable

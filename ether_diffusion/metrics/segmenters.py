@@ -15,9 +15,9 @@ from ether_diffusion.control.palette import Palette
 from ether_diffusion.metrics.encoders import BATCH_SIZE, is_tiny_world, load_whole, read_model_type
 from ether_diffusion.metrics.overlap import scaled_map
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
-from ether_diffusion.tiny_world.control import CLASSES, OBJECT_CLASSES, PALETTE
+from ether_diffusion.tiny_world.networks import Segmenter, load_segmenter
 from ether_diffusion.tiny_world.pictures import at_native_size
-from ether_diffusion.tiny_world.segmenter import Segmenter, load_segmenter
+from ether_diffusion.tiny_world.world import CLASSES, OBJECT_CLASSES, PALETTE
 from ether_diffusion.wording import printable
 
 

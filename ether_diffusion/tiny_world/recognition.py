@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.backgrounds import COLOURS
-from ether_diffusion.tiny_world.clip import load_tiny_clip
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, shipped_concepts
+from ether_diffusion.tiny_world.networks import load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.world import Scene
 

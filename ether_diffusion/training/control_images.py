@@ -11,7 +11,7 @@ from PIL import Image
 from ether_diffusion.control.detectors import Detector
 from ether_diffusion.control.palette import MAX_CLASSES, Palette, palette_of, read_palette
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world.control import PALETTE
+from ether_diffusion.tiny_world.world import PALETTE
 from ether_diffusion.training.config import ControlConfig, DataConfig
 from ether_diffusion.training.masks import FoundOverlays, Overlay, OverlayKind, find_overlays
 from ether_diffusion.training.photos import FileSource, Photo, RowSource, Source

@@ -10,11 +10,12 @@ from diffusers import AutoencoderKL
 
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.pictures import to_tensor
-from ether_diffusion.tiny_world.world import draw, sample_scene
+from ether_diffusion.tiny_world.world import draw
 from recipes.tiny_world.autoencoder import LATENT_NOISE, psnr, reconstruct, reconstruction_loss
 from recipes.tiny_world.features import FeatureNet, feature_distance
 from recipes.tiny_world.fresh_pictures import FreshPictures
 from recipes.tiny_world.loop import Batch, trainable
+from recipes.tiny_world.scenes import sample_scene
 from recipes.tiny_world.sheets import to_pictures, write_contact_sheet
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world.concepts import Split, load_concepts
-from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw, sample_scene, training_caption
+from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw
 from recipes.tiny_world.renders import fetch_renders
+from recipes.tiny_world.scenes import sample_scene, training_caption
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from diffusers import StableDiffusionPipeline
 from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import resolve_base
-from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, load_tiny_clip
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
+from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
 from ether_diffusion.tiny_world.recognition import background_accuracy, recognise
 from ether_diffusion.tiny_world.world import Scene

@@ -19,9 +19,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ether_diffusion.tiny_world.clip import IMAGE_TOWER_FOLDER, PROJECTION_FILE
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER
-from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, Segmenter
+from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, PROJECTION_FILE, SEGMENTER_FILE, Segmenter
 from recipes.tiny_world.judge import JUDGE_FILE, Judge
 from recipes.tiny_world.unet import build_scheduler
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world.concepts import Concept, load_concepts
-from ether_diffusion.tiny_world.world import Scene, sample_scene
+from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.drawing import draw_many
 from recipes.tiny_world.renders import read_emoji_table
+from recipes.tiny_world.scenes import sample_scene
 from recipes.tiny_world.worlds import benchmark_concepts, trained_concepts
 
 OTHERS_PER_CENT = 40

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ether_diffusion.tiny_world.clip import TinyClip
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
+from ether_diffusion.tiny_world.networks import TinyClip
 from ether_diffusion.tiny_world.recognition import Features
 from ether_diffusion.tiny_world.world import Scene
 

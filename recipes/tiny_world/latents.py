@@ -15,8 +15,9 @@ from safetensors.torch import save
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world.concepts import Concept
-from ether_diffusion.tiny_world.world import Scene, sample_scene, training_caption
+from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.drawing import draw_many
+from recipes.tiny_world.scenes import sample_scene, training_caption
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ import random
 from collections.abc import Sequence
 
 from ether_diffusion.tiny_world.concepts import Concept, load_concepts
-from ether_diffusion.tiny_world.world import Scene, held_out_backgrounds, sample_scene
+from ether_diffusion.tiny_world.world import Scene
+from recipes.tiny_world.scenes import held_out_backgrounds, sample_scene
 
 
 def draw_scenes(count: int, *, seed: int, held_out_pair: bool | None = None) -> list[Scene]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ether_diffusion.tiny_world.segmenter import Segmenter
+from ether_diffusion.tiny_world.networks import Segmenter
 from recipes.tiny_world.loop import Batch
 from recipes.tiny_world.segments import Segments
 

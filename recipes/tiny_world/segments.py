@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, all_concepts
-from ether_diffusion.tiny_world.control import class_map
 from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene, held_out_backgrounds, sample_scene
+from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene
+from recipes.tiny_world.control_pairs import class_map
 from recipes.tiny_world.renders import fetch_renders
+from recipes.tiny_world.scenes import held_out_backgrounds, sample_scene
 
 logger = logging.getLogger(__name__)
 

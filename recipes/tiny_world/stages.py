@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.segmenter import SEGMENTER_FILE, load_segmenter
+from ether_diffusion.tiny_world.networks import SEGMENTER_FILE, load_segmenter
 from recipes.tiny_world.autoencoder import (
     AutoencoderObjective,
     AutoencoderStage,

@@ -46,14 +46,14 @@ def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from ether_diffusion.adapters import read_adapter
-    from ether_diffusion.benchmark.tiny_control import (
+    from ether_diffusion.tiny_world.concepts import find_concept
+    from recipes.tiny_world.drawn_shapes import (
         control_sheet,
         draw_cases,
         draw_placed,
         learn_control,
         placed_sheet,
     )
-    from ether_diffusion.tiny_world.concepts import find_concept
 
     concept = find_concept(subject)
     if subject_adapter is not None:

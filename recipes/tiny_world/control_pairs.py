@@ -1,6 +1,5 @@
 """Control images of Tiny World: silhouette, edges and palette map of a scene, and shapes that none has."""
 
-import itertools
 import json
 import math
 import random
@@ -12,27 +11,22 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ether_diffusion.tiny_world.backgrounds import SCENE_PHRASES, Background, Colour
+from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, find_concept, shipped_concepts
 from ether_diffusion.tiny_world.world import (
+    BACKGROUND_CLASSES,
+    CLASSES,
     NATIVE_SIZE,
+    PALETTE,
     SUPERSAMPLING,
     Scene,
     draw,
     draw_object,
-    sample_scene,
 )
+from recipes.tiny_world.scenes import sample_scene
 
 ControlType = Literal["silhouette", "edges", "palette"]
 CONTROL_TYPES: tuple[ControlType, ...] = ("silhouette", "edges", "palette")
-
-OBJECT_CLASSES = ("animal", "food", "vehicle", "object", "plant", "character")
-"""The kinds of concepts."""
-BACKGROUND_CLASSES = ("plain", "gradient", "pattern", *SCENE_PHRASES)
-CLASSES = OBJECT_CLASSES + BACKGROUND_CLASSES
-_LEVELS = (255, 128, 0)
-PALETTE: dict[str, Colour] = dict(zip(CLASSES, itertools.product(_LEVELS, _LEVELS, _LEVELS), strict=False))
-"""The colour of each class; any two differ by 127 or more in some channel, and black is none of them."""
 
 VALIDATION_CONCEPTS = ("fox", "taxi", "doughnut", "guitar", "snowman", "frog", "rocket", "strawberry")
 """Kept from control's training: one of each kind that the base never saw, and three that it knows."""
