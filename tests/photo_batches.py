@@ -15,7 +15,7 @@ from ether_diffusion.training.batches import Batch, BatchSource, Codec
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.crops import Needs, Scaling
 from ether_diffusion.training.dataset import read_class_images, read_training_data
-from ether_diffusion.training.sample_plan import SamplePlan, plan_samples
+from ether_diffusion.training.sample_plan import SamplePlan
 
 FACTOR = 4
 """Pixels of a side that the stand-in VAE makes one latent of."""
@@ -84,7 +84,7 @@ def plan(
     without = []
     if control is not None and control.conditioning_data_dir is not None:
         without = [control.conditioning_data_dir]
-    return plan_samples(
+    return SamplePlan(
         data,
         prior,
         read_training_data(data, control=control, scaling=scaling, without=without),

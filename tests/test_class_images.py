@@ -64,7 +64,7 @@ def test_class_images_take_the_shape_of_the_step(data: DataConfig, class_images:
     for each in (config, uncached(config)):
         built = source(each, class_images, effective_batch=2)
         shapes = {
-            built.batch([2 * step, 2 * step + 1]).latents.shape for step in range(built.num_samples // 2)
+            built.batch([2 * step, 2 * step + 1]).latents.shape for step in range(built.plan.num_samples // 2)
         }
         assert len(shapes) == 3
         assert all(shape[0] == 4 for shape in shapes)
@@ -105,7 +105,7 @@ def test_frozen_rows_are_the_same_latents_with_the_class_prompt(data: DataConfig
         assert batch.samples[:4] == batch.samples[4:]
         assert batch.prompts[4:] == ("a dog",) * 4
         assert batch.weights.tolist() == [1] * 4 + [2] * 4
-        assert "a dog" in built.prompts
+        assert "a dog" in built.plan.prompts
 
 
 def test_a_frozen_prior_without_class_prompt_is_refused(data: DataConfig) -> None:
@@ -115,8 +115,8 @@ def test_a_frozen_prior_without_class_prompt_is_refused(data: DataConfig) -> Non
 
 def test_a_fingerprint_names_class_images(data: DataConfig, class_images: PriorConfig) -> None:
     built = source(data, class_images)
-    assert {f"class image {number}.png" for number in range(4)} <= set(built.fingerprint())
-    assert set(source(data).fingerprint()) < set(built.fingerprint())
+    assert {f"class image {number}.png" for number in range(4)} <= set(built.plan.fingerprint)
+    assert set(source(data).plan.fingerprint) < set(built.plan.fingerprint)
 
 
 @dataclass

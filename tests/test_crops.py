@@ -8,18 +8,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.crops import (
     Frame,
     Needs,
+    Scaling,
     automatic_buckets,
     centre_frame,
     check_sizes,
     covering_size,
     draw_inpainting_mask,
-    frame_around,
-    nearest_bucket,
     random_frame,
 )
 
@@ -44,7 +44,7 @@ def test_a_frame_lies_inside_the_resized_photo(
 ) -> None:
     frames = [centre_frame(photo, size), random_frame(photo, size, torch.Generator().manual_seed(seed))]
     point = (frames[0].resized[0] - 1, 0)
-    frames.append(frame_around(frames[0], point))
+    frames.append(frames[0].around(point))
     for frame in frames:
         left, top, right, bottom = frame.box
         assert left >= 0
@@ -67,7 +67,7 @@ def test_every_place_of_a_random_crop_occurs_and_is_as_likely() -> None:
 
 
 def test_sdxl_is_told_the_original_the_crop_and_the_target() -> None:
-    frame = Frame(original=(600, 900), resized=(64, 96), corner=(0, 20), size=(64, 64))
+    frame = Frame(original=(600, 900), size=(64, 64), corner=(0, 20))
     assert frame.size_ids(is_flipped=False) == (600, 900, 0, 20, 64, 64)
     assert frame.size_ids(is_flipped=True) == (600, 900, 0, 12, 64, 64)
 
@@ -103,7 +103,7 @@ def test_a_photo_gets_the_bucket_that_cuts_off_least(photo: tuple[int, int]) -> 
         aspect, target = Fraction(photo[1], photo[0]), Fraction(size[1], size[0])
         return min(aspect / target, target / aspect)
 
-    assert kept(buckets[nearest_bucket(photo, buckets)]) >= max(map(kept, buckets)) * (
+    assert kept(Scaling(buckets, Image.Resampling.BOX).size(photo)) >= max(map(kept, buckets)) * (
         1 - Fraction(1, 10**12)
     )
 

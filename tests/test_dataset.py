@@ -64,7 +64,7 @@ def test_each_photo_has_its_caption_and_its_source(folder: Path) -> None:
     )
     assert [item.name for item in found.photos] == ["0.png", "1.png", "2.png"]
     assert [item.prompt for item in found.photos] == ["sks photo 0", "sks photo 1", "sks photo 2"]
-    assert [item.photo.source and item.photo.source.read() for item in found.photos] == [
+    assert [item.read and item.read() for item in found.photos] == [
         (folder / f"{number}.png").read_bytes() for number in range(3)
     ]
 
@@ -81,8 +81,8 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path, tmp_path: Path) 
         "broken.png is empty (0 bytes)",
         "0.png has no caption, and there is no instance prompt",
         "1.txt is not UTF-8",
-        "the mask 0.png is black everywhere",
-        "the mask 1.png has 90 × 70 px, and its photo 70 × 90 px",
+        "the mask of 0.png is black everywhere",
+        "the mask of 1.png has 90 × 70 px, and its photo 70 × 90 px",
         "1 photos have no mask in",
     ):
         assert sentence in text
@@ -120,7 +120,7 @@ def test_photos_of_a_bucket_share_its_shape_in_every_step(tmp_path: Path) -> Non
         built = source(each, effective_batch=2)
         shapes: set[tuple[int, ...]] = set()
         names: set[str] = set()
-        for step in range(built.num_samples // 2):
+        for step in range(built.plan.num_samples // 2):
             batch = built.batch([2 * step, 2 * step + 1])
             shapes.add(tuple(batch.latents.shape[2:]))
             names |= set(batch.names)
@@ -242,10 +242,10 @@ def test_a_fingerprint_names_photos_prompts_and_masks(folder: Path, tmp_path: Pa
     for number, size in enumerate([(90, 70), (70, 90), (100, 80)]):
         write_mask(tmp_path / "masks", f"{number}.png", size, (0, 0, 50, 50))
     config = DataConfig(instance_data_dir=folder, mask_data_dir=tmp_path / "masks")
-    before = plan(config).fingerprint()
+    before = plan(config).fingerprint
     assert set(before) == {f"{k}{n}.png" for n in range(3) for k in ("", "prompt of ", "mask of ")}
     write_mask(tmp_path / "masks", "1.png", (70, 90), (0, 0, 50, 51))
-    now = plan(config).fingerprint()
+    now = plan(config).fingerprint
     assert {name for name in before if before[name] != now[name]} == {"mask of 1.png"}
 
 
@@ -261,7 +261,7 @@ def test_a_data_set_of_an_image_folder_trains_as_the_folder_does(folder: Path) -
         path.unlink()
     from_folder = DataConfig(instance_data_dir=folder, random_flip=True)
     from_rows = DataConfig(dataset_name=str(folder), caption_column="text", random_flip=True)
-    assert plan(from_rows).fingerprint() == plan(from_folder).fingerprint()
+    assert plan(from_rows).fingerprint == plan(from_folder).fingerprint
     assert_equal(source(from_rows).batch(range(9)), source(from_folder).batch(range(9)))
     workers = list(source(uncached(from_rows, dataloader_num_workers=2)).batches([[0, 1], [2, 3]]))
     alone = list(source(uncached(from_folder)).batches([[0, 1], [2, 3]]))
@@ -306,7 +306,7 @@ def test_images_inside_a_data_set_are_decoded_with_all_protection(folder: Path, 
         ("row-00000", "one"),
         ("row-00002", "fallback"),
     ]
-    assert (found.photos[1].photo.width, found.photos[1].photo.height) == (70, 90)
+    assert (found.photos[1].width, found.photos[1].height) == (70, 90)
     assert found.warnings[0].startswith("not used: row-00001 is not an image but an HTML page")
     assert "row-00001" in "\n".join(problems(config.replace(strict=True)))
 

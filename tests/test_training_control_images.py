@@ -227,7 +227,7 @@ def test_colours_near_the_palettes_are_trained_as_its_own(maps: DataConfig, tmp_
 def test_colours_off_the_palette_are_named_with_file_and_count(maps: DataConfig, tmp_path: Path) -> None:
     write_map(tmp_path / "maps" / "0.png", 40)
     assert (
-        "the control image 0.png has 2 colours off the palette of Tiny World, in 4096 of 4096 px"
+        "the control image of 0.png has 2 colours off the palette of Tiny World, in 4096 of 4096 px"
         in refusal(maps, **palette_of(maps))
     )
 
@@ -441,10 +441,10 @@ def test_the_colours_of_a_palette_are_never_blended(data: DataConfig, tmp_path: 
 
 
 def test_control_images_are_part_of_what_was_trained_on(data: DataConfig, tmp_path: Path) -> None:
-    before = overlaid(data).fingerprint()
+    before = overlaid(data).plan.fingerprint
     assert {name for name in before if "control" in name} == {f"control image of {n}.png" for n in range(3)}
     Image.new("RGB", SIZES[1]).save(tmp_path / "controls" / "1.png")
-    assert overlaid(data).fingerprint() != before
+    assert overlaid(data).plan.fingerprint != before
 
 
 def test_all_that_is_wrong_with_control_images_is_said_at_once(data: DataConfig, tmp_path: Path) -> None:
@@ -456,8 +456,8 @@ def test_all_that_is_wrong_with_control_images_is_said_at_once(data: DataConfig,
         read_training_data(data, control=ControlConfig(conditioning_data_dir=folder))
     message = str(caught.value)
     assert "1 photos have no control image in" in message
-    assert "the control image 1.png has 300 × 64 px, and its photo 64 × 80 px" in message
-    assert "the control image 2.png" in message
+    assert "the control image of 1.png has 300 × 64 px, and its photo 64 × 80 px" in message
+    assert "the control image of 2.png" in message
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1", "P"])

@@ -80,7 +80,7 @@ def read_generated(folder: Path, captions: Mapping[str, str] | None = None) -> S
         ValueError: fewer than two pictures can be scored, or captions and pictures do not fit.
     """
     found = find_photos(folder, min_side=MIN_SIDE_PX)
-    names, refused = ([each.path.name for each in side] for side in (found.photos, found.refused))
+    names, refused = ([each.name for each in side] for side in (found.photos, found.refused))
     without = [name for name in names if captions is not None and name not in captions]
     if without:
         raise ValueError(f"there is no caption for {listed(without)}; give every picture one")
@@ -98,7 +98,7 @@ def read_generated(folder: Path, captions: Mapping[str, str] | None = None) -> S
     result = sort_samples(samples)
     if len(result.usable) < 2:
         raise ValueError(f"found one picture to score in {printable(folder)}; give at least two")
-    aside = tuple(SetAside(each.path.name, each.reason) for each in found.refused)
+    aside = tuple(SetAside(each.name, each.reason) for each in found.refused)
     return SortedSamples(result.usable, aside + result.set_aside)
 
 

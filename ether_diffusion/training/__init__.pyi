@@ -1,4 +1,5 @@
-from .captions import Caption, Captions, read_captions
+from .captions import PromptCut, doubt_token, find_cut
+from .dataset import TrainingData, read_training_data
 from .decoding import decode_photo
 from .photos import (
     Photo,
@@ -8,20 +9,18 @@ from .photos import (
     compare_fingerprints,
     find_photos,
 )
-from .prompt_tokens import PromptCut, doubt_token, find_cut
 
 __all__ = [
-    "Caption",
-    "Captions",
     "Photo",
     "PhotoChanges",
     "PhotoFolder",
     "PromptCut",
     "Refusal",
+    "TrainingData",
     "compare_fingerprints",
     "decode_photo",
     "doubt_token",
     "find_cut",
     "find_photos",
-    "read_captions",
+    "read_training_data",
 ]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ether_diffusion.training.interrupts import release_signals, signals_held
 from ether_diffusion.training.randomness import stream
-from ether_diffusion.training.sample_plan import Crop, CropPixels, Sample, SamplePixels, SamplePlan
+from ether_diffusion.training.sample_plan import Crop, CropImage, Sample, SampleImages, SamplePlan
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -58,55 +58,24 @@ class Codec:
     scale: Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """What the VAE knows of an image: mean and standard deviation (c, h, w) of its unscaled latents."""
-
-    mean: Tensor
-    std: Tensor
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw latents (c, h, w)."""
-        return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
-
-
-@dataclass(frozen=True)
-class EncodedCrop:
-    """A crop without its pixels; `mask` and `inpainting_mask` (1, h, w) are of the latents' size.
-
-    `masked` is the image with gray where it is to be painted, None where nothing is. `control` (3, H, W) is
-    the crop's in 8 bits, a quarter of the memory.
-    """
-
-    name: str
-    posterior: Posterior
-    mask: Tensor | None
-    inpainting_mask: Tensor | None
-    masked: Posterior | None
-    size_ids: tuple[int, int, int, int, int, int]
-    control: Tensor | None
-
-
-def encode_crop(crop: CropPixels, codec: Codec) -> EncodedCrop:
+def encode_crop(crop: CropImage, codec: Codec) -> CropImage:
     """Encode a crop by itself, so that it does not depend on its neighbours.
 
     Raises:
         ValueError: the VAE gives values that are not finite; the message names the photo.
     """
-    posterior = _encode(crop.pixels, crop.name, codec)
-    height, width = posterior.mean.shape[-2:]
-    mask, hidden, masked = crop.mask, crop.inpainting_mask, None
+    image, mask, hole, masked = _encode(crop.image, crop.name, codec), crop.mask, crop.hole, None
+    height, width = image.shape[-2:]
     if mask is not None:  # the mean of each latent pixel's area
         mask = mask.reshape(1, height, mask.shape[-2] // height, width, mask.shape[-1] // width).mean((2, 4))
-    if hidden is not None:
-        masked = _encode(crop.pixels * (hidden < 0.5), crop.name, codec)
+    if hole is not None:
+        masked = _encode(crop.image * (hole < 0.5), crop.name, codec)
         # nearest values, as in diffusers' pipelines
-        hidden = torch.nn.functional.interpolate(hidden[None], size=(height, width))[0]
-    control = None if crop.control is None else (crop.control * 255).round().to(torch.uint8)
-    return EncodedCrop(crop.name, posterior, mask, hidden, masked, crop.size_ids, control)
+        hole = torch.nn.functional.interpolate(hole[None], size=(height, width))[0]
+    return replace(crop, image=image, mask=mask, hole=hole, masked=masked)
 
 
-def _encode(pixels: Tensor, name: str, codec: Codec) -> Posterior:
+def _encode(pixels: Tensor, name: str, codec: Codec) -> Tensor:
     with torch.no_grad():
         mean, std = codec.encode(pixels[None])
     assert mean.dtype == std.dtype == torch.float32
@@ -115,7 +84,13 @@ def _encode(pixels: Tensor, name: str, codec: Codec) -> Posterior:
             f"the VAE turns {printable(name)} into latents that are not finite, as SDXL's does in float16; "
             "load it in float32, or give one mended for float16 as pretrained_vae_model_name_or_path"
         )
-    return Posterior(mean[0].clone(), std[0].clone())
+    return torch.cat((mean, std))
+
+
+def _drawn(posterior: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw latents (1, c, h, w) from a mean and a standard deviation."""
+    mean, std = posterior[:1], posterior[1:]
+    return mean + std * torch.randn(mean.shape, generator=generator)
 
 
 class BatchSource:
@@ -135,23 +110,9 @@ class BatchSource:
     ) -> None:
         self.plan, self.codec = plan, codec
         self._warned: set[str] = set()
-        self._cache: dict[Crop, EncodedCrop] | None = None
+        self._cache: dict[Crop, CropImage] | None = None
         if plan.data.cache_latents:
             self._cache = self._encode_crops(plan.crops(range(num_samples)), on_progress)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of an epoch."""
-        return self.plan.num_samples
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Every prompt that can occur."""
-        return self.plan.prompts
-
-    def fingerprint(self) -> dict[str, str]:
-        """Return the SHA-256 of every photo, prompt, mask and class image by its name."""
-        return self.plan.fingerprint()
 
     def batch(self, samples: Sequence[int]) -> Batch:
         """Return the batch of some samples, which must be of one size.
@@ -173,7 +134,7 @@ class BatchSource:
         num_workers = self.plan.data.dataloader_num_workers
         if self._cache is not None or num_workers == 0:
             return (self.batch(samples) for samples in schedule)
-        loader: DataLoader[SamplePixels | str] = DataLoader(
+        loader: DataLoader[SampleImages | str] = DataLoader(
             self.plan,
             batch_sampler=schedule,  # type: ignore[arg-type]  # any iterable of lists will do
             num_workers=num_workers,
@@ -187,18 +148,18 @@ class BatchSource:
 
     def _encode_crops(
         self, crops: Sequence[Crop], on_progress: Callable[[int, int], None] | None
-    ) -> dict[Crop, EncodedCrop]:
-        cache: dict[Crop, EncodedCrop] = {}
-        for _, group in groupby(crops, key=lambda crop: (crop.is_class, crop.photo, crop.size)):
+    ) -> dict[Crop, CropImage]:
+        cache: dict[Crop, CropImage] = {}
+        for _, group in groupby(crops, key=lambda crop: crop.group):
             for pixels in self.plan.cut(list(group)):
                 cache[pixels.crop] = self._encode(pixels)
                 if on_progress is not None:
                     on_progress(len(cache), len(crops))
         for each in (*self.plan.photos, *self.plan.class_photos):
-            each.photo.kept.clear()  # it is not needed again
+            each.kept.clear()  # it is not needed again
         return cache
 
-    def _encode(self, crop: CropPixels) -> EncodedCrop:
+    def _encode(self, crop: CropImage) -> CropImage:
         if crop.is_moved and self.plan.data.center_crop and crop.name not in self._warned:
             self._warned.add(crop.name)
             logger.warning(
@@ -207,14 +168,14 @@ class BatchSource:
             )
         return encode_crop(crop, self.codec)
 
-    def _finish(self, found: Sequence[SamplePixels | str]) -> Batch:
+    def _finish(self, found: Sequence[SampleImages | str]) -> Batch:
         for each in found:
             if isinstance(each, str):
                 raise ValueError(each)
         loaded = [each for each in found if not isinstance(each, str)]
         return self._stack([(sample, [self._encode(crop) for crop in crops]) for sample, crops in loaded])
 
-    def _stack(self, samples: Sequence[tuple[Sample, Sequence[EncodedCrop]]]) -> Batch:
+    def _stack(self, samples: Sequence[tuple[Sample, Sequence[CropImage]]]) -> Batch:
         prior, no_prior = self.plan.prior, torch.zeros(1)
         rows = [self._row(sample, crops[0], "") for sample, crops in samples]
         class_rows: list[Batch] = []
@@ -231,22 +192,24 @@ class BatchSource:
             )
         return _joined(rows, has_controls=any(crops[0].control is not None for _, crops in samples))
 
-    def _row(self, sample: Sample, crop: EncodedCrop, kind: str) -> Batch:
+    def _row(self, sample: Sample, crop: CropImage, kind: str) -> Batch:
         """Return a sample as a batch of one: the crop's latents are drawn here."""
         plan, number, scale = self.plan, sample.number, self.codec.scale
-        latents = crop.posterior.sample(stream(plan.seed, f"{kind}posterior", number))
+        latents = _drawn(crop.image, stream(plan.seed, f"{kind}posterior", number))
         inpainting = None
-        if crop.inpainting_mask is not None and crop.masked is not None:
-            masked = crop.masked.sample(stream(plan.seed, f"{kind}masked posterior", number))
-            inpainting = torch.cat((crop.inpainting_mask[None], scale(masked[None])), dim=1)
+        if crop.hole is not None and crop.masked is not None:
+            masked = _drawn(crop.masked, stream(plan.seed, f"{kind}masked posterior", number))
+            inpainting = torch.cat((crop.hole[None], scale(masked)), dim=1)
         outside = plan.data.unmasked_weight
-        mask = torch.ones_like(latents[:1]) if crop.mask is None else outside + (1 - outside) * crop.mask
+        mask = torch.ones_like(latents[:, :1])
+        if crop.mask is not None:
+            mask = outside + (1 - outside) * crop.mask[None]
         chance = torch.rand((), generator=stream(plan.seed, "control dropout", number)).item()
         return Batch(
-            latents=scale(latents[None]),
+            latents=scale(latents),
             prompts=(sample.prompt,),
             weights=torch.ones(1),
-            masks=mask[None] if plan.has_masks else None,
+            masks=mask if plan.data.has_masks else None,
             is_frozen_prior=torch.tensor([False]),
             size_ids=torch.tensor([crop.size_ids]) if plan.needs.has_size_ids else None,
             inpainting=inpainting,

@@ -8,19 +8,20 @@ differ, it is an error. A photo without one gets the words of its folder, where 
 """
 
 import csv
-import hashlib
 import io
 import posixpath
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from pydantic import ConfigDict, model_validator
 
 from ether_diffusion.strict_json import Json, StrictModel, read_json, validate
-from ether_diffusion.training.photos import Photo
+from ether_diffusion.training.config import DataConfig
+from ether_diffusion.training.photos import Findings, Photo
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files, read_plain_file
 from ether_diffusion.wording import listed, printable
 
@@ -36,6 +37,11 @@ _MARKS = (  # UTF-32's mark opens with UTF-16's
     (b"\xff\xfe", "utf-16-le"),
     (b"\xfe\xff", "utf-16-be"),
 )
+_UNBOUNDED = 100_000
+"""transformers gives a tokenizer that names no limit a limit of about 1e30."""
+_WHOLE_LANGUAGE = 30_000
+"""Byte-pair vocabularies stand in the order of merging, common words first; in those learned from a smaller
+world, rank says little."""
 _JOINERS = "\u200c\u200d"
 """Invisible, and right in Persian, Indic scripts and emoji."""
 
@@ -149,16 +155,15 @@ def _csv_rows(text: str, file: str) -> Iterator[tuple[str, CaptionRow]]:
 
 
 def _match(
-    found: Sequence[FoundCaption], photo_names: Sequence[str]
-) -> tuple[dict[str, list[FoundCaption]], list[str]]:
-    """Return the captions of each photo by its name, and warnings on those of no photo or of several.
+    found: Sequence[FoundCaption], photo_names: Sequence[str], warnings: list[str]
+) -> dict[str, list[FoundCaption]]:
+    """Return the captions of each photo by its name, and warn of those of no photo or of several.
 
     A name in another Unicode normalisation counts where there is no exact one, as zip files change it; so
     does one that is written otherwise, as .\\images\\00.png.
     """
     exact, plain = _photos_by_key(photo_names, str), _photos_by_key(photo_names, _plain)
     by_photo: dict[str, list[FoundCaption]] = {}
-    warnings: list[str] = []
     orphans: list[str] = []
     for caption in found:
         kind, name = caption.is_text_file, caption.name
@@ -172,7 +177,7 @@ def _match(
             warnings.append(f"{source} is the caption of {len(owners)} photos: {listed(owners)}")
     if orphans:
         warnings.append(f"{len(orphans)} captions belong to no usable photo: {listed(orphans)}")
-    return by_photo, warnings
+    return by_photo
 
 
 def _photos_by_key(names: Sequence[str], form: Callable[[str], str]) -> dict[tuple[bool, str], list[str]]:
@@ -192,120 +197,26 @@ def _plain(name: str) -> str:
 # from captions to prompts
 
 
-@dataclass(frozen=True)
-class Caption:
-    """What a photo is trained with; `source` is a file, a line of one, or the folder whose name it is.
-
-    It is None for the instance prompt.
-    """
-
-    photo: Photo
-    prompt: str
-    source: str | None
-
-
-@dataclass(frozen=True)
-class Captions:
-    """One caption per photo, in the photos' order; `num_fallbacks` of them are the instance prompt."""
-
-    captions: tuple[Caption, ...]
-    num_fallbacks: int
-    warnings: tuple[str, ...]
-
-    def fingerprint(self) -> dict[str, str]:
-        """Return the SHA-256 of each prompt by its photo's file, fit for JSON and `compare_fingerprints`."""
-        return {
-            f"prompt of {each.photo.shown}": hashlib.sha256(
-                each.prompt.encode("utf-8", "surrogatepass")
-            ).hexdigest()
-            for each in self.captions
-        }
-
-
-@dataclass(frozen=True)
-class PromptRules:
-    """How a caption becomes a prompt. In captions, braces other than those of `{token}` are plain text.
-
-    Raises:
-        ValueError: a text is empty, too long, or asks for what there is not.
-    """
-
-    instance_prompt: str | None
-    token: str | None
-    template: str
-
-    def __post_init__(self) -> None:
-        texts = {"instance prompt": self.instance_prompt, "token": self.token, "template": self.template}
-        for name, text in texts.items():
-            if text is not None and not text.strip():
-                raise ValueError(f"the {name} is empty; leave it out or write one")
-            if text is not None and len(text) > MAX_CHARACTERS:
-                raise ValueError(f"the {name} has {len(text)} characters; at most {MAX_CHARACTERS} are read")
-        unknown = set(re.findall(r"\{\w*\}", self.template)) - {"{token}", "{caption}"}
-        if unknown:
-            raise ValueError(f"the template has {listed(sorted(unknown))}; use {{token}} and {{caption}}")
-
-    def fill(self, caption: str) -> str:
-        """Return the prompt."""
-        prompt = self.template.replace("{caption}", caption)
-        return prompt if self.token is None else prompt.replace("{token}", self.token)
-
-    def problems(self, caption: str, source: str) -> Iterator[str]:
-        """Say why a caption makes no prompt, in a sentence that names its source."""
-        prompt = self.fill(caption)
-        if not caption and "{caption}" in self.template:
-            yield f"{source} has no caption, and there is no instance prompt; write either"
-        elif self.token is None and "{token}" in prompt:
-            yield f"{source} asks for {{token}}, and none is given; give the trigger word as token"
-        elif len(prompt) > MAX_CHARACTERS:
-            yield f"{source} makes a prompt of {len(prompt)} characters; at most {MAX_CHARACTERS} are read"
-
-    def lacks_token(self, prompt: str) -> bool:
-        """Say whether the trigger word is not in a prompt."""
-        if self.token is None:
-            return False
-        return re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", prompt, re.IGNORECASE) is None
-
-
-def read_captions(
-    folder: str | Path,
-    photos: Sequence[Photo],
-    *,
-    instance_prompt: str | None = None,
-    token: str | None = None,
-    template: str = "{caption}",
-    follow_symlinks: bool = False,
-    without: Collection[Path] = (),
-) -> Captions:
-    """Find each photo's caption in the folder or below and make its prompt; nothing is written.
-
-    Folders `without` are left out.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: texts that cannot be read, contradict each other, are missing or too long; all are listed.
-    """
-    rules = PromptRules(instance_prompt, token, template)
-    found, problems = read_caption_files(folder, follow_symlinks=follow_symlinks, without=without)
-    return caption_photos(found, photos, rules, problems=problems, where=printable(folder, NAME_LIMIT))
-
-
 def caption_photos(
-    found: Sequence[FoundCaption],
     photos: Sequence[Photo],
-    rules: PromptRules,
+    found: Sequence[FoundCaption],
+    problems: Sequence[str],
+    data: DataConfig,
+    findings: Findings,
     *,
-    problems: Sequence[str] = (),
     where: str,
-) -> Captions:
-    """Make each photo's prompt of the captions found in `where`; `problems` are those of finding them.
+) -> list[Photo]:
+    """Give each photo the prompt that its caption makes; `problems` are those of finding them in `where`.
+
+    In captions, braces other than those of `{token}` are plain text.
 
     Raises:
         ValueError: texts that contradict each other, are missing or too long; all are listed.
     """
     problems = list(problems)
-    by_photo, warnings = _match(found, [photo.name for photo in photos])
-    captions: list[Caption] = []
+    by_photo = _match(found, [photo.name for photo in photos], findings.warnings)
+    captioned: list[Photo] = []
+    sources: list[str | None] = []
     for photo in photos:
         texts = {" ".join(each.text.split()): each.source for each in by_photo.get(photo.name, [])}
         texts.pop("", None)
@@ -314,53 +225,122 @@ def caption_photos(
             problems.append(f"{photo.shown} has different captions, {' and '.join(sides)}; keep one")
             continue
         named = photo.named_repeats
-        fallback = (rules.instance_prompt or "", None) if named is None else (named[1], named[2])
+        fallback = (data.instance_prompt or "", None) if named is None else (named[1], named[2])
         text, source = next(iter(texts.items()), fallback)
-        problems += rules.problems(text, printable(source or photo.name, NAME_LIMIT))
-        captions.append(Caption(photo, rules.fill(text), source))
+        prompt = data.caption_template.replace("{caption}", text)
+        prompt = prompt if data.token is None else prompt.replace("{token}", data.token)
+        shown = printable(source or photo.name, NAME_LIMIT)
+        if not text and "{caption}" in data.caption_template:
+            problems.append(f"{shown} has no caption, and there is no instance prompt; write either")
+        elif data.token is None and "{token}" in prompt:
+            problems.append(f"{shown} asks for {{token}}, and none is given; give the trigger word as token")
+        elif len(prompt) > MAX_CHARACTERS:
+            long = f"{len(prompt)} characters; at most {MAX_CHARACTERS} are read"
+            problems.append(f"{shown} makes a prompt of {long}")
+        captioned.append(replace(photo, prompt=prompt))
+        sources.append(source)
     if problems:
         reasons = ";\n  ".join(problems)
         raise ValueError(f"captions in {where} cannot be used:\n  {reasons}")
-    remarks = (*warnings, *_remarks_on_files(found), *_remarks(captions, rules, has_files=bool(found)))
-    return Captions(tuple(captions), sum(each.source is None for each in captions), remarks)
+    findings.warnings += _remarks(captioned, sources, found, data)
+    return captioned
 
 
-def _remarks_on_files(found: Sequence[FoundCaption]) -> Iterator[str]:
+def _remarks(
+    photos: Sequence[Photo], sources: Sequence[str | None], found: Sequence[FoundCaption], data: DataConfig
+) -> Iterator[str]:
     empty = [caption.source for caption in found if not caption.text.strip()]
     if empty:
         yield f"{listed(empty)}: empty; the instance prompt stands in"
     several = [caption.source for caption in found if "\n" in caption.text.strip()]
     if several:
         yield f"{listed(several)}: of several lines, which are read as one caption"
-
-
-def _remarks(captions: Sequence[Caption], rules: PromptRules, *, has_files: bool) -> Iterator[str]:
-    yield from _remarks_on_folders(captions, rules)
-    own = [caption for caption in captions if caption.source is not None]
-    missing = [caption.photo.name for caption in captions if caption.source is None]
-    if missing and (own or has_files):
-        share = f"{len(missing)} of {len(captions)} photos"
+    for named in dict.fromkeys(photo.named_repeats for photo in photos):
+        if named is None:
+            continue
+        repeats, words, folder = named
+        inside = [
+            source for photo, source in zip(photos, sources, strict=True) if photo.named_repeats == named
+        ]
+        said = f"{printable(folder)}, as its name says: {len(inside)} photos, {repeats} times an epoch each"
+        if folder in inside:
+            instead = "" if data.instance_prompt is None else " instead of the instance prompt"
+            said += f'; {inside.count(folder)} without a caption get "{printable(words)}"{instead}'
+        yield said
+    missing = [photo.name for photo, source in zip(photos, sources, strict=True) if source is None]
+    num_own = len(photos) - len(missing)
+    if missing and (num_own or found):
+        share = f"{len(missing)} of {len(photos)} photos"
         yield f"{share} have no caption and get the instance prompt: {listed(missing)}"
-    if own and "{caption}" not in rules.template:
-        yield f"the template has no {{caption}}, so that the captions of {len(own)} photos are not used"
-    lacking = [caption.photo.name for caption in captions if rules.lacks_token(caption.prompt)]
+    if num_own and "{caption}" not in data.caption_template:
+        yield f"the template has no {{caption}}, so that the captions of {num_own} photos are not used"
+    word = re.compile(rf"(?<!\w){re.escape(data.token or '')}(?!\w)", re.IGNORECASE)
+    lacking = [photo.name for photo in photos if data.token and not word.search(photo.prompt)]
     if lacking:
-        share = f"{len(lacking)} of {len(captions)} prompts"
-        yield f'the trigger word "{printable(rules.token)}" is absent from {share}: {listed(lacking)}'
-    for prompt in dict.fromkeys(caption.prompt for caption in captions):
+        share = f"{len(lacking)} of {len(photos)} prompts"
+        yield f'the trigger word "{printable(data.token)}" is absent from {share}: {listed(lacking)}'
+    for prompt in dict.fromkeys(photo.prompt for photo in photos):
         if any(not (c.isprintable() or c in _JOINERS) for c in prompt):
             yield f'a prompt has characters that cannot be seen: "{printable(prompt)}"'
 
 
-def _remarks_on_folders(captions: Sequence[Caption], rules: PromptRules) -> Iterator[str]:
-    for named in dict.fromkeys(each.photo.named_repeats for each in captions):
-        if named is None:
-            continue
-        repeats, words, folder = named
-        inside = [each for each in captions if each.photo.named_repeats == named]
-        found = f"{printable(folder)}, as its name says: {len(inside)} photos, {repeats} times an epoch each"
-        missing = sum(caption.source == folder for caption in inside)
-        if missing:
-            instead = "" if rules.instance_prompt is None else " instead of the instance prompt"
-            found += f'; {missing} without a caption get "{printable(words)}"{instead}'
-        yield found
+# from prompts to tokens
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    model_max_length: int
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, *, verbose: bool) -> list[int]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class PromptCut:
+    """A prompt too long for its text encoder; kept and lost are its halves as the tokenizer spells them."""
+
+    kept: str
+    lost: str
+    num_tokens: int
+    max_tokens: int
+
+    def __str__(self) -> str:
+        """One sentence that shows the cut."""
+        return (
+            f"the prompt has {self.num_tokens} tokens and {self.max_tokens} are read: "
+            f'"…{printable(self.kept[-60:])}" ✂ "{printable(self.lost)}" is lost; write it shorter'
+        )
+
+
+def find_cut(prompt: str, tokenizer: Tokenizer) -> PromptCut | None:
+    """Return where a prompt is cut, None where all of it is read.
+
+    Counts include the tokens that mark start and end, as the text encoder's limit does (77 for CLIP).
+    """
+    token_ids, limit = tokenizer.encode(prompt, verbose=False), tokenizer.model_max_length
+    if limit > _UNBOUNDED or len(token_ids) <= limit:
+        return None
+    kept, lost = (
+        tokenizer.decode(part).strip() for part in (token_ids[1 : limit - 1], token_ids[limit - 1 : -1])
+    )
+    return PromptCut(kept, lost, len(token_ids), limit)
+
+
+def doubt_token(token: str, tokenizer: Tokenizer, *, max_tokens: int = 3) -> str | None:
+    """Return a warning where a trigger word is long in tokens, or a word that already means something.
+
+    Common is a single token in the first half of a vocabulary of a whole language, as CLIP's.
+    """
+    token_ids = tokenizer.encode(token, verbose=False)[1:-1]
+    shown = printable(token)
+    if len(token_ids) > max_tokens:
+        return f'the trigger word "{shown}" is read as {len(token_ids)} tokens; use a shorter one'
+    vocab_size = tokenizer.vocab_size
+    if len(token_ids) == 1 and vocab_size > _WHOLE_LANGUAGE and token_ids[0] < vocab_size // 2:
+        return f'the trigger word "{shown}" is common, and its meaning will change; use a rare one like sks'
+    return None

@@ -12,9 +12,9 @@ from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.bases import Base, Denoiser
 from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
 from ether_diffusion.training.config import ControlConfig
-from ether_diffusion.training.control_images import detector_of, finish_control
 from ether_diffusion.training.decoding import BLACK, WHITE, decode_photo
 from ether_diffusion.training.methods import TrainedPart, adapter_tensors
+from ether_diffusion.training.overlays import detector_of, finish_control
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import printable
 

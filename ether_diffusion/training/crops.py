@@ -1,7 +1,6 @@
 """Sizes and places: at what size a photo is trained, and which part of it is cut out."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +57,17 @@ class Scaling:
         return cls(sizes, RESAMPLING[data.image_interpolation_mode])
 
     def size(self, photo: Size) -> Size:
-        """Return the size that a photo is trained at."""
-        return self.sizes[nearest_bucket(photo, self.sizes)]
+        """Return the size that a photo is trained at: of the nearest aspect ratio, of several the largest."""
+
+        def distance(size: Size) -> tuple[float, int]:
+            height, width = size
+            return abs(math.log(photo[1] * height / (photo[0] * width))), -height * width
+
+        return min(self.sizes, key=distance)
+
+    def covering(self, photo: Size) -> Size:
+        """Return a photo's size after resizing."""
+        return covering_size(photo, self.size(photo))
 
 
 def check_sizes(data: DataConfig, needs: Needs) -> None:
@@ -95,16 +103,6 @@ def automatic_buckets(resolution: int, multiple: int) -> tuple[Size, ...]:
     return tuple(sorted(sizes))
 
 
-def nearest_bucket(photo: Size, buckets: Sequence[Size]) -> int:
-    """Return the index of the bucket of the nearest aspect ratio, of several the largest one."""
-
-    def distance(index: int) -> tuple[float, int]:
-        height, width = buckets[index]
-        return abs(math.log(photo[1] * height / (photo[0] * width))), -height * width
-
-    return min(range(len(buckets)), key=distance)
-
-
 def covering_size(photo: Size, size: Size) -> Size:
     """Return a photo's size after resizing: one side is that of `size`, the other no less; rounded down."""
     (photo_height, photo_width), (height, width) = photo, size
@@ -118,9 +116,13 @@ class Frame:
     """A part of a resized photo: sizes and places are (height, width) and (top, left) in px."""
 
     original: Size
-    resized: Size
-    corner: tuple[int, int]
     size: Size
+    corner: tuple[int, int]
+
+    @property
+    def resized(self) -> Size:
+        """The size of the whole photo that this is a part of."""
+        return covering_size(self.original, self.size)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -138,28 +140,26 @@ class Frame:
             left = self.resized[1] - left - self.size[1]
         return *self.original, top, left, *self.size
 
+    def around(self, point: tuple[int, int]) -> "Frame":
+        """Return the frame with a point (y, x) of the resized photo as central as may be."""
+        top, left = (
+            min(max(place - side // 2, 0), whole - side)
+            for place, side, whole in zip(point, self.size, self.resized, strict=True)
+        )
+        return Frame(self.original, self.size, (top, left))
+
 
 def centre_frame(photo: Size, size: Size) -> Frame:
     """Return the middle of a photo."""
     resized = covering_size(photo, size)
-    corner = (round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2))
-    return Frame(photo, resized, corner, size)
+    return Frame(photo, size, (round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)))
 
 
 def random_frame(photo: Size, size: Size, generator: torch.Generator) -> Frame:
     """Return a part of a photo, all places equally likely."""
     resized = covering_size(photo, size)
     top, left = (draw_int(resized[axis] - size[axis] + 1, generator) for axis in (0, 1))
-    return Frame(photo, resized, (top, left), size)
-
-
-def frame_around(frame: Frame, point: tuple[int, int]) -> Frame:
-    """Return the frame of the same photo with `point` (y, x) of the resized photo as central as may be."""
-    top, left = (
-        min(max(point[axis] - frame.size[axis] // 2, 0), frame.resized[axis] - frame.size[axis])
-        for axis in (0, 1)
-    )
-    return Frame(frame.original, frame.resized, (top, left), frame.size)
+    return Frame(photo, size, (top, left))
 
 
 def draw_int(end: int, generator: torch.Generator) -> int:

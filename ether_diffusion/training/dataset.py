@@ -3,70 +3,48 @@
 A folder is read by `find_photos`, a data set by the `datasets` library; all else is the same for both.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from ether_diffusion.training.captions import (
     TEXT_COLUMNS,
     FoundCaption,
-    PromptRules,
     caption_photos,
     read_caption_files,
 )
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
-from ether_diffusion.training.control_images import find_control_images
 from ether_diffusion.training.crops import Scaling
-from ether_diffusion.training.masks import Overlay, find_masks
+from ether_diffusion.training.decoding import MAX_BYTES
+from ether_diffusion.training.overlays import Find, find_control_images, find_masks
 from ether_diffusion.training.photos import (
+    Findings,
     Photo,
     PhotoFolder,
-    RowSource,
+    Read,
     check_photos,
+    choose_samples,
+    file_reader,
     find_photos,
     remarks_on,
 )
-from ether_diffusion.training.plain_files import NAME_LIMIT
-from ether_diffusion.training.randomness import stream
+from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
 from ether_diffusion.wording import listed, printable
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"}
 _TABLE_SUFFIXES = {".parquet", ".arrow", ".tar", ".zip"}
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrainingPhoto:
-    """A photo with its prompt, so many times an epoch; `mask` is a file's, None where it is the alpha."""
-
-    photo: Photo
-    prompt: str
-    mask: Overlay | None = None
-    control: Overlay | None = None
-
-    @property
-    def name(self) -> str:
-        """The photo's file name."""
-        return self.photo.name
-
-    @property
-    def repeats(self) -> int:
-        """Times that the name of its folder asks for in an epoch, or 1."""
-        named = self.photo.named_repeats
-        return 1 if named is None else named[0]
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """All photos in a fixed order, warnings on them, and the SHA-256 of everything read, by name."""
 
-    photos: tuple[TrainingPhoto, ...]
+    photos: tuple[Photo, ...]
     warnings: tuple[str, ...]
     fingerprint: dict[str, str]
 
@@ -87,49 +65,36 @@ def read_training_data(
         FileNotFoundError: there is no such folder.
         ValueError: anything cannot be used; all problems are listed, one a line.
     """
-    problems: list[str] = []
     without = (*without, *([] if config.mask_data_dir is None else [config.mask_data_dir]))
-
-    def collect(find: Callable[[], T]) -> T | None:
-        try:
-            return find()
-        except (ValueError, FileNotFoundError) as error:
-            problems.append(str(error))
-            return None
-
-    read = _read_folder if config.dataset_name is None else _read_rows
-    found, find_captions, where = read(config, scaling, without)
-    photos = found.photos
-    if config.strict:
-        problems += [refusal.sentence for refusal in found.refused]
-
-    def caption() -> Any:
-        rules = PromptRules(config.instance_prompt, config.token, config.caption_template)
-        texts, unread = find_captions()
-        return caption_photos(texts, photos, rules, problems=unread, where=where)
-
-    captions = collect(caption)
-    masks = collect(lambda: find_masks(photos, config, without=without))
-    controls = collect(lambda: find_control_images(photos, config, control, without=without))
-    problems += [problem for each in (masks, controls) if each is not None for problem in each.problems]
-    if problems:
-        lines = "\n  ".join(problems)
+    if config.dataset_name is None:
+        read, column = _read_folder(config, scaling, without), None
+    else:
+        rows = _Rows(config)
+        read, column = rows.read(scaling), rows.find
+    found, captions, where = read
+    photos: Sequence[Photo] = found.photos
+    refused = [refusal.sentence for refusal in found.refused]
+    findings = Findings(refused if config.strict else [], [f"not used: {each}" for each in refused])
+    findings.warnings += found.warnings
+    with findings:
+        photos = caption_photos(photos, *captions(), config, findings, where=where)
+    with findings:
+        masks = find_masks(photos, config, findings, without=without)
+        photos = [replace(photo, mask=each) for photo, each in zip(photos, masks, strict=True)]
+    with findings:
+        controls = find_control_images(photos, config, control, findings, without=without, column=column)
+        photos = [replace(photo, control=each) for photo, each in zip(photos, controls, strict=True)]
+    if findings.problems:
+        lines = "\n  ".join(findings.problems)
         raise ValueError(f"the training data cannot be used:\n  {lines}")
-    assert captions is not None
-    assert masks is not None
-    assert controls is not None
-    prompts = (each.prompt for each in captions.captions)
-    hashes = {
-        f"{overlay.kind.word} of {photo.name}": overlay.sha256
-        for each in (masks, controls)
-        for photo, overlay in zip(photos, each.overlays, strict=True)
-        if overlay is not None
-    }
-    return TrainingData(
-        tuple(map(TrainingPhoto, photos, prompts, masks.overlays, controls.overlays)),
-        (*_refusals(found), *found.warnings, *captions.warnings, *masks.warnings, *controls.warnings),
-        found.fingerprint() | captions.fingerprint() | hashes,
-    )
+    hashes = {f"prompt of {photo.shown}": _sha256(photo.prompt) for photo in photos}
+    overlays = (each for photo in photos for each in (photo.mask, photo.control) if each is not None)
+    hashes |= {overlay.name: overlay.sha256 for overlay in overlays}
+    return TrainingData(tuple(photos), tuple(findings.warnings), found.fingerprint() | hashes)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_class_images(
@@ -150,106 +115,150 @@ def read_class_images(
         without=without,
         scaling=None if scaling is None or len(scaling.sizes) > 1 else scaling,  # they take the photos' sizes
     )
+    warnings = [*(f"not used: {refusal.sentence}" for refusal in found.refused), *found.warnings]
     named = {each[2]: None for photo in found.photos if (each := photo.named_repeats) is not None}
-    unused = [f"{listed(named)}: neither repeats nor words are taken from these names"] if named else []
-    warnings = tuple(f"class images: {warning}" for warning in (*_refusals(found), *found.warnings, *unused))
-    fingerprint = {f"class image {name}": digest for name, digest in found.fingerprint().items()}
-    photos = tuple(TrainingPhoto(photo, prior.class_prompt) for photo in found.photos)
-    return TrainingData(photos, warnings, fingerprint)
+    if named:
+        warnings.append(f"{listed(named)}: neither repeats nor words are taken from these names")
+    return TrainingData(
+        tuple(replace(photo, prompt=prior.class_prompt) for photo in found.photos),
+        tuple(f"class images: {warning}" for warning in warnings),
+        {f"class image {name}": digest for name, digest in found.fingerprint().items()},
+    )
 
 
-def _refusals(found: PhotoFolder) -> Iterator[str]:
-    return (f"not used: {refusal.sentence}" for refusal in found.refused)
+Captions = Callable[[], tuple[Sequence[FoundCaption], Sequence[str]]]
+_Found = tuple[PhotoFolder, Captions, str]
+"""Photos, what finds their captions and its problems, and what to call the place."""
 
 
-def choose_samples(number: int, limit: int | None) -> list[int]:
-    """Return which of so many samples a run trains on, in their order: all, or as many as the limit."""
-    if limit is None or limit >= number:
-        return list(range(number))
-    drawn = torch.randperm(number, generator=stream(0, "chosen samples", number))
-    return sorted(drawn[:limit].tolist())
-
-
-# the two readers: photos, what finds their captions and its problems, and what to call the place
-
-FoundCaptions = tuple[Sequence[FoundCaption], Sequence[str]]
-Read = tuple[PhotoFolder, Callable[[], FoundCaptions], str]
-
-
-def _read_folder(config: DataConfig, scaling: Scaling | None, without: Collection[Path]) -> Read:
-    folder = config.instance_data_dir
+def _read_folder(config: DataConfig, scaling: Scaling | None, without: Collection[Path]) -> _Found:
+    folder, links = config.instance_data_dir, config.follow_symlinks
     assert folder is not None
-    links = config.follow_symlinks
     found = find_photos(
-        folder,
-        follow_symlinks=links,
-        choose=lambda number: choose_samples(number, config.max_train_samples),
-        without=without,
-        scaling=scaling,
+        folder, follow_symlinks=links, limit=config.max_train_samples, without=without, scaling=scaling
     )
-    return (
-        found,
-        lambda: read_caption_files(folder, follow_symlinks=links, without=without),
-        printable(folder, NAME_LIMIT),
-    )
+    captions = partial(read_caption_files, folder, follow_symlinks=links, without=without)
+    return found, captions, printable(folder, NAME_LIMIT)
 
 
-def _read_rows(config: DataConfig, scaling: Scaling | None, without: Collection[Path]) -> Read:
-    """Read the training split of a data set, from a folder or from the Hub.
+class _Rows:
+    """The training split of a data set, from a folder or from the Hub.
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it has not the columns named, cannot be loaded, or none of its photos can be used.
+        ValueError: it cannot be loaded, or has not the columns named.
     """
-    import datasets  # takes a second, and is needed for no folder
 
-    assert config.dataset_name is not None
-    shown = printable(config.dataset_name)
-    rows = _load(config.dataset_name, config.dataset_config_name)
-    columns = list(rows.column_names)
-    for flag, wanted in (("image_column", config.image_column), ("caption_column", config.caption_column)):
-        if wanted is not None and wanted not in columns:
-            found = listed(columns, len(columns))
-            raise ValueError(f'{flag}="{printable(wanted)}" is no column of {shown}; it has {found}')
-    column, texts = config.image_column, config.caption_column
-    if not isinstance(rows.features[column], datasets.Image):
-        raise ValueError(
-            f"the column {printable(column)} of {shown} holds no images; name one as image_column"
-        )
-    rows = rows.cast_column(column, datasets.Image(decode=False))  # ours is proof against hostile files
-    if config.max_train_samples is not None:
-        rows = rows.select(choose_samples(len(rows), config.max_train_samples))
-    folder = Path(config.dataset_name)
-    inside = folder if folder.is_dir() and not config.follow_symlinks else None
-    names = _row_names(rows, column)
-    photos, refused = check_photos(
-        ((Path(name), name, RowSource(rows, row, column, inside)) for row, name in enumerate(names)),
-        scaling=scaling,
-    )
-    if not photos:
-        reasons = ";\n  ".join(refusal.sentence for refusal in refused)
-        raise ValueError(f"no usable photos in the data set {shown}:\n  {reasons or 'it is empty'}")
-    warnings = [*remarks_on(photos)]
-    if texts is not None and isinstance(rows[0][texts], list):
-        warnings.append(f"the column {printable(texts)} holds lists of captions; the first of each is used")
-    unused = next((name for name in columns if name in TEXT_COLUMNS), None)
-    if texts is None and unused is not None:
-        warnings.append(
-            f"the data set's column {unused} is not used; for captions, set caption_column={unused}"
-        )
+    def __init__(self, config: DataConfig) -> None:
+        assert config.dataset_name is not None
+        self.config, self.shown = config, printable(config.dataset_name)
+        self.folder = Path(config.dataset_name)
+        self.inside = self.folder if self.folder.is_dir() and not config.follow_symlinks else None
+        self.rows = _load(config.dataset_name, config.dataset_config_name)
+        if config.caption_column is not None:
+            self._check_column("caption_column", config.caption_column)
+        self.rows = self._undecoded("image_column", config.image_column)
+        if config.max_train_samples is not None:
+            self.rows = self.rows.select(choose_samples(len(self.rows), config.max_train_samples))
+        names = _row_names(self.rows, config.image_column)
+        self.numbers = {name: number for number, name in enumerate(names)}
 
-    def captions() -> FoundCaptions:
-        found = []
-        for photo in photos if texts is not None else ():
-            assert isinstance(photo.source, RowSource)
-            text = rows[photo.source.index][texts]
+    def read(self, scaling: Scaling | None) -> _Found:
+        """Return the photos that can be used.
+
+        Raises:
+            ValueError: none can.
+        """
+        column = self.config.image_column
+        photos, refused = check_photos(
+            (
+                (Path(name), name, partial(_read_cell, self.rows, number, column, self.inside))
+                for name, number in self.numbers.items()
+            ),
+            scaling=scaling,
+        )
+        if not photos:
+            reasons = ";\n  ".join(refusal.sentence for refusal in refused)
+            raise ValueError(f"no usable photos in the data set {self.shown}:\n  {reasons or 'it is empty'}")
+        warnings, texts = [*remarks_on(photos)], self.config.caption_column
+        if texts is not None and isinstance(self.rows[0][texts], list):
+            warnings.append(
+                f"the column {printable(texts)} holds lists of captions; the first of each is used"
+            )
+        unused = next((name for name in self.rows.column_names if name in TEXT_COLUMNS), None)
+        if texts is None and unused is not None:
+            warnings.append(
+                f"the data set's column {unused} is not used; for captions, set caption_column={unused}"
+            )
+        captions = [] if texts is None else [*self._captions(photos, texts)]
+        return PhotoFolder(tuple(photos), tuple(refused), tuple(warnings)), lambda: (captions, ()), self.shown
+
+    def _captions(self, photos: Sequence[Photo], column: str) -> Iterator[FoundCaption]:
+        for photo in photos:
+            text = self.rows[self.numbers[photo.name]][column]
             if isinstance(text, list):
                 text = text[0] if text else None
             if text is not None:
-                found.append(FoundCaption(photo.name, str(text), f"row {photo.source.index}"))
-        return found, ()
+                yield FoundCaption(photo.name, str(text), f"row {self.numbers[photo.name]}")
 
-    return PhotoFolder(tuple(photos), tuple(refused), tuple(warnings)), captions, shown
+    def find(self, column: str) -> Find:
+        """Return what finds the image of a column that belongs to a photo, or the file that it names.
+
+        Raises:
+            ValueError: there is no such column, or it holds neither images nor names of files.
+        """
+        rows = self._undecoded("conditioning_image_column", column, or_names=True)
+
+        def found(photo: Photo) -> Sequence[tuple[Path, Read]]:
+            number = self.numbers[photo.name]
+            value = rows[number][column]
+            if not value:
+                return []
+            if isinstance(value, Mapping):
+                return [(photo.path, partial(_read_cell, rows, number, column, self.inside))]
+            if not self.folder.is_dir():
+                raise UnusableFileError("is a name, and the data set is no folder that could hold the file")
+            path = self.folder / str(value)
+            return [(path, file_reader(path, self.inside))] if path.exists() else []
+
+        return found
+
+    def _check_column(self, flag: str, column: str) -> None:
+        columns = list(self.rows.column_names)
+        if column not in columns:
+            raise ValueError(
+                f'{flag}="{printable(column)}" is no column of {self.shown}; it has '
+                f"{listed(columns, len(columns))}; metadata.jsonl gives one by its name or by its name with "
+                "_file_name"
+            )
+
+    def _undecoded(self, flag: str, column: str, *, or_names: bool = False) -> Any:
+        """Return the rows with the column's images as bytes: our decoding is proof against hostile files."""
+        import datasets  # takes a second, and is needed for no folder
+
+        self._check_column(flag, column)
+        feature = self.rows.features[column]
+        if isinstance(feature, datasets.Image):
+            return self.rows.cast_column(column, datasets.Image(decode=False))
+        if or_names and isinstance(feature, datasets.Value) and "string" in feature.dtype:
+            return self.rows
+        needed = "neither images nor names of files" if or_names else "no images"
+        raise ValueError(f"the column {printable(column)} of {self.shown} holds {needed}; name one as {flag}")
+
+
+def _read_cell(rows: Any, number: int, column: str, inside: Path | None) -> bytes:
+    """Return the bytes of a row's image, which it holds itself or as the path of a file."""
+    image = rows[number][column]
+    if not isinstance(image, Mapping):
+        raise UnusableFileError("holds no image; delete the row")
+    data, path = image.get("bytes"), image.get("path")
+    if isinstance(data, bytes):
+        if len(data) > MAX_BYTES:
+            raise UnusableFileError(f"has more than {MAX_BYTES / 2**20:g} MiB; give a smaller file")
+        return data
+    if not isinstance(path, str):
+        raise UnusableFileError("holds neither bytes nor a path; delete the row")
+    return file_reader(Path(path), inside)()
 
 
 def _load(name: str, config_name: str | None) -> Any:

@@ -25,7 +25,8 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.curve import Curve, Measured, draw_curve
-from ether_diffusion.training.dataset import TrainingData, TrainingPhoto
+from ether_diffusion.training.dataset import TrainingData
+from ether_diffusion.training.photos import Photo
 
 Pictures = Sequence[Sequence[Image.Image]]
 """By prompt and seed."""
@@ -85,7 +86,7 @@ class SubjectEvaluator:
     viewer_name: str
     reader_name: str
     identifier: str | None
-    photos: Sequence[TrainingPhoto]
+    photos: Sequence[Photo]
     offline: bool
     _encoders: dict[str, Encoder] = field(default_factory=dict)
     _seen: Tensor = field(default_factory=partial(torch.empty, 0))
@@ -111,7 +112,7 @@ class SubjectEvaluator:
             self._encoders[name] = load_encoder(name, offline=self.offline)
         self._device = device
         with self._at_work():
-            photos = [each.photo.decode().rgb for each in self.photos]
+            photos = [each.decode().rgb for each in self.photos]
             self._seen = Views.of(self._encoders[self.viewer_name], photos).subjects
             texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
             self._texts = self._encoders[self.reader_name].embed_texts(texts)

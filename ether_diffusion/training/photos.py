@@ -5,24 +5,29 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Literal
 
+import torch
 from PIL import Image
 
 from ether_diffusion.training.crops import Scaling, Size, covering_size
 from ether_diffusion.training.decoding import (
+    BLACK,
     KINDS,
     LOSSES,
     MAX_BYTES,
-    MAX_PIXELS,
     MIN_SIDE,
     Decoded,
     decode_bytes,
 )
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files, read_plain_file
+from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import listed, printable
 
+Read = Callable[[], bytes]
+"""Gives a file's bytes, or raises UnusableFileError."""
 KEPT_BYTES = 512 * 2**20
 """Of photos' pixels at the size of training that stay in memory; others are decoded again when needed."""
 
@@ -35,85 +40,89 @@ _NAMED_REPEATS = re.compile(r"(\d{1,3})_(.+)")
 _ONE_TOO_MANY = "delete one, or the photo counts twice"
 
 
-class Source(Protocol):
-    """What can be read again and again, in any process."""
-
-    def read(self) -> bytes:
-        """Return the file's bytes.
-
-        Raises:
-            UnusableFileError: they cannot be had.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """A file; links are followed to places within `inside`, and anywhere where it is None."""
-
-    path: Path
-    inside: Path | None
-
-    def read(self) -> bytes:
-        """Return the file's bytes."""
-        return read_plain_file(self.path, inside=self.inside, max_bytes=MAX_BYTES)
-
-
-class Rows(Protocol):
-    """What is used of a `datasets.Dataset`."""
-
-    def __getitem__(self, index: int) -> Mapping[str, object]: ...
-
-
-@dataclass(frozen=True)
-class RowSource:
-    """An image of a data set, which holds its bytes or the path of a file."""
-
-    rows: Rows
-    index: int
-    column: str
-    inside: Path | None
-
-    def read(self) -> bytes:
-        """Return the image's bytes, undecoded."""
-        image = self.rows[self.index][self.column]
-        if not isinstance(image, Mapping):
-            raise UnusableFileError("holds no image; delete the row")
-        data, path = image.get("bytes"), image.get("path")
-        if isinstance(data, bytes):
-            if len(data) > MAX_BYTES:
-                raise UnusableFileError(f"has more than {MAX_BYTES / 2**20:g} MiB; give a smaller file")
-            return data
-        if not isinstance(path, str):
-            raise UnusableFileError("holds neither bytes nor a path; delete the row")
-        return FileSource(Path(path), self.inside).read()
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photo that was decoded whole; width and height (px) are the upright photo's.
-
-    `name` is its file's, with the subfolders that it lies in: images/00.png.
-    `pixels_sha256` is over the upright sRGB pixels and the mask, for large JPEGs at reduced scale.
-    `notes` say what decoding does to it. `kept` are its pixels at the size of training, if there was room,
-    until its latents are remembered instead.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture's file that was checked; `read` gives its bytes again, in any process."""
 
     path: Path
     name: str
-    width: int
-    height: int
     sha256: str
-    pixels_sha256: str
-    has_alpha: bool
-    notes: tuple[str, ...]
-    source: Source | None = field(default=None, repr=False)
-    kept: list[Decoded] = field(default_factory=list, repr=False, compare=False)
+    read: Read | None = field(default=None, repr=False, compare=False)
 
     @property
     def shown(self) -> str:
         """The name, escaped."""
         return printable(self.name, NAME_LIMIT)
+
+    def read_again(self) -> bytes:
+        """Return the same bytes that were checked before.
+
+        Raises:
+            ValueError: they are gone, or others now.
+        """
+        assert self.read is not None
+        try:
+            data = self.read()
+        except UnusableFileError as reason:
+            remedy = "put it back and resume, or train with cache_latents"
+            raise ValueError(f"{self.shown} {reason}; {remedy}") from None
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ValueError(
+                f"{self.shown} is not the file any more that was checked; put it back and resume"
+            )
+        return data
+
+
+@dataclass(frozen=True)
+class OverlayKind:
+    """What pictures that lie over photos are called, and decoded to.
+
+    `finish` takes one in its mode and returns what is used of it, or raises UnusableFileError.
+    """
+
+    word: str
+    mode: Literal["L", "RGB"]
+    finish: Callable[[Image.Image], Image.Image]
+
+    def decode(self, data: bytes, suffix: str) -> Image.Image:
+        """Return the picture of a file, what is transparent over black."""
+        return self.finish(decode_bytes(data, suffix, background=BLACK, min_side=1).rgb.convert(self.mode))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay(Picture):
+    """A picture that lies over its photo: its mask, or its control image."""
+
+    kind: OverlayKind
+
+    def decode(self) -> Image.Image:
+        """Return the picture.
+
+        Raises:
+            ValueError: the file is gone, or another than was checked.
+        """
+        return self.kind.decode(self.read_again(), self.path.suffix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo(Picture):
+    """A photo that was decoded whole; width and height (px) are the upright photo's.
+
+    `name` is its file's, with the subfolders that it lies in: images/00.png. `pixels_sha256` is over the
+    upright sRGB pixels and the mask, for large JPEGs at reduced scale. `notes` say what decoding does to it.
+    `kept` are its pixels at the size of training, if there was room, until its latents are remembered
+    instead. It is trained with `prompt`; `mask` is a file's, None where it is the alpha.
+    """
+
+    width: int
+    height: int
+    pixels_sha256: str
+    has_alpha: bool
+    notes: tuple[str, ...]
+    kept: list[Decoded] = field(default_factory=list, repr=False, compare=False)
+    prompt: str = ""
+    mask: Overlay | None = None
+    control: Overlay | None = None
 
     @property
     def size(self) -> Size:
@@ -133,49 +142,47 @@ class Photo:
                 return int(match[1]), match[2], folder.as_posix()
         return None
 
+    @property
+    def repeats(self) -> int:
+        """Times that the name of its folder asks for in an epoch, or 1."""
+        return self.named_repeats[0] if self.named_repeats else 1
+
     def decode(self, target_side: int | None = None) -> Decoded:
         """Decode the photo again, as in `decode_photo`; whole without a target_side (px).
 
         Raises:
             ValueError: it is gone, or was changed.
         """
-        assert self.source is not None
-        data = read_again(self.source, self.name, self.sha256)
-        return decode_bytes(data, self.path.suffix, target_side=target_side)
+        return decode_bytes(self.read_again(), self.path.suffix, target_side=target_side)
 
     def covering(self, size: Size, resampling: Image.Resampling) -> Decoded:
-        """Return the photo and its alpha, resized until they just cover a size.
-
-        Raises:
-            ValueError: it is gone, or was changed.
-        """
+        """Return the photo and its alpha, resized until they just cover a size; raises as `decode`."""
         resized = covering_size(self.size, size)
         if self.kept and self.kept[0].rgb.size == resized[::-1]:
             return self.kept[0]
         return _resized(self.decode(min(resized)), resized, resampling)
 
 
-def read_again(source: Source, name: str, sha256: str) -> bytes:
-    """Return the same bytes that were checked before.
+@dataclass
+class Findings:
+    """What is wrong, and what is to be known; errors raised inside `with` are problems, and go no further."""
 
-    Raises:
-        ValueError: they are gone, or others now.
-    """
-    shown = printable(name, NAME_LIMIT)
-    try:
-        data = source.read()
-    except UnusableFileError as reason:
-        raise ValueError(f"{shown} {reason}; put it back and resume, or train with cache_latents") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{shown} is not the file any more that was checked; put that back and resume")
-    return data
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, (ValueError, FileNotFoundError)):
+            self.problems.append(str(error))
+            return True
+        return False
 
 
 @dataclass(frozen=True)
 class Refusal:
     """A file that is not used, and why."""
 
-    path: Path
     name: str
     reason: str
 
@@ -232,9 +239,8 @@ def find_photos(
     *,
     follow_symlinks: bool = False,
     strict: bool = False,
-    max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
-    choose: Callable[[int], Sequence[int]] | None = None,
+    limit: int | None = None,
     without: Collection[Path] | None = None,
     scaling: Scaling | None = None,
 ) -> PhotoFolder:
@@ -242,8 +248,8 @@ def find_photos(
 
     Its subfolders are only looked into where folders to leave out are given, `without`, be they none.
     Hidden files, captions, metadata and what operating systems leave behind are passed over; every other file
-    becomes a photo or a refusal. Links out of the folder are refused unless `follow_symlinks`. `choose` says
-    which of so many files are looked at; `scaling` what size of them is kept.
+    becomes a photo or a refusal. Links out of the folder are refused unless `follow_symlinks`. Of more files
+    than `limit` so many are looked at; `scaling` says what size of them is kept.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -252,9 +258,11 @@ def find_photos(
     inside = None if follow_symlinks else Path(folder)
     found = find_files(folder, "the photos", without=without, follow_symlinks=follow_symlinks)
     names = [name for name, path in found.files.items() if not _is_passed_over(path)]
-    names = names if choose is None else [names[index] for index in choose(len(names))]
-    sources = [(found.files[name], name, FileSource(found.files[name], inside)) for name in names]
-    photos, refused = check_photos(sources, max_pixels=max_pixels, min_side=min_side, scaling=scaling)
+    sources = [
+        (found.files[names[index]], names[index], file_reader(found.files[names[index]], inside))
+        for index in choose_samples(len(names), limit)
+    ]
+    photos, refused = check_photos(sources, min_side=min_side, scaling=scaling)
     shown = printable(folder, NAME_LIMIT)
     if refused and (strict or not photos):
         reasons = ";\n  ".join(refusal.sentence for refusal in refused)
@@ -266,33 +274,40 @@ def find_photos(
     return PhotoFolder(tuple(photos), tuple(refused), (*found.remarks, *remarks_on(photos)))
 
 
+def file_reader(path: Path, inside: Path | None) -> Read:
+    """Return what reads a picture's file; links are followed as by `read_plain_file`."""
+    return partial(read_plain_file, path, inside=inside, max_bytes=MAX_BYTES)
+
+
+def choose_samples(number: int, limit: int | None) -> list[int]:
+    """Return which of so many samples a run trains on, in their order: all, or as many as the limit."""
+    if limit is None or limit >= number:
+        return list(range(number))
+    drawn = torch.randperm(number, generator=stream(0, "chosen samples", number))
+    return sorted(drawn[:limit].tolist())
+
+
 def _is_passed_over(path: Path) -> bool:
     name = path.name.lower()
     return name.startswith(".") or name in _NOT_PHOTOS or path.suffix.lower() in _TEXT_SUFFIXES
 
 
 def check_photos(
-    sources: Iterable[tuple[Path, str, Source]],
-    *,
-    max_pixels: int = MAX_PIXELS,
-    min_side: int = MIN_SIDE,
-    scaling: Scaling | None = None,
+    sources: Iterable[tuple[Path, str, Read]], *, min_side: int = MIN_SIDE, scaling: Scaling | None = None
 ) -> tuple[list[Photo], list[Refusal]]:
     """Decode the photos of some sources, each with its path and name; return those of use, and the others."""
     photos: list[Photo] = []
     refused: list[Refusal] = []
     room = KEPT_BYTES
-    for path, name, source in sources:
+    for path, name, read in sources:
         try:
-            photo = check_photo(
-                path, source.read(), name=name, max_pixels=max_pixels, min_side=min_side, scaling=scaling
-            )
+            photo = check_photo(path, read(), name=name, min_side=min_side, scaling=scaling)
         except UnusableFileError as reason:
-            refused.append(Refusal(path, name, str(reason)))
+            refused.append(Refusal(name, str(reason)))
             continue
         for kept in photo.kept:
             room -= 4 * kept.rgb.width * kept.rgb.height  # Pillow has RGB in four bytes
-        photos.append(replace(photo, source=source, kept=photo.kept if room >= 0 else []))
+        photos.append(replace(photo, read=read, kept=photo.kept if room >= 0 else []))
     return photos, refused
 
 
@@ -301,7 +316,6 @@ def check_photo(
     data: bytes,
     *,
     name: str | None = None,
-    max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
     scaling: Scaling | None = None,
 ) -> Photo:
@@ -310,31 +324,25 @@ def check_photo(
     Raises:
         UnusableFileError: it is not a photo that can be used.
     """
-
-    def resized(width: int, height: int) -> Size:
-        assert scaling is not None
-        return covering_size((height, width), scaling.size((height, width)))
-
-    decoded = decode_bytes(
-        data,
-        path.suffix,
-        max_pixels=max_pixels,
-        min_side=min_side,
-        target_side=_CHECKED_SIDE if scaling is None else lambda *size: min(resized(*size)),
-    )
+    side = _CHECKED_SIDE if scaling is None else lambda *size: min(scaling.covering(size[::-1]))
+    decoded = decode_bytes(data, path.suffix, min_side=min_side, target_side=side)
     pixels = hashlib.sha256(repr(decoded.size).encode())
     pixels.update(decoded.rgb.tobytes())
     pixels.update(b"" if decoded.mask is None else decoded.mask.tobytes())
+    width, height = decoded.size
+    kept = []
+    if scaling is not None:
+        kept = [_resized(decoded, scaling.covering((height, width)), scaling.resampling)]
     return Photo(
         path=path,
         name=name or path.name,
-        width=decoded.size[0],
-        height=decoded.size[1],
+        width=width,
+        height=height,
         sha256=hashlib.sha256(data).hexdigest(),
         pixels_sha256=pixels.hexdigest(),
         has_alpha=decoded.mask is not None,
         notes=decoded.notes,
-        kept=[] if scaling is None else [_resized(decoded, resized(*decoded.size), scaling.resampling)],
+        kept=kept,
     )
 
 

@@ -312,7 +312,7 @@ def _marks_of(run: LoadedRun) -> dict[str, Json]:
     """Return what a checkpoint is only good for: the base's weights, and all that is trained on."""
     adapted = [name for name, module in run.unet.named_modules() if hasattr(module, "base_layer")]
     found = base_fingerprint(run.unet, adapted or ["conv_in"])  # of encoder-only, what it is added after
-    data = json.dumps(run.source.fingerprint(), sort_keys=True).encode()
+    data = json.dumps(run.plan.fingerprint, sort_keys=True).encode()
     return {
         "weights_of_the_base": None if found is None else found.id,
         "photos_or_class_images": hashlib.sha256(data).hexdigest(),

@@ -1,8 +1,8 @@
 """What each sample of a run is, as a pure function of the seed and the sample's number."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,10 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ether_diffusion.control import Detector
 from ether_diffusion.control.images import resampling_of
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
-from ether_diffusion.training.control_images import detector_of
 from ether_diffusion.training.crops import (
     Frame,
     Needs,
@@ -24,44 +22,35 @@ from ether_diffusion.training.crops import (
     covering_size,
     draw_inpainting_mask,
     draw_int,
-    frame_around,
     random_frame,
 )
-from ether_diffusion.training.dataset import TrainingData, TrainingPhoto
+from ether_diffusion.training.dataset import TrainingData
+from ether_diffusion.training.overlays import detector_of
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import listed
 
 
 class SampleOrder:
-    """The photos of all samples, in epochs of `num_samples`.
+    """The photos of all samples, in epochs of `num_samples`; each photo has a bucket and repeats of its own.
 
-    Without buckets, sample s is number s mod n of epoch s div n, and an epoch is a permutation of n: each
-    photo `repeats` times. With buckets (of each photo, its bucket), the `effective_batch` samples of one step
-    come from one bucket: each bucket's permutation is cut into chunks of that many, a short last chunk is
-    filled up by going round in the bucket, and the chunks are shuffled. Then an epoch uses each photo at
-    least `repeats` times. Photos may have `repeats` of their own.
+    Where all are of one bucket, sample s is number s mod n of epoch s div n, and an epoch is a permutation of
+    n: each photo so many times. Else the `effective_batch` samples of one step come from one bucket: each
+    bucket's permutation is cut into chunks of that many, a short last chunk is filled up by going round in
+    the bucket, and the chunks are shuffled. Then an epoch uses each photo at least so many times.
     """
 
     def __init__(
-        self,
-        num_photos: int,
-        effective_batch: int,
-        seed: int,
-        buckets: Sequence[int] | None = None,
-        *,
-        repeats: int | Sequence[int] = 1,
+        self, buckets: Sequence[Size], repeats: Sequence[int], effective_batch: int, seed: int
     ) -> None:
-        counts = [repeats] * num_photos if isinstance(repeats, int) else repeats
-        assert min(counts) > 0
+        assert min(repeats) > 0
         self.effective_batch, self.seed = effective_batch, seed
-        self._photos = [photo for turn in range(max(counts)) for photo, n in enumerate(counts) if turn < n]
+        self._photos = [photo for turn in range(max(repeats)) for photo, n in enumerate(repeats) if turn < n]
         self.num_samples = len(self._photos)
-        self._buckets: list[list[int]] | None = None
-        if buckets is not None:
-            self._buckets = [
-                [place for place, photo in enumerate(self._photos) if buckets[photo] == bucket]
-                for bucket in sorted(set(buckets))
-            ]
+        self._buckets = [
+            [place for place, photo in enumerate(self._photos) if buckets[photo] == bucket]
+            for bucket in sorted(set(buckets))
+        ]
+        if len(self._buckets) > 1:
             num_chunks = sum(-(-len(members) // effective_batch) for members in self._buckets)
             self.num_samples = num_chunks * effective_batch
         self._last: tuple[int, list[int]] | None = None
@@ -74,7 +63,7 @@ class SampleOrder:
         return self._photos[self._last[1][place]]
 
     def _places(self, epoch: int) -> list[int]:
-        if self._buckets is None:
+        if len(self._buckets) == 1:
             return _shuffled(self.num_samples, stream(self.seed, "order", epoch))
         chunks: list[list[int]] = []
         for number, members in enumerate(self._buckets):
@@ -100,6 +89,11 @@ class Crop:
     number: int
     is_flipped: bool
 
+    @property
+    def group(self) -> tuple[bool, int, Size]:
+        """What crops of one decoded photo have in common."""
+        return self.is_class, self.photo, self.size
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -111,73 +105,106 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class CropPixels:
-    """A crop's pixels (3, H, W) in [-1, 1].
+class CropImage:
+    """A crop as pixels in [-1, 1] (3, H, W), or encoded: the VAE's mean and standard deviation (2, c, h, w).
 
-    `mask` (1, H, W) in [0, 1] is what the loss sees of it, None for all. `inpainting_mask` (1, H, W) is 1
-    where an inpainting UNet has to paint. `is_moved` says that the crop first drawn showed nothing of the
-    mask. `control` (3, H, W) in [0, 1] says where, in the same crop; None where nothing does.
+    `mask` (1, H, W) in [0, 1] is what the loss sees of it, None for all. `hole` (1, H, W) is 1 where an
+    inpainting UNet has to paint, and `masked` the image encoded with gray there. Both masks are of the
+    latents' size once it is encoded. `is_moved` says that the crop first drawn showed nothing of the mask.
+    `control` (3, H, W), in 8 bits, says where, in the same crop; None where nothing does.
     """
 
     crop: Crop
     name: str
-    pixels: Tensor
+    image: Tensor
     mask: Tensor | None
-    inpainting_mask: Tensor | None
+    hole: Tensor | None
     size_ids: tuple[int, int, int, int, int, int]
     is_moved: bool
     control: Tensor | None
+    masked: Tensor | None = None
 
 
-SamplePixels = tuple[Sample, tuple[CropPixels, ...]]
-"""A sample and its crops in pixels."""
+SampleImages = tuple[Sample, Sequence[CropImage]]
+"""A sample and its crops."""
 
 
-@dataclass(frozen=True)
-class SamplePlan(Dataset[SamplePixels | str]):
+class SamplePlan(Dataset[SampleImages | str]):
     """The samples of a run, each made from its number alone; picklable, for the workers of a data loader.
 
-    Each random choice has a stream of its own, so that none moves another's. `prompts` are all that can
-    occur.
+    `class_images` are given if the prior is preserved by them. `prompts` are all that can occur. Each random
+    choice has a stream of its own, so that none moves another's.
+
+    Raises:
+        ValueError: a size does not fit the base, or the class prompt is missing.
     """
 
-    data: DataConfig
-    prior: PriorConfig
-    needs: Needs
-    scaling: Scaling
-    photos: tuple[TrainingPhoto, ...]
-    class_photos: tuple[TrainingPhoto, ...]
-    order: SampleOrder
-    seed: int
-    prompts: tuple[str, ...]
-    warnings: tuple[str, ...]
-    hashes: tuple[tuple[str, str], ...]
-    control_resampling: Image.Resampling
-    control_dropout: float
-    detector: Detector | None
+    def __init__(
+        self,
+        data: DataConfig,
+        prior: PriorConfig,
+        training: TrainingData,
+        class_images: TrainingData | None,
+        *,
+        needs: Needs,
+        effective_batch: int,
+        seed: int,
+        control: ControlConfig | None = None,
+    ) -> None:
+        check_sizes(data, needs)
+        self.data, self.prior, self.needs, self.seed = data, prior, needs, seed
+        self.detector, self.control_dropout = (
+            detector_of(control),
+            control.control_dropout if control else 0.0,
+        )
+        self._control_resampling = resampling_of(control.control_type if control else None)
+        self._scaling = Scaling.of(data, needs)
+        self.photos, self.class_photos = training.photos, class_images.photos if class_images else ()
+        self.sizes = [self._scaling.size(photo.size) for photo in self.photos]
+        self.fingerprint = training.fingerprint | (class_images.fingerprint if class_images else {})
+        repeats = [data.repeats * photo.repeats for photo in self.photos]
+        self._order = SampleOrder(self.sizes, repeats, effective_batch, seed)
+        self.num_samples = self._order.num_samples
+        """Of an epoch, with repeats and what fills up buckets' chunks."""
+        extra = [""] if data.caption_dropout > 0 else []
+        if prior.prior_preservation != "none":
+            if not prior.class_prompt:
+                mode = f"prior_preservation={prior.prior_preservation}"
+                raise ValueError(f"{mode} needs class_prompt, e.g. 'a photo of a dog'; give it")
+            extra.append(prior.class_prompt)
+        self.prompts = tuple(dict.fromkeys((*(photo.prompt for photo in self.photos), *extra)))
+        others = class_images.warnings if class_images else ()
+        self.warnings = (*training.warnings, *others, *self._warnings(effective_batch))
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of an epoch, with repeats and what fills up buckets' chunks."""
-        return self.order.num_samples
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether the loss is weighed by masks."""
-        return self.data.mask_from_alpha or self.data.mask_data_dir is not None
-
-    @cached_property
-    def sizes(self) -> tuple[Size, ...]:
-        """The size that each photo is trained at."""
-        return tuple(self.scaling.size(each.photo.size) for each in self.photos)
-
-    def fingerprint(self) -> dict[str, str]:
-        """Return the SHA-256 of every photo, prompt, mask and class image by its name."""
-        return dict(self.hashes)
+    def _warnings(self, effective_batch: int) -> Iterator[str]:
+        """Say which photos are enlarged, which buckets hold too few, and which options have no effect."""
+        enlarged = [
+            photo.name for photo in self.photos if self._scaling.covering(photo.size)[0] > photo.height
+        ]
+        if enlarged:
+            yield (
+                f"{len(enlarged)} photos are smaller than the size of training and are enlarged, which "
+                f"blurs: {listed(enlarged)}; give larger ones, or lower the resolution"
+            )
+        counts = Counter(self.sizes)
+        small = [
+            f"{counts[size]} at {size[0]} × {size[1]}"
+            for size in sorted(counts)
+            if counts[size] % effective_batch
+        ]
+        if small and len(counts) > 1:
+            yield (
+                f"photos per bucket (height × width) that are no multiple of the effective batch of "
+                f"{effective_batch}, so that some are used more often than others: {listed(small)}"
+            )
+        if self.data.cache_latents and self.data.dataloader_num_workers:
+            yield "dataloader_num_workers has no effect with cache_latents: nothing is left to load"
+        if self.data.resolution is not None and self.data.bucket_sizes:
+            yield "resolution has no effect on photos, as aspect_ratio_buckets lists their sizes"
 
     def sample(self, number: int) -> Sample:
         """Return what a sample shows."""
-        index = self.order.photo(number)
+        index = self._order.photo(number)
         crops = [self._crop(number, index, self.sizes[index], is_class=False)]
         if self.class_photos:
             class_index = draw_int(len(self.class_photos), stream(self.seed, "class image", number))
@@ -188,12 +215,12 @@ class SamplePlan(Dataset[SamplePixels | str]):
     def crops(self, samples: range) -> list[Crop]:
         """Return the different crops of some samples, those of the same photo and size together."""
         crops = {crop for number in samples for crop in self.sample(number).crops}
-        return sorted(crops, key=lambda each: (*_group(each), each.number, each.is_flipped))
+        return sorted(crops, key=lambda each: (*each.group, each.number, each.is_flipped))
 
     def _crop(self, sample: int, index: int, size: Size, *, is_class: bool) -> Crop:
         kind = "class " if is_class else ""
-        photo, number = self.photo(index, is_class=is_class).photo.size, 0
-        if not self.data.center_crop and covering_size(photo, size) != size:
+        photo, number = (self.class_photos if is_class else self.photos)[index], 0
+        if not self.data.center_crop and covering_size(photo.size, size) != size:
             number = sample
             if self.data.cache_latents:
                 choice = stream(self.seed, f"{kind}crop choice", sample)
@@ -202,11 +229,7 @@ class SamplePlan(Dataset[SamplePixels | str]):
         is_flipped = _happens(share, stream(self.seed, f"{kind}flip", sample))
         return Crop(is_class, index, size, number, is_flipped)
 
-    def photo(self, index: int, *, is_class: bool = False) -> TrainingPhoto:
-        """Return one of the photos, or of the class images."""
-        return (self.class_photos if is_class else self.photos)[index]
-
-    def __getitem__(self, number: int) -> SamplePixels | str:
+    def __getitem__(self, number: int) -> SampleImages | str:
         """Return a sample's pixels; photos in, pixels out, so that workers need no model.
 
         Where a photo cannot be read any more, the sentence on it comes instead: an exception would come out
@@ -214,65 +237,50 @@ class SamplePlan(Dataset[SamplePixels | str]):
         """
         sample = self.sample(number)
         try:
-            return sample, tuple(next(self.cut([crop])) for crop in sample.crops)
+            return sample, [next(self.cut([crop])) for crop in sample.crops]
         except ValueError as error:
             return str(error)
 
-    def cut(self, crops: Sequence[Crop]) -> Iterator[CropPixels]:
+    def cut(self, crops: Sequence[Crop]) -> Iterator[CropImage]:
         """Give crops of one photo at one size, which is decoded at most once.
 
         Raises:
             ValueError: the photo or its mask is gone, or was changed.
         """
-        first = crops[0]
-        assert all(_group(crop) == _group(first) for crop in crops)
-        photo = self.photo(first.photo, is_class=first.is_class)
-        shown = photo.photo.covering(first.size, self.scaling.resampling)
+        is_class, index, size = crops[0].group
+        photo = (self.class_photos if is_class else self.photos)[index]
+        shown = photo.covering(size, self._scaling.resampling)
         resized, mask, control = shown.rgb.size, None, None
         if photo.mask is not None:
             mask = photo.mask.decode().resize(resized, Image.Resampling.BILINEAR)
-        elif self.data.mask_from_alpha and not first.is_class:
+        elif self.data.mask_from_alpha and not is_class:
             mask = shown.mask
         if photo.control is not None:
-            control = photo.control.decode().resize(resized, self.control_resampling)
-        elif self.detector is not None and not first.is_class:
+            control = photo.control.decode().resize(resized, self._control_resampling)
+        elif self.detector is not None and not is_class:
             control = self.detector.draw(shown.rgb, shown.mask)
+        kind = "class " if is_class else ""
         for crop in crops:
-            yield self._cut(crop, photo, shown.rgb, mask, control)
-
-    def _cut(
-        self,
-        crop: Crop,
-        photo: TrainingPhoto,
-        rgb: Image.Image,
-        mask: Image.Image | None,
-        control: Image.Image | None,
-    ) -> CropPixels:
-        kind = "class " if crop.is_class else ""
-        generator = stream(self.seed, f"{kind}crop", crop.photo, crop.number)
-        if self.data.center_crop:
-            frame = centre_frame(photo.photo.size, crop.size)
-        else:
-            frame = random_frame(photo.photo.size, crop.size, generator)
-        moved = frame if mask is None else _onto_mask(frame, mask, generator)
-        inpainting_mask = None
-        if self.needs.is_inpainting:
-            place = (crop.photo, crop.number, int(crop.is_flipped))
-            inpainting_mask = draw_inpainting_mask(crop.size, stream(self.seed, f"{kind}hole", *place))
-        return CropPixels(
-            crop=crop,
-            name=photo.name,
-            pixels=_values(rgb, moved, crop) / 127.5 - 1,
-            mask=None if mask is None else _values(mask, moved, crop) / 255,
-            inpainting_mask=inpainting_mask,
-            size_ids=moved.size_ids(is_flipped=crop.is_flipped),
-            is_moved=moved != frame,
-            control=None if control is None else _values(control, moved, crop) / 255,
-        )
-
-
-def _group(crop: Crop) -> tuple[bool, int, Size]:
-    return crop.is_class, crop.photo, crop.size
+            generator = stream(self.seed, f"{kind}crop", index, crop.number)
+            if self.data.center_crop:
+                frame = centre_frame(photo.size, size)
+            else:
+                frame = random_frame(photo.size, size, generator)
+            moved = frame if mask is None else _onto_mask(frame, mask, generator)
+            hole = None
+            if self.needs.is_inpainting:
+                place = (index, crop.number, int(crop.is_flipped))
+                hole = draw_inpainting_mask(size, stream(self.seed, f"{kind}hole", *place))
+            yield CropImage(
+                crop=crop,
+                name=photo.name,
+                image=_values(shown.rgb, moved, crop).float() / 127.5 - 1,
+                mask=None if mask is None else _values(mask, moved, crop).float() / 255,
+                hole=hole,
+                size_ids=moved.size_ids(is_flipped=crop.is_flipped),
+                is_moved=moved != frame,
+                control=None if control is None else _values(control, moved, crop),
+            )
 
 
 def _happens(share: float, generator: torch.Generator) -> bool:
@@ -290,100 +298,10 @@ def _onto_mask(frame: Frame, mask: Image.Image, generator: torch.Generator) -> F
     if len(points) == 0:  # a mask of so few points that resizing has lost them
         return frame
     y, x = points[draw_int(len(points), generator)]
-    return frame_around(frame, (int(y), int(x)))
+    return frame.around((int(y), int(x)))
 
 
 def _values(image: Image.Image, frame: Frame, crop: Crop) -> Tensor:
-    """Return a part's values (channels, h, w) as floats in [0, 255]."""
-    part = np.asarray(image.crop(frame.box), dtype=np.float32)
-    values = torch.from_numpy(part.reshape(*crop.size, -1)).permute(2, 0, 1)
+    """Return a part's values (channels, h, w) in 8 bits."""
+    values = torch.from_numpy(np.array(image.crop(frame.box)).reshape(*crop.size, -1)).permute(2, 0, 1)
     return (values.flip(-1) if crop.is_flipped else values).contiguous()
-
-
-def plan_samples(
-    data: DataConfig,
-    prior: PriorConfig,
-    training: TrainingData,
-    class_images: TrainingData | None,
-    *,
-    needs: Needs,
-    effective_batch: int,
-    seed: int,
-    control: ControlConfig | None = None,
-) -> SamplePlan:
-    """Decide what each sample shows; `class_images` are given if the prior is preserved by them.
-
-    Raises:
-        ValueError: a size does not fit the base, or the class prompt is missing.
-    """
-    check_sizes(data, needs)
-    scaling = Scaling.of(data, needs)
-    sizes = [scaling.size(each.photo.size) for each in training.photos]
-    numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
-    given = (training,) if class_images is None else (training, class_images)
-    return SamplePlan(
-        data=data,
-        prior=prior,
-        needs=needs,
-        scaling=scaling,
-        photos=training.photos,
-        class_photos=() if class_images is None else class_images.photos,
-        order=SampleOrder(
-            len(sizes),
-            effective_batch,
-            seed,
-            [numbers[size] for size in sizes] if len(numbers) > 1 else None,
-            repeats=[data.repeats * each.repeats for each in training.photos],
-        ),
-        seed=seed,
-        prompts=_prompts(data, prior, training),
-        warnings=(
-            *(warning for part in given for warning in part.warnings),
-            *_warn_of_sizes(training.photos, sizes, effective_batch),
-            *_warn_of_options(data),
-        ),
-        hashes=tuple(pair for part in given for pair in part.fingerprint.items()),
-        control_resampling=resampling_of(None if control is None else control.control_type),
-        control_dropout=0.0 if control is None else control.control_dropout,
-        detector=detector_of(control),
-    )
-
-
-def _prompts(data: DataConfig, prior: PriorConfig, training: TrainingData) -> tuple[str, ...]:
-    extra = [""] if data.caption_dropout > 0 else []
-    if prior.prior_preservation != "none":
-        if not prior.class_prompt:
-            mode = f"prior_preservation={prior.prior_preservation}"
-            raise ValueError(f"{mode} needs class_prompt, e.g. 'a photo of a dog'; give it")
-        extra.append(prior.class_prompt)
-    return tuple(dict.fromkeys((*(each.prompt for each in training.photos), *extra)))
-
-
-def _warn_of_sizes(
-    photos: Sequence[TrainingPhoto], sizes: Sequence[Size], effective_batch: int
-) -> Iterator[str]:
-    """Say which photos are enlarged, and which buckets hold too few."""
-    enlarged = [
-        each.name
-        for each, size in zip(photos, sizes, strict=True)
-        if covering_size(each.photo.size, size)[0] > each.photo.height
-    ]
-    if enlarged:
-        yield (
-            f"{len(enlarged)} photos are smaller than the size of training and are enlarged, which blurs: "
-            f"{listed(enlarged)}; give larger ones, or lower the resolution"
-        )
-    small = {size: sizes.count(size) for size in set(sizes) if sizes.count(size) % effective_batch}
-    if small and len(set(sizes)) > 1:
-        counts = (f"{count} at {size[0]} × {size[1]}" for size, count in sorted(small.items()))
-        yield (
-            f"photos per bucket (height × width) that are no multiple of the effective batch of "
-            f"{effective_batch}, so that some are used more often than others: {listed(counts)}"
-        )
-
-
-def _warn_of_options(data: DataConfig) -> Iterator[str]:
-    if data.cache_latents and data.dataloader_num_workers:
-        yield "dataloader_num_workers has no effect with cache_latents: nothing is left to load"
-    if data.resolution is not None and data.bucket_sizes:
-        yield "resolution has no effect on photos, as aspect_ratio_buckets lists their sizes"

@@ -26,6 +26,7 @@ from ether_diffusion.durable_files import delete_unfinished
 from ether_diffusion.options import shown
 from ether_diffusion.training.accelerator import DTYPES, tracker_problem
 from ether_diffusion.training.batches import BatchSource, Codec
+from ether_diffusion.training.captions import doubt_token, find_cut
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
 from ether_diffusion.training.control import new_control, validation_controls
 from ether_diffusion.training.crops import Needs, Scaling
@@ -36,9 +37,8 @@ from ether_diffusion.training.methods import TrainedPart, attach_new, peft_confi
 from ether_diffusion.training.objective import Denoising, Encode
 from ether_diffusion.training.optimizers import find_optimizer
 from ether_diffusion.training.prior import count_missing, generate_class_images
-from ether_diffusion.training.prompt_tokens import doubt_token, find_cut
 from ether_diffusion.training.resources import Phases
-from ether_diffusion.training.sample_plan import SamplePlan, plan_samples
+from ether_diffusion.training.sample_plan import SamplePlan
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class CheckedRun:
         if prior.prior_preservation == "class_images":
             scaling = Scaling.of(config.data, needs)
             class_images = read_class_images(config.data, prior, scaling=scaling, without=folders_of(config))
-        return plan_samples(
+        return SamplePlan(
             config.data,
             prior,
             self.training,

@@ -174,6 +174,11 @@ class DataConfig(Options):
             yield f"{found} has sides over {MAX_SIDE} px; give smaller ones"
 
     @property
+    def has_masks(self) -> bool:
+        """Whether the loss is weighed by masks."""
+        return self.mask_from_alpha or self.mask_data_dir is not None
+
+    @property
     def bucket_sizes(self) -> tuple[tuple[int, int], ...]:
         """The sizes of `aspect_ratio_buckets`, (height, width) in px; none where the option is not given."""
         sizes = (self.aspect_ratio_buckets or "").split(";")
