@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ether_diffusion
-from ether_diffusion.adapters.fit import plain_targets
+from ether_diffusion.adapters.load import plain_targets
 from ether_diffusion.adapters.format import Fact
 from ether_diffusion.adapters.models import Pipeline, bare_model, base_fingerprint, name_of_base
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, recordable

@@ -6,11 +6,11 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ether_diffusion.adapters.format import content_hash
-from ether_diffusion.adapters.load import adapter_tensors, put_in_force, remove_adapter
-from ether_diffusion.adapters.models import Part, Pipeline, find_parts
+from ether_diffusion.adapters.load import remove_adapter
+from ether_diffusion.adapters.models import Part, Pipeline, adapter_tensors, find_parts
 from ether_diffusion.pipelines.metadata import AdapterUse
 from ether_diffusion.tuner import EtherLayer
-from ether_diffusion.tuner.other_layers import adapters_of, other_layers, strength_of
+from ether_diffusion.tuner.other_layers import adapters_of, other_layers, put_in_force, strength_of
 from ether_diffusion.wording import listed
 
 

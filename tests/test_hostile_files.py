@@ -236,7 +236,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         tensors(lambda t: t.update({FIRST: torch.ones(4, 9)})),
         "attn1.to_k: input width 32 here and 36 in the adapter",
     ),
-    "a convolution": (of_conv, r"conv_in is a torch.*Conv2d; ETHER adapts torch\.nn\.Linear"),
+    "a convolution": (of_conv, r"conv_in is a torch.*Conv2d; what is adapted is torch\.nn\.Linear"),
     # another method's
     "a LoRA": (saved_by_peft(LORA, tensors_alone=False), r"a LoRA of rank 8; use pipe\.load_lora_weights"),
     "a LoRA's tensors": (saved_by_peft(LORA, tensors_alone=True), "no ETHER adapter: this is a LoRA of rank"),

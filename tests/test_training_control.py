@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ether_diffusion.adapters.format import content_hash
-from ether_diffusion.adapters.load import adapter_tensors
+from ether_diffusion.adapters.models import adapter_tensors
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, new_encoder, read_control
 from ether_diffusion.options import OptionsError

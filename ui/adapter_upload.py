@@ -16,8 +16,8 @@ from ether_diffusion.adapters.format import (
     ENCODER_NAME,
     TENSORS_NAME,
 )
+from ether_diffusion.adapters.read import foreign_kind
 from ether_diffusion.adapters.save import adapter_files
-from ether_diffusion.adapters.source import foreign_kind
 from ether_diffusion.adapters.tensor_file import read_shapes
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, thumbnail_bytes

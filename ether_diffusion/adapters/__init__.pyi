@@ -1,9 +1,16 @@
-from .fingerprint import BaseFingerprint, BaseMatch, fingerprint
-from .format import FORMAT_VERSION, Adapter, AdapterMetadata, AdapterPart
-from .load import LoadReport, attach, detach_adapter, load_any, load_ether
+from .format import (
+    FORMAT_VERSION,
+    Adapter,
+    AdapterMetadata,
+    AdapterPart,
+    BaseFingerprint,
+    BaseMatch,
+    fingerprint,
+)
+from .load import LoadReport, attach, load_any, load_ether
 from .models import Pipeline, base_fingerprint
 from .read import read_adapter
-from .save import save_ether, write_adapter
+from .save import detach_adapter, save_ether, write_adapter
 
 __all__ = [
     "Adapter",

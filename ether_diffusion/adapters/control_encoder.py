@@ -1,10 +1,9 @@
 """The control encoder: from an image at the size of the picture to features at the size of the latents."""
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, cast
+from dataclasses import asdict
+from typing import Annotated, Literal, cast
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
@@ -19,50 +18,33 @@ from ether_diffusion.adapters.format import (
     content_hash,
 )
 from ether_diffusion.adapters.tensor_file import finite, open_tensors, safetensors_bytes
-from ether_diffusion.strict_json import StrictModel, parse_json, validate
-from ether_diffusion.wording import printable
+from ether_diffusion.strict_json import StrictModel, checked, parse_json, validate
 
 CHANNELS = (16, 32, 96, 256)
 """Of the paper's encoder for a VAE that divides by 8: 1.09 M parameters on SD 1.5."""
 MAX_DOWNSAMPLINGS = 6
 MAX_CHANNELS = 4096
-CONDITIONING_CHANNELS = 3
-_TYPE = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+_Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+_Blocks = Annotated[tuple[_Channels, ...], Field(min_length=1, max_length=MAX_DOWNSAMPLINGS + 1)]
+_Type = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,40}$")]
 
 
-@dataclass(frozen=True)
+@checked()
 class ControlConfig:
     """The form of an encoder, in the words of diffusers' ControlNetModel.
 
     Attributes:
         conditioning_embedding_channels: the width of the UNet's first convolution.
         block_out_channels: a stride of 2 lies between one and the next.
+        conditioning_channels: of control images; those with fewer are converted to 3.
         control_type: what its images show, e.g. "silhouette"; None where nobody said.
     """
 
-    conditioning_embedding_channels: int
-    block_out_channels: tuple[int, ...] = CHANNELS
-    conditioning_channels: int = CONDITIONING_CHANNELS
-    control_type: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.block_out_channels) <= MAX_DOWNSAMPLINGS + 1:
-            raise ValueError(
-                f"found {len(self.block_out_channels)} block_out_channels; "
-                f"use from 1 to {MAX_DOWNSAMPLINGS + 1}"
-            )
-        for channels in (self.conditioning_embedding_channels, *self.block_out_channels):
-            if not 1 <= channels <= MAX_CHANNELS:
-                raise ValueError(f"found {channels} channels; use from 1 to {MAX_CHANNELS}")
-        if self.conditioning_channels != CONDITIONING_CHANNELS:
-            raise ValueError(
-                f"conditioning_channels={self.conditioning_channels}; control images have "
-                f"{CONDITIONING_CHANNELS}, which those with fewer are converted to"
-            )
-        if self.control_type is not None and not _TYPE.fullmatch(self.control_type):
-            raise ValueError(
-                f"control_type={self.control_type!r}; use up to 40 letters, digits, _ and -, as silhouette"
-            )
+    conditioning_embedding_channels: _Channels
+    block_out_channels: _Blocks = CHANNELS
+    conditioning_channels: Literal[3] = 3
+    control_type: _Type | None = None
 
     @property
     def scale_factor(self) -> int:
@@ -91,10 +73,10 @@ class _ControlFile(StrictModel):
 
     format_version: Annotated[int, Field(ge=1)]
     adapter_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
-    conditioning_embedding_channels: int
-    conditioning_channels: int
-    block_out_channels: tuple[int, ...]
-    control_type: str | None
+    conditioning_embedding_channels: _Channels
+    conditioning_channels: Literal[3]
+    block_out_channels: _Blocks
+    control_type: _Type | None
 
 
 def parse_control_config(data: bytes, where: str) -> tuple[ControlConfig, str | None]:
@@ -107,10 +89,7 @@ def parse_control_config(data: bytes, where: str) -> tuple[ControlConfig, str | 
     if isinstance(found, dict):
         check_version(found.get("format_version"), where)
     form = validate(found, _ControlFile, where)
-    try:
-        config = ControlConfig(**form.model_dump(exclude={"format_version", "adapter_sha256"}))
-    except ValueError as error:
-        raise ValueError(f"{where}: {printable(error, 400)}") from None
+    config = ControlConfig(**form.model_dump(exclude={"format_version", "adapter_sha256"}))
     return config, form.adapter_sha256
 
 

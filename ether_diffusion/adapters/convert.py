@@ -7,7 +7,7 @@ group of output rows: the paper's map at num_blocks = 1 only, and a map of rank 
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -16,77 +16,30 @@ from torch import Tensor
 
 from ether_diffusion.adapters import AdapterMetadata, AdapterPart, write_adapter
 from ether_diffusion.tuner import EtherConfig
-from ether_diffusion.tuner.config import Sides, Variant
+from ether_diffusion.tuner.config import Sides
 
 Architecture = Literal["llama", "phi"]
 Side = Literal["input", "output"]
-Placement = dict[Side, tuple[Tensor, Tensor | None]]
-"""u and v by the side that they transform."""
 Value = TypeVar("Value")
 
-_TRANSFORMERS_NAMES: dict[Architecture, dict[str, str]] = {
+_FUSED = {f"attn.attn.{letter}": f"self_attn.{letter}_proj" for letter in "qkv"}
+_NAMES: dict[str, dict[str, str]] = {
     "llama": {
-        "attn.attn.q": "self_attn.q_proj",
-        "attn.attn.k": "self_attn.k_proj",
-        "attn.attn.v": "self_attn.v_proj",
+        **_FUSED,
         "attn.proj": "self_attn.o_proj",
         "mlp.fc_1": "mlp.gate_proj",
         "mlp.fc_2": "mlp.up_proj",
         "mlp.proj": "mlp.down_proj",
     },
-    "phi": {
-        "attn.attn.q": "self_attn.q_proj",
-        "attn.attn.k": "self_attn.k_proj",
-        "attn.attn.v": "self_attn.v_proj",
-        "attn.proj": "self_attn.dense",
-        "mlp.fc": "mlp.fc1",
-        "mlp.proj": "mlp.fc2",
-    },
+    "phi": {**_FUSED, "attn.proj": "self_attn.dense", "mlp.fc": "mlp.fc1", "mlp.proj": "mlp.fc2"},
 }
-_KEY = re.compile(r"(?:transformer\.h\.(\d+)\.([\w.]+)|(lm_head))\.ether_R([234]?)([qkv]?)")
+"""transformers' names of the projections in a block by the authors'."""
+_KEY = re.compile(r"(?:(transformer\.h\.\d+)\.([\w.]+)|(lm_head))\.ether_R([234]?)([qkv]?)")
 
-
-@dataclass(frozen=True, eq=False)
-class OfficialModule:
-    """One adapted projection of an official checkpoint.
-
-    Attributes:
-        layer: index of the transformer block; None for the language-model head.
-        part: name inside the block, "attn.proj"; the fused projection's parts end in ".q", ".k" or ".v".
-        vectors: R, R2, R3, R4 (num_blocks, width / num_blocks) by their number, 1 to 4.
-    """
-
-    layer: int | None
-    part: str
-    vectors: dict[int, Tensor]
-
-    @property
-    def name(self) -> str:
-        return self.part if self.layer is None else f"transformer.h.{self.layer}.{self.part}"
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.vectors[1])
-
-    @property
-    def is_fused(self) -> bool:
-        return self.part in ("attn.attn.q", "attn.attn.k", "attn.attn.v")
-
-    @property
-    def variant(self) -> Variant:
-        return "ether_plus" if 2 in self.vectors else "ether"
-
-    def sides(self, model_width: int) -> Placement:
-        """Return u and v by the side that the official code applies them to."""
-        first = (self.vectors[1], self.vectors.get(2))
-        second = (self.vectors[3], self.vectors[4]) if 3 in self.vectors else None
-        if (
-            second is not None
-        ):  # Htype "etherplusHH": q, k and v transform their output first, others their input
-            return {"output": first, "input": second} if self.is_fused else {"input": first, "output": second}
-        # flip_side moves the MLP's last projection to its narrower output; only its width shows it
-        is_flipped = self.part == "mlp.proj" and first[0].numel() == model_width
-        return {"output" if self.is_fused or is_flipped else "input": first}
+Vectors = dict[int, Tensor]
+"""R, R2, R3, R4 (num_blocks, width / num_blocks) of a projection, by their number from 1."""
+Place = tuple[str, str]
+"""The prefix of a block, "transformer.h.0" or "", and a projection in it; the fused one's end in a letter."""
 
 
 def convert_checkpoint(
@@ -108,23 +61,43 @@ def convert_checkpoint(
         ValueError: it is no such checkpoint, or computes another map than the paper's.
     """
     if architecture not in get_args(Architecture):
-        raise ValueError(
-            f"architecture={architecture!r} is not known; use one of {', '.join(_TRANSFORMERS_NAMES)}"
-        )
-    modules = read_official(Path(checkpoint))
-    write_adapter(
-        folder, official_adapter(modules, architecture=architecture, side=side, base_model=base_model)
+        raise ValueError(f"architecture={architecture!r} is not known; use one of {', '.join(_NAMES)}")
+    placed = _placed(_read_official(Path(checkpoint)), side)
+    tensors: dict[str, Tensor] = {}
+    for (block, part), sides in placed.items():
+        shown = ".".join(filter(None, (block, part)))
+        if "input" in sides and len(sides["input"][0]) > 1:
+            raise ValueError(
+                f"{shown} is transformed on its input side in {len(sides['input'][0])} blocks, which the "
+                "authors' code applies to groups of output rows instead of chunks of the input: that is not "
+                "the paper's map, but one of rank num_blocks², which no adapter computes; num_blocks=1 is "
+                "converted"
+            )
+        if block and part not in _NAMES[architecture]:
+            known = ", ".join(_NAMES[architecture])
+            raise ValueError(f"{shown} has no place in architecture={architecture!r}, which has {known}")
+        name = f"model.layers.{block.rpartition('.')[2]}.{_NAMES[architecture][part]}" if block else part
+        for label, vectors in sides.items():
+            for letter, vector in zip("uv", vectors, strict=False):
+                tensors[f"{name}.ether_{label}_{letter}"] = vector.contiguous()
+    placements: set[Sides | None] = {
+        ("both" if len(sides) == 2 else next(iter(sides))) for sides in placed.values()
+    }
+    found = [vectors for sides in placed.values() for vectors in sides.values()]
+    config = EtherConfig(
+        variant=_only({"ether" if len(vectors) == 1 else "ether_plus" for vectors in found}, "variants"),
+        num_blocks=_only({len(vectors[0]) for vectors in found}, "numbers of blocks"),
+        sides=_only(placements, "sides", "convert one with side (--side) at a time"),
+        target_modules=sorted({name.rpartition(".")[0] for name in tensors}),
+        base_model_name_or_path=base_model,
     )
+    metadata = AdapterMetadata(base_model=base_model, training={"converted_from": "mwbini/ether"})
+    write_adapter(folder, AdapterPart(config, tensors, metadata))
     return Path(folder)
 
 
-def read_official(checkpoint: Path) -> list[OfficialModule]:
-    """Read the modules of an official checkpoint, `lit_model_ether_finetuned.pth`, as tensors only.
-
-    Raises:
-        FileNotFoundError: the checkpoint is not there.
-        ValueError: it is no such checkpoint.
-    """
+def _read_official(checkpoint: Path) -> dict[Place, Vectors]:
+    """Read the vectors of an official checkpoint, `lit_model_ether_finetuned.pth`, as tensors only."""
     if not checkpoint.is_file():
         raise FileNotFoundError(
             f"{checkpoint} is not a file; name the lit_model_ether_finetuned.pth of a training"
@@ -136,7 +109,7 @@ def read_official(checkpoint: Path) -> list[OfficialModule]:
             f"{checkpoint} is not a torch checkpoint of tensors alone; it is not opened"
         ) from error
     state = state.get("model", state) if isinstance(state, dict) else {}
-    found: dict[tuple[int | None, str], dict[int, Tensor]] = {}
+    modules: dict[Place, Vectors] = {}
     for key, tensor in state.items():
         match = _KEY.fullmatch(str(key))
         if match is None or not isinstance(tensor, Tensor):
@@ -144,110 +117,55 @@ def read_official(checkpoint: Path) -> list[OfficialModule]:
                 f"{checkpoint} holds {str(key)[:120]!r}, which is no vector of ETHER; a checkpoint "
                 "of the authors' training holds nothing else"
             )
-        layer, part, head, number, letter = match.groups()
-        place = (None if head else int(layer), head or (f"{part}.{letter}" if letter else part))
-        found.setdefault(place, {})[int(number or 1)] = _vectors(str(key), tensor)
-    if not found:
+        block, part, head, number, letter = match.groups()
+        rows = tensor[0] if tensor.dim() == 3 and len(tensor) == 1 else tensor  # q, k and v: (1, n, d / n)
+        if rows.dim() != 2 or not rows.is_floating_point():
+            raise ValueError(
+                f"{key} has the shape {tuple(tensor.shape)}, where ETHER has (num_blocks, width / "
+                "num_blocks); checkpoints with Htype oft are not ETHER and cannot be converted"
+            )
+        place = block or "", head or (f"{part}.{letter}" if letter else part)
+        modules.setdefault(place, {})[int(number or 1)] = rows.float()
+    if not modules:
         raise ValueError(
             f"{checkpoint} holds no vectors of ETHER; name a checkpoint of the authors' training"
         )
-    modules = [OfficialModule(layer, part, vectors) for (layer, part), vectors in found.items()]
-    for module in modules:
-        if set(module.vectors) not in ({1}, {1, 2}, {1, 2, 3, 4}):
-            raise ValueError(
-                f"{module.name} in {checkpoint} has some of its vectors only; the file is not whole"
-            )
+    for place, vectors in modules.items():
+        if set(vectors) not in ({1}, {1, 2}, {1, 2, 3, 4}):
+            name = ".".join(filter(None, place))
+            raise ValueError(f"{name} in {checkpoint} has some of its vectors only; the file is not whole")
     return modules
 
 
-def _vectors(key: str, tensor: Tensor) -> Tensor:
-    rows = tensor[0] if tensor.dim() == 3 and len(tensor) == 1 else tensor  # q, k and v: (1, n, d / n)
-    if rows.dim() != 2 or not rows.is_floating_point():
-        raise ValueError(
-            f"{key} has the shape {tuple(tensor.shape)}, where ETHER has (num_blocks, width / num_blocks); "
-            "checkpoints with Htype oft are not ETHER and cannot be converted"
-        )
-    return rows.float()
-
-
-def official_adapter(
-    modules: list[OfficialModule],
-    *,
-    architecture: Architecture,
-    side: Side | None = None,
-    base_model: str | None = None,
-) -> AdapterPart:
-    """Return the adapter that computes what the official modules compute.
-
-    Raises:
-        ValueError: one of them computes something else than the paper's block diagonal, or they differ in
-            what one adapter has only once.
-    """
-    placed = _placed(modules, side)
-    for module, sides in placed:
-        if "input" in sides and module.num_blocks > 1:
-            raise ValueError(
-                f"{module.name} is transformed on its input side in {module.num_blocks} blocks, which the"
-                " authors' code applies to groups of output rows instead of chunks of the input: that is not"
-                " the paper's map, but one of rank num_blocks², which no adapter computes; num_blocks=1 is"
-                " converted"
-            )
-    tensors: dict[str, Tensor] = {}
-    for module, sides in placed:
-        name = _transformers_name(module, architecture)
-        for label, (u, v) in sides.items():
-            tensors[f"{name}.ether_{label}_u"] = u.contiguous()
-            if v is not None:
-                tensors[f"{name}.ether_{label}_v"] = v.contiguous()
-    config = EtherConfig(
-        variant=_only({module.variant for module, _ in placed}, "variants"),
-        num_blocks=_only({module.num_blocks for module, _ in placed}, "numbers of blocks"),
-        sides=_only(
-            {_sides(sides) for _, sides in placed}, "sides", "convert one with side (--side) at a time"
-        ),
-        target_modules=sorted({name.rpartition(".")[0] for name in tensors}),
-        base_model_name_or_path=base_model,
-    )
-    metadata = AdapterMetadata(base_model=base_model, training={"converted_from": "mwbini/ether"})
-    return AdapterPart(config, tensors, metadata)
-
-
-def _placed(modules: list[OfficialModule], side: Side | None) -> list[tuple[OfficialModule, Placement]]:
+def _placed(modules: Mapping[Place, Vectors], side: Side | None) -> dict[Place, dict[Side, list[Tensor]]]:
+    """Return u and v by the side that the authors' code applies them to, of one side where that is asked."""
     # every part but these has the model's width where the first vectors act
-    widths = {
-        m.vectors[1].numel() for m in modules if m.part not in ("attn.attn.k", "attn.attn.v", "mlp.proj")
-    }
-    if not widths and any(module.part == "mlp.proj" for module in modules):
+    others = ("attn.attn.k", "attn.attn.v", "mlp.proj")
+    widths = {vectors[1].numel() for (_, part), vectors in modules.items() if part not in others}
+    if not widths and any(part == "mlp.proj" for _, part in modules):
         raise ValueError(
             "the checkpoint adapts mlp.proj alone, and does not show on which side; nothing converted"
         )
-    placed = [(module, module.sides(max(widths, default=0))) for module in modules]
+    placed: dict[Place, dict[Side, list[Tensor]]] = {}
+    for place, vectors in modules.items():
+        part, ordered = place[1], [vectors[number] for number in sorted(vectors)]
+        is_fused = part in _FUSED  # q, k and v transform their output first, others their input
+        # flip_side moves the MLP's last projection to its narrower output; only its width shows it
+        is_flipped = part == "mlp.proj" and len(ordered) < 4 and ordered[0].numel() == max(widths)
+        sides: tuple[Side, Side] = ("output", "input") if is_fused or is_flipped else ("input", "output")
+        placed[place] = {sides[0]: ordered[:2]} | ({sides[1]: ordered[2:]} if len(ordered) == 4 else {})
     if side is None:
         return placed
-    if any(len(sides) == 2 for _, sides in placed):
+    if any(len(sides) == 2 for sides in placed.values()):
         raise ValueError(f"side={side!r} would drop half of a two-sided checkpoint; leave it out")
-    chosen = [(module, sides) for module, sides in placed if side in sides]
+    chosen = {place: sides for place, sides in placed.items() if side in sides}
     if not chosen:
         raise ValueError(f"no projection of the checkpoint is transformed on its {side} side")
     return chosen
 
 
-def _sides(placement: Placement) -> Sides:
-    return "both" if len(placement) == 2 else next(iter(placement))
-
-
 def _only(values: set[Value], what: str, advice: str = "no training of the authors writes that") -> Value:
     if len(values) > 1:
-        listed = ", ".join(sorted(map(str, values)))
-        raise ValueError(f"the checkpoint mixes {what} ({listed}), and an adapter has one; {advice}")
+        found = ", ".join(sorted(map(str, values)))
+        raise ValueError(f"the checkpoint mixes {what} ({found}), and an adapter has one; {advice}")
     return next(iter(values))
-
-
-def _transformers_name(module: OfficialModule, architecture: Architecture) -> str:
-    if module.layer is None:
-        return module.part
-    name = _TRANSFORMERS_NAMES[architecture].get(module.part)
-    if name is None:
-        known = ", ".join(_TRANSFORMERS_NAMES[architecture])
-        raise ValueError(f"{module.name} has no place in architecture={architecture!r}, which has {known}")
-    return f"model.layers.{module.layer}.{name}"

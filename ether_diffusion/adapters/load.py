@@ -1,46 +1,50 @@
-"""load_ether, load_any and attach: adapters of every method into models, whole or not at all."""
+"""load_ether, load_any and attach: adapters into models that they fit, whole or not at all."""
 
 import copy
 import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from peft import (
     PeftConfig,
     PeftModel,
-    get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapters.fit import Fit, Match, check_fit, plain_targets
-from ether_diffusion.adapters.format import CONFIG_NAME, Adapter, AdapterMetadata, AdapterPart
-from ether_diffusion.adapters.methods import is_plain, quiet
+from ether_diffusion.adapters.format import CONFIG_NAME, Adapter, AdapterPart, BaseMatch
+from ether_diffusion.adapters.methods import is_plain, is_target, name_of, quiet, title_of, widths_of
 from ether_diffusion.adapters.models import (
     COMPONENTS,
     Part,
     Pipeline,
     bare_model,
     base_fingerprint,
+    base_layer,
     configs_of,
     find_parts,
     layers_with,
+    name_of_base,
     names_here,
-    plain_name,
+    plain_modules,
 )
 from ether_diffusion.adapters.read import read_adapter
-from ether_diffusion.tuner import EtherConfig, EtherLayer
-from ether_diffusion.tuner.other_layers import adapters_of, other_layers
+from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherModel
+from ether_diffusion.tuner.config import ATTENTION
+from ether_diffusion.tuner.other_layers import adapters_of, other_layers, put_in_force
 from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
+
+Match = BaseMatch | Literal["unknown"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class LoadReport:
     num_projections: int
     base_match: Match
     components: Mapping[str, int]
+
+
+class Attaching(TypedDict, total=False):
+    """How an adapter is added to a model; see `load_ether`."""
+
+    adapter_name: str
+    require_same_base: bool
+    activate: bool
 
 
 def load_ether(
@@ -108,13 +120,11 @@ def load_ether(
 
 def load_any(
     pipeline_or_model: Pipeline | nn.Module,
-    path_or_hub_id: str | Path,
+    adapter: str | Path | Adapter,
     *,
-    adapter_name: str = "default",
     revision: str | None = None,
     local_files_only: bool = False,
-    require_same_base: bool = False,
-    activate: bool = True,
+    **how: Unpack[Attaching],
 ) -> LoadReport:
     """Load an adapter of any method that training saves, as `load_ether` loads those of ETHER.
 
@@ -125,21 +135,13 @@ def load_any(
         FileNotFoundError: there is no such folder, model or file.
         ValueError: the file is not a whole adapter of such a method, or not one of this model.
     """
-    adapter = read_for(
-        pipeline_or_model, path_or_hub_id, revision=revision, local_files_only=local_files_only
-    )
-    return attach(
-        pipeline_or_model,
-        adapter,
-        adapter_name=adapter_name,
-        require_same_base=require_same_base,
-        activate=activate,
-    )
+    found = read_for(pipeline_or_model, adapter, revision=revision, local_files_only=local_files_only)
+    return attach(pipeline_or_model, found, **how)
 
 
 def read_for(
     pipeline_or_model: Pipeline | nn.Module,
-    path_or_hub_id: str | Path,
+    adapter: str | Path | Adapter,
     *,
     subfolder: str | None = None,
     revision: str | None = None,
@@ -147,28 +149,33 @@ def read_for(
     only_ether: bool = False,
     with_encoder: bool = False,
 ) -> Adapter:
-    """Read what a pipeline or a model takes of an adapter; see `read_adapter`.
+    """Read what a pipeline or a model takes of an adapter, unless it was read; see `read_adapter`.
 
     Raises:
         FileNotFoundError, ValueError: as there; or a folder holds the adapter of a component that the
             pipeline lacks, which a model by itself is only told.
     """
+    if isinstance(adapter, Adapter):
+        return adapter
     components = [part.component for part in find_parts(pipeline_or_model)]
-    folder = Path(path_or_hub_id, subfolder or "")
-    unused = listed(sorted(name for name in _components_in(folder) if name not in components))
+    folder = Path(adapter, subfolder or "")
+    try:
+        held = [name for name in COMPONENTS if (folder / name / CONFIG_NAME).exists()]
+    except (OSError, ValueError):  # a name that no folder can have, which reading refuses
+        held = []
+    unused, place = listed(sorted(set(held) - set(components))), printable(folder)
     if unused and not isinstance(pipeline_or_model, nn.Module):
         raise ValueError(
-            f"{printable(folder)} holds an adapter of {unused}, which this pipeline lacks; load "
-            "it into the pipeline it was made for"
+            f"{place} holds an adapter of {unused}, which this pipeline lacks; load it into the pipeline it "
+            "was made for"
         )
     if unused:
-        warnings.warn(
-            f"{printable(folder)} also holds an adapter of {unused}, which is not loaded; give the "
-            "pipeline to load both",
-            stacklevel=3,
+        told = (
+            f"{place} also holds an adapter of {unused}, which is not loaded; give the pipeline to load both"
         )
+        warnings.warn(told, stacklevel=3)
     return read_adapter(
-        path_or_hub_id,
+        adapter,
         subfolder=subfolder,
         revision=revision,
         local_files_only=local_files_only,
@@ -176,13 +183,6 @@ def read_for(
         with_encoder=with_encoder,
         only_ether=only_ether,
     )
-
-
-def _components_in(folder: Path) -> list[str]:
-    try:
-        return [name for name in COMPONENTS if (folder / name / CONFIG_NAME).exists()]
-    except (OSError, ValueError):  # a name that no folder can have, which reading refuses
-        return []
 
 
 def attach(
@@ -207,7 +207,14 @@ def attach(
     found = [(parts[name], part) for name, part in adapter.parts.items()]
     fits = [check_fit(part.model, own, adapter_name) for part, own in found]
     for fit in fits:
-        _judge(fit, require_same_base=require_same_base)
+        if fit.match == "unknown" and require_same_base:
+            raise ValueError(
+                "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
+            )
+        if fit.match == "other weights" and require_same_base:
+            raise ValueError(f"{fit.remark}; load that base, or leave out require_same_base")
+        if fit.match == "other weights":
+            warnings.warn(f"{fit.remark}, so results may differ", stacklevel=3)
     before = [_State(bare_model(part.model)) for part, _ in found]
     try:
         for (part, own), state in zip(found, before, strict=True):
@@ -218,27 +225,13 @@ def attach(
             state.restore()
         raise
     components = {part.name: len(own.modules()) for part, own in found}
+    count = sum(components.values())
     match = max((fit.match for fit in fits), key=("same", "unknown", "other weights").index)  # the worst
-    unchecked = "; it carries no fingerprint, so its base was checked by shape only"
+    by_shape = "; it carries no fingerprint, so its base was checked by shape only"
     logger.info(
-        "loaded %s into %d projections%s",
-        adapter.name,
-        sum(components.values()),
-        unchecked if match == "unknown" else "",
+        "loaded %s into %d projections%s", adapter.name, count, by_shape if match == "unknown" else ""
     )
-    return LoadReport(adapter_name, sum(components.values()), match, components)
-
-
-def _judge(fit: Fit, *, require_same_base: bool) -> None:
-    """Warn of a base of other weights, or refuse what is not the same where that is required."""
-    if fit.match == "unknown" and require_same_base:
-        raise ValueError(
-            "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
-        )
-    if fit.match == "other weights":
-        if require_same_base:
-            raise ValueError(f"{fit.remark}; load that base, or leave out require_same_base")
-        warnings.warn(f"{fit.remark}, so results may differ", stacklevel=4)
+    return LoadReport(adapter_name, count, match, components)
 
 
 class _State:
@@ -299,18 +292,16 @@ def _attach_part(
     assert not result.unexpected_keys, result.unexpected_keys
     for layer in layers.values():
         layer.train(layer.get_base_layer().training)  # a new module is in training mode: dropout would be on
-    if hasattr(root, "_hf_peft_config_loaded"):
-        root.__dict__["_hf_peft_config_loaded"] = True
     if not isinstance(config, EtherConfig):
         for layer in other_layers(root):
             names_in_force = [adapter_name] if activate else before.active.get(layer, [])
             put_in_force(layer, names_in_force, trainable=trainable)
     elif not activate:
         before.restore(is_frozen=True)
-        if hasattr(root, "_hf_peft_config_loaded"):
-            root.__dict__["_hf_peft_config_loaded"] = True
     elif isinstance(peft_model, PeftModel):
         peft_model.set_adapter(adapter_name, inference_mode=not trainable)
+    if hasattr(root, "_hf_peft_config_loaded"):
+        root.__dict__["_hf_peft_config_loaded"] = True
 
 
 def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
@@ -330,20 +321,11 @@ def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
     return config
 
 
-def put_in_force(layer: BaseTunerLayer, names: Sequence[str], *, trainable: bool = False) -> None:
-    """Let adapters by these names work in a layer of another method, and no others; none is the base."""
-    layer.set_adapter(list(names), inference_mode=not trainable)
-    if not isinstance(layer, LoraLayer):
-        layer._disable_adapters = not names  # BOFT without adapters differs from the base in the last bit
-
-
-def remove_adapter(model: nn.Module, names: Sequence[str]) -> None:
+def remove_adapter(model: nn.Module, names: Iterable[str]) -> None:
     """Take adapters of any method off a model; layers that hold none after are the base's own again."""
     root = bare_model(model)
     for layer in [module for module in root.modules() if isinstance(module, BaseTunerLayer)]:
-        for name in names:
-            if name not in adapters_of(layer):
-                continue
+        for name in set(names).intersection(adapters_of(layer)):
             if not isinstance(layer, EtherLayer):
                 # PEFT would put another one in force, which nobody asked for
                 put_in_force(layer, [active for active in layer.active_adapters if active != name])
@@ -362,47 +344,160 @@ def remove_adapter(model: nn.Module, names: Sequence[str]) -> None:
             root.__dict__["_hf_peft_config_loaded"] = False
 
 
-def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """Return an adapter's tensors by their plain names in the model, as its file names them."""
-    state: dict[str, Tensor] = get_peft_model_state_dict(
-        bare_model(model),
-        adapter_name=adapter_name,
-        save_embedding_layers=False,  # else PEFT asks the Hub
-    )
-    return {plain_name(name): tensor for name, tensor in sorted(state.items())}
+@dataclass(frozen=True)
+class Fit:
+    """How a model's base compares with an adapter's; `remark` is a clause where it is of other weights."""
+
+    match: Match
+    remark: str = ""
 
 
-def detach_adapter(
-    model: nn.Module, adapter_name: str, *, metadata: AdapterMetadata | None = None
-) -> AdapterPart:
-    """Return a copy of an adapter that a model carries, of any method, with the fingerprint of its base.
+def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> Fit:
+    """Check that a model can take a part of an adapter under a name, and say how its base compares.
+
+    Without a name nothing is asked of the adapters that the model carries, but that none is merged.
 
     Raises:
-        ValueError: the model carries no adapter of that name, or it holds whole modules too.
+        ValueError: it cannot: the name is taken, adapters are merged or do not go together, modules or widths
+            are others, or the fingerprint is of another architecture.
     """
-    layers = layers_with(model, adapter_name)
-    if not layers:
-        held = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in adapters_of(m)}
+    root = bare_model(model)
+    made_for = printable(part.metadata.base_model or "an unnamed base")
+    given = printable(name_of_base(model) or f"this {type(root).__name__}")
+    merged = {name for m in root.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
+    if merged:
         raise ValueError(
-            f"{type(model).__name__} carries no adapter named {adapter_name!r}; "
-            f"it has {listed(sorted(held)) or 'none'}"
+            f"{listed(sorted(merged))} is merged into {given}; unmerge (unfuse) before loading another"
         )
-    metadata = replace(metadata or AdapterMetadata(), base_fingerprint=base_fingerprint(model, list(layers)))
-    config = copy.copy(configs_of(model)[adapter_name])
-    # as PEFT's save_pretrained: a loaded adapter is for use until the caller says that it is to be trained
-    config.inference_mode = True
-    if isinstance(config, EtherConfig):
-        if config.modules_to_save:
-            raise ValueError(
-                f"the adapter {adapter_name!r} also trains whole modules (modules_to_save="
-                f"{listed(config.modules_to_save)}), which are not vectors of ETHER; use save_pretrained"
+    if adapter_name is not None:
+        _check_name(root, adapter_name)
+        _check_methods(model, part.config, given)
+    modules, needed = plain_modules(root), part.modules()
+    absent = [name for name in needed if name not in modules]
+    if absent:
+        raise ValueError(
+            f"the adapter was made for {made_for}: {len(absent)} of its {len(needed)} projections are not in "
+            f"{given} ({listed(absent)}); load the base it was made for"
+        )
+    config = None if adapter_name is None else part.config
+    problems = [p for name in needed if (p := _problem(name, modules[name], config)) is not None]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if problems[3:] else ""
+        raise ValueError("; ".join(problems[:3]) + more)
+    theirs = part.metadata.base_fingerprint
+    ours = None if theirs is None else base_fingerprint(root, list(needed))
+    if theirs is not None and ours is not None:
+        made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
+    wrong = []
+    for name, found in needed.items():
+        linear, widths = base_layer(modules[name]), widths_of(part.config, name, found)
+        assert isinstance(linear, nn.Linear)
+        assert widths is not None  # as was checked on reading
+        wrong += [
+            f"{name}: {side} width {here} here and {there} in the adapter"
+            for side, here, there in zip(
+                ("input", "output"), (linear.in_features, linear.out_features), widths, strict=True
             )
-    else:
-        config.base_model_name_or_path = metadata.base_model
-        if isinstance(config.target_modules, str):  # a regex, which no reader should have to evaluate
-            config.target_modules = list(layers)
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in adapter_tensors(model, adapter_name).items()
+            if there not in (0, here)
+        ][:1]
+    match = "unknown" if theirs is None or ours is None else theirs.compare(ours)
+    if wrong or match == "other architecture":
+        shown = f" ({listed(wrong, 3)})" if wrong else ""
+        raise ValueError(
+            f"the adapter was made for {made_for}, another architecture than {given}{shown}; "
+            "load the base it was made for"
+        )
+    if match != "same" or not isinstance(part.config, EtherConfig):
+        _check_whole(root, part, given)
+    remark = f"the adapter was made for {made_for}; {given} has the same architecture and other weights"
+    return Fit(match, remark if match == "other weights" else "")
+
+
+def _check_name(root: nn.Module, adapter_name: str) -> None:
+    if not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name):
+        raise ValueError(
+            f"adapter_name={adapter_name!r} cannot name an adapter; use 1 to 100 characters, no dots"
+        )
+    if adapter_name in configs_of(root):
+        raise ValueError(
+            f"the model already has an adapter named {adapter_name!r}; choose another adapter_name "
+            "or delete it first"
+        )
+    # PEFT finds an adapter's parameters by this name between dots
+    if any(adapter_name in name.split(".") for name, _ in root.named_modules()):
+        raise ValueError(
+            f"adapter_name={adapter_name!r} is also the name of a part of the model; choose another"
+        )
+
+
+def _check_methods(model: nn.Module, config: PeftConfig, given: str) -> None:
+    """Check that the adapters that a model carries leave room for one of another method."""
+    model, is_ether = getattr(model, "_orig_mod", model), isinstance(config, EtherConfig)
+    if isinstance(model, PeftModel) and not (is_ether and isinstance(model.base_model, EtherModel)):
+        method = type(model.base_model).__name__
+        raise ValueError(f"{given} is a PeftModel ({method}); load into its get_base_model()")
+    others = sorted({name_of(other) for other in configs_of(model).values()} - {name_of(config)})
+    if others and not is_ether:
+        raise ValueError(
+            f"{given} carries an adapter of the method {listed(others)}, which one of {title_of(config)} "
+            "does not work with; unload it first"
+        )
+
+
+def _problem(name: str, module: nn.Module, config: PeftConfig | None) -> str | None:
+    # a LoRA adds to what is under it, so that ETHER goes there; beside its own kind every method goes
+    is_other = isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer | LoraLinear)
+    if is_other and isinstance(config, EtherConfig):
+        method = type(module).__name__
+        return f"{name} already carries an adapter of another method ({method}); unload it first"
+    linear = base_layer(module)
+    weight = linear.weight.data if isinstance(linear, nn.Linear) else None
+    # quantized weights have types of their own
+    if weight is None or type(weight) is not Tensor or not weight.is_floating_point():
+        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
+        return f"{name} is a {kind}; what is adapted is torch.nn.Linear with floating-point weights"
+    if weight.is_meta:
+        return f"{name} has no weights here (meta device); load the adapter before offloading the model"
+    return None
+
+
+def plain_targets(root: nn.Module, config: PeftConfig) -> set[str]:
+    """Return the Linear modules that the configuration names; none where it uses a regex.
+
+    A stranger's regex is never evaluated; then the number of norms in the fingerprint says what is whole.
+    """
+    targets, excluded = config.target_modules, config.exclude_modules or set()
+    if isinstance(targets, str) or isinstance(excluded, str) or config.layers_to_transform is not None:
+        return set()
+    wanted = set(ATTENTION if targets is None else targets)
+    return {
+        name
+        for name, module in plain_modules(root).items()
+        if isinstance(base_layer(module), nn.Linear)
+        and is_target(name, wanted)
+        and not is_target(name, set(excluded))
     }
-    return AdapterPart(config, tensors, metadata)
+
+
+def _check_whole(root: nn.Module, part: AdapterPart, given: str) -> None:
+    """Check that an adapter has all modules of the kinds of place it has any of, where its base does not say.
+
+    Modules in other places, as motion modules and an IP-Adapter's, are not the base's that it was made for.
+    """
+    names, targets = part.modules().keys(), part.config.target_modules
+    if isinstance(part.config, EtherConfig):
+        places = {_place(name) for name in names}
+        missing = {name for name in plain_targets(root, part.config) - names if _place(name) in places}
+    else:  # PEFT would adapt whatever has such a name, convolutions too
+        missing = {name for name in plain_modules(root) if is_target(name, targets)} - names
+    if missing:
+        raise ValueError(
+            f"the adapter lacks projections that its configuration targets in {given} "
+            f"({listed(sorted(missing))}); it is not whole, or was made for another base than this"
+        )
+
+
+def _place(name: str) -> str:
+    """Return where in its block a module stands: attentions.#.transformer_blocks.#.attn#.to_q."""
+    _, *inside = re.sub(r"\d+", "#", name).split(".")
+    return ".".join(inside).removeprefix("#.")

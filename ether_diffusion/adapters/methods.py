@@ -4,7 +4,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -19,11 +19,10 @@ from ether_diffusion.strict_json import Json, StrictModel, parse_json, validate
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import listed, printable
 
-Settings = Mapping[str, Any]
-
 SAFE_EXPONENT = 30
 """Blocks whose largest entry is within 2^-30 and 2^30 keep their norm."""
 _NAME = r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,31}$"
+_QUIET = ("Failed to load the CUDA", "Setting boft_n_butterfly", "The symmetric", "Already found")
 
 _Name = Annotated[str, Field(pattern=_NAME)]
 _Rank = Annotated[int, Field(ge=1, le=4096)]
@@ -57,23 +56,23 @@ class _EtherFile(StrictModel):
 
 
 class _File(StrictModel):
-    """What an adapter_config.json of every other method says; all that no field names is as PEFT has it."""
+    """What an adapter_config.json of every other method says; all that no field names is as PEFT has it.
+
+    `target_modules` are names of modules or their ends, never a pattern.
+    """
 
     peft_type: str
     peft_version: str | None = None
     base_model_name_or_path: str | None = None
     inference_mode: bool = False
     target_modules: Annotated[list[_Name], Field(min_length=1, max_length=4096)]
-    """Names of modules or their ends, never a pattern."""
 
 
 class _LoraFile(_File):
     r: _Rank
     lora_alpha: _Factor
     lora_dropout: _Dropout
-    init_lora_weights: Literal[
-        True, False, "gaussian"
-    ]  # how values began says nothing of those that are stored
+    init_lora_weights: Literal[True, False, "gaussian"]  # says nothing of the values that are stored
 
 
 class _OftFile(_File):
@@ -104,17 +103,15 @@ class Method:
 
     Attributes:
         file: what its adapter_config.json may say.
-        settings: the fields of it that describe its form.
-        shapes: from settings and a Linear's widths (in, out) to its tensors' shapes by their names' ends.
-        widths: from such shapes back to the widths; 0 where they do not tell.
+        tensors: the sizes of a module's tensors by the ends of their names: a number, a setting, the width
+            of the Linear, `in` or `out`, or this by a setting; `pairs` are the n (n - 1) / 2 of that many.
         has_strengths: whether W' - W can be multiplied by a number.
     """
 
     title: str
     config: type[PeftConfig]
     file: type[StrictModel]
-    shapes: Callable[[Settings, int, int], dict[str, Shape]]
-    widths: Callable[[Mapping[str, Shape]], tuple[int, int]]
+    tensors: Mapping[str, tuple[str, ...]]
     has_strengths: bool = False
 
     @property
@@ -125,77 +122,47 @@ class Method:
         return tuple(name for name in self.file.model_fields if name not in _File.model_fields)
 
 
-def _ether_shapes(settings: Settings, width_in: int, width_out: int) -> dict[str, Shape]:
-    widths = {"input": width_in, "output": width_out}
-    sides = ("input", "output") if settings["sides"] == "both" else (settings["sides"],)
-    letters = ("u",) if settings["variant"] == "ether" else ("u", "v")
-    blocks = settings["num_blocks"]
-    return {f"ether_{s}_{letter}": (blocks, widths[s] // blocks) for s in sides for letter in letters}
-
-
-def _ether_widths(found: Mapping[str, Shape]) -> tuple[int, int]:
-    return math.prod(found.get("ether_input_u", (0,))), math.prod(found.get("ether_output_u", (0,)))
-
-
-def _oft_shapes(settings: Settings, width_in: int, width_out: int) -> dict[str, Shape]:
-    side = width_in // settings["r"]
-    return {"oft_R.weight": (settings["r"], side * (side - 1) // 2)}  # a skew-symmetric block's upper half
-
-
-def _oft_widths(found: Mapping[str, Shape]) -> tuple[int, int]:
-    blocks, half = found["oft_R.weight"]
-    return blocks * (1 + math.isqrt(1 + 8 * half)) // 2, 0
-
-
-def _boft_shapes(settings: Settings, width_in: int, width_out: int) -> dict[str, Shape]:
-    side = width_in // settings["boft_block_num"]
-    return {"boft_R": (1, settings["boft_block_num"], side, side), "boft_s": (width_out, 1)}
-
-
 METHODS: Mapping[str, Method] = {
     "ETHER": Method(
         "ETHER",
         EtherConfig,
         _EtherFile,
-        _ether_shapes,
-        _ether_widths,
+        {
+            f"ether_{side}_{letter}": ("num_blocks", f"{width}/num_blocks")
+            for side, width in (("input", "in"), ("output", "out"))
+            for letter in "uv"
+        },
         has_strengths=True,
     ),
     "LORA": Method(
         "LoRA",
         LoraConfig,
         _LoraFile,
-        lambda s, i, o: {"lora_A.weight": (s["r"], i), "lora_B.weight": (o, s["r"])},
-        lambda found: (found["lora_A.weight"][1], found["lora_B.weight"][0]),
+        {"lora_A.weight": ("r", "in"), "lora_B.weight": ("out", "r")},
         has_strengths=True,
     ),
-    "OFT": Method("OFT", OFTConfig, _OftFile, _oft_shapes, _oft_widths),
-    "HRA": Method(
-        "HRA",
-        HRAConfig,
-        _HraFile,
-        lambda s, i, o: {"hra_u": (i, s["r"])},
-        lambda found: (found["hra_u"][0], 0),
-    ),
+    "OFT": Method("OFT", OFTConfig, _OftFile, {"oft_R.weight": ("r", "pairs in/r")}),
+    "HRA": Method("HRA", HRAConfig, _HraFile, {"hra_u": ("in", "r")}),
     "DELORA": Method(
         "DeLoRA",
         DeloraConfig,
         _DeloraFile,
-        lambda s, i, o: {
-            "delora_A": (s["r"], i),
-            "delora_B": (o, s["r"]),
-            "delora_lambda": (1,),
-            "delora_w_norm": (i,),
+        {
+            "delora_A": ("r", "in"),
+            "delora_B": ("out", "r"),
+            "delora_lambda": ("1",),
+            "delora_w_norm": ("in",),
         },
-        lambda found: (found["delora_A"][1], found["delora_B"][0]),
         has_strengths=True,
     ),
     "BOFT": Method(
         "BOFT",
         BOFTConfig,
         _BoftFile,
-        _boft_shapes,
-        lambda found: (found["boft_R"][1] * found["boft_R"][2], found["boft_s"][0]),
+        {
+            "boft_R": ("1", "boft_block_num", "in/boft_block_num", "in/boft_block_num"),
+            "boft_s": ("out", "1"),
+        },
     ),
 }
 """By PEFT's name for the method."""
@@ -222,7 +189,50 @@ def settings_of(config: PeftConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in method_of(config).settings}
 
 
-def forms_of(config: PeftConfig, module: str) -> list[dict[str, Any]]:
+def widths_of(config: PeftConfig, module: str, found: Mapping[str, Shape]) -> tuple[int, int] | None:
+    """Return the widths (in, out) of a Linear whose module holds these shapes, 0 where they do not tell.
+
+    None is where there is no such Linear.
+    """
+    tensors = _tensors_of(config)
+    for form in _forms_of(config, module):
+        widths: dict[str, int] = {}
+        if all(
+            len(found[end]) == len(sizes)
+            and all(
+                n >= 1 and _is_size(n, size, form, widths) for n, size in zip(found[end], sizes, strict=True)
+            )
+            for end, sizes in tensors.items()
+        ):
+            return widths.get("in", 0), widths.get("out", 0)
+    return None
+
+
+def _is_size(number: int, size: str, form: Mapping[str, Any], widths: dict[str, int]) -> bool:
+    """Say whether a number is a size, see `Method`; the first that tells of a width decides on it."""
+    if size.isdecimal() or size in form:
+        return bool(number == (form[size] if size in form else int(size)))
+    pairs, _, size = size.rpartition(" ")
+    side, _, divisor = size.partition("/")
+    many = (1 + math.isqrt(1 + 8 * number)) // 2 if pairs else number
+    if pairs and many * (many - 1) // 2 != number:
+        return False
+    width = many * form[divisor] if divisor else many
+    return bool(widths.setdefault(side, width) == width)
+
+
+def _tensors_of(config: PeftConfig) -> Mapping[str, tuple[str, ...]]:
+    """Return the tensors of each module: those of a method, of ETHER's variant and sides."""
+    tensors = method_of(config).tensors
+    if not isinstance(config, EtherConfig):
+        return tensors
+    letters = "u" if config.variant == "ether" else "uv"
+    sides = ("input", "output") if config.sides == "both" else (config.sides,)
+    names = [f"ether_{side}_{letter}" for side in sides for letter in letters]
+    return {name: tensors[name] for name in names}
+
+
+def _forms_of(config: PeftConfig, module: str) -> list[dict[str, Any]]:
     """Return the settings that a module may have: of ETHER, its number of blocks may be one of several.
 
     A pattern with regex operators is never evaluated: from a stranger it may take forever. Its number of
@@ -262,51 +272,50 @@ def parse_config(data: bytes, where: str, *, only_ether: bool = False) -> PeftCo
         raise ValueError(f"{where} is not a JSON object; save the adapter again")
     name = found.get("peft_type")
     if only_ether and isinstance(name, str) and name.upper() != "ETHER":
-        rank, title = found.get("r"), printable(name, 40)
-        kind = f"an adapter of the method {title}; use peft.PeftModel.from_pretrained"
+        kind = f"an adapter of the method {printable(name, 40)}; use peft.PeftModel.from_pretrained"
         if name == "LORA":
-            of = f" of rank {rank}" if isinstance(rank, int) else ""
+            of = f" of rank {found['r']}" if isinstance(found.get("r"), int) else ""
             kind = f"a LoRA{of}; use pipe.load_lora_weights or peft.PeftModel.from_pretrained"
         raise ValueError(f"{where} is not of an ETHER adapter: this is {kind}")
     return config_from(found, where)
 
 
 def config_from(found: Mapping[str, Json], where: str) -> PeftConfig:
-    """Return the configuration of JSON values; classes that it names (auto_mapping) are dropped.
-
-    Raises:
-        ValueError: as `parse_config`.
-    """
+    """Return the configuration of JSON values, as `parse_config`; classes that it names are dropped."""
     name = found.get("peft_type")
     if not isinstance(name, str):
         raise ValueError(f'{where} does not say "peft_type": "ETHER"; it is not an adapter of this kind')
     method = METHODS.get(name.upper())
     if method is None:
-        raise ValueError(
-            f"{where} is of the method {printable(name, 40)}; "
-            f"{listed((known.title for known in METHODS.values()), 9)} are read"
-        )
-    defaults = _defaults(method.config) if method.config is not EtherConfig else {}
+        titles = listed((known.title for known in METHODS.values()), 9)
+        raise ValueError(f"{where} is of the method {printable(name, 40)}; {titles} are read")
+    is_ether = method.config is EtherConfig
+    defaults = {} if is_ether else json.loads(json.dumps(method.config().to_dict(), default=list))
     known = method.file.model_fields.keys()
-    _check_unknown({k: v for k, v in found.items() if k not in defaults.keys() | known}, where, method.title)
-    changed = [
-        key
-        for key in sorted(defaults.keys() & found.keys() - known - {"init_weights"})
-        if found[key] != defaults[key]
-    ]
+    unknown = {key: value for key, value in found.items() if key not in defaults.keys() | known}
+    telling = [key for key, value in unknown.items() if value not in (None, False, [], {}, "")]
+    if telling:
+        raise ValueError(
+            f"{where} sets {listed(telling)}, which this release does not know; upgrade ether-diffusion, "
+            f"or remove the entry if it is not meant for {method.title}"
+        )
+    if unknown:
+        warnings.warn(
+            f"{where} has the unknown entries {listed(unknown)}; they are empty, so ignored", stacklevel=2
+        )
+    others = sorted(defaults.keys() & found.keys() - known - {"init_weights"})
+    changed = [f"{key}={json.dumps(found[key])}" for key in others if found[key] != defaults[key]]
     if changed:
         raise ValueError(
-            f"{where} sets {listed(f'{key}={json.dumps(found[key])}' for key in changed)}, which training "
-            f"here does not and is not read; use peft.PeftModel.from_pretrained for such a {method.title}"
+            f"{where} sets {listed(changed)}, which training here does not and is not read; use "
+            f"peft.PeftModel.from_pretrained for such a {method.title}"
         )
-    stated = {key: found[key] for key in known if key in found}
-    stated = {key: defaults[key] for key in method.settings if key in defaults} | stated
-    arguments = validate(stated, method.file, where).model_dump(
-        exclude_unset=True, exclude={"peft_type", "auto_mapping"}
-    )
-    if method.config is not EtherConfig:
-        arguments |= {"inference_mode": True}
-        arguments.pop("peft_version", None)
+    stated = {key: defaults[key] for key in method.settings if key in defaults}
+    stated |= {key: found[key] for key in known if key in found}
+    own = validate(stated, method.file, where)
+    dropped = {"peft_type", "auto_mapping"} | (set() if is_ether else {"peft_version"})
+    arguments = own.model_dump(exclude_unset=True, exclude=dropped)
+    arguments |= {} if is_ether else {"inference_mode": True}
     try:
         with quiet():
             return method.config(**arguments)
@@ -316,43 +325,23 @@ def config_from(found: Mapping[str, Json], where: str) -> PeftConfig:
 
 def config_json(config: PeftConfig) -> dict[str, Json]:
     """Return what adapter_config.json says of a configuration."""
-    values: dict[str, Any] = config.to_dict()
+    values = cast(dict[str, Any], config.to_dict())
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
-
-
-def _check_unknown(unknown: Mapping[str, Json], where: str, method: str) -> None:
-    """Refuse entries that no release here knows, unless they are empty: these are ignored with a warning."""
-    telling = [name for name, value in unknown.items() if value not in (None, False, [], {}, "")]
-    if telling:
-        raise ValueError(
-            f"{where} sets {listed(telling)}, which this release does not know; upgrade ether-diffusion, "
-            f"or remove the entry if it is not meant for {method}"
-        )
-    if unknown:
-        warnings.warn(
-            f"{where} has the unknown entries {listed(unknown)}; they are empty, so ignored", stacklevel=2
-        )
-
-
-def _defaults(config: type[PeftConfig]) -> dict[str, Json]:
-    """Return what JSON holds of a configuration that nothing was said to."""
-    return cast(dict[str, Json], json.loads(json.dumps(config().to_dict(), default=list)))
 
 
 def modules_of(
     config: PeftConfig, shapes: Mapping[str, Shape]
 ) -> tuple[dict[str, dict[str, Shape]], list[str]]:
     """Return shapes of tensors by module and by the ends of their names, and the names that are others'."""
-    ends = tuple(method_of(config).shapes(settings_of(config), 1, 1))
     modules: dict[str, dict[str, Shape]] = {}
     strange = []
     for name, shape in shapes.items():
-        end = next((end for end in ends if name.endswith(f".{end}")), None)
-        module = name if end is None else name.removesuffix(f".{end}")
-        if end is None or not re.match(_NAME, module) or module.endswith("\n"):
-            strange.append(name)
-        else:
+        end = next((end for end in _tensors_of(config) if name.endswith(f".{end}")), "")
+        module = name.removesuffix(f".{end}")
+        if end and re.fullmatch(_NAME, module):
             modules.setdefault(module, {})[end] = shape
+        else:
+            strange.append(name)
     return modules, strange
 
 
@@ -371,39 +360,31 @@ def check_layout(config: PeftConfig, shapes: Mapping[str, Shape], where: str) ->
         )
     if not modules:
         raise ValueError(f"{where} holds no tensors; save the adapter again")
-    ends = method_of(config).shapes(settings, 1, 1)
-    missing = [f"{m}.{end}" for m, found in modules.items() for end in ends if end not in found]
+    missing = [
+        f"{m}.{end}" for m, found in modules.items() for end in _tensors_of(config) if end not in found
+    ]
     if missing:
         raise ValueError(
             f"{where} lacks {listed(missing)}, which {_shown(settings)} needs; fetch or save it again"
         )
-    if not isinstance(config, EtherConfig):
-        untargeted = [module for module in modules if not is_target(module, config.target_modules)]
-        if untargeted:
-            raise ValueError(
-                f"{where} holds tensors of {listed(untargeted)}, which the configuration does not target; "
-                "the two files do not belong together"
-            )
+    targets = None if isinstance(config, EtherConfig) else config.target_modules
+    untargeted = [module for module in modules if targets and not is_target(module, targets)]
+    if untargeted:
+        raise ValueError(
+            f"{where} holds tensors of {listed(untargeted)}, which the configuration does not target; "
+            "the two files do not belong together"
+        )
     for module, found in modules.items():
-        if not _is_possible(config, module, found):
+        if widths_of(config, module, found) is None:
             shapes_here = ", ".join(f"{end} {shape}" for end, shape in sorted(found.items()))
             raise ValueError(
                 f"{where}: {module} has {printable(shapes_here, 200)}, which no {title} of "
-                f"{_shown(forms_of(config, module)[0])} has; the two files do not belong together"
+                f"{_shown(_forms_of(config, module)[0])} has; the two files do not belong together"
             )
     return modules
 
 
-def _is_possible(config: PeftConfig, module: str, found: Mapping[str, Shape]) -> bool:
-    """Say whether there are widths of a Linear for which the configuration gives these shapes."""
-    method = method_of(config)
-    dimensions = {end: len(shape) for end, shape in method.shapes(settings_of(config), 1, 1).items()}
-    return all(len(shape) == dimensions[end] and min(shape) >= 1 for end, shape in found.items()) and any(
-        method.shapes(form, *method.widths(found)) == found for form in forms_of(config, module)
-    )
-
-
-def _shown(settings: Settings) -> str:
+def _shown(settings: Mapping[str, Any]) -> str:
     return printable(", ".join(f"{name}={value!r}" for name, value in settings.items()), 200)
 
 
@@ -445,11 +426,6 @@ def _with_safe_norms(tensor: Tensor, name: str, where: str) -> Tensor:
 def quiet() -> Iterator[None]:
     """Keep what PEFT says of kernels, initial values and second adapters to itself: none of it is amiss."""
     with warnings.catch_warnings():
-        for message in (
-            "Failed to load the CUDA",
-            "Setting boft_n_butterfly",
-            "The symmetric",
-            "Already found",
-        ):
+        for message in _QUIET:
             warnings.filterwarnings("ignore", message=message)
         yield

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapters.fingerprint import BaseFingerprint, fingerprint
+from ether_diffusion.adapters.format import BaseFingerprint, fingerprint
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.tuner import EtherLinear
 from ether_diffusion.tuner.other_layers import adapters_of
@@ -84,6 +84,16 @@ def layers_with(model: nn.Module, adapter_name: str) -> dict[str, BaseTunerLayer
         if isinstance(module, BaseTunerLayer) and adapter_name in adapters_of(module)
     }
     return dict(sorted(found.items()))
+
+
+def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their plain names in the model, as its file names them."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(
+        bare_model(model),
+        adapter_name=adapter_name,
+        save_embedding_layers=False,  # else PEFT asks the Hub
+    )
+    return {plain_name(name): tensor for name, tensor in sorted(state.items())}
 
 
 def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | None:

@@ -1,10 +1,13 @@
 """save_ether and write_adapter: an adapter's files, which a crash at any moment leaves whole."""
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ether_diffusion.adapters.card import is_ours, model_card
@@ -18,7 +21,6 @@ from ether_diffusion.adapters.format import (
     Fact,
     metadata_header,
 )
-from ether_diffusion.adapters.load import detach_adapter
 from ether_diffusion.adapters.methods import (
     METHODS,
     check_layout,
@@ -29,8 +31,9 @@ from ether_diffusion.adapters.methods import (
 )
 from ether_diffusion.adapters.models import (
     COMPONENTS,
-    Part,
     Pipeline,
+    adapter_tensors,
+    base_fingerprint,
     configs_of,
     find_parts,
     layers_with,
@@ -40,6 +43,7 @@ from ether_diffusion.adapters.models import (
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, check_size, safetensors_bytes
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tuner import EtherConfig, EtherLayer
+from ether_diffusion.tuner.other_layers import adapters_of
 from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
@@ -65,13 +69,18 @@ def save_ether(
             method under that name, or `folder` holds the adapter of a component that this one lacks.
     """
     everything = find_parts(pipeline_or_model)
-    parts = [part for part in everything if _is_ether(part, adapter_name)]
-    named = [part for part in everything if adapter_name in configs_of(part.model)]
-    others = listed(part.name for part in named if part not in parts)
+    parts = [
+        part
+        for part in everything
+        if any(isinstance(layer, EtherLayer) for layer in layers_with(part.model, adapter_name).values())
+    ]
+    others = [
+        part.name for part in everything if part not in parts and adapter_name in configs_of(part.model)
+    ]
     if parts and others:
         raise ValueError(
-            f"{adapter_name!r} is an adapter of another method in {others}, which would be left out; give "
-            "each model to save by itself"
+            f"{adapter_name!r} is an adapter of another method in {listed(others)}, which would be left out; "
+            "give each model to save by itself"
         )
     if not parts:
         layers = [module for part in everything for module in part.model.modules()]
@@ -89,8 +98,8 @@ def save_ether(
         )
         own = detach_adapter(part.model, adapter_name, metadata=metadata)
         written[part.component] = own, adapter_files(own)
-    folder = Path(folder)
-    there = {name for name in ("unet", *COMPONENTS) if (_place(folder, name) / CONFIG_NAME).exists()}
+    places = {name: Path(folder, "" if name == "unet" else name) for name in ("unet", *COMPONENTS, *written)}
+    there = {name for name, place in places.items() if (place / CONFIG_NAME).exists()}
     stale = sorted("the denoiser" if name == "unet" else name for name in there - written.keys())
     if stale:
         raise ValueError(
@@ -98,15 +107,43 @@ def save_ether(
             "would mix the two: save into another folder"
         )
     for component, (own, files) in written.items():
-        _write(_place(folder, component), own, files, card=component == "unet")
+        _write(places[component], own, files, card=component == "unet")
 
 
-def _is_ether(part: Part, adapter_name: str) -> bool:
-    return any(isinstance(layer, EtherLayer) for layer in layers_with(part.model, adapter_name).values())
+def detach_adapter(
+    model: nn.Module, adapter_name: str, *, metadata: AdapterMetadata | None = None
+) -> AdapterPart:
+    """Return a copy of an adapter that a model carries, of any method, with the fingerprint of its base.
 
-
-def _place(folder: Path, component: str) -> Path:
-    return folder if component == "unet" else folder / component
+    Raises:
+        ValueError: the model carries no adapter of that name, or it holds whole modules too.
+    """
+    layers = layers_with(model, adapter_name)
+    if not layers:
+        held = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in adapters_of(m)}
+        raise ValueError(
+            f"{type(model).__name__} carries no adapter named {adapter_name!r}; "
+            f"it has {listed(sorted(held)) or 'none'}"
+        )
+    metadata = replace(metadata or AdapterMetadata(), base_fingerprint=base_fingerprint(model, list(layers)))
+    config = copy.copy(configs_of(model)[adapter_name])
+    # as PEFT's save_pretrained: a loaded adapter is for use until the caller says that it is to be trained
+    config.inference_mode = True
+    if isinstance(config, EtherConfig):
+        if config.modules_to_save:
+            raise ValueError(
+                f"the adapter {adapter_name!r} also trains whole modules (modules_to_save="
+                f"{listed(config.modules_to_save)}), which are not vectors of ETHER; use save_pretrained"
+            )
+    else:
+        config.base_model_name_or_path = metadata.base_model
+        if isinstance(config.target_modules, str):  # a regex, which no reader should have to evaluate
+            config.target_modules = list(layers)
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in adapter_tensors(model, adapter_name).items()
+    }
+    return AdapterPart(config, tensors, metadata)
 
 
 def write_adapter(folder: str | Path, adapter: AdapterPart, *, card: bool = True) -> None:

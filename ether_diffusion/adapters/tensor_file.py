@@ -25,7 +25,6 @@ MAX_METADATA_BYTES = 64 * 2**10
 MAX_TENSORS = 4096
 
 PEFT_PREFIX = "base_model.model."
-NOT_ONE = "{where} is not a safetensors adapter ({reason}); fetch or save it again"
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -53,7 +52,7 @@ class TensorFile:
         try:
             return cast(dict[str, Tensor], safetensors.torch.load(self.data))
         except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
-            raise ValueError(NOT_ONE.format(where=self.where, reason=printable(error))) from None
+            raise _no_file(self.where, printable(error)) from None
 
     def exactly(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
         """Return the tensors in float32 of a file that holds exactly those of these names and shapes.
@@ -75,11 +74,7 @@ class TensorFile:
 
 
 def finite(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return tensors whose numbers are all finite.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Return tensors, and refuse those that hold a number that is not finite."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
@@ -95,11 +90,14 @@ def open_tensors(data: bytes, where: str) -> TensorFile:
         ValueError: it is no bounded safetensors file of such tensors.
     """
     header = _parse_header(data, where)
-    metadata = _metadata(header.pop("__metadata__", {}), where)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _no_file(where, "its metadata is not text by name")
+    check_size(cast(dict[str, str], metadata), where)
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{where} holds {len(header)} tensors; an adapter has at most {MAX_TENSORS}")
-    entries = validate(header, dict[str, _Entry], where)
-    return TensorFile(data, where, {name: tuple(e.shape) for name, e in entries.items()}, metadata)
+    shapes = {name: tuple(e.shape) for name, e in validate(header, dict[str, _Entry], where).items()}
+    return TensorFile(data, where, shapes, cast(dict[str, str], metadata))
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
@@ -108,8 +106,8 @@ def read_shapes(path: Path) -> dict[str, Shape]:
         start = file.read(8)
         (length,) = struct.unpack("<Q", start.ljust(8, b"\0"))
         data = start + file.read(min(length, MAX_HEADER_BYTES))
-    header = _parse_header(data, printable(path))
-    shapes = {name: entry.get("shape") for name, entry in header.items() if isinstance(entry, dict)}
+    entries = _parse_header(data, printable(path)).items()
+    shapes = {name: entry.get("shape") for name, entry in entries if isinstance(entry, dict)}
     return {
         name: tuple(number for number in shape if isinstance(number, int))
         for name, shape in shapes.items()
@@ -129,40 +127,30 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
+def check_size(metadata: Mapping[str, str], where: str) -> None:
+    """Refuse more metadata than an adapter has."""
+    size = sum(len(text.encode(errors="replace")) for pair in metadata.items() for text in pair)
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"{where} has {size} bytes of metadata; an adapter has at most {MAX_METADATA_BYTES}")
+
+
 def _parse_header(data: bytes, where: str) -> dict[str, Json]:
     if len(data) < 8:
-        raise ValueError(NOT_ONE.format(where=where, reason=f"it has {len(data)} bytes"))
+        raise _no_file(where, f"it has {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])
     if data.startswith(_PICKLES):
-        reason = "it is a pickle or a zip file, which can run code, under another name"
-        raise ValueError(NOT_ONE.format(where=where, reason=reason))
+        raise _no_file(where, "it is a pickle or a zip file, which can run code, under another name")
     if length > len(data) - 8:
-        reason = f"it promises a header of {length} bytes and has {len(data) - 8}"
-        raise ValueError(NOT_ONE.format(where=where, reason=reason))
+        raise _no_file(where, f"it promises a header of {length} bytes and has {len(data) - 8}")
     if length > MAX_HEADER_BYTES:
         raise ValueError(
             f"{where} has a header of {length} bytes; an adapter's has at most {MAX_HEADER_BYTES}"
         )
     header = parse_json(data[8 : 8 + length], f"the header of {where}")
     if not isinstance(header, dict):
-        raise ValueError(NOT_ONE.format(where=where, reason="its header is not an object"))
+        raise _no_file(where, "its header is not an object")
     return header
 
 
-def _metadata(found: Json, where: str) -> dict[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(NOT_ONE.format(where=where, reason="its metadata is not text by name"))
-    metadata = cast(dict[str, str], found)
-    check_size(metadata, where)
-    return metadata
-
-
-def check_size(metadata: Mapping[str, str], where: str) -> None:
-    """Refuse more metadata than an adapter has.
-
-    Raises:
-        ValueError: as said.
-    """
-    size = sum(len(text.encode(errors="replace")) for pair in metadata.items() for text in pair)
-    if size > MAX_METADATA_BYTES:
-        raise ValueError(f"{where} has {size} bytes of metadata; an adapter has at most {MAX_METADATA_BYTES}")
+def _no_file(where: str, reason: str) -> ValueError:
+    return ValueError(f"{where} is not a safetensors adapter ({reason}); fetch or save it again")

@@ -11,9 +11,8 @@ from ether_diffusion.adapters.control_encoder import ControlEncoder, control_fil
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME
 from ether_diffusion.adapters.load import read_for
 from ether_diffusion.adapters.models import Pipeline, find_parts
-from ether_diffusion.adapters.read import read_encoder
+from ether_diffusion.adapters.read import find_source, read_encoder
 from ether_diffusion.adapters.save import write_adapter
-from ether_diffusion.adapters.source import find_source
 from ether_diffusion.control.conditioning import check_encoder
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.wording import printable

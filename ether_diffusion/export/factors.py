@@ -1,14 +1,28 @@
-"""The update of a weight as LoRA factors: exact in closed form, then rounded for a file."""
+"""What an adapter changes of a base: the own weights, checked, and their updates as exact LoRA factors."""
 
+import logging
 from collections.abc import Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from torch import Tensor, nn
 
 from ether_diffusion import reflections
+from ether_diffusion.adapters.format import Adapter, AdapterPart, Component
+from ether_diffusion.adapters.load import check_fit
+from ether_diffusion.adapters.models import Part, base_layer, find_parts, plain_modules
+from ether_diffusion.adapters.read import read_adapter
 from ether_diffusion.reflections import Vectors
+from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.tuner.linear import make_rows
+
+logger = logging.getLogger(__name__)
+
+Base: TypeAlias = DiffusionPipeline | nn.Module
+"""A pipeline, or its denoiser by itself."""
 
 
 class LoraFactors(NamedTuple):
@@ -16,6 +30,59 @@ class LoraFactors(NamedTuple):
 
     down: Tensor
     up: Tensor
+
+
+def read_ether(adapter: Adapter | str | Path) -> Adapter:
+    """Return an adapter of ETHER: the one given, or that of a folder or a model of the Hub.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none that is whole, or it is of another method.
+    """
+    if not isinstance(adapter, Adapter):
+        return read_adapter(adapter, only_ether=True, with_encoder=False)
+    if not adapter.parts or not isinstance(adapter.config, EtherConfig):
+        raise ValueError(f"{adapter.name} is of the method {adapter.method}; what is exported is of ETHER")
+    return adapter
+
+
+def changed_parts(base: Base, adapter: Adapter) -> dict[Component, Part]:
+    """Return the models of a base that an adapter changes.
+
+    Raises:
+        ValueError: the base lacks one.
+    """
+    parts = {part.component: part for part in find_parts(base)}
+    lacking = [component for component in adapter.parts if component not in parts]
+    if lacking:
+        raise ValueError(
+            f"the adapter changes the {lacking[0]}, and {type(base).__name__} has none; give a pipeline"
+        )
+    return {component: parts[component] for component in adapter.parts}
+
+
+def denoiser_name(base: Base) -> str:
+    """Return what a pipeline calls its denoiser; of a model, the prefix by which it loads a LoRA."""
+    if isinstance(base, nn.Module):
+        return "unet" if isinstance(base, UNet2DConditionLoadersMixin) else "transformer"
+    return next((part.name for part in find_parts(base) if part.component == "unet"), "unet")
+
+
+def adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
+    """Return the base's own weight of every module that an adapter changes, by module name.
+
+    Raises:
+        ValueError: the adapter does not fit, see `check_fit`, or was made for other weights and `rebake` is
+            not set.
+    """
+    fit = check_fit(model, adapter, None)
+    if fit.match == "unknown":
+        logger.warning("the adapter names no base weights; it is applied to this base as it is")
+    if fit.match == "other weights" and not rebake:
+        raise ValueError(
+            f"{fit.remark}; use that base, or set rebake (--rebake) to apply the same reflections to this one"
+        )
+    modules = plain_modules(model)
+    return {name: base_layer(modules[name]).get_parameter("weight").detach() for name in adapter.modules()}
 
 
 def lora_factors(weight: Tensor, input_side: Vectors | None, output_side: Vectors | None) -> LoraFactors:

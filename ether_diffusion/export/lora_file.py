@@ -1,37 +1,47 @@
 """Write an adapter as one LoRA file, whose keys and header every reader of such files takes."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from ether_diffusion.adapters.fingerprint import fingerprint
-from ether_diffusion.adapters.format import EXPORT_NAME, Adapter, AdapterPart, Component, metadata_header
+from ether_diffusion.adapters.format import (
+    EXPORT_NAME,
+    Adapter,
+    AdapterPart,
+    Component,
+    fingerprint,
+    metadata_header,
+)
 from ether_diffusion.adapters.models import base_layer, name_of_base, plain_modules
 from ether_diffusion.adapters.tensor_file import safetensors_bytes
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.export.base_weights import (
+from ether_diffusion.export.factors import (
+    Base,
+    LoraFactors,
     adapted_weights,
-    check_readable,
-    component_of,
+    changed_parts,
     denoiser_name,
+    lora_factors,
+    lora_tensors,
     read_ether,
+    stored_factors,
 )
-from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.tuner import EtherConfig
+from ether_diffusion.wording import listed
 
 EXPORT_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 NOTE = "ether.note"
 """The entry by which a file is known as an export."""
+_BY_THEMSELVES = {"transformer_2", "transformer_ref"}
+"""Those whose LoRA diffusers takes from a file that names its only component "transformer"."""
 
-_ATTENTION = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+"
 _UNET_MODULE = re.compile(
-    rf"{_ATTENTION}\.(proj_in|proj_out|"
+    r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+\.(proj_in|proj_out|"
     r"transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
 )
 _TEXT_MODULE = re.compile(
@@ -44,7 +54,7 @@ Place = tuple[Component, str]
 
 def export_lora(
     adapter: Adapter | str | Path,
-    base: DiffusionPipeline | nn.Module,
+    base: Base,
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float16,
@@ -66,56 +76,40 @@ def export_lora(
     if dtype not in EXPORT_DTYPES.values():
         raise ValueError(f"dtype={dtype} is not exported; use torch.float16 or torch.float32")
     path = lora_path(folder, export_name)
-    adapters = read_ether(adapter).parts
-    check_readable(base, adapters)
-    weights = {c: adapted_weights(part, component_of(base, c), rebake=rebake) for c, part in adapters.items()}
+    adapter = read_ether(adapter)
+    loadable = {"unet", *getattr(base, "_lora_loadable_modules", ())} - _BY_THEMSELVES
+    unread = [component for component in adapter.parts if component not in loadable]
+    if unread:
+        raise ValueError(
+            f"diffusers reads no LoRA of {listed(unread)} from a file of {type(base).__name__}; share this "
+            f"adapter in its own format, or merged, or export one by itself: read_adapter(…, "
+            f"subfolder={unread[0]!r}) onto that model"
+        )
+    models = {component: part.model for component, part in changed_parts(base, adapter).items()}
+    weights = {c: adapted_weights(part, models[c], rebake=rebake) for c, part in adapter.parts.items()}
     factors: dict[Place, LoraFactors] = {}
-    for component, part in adapters.items():
+    for component, part in adapter.parts.items():
         for name, sides in part.projections().items():
             exact = lora_factors(weights[component][name], *sides)
             factors[component, name] = stored_factors(exact, dtype)
-        if component != "unet":
-            factors |= _sign(component, part, component_of(base, component), dtype)
+        sign = None if component == "unet" else _sign_of_text_encoder(part.modules())
+        if sign is not None:
+            shape = base_layer(plain_modules(models[component])[sign]).get_parameter("weight").shape
+            nothing = torch.zeros(1, shape[1], dtype=dtype), torch.zeros(shape[0], 1, dtype=dtype)
+            factors[component, sign] = LoraFactors(*nothing)
     denoiser, two = denoiser_name(base), getattr(base, "text_encoder_2", None) is not None
     kohya = kohya_keys(factors, has_two_text_encoders=two)
-    keys = kohya or diffusers_keys(factors, denoiser=denoiser)
+    keys = kohya or _diffusers_keys(factors, denoiser=denoiser)
     tensors, rank = lora_tensors({keys[p]: pair for p, pair in factors.items()}, kohya=kohya is not None)
-    first, part = next(iter(adapters.items()))
-    header = lora_header(
-        _on_base(part, weights[first], base),
-        rank=rank,
-        title=path.stem,
-        denoiser=getattr(base, denoiser, base),
-    )
+    component, part = next(iter(adapter.parts.items()))
+    found, trained_on = fingerprint(weights[component]), part.metadata.base_fingerprint
+    if found is not None and (trained_on is None or trained_on.compare(found) != "same"):
+        made_on = replace(part.metadata, base_model=name_of_base(base), base_fingerprint=found)
+        part = replace(part, metadata=made_on)
+    header = lora_header(part, rank=rank, title=path.stem, denoiser=getattr(base, denoiser, base))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_files(path.parent, {path.name: safetensors_bytes(tensors, header)})
     return path
-
-
-def _sign(
-    component: Component, adapter: AdapterPart, model: nn.Module, dtype: torch.dtype
-) -> dict[Place, LoraFactors]:
-    """Return the module that a file of this text encoder is known by, unchanged, where it is not in it."""
-    name = sign_of_text_encoder(adapter.projections())
-    if name is None:
-        return {}
-    linear = base_layer(plain_modules(model)[name])
-    assert isinstance(linear, nn.Linear)
-    nothing = LoraFactors(
-        torch.zeros(1, linear.in_features, dtype=dtype), torch.zeros(linear.out_features, 1, dtype=dtype)
-    )
-    return {(component, name): nothing}
-
-
-def _on_base(
-    adapter: AdapterPart, weights: Mapping[str, Tensor], base: DiffusionPipeline | nn.Module
-) -> AdapterPart:
-    """Return the adapter with the name and fingerprint of the base that the export is made on."""
-    found, trained_on = fingerprint(weights), adapter.metadata.base_fingerprint
-    if found is None or (trained_on is not None and trained_on.compare(found) == "same"):
-        return adapter
-    metadata = replace(adapter.metadata, base_model=name_of_base(base), base_fingerprint=found)
-    return replace(adapter, metadata=metadata)
 
 
 def lora_path(folder: str | Path, export_name: str = EXPORT_NAME) -> Path:
@@ -128,17 +122,14 @@ def lora_path(folder: str | Path, export_name: str = EXPORT_NAME) -> Path:
     if not name.removesuffix(".safetensors") or Path(name).name != name or "\\" in name:
         raise ValueError(f"export_name={export_name!r} is not a file name; use letters, digits, - and _")
     path = Path(folder) / name
-    if path.exists() and not _is_export(path):
-        raise ValueError(f"{path} is there already and is no export; move it, or choose another export_name")
-    return path
-
-
-def _is_export(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
-            return NOTE in (file.metadata() or {})
+            is_export = NOTE in (file.metadata() or {})
     except (SafetensorError, OSError):
-        return False
+        is_export = False
+    if path.exists() and not is_export:
+        raise ValueError(f"{path} is there already and is no export; move it, or choose another export_name")
+    return path
 
 
 def lora_header(adapter: AdapterPart, *, rank: int, title: str, denoiser: nn.Module) -> dict[str, str]:
@@ -167,17 +158,15 @@ def _family(denoiser: nn.Module) -> dict[str, str]:
     widths = tuple(getattr(config, "block_out_channels", ()))
     context = getattr(config, "cross_attention_dim", None)
     if widths == (320, 640, 1280) and context == 2048:
-        return _entries("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
-    if widths != (320, 640, 1280, 1280):
+        version, architecture = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+    elif widths != (320, 640, 1280, 1280) or context not in (768, 1024):
         return {}
-    if context == 768:
-        return _entries("sd_v1", "stable-diffusion-v1")
-    if context == 1024 and getattr(config, "sample_size", None) == 96:
-        return _entries("sd_v2_v", "stable-diffusion-v2-768-v")
-    return _entries("sd_v2", "stable-diffusion-v2-512") if context == 1024 else {}
-
-
-def _entries(version: str, architecture: str) -> dict[str, str]:
+    elif context == 768:
+        version, architecture = "sd_v1", "stable-diffusion-v1"
+    elif getattr(config, "sample_size", None) == 96:
+        version, architecture = "sd_v2_v", "stable-diffusion-v2-768-v"
+    else:
+        version, architecture = "sd_v2", "stable-diffusion-v2-512"
     # A1111 asks ss_v2, not the version, whether a file is of Stable Diffusion 2
     second = {"ss_v2": "True"} if version.startswith("sd_v2") else {}
     return {"ss_base_model_version": version, "modelspec.architecture": f"{architecture}/lora"} | second
@@ -194,14 +183,15 @@ def kohya_keys(places: Iterable[Place], *, has_two_text_encoders: bool) -> dict[
     prefixes = {"unet": "lora_unet", "text_encoder": first, "text_encoder_2": "lora_te2"}
     keys = {}
     for component, name in places:
-        path = _kohya_path(component, name)
+        of_unet = name if _UNET_MODULE.fullmatch(name) else None
+        path = of_unet if component == "unet" else _text_path(name)
         if path is None or component not in prefixes:
             return None
         keys[component, name] = f"{prefixes[component]}_{path.replace('.', '_')}"
     return keys
 
 
-def diffusers_keys(places: Iterable[Place], *, denoiser: str) -> dict[Place, str]:
+def _diffusers_keys(places: Iterable[Place], *, denoiser: str) -> dict[Place, str]:
     """Return each module's key as diffusers and PEFT write it, "transformer.blocks.0.attn1.to_q"."""
     return {
         (component, name): f"{denoiser}.{name}"
@@ -211,7 +201,7 @@ def diffusers_keys(places: Iterable[Place], *, denoiser: str) -> dict[Place, str
     }
 
 
-def sign_of_text_encoder(modules: Iterable[str]) -> str | None:
+def _sign_of_text_encoder(modules: Iterable[str]) -> str | None:
     """Return the module that a CLIP text encoder's LoRA must hold to be read, if it is not among these.
 
     diffusers tells the format of such a file by its output projections, and takes none without.
@@ -220,12 +210,6 @@ def sign_of_text_encoder(modules: Iterable[str]) -> str | None:
     if not found or any(match[5] == "out" for match in found):
         return None
     return f"{found[0][1] or ''}{found[0][3]}.self_attn.out_proj"
-
-
-def _kohya_path(component: Component, module: str) -> str | None:
-    if component == "unet":
-        return module if _UNET_MODULE.fullmatch(module) else None
-    return _text_path(module)
 
 
 def _text_path(module: str) -> str | None:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ether_diffusion import reflections
 from ether_diffusion.adapters.format import Adapter
-from ether_diffusion.export.base_weights import adapted_weights, component_of, read_ether
-from ether_diffusion.export.factors import lora_factors
+from ether_diffusion.export.factors import adapted_weights, changed_parts, lora_factors, read_ether
 
 Weights = dict[nn.Parameter, Tensor]
 """What each parameter is replaced by."""
@@ -41,10 +40,10 @@ def export_merged(
         raise ValueError(f"scale={scale} is not a finite number; 1 is as trained and 0 is the base")
     folder = Path(folder)
     check_new_folder(folder)
-    adapters = read_ether(adapter).parts
+    adapter = read_ether(adapter)
     weights: Weights = {}
-    for component, part in adapters.items():
-        model = component_of(base, component)
+    for component, changed in changed_parts(base, adapter).items():
+        part, model = adapter.parts[component], changed.model
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise ValueError(f"the base's {component} carries adapters; unload them, or merge them first")
         own = adapted_weights(part, model, rebake=rebake)

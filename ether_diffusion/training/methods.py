@@ -21,7 +21,7 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapters import AdapterMetadata, load, save
+from ether_diffusion.adapters import AdapterMetadata, detach_adapter, models, save
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
 from ether_diffusion.bases import Base
 from ether_diffusion.training.config import AdapterConfig
@@ -143,12 +143,12 @@ def prepared(model: nn.Module, config: PeftConfig) -> Any:
 
 def adapter_files(model: nn.Module, metadata: AdapterMetadata) -> dict[str, bytes]:
     """Return the files of a model's adapter in PEFT's layout: equal values give equal bytes."""
-    return save.adapter_files(load.detach_adapter(model, ADAPTER_NAME, metadata=metadata))
+    return save.adapter_files(detach_adapter(model, ADAPTER_NAME, metadata=metadata))
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of an adapter's tensors by their names in the model, on the CPU."""
-    tensors = load.adapter_tensors(model, ADAPTER_NAME)
+    tensors = models.adapter_tensors(model, ADAPTER_NAME)
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 

@@ -25,6 +25,13 @@ def other_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, EtherLayer)]
 
 
+def put_in_force(layer: BaseTunerLayer, names: Sequence[str], *, trainable: bool = False) -> None:
+    """Let adapters by these names work in a layer of another method, and no others; none is the base."""
+    layer.set_adapter(list(names), inference_mode=not trainable)
+    if not isinstance(layer, LoraLayer):
+        layer._disable_adapters = not names  # BOFT without adapters differs from the base in the last bit
+
+
 def strength_of(layer: BaseTunerLayer, name: str) -> float:
     """Return how strongly an adapter works in a layer: 0 where it is not in force."""
     if layer.disable_adapters or name not in layer.active_adapters:
