@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ether_diffusion
+from ether_diffusion.adapters.format import Fact, is_fact
 from ether_diffusion.adapters.load import plain_targets
-from ether_diffusion.adapters.format import Fact
 from ether_diffusion.adapters.models import Pipeline, bare_model, base_fingerprint, name_of_base
-from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, recordable
+from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata
 from ether_diffusion.tuner import EtherConfig
 
 MAX_SEED = 2**63 - 1
@@ -79,8 +79,8 @@ class Call:
             scheduler_config=scheduler_settings(scheduler),
             base=name_of_base(pipeline),
             base_fingerprint=fingerprint,
-            options={name: value for name, value in further.items() if recordable(value)},
-            unrecorded=tuple(name for name, value in further.items() if not recordable(value)),
+            options={name: value for name, value in further.items() if is_fact(value)},
+            unrecorded=tuple(name for name, value in further.items() if not is_fact(value)),
             versions=library_versions(),
         )
 
@@ -88,11 +88,16 @@ class Call:
         self, common: ImageMetadata, index: int, image: Image.Image, adapters: tuple[AdapterUse, ...]
     ) -> ImageMetadata:
         """Return the metadata of picture `index`."""
-        row = index // self.images_per_prompt
+
+        def of_row(prompts: str | Sequence[str] | None) -> str | None:
+            if prompts is None or isinstance(prompts, str):
+                return prompts
+            return prompts[index // self.images_per_prompt]
+
         return replace(
             common,
-            prompt=_of_row(self.arguments.get("prompt"), row),
-            negative_prompt=_of_row(self.arguments.get("negative_prompt"), row),
+            prompt=of_row(self.arguments.get("prompt")),
+            negative_prompt=of_row(self.arguments.get("negative_prompt")),
             seed=self.seeds[index],
             width=image.width,
             height=image.height,
@@ -120,14 +125,17 @@ def bind_call(
     values = dict(bound.arguments)
     values |= values.pop("kwargs", {})
     num_prompts, images_per_prompt = num_prompts_of(values), values["num_images_per_prompt"] or 1
-    seeds: list[int | None]
-    if values["generator"] is None:
-        drawn = _expand_seeds(seed, num_prompts * images_per_prompt)
-        seeds, values["generator"] = [*drawn], [torch.Generator("cpu").manual_seed(one) for one in drawn]
+    num_images, given, seeds = num_prompts * images_per_prompt, values["generator"], list[int | None]()
+    if given is None:
+        drawn = _expand_seeds(seed, num_images)
+        seeds += drawn
+        values["generator"] = [torch.Generator("cpu").manual_seed(one) for one in drawn]
     elif seed is not None:
         raise ValueError("found both seed and generator; give one of them")
     else:
-        seeds = _seeds_of(values["generator"], num_prompts * images_per_prompt)
+        generators = [given] if isinstance(given, torch.Generator) else list(given)
+        told = len(generators) == num_images
+        seeds += map(_fresh_seed, generators) if told else [None] * num_images
     defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     return Call(values, defaults, num_prompts, images_per_prompt, seeds)
 
@@ -156,7 +164,7 @@ def scheduler_settings(scheduler: Any) -> dict[str, Fact]:
     for name, parameter in parameters.items():
         value = scheduler.config.get(name, parameter.default)
         if name != "self" and not _same(value, parameter.default):
-            settings[name] = value if recordable(value) else str(value)
+            settings[name] = value if is_fact(value) else str(value)
     return settings
 
 
@@ -167,22 +175,17 @@ def fingerprint_of(unet: nn.Module) -> str | None:
     return None if found is None else found.id
 
 
-def _of_row(prompts: str | Sequence[str] | None, row: int) -> str | None:
-    return prompts if prompts is None or isinstance(prompts, str) else prompts[row]
-
-
 def _same(value: object, default: object) -> bool:
-    return value is default or (recordable(value) and value == default)
+    return value is default or (is_fact(value) and value == default)
 
 
 def _expand_seeds(seed: int | Sequence[int] | None, num_images: int) -> list[int]:
     """Return a seed per picture: seed, seed + 1, …, or those given; None draws the first from torch's own."""
     if seed is None:
         seed = int(torch.randint(2**32, ()))
-    if isinstance(seed, Sequence):
-        seeds = [operator.index(value) for value in seed]
-    else:
-        seeds = [operator.index(seed) + index for index in range(num_images)]
+    first = 0 if isinstance(seed, Sequence) else operator.index(seed)
+    given = seed if isinstance(seed, Sequence) else range(first, first + num_images)
+    seeds = [operator.index(value) for value in given]
     if len(seeds) != num_images:
         raise ValueError(f"found {len(seeds)} seeds for {num_images} pictures; give one per picture, or one")
     wrong = [value for value in seeds if not 0 <= value <= MAX_SEED]
@@ -191,13 +194,8 @@ def _expand_seeds(seed: int | Sequence[int] | None, num_images: int) -> list[int
     return seeds
 
 
-def _seeds_of(generator: torch.Generator | Sequence[torch.Generator], num_images: int) -> list[int | None]:
-    """Return the seeds that a caller's generators stand for; None where a seed does not say it all."""
-    generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    return [_fresh_seed(one) for one in generators] if len(generators) == num_images else [None] * num_images
-
-
 def _fresh_seed(generator: torch.Generator) -> int | None:
+    """Return the seed that a caller's generator stands for; None where a seed does not say it all."""
     seed = generator.initial_seed()
     if generator.device.type != "cpu" or not 0 <= seed <= MAX_SEED:
         return None

@@ -3,9 +3,9 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ether_diffusion.adapters import Adapter, LoadReport
 from ether_diffusion.adapters.format import Fact, content_hash
-from ether_diffusion.adapters.load import read_for
+from ether_diffusion.adapters.load import Attaching, read_for
 from ether_diffusion.control import (
     ControlEncoder,
     ControlImage,
@@ -25,23 +25,12 @@ from ether_diffusion.control import (
 from ether_diffusion.control.images import listed_images
 from ether_diffusion.control.loading import encoder_of
 from ether_diffusion.pipelines.call import num_prompts_of
-from ether_diffusion.pipelines.choice import Choice
-from ether_diffusion.pipelines.in_use import loaded_adapters
+from ether_diffusion.pipelines.in_use import Choice, loaded_adapters
 from ether_diffusion.pipelines.loading import EtherLoaderMixin
-from ether_diffusion.pipelines.metadata import KEYWORD, attach_metadata, parse_metadata
+from ether_diffusion.pipelines.metadata import attach_metadata, metadata_of
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
 from ether_diffusion.wording import listed, printable
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a call does with its control images (pictures, 3, height, width), and what its pictures say."""
-
-    encoder: ControlEncoder
-    images: Tensor
-    strength: float
-    facts: list[dict[str, Fact]]
 
 
 class EtherControlMixin(EtherLoaderMixin):
@@ -55,43 +44,36 @@ class EtherControlMixin(EtherLoaderMixin):
         self,
         adapter: str | Path | Adapter,
         *,
-        adapter_name: str = "control",
         revision: str | None = None,
         local_files_only: bool = False,
-        require_same_base: bool = False,
-        activate: bool = True,
+        **how: Unpack[Attaching],
     ) -> LoadReport | None:
         """Load an adapter and its control encoder, as `load_control` does; None for an encoder by itself.
 
-        The adapter alone is then active, as with `load_ether_weights`; both go by `adapter_name`.
+        The adapter alone is then active, as with `load_ether_weights`; both go by `adapter_name`, "control"
+        where none is given.
 
         Raises:
             FileNotFoundError: there is no such folder, model or file.
             ValueError: a file is not whole, not of this base, or an encoder of that name is loaded.
         """
-        if adapter_name in self.controls:
+        name = how.setdefault("adapter_name", "control")
+        if name in self.controls:
             raise ValueError(
-                f"there already is a control encoder named {adapter_name!r}; choose another adapter_name or "
+                f"there already is a control encoder named {name!r}; choose another adapter_name or "
                 "unload it first"
             )
-        if not isinstance(adapter, Adapter):
-            adapter = read_for(
-                self, adapter, revision=revision, local_files_only=local_files_only, with_encoder=True
-            )
-        encoder = encoder_of(adapter)
-        if encoder.config.scale_factor != self.vae_scale_factor:
-            raise ValueError(
-                f"the control encoder divides sides by {encoder.config.scale_factor} and this VAE by "
-                f"{self.vae_scale_factor}; load the base that it was made for"
-            )
-        loaded = load_control(
-            self,
-            adapter,
-            adapter_name=adapter_name,
-            require_same_base=require_same_base,
-            activate=activate,
+        found = read_for(
+            self, adapter, revision=revision, local_files_only=local_files_only, with_encoder=True
         )
-        self._encoders = {**self.controls, adapter_name: loaded.encoder}
+        factor = encoder_of(found).config.scale_factor
+        if factor != self.vae_scale_factor:
+            raise ValueError(
+                f"the control encoder divides sides by {factor} and this VAE by {self.vae_scale_factor}; "
+                "load the base that it was made for"
+            )
+        loaded = load_control(self, found, **how)
+        self._encoders = {**self.controls, name: loaded.encoder}
         return loaded.report
 
     @property
@@ -145,13 +127,17 @@ class EtherControlMixin(EtherLoaderMixin):
         options = {name: value for name, value in kwargs.items() if name != "seed"}
         bound = inspect.signature(super(EtherLoaderMixin, self).__call__).bind(*args, **options)  # type: ignore[misc]
         bound.apply_defaults()
-        plan = self._plan(bound.arguments, control_image, control_strength, control)
+        encoder, images, facts = self._plan(bound.arguments, control_image, control_strength, control)
         with (
             torch.no_grad(),
-            controlled(self.components["unet"], plan.encoder, plan.images, strength=plan.strength),
+            controlled(self.components["unet"], encoder, images, strength=float(control_strength)),
         ):
             output = super().__call__(*args, adapters=self._without_encoders(adapters), **kwargs)
-        _say(output, plan.facts)
+        pictures = output[0] if isinstance(output, tuple) else output.images
+        for picture, further in zip(pictures, facts, strict=False):  # arrays and latents carry nothing
+            known = metadata_of(picture) if isinstance(picture, Image.Image) else None
+            if known is not None:
+                attach_metadata(picture, replace(known, options={**known.options, **further}))
         return output
 
     def _without_encoders(self, choice: Choice | None) -> Choice | None:
@@ -167,7 +153,8 @@ class EtherControlMixin(EtherLoaderMixin):
         image: ControlImage | Sequence[ControlImage],
         strength: float,
         control: str | None,
-    ) -> _Plan:
+    ) -> tuple[ControlEncoder, Tensor, list[dict[str, Fact]]]:
+        """Return what a call does with images (pictures, 3, height, width), and what its pictures say."""
         if not math.isfinite(strength):
             raise ValueError(
                 f"control_strength={strength} is not a finite number; 1 is as trained, 0 without"
@@ -192,7 +179,7 @@ class EtherControlMixin(EtherLoaderMixin):
         facts = [{**common, "control_image_sha256": one} for one in per_prompt for _ in range(each)]
         if len(images) > 1:
             images = images.repeat_interleave(each, dim=0)
-        return _Plan(encoder.to(self._execution_device), images, float(strength), facts)
+        return encoder.to(self._execution_device), images, facts
 
     def _chosen_encoder(self, control: str | None) -> tuple[str, ControlEncoder]:
         if control is None and len(self.controls) == 1:
@@ -219,15 +206,3 @@ class EtherControlPipeline(EtherControlMixin, EtherStableDiffusionPipeline):
 
 class EtherControlXLPipeline(EtherControlMixin, EtherStableDiffusionXLPipeline):
     """Stable Diffusion XL with ETHER adapters and control images."""
-
-
-def _say(output: Any, facts: Sequence[Mapping[str, Fact]]) -> None:
-    """Add what the control was to the metadata of pictures; arrays and latents carry none."""
-    images = output[0] if isinstance(output, tuple) else output.images
-    if not isinstance(images, list):
-        return
-    for image, further in zip(images, facts, strict=True):
-        assert isinstance(image, Image.Image)
-        if KEYWORD in image.info:
-            known = parse_metadata(image.info[KEYWORD], "the metadata of a picture")
-            attach_metadata(image, replace(known, options={**known.options, **further}))

@@ -6,23 +6,24 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ether_diffusion.adapters import Adapter, LoadReport, attach, load_ether
-from ether_diffusion.adapters.load import read_for
+from ether_diffusion.adapters import Adapter, LoadReport, load_any, load_ether
+from ether_diffusion.adapters.load import Attaching, remove_adapter
 from ether_diffusion.adapters.models import find_parts
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.call import Call, bind_call, fingerprint_of
-from ether_diffusion.pipelines.choice import Choice, Strengths, check_choice, chosen_for_call
 from ether_diffusion.pipelines.in_use import (
+    Choice,
     adapters_in_use,
-    check_fusible,
-    check_scale,
+    check_choice,
+    chosen_for_call,
     is_fused,
     loaded_adapters,
-    remove_others,
+    of_other_methods,
     set_others,
     use_of,
 )
@@ -73,12 +74,10 @@ class EtherLoaderMixin:
         self,
         path_or_hub_id: str | Path,
         *,
-        adapter_name: str = "default",
         subfolder: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
-        require_same_base: bool = False,
-        activate: bool = True,
+        **how: Unpack[Attaching],
     ) -> LoadReport:
         """Load an adapter from a folder or the Hub, as `load_ether` does; it alone is then active.
 
@@ -89,23 +88,19 @@ class EtherLoaderMixin:
         return load_ether(
             self,
             path_or_hub_id,
-            adapter_name=adapter_name,
             subfolder=subfolder,
             revision=revision,
             local_files_only=local_files_only,
-            require_same_base=require_same_base,
-            activate=activate,
+            **how,
         )
 
     def load_adapter_weights(
         self,
         adapter: str | Path | Adapter,
         *,
-        adapter_name: str = "default",
         revision: str | None = None,
         local_files_only: bool = False,
-        require_same_base: bool = False,
-        activate: bool = True,
+        **how: Unpack[Attaching],
     ) -> LoadReport:
         """Load an adapter of any method that training saves, as `load_any` does, or one that was read.
 
@@ -115,15 +110,7 @@ class EtherLoaderMixin:
             FileNotFoundError: there is no such folder, model or file.
             ValueError: the file is not a whole adapter of such a method, or not one of this base.
         """
-        if not isinstance(adapter, Adapter):
-            adapter = read_for(self, adapter, revision=revision, local_files_only=local_files_only)
-        return attach(
-            self,
-            adapter,
-            adapter_name=adapter_name,
-            require_same_base=require_same_base,
-            activate=activate,
-        )
+        return load_any(self, adapter, revision=revision, local_files_only=local_files_only, **how)
 
     @property
     def active_adapters(self) -> list[str]:
@@ -170,7 +157,12 @@ class EtherLoaderMixin:
         if unknown or not names:
             found = f"no adapter named {listed(unknown)}" if unknown else "no active adapter"
             raise ValueError(f"found {found} to fuse; loaded are {listed(loaded) or 'none'}")
-        check_fusible(self, names)
+        others = [name for name in names if name in of_other_methods(self)]
+        if others:
+            raise ValueError(
+                f"{listed(others)} is not of ETHER, and the base's weights would not come back bit for bit; "
+                "draw with it as it is"
+            )
         self.fuse_lora(components=self._components(names), lora_scale=scale, adapter_names=names)
 
     def unfuse(self) -> None:
@@ -190,13 +182,8 @@ class EtherLoaderMixin:
         if unknown:
             raise ValueError(f"no adapter named {listed(unknown)}; loaded are {listed(loaded) or 'none'}")
         self.unfuse()
-        if set(names) == set(loaded):
-            self.unload_lora_weights()
-            return
-        remove_others(self, names)
-        rest = [name for name in names if name in loaded_adapters(self)]
-        if rest:
-            self.delete_adapters(rest)
+        for part in find_parts(self):
+            remove_adapter(part.model, names)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the base as diffusers does; plain diffusers loads it.
@@ -241,30 +228,35 @@ class EtherLoaderMixin:
         """
         call = bind_call(super().__call__, args, kwargs, seed=seed)  # type: ignore[misc]  # diffusers'
         choice = None if adapters is None else check_choice(self, adapters, call.num_prompts)
-        check_scale(self, call.scale)
+        others = of_other_methods(self) if call.scale != 1.0 else {}
+        if not all(isinstance(layer, LoraLayer) for layers in others.values() for layer in layers):
+            raise ValueError(
+                f"cross_attention_kwargs' scale does not reach {listed(others)}; leave it out, or choose a "
+                "strength with adapters="
+            )
         if isinstance(choice, list) and call.scale != 1.0:
             raise ValueError("cross_attention_kwargs' scale does not reach adapters by prompt; leave it out")
         with nullcontext() if choice is None else chosen_for_call(self, choice, call.images_per_prompt):
-            uses = self._uses(choice, call)
+            if isinstance(choice, list):
+                uses = [use_of(self, one) for one in choice for _ in range(call.images_per_prompt)]
+            else:
+                uses = [adapters_in_use(self, scale=call.scale)] * len(call.seeds)
             wants_pictures = call.arguments["output_type"] == "pil"
             arguments = {**call.arguments, **({"output_type": "np"} if wants_pictures else {})}
             with decoded_again(self.components["vae"]):
                 output = super().__call__(**arguments)  # type: ignore[misc]
-        if wants_pictures:
-            output = _with_pictures(output)
-            self._attach(output, call, uses)
-        return output
+        return self._pictures(output, call, uses) if wants_pictures else output
 
-    def _uses(self, choice: Strengths | list[Strengths] | None, call: Call) -> list[tuple[AdapterUse, ...]]:
-        """Return the adapters of each picture of a call."""
-        if isinstance(choice, list):
-            return [use_of(self, one) for one in choice for _ in range(call.images_per_prompt)]
-        return [adapters_in_use(self, scale=call.scale)] * len(call.seeds)
+    def _pictures(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> Any:
+        """Return an output of arrays (b, height, width, 3) as pictures with their metadata.
 
-    def _attach(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> None:
-        """Give each picture of an output its metadata, and say what is wrong with one."""
-        images = output[0]
-        common = call.describe(self, fingerprint=self._base_fingerprint())
+        What is wrong with one is said.
+        """
+        images = to_pictures(output[0], output[1] if len(output) > 1 else None)
+        unet = self.components["unet"]
+        if self._fingerprinted is None or self._fingerprinted[0] is not unet:  # reads all of the weights
+            self._fingerprinted = unet, fingerprint_of(unet)
+        common = call.describe(self, fingerprint=self._fingerprinted[1])
         for index, (image, adapters) in enumerate(zip(images, uses, strict=True)):
             try:
                 attach_metadata(image, call.describe_picture(common, index, image, adapters))
@@ -273,13 +265,10 @@ class EtherLoaderMixin:
             fault = fault_of(image)
             if fault is not None:
                 logger.warning("the picture of seed %s %s", call.seeds[index], fault)
-
-    def _base_fingerprint(self) -> str | None:
-        # reads all of the weights, so once per UNet
-        if self._fingerprinted is None or self._fingerprinted[0] is not self.components["unet"]:
-            unet = self.components["unet"]
-            self._fingerprinted = unet, fingerprint_of(unet)
-        return self._fingerprinted[1]
+        if isinstance(output, tuple):
+            return images, *output[1:]
+        output.images = images
+        return output
 
     @contextmanager
     def _parts_within_reach(self) -> Iterator[None]:
@@ -299,16 +288,6 @@ class EtherLoaderMixin:
     def _components(self, adapter_names: Iterable[str]) -> list[str]:
         loaded = loaded_adapters(self)
         return list({part.name: None for name in adapter_names for part in loaded[name]})
-
-
-def _with_pictures(output: Any) -> Any:
-    """Return a pipeline's output of arrays (b, height, width, 3) with pictures, as it gives them itself."""
-    flagged = output[1] if len(output) > 1 else None
-    pictures = to_pictures(output[0], flagged)
-    if isinstance(output, tuple):
-        return pictures, *output[1:]
-    output.images = pictures
-    return output
 
 
 def _numbers(weights: object) -> list[float]:

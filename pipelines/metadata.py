@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Annotated
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import Field
 
-from ether_diffusion.adapters.format import Fact
-from ether_diffusion.strict_json import checked, is_whole, parse_json, validate
+from ether_diffusion.adapters.format import Fact, check_version
+from ether_diffusion.strict_json import checked, parse_json, validate
 from ether_diffusion.wording import printable
 
 KEYWORD = "ether_diffusion"
@@ -189,15 +188,6 @@ def parse_metadata(text: str | bytes, where: str) -> ImageMetadata:
         ValueError: it is not of the closed schema, or a newer release made it.
     """
     found = parse_json(text, where)
-    version = found.get("format_version") if isinstance(found, dict) else None
-    if isinstance(version, int) and is_whole(version) and version > FORMAT_VERSION:
-        raise ValueError(
-            f"{where} was made by a newer release (format {version}; this one reads up to {FORMAT_VERSION}); "
-            "upgrade ether-diffusion"
-        )
+    if isinstance(found, dict):
+        check_version(found.get("format_version"), where, FORMAT_VERSION)
     return validate(found, ImageMetadata, where)
-
-
-def recordable(value: object) -> bool:
-    """Say whether a value is a fact that metadata holds: text, a finite number, or true or false."""
-    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))

@@ -6,22 +6,13 @@ from typing import Any
 import diffusers
 import torch
 
+from ether_diffusion import pipelines
 from ether_diffusion.bases import Base
 from ether_diffusion.bases.stable_diffusion import NOISE
-from ether_diffusion.pipelines.control import EtherControlPipeline, EtherControlXLPipeline
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
 
 EtherPipeline = EtherStableDiffusionPipeline | EtherStableDiffusionXLPipeline
-_PIPELINES: dict[str, type[EtherPipeline]] = {
-    each.__name__: each
-    for each in (
-        EtherStableDiffusionPipeline,
-        EtherStableDiffusionXLPipeline,
-        EtherControlPipeline,
-        EtherControlXLPipeline,
-    )
-}
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -61,7 +52,7 @@ def open_pipeline(
         raise ValueError(
             f"{base.name} is a base for inpainting; use diffusers' inpainting pipeline and load_ether"
         )
-    kind = _PIPELINES[base.drawn_by_with_control if with_control else base.drawn_by]
+    kind = getattr(pipelines, base.drawn_by_with_control if with_control else base.drawn_by)
     pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype)
     # a hub id is a better name for people than its folder in the cache
     pipeline.register_to_config(_name_or_path=base.name)

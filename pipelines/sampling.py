@@ -9,7 +9,7 @@ from PIL import Image
 
 from ether_diffusion.bases import Fault, fault_of
 from ether_diffusion.pipelines.call import MAX_SEED, OnStep, StepWatcher
-from ether_diffusion.pipelines.choice import Strengths
+from ether_diffusion.pipelines.in_use import Strengths
 from ether_diffusion.pipelines.metadata import ImageMetadata, metadata_of, png_bytes
 from ether_diffusion.strict_json import Within, checked
 from ether_diffusion.wording import printable

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from ether_diffusion.adapters import Adapter, AdapterMetadata, AdapterPart, Load
 from ether_diffusion.adapters.card import CONTROL_PIPELINE, encoder_card, is_ours, model_card
 from ether_diffusion.adapters.control_encoder import ControlEncoder, control_files
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME
-from ether_diffusion.adapters.load import read_for
+from ether_diffusion.adapters.load import Attaching, read_for
 from ether_diffusion.adapters.models import Pipeline, find_parts
 from ether_diffusion.adapters.read import find_source, read_encoder
 from ether_diffusion.adapters.save import write_adapter
@@ -30,42 +31,27 @@ def load_control(
     pipeline_or_unet: Pipeline | nn.Module,
     adapter: str | Path | Adapter,
     *,
-    adapter_name: str = "control",
     revision: str | None = None,
     local_files_only: bool = False,
-    require_same_base: bool = False,
-    activate: bool = True,
+    **how: Unpack[Attaching],
 ) -> LoadedControl:
     """Load an adapter and its control encoder: the adapter into the model, the encoder beside it.
 
-    The adapter may be of any method that is read, and was read or is a folder or a model of the Hub; an
-    encoder by itself changes nothing in the model. The encoder is in force inside `controlled`. Nothing is
-    loaded unless all of it fits.
+    The adapter may be of any method that is read, and was read or is a folder or a model of the Hub; it is
+    named "control" unless `adapter_name` says otherwise. An encoder by itself changes nothing in the model.
+    The encoder is in force inside `controlled`. Nothing is loaded unless all of it fits.
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
         ValueError: a file is not whole, not one of this model, or adapter and encoder are of different saves.
     """
-    if not isinstance(adapter, Adapter):
-        adapter = read_for(
-            pipeline_or_unet,
-            adapter,
-            revision=revision,
-            local_files_only=local_files_only,
-            with_encoder=True,
-        )
-    encoder = encoder_of(adapter)
-    check_encoder(find_parts(pipeline_or_unet)[0].model, encoder)
-    if not adapter.parts:
-        return LoadedControl(encoder, None)
-    report = attach(
-        pipeline_or_unet,
-        adapter,
-        adapter_name=adapter_name,
-        require_same_base=require_same_base,
-        activate=activate,
+    found = read_for(
+        pipeline_or_unet, adapter, revision=revision, local_files_only=local_files_only, with_encoder=True
     )
-    return LoadedControl(encoder, report)
+    encoder = encoder_of(found)
+    check_encoder(find_parts(pipeline_or_unet)[0].model, encoder)
+    how.setdefault("adapter_name", "control")
+    return LoadedControl(encoder, attach(pipeline_or_unet, found, **how) if found.parts else None)
 
 
 def encoder_of(adapter: Adapter) -> ControlEncoder:
