@@ -1,25 +1,241 @@
-"""What diffusers' users do to a UNet: add, weigh, scale, fuse, unload, delete, compile, checkpoint."""
+"""What diffusers' users may rely on with LoRA holds for ETHER: in a UNet, in transformers, in pipelines.
+
+Where ETHER differs, and why:
+- Plain ETHER does not start at the base: a reflection keeps its distance. ETHER+ does, and so do these laws.
+- Files are written by `save_ether` and read by `load_ether`: `save_lora_weights` and `load_lora_weights` know
+  LoRA's factors only, and take the export. Hence no hotswapping, and no LoRA metadata.
+- `set_lora_device` looks for LoRA's own parameters; an adapter moves with its model.
+- DoRA, `lora_bias` and ranks have no counterpart.
+"""
 
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import UNetInputs, tiny_unet
-from diffusers import UNet2DConditionModel
-from tiny_pipelines import tiny_sd
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+from tiny_pipelines import tiny_sd, tiny_sdxl
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformer_families import TRANSFORMERS
 
-from ether_diffusion import EtherConfig, prepared_adapters
+from ether_diffusion import EtherConfig, load_ether, prepared_adapters, save_ether
+from ether_diffusion.export import export_lora
 from ether_diffusion.tuner import EtherLinear
 
 Predict = Callable[..., Tensor]
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Already found a `peft_config`:UserWarning"
-)  # PEFT, at a second adapter
+# PEFT, at a second adapter; and diffusers of its own embeddings
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+]
+
+ATTENTION, OF_TEXT = ["to_q", "to_k", "to_v", "to_out.0"], ["q_proj", "k_proj", "v_proj", "out_proj"]
+TEXT = torch.linspace(-1, 1, 160).view(1, 5, 32)
+IMAGE = torch.linspace(-1, 1, 256).view(1, 4, 8, 8)
+POOLED = {"encoder_hidden_states": TEXT, "timestep": torch.ones(1), "pooled_projections": torch.ones(1, 16)}
+IDS = {"img_ids": torch.zeros(9, 3), "txt_ids": torch.zeros(5, 3)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, or a pipeline and the components of it that are adapted."""
+
+    make: Callable[[], Any]
+    components: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
+    key_of_scale: str = "cross_attention_kwargs"
+
+    def models(self, whole: Any) -> dict[str, Any]:
+        return {name: getattr(whole, name) for name in self.components} or {"transformer": whole}
+
+    def __call__(self, *names: str, at_base: bool = False) -> Any:
+        """Make one that carries adapters by these names, the last of them active."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            whole = self.make()
+            for name in names:
+                for component, model in self.models(whole).items():
+                    torch.manual_seed(sum(map(ord, name + component)))
+                    targets = OF_TEXT if "text" in component else ATTENTION
+                    plus = EtherConfig(variant="ether_plus", target_modules=targets, init_weights=at_base)
+                    model.add_adapter(plus, name)
+            if names:
+                whole.set_adapters(names[-1])
+        return whole
+
+    @torch.no_grad()
+    def run(self, whole: Any, scale: float | None = None) -> Tensor:
+        options: dict[str, Any] = {} if scale is None else {self.key_of_scale: {"scale": scale}}
+        if not self.components:
+            result: Tensor = whole(**self.inputs, **options)[0]
+            return result
+        whole.set_progress_bar_config(disable=True)
+        seed = torch.Generator().manual_seed(0)
+        options |= {"height": 16, "width": 16, "generator": seed, "output_type": "latent"}
+        latents: Tensor = whole("a b c", num_inference_steps=2, guidance_scale=3.0, **options).images
+        return latents
+
+    def fuse(self, whole: Any, **options: Any) -> None:
+        of = {"components": list(self.components)} if self.components else {}
+        whole.fuse_lora(**of, **options)
+
+    def unfuse(self, whole: Any) -> None:
+        whole.unfuse_lora(**({"components": list(self.components)} if self.components else {}))
+
+    def switch(self, whole: Any, how: str) -> None:
+        getattr(whole, f"{how}_lora" if self.components else f"{how}_adapters")()
+
+    def unload(self, whole: Any) -> None:
+        (whole.unload_lora_weights if self.components else whole.unload_lora)()
+
+
+UNET = {"sample": IMAGE, "timestep": torch.tensor([500]), "encoder_hidden_states": TEXT}
+SUBJECTS = {
+    "unet": Subject(tiny_unet, inputs=UNET),
+    "sd3": Subject(TRANSFORMERS["sd3"], (), POOLED | {"hidden_states": IMAGE}, "joint_attention_kwargs"),
+    "flux": Subject(
+        TRANSFORMERS["flux"],
+        (),
+        POOLED | IDS | {"hidden_states": torch.ones(1, 9, 4)},
+        "joint_attention_kwargs",
+    ),
+    "sd text encoder": Subject(tiny_sd, ("text_encoder",)),
+    "sd": Subject(tiny_sd, ("unet", "text_encoder")),
+    "sdxl": Subject(tiny_sdxl, ("unet", "text_encoder", "text_encoder_2")),
+}
+
+
+@pytest.fixture(params=SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return SUBJECTS[request.param]
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_that_starts_at_the_base_gives_what_the_base_gives(subject: Subject) -> None:
+    assert close(subject.run(subject("a", at_base=True)), subject.run(subject()))
+
+
+def test_a_scale_in_the_call_is_that_of_set_adapters_ends_with_it_and_is_the_base_at_zero(
+    subject: Subject,
+) -> None:
+    whole, base = subject("a"), subject.run(subject())
+    full, half = subject.run(whole), subject.run(whole, 0.5)
+    assert not any(close(*pair) for pair in ((full, base), (half, base), (half, full)))
+    assert torch.equal(subject.run(whole, 0.0), base)
+    assert torch.equal(subject.run(whole), full)
+    whole.set_adapters("a", 0.5)
+    assert torch.equal(subject.run(whole), half)
+
+
+def test_disabling_is_the_base_enabling_the_adapter_and_unloading_leaves_no_trace(subject: Subject) -> None:
+    whole, base = subject("b", "a"), subject.run(subject())
+    full = subject.run(whole)
+    subject.switch(whole, "disable")
+    assert torch.equal(subject.run(whole), base)
+    subject.switch(whole, "enable")
+    assert torch.equal(subject.run(whole), full)
+    subject.unload(whole)
+    for model in subject.models(whole).values():
+        assert not any(isinstance(module, EtherLinear) for module in model.modules())
+    assert torch.equal(subject.run(whole), base)
+
+
+def test_fusing_gives_the_same_and_unfusing_takes_it_back_exactly(subject: Subject) -> None:
+    whole, base = subject("a", "b"), subject.run(subject())
+    whole.set_adapters(["a", "b"], [0.8, 0.6])
+    both = subject.run(whole)
+    subject.fuse(whole)
+    assert close(subject.run(whole), both)
+    subject.unfuse(whole)
+    assert torch.equal(subject.run(whole), both)
+    half = subject.run(whole, 0.5)
+    subject.fuse(whole, lora_scale=0.5, safe_fusing=True)
+    assert close(subject.run(whole), half)
+    subject.unfuse(whole)
+    whole.set_adapters(["a", "b"])
+    both = subject.run(whole)
+    subject.fuse(whole, adapter_names=["a"])
+    assert close(subject.run(whole), subject.run(subject("a")))
+    with pytest.warns(UserWarning, match="You are now additionally merging b"):
+        subject.fuse(whole, adapter_names=["b"])
+    assert close(subject.run(whole), both)
+    subject.switch(whole, "disable")  # which unfuses
+    assert torch.equal(subject.run(whole), base)
+
+
+def test_several_adapters_are_chosen_weighed_and_deleted(subject: Subject) -> None:
+    whole, base = subject("a", "b"), subject.run(subject())
+    b = subject.run(whole)
+    whole.set_adapters("a")
+    a = subject.run(whole)
+    assert torch.equal(a, subject.run(subject("a")))
+    whole.set_adapters(["a", "b"])
+    both = subject.run(whole)
+    whole.set_adapters(["a", "b"], [0.5, 0.6])
+    weighed = subject.run(whole)
+    found = [base, a, b, both, weighed]
+    assert not any(close(x, y) for i, x in enumerate(found) for y in found[:i])
+    whole.set_adapters(["b", "a"], [0.6, 0.5])
+    assert close(subject.run(whole), weighed)
+    whole.set_adapters(["a", "b"], [1.0, 0.0])
+    assert torch.equal(subject.run(whole), a)
+    whole.delete_adapters("a")
+    whole.set_adapters("b")
+    assert torch.equal(subject.run(whole), b)
+    if subject.components:
+        with pytest.raises(ValueError, match="not in the list of present adapters"):
+            whole.set_adapters(["b", "nobody"])
+    whole.delete_adapters(["b"])
+    assert torch.equal(subject.run(whole), base)
+
+
+def test_what_is_saved_and_what_is_exported_as_a_lora_give_the_same(subject: Subject, tmp_path: Path) -> None:
+    whole, other, lora = subject("default"), subject(), subject()
+    expected = subject.run(whole)
+    save_ether(whole, tmp_path)
+    report = load_ether(other, tmp_path, adapter_name="x")
+    assert report.base_match == "same"
+    assert torch.equal(subject.run(other), expected)
+    other.delete_adapters("x")
+    load_ether(other, tmp_path, adapter_name="x")
+    assert torch.equal(subject.run(other), expected)
+    path = export_lora(tmp_path, subject(), tmp_path, dtype=torch.float32)
+    if subject.components:
+        assert tuple(report.components) == subject.components
+        lora.load_lora_weights(tmp_path, weight_name=path.name)
+    elif isinstance(lora, UNet2DConditionModel):  # whose LoRAs a pipeline loads
+        pipe = tiny_sd()
+        pipe.register_modules(unet=lora)
+        pipe.load_lora_weights(tmp_path, weight_name=path.name)
+    else:
+        lora.load_lora_adapter(tmp_path, weight_name=path.name)
+    assert close(subject.run(lora), expected)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_pipeline_lists_its_adapters_and_one_made_from_it_shares_them(name: str) -> None:
+    subject = SUBJECTS[name]
+    pipe = subject("a", "b")
+    kind = StableDiffusionXLImg2ImgPipeline if name == "sdxl" else StableDiffusionImg2ImgPipeline
+    other = kind.from_pipe(pipe)
+    assert other.get_list_adapters() == {component: ["a", "b"] for component in subject.components}
+    other.set_adapters("a")
+    assert pipe.get_active_adapters() == ["a"]
+    assert torch.equal(subject.run(type(pipe).from_pipe(other)), subject.run(subject("a")))
+    subject.fuse(pipe)
+    assert (pipe.num_fused_loras, pipe.fused_loras) == (1, {"a"})
+    subject.unfuse(pipe)
+    assert pipe.num_fused_loras == 0
 
 
 @pytest.fixture
@@ -34,124 +250,31 @@ def layers(unet: nn.Module) -> dict[str, EtherLinear]:
     return {name: module for name, module in unet.named_modules() if isinstance(module, EtherLinear)}
 
 
-def test_each_adapter_moves_the_prediction_its_own_way(
-    adapted: UNet2DConditionModel, predict: Predict
-) -> None:
-    base = predict(tiny_unet())
-    adapted.set_adapters(["a"])
-    a = predict(adapted)
-    adapted.set_adapters(["b"])
-    b = predict(adapted)
-    assert min((a - base).norm(), (b - base).norm(), (a - b).norm()) > 0.01 * base.norm()
-
-
-def test_adapters_in_force_together_add_up_whatever_their_order(
-    adapted: UNet2DConditionModel, predict: Predict
-) -> None:
+def test_adapters_in_force_together_add_their_updates(adapted: UNet2DConditionModel) -> None:
     adapted.set_adapters(["a", "b"], [0.7, 0.4])
     layer = next(iter(layers(adapted).values()))
-    base = layer.base_linear
     x = torch.randn(3, layer.in_features)
-    expected = base(x) + x @ (0.7 * layer.get_delta_weight("a") + 0.4 * layer.get_delta_weight("b")).t()
-    assert_close(layer(x), expected)
-    one_way = predict(adapted)
-    adapted.set_adapters(["b", "a"], [0.4, 0.7])
-    assert_close(predict(adapted), one_way)
+    update = 0.7 * layer.get_delta_weight("a") + 0.4 * layer.get_delta_weight("b")
+    assert_close(layer(x), layer.base_linear(x) + x @ update.t())
 
 
-def test_blockwise_weights_reach_their_blocks(adapted: UNet2DConditionModel) -> None:
-    adapted.set_adapters(["a", "b"], [{"down": 0.25, "mid": 0.5, "up": 1.0}, 0.75])
+@pytest.mark.parametrize("up", [1.0, {"block_1": 0.125}])
+def test_blockwise_weights_reach_their_blocks(adapted: UNet2DConditionModel, up: Any) -> None:
+    adapted.set_adapters(["a", "b"], [{"down": 0.25, "mid": 0.5, "up": up}, 0.75])
     scales = {name.split("_")[0]: layer.scale("a") for name, layer in layers(adapted).items()}
-    assert scales == {"down": 0.25, "mid": 0.5, "up": 1.0}
+    assert scales == {"down": 0.25, "mid": 0.5, "up": 1.0 if up == 1.0 else 0.125}
     assert {layer.scale("b") for layer in layers(adapted).values()} == {0.75}
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.3, 0.5, 1.0, 2.0])
-def test_a_scale_in_the_call_is_the_same_scale_set_before(
-    adapted: UNet2DConditionModel, predict: Predict, scale: float
-) -> None:
-    adapted.set_adapters(["b"])
-    in_the_call = predict(adapted, cross_attention_kwargs={"scale": scale})
-    adapted.set_adapters(["b"], [scale])
-    assert torch.equal(predict(adapted), in_the_call)
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.3])
-def test_a_scale_in_the_call_ends_with_it(
-    adapted: UNet2DConditionModel, predict: Predict, scale: float
-) -> None:
-    adapted.set_adapters(["a", "b"], [0.1, 0.7])
-    before = predict(adapted)
-    predict(adapted, cross_attention_kwargs={"scale": scale})
-    assert torch.equal(predict(adapted), before)
-
-
-def test_a_scale_of_zero_in_the_call_is_the_base_bit_for_bit(
-    adapted: UNet2DConditionModel, predict: Predict
-) -> None:
-    adapted.set_adapters(["a", "b"], [0.1, 0.7])
-    assert torch.equal(predict(adapted, cross_attention_kwargs={"scale": 0.0}), predict(tiny_unet()))
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_a_scale_that_is_not_finite_is_refused(adapted: UNet2DConditionModel, scale: float) -> None:
-    with pytest.raises(ValueError, match="scale must be a finite number; found"):
+    with pytest.raises(ValueError, match="scale must be a finite number"):
         adapted.set_adapters(["a"], [scale])
-
-
-def test_disabled_adapters_leave_the_base_bit_for_bit(
-    adapted: UNet2DConditionModel, predict: Predict
-) -> None:
-    on = predict(adapted)
-    adapted.disable_adapters()
-    assert torch.equal(predict(adapted), predict(tiny_unet()))
-    adapted.enable_adapters()
-    assert torch.equal(predict(adapted), on)
-
-
-def test_disabling_while_fused_unfuses(adapted: UNet2DConditionModel, predict: Predict) -> None:
-    adapted.fuse_lora()
-    adapted.disable_adapters()
-    assert torch.equal(predict(adapted), predict(tiny_unet()))
-
-
-@pytest.mark.parametrize("lora_scale", [1.0, 0.4])
-def test_fusing_is_the_same_prediction_and_unfusing_the_same_bits(
-    adapted: UNet2DConditionModel, predict: Predict, lora_scale: float
-) -> None:
-    adapted.set_adapters(["a", "b"], [0.8, 0.6])
-    loose, scaled = predict(adapted), predict(adapted, cross_attention_kwargs={"scale": lora_scale})
-    adapted.fuse_lora(lora_scale=lora_scale, safe_fusing=True)
-    assert_close(predict(adapted), scaled)
-    adapted.unfuse_lora()
-    assert torch.equal(predict(adapted), loose)
-    adapted.unload_lora()
-    assert torch.equal(predict(adapted), predict(tiny_unet()))
-
-
-def test_fusing_one_adapter_of_two_takes_that_one(adapted: UNet2DConditionModel, predict: Predict) -> None:
-    adapted.set_adapters(["b"])
-    expected = predict(adapted)
-    adapted.set_adapters(["a", "b"])
-    adapted.fuse_lora(adapter_names=["b"])
-    assert_close(predict(adapted), expected)
-
-
-def test_fusing_a_second_adapter_later_adds_it(adapted: UNet2DConditionModel, predict: Predict) -> None:
-    adapted.set_adapters(["a", "b"])
-    expected = predict(adapted)
-    adapted.fuse_lora(adapter_names=["a"])
-    with pytest.warns(UserWarning, match="You are now additionally merging b"):
-        adapted.fuse_lora(adapter_names=["b"])
-    assert_close(predict(adapted), expected)
-    adapted.unfuse_lora()
-    assert torch.equal(predict(adapted), expected)
 
 
 def test_unloading_after_fusing_keeps_the_fused_weights(
     adapted: UNet2DConditionModel, predict: Predict
 ) -> None:
-    adapted.set_adapters(["a"])
     adapted.fuse_lora()
     fused = predict(adapted)
     adapted.unload_lora()
@@ -159,19 +282,12 @@ def test_unloading_after_fusing_keeps_the_fused_weights(
     assert torch.equal(predict(adapted), fused)
 
 
-def test_deleting_an_adapter_leaves_the_other(adapted: UNet2DConditionModel, predict: Predict) -> None:
-    adapted.set_adapters(["b"])
-    expected = predict(adapted)
-    adapted.delete_adapters("a")
-    assert torch.equal(predict(adapted), expected)
-    assert not [name for name in adapted.state_dict() if name.endswith(".a")]
-
-
 def test_deleting_the_active_adapter_activates_the_other(adapted: UNet2DConditionModel) -> None:
     adapted.set_adapters(["b"])
     with pytest.warns(UserWarning, match="Adapter b was active which is now deleted"):
         adapted.delete_adapters("b")
     assert adapted.active_adapters() == ["a"]
+    assert not [name for name in adapted.state_dict() if name.endswith(".b")]
 
 
 def test_copies_and_pickles_predict_the_same_bits(adapted: UNet2DConditionModel, predict: Predict) -> None:
@@ -180,82 +296,53 @@ def test_copies_and_pickles_predict_the_same_bits(adapted: UNet2DConditionModel,
     assert torch.equal(predict(pickle.loads(pickle.dumps(adapted))), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", [torch.bfloat16, torch.float16, "autocast"], ids=str)
 def test_a_base_in_sixteen_bits_predicts_close_to_float32(
-    adapted: UNet2DConditionModel, predict: Predict, dtype: torch.dtype
+    adapted: UNet2DConditionModel, predict: Predict, how: torch.dtype | str
 ) -> None:
     expected = predict(adapted)
-    adapted.to(dtype)
+    dtype = how if isinstance(how, torch.dtype) else torch.bfloat16
+    if how == "autocast":
+        with torch.autocast("cpu", dtype=dtype):
+            found = predict(adapted)
+    else:
+        found = predict(adapted.to(dtype))
     assert {p.dtype for n, p in adapted.named_parameters() if "ether_" in n} == {torch.float32}
-    error = (predict(adapted).float() - expected).norm() / expected.norm()
+    error = (found.float() - expected).norm() / expected.norm()
     assert error < 12 * torch.finfo(dtype).eps  # the base alone: 3 to 5, through some 40 layers
-
-
-def test_autocast_predicts_close_to_float32(
-    adapted: UNet2DConditionModel, predict: Predict, unet_inputs: UNetInputs
-) -> None:
-    expected = predict(adapted)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = predict(adapted)
-    assert (found.float() - expected).norm() / expected.norm() < 12 * torch.finfo(torch.bfloat16).eps
 
 
 def gradients(unet: nn.Module, inputs: UNetInputs) -> dict[str, Tensor]:
     unet.train().zero_grad()
     unet(*inputs)[0].square().mean().backward()
-    return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
+    return {n: p.grad.clone() for n, p in unet.named_parameters() if "ether_" in n and p.grad is not None}
 
 
-def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert_close(found[name], gradient)
-
-
-@pytest.mark.parametrize("variant", ["ether", "ether_plus"])
-def test_gradients_are_those_of_the_plain_form(
-    unet: UNet2DConditionModel, unet_inputs: UNetInputs, variant: str
+@pytest.mark.parametrize("way", ["plain autograd", "prepared", "recomputed", "recomputed and prepared"])
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_gradients_are_the_same_in_every_way(
+    adapted: UNet2DConditionModel, unet_inputs: UNetInputs, way: str, is_autocast: bool
 ) -> None:
-    unet.add_adapter(EtherConfig(variant=variant, init_weights=False))  # type: ignore[arg-type]
-    fast = gradients(unet, unet_inputs)
-    for layer in layers(unet).values():
-        layer.base_linear.weight.requires_grad_(True)  # which selects plain autograd
-    plain = {name: g for name, g in gradients(unet, unet_inputs).items() if "ether_" in name}
-    assert_same_gradients(fast, plain)
-
-
-@pytest.mark.parametrize("prepared", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(
-    adapted: UNet2DConditionModel, unet_inputs: UNetInputs, prepared: bool
-) -> None:
-    expected = gradients(adapted, unet_inputs)
-    adapted.enable_gradient_checkpointing()
-    if prepared:
-        with prepared_adapters(adapted):
-            found = gradients(adapted, unet_inputs)
-    else:
-        found = gradients(adapted, unet_inputs)
-    assert_same_gradients(found, expected)
-
-
-def test_prepared_adapters_are_used_and_put_back(
-    adapted: UNet2DConditionModel, unet_inputs: UNetInputs
-) -> None:
-    adapted.set_adapters(["b"])
-    expected = gradients(adapted, unet_inputs)
-    with prepared_adapters(adapted):
-        assert all(set(layer.prepared_rows) == {"b"} for layer in layers(adapted).values())
-        assert_same_gradients(gradients(adapted, unet_inputs), expected)
-    assert not any(layer.prepared_rows for layer in layers(adapted).values())
-
-
-def test_prepared_adapters_follow_autocast(adapted: UNet2DConditionModel, unet_inputs: UNetInputs) -> None:
-    adapted.set_adapters(["a"])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    adapted.set_adapters(["a", "b"])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
         expected = gradients(adapted, unet_inputs)
-        with prepared_adapters(adapted):
+        assert len(expected) == len(layers(adapted)) * 5
+        if way == "plain autograd":
+            for layer in layers(adapted).values():
+                layer.base_linear.weight.requires_grad_(True)  # which selects it
+        if "recomputed" in way:
+            adapted.enable_gradient_checkpointing()
+        if "prepared" in way:
+            with prepared_adapters(adapted):
+                assert all(set(layer.prepared_rows) == {"a", "b"} for layer in layers(adapted).values())
+                found = gradients(adapted, unet_inputs)
+            assert not any(layer.prepared_rows for layer in layers(adapted).values())
+        else:
             found = gradients(adapted, unet_inputs)
-    assert_same_gradients(found, expected)
+    assert found.keys() == expected.keys()
+    atol, rtol = (1e-3, 5e-2) if is_autocast else (1e-5, 1.3e-6)  # bfloat16 in another order
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient, atol=atol, rtol=rtol)
 
 
 def test_training_lowers_a_loss_and_touches_only_the_active_adapter(
@@ -263,9 +350,8 @@ def test_training_lowers_a_loss_and_touches_only_the_active_adapter(
 ) -> None:
     adapted.set_adapters(["b"])
     before = {name: p.clone() for name, p in adapted.named_parameters()}
-    optimizer = torch.optim.AdamW(
-        [p for p in adapted.parameters() if p.requires_grad], lr=6e-3, weight_decay=0
-    )
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=6e-3, weight_decay=0)
     target = torch.randn(2, 4, 8, 8)
     losses = []
     for _ in range(10):
@@ -281,11 +367,14 @@ def test_training_lowers_a_loss_and_touches_only_the_active_adapter(
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, which change with every release
-@pytest.mark.parametrize("variant", ["ether", "ether_plus"])
 def test_a_compiled_block_predicts_and_learns_the_same_without_a_graph_break(
-    unet: UNet2DConditionModel, variant: str
+    unet: UNet2DConditionModel,
 ) -> None:
-    unet.add_adapter(EtherConfig(variant=variant, init_weights=False))  # type: ignore[arg-type]
+    """ETHER in a half of the projections, ETHER+ in the other."""
+    unet.add_adapter(EtherConfig(init_weights=False, target_modules=["to_q", "to_v"]), "a")
+    plus = EtherConfig(variant="ether_plus", init_weights=False, target_modules=["to_k", "to_out.0"])
+    unet.add_adapter(plus, "b")
+    unet.set_adapters(["a", "b"])
     block = unet.mid_block.attentions[0].transformer_blocks[0]
     hidden, text = torch.randn(2, 16, 64), torch.randn(2, 7, 32)
 
@@ -294,42 +383,10 @@ def test_a_compiled_block_predicts_and_learns_the_same_without_a_graph_break(
         y = module(hidden, encoder_hidden_states=text)
         return y, list(torch.autograd.grad(y.square().mean(), vectors))
 
-    (y, expected), (compiled_y, found) = run(block), run(torch.compile(block, fullgraph=True))
+    (y, expected), (compiled_y, found) = (
+        run(block),
+        run(torch.compile(block, fullgraph=True, backend="aot_eager")),
+    )
     assert_close(compiled_y, y)
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
-
-
-def test_a_pipelines_own_methods_weigh_fuse_and_unload(predict: Predict) -> None:
-    pipe = tiny_sd()
-    before = predict(pipe.unet)
-    pipe.unet.add_adapter(EtherConfig(), "a")
-    pipe.unet.add_adapter(EtherConfig(variant="ether_plus", init_weights=False), "b")
-    pipe.set_adapters(["a", "b"], [0.5, 0.25])
-    loose = predict(pipe.unet)
-    pipe.fuse_lora(adapter_names=["a", "b"])
-    assert_close(predict(pipe.unet), loose)
-    pipe.unfuse_lora()
-    assert pipe.get_active_adapters() == ["a", "b"]
-    pipe.delete_adapters("a")
-    assert pipe.get_list_adapters() == {"unet": ["b"]}
-    pipe.unload_lora_weights()
-    assert torch.equal(predict(pipe.unet), before)
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.5])
-def test_a_pipeline_samples_with_a_scale_in_the_call(scale: float) -> None:
-    pipe = tiny_sd()
-    pipe.set_progress_bar_config(disable=True)
-    pipe.unet.add_adapter(EtherConfig(), "a")
-
-    def image(**options: object) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        latents: Tensor = pipe(
-            "a b", num_inference_steps=2, output_type="latent", generator=generator, **options
-        ).images
-        return latents
-
-    in_the_call = image(cross_attention_kwargs={"scale": scale})
-    pipe.set_adapters(["a"], [scale])
-    assert torch.equal(image(), in_the_call)

@@ -1,5 +1,6 @@
-"""Adapters on layers whose weights come and go: offloading, float8 storage, and whatever hangs on a leaf."""
+"""Adapters on layers that are not at hand: offloaded, in float8, hooked, parametrised, or fused to one."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,29 +18,35 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as parametrized_weight_norm
 from torch.testing import assert_close
 
-from ether_diffusion import EtherConfig, mixed_adapters, prepared_adapters
+from ether_diffusion import EtherConfig, load_ether, mixed_adapters, prepared_adapters, save_ether
 from ether_diffusion.tuner import EtherLinear, chosen_adapters
 
 CPU = torch.device("cpu")
 Hang = Callable[[nn.Module, Path], object]
 Predict = Callable[..., Tensor]
 
+
+def by_leaf(model: nn.Module, folder: Path | None = None) -> None:
+    apply_group_offloading(model, CPU, CPU, "leaf_level", offload_to_disk_path=folder and str(folder))
+
+
+def by_block(model: nn.Module, folder: Path | None = None) -> None:
+    disk = folder and str(folder)
+    apply_group_offloading(model, CPU, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=disk)
+
+
 OFFLOADING: dict[str, Hang] = {
     "sequential": lambda model, folder: cpu_offload(model, execution_device=CPU),
     "sequential, disk": lambda model, folder: disk_offload(model, str(folder), execution_device=CPU),
-    "leaves": lambda model, folder: apply_group_offloading(model, CPU, CPU, "leaf_level"),
-    "leaves, disk": lambda model, folder: apply_group_offloading(
-        model, CPU, CPU, "leaf_level", offload_to_disk_path=str(folder)
-    ),
-    "blocks": lambda model, folder: apply_group_offloading(
-        model, CPU, CPU, "block_level", num_blocks_per_group=1
-    ),
-    "blocks, disk": lambda model, folder: apply_group_offloading(
-        model, CPU, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=str(folder)
-    ),
+    "leaves": lambda model, folder: by_leaf(model),
+    "leaves, disk": by_leaf,
+    "blocks": lambda model, folder: by_block(model),
+    "blocks, disk": by_block,
 }
-TO_DISK = ["leaves, disk", "blocks, disk"]
-all_ways = pytest.mark.parametrize("way", OFFLOADING)
+
+
+def plus() -> EtherConfig:
+    return EtherConfig(variant="ether_plus", init_weights=False)
 
 
 def adapted() -> UNet2DConditionModel:
@@ -47,13 +54,13 @@ def adapted() -> UNet2DConditionModel:
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        unet.add_adapter(EtherConfig(variant="ether_plus", init_weights=False), "plus")
+        unet.add_adapter(plus(), "plus")
         unet.add_adapter(EtherConfig(num_blocks=2), "ether")
     unet.set_adapters("plus")
     return unet
 
 
-@all_ways
+@pytest.mark.parametrize("way", OFFLOADING)
 @torch.no_grad()
 def test_an_offloaded_base_gives_the_same_bits(way: str, predict: Predict, tmp_path: Path) -> None:
     unet = adapted()
@@ -62,43 +69,35 @@ def test_an_offloaded_base_gives_the_same_bits(way: str, predict: Predict, tmp_p
     for case in cases:
         with chosen_adapters(unet, case):
             expected.append(predict(unet))
+    with mixed_adapters(unet, ["plus", None], scales=[0.5, 1.0]):
+        mixed = predict(unet)
     assert torch.equal(expected[0], predict(tiny_unet()))
     OFFLOADING[way](unet, tmp_path)
     for _ in range(2):  # what the first call left behind is what the second finds
         for case, before in zip(cases, expected, strict=True):
             with chosen_adapters(unet, case), prepared_adapters(unet):
                 assert torch.equal(predict(unet), before), case
+    if way == "blocks, disk":
+        with pytest.raises(ValueError, match="whole blocks of them lie on disk"):
+            mixed_adapters(unet, ["plus", None]).__enter__()
+    else:
+        with mixed_adapters(unet, ["plus", None], scales=[0.5, 1.0]):
+            assert torch.equal(predict(unet), mixed)
     unet.disable_adapters()
     assert torch.equal(predict(unet), expected[0])
 
 
-@all_ways
-@torch.no_grad()
-def test_an_offloaded_base_mixes_adapters_by_sample(way: str, predict: Predict, tmp_path: Path) -> None:
-    unet = adapted()
-    with mixed_adapters(unet, ["plus", None], scales=[0.5, 1.0]):
-        expected = predict(unet)
-    OFFLOADING[way](unet, tmp_path)
-    if way == "blocks, disk":
-        with pytest.raises(ValueError, match="whole blocks of them lie on disk"):
-            mixed_adapters(unet, ["plus", None]).__enter__()
-        return
-    with mixed_adapters(unet, ["plus", None], scales=[0.5, 1.0]):
-        assert torch.equal(predict(unet), expected)
-
-
-@pytest.mark.parametrize("way", [way for way in OFFLOADING if way not in TO_DISK])
+@pytest.mark.parametrize("way", ["sequential", "sequential, disk", "leaves", "blocks"])
 @pytest.mark.parametrize("fused_first", [True, False])
 def test_what_is_fused_is_unfused_before_and_after_offloading(
     way: str, fused_first: bool, predict: Predict, tmp_path: Path
 ) -> None:
     unet = adapted()
-    whole, base = predict(unet), predict(tiny_unet())
+    whole = predict(unet)
     unet.fuse_lora(lora_scale=0.5)
     fused = predict(unet)
-    unet.unfuse_lora()
-    if fused_first:
-        unet.fuse_lora(lora_scale=0.5)
+    if not fused_first:
+        unet.unfuse_lora()
     OFFLOADING[way](unet, tmp_path)
     if not fused_first:
         unet.fuse_lora(lora_scale=0.5)
@@ -108,7 +107,7 @@ def test_what_is_fused_is_unfused_before_and_after_offloading(
     for _ in range(2):
         assert torch.equal(predict(unet), whole)
     unet.unload_lora()
-    assert torch.equal(predict(unet), base)
+    assert torch.equal(predict(unet), predict(tiny_unet()))
 
 
 @pytest.mark.parametrize("fused_first", [True, False])
@@ -125,13 +124,20 @@ def test_fusing_what_is_loaded_from_disk_for_each_call_is_refused(
     assert torch.equal(predict(unet), expected)
 
 
-@all_ways
-def test_an_adapter_added_to_an_offloaded_base_works(way: str, predict: Predict, tmp_path: Path) -> None:
-    expected = adapted()
-    late = tiny_unet()
-    OFFLOADING[way](late, tmp_path)
+@pytest.mark.parametrize(
+    ("way", "is_loaded"), [*((way, False) for way in OFFLOADING), ("leaves", True), ("blocks", True)]
+)
+def test_an_adapter_added_to_or_loaded_into_an_offloaded_base_works(
+    way: str, is_loaded: bool, predict: Predict, tmp_path: Path
+) -> None:
+    expected, late = adapted(), tiny_unet()
+    save_ether(expected, tmp_path / "saved", adapter_name="plus")
+    OFFLOADING[way](late, tmp_path / "weights")
     torch.manual_seed(3)
-    late.add_adapter(EtherConfig(variant="ether_plus", init_weights=False), "plus")
+    if is_loaded:
+        load_ether(late, tmp_path / "saved")
+    else:
+        late.add_adapter(plus(), "plus")
     assert torch.equal(predict(late), predict(expected))
 
 
@@ -148,7 +154,7 @@ def rounded() -> UNet2DConditionModel:
 
 def attach(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     torch.manual_seed(3)
-    unet.add_adapter(EtherConfig(variant="ether_plus", init_weights=False))
+    unet.add_adapter(plus())
     return unet
 
 
@@ -225,7 +231,7 @@ def test_a_hook_on_the_base_layer_is_called_and_changes_gradients_as_it_should(
     assert_close(gradients(layers, x)[0], gradients(expected, x)[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("hang", [*OFFLOADING.values()][:4], ids=[*OFFLOADING][:4])
+@pytest.mark.parametrize("hang", list(OFFLOADING.values())[:4], ids=list(OFFLOADING)[:4])
 def test_gradients_are_those_of_a_base_at_hand(hang: Hang, tmp_path: Path) -> None:
     layers, expected = two_layers(), two_layers()
     x = torch.randn(5, 16, requires_grad=True)
@@ -269,3 +275,80 @@ def test_fusing_under_a_parametrization_is_refused() -> None:
     parametrized_weight_norm(layers[0].base_layer)
     with pytest.raises(ValueError, match="so that fusing would be lost"):
         layers[0].merge()
+
+
+def fused_pair(first: bool) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+    """Return a UNet with fused projections and an adapter, fused before or after it came, and one without."""
+    unet, plain = tiny_unet(), attach(tiny_unet())
+    if first:
+        unet.fuse_qkv_projections()
+    attach(unet)
+    if not first:
+        unet.fuse_qkv_projections()
+    return unet, plain
+
+
+fused_before_or_after = pytest.mark.parametrize("first", [True, False])
+
+
+@fused_before_or_after
+@torch.no_grad()
+def test_an_adapter_works_where_projections_are_fused_and_unfused(first: bool, predict: Predict) -> None:
+    unet, plain = fused_pair(first)
+
+    def same(*more: UNet2DConditionModel) -> None:
+        assert all(torch.equal(predict(each), predict(plain)) for each in (unet, *more))
+
+    same()
+    for strength in (0.4, 1.0):
+        for model in (unet, plain):
+            model.set_adapters("default", strength)
+        same()
+    with mixed_adapters(unet, ["default", None]), mixed_adapters(plain, ["default", None]):
+        same()
+    same(copy.deepcopy(unet))
+    for what in ("fuse_lora", "unfuse_lora"):
+        for model in (unet, plain):
+            getattr(model, what)()
+        same()
+    for fuse_again in (unet.unfuse_qkv_projections, unet.fuse_qkv_projections):
+        fuse_again()
+        same()
+
+
+@fused_before_or_after
+def test_fused_projections_without_an_adapter_are_diffusers_own(first: bool, predict: Predict) -> None:
+    base = tiny_unet()
+    base.fuse_qkv_projections()
+    expected = predict(base)
+    unet, _ = fused_pair(first)
+    predict(unet)
+    with chosen_adapters(unet, {}):
+        assert torch.equal(predict(unet), expected)
+    unet.set_adapters("default", 0.0)
+    assert torch.equal(predict(unet), expected)
+    unet.unload_lora()
+    assert torch.equal(predict(unet), expected)
+    assert unet.state_dict().keys() == base.state_dict().keys()
+
+
+def test_projections_fused_with_a_merged_adapter_do_not_keep_it(predict: Predict) -> None:
+    unet, plain = attach(tiny_unet()), attach(tiny_unet())
+    unet.fuse_lora()
+    unet.fuse_qkv_projections()
+    assert_close(predict(unet), predict(plain), atol=1e-5, rtol=1e-5)
+    unet.unfuse_lora()
+    assert torch.equal(predict(unet), predict(plain))
+    unet.unload_lora()
+    assert_close(predict(unet), predict(tiny_unet()), atol=1e-6, rtol=1e-6)
+
+
+def test_gradients_pass_through_fused_projections() -> None:
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([1, 500]), torch.randn(2, 7, 32)
+    found = []
+    for model in fused_pair(first=False):
+        model.set_adapter("default")
+        model(*inputs)[0].square().mean().backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert len(found[0]) == len(found[1]) > 0
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
