@@ -26,7 +26,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ether_diffusion.adapters.format import CONFIG_NAME, ENCODER_NAME, TENSORS_NAME
-from ether_diffusion.benchmark.runs import attach_saved
 from ether_diffusion.control import control_batch, controlled, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json
@@ -34,6 +33,7 @@ from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.pictures import generate
 from ether_diffusion.tiny_world.world import NATIVE_SIZE
 from ether_diffusion.training.config import ControlRunConfig
+from ether_diffusion.training.methods import attach_saved
 from ether_diffusion.training.run import train_dreambooth
 from recipes.tiny_world.control_pairs import (
     CONTROL_FOLDER,

@@ -24,10 +24,10 @@ from transformers import CLIPTokenizer
 
 from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.processes import make_accelerator
 from ether_diffusion.training.run import train_dreambooth
-from ether_diffusion.training.setup import LoadedRun, check_run, load_run
+from ether_diffusion.training.setup import Run, check_run, load_run
 
 Flags = dict[str, Json]
 
@@ -160,7 +160,7 @@ class World:
             assert train(config) == 0
         return Outcome(config.output.output_dir, "\n".join(said))
 
-    def load(self, **flags: Json) -> LoadedRun:
+    def load(self, **flags: Json) -> Run:
         """Return a run before its first step."""
         config = self.config(flags).resolved()
         return load_run(check_run(config, make_accelerator(config.compute)), num_steps=1)

@@ -6,19 +6,19 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.methods import prepared
-from ether_diffusion.training.setup import LoadedRun, check_run, load_run
+from ether_diffusion.training.processes import make_accelerator
+from ether_diffusion.training.setup import Run, check_run, load_run
 
 
-def load(config: DreamBoothConfig) -> LoadedRun:
+def load(config: DreamBoothConfig) -> Run:
     """Load all that a run trains; nothing is written."""
     return load_run(check_run(config, make_accelerator(config.compute)))
 
 
-def batches(run: LoadedRun) -> Iterator[Batch]:
+def batches(run: Run) -> Iterator[Batch]:
     """Return the micro-batches of the whole run."""
     return run.source.batches(run.trainer.progress.samples(0, 0))
 
@@ -32,7 +32,7 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def gradients(run: LoadedRun, batch: Batch) -> dict[str, Tensor]:
+def gradients(run: Run, batch: Batch) -> dict[str, Tensor]:
     """Return the gradients of a batch's loss by parameter name, and leave none behind."""
     with ExitStack() as stack:
         for part in run.trainer.parts:

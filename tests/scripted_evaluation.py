@@ -7,7 +7,7 @@ import torch
 
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.curve import Curve, Measured
+from ether_diffusion.training.curve import Scores
 from ether_diffusion.training.run import train_dreambooth
 
 RISING = (0.1, 0.2, 0.5, 0.4, 0.5, 0.3, 0.3, 0.3, 0.3)
@@ -28,16 +28,14 @@ class Scripted:
     def load(self, device: torch.device) -> None:
         pass
 
-    def measure(self, subject: object, other: object, base_other: object) -> Measured:
+    def measure(self, subject: object, other: object, base_other: object) -> Scores:
         value = self.fidelity.pop(0)
-        return Measured((value, value + 0.01), (0.5, 0.5), (0.0, 0.0))
-
-    def draw(self, curve: Curve) -> bytes | None:
-        return None
+        return {"fidelity": (value, value + 0.01), "prompt": (0.5, 0.5), "drift": (0.0, 0.0)}
 
 
 def train_scripted(config: DreamBoothConfig, *fidelity: float) -> int:
     """Train with such an evaluator in the place of the run's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ether_diffusion.training.setup.open_evaluator", lambda *arguments: Scripted(fidelity))
+        patch.setattr("ether_diffusion.training.evaluation.draw_curve", lambda curve: b"")
         return train_dreambooth(config)

@@ -34,7 +34,7 @@ from torch import Tensor
 from ether_diffusion.training.batches import BatchSource, Codec
 from ether_diffusion.training.config import DataConfig
 from ether_diffusion.training.crops import Needs
-from ether_diffusion.training.interrupts import InterruptedRunError, Interrupts, signals_held
+from ether_diffusion.training.processes import InterruptedRunError, Interrupts, signals_held
 from ether_diffusion.training.sample_plan import SampleOrder
 
 

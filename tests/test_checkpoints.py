@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ether_diffusion.training.checkpoint import (
     MANIFEST,
+    Checkpoint,
     named_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -39,10 +40,15 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def newest(folder: Path) -> Checkpoint:
+    found = newest_checkpoint(folder)
+    assert found is not None
+    return found
+
+
 def test_a_checkpoint_gives_back_what_it_was_given(tmp_path: Path) -> None:
     save(tmp_path, 7)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
+    found = newest(tmp_path)
     assert found.step == 7
     assert found.state() == {"step": 7, "rate": 0.006, "empty": None}
     for name, tensor in moments(7).items():
@@ -51,12 +57,11 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path: Path) -> None:
 
 def test_equal_values_give_equal_bytes_in_whatever_order_they_come(tmp_path: Path) -> None:
     first = save(tmp_path / "a", 1)
-    reordered = dict(reversed(moments(1).items()))
     second = save_checkpoint(
         tmp_path / "b",
         1,
         adapter_files={},
-        tensors={OPTIMIZER: reordered},
+        tensors={OPTIMIZER: dict(reversed(moments(1).items()))},
         state={"empty": None, "rate": 0.006, "step": 1},
         num_kept=1,
     )
@@ -64,18 +69,15 @@ def test_equal_values_give_equal_bytes_in_whatever_order_they_come(tmp_path: Pat
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
-    for step in (5, 40, 300):
-        save(tmp_path, step, num_kept=3)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 300
-
-
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_the_newest_are_kept_and_found_by_number_beside_other_folders(tmp_path: Path) -> None:
+    others = {"checkpoint-tmp", "checkpoint-", ".checkpoint-9.unfinished", "samples"}
+    for name in others:
+        (tmp_path / name).mkdir()
+    assert newest_checkpoint(tmp_path) is None
     for step in (5, 40, 300):
         save(tmp_path, step, num_kept=2)
-    assert names(tmp_path) == {"checkpoint-40", "checkpoint-300"}
+    assert newest(tmp_path).step == 300
+    assert names(tmp_path) == {"checkpoint-40", "checkpoint-300"} | others
 
 
 @pytest.mark.parametrize("damage", ["manifest", "missing", "shortened", "flipped"])
@@ -83,18 +85,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     save(tmp_path, 1)
-    newer = save(tmp_path, 2)
-    file = newer / (MANIFEST if damage == "manifest" else OPTIMIZER)
+    file = save(tmp_path, 2) / (MANIFEST if damage == "manifest" else OPTIMIZER)
     data = file.read_bytes()
+    flipped = data[:-1] + bytes([data[-1] ^ 1])
+    file.write_bytes(flipped if damage == "flipped" else data[: len(data) // 2])
     if damage == "missing":
         file.unlink()
-    elif damage == "flipped":
-        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    else:
-        file.write_bytes(data[: len(data) // 2])
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 1
+    assert newest(tmp_path).step == 1
     assert "checkpoint-2 is not whole" in caplog.text
 
 
@@ -108,27 +105,14 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2, num_kept=1)
     assert names(tmp_path) == {"checkpoint-1"}
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 1
-
-
-def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
-    for name in ("checkpoint-tmp", "checkpoint-", ".checkpoint-9.unfinished", "samples"):
-        (tmp_path / name).mkdir()
-    assert newest_checkpoint(tmp_path) is None
-    save(tmp_path, 1, num_kept=1)
-    assert len(names(tmp_path)) == 5
+    assert newest(tmp_path).step == 1
 
 
 def test_opening_by_name_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    found = named_checkpoint(tmp_path, "checkpoint-1")
-    assert found is not None
-    assert found.step == 1
+    manifest = save(tmp_path, 1) / MANIFEST
+    assert named_checkpoint(tmp_path, "checkpoint-1") == newest(tmp_path)
     with pytest.raises(FileNotFoundError, match="checkpoint-2 is no checkpoint"):
         named_checkpoint(tmp_path, "checkpoint-2")
-    manifest = tmp_path / "checkpoint-1" / MANIFEST
     manifest.write_text(json.dumps({"state.json": "0"}))
     with pytest.raises(ValueError, match=r"not whole \(state\.json is missing or damaged\)"):
         named_checkpoint(tmp_path, "checkpoint-1")
@@ -150,9 +134,7 @@ def test_what_stands_in_the_place_of_a_manifest_is_passed_over_at_once(tmp_path:
         manifest.mkdir()
     else:
         manifest.symlink_to("/dev/zero" if kind == "device" else "nothing")
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 1
+    assert newest(tmp_path).step == 1
 
 
 @pytest.mark.parametrize("name", ["", "..", "x" * 300, "a\0b", "/dev/zero"])
@@ -160,50 +142,43 @@ def test_a_manifest_of_names_that_no_file_has_is_passed_over(tmp_path: Path, nam
     save(tmp_path, 1)
     manifest = save(tmp_path, 2) / MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {name: "0"}))
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert found.step == 1
+    assert newest(tmp_path).step == 1
 
 
 def test_only_what_the_manifest_names_belongs_to_a_checkpoint(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     for name in ("average.safetensors", "text_encoder/adapter_model.safetensors"):
         (path / name).write_bytes(b"foreign")
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert not found.has("average.safetensors")
-    assert found.inside("text_encoder") == {"adapter_config.json": b"{}"}
+    assert not newest(tmp_path).has("average.safetensors")
+    assert newest(tmp_path).inside("text_encoder") == {"adapter_config.json": b"{}"}
 
 
 def test_what_only_has_a_checkpoints_name_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter").write_text("dear")
-    (tmp_path / "run" / "checkpoint-1").write_text("mine")
-    (tmp_path / "run" / "checkpoint-2").symlink_to(tmp_path / "mine")
-    (tmp_path / "run" / "checkpoint-3").symlink_to("nothing")
-    assert newest_checkpoint(tmp_path / "run") is None
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    run.mkdir()
+    mine.mkdir()
+    (mine / "letter").write_text("dear")
+    (run / "checkpoint-1").write_text("mine")
+    (run / "checkpoint-2").symlink_to(mine)
+    (run / "checkpoint-3").symlink_to("nothing")
+    assert newest_checkpoint(run) is None
     for step in (1, 2, 3):
-        save(tmp_path / "run", step, num_kept=1)
-    found = newest_checkpoint(tmp_path / "run")
-    assert found is not None
-    assert (found.step, found.folder.is_symlink()) == (3, False)
-    assert (tmp_path / "mine" / "letter").read_text() == "dear"
-    kept = {path.name.partition(".")[0]: path for path in (tmp_path / "run").iterdir()}
+        save(run, step, num_kept=1)
+    assert (newest(run).step, newest(run).folder.is_symlink()) == (3, False)
+    assert (mine / "letter").read_text() == "dear"
+    kept = {path.name.partition(".")[0]: path for path in run.iterdir()}
     assert kept["checkpoint-1"].read_text() == "mine"
-    assert kept["checkpoint-2"].resolve() == tmp_path / "mine"
+    assert kept["checkpoint-2"].resolve() == mine
 
 
 def test_a_checkpoint_behind_a_link_is_read_and_of_it_only_the_link_is_deleted(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    elsewhere = save(tmp_path / "elsewhere", 1)
-    (tmp_path / "run" / "checkpoint-1").symlink_to(elsewhere)
-    found = newest_checkpoint(tmp_path / "run")
-    assert found is not None
-    assert found.state()["step"] == 1
-    save(tmp_path / "run", 2, num_kept=1)
-    assert names(tmp_path / "run") == {"checkpoint-2"}
-    assert newest_checkpoint(tmp_path / "elsewhere") is not None
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    (run / "checkpoint-1").symlink_to(save(elsewhere, 1))
+    assert newest(run).state()["step"] == 1
+    save(run, 2, num_kept=1)
+    assert names(run) == {"checkpoint-2"}
+    assert newest(elsewhere).step == 1
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -215,7 +190,5 @@ def test_what_stands_where_a_checkpoint_is_written_aside_does_not_stop_it(tmp_pa
     else:
         aside.symlink_to(mine)
     save(tmp_path, 1)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None
-    assert not found.folder.is_symlink()
+    assert not newest(tmp_path).folder.is_symlink()
     assert not list(mine.iterdir())

@@ -34,7 +34,7 @@ from training_runs import contents, log_of
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.config.presets import OLD_NAMES, translate_old_names
-from ether_diffusion.training.setup import LoadedRun
+from ether_diffusion.training.setup import Run
 
 Test = TypeVar("Test", bound=Callable[..., object])
 
@@ -336,7 +336,7 @@ def test_what_needs_a_gpu_is_said_without_one(world: World, monkeypatch: pytest.
 
 @shows("torch_compile")
 def test_the_blocks_of_the_unet_are_compiled(world: World) -> None:
-    def compiled(run: LoadedRun) -> bool:
+    def compiled(run: Run) -> bool:
         return any(module._compiled_call_impl is not None for module in run.unet.modules())
 
     assert compiled(world.load(torch_compile=True))

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from forked_runs import exit_code, fork, training, wait_for_lines
+from encoder_models import save_clip
+from forked_runs import exit_code, fork, training, training_until_change, wait_for_lines
 from training_runs import config, log_of, trained_files
 
 from ether_diffusion.strict_json import Json
@@ -18,22 +19,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
-NUM_KILLS, NUM_STEPS = 10, 30
+NUM_KILLS, NUM_STEPS = 4, 12
 
 
-def uninterrupted(tmp_path: Path, **flags: Json) -> tuple[DreamBoothConfig, float]:
-    """Train without a kill; return the run and the seconds that it took."""
-    whole = config(tmp_path, output_dir=str(tmp_path / "whole"), **flags)
-    began = time.monotonic()
-    assert exit_code(fork(training(whole))) == 0
-    return whole, time.monotonic() - began
-
-
-def assert_same(tmp_path: Path, run: Path) -> None:
-    whole = tmp_path / "whole"
-    assert trained_files(run) == trained_files(whole)
-    assert log_of(run) == log_of(whole)
-    assert [line["step"] for line in log_of(run)] == list(range(1, len(log_of(whole)) + 1))
+def assert_as_if_alive(tmp_path: Path, run: DreamBoothConfig) -> None:
+    """Let a run end, and compare it with one that nothing disturbed."""
+    path, whole = run.output.output_dir, tmp_path / "whole"
+    assert exit_code(fork(training(run))) == 0
+    assert trained_files(path) == trained_files(whole)
+    assert log_of(path) == log_of(whole)
 
 
 def kill_somewhere(run: DreamBoothConfig, rng: random.Random, seconds: float) -> int:
@@ -58,12 +52,36 @@ def test_a_run_killed_at_many_instants_ends_as_if_it_had_not_been(tmp_path: Path
         "use_ema": True,
         "lr_scheduler": "cosine",
     }
-    _, seconds = uninterrupted(tmp_path, **flags)
+    began = time.monotonic()
+    assert exit_code(fork(training(config(tmp_path, output_dir=str(tmp_path / "whole"), **flags)))) == 0
+    seconds = 2 * (time.monotonic() - began) / NUM_STEPS
     for num_workers in (0, 2):
-        path = tmp_path / f"workers-{num_workers}"
-        run = config(tmp_path, output_dir=str(path), dataloader_num_workers=num_workers, **flags)
+        path = str(tmp_path / f"workers-{num_workers}")
+        run = config(tmp_path, output_dir=path, dataloader_num_workers=num_workers, **flags)
         rng = random.Random(num_workers)
-        codes = [kill_somewhere(run, rng, 2 * seconds / NUM_STEPS) for _ in range(NUM_KILLS)]
+        codes = [kill_somewhere(run, rng, seconds) for _ in range(NUM_KILLS)]
         assert codes == [-signal.SIGKILL] * NUM_KILLS
-        assert exit_code(fork(training(run))) == 0
-        assert_same(tmp_path, path)
+        assert_as_if_alive(tmp_path, run)
+
+
+def test_a_measured_run_killed_before_changes_of_the_disk_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    flags: dict[str, Json] = {
+        "max_train_steps": 2,
+        "eval_steps": 1,
+        "eval_encoder": [str(save_clip(tmp_path / "clip"))],
+        "eval_prompt": ["a sks cat"],
+        "num_eval_images": 1,
+        "eval_num_inference_steps": 1,
+        "eval_max_drift": 100.0,
+        "eval_max_prompt_loss": 1.0,
+        "checkpointing_steps": 1,
+        "checkpoints_total_limit": 1,
+    }
+    assert exit_code(fork(training(config(tmp_path, output_dir=str(tmp_path / "whole"), **flags)))) == 0
+    run, rng, number, num_kills, code = config(tmp_path, **flags), random.Random(0), 0, -1, -9
+    while code == -9:
+        number, num_kills = number + rng.randrange(1, 12), num_kills + 1
+        code = exit_code(fork(training_until_change(run, number)))
+    assert code == 0
+    assert num_kills > 5  # a save alone has about twenty changes
+    assert_as_if_alive(tmp_path, run)

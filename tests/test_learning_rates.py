@@ -17,9 +17,8 @@ from torch import nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import AdapterMetadata
-from ether_diffusion.benchmark.runs import attach_saved
 from ether_diffusion.metrics.likeness import Estimate, estimate
-from ether_diffusion.training.methods import adapter_files, adapter_tensors
+from ether_diffusion.training.methods import adapter_files, adapter_tensors, attach_saved
 from research import study_learning_rate
 from research.distances import effective_weight, weight_distance
 from research.study import Scores, summarise

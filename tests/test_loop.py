@@ -17,6 +17,7 @@ def test_four_photos_at_once_are_four_in_turn(tmp_path: Path, adapter: str) -> N
     found = []
     for batch, turns in ((4, 1), (2, 2), (1, 4)):
         flags: dict[str, Json] = {"train_batch_size": batch, "gradient_accumulation_steps": turns}
+        flags |= {"caption_dropout": 0.5, "random_flip": True}
         run = load(config(tmp_path, adapter=adapter, max_train_steps=3, **flags))
         losses = [report.loss for report in run.trainer.steps(batches(run))]
         found.append((losses, trained(run.unet)))

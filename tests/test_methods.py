@@ -29,16 +29,15 @@ from ether_diffusion.training.methods import (
 )
 from ether_diffusion.training.result import (
     load_saved,
-    metadata_of_run,
     result_files,
     write_adapters,
     write_card,
     write_export,
 )
-from ether_diffusion.training.setup import LoadedRun
+from ether_diffusion.training.setup import Run
 
 PEFT_METHODS = ["lora", "oft", "hra", "delora", "boft", "full"]
-Runs = Callable[[str], tuple[LoadedRun, Path]]
+Runs = Callable[[str], tuple[Run, Path]]
 METHODS = ["ether", "ether_plus", *PEFT_METHODS]
 
 # PEFT's BOFT looks for a compiler of CUDA
@@ -48,7 +47,7 @@ pytestmark = [
 ]
 
 
-def trained_run(tmp_path: Path, method: str, *, text: bool = False, is_xl: bool = False) -> LoadedRun:
+def trained_run(tmp_path: Path, method: str, *, text: bool = False, is_xl: bool = False) -> Run:
     """Do two updates and write the adapter into the run's folder."""
     write_base(tmp_path / "base", is_xl=is_xl)
     run = load(
@@ -56,9 +55,9 @@ def trained_run(tmp_path: Path, method: str, *, text: bool = False, is_xl: bool 
     )
     losses = [report.loss for report in run.trainer.steps(batches(run))]
     assert len(losses) == 2
-    folder = run.checked.config.output.output_dir
+    folder = run.config.output.output_dir
     folder.mkdir()
-    write_adapters(folder, result_files(run.trainer, metadata_of_run(run)))
+    write_adapters(folder, result_files(run))
     return run
 
 
@@ -67,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run of each method on both models, for tests that leave its values as they are, and its folder."""
 
     @cache
-    def run_of(method: str) -> tuple[LoadedRun, Path]:
+    def run_of(method: str) -> tuple[Run, Path]:
         folder = tmp_path_factory.mktemp(method)
         run = trained_run(folder, method, text=True)
         for part in run.trainer.parts:
@@ -115,7 +114,9 @@ def test_a_method_starts_near_the_base_and_all_of_it_learns(tmp_path: Path, meth
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_switched_off_is_the_base_bit_for_bit(runs: Runs, method: str) -> None:
+def test_a_method_switched_off_is_the_base_bit_for_bit_and_restored_values_are_those_stored(
+    runs: Runs, method: str
+) -> None:
     run, tmp_path = runs(method)
     base_unet = open_pipeline(tmp_path / "base").unet
     base_unet.set_attn_processor(AttnProcessor())  # as training's, on a CPU
@@ -123,6 +124,12 @@ def test_a_method_switched_off_is_the_base_bit_for_bit(runs: Runs, method: str) 
     with adapters_off([run.unet]):
         assert torch.equal(output(run.unet), base)
     assert torch.equal(output(run.unet), adapted)
+    expected = trained(run.unet)
+    for parameter in run.trainer.parts[0].parameters:
+        parameter.data.add_(1)
+    restore_adapter(run.unet, load_file(tmp_path / "run" / "adapter_model.safetensors"))
+    found = trained(run.unet)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -213,18 +220,6 @@ def test_an_adapter_on_half_a_base_trains_in_float32(method: str) -> None:
     assert {parameter.dtype for parameter in added} == {torch.float32}
     own = {p.dtype for p in unet.parameters() if not p.requires_grad}
     assert own == {torch.bfloat16}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_restored_values_are_those_that_were_stored(runs: Runs, method: str) -> None:
-    run, tmp_path = runs(method)
-    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
-    expected = trained(run.unet)
-    for parameter in run.trainer.parameters:
-        parameter.data.add_(1)
-    restore_adapter(run.unet, stored)
-    found = trained(run.unet)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_targets_may_be_names_or_a_regex() -> None:

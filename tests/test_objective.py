@@ -1,11 +1,15 @@
 """The denoising objective against diffusers' schedulers, float64 arithmetic and the papers' formulas."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from ether_diffusion.bases.stable_diffusion import DiscreteNoise
 from ether_diffusion.training.objective import draw_noise, draw_timesteps, losses_of
+from ether_diffusion.training.randomness import stream
 
 SHAPE = torch.Size((3, 4, 8, 8))
 NO_PRIOR = torch.zeros(3, dtype=torch.bool)
@@ -115,3 +119,31 @@ def test_a_masked_loss_sees_what_the_mask_keeps_and_nothing_else() -> None:
 def test_an_empty_mask_gives_no_loss_and_no_nan() -> None:
     losses = losses_of(torch.randn(SHAPE), torch.randn(SHAPE), torch.zeros(3, 1, 8, 8))
     assert torch.equal(losses, torch.zeros(3))
+
+
+# Streams of random numbers
+
+
+def drawn(*arguments: int, purpose: str = "noise", seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, generator=stream(seed, purpose, *arguments))
+
+
+def test_equal_names_give_equal_numbers_in_any_process_whatever_was_drawn_before() -> None:
+    first = drawn(1, 2)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    drawn(7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn(1, 2), first)
+    code = (
+        "import torch; from ether_diffusion.training.randomness import stream; "
+        "print(torch.randn(4, generator=stream(0, 'noise', 1, 2)).tolist())"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == str(first.tolist())
+
+
+def test_seed_purpose_and_each_index_change_the_numbers() -> None:
+    names = [drawn(1, 2), drawn(2, 1), drawn(12), drawn(1, 2, purpose="crop"), drawn(1, 2, seed=1)]
+    names.append(drawn(1, 2, 0))
+    assert len({tuple(numbers.tolist()) for numbers in names}) == len(names)

@@ -49,28 +49,9 @@ def test_two_launched_processes_learn_what_one_does_with_twice_the_batch(tmp_pat
     assert_equal_runs(tmp_path / "one", tmp_path / "two")
 
 
-def test_four_photos_learn_the_same_however_they_are_split(tmp_path: Path) -> None:
-    splits = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
-    for name, (size, times) in splits.items():
-        split = config(
-            tmp_path,
-            output_dir=str(tmp_path / name),
-            train_batch_size=size,
-            gradient_accumulation_steps=times,
-            caption_dropout=0.5,
-            random_flip=True,
-        )
-        assert exit_code(fork(training(split))) == 0
-    for name in ("2x2", "1x4"):
-        assert_equal_runs(tmp_path / "4x1", tmp_path / name)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_one_process_stops_both_after_the_same_step(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
     run = config(tmp_path, max_train_steps=1000, checkpointing_steps=1000)
-    for told in range(2):
+    for told, number in enumerate((signal.SIGINT, signal.SIGTERM)):
         pair = fork_pair(run)
         wait_for_lines(pair[0], tmp_path / "run" / "log.jsonl", 2 + 3 * told)
         os.kill(pair[told], number)
@@ -98,26 +79,19 @@ def test_a_second_signal_to_the_main_process_ends_both_at_once(tmp_path: Path) -
     assert newest_checkpoint(tmp_path / "run") is None
 
 
-def test_a_run_of_two_processes_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_run_of_two_processes_goes_on_to_the_same_bytes_and_stops_as_one(tmp_path: Path) -> None:
     flags: dict[str, Json] = {"train_text_encoder": True, "use_ema": True, "validation_prompt": ["a cat"]}
     flags |= {"validation_num_inference_steps": 1, "num_validation_images": 1, "validation_steps": 2}
+    flags |= {"report_to": "tensorboard"}  # closing it does not part the processes
     assert exit_codes(fork_pair(config(tmp_path, **flags))) == [0, 0]
     whole = contents(tmp_path / "run")
     again = config(tmp_path, resume_from_checkpoint="checkpoint-2", **flags)
     assert exit_codes(fork_pair(again)) == [0, 0]
-    assert contents(tmp_path / "run")[TENSORS_NAME] == whole[TENSORS_NAME]
-
-
-def test_what_stops_the_main_process_stops_the_other_without_a_traceback(tmp_path: Path) -> None:
-    assert exit_codes(fork_pair(config(tmp_path))) == [0, 0]
     before = contents(tmp_path / "run")
+    assert before[TENSORS_NAME] == whole[TENSORS_NAME]
     said = tmp_path / "said"
-    assert exit_codes(fork_pair(config(tmp_path, learning_rate=1.0), said)) == [2, 2]
+    other = config(tmp_path, **(flags | {"learning_rate": 1.0}))
+    assert exit_codes(fork_pair(other, said)) == [2, 2]
     assert "holds a run that was begun otherwise" in said.read_text()
     assert "Traceback" not in said.read_text()
     assert contents(tmp_path / "run") == before
-
-
-def test_trackers_do_not_part_the_processes(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    assert exit_codes(fork_pair(config(tmp_path, report_to="tensorboard"))) == [0, 0]

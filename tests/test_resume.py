@@ -14,25 +14,53 @@ from training_runs import config, contents, log_of, trained_files, write_base, w
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
-KINDS: dict[str, dict[str, Json]] = {
-    "ether": {"adapter": "ether"},
-    "ether_plus": {},
-    "lora": {"adapter": "lora", "export_lora": True},
-    "oft": {"adapter": "oft"},
-    "boft": {"adapter": "boft"},
-    "hra": {"adapter": "hra"},
-    "delora": {"adapter": "delora"},
-    "full": {"adapter": "full"},
-    "averaged, captions dropped": {"use_ema": True, "ema_decay": 0.5, "caption_dropout": 0.5},
-    "warmed up on a cosine": {"lr_scheduler": "cosine", "lr_warmup_steps": 1, "snr_gamma": 5.0},
-    "polynomial": {"lr_scheduler": "polynomial", "lr_power": 2.0, "noise_offset": 0.1},
-    "prodigy": {"optimizer": "prodigy"},
-    "adapter dropped, text encoder": {"adapter": "ether", "dropout": 0.5, "train_text_encoder": True},
-    "two workers": {"cache_latents": False, "dataloader_num_workers": 2, "random_flip": True},
-    "accumulated": {"train_batch_size": 2, "gradient_accumulation_steps": 2},
-    "frozen prior": {"prior_preservation": "frozen", "class_prompt": "a cat"},
-    "validated": {"validation_prompt": ["a sks cat"], "num_validation_images": 1, "validation_steps": 2},
+CLASSES: dict[str, Json] = {
+    "prior_preservation": "class_images",
+    "class_data_dir": "classes",
+    "class_prompt": "a cat",
+    "num_class_images": 2,
 }
+DRAWN: dict[str, Json] = {
+    "validation_prompt": ["a sks cat"],
+    "num_validation_images": 1,
+    "validation_steps": 2,
+    "validation_num_inference_steps": 2,
+}
+KINDS: dict[str, dict[str, Json]] = {
+    "ether, dropped, with its text encoder": {"adapter": "ether", "dropout": 0.5, "train_text_encoder": True},
+    "ether_plus, averaged, captions dropped": {"use_ema": True, "ema_decay": 0.5, "caption_dropout": 0.5},
+    "lora on a cosine": {"adapter": "lora", "export_lora": True, "lr_scheduler": "cosine", "snr_gamma": 5.0},
+    "oft, accumulated": {"adapter": "oft", "train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "boft, two workers": {
+        "adapter": "boft",
+        "cache_latents": False,
+        "dataloader_num_workers": 2,
+        "random_flip": True,
+    },
+    "hra, frozen prior": {"adapter": "hra", "prior_preservation": "frozen", "class_prompt": "a cat"},
+    "delora, validated": {"adapter": "delora", **DRAWN},
+    "full, warmed up": {"adapter": "full", "lr_scheduler": "polynomial", "lr_warmup_steps": 1},
+    "prodigy, class images": {"optimizer": "prodigy", **CLASSES},
+    "buckets, offset noise": {
+        "aspect_ratio_buckets": "8,8;8,16",
+        "train_batch_size": 2,
+        "noise_offset": 0.1,
+    },
+    "sdxl": {"train_text_encoder": True},
+}
+
+
+def class_images(tmp_path: Path) -> dict[str, Json]:
+    write_photos(tmp_path / "classes", count=2, wide=2)
+    return CLASSES | {"class_data_dir": str(tmp_path / "classes")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that ended, for tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert train_dreambooth(config(folder)) == 0
+    return folder
 
 
 def run_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture, **flags: Json) -> None:
@@ -55,37 +83,16 @@ def run_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture, **flags: Json) -
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_steps_and_two_are_four(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
-    if kind == "prodigy":
-        pytest.importorskip("prodigyopt")
     flags = KINDS[kind]
-    if kind == "validated":
-        flags = flags | {"validation_num_inference_steps": 2}
-    run_twice(tmp_path, caplog, **flags)
-
-
-def test_two_steps_and_two_are_four_beside_class_images(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_photos(tmp_path / "classes", count=2, wide=2)
-    run_twice(
-        tmp_path,
-        caplog,
-        prior_preservation="class_images",
-        class_data_dir=str(tmp_path / "classes"),
-        class_prompt="a cat",
-        num_class_images=2,
-    )
-
-
-def test_two_steps_and_two_are_four_in_buckets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for wide in (1, 2):
+    if "optimizer" in flags:
+        pytest.importorskip("prodigyopt")
+    if "class_data_dir" in flags:
+        flags = flags | class_images(tmp_path)
+    for wide in (1, 2) if "buckets" in kind else ():
         write_photos(tmp_path / "photos", wide=wide)
-    run_twice(tmp_path, caplog, aspect_ratio_buckets="8,8;8,16", train_batch_size=2)
-
-
-def test_two_steps_and_two_are_four_on_sdxl(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_base(tmp_path / "base", is_xl=True)
-    run_twice(tmp_path, caplog, train_text_encoder=True)
+    if kind == "sdxl":
+        write_base(tmp_path / "base", is_xl=True)
+    run_twice(tmp_path, caplog, **flags)
 
 
 def test_the_same_command_goes_on_by_itself_and_says_so(
@@ -100,11 +107,11 @@ def test_the_same_command_goes_on_by_itself_and_says_so(
     assert parts == trained_files(tmp_path / "whole")
 
 
-def test_changed_settings_are_listed_and_refused_and_nothing_changes(tmp_path: Path) -> None:
-    train_dreambooth(config(tmp_path))
-    before = contents(tmp_path / "run")
-    (tmp_path / "photos" / "photo_1_0.txt").write_text("another caption")
-    changed = config(tmp_path, learning_rate=1e-3, seed=5, max_train_steps=2)
+def test_changed_settings_are_listed_and_refused_and_nothing_changes(trained: Path) -> None:
+    before, caption = contents(trained / "run"), trained / "photos" / "photo_1_0.txt"
+    whole = caption.read_text()
+    caption.write_text("another caption")
+    changed = config(trained, learning_rate=1e-3, seed=5, max_train_steps=2)
     with pytest.raises(ValueError, match="begun otherwise") as refusal:
         train_dreambooth(changed)
     assert [line.split() for line in str(refusal.value).splitlines()[1:-1]] == [
@@ -114,7 +121,8 @@ def test_changed_settings_are_listed_and_refused_and_nothing_changes(tmp_path: P
         ["data:", "changed", "prompt", "of", "photo_1_0.png"],
     ]
     assert "give --allow_changes to go on with it as it is now" in str(refusal.value)
-    assert contents(tmp_path / "run") == before
+    assert contents(trained / "run") == before
+    caption.write_text(whole)
 
 
 def test_a_learning_rate_that_may_change_is_the_one_that_trains(tmp_path: Path) -> None:
@@ -127,23 +135,17 @@ def test_a_learning_rate_that_may_change_is_the_one_that_trains(tmp_path: Path) 
     assert state["optimizer"]["groups.0.betas"] == [0.9, 0.99]
 
 
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [
-        ({"num_blocks": 4}, "num_blocks"),
-        ({"adapter": "lora"}, "adapter"),
-        ({"train_text_encoder": True}, "train_text_encoder"),
-        ({"target_modules": "to_q", "sides": "input"}, "sides, target_modules"),
-    ],
-)
-def test_another_form_of_adapter_is_refused_even_with_allow_changes(
-    tmp_path: Path, flags: dict[str, Json], names: str
-) -> None:
-    train_dreambooth(config(tmp_path))
-    before = contents(tmp_path / "run")
-    with pytest.raises(ValueError, match=f"trains one adapter, and {names} would make another"):
-        train_dreambooth(config(tmp_path, **flags), allow_changes=True)
-    assert contents(tmp_path / "run") == before
+def test_another_form_of_adapter_is_refused_even_with_allow_changes(trained: Path) -> None:
+    before = contents(trained / "run")
+    for names, flags in {
+        "num_blocks": {"num_blocks": 4},
+        "adapter": {"adapter": "lora"},
+        "train_text_encoder": {"train_text_encoder": True},
+        "sides, target_modules": {"target_modules": "to_q", "sides": "input"},
+    }.items():
+        with pytest.raises(ValueError, match=f"trains one adapter, and {names} would make another"):
+            train_dreambooth(config(trained, **flags), allow_changes=True)  # type: ignore[arg-type]
+    assert contents(trained / "run") == before
 
 
 def test_an_average_and_an_optimizer_may_begin_with_a_later_part(
@@ -155,26 +157,26 @@ def test_an_average_and_an_optimizer_may_begin_with_a_later_part(
     assert "no average was kept then; it begins with the adapter of step 2" in caplog.text
 
 
-def test_images_of_other_prompts_are_drawn_again(tmp_path: Path) -> None:
-    flags: dict[str, Json] = {"num_validation_images": 1, "validation_num_inference_steps": 1}
-    train_dreambooth(config(tmp_path, validation_prompt=["a sks cat"], **flags))
-    before = contents(tmp_path / "run" / "samples")
-    train_dreambooth(config(tmp_path, validation_prompt=["a sks cat on a wall"], **flags))
-    after = contents(tmp_path / "run" / "samples")
-    assert before.keys() - after.keys() == {"step-000000/prompt-00_seed-0.png"}  # that adapter is gone
-    assert all(data != before[name] for name, data in after.items())
+def test_images_of_what_is_trained_or_drawn_otherwise_are_drawn_again(tmp_path: Path) -> None:
+    train_dreambooth(config(tmp_path, **DRAWN))
+    samples = tmp_path / "run" / "samples"
+    before = contents(samples)
+    later = config(tmp_path, resume_from_checkpoint="checkpoint-2", learning_rate=10.0, **DRAWN)
+    train_dreambooth(later, allow_changes=True)
+    after = contents(samples)
+    differing = {name for name, data in after.items() if before[name] != data}
+    assert {str(Path(name).parent) for name in differing} == {".", "step-000004", "final"}
+    other = config(tmp_path, learning_rate=10.0, **(DRAWN | {"validation_prompt": ["a sks cat on a wall"]}))
+    train_dreambooth(other)
+    last = contents(samples)
+    assert {str(Path(name).parent) for name in after.keys() - last.keys()} == {"step-000000", "step-000002"}
+    assert all(data != after[name] for name, data in last.items())
 
 
 @pytest.mark.parametrize("changed", ["unet", "class images"])
 def test_a_checkpoint_of_other_weights_or_class_images_is_refused(tmp_path: Path, changed: str) -> None:
-    write_photos(tmp_path / "classes", count=2, wide=2)
-    flags: dict[str, Json] = {
-        "prior_preservation": "class_images",
-        "class_data_dir": str(tmp_path / "classes"),
-        "class_prompt": "a cat",
-        "num_class_images": 2,
-    }
-    train_dreambooth(config(tmp_path, **flags))
+    run = config(tmp_path, **class_images(tmp_path))
+    train_dreambooth(run)
     before = contents(tmp_path / "run")
     if changed == "unet":
         write_base(tmp_path / "base", seed=7)
@@ -182,56 +184,30 @@ def test_a_checkpoint_of_other_weights_or_class_images_is_refused(tmp_path: Path
         write_photos(tmp_path / "classes", count=2, wide=2, seed=1)
     name = "weights of the base" if changed == "unet" else "photos or class images"
     with pytest.raises(ValueError, match=f"the {name} changed since .*; give --allow_changes"):
-        train_dreambooth(config(tmp_path, **flags))
+        train_dreambooth(run)
     assert contents(tmp_path / "run") == before
-    assert train_dreambooth(config(tmp_path, **flags), allow_changes=True) == 0
+    assert train_dreambooth(run, allow_changes=True) == 0
 
 
-@pytest.mark.parametrize(
-    ("asked", "sentence"),
-    [
-        ("checkpoint-3", "checkpoint-3 is no checkpoint; name a folder like checkpoint-500"),
-        ("elsewhere", "elsewhere is no checkpoint of .*run"),
-        ("checkpoint-2", "checkpoint-2 is not whole"),
-    ],
-)
-def test_what_cannot_be_resumed_from_is_refused_and_nothing_changes(
-    tmp_path: Path, asked: str, sentence: str
-) -> None:
-    train_dreambooth(config(tmp_path))
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "run" / "checkpoint-2" / "state.json").write_text("{}")
-    before = contents(tmp_path / "run")
-    asked = str(tmp_path / asked) if asked == "elsewhere" else asked
-    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        train_dreambooth(config(tmp_path, resume_from_checkpoint=asked))
-    assert contents(tmp_path / "run") == before
-
-
-def test_images_of_what_is_trained_again_otherwise_are_drawn_again(tmp_path: Path) -> None:
-    flags: dict[str, Json] = {
-        "validation_prompt": ["a sks cat"],
-        "num_validation_images": 1,
-        "validation_steps": 2,
-        "validation_num_inference_steps": 2,
-    }
-    train_dreambooth(config(tmp_path, **flags))
-    samples = tmp_path / "run" / "samples"
-    before = contents(samples)
-    later = config(tmp_path, resume_from_checkpoint="checkpoint-2", learning_rate=10.0, **flags)
-    train_dreambooth(later, allow_changes=True)
-    differing = {name for name, data in contents(samples).items() if before[name] != data}
-    assert {str(Path(name).parent) for name in differing} == {".", "step-000004", "final"}
+def test_what_cannot_be_resumed_from_is_refused_and_nothing_changes(trained: Path) -> None:
+    (trained / "elsewhere").mkdir()
+    state = trained / "run" / "checkpoint-2" / "state.json"
+    whole = state.read_text()
+    state.write_text("{}")
+    before = contents(trained / "run")
+    for asked, sentence in {
+        "checkpoint-3": "checkpoint-3 is no checkpoint; name a folder like checkpoint-500",
+        str(trained / "elsewhere"): "elsewhere is no checkpoint of .*run",
+        "checkpoint-2": "checkpoint-2 is not whole",
+    }.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+            train_dreambooth(config(trained, resume_from_checkpoint=asked))
+    assert contents(trained / "run") == before
+    state.write_text(whole)
 
 
 def test_what_a_kill_right_after_a_save_left_is_gone_after_the_next_start(tmp_path: Path) -> None:
-    drawn: dict[str, Json] = {
-        "prior_preservation": "class_images",
-        "class_data_dir": str(tmp_path / "classes"),
-        "class_prompt": "a cat",
-        "num_class_images": 2,
-    }
-    write_photos(tmp_path / "classes", count=2, seed=5)
+    drawn = class_images(tmp_path)
     assert train_dreambooth(config(tmp_path, **drawn)) == 0
     run, whole = tmp_path / "run", trained_files(tmp_path / "run")
     shutil.copytree(run / "checkpoint-2", run / "checkpoint-1")
@@ -245,9 +221,12 @@ def test_what_a_kill_right_after_a_save_left_is_gone_after_the_next_start(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["run.json", "log.jsonl"])
-def test_a_fifo_in_a_run_is_refused_at_once(tmp_path: Path, name: str) -> None:
-    assert train_dreambooth(config(tmp_path)) == 0
-    (tmp_path / "run" / name).unlink()
-    os.mkfifo(tmp_path / "run" / name)
+def test_a_fifo_in_a_run_is_refused_at_once(trained: Path, name: str) -> None:
+    path = trained / "run" / name
+    before = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
     with pytest.raises(ValueError, match=rf"{name} is a FIFO, which is never opened; delete it"):
-        train_dreambooth(config(tmp_path))
+        train_dreambooth(config(trained))
+    path.unlink()
+    path.write_bytes(before)

@@ -39,17 +39,6 @@ def test_a_folder_of_something_else_is_refused_as_it_is(
     assert contents(tmp_path / "run") == {"adapter_model.safetensors": b"mine"}
 
 
-def test_a_folder_of_another_run_is_refused_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_dreambooth(config(tmp_path))
-    before = contents(tmp_path / "run")
-    said = refusal(config(tmp_path, learning_rate=1.0), capsys)
-    assert "holds a run that was begun otherwise" in said
-    assert "--allow_changes" in said
-    assert contents(tmp_path / "run") == before
-
-
 def test_of_two_runs_into_one_folder_the_second_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +72,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_slow(
 
 
 def test_a_folder_of_any_name_that_a_file_system_takes_holds_a_run(tmp_path: Path) -> None:
-    for name in ("two\nlines", "\u202eright to left", "-rf", "x" * 240):
+    for name in ("-rf two\nlines", "\u202eright to left" + "x" * 220):
         assert train_dreambooth(config(tmp_path, max_train_steps=1, output_dir=str(tmp_path / name))) == 0
         assert newest_checkpoint(tmp_path / name) is not None
 

@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from ether_diffusion.bases import PromptEmbeddings
 from ether_diffusion.bases.stable_diffusion import SMALL_ATTENTION, DiscreteNoise, StableDiffusion
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.accelerator import make_accelerator
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.config import AdapterConfig, ComputeConfig, DreamBoothConfig, OptimizationConfig
 from ether_diffusion.training.loop import Progress, Trainer
 from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
 from ether_diffusion.training.objective import Denoising
+from ether_diffusion.training.processes import make_accelerator
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import check_run, load_run
 from tools import benchmark
@@ -87,7 +87,7 @@ def make_trainer(unet: UNet2DConditionModel, config: AdapterConfig) -> Trainer:
     return Trainer(
         accelerator,
         [TrainedPart("unet", unet, adapter, added, 1e-5)],
-        Denoising(unet, StableDiffusion.predict, encode, DiscreteNoise(DDPMScheduler()), 0),
+        Denoising(unet, StableDiffusion, encode, DiscreteNoise(DDPMScheduler()), 0),
         config=OptimizationConfig(),
         progress=Progress(10**6, 1, 1, 1),
         seed=0,

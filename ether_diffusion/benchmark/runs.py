@@ -13,14 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
-from peft import PeftConfig, inject_adapter_in_model
 from safetensors import safe_open
-from safetensors.torch import load_file
 
-from ether_diffusion.adapters import load_any
-from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapters.models import find_parts
+from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
 from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
@@ -38,12 +33,11 @@ from ether_diffusion.tiny_world.recognition import score_against_truth
 from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import NonFiniteError
-from ether_diffusion.training.methods import restore_adapter
+from ether_diffusion.training.methods import attach_saved
 from ether_diffusion.training.prior import count_missing
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.run_lock import FolderInUseError, locked
-from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -52,7 +46,6 @@ RESULT_FILE = "result.json"
 PICTURES, ADAPTER = "pictures", "adapter"
 WAIT_SECONDS = 1.0
 REAL = "real"
-SAVED = "saved"
 
 
 def find_result(run: BenchmarkRun, root: Path) -> dict[str, Any] | None:
@@ -308,34 +301,3 @@ def _work(
                 logger.warning("waiting for others, who are at what is left: %s", in_use.sentence)
                 own = None
             time.sleep(WAIT_SECONDS)
-
-
-def attach_saved(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Attach what a training saved to a pipeline's models, and put it in force.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter.
-        ValueError: it does not fit.
-    """
-    if saved_method(folder) != "full":
-        load_any(pipeline, folder, adapter_name=SAVED)
-        return
-    for part in find_parts(pipeline):
-        place = folder if part.component == "unet" else folder / part.component
-        if (place / CONFIG_NAME).is_file():
-            inject_adapter_in_model(PeftConfig.from_pretrained(str(place)), part.model, SAVED)
-            restore_adapter(part.model, load_file(place / TENSORS_NAME), name=SAVED)
-
-
-def saved_method(folder: Path) -> str:
-    """Return the method of a saved adapter as training names it: "ether_plus", "lora", "oft" …
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter.
-    """
-    if not (folder / CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
-    config = PeftConfig.from_pretrained(str(folder))
-    if isinstance(config, EtherConfig):
-        return config.variant
-    return str(getattr(config.peft_type, "value", config.peft_type)).lower()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ether_diffusion.training.interrupts import release_signals, signals_held
+from ether_diffusion.training.processes import release_signals, signals_held
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.training.sample_plan import Crop, CropImage, Sample, SampleImages, SamplePlan
 from ether_diffusion.wording import printable

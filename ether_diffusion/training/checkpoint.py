@@ -37,6 +37,24 @@ class Checkpoint:
     step: int
     names: frozenset[str]
 
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Read its manifest and compare its files with that.
+
+        Raises:
+            ValueError: it is not whole; the message says which file is missing or damaged.
+        """
+        try:
+            data = read_plain_file(folder / MANIFEST, inside=None, max_bytes=MAX_MANIFEST)
+            hashes = read_json(data, dict[str, str], MANIFEST)
+            hashes[STATE]
+        except (ValueError, KeyError):
+            raise ValueError(f"{MANIFEST} is missing or damaged") from None
+        for name, expected in hashes.items():
+            if _sha256(folder / name) != expected:
+                raise ValueError(f"{printable(name)} is missing or damaged")
+        return cls(folder, _step_of(folder), frozenset(hashes))
+
     def state(self) -> dict[str, Json]:
         """Return what `save_checkpoint` was given as state."""
         return read_json((self.folder / STATE).read_bytes(), dict[str, JsonValue], str(self.folder / STATE))
@@ -72,8 +90,8 @@ def save_checkpoint(
     """
     files = dict(adapter_files)
     for name, named in tensors.items():
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}
-        files[name] = safetensors_bytes(dict(sorted(plain.items())), {"format": "pt"})
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(named.items())}
+        files[name] = safetensors_bytes(plain, {"format": "pt"})
     files[STATE] = json.dumps(state, indent=1, sort_keys=True).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files[MANIFEST] = json.dumps(hashes, indent=1, sort_keys=True).encode()
@@ -89,15 +107,18 @@ def save_checkpoint(
     except OSError as error:
         size = sum(map(len, files.values())) / 2**20
         raise OSError(error.errno, f"{error.strerror}: {path.name} needs {size:.1f} MiB") from error
-    prune_checkpoints(folder, step, num_kept)
+    keep_checkpoints(folder, step, num_kept)
     return path
 
 
-def prune_checkpoints(folder: Path, step: int, num_kept: int) -> None:
-    """Keep num_kept checkpoints, that of this step and those before it, and delete all older ones."""
-    older = [path for number, path in _numbered(folder) if number < step]
-    for path in older[num_kept - 1 :]:
-        delete(path)
+def keep_checkpoints(folder: Path, step: int, num_kept: int) -> None:
+    """Keep num_kept checkpoints, that of this step and those before it; delete all others."""
+    paths = _newest_first(folder)
+    for newer in [path for path in paths if _step_of(path) > step]:
+        logger.warning("%s is later than where this run goes on from; it is deleted", newer)
+        delete(newer)
+    for older in [path for path in paths if _step_of(path) < step][num_kept - 1 :]:
+        delete(older)
 
 
 def named_checkpoint(folder: Path, wanted: str | None) -> Checkpoint | None:
@@ -115,56 +136,39 @@ def named_checkpoint(folder: Path, wanted: str | None) -> Checkpoint | None:
             f"{path} is no checkpoint of {folder}; give that run's folder as --output_dir, or a checkpoint "
             "in this one"
         )
-    match = _NAME.fullmatch(path.name)
-    if match is None or not path.is_dir():
+    if not _NAME.fullmatch(path.name) or not path.is_dir():
         raise FileNotFoundError(f"{path} is no checkpoint; name a folder like checkpoint-500 of this run")
     try:
-        return Checkpoint(path, int(match[1]), _checked_names(path))
+        return Checkpoint.open(path)
     except ValueError as problem:
         raise ValueError(f"{path} is not whole ({problem}); use an older checkpoint") from None
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest whole checkpoint of a run; what is not whole is passed over, and said."""
-    for step, path in _numbered(folder):
+    for path in _newest_first(folder):
         try:
-            return Checkpoint(path, step, _checked_names(path))
+            return Checkpoint.open(path)
         except ValueError as problem:
             logger.warning("%s is not whole (%s); an older checkpoint is used", printable(path), problem)
     return None
 
 
-def newer_checkpoints(folder: Path, step: int) -> list[Path]:
-    """Return the checkpoints of later steps than this one, whole or not."""
-    return [path for number, path in _numbered(folder) if number > step]
+def _newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run; a file of such a name is none."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step_of, reverse=True)
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints of a run, newest first; a file of such a name is none."""
-    matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
-    return sorted(((int(match[1]), path) for match, path in matches if match and path.is_dir()), reverse=True)
-
-
-def _checked_names(path: Path) -> frozenset[str]:
-    """Return the names of a checkpoint's files, which are what its manifest says."""
-    try:
-        data = read_plain_file(path / MANIFEST, inside=None, max_bytes=MAX_MANIFEST)
-        hashes = read_json(data, dict[str, str], MANIFEST)
-    except ValueError:
-        raise ValueError(f"{MANIFEST} is missing or damaged") from None
-    if STATE not in hashes:
-        raise ValueError(f"{MANIFEST} is damaged")
-    for name, expected in hashes.items():
-        if _sha256(path / name) != expected:
-            raise ValueError(f"{printable(name)} is missing or damaged")
-    return frozenset(hashes)
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _sha256(path: Path) -> str | None:
     try:
-        if not path.is_file():  # a FIFO is never opened
-            return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.is_file():  # a FIFO is never opened
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):  # a name that no file can have
-        return None
+        pass
+    return None

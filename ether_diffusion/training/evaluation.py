@@ -1,76 +1,187 @@
-"""The evaluations of a run: drawn, measured, logged, and the adapter of the best step kept in best/."""
+"""Evaluation in training: pictures are drawn and measured, and the adapter of the best step kept in best/."""
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ether_diffusion.adapters.models import shareable_name
+from ether_diffusion.bases import Base
 from ether_diffusion.durable_files import replace_folder, write_files
+from ether_diffusion.metrics.encoders import Encoder, Views, check_encoder, load_encoder
+from ether_diffusion.metrics.likeness import likeness_of_pairs, likeness_to, relative_drift
+from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts, without_identifier
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.accelerator import track
+from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.checkpoint import Checkpoint
-from ether_diffusion.training.curve import Curve, Measured, Record, Stop
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.curve import MEASURES, Curve, Record, Scores, Stop, draw_curve, estimate
+from ether_diffusion.training.dataset import TrainingData
 from ether_diffusion.training.loop import averaged
-from ether_diffusion.training.result import CURVE_NAME, EVALUATION_NAME, metadata_of_run, result_files
+from ether_diffusion.training.photos import Photo
+from ether_diffusion.training.processes import track
+from ether_diffusion.training.result import CURVE_NAME, EVALUATION_NAME, result_files
 from ether_diffusion.training.run_folder import RunFolder
-from ether_diffusion.training.setup import LoadedRun
-from ether_diffusion.training.validation import Pictures, draw
+from ether_diffusion.training.validation import draw
+
+if TYPE_CHECKING:
+    from ether_diffusion.training.setup import Run
 
 BEST = "best"
-FORMAT = 1
-_PLACES = 6
+MAX_PHOTOS = 32
+NUM_OTHER = 4
+PLACES = ("in the snow", "on a beach", "on a red background", "in a forest")
+"""Contexts like those of DreamBooth's own prompts, of which Tiny World draws each, too."""
+
+Pictures = Sequence[Sequence[Image.Image]]
+"""By prompt and seed."""
 
 logger = logging.getLogger(__name__)
+
+
+def open_evaluator(config: DreamBoothConfig, base: Base, training: TrainingData) -> "SubjectEvaluator":
+    """Return the evaluator of a run, checked but not loaded.
+
+    Raises:
+        FileNotFoundError: there is no such encoder.
+        ValueError: no encoder was given for a base that has none of its own, or it is none that can be used.
+    """
+    is_tiny = base.folder.resolve() == WEIGHTS_FOLDER.resolve()
+    encoders = config.evaluation.eval_encoder or ((ALIAS,) if is_tiny else ())
+    if not encoders:
+        raise ValueError(
+            "eval_steps needs eval_encoder with this base: clip, or a folder or hub id of one, and before it "
+            "dino or dinov2 for the likeness to the photos"
+        )
+    offline = config.base.local_files_only
+    readers = [name for name in encoders if check_encoder(name, offline=offline) in ("clip", "tiny")]
+    if not readers:
+        raise ValueError(
+            f"eval_encoder {', '.join(encoders)} reads no texts, which likeness to prompts needs; "
+            "give a further eval_encoder, as clip"
+        )
+    if find_spec("matplotlib") is None:
+        logger.warning("no curve is drawn: pip install 'ether-diffusion[evaluate]' for matplotlib")
+    others = other_tiny_prompts() if is_tiny else OTHER_PROMPTS
+    prompts = config.subject_prompts or tuple(f"{config.trigger} {place}" for place in PLACES)
+    return SubjectEvaluator(
+        prompts,
+        tuple(each for each in others if each not in prompts)[:: len(others) // NUM_OTHER][:NUM_OTHER],
+        encoders[0],
+        readers[0],
+        config.data.token,
+        training.photos[:: -(-len(training.photos) // MAX_PHOTOS)],  # spread over all
+        offline,
+    )
+
+
+@dataclass(eq=False)
+class SubjectEvaluator:
+    """Compares pictures with a subject's photos, with their prompts, and with what the base draws."""
+
+    prompts: tuple[str, ...]
+    other_prompts: tuple[str, ...]
+    viewer_name: str
+    reader_name: str
+    identifier: str | None
+    photos: Sequence[Photo]
+    offline: bool
+    _viewer: Encoder = field(init=False)
+    _reader: Encoder = field(init=False)
+    _seen: Tensor = field(init=False)
+    _texts: Tensor = field(init=False)
+    _device: torch.device = field(init=False)
+
+    def facts(self) -> dict[str, Json]:
+        """Return what scores depend on besides the pictures."""
+        return {
+            "likeness_by": shareable_name(self.viewer_name),
+            "prompts_by": shareable_name(self.reader_name),
+            "identifier": self.identifier,
+            "num_photos": len(self.photos),
+        }
+
+    def load(self, device: torch.device) -> None:
+        """Load the encoders; embed the photos and the prompts.
+
+        Raises:
+            ValueError: an encoder is incomplete, or a photo is gone.
+        """
+        self._device = device
+        self._viewer = self._reader = load_encoder(self.viewer_name, offline=self.offline)
+        if self.reader_name != self.viewer_name:
+            self._reader = load_encoder(self.reader_name, offline=self.offline)
+        texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
+        with self._at_work():
+            self._seen = Views.of(self._viewer, [each.decode().rgb for each in self.photos]).subjects
+            self._texts = self._reader.embed_texts(texts)
+
+    def measure(self, subject: Pictures, other: Pictures, base_other: Pictures) -> Scores:
+        """Score pictures, one a prompt and seed."""
+        pictures = [picture for row in subject for picture in row]
+        with self._at_work():
+            seen = Views.of(self._viewer, pictures)
+            read = seen.whole if self._reader is self._viewer else self._reader.embed_images(pictures)
+            drawn, base = (
+                self._viewer.embed_images([each for row in rows for each in row])
+                for rows in (other, base_other)
+            )
+            drift = relative_drift(drawn, base, torch.arange(len(base)) // len(other[0]))
+        texts = self._texts.repeat_interleave(len(subject[0]), dim=0)
+        found = (likeness_to(self._seen, seen.subjects), likeness_of_pairs(read, texts), drift)
+        return {name: values.tolist() for name, values in zip(MEASURES, found, strict=True)}
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Have the encoders on the device inside; between evaluations its memory is the training's."""
+        models = [each.model for each in (self._viewer, self._reader) if each.kind != "tiny"]
+        for model in models:
+            model.to(self._device)
+        try:
+            yield
+        finally:
+            for model in models:
+                model.to("cpu")
 
 
 class Evaluations:
     """What the main process measures of a run, one record a step; the records themselves are in log.jsonl."""
 
-    def __init__(self, run: LoadedRun, folder: RunFolder, check: Callable[[], None] = lambda: None) -> None:
-        assert run.checked.evaluator is not None
-        self.run, self.folder, self.check, self.evaluator = run, folder, check, run.checked.evaluator
-        self.config, self.trainer = run.config.evaluation, run.trainer
+    def __init__(self, run: "Run", folder: RunFolder) -> None:
+        assert run.evaluator is not None
+        self.run, self.folder, self.evaluator, self.config = run, folder, run.evaluator, run.config.evaluation
         self.curve = Curve((), self.config)
         self.best_files: dict[str, bytes] = {}
         self._base_other: Pictures = []
-        facts = self._facts() | {"photos": run.checked.training.fingerprint}
-        self._of = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def _facts(self) -> dict[str, Json]:
-        """Return what scores depend on besides adapter and photos, and what the choice of the best does."""
-        return {
+        # what scores depend on besides the adapter, and what the choice of the best does
+        self.facts: dict[str, Json] = {
             "prompts": list(self.evaluator.prompts),
             "other_prompts": list(self.evaluator.other_prompts),
             "num_images": self.config.num_eval_images,
             "num_inference_steps": self.config.eval_num_inference_steps,
-            "guidance_scale": self.run.base.guidance_scale,
-            "seed": self.run.config.compute.seed,
-            "size": list(self.run.checked.size),
+            "guidance_scale": run.base.guidance_scale,
+            "seed": run.config.compute.seed,
+            "size": list(run.size),
             "max_drift": self.config.eval_max_drift,
             "max_prompt_loss": self.config.eval_max_prompt_loss,
             **self.evaluator.facts(),
         }
+        facts = self.facts | {"photos": run.training.fingerprint}
+        self._of = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
-    @property
-    def num_pictures(self) -> int:
-        """How many pictures one evaluation draws."""
-        num_prompts = len(self.evaluator.prompts) + len(self.evaluator.other_prompts)
-        return num_prompts * self.config.num_eval_images
-
-    def measure_base(self) -> Measured:
+    def measure_base(self) -> Scores:
         """Score the base alone."""
         subject, self._base_other = self._draw(self.evaluator.prompts, with_adapter=False)
         return self.evaluator.measure(subject, self._base_other, self._base_other)
-
-    def _measure(self) -> Measured:
-        """Score the adapter in training, or its average where one is kept."""
-        if not self._base_other:
-            _, self._base_other = self._draw((), with_adapter=False)
-        with averaged(self.trainer):
-            subject, other = self._draw(self.evaluator.prompts)
-        return self.evaluator.measure(subject, other, self._base_other)
 
     def _draw(self, own: tuple[str, ...], *, with_adapter: bool = True) -> tuple[Pictures, Pictures]:
         """Return the pictures of prompts with the subject, and of those without."""
@@ -82,21 +193,38 @@ class Evaluations:
             num_steps=self.config.eval_num_inference_steps,
             guidance_scale=self.run.base.guidance_scale,
             with_adapter=with_adapter,
-            check=self.check,
         )
         return rows[: len(own)], rows[len(own) :]
 
     def is_due(self, step: int) -> bool:
         """Say whether a step is measured: every so many, and the last."""
-        return step % self.config.eval_steps == 0 or step == self.trainer.progress.num_steps
+        return step % self.config.eval_steps == 0 or step == self.run.trainer.progress.num_steps
 
     def evaluate(self) -> None:
-        """Measure the step that training is at, unless it was; and the base, the first time."""
-        step = self.trainer.step
+        """Measure the adapter in training, or its average, unless that was; and the base, the first time."""
+        step = self.run.trainer.step
         if not self.curve.records:
             self._add(0, self.measure_base())
-        if step not in {record.step for record in self.curve.records}:
-            self._add(step, self._measure())
+        if step in {record.step for record in self.curve.records}:
+            return
+        if not self._base_other:
+            _, self._base_other = self._draw((), with_adapter=False)
+        with averaged(self.run.trainer):
+            subject, other = self._draw(self.evaluator.prompts)
+        self._add(step, self.evaluator.measure(subject, other, self._base_other))
+
+    def _add(self, step: int, measured: Scores) -> None:
+        scores = {name: [round(value, 6) for value in values] for name, values in measured.items()}
+        record = Record(step, scores)
+        line: dict[str, Json] = {"of": self._of, **scores}  # type: ignore[dict-item]  # lists of floats
+        means = {f"eval_{name}": round(record.mean(name), 6) for name in MEASURES}
+        self.folder.log({"step": step, **means, "evaluation": line})
+        track(self.run.accelerator, means, step)
+        self.curve = replace(self.curve, records=(*self.curve.records, record))
+        is_best = " (the best so far)" if self.curve.best() is record else ""
+        told = ", ".join(f"{name} {record.mean(name):.3f}" for name in MEASURES)
+        logger.info("step %d: %s%s", step, told, is_best)
+        self._keep()
 
     @property
     def stop(self) -> Stop | None:
@@ -106,19 +234,26 @@ class Evaluations:
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from the records in the log and the best adapter in the checkpoint."""
         lines = [line for line in self.folder.lines() if "evaluation" in line]
-        records = [record for line in lines if (record := self._record(line)) is not None]
-        if len(records) < len(lines):
+        found = [record for line in lines if (record := self._record(line)) is not None]
+        if len(found) < len(lines):
             logger.warning("the run was evaluated otherwise before: its curve begins anew, and its best step")
-            self.folder.keep_lines(lambda line: "evaluation" not in line or self._record(line) is not None)
-        if not any(record.step == 0 for record in records):  # a power cut took the base's line
+        records = sorted(found, key=lambda record: record.step)
+        if records and records[0].step > 0:  # a power cut took the base's line
             records = []
-            self.folder.keep_lines(lambda line: "evaluation" not in line)
+        if len(records) < len(lines):
+            self.folder.keep_lines(lambda line: "evaluation" not in line or self._record(line) in records)
         files = {} if checkpoint is None else checkpoint.inside(BEST)
         self.best_files = files if _described(files).get("of") == self._of else {}
-        self.curve = Curve(tuple(sorted(records, key=lambda record: record.step)), self.config)
-        if self.curve.records:
-            self._keep_best()
-            self._write_report()
+        self.curve = replace(self.curve, records=tuple(records))
+        if records:
+            self._keep()
+
+    def _record(self, line: Mapping[str, Json]) -> Record | None:
+        """Read a line of the log; None where it was measured otherwise."""
+        step, found = line.get("step"), line["evaluation"]
+        if not isinstance(found, dict) or found.get("of") != self._of or not isinstance(step, int):
+            return None
+        return Record(step, {name: found[name] for name in MEASURES})  # type: ignore[misc]  # it has our mark
 
     @property
     def result(self) -> dict[str, bytes] | None:
@@ -126,21 +261,14 @@ class Evaluations:
         files = {name: data for name, data in self.best_files.items() if name != EVALUATION_NAME}
         return files if files and self.config.stop_when_good else None
 
-    @property
-    def result_step(self) -> int:
-        """The step whose adapter is the result."""
-        best = self.curve.best()
-        return self.trainer.step if best is None or self.result is None else best.step
-
     def told(self) -> list[str]:
         """Return lines for the model card on what was found."""
-        best, base = self.curve.best(), self.curve.base
+        best, base, last = self.curve.best(), self.curve.records[0], self.curve.records[-1]
         lines = ["| step | likeness to the photos | to the prompts | drift |", "|---|---|---|---|"]
-        for name, record in (("the base", base), ("best", best), ("last", self.curve.records[-1])):
+        for name, record in (("the base", base), ("best", best), ("last", last)):
             if record is not None:
-                scores = (f"{score.mean:.3f}" for score in record.scores.values())
                 label = name if record is base else f"{record.step} ({name})"
-                lines.append(f"| {label} | {' | '.join(scores)} |")
+                lines.append(f"| {label} | {' | '.join(f'{record.mean(each):.3f}' for each in MEASURES)} |")
         if best is None:
             lines += ["", "No step kept to the bounds on drift and likeness to the prompts."]
         if self.stop is not None:
@@ -152,74 +280,47 @@ class Evaluations:
         """Return what a checkpoint holds of the best step: going on from it goes on with that, too."""
         return {f"{BEST}/{name}": data for name, data in self.best_files.items()}
 
-    def _add(self, step: int, measured: Measured) -> None:
-        values = {name: tuple(round(x, _PLACES) for x in row) for name, row in asdict(measured).items()}
-        record = Record(step, Measured(**values))
-        means = {f"eval_{name}": round(score.mean, _PLACES) for name, score in record.scores.items()}
-        self.folder.log({"step": step, **means, "evaluation": {"of": self._of, **_as_json(values)}})
-        track(self.run.checked.accelerator, means, step)
-        self.curve = replace(self.curve, records=(*self.curve.records, record))
-        is_best = " (the best so far)" if self.curve.best() is record else ""
-        scores = ", ".join(f"{name} {score.mean:.3f}" for name, score in record.scores.items())
-        logger.info("step %d: %s%s", step, scores, is_best)
-        self._keep_best()
-        self._write_report()
-
-    def _keep_best(self) -> None:
-        """Bring best/ to what the records say."""
+    def _keep(self) -> None:
+        """Bring best/ and the report to what the records say."""
         best, path = self.curve.best(), self.folder.path / BEST
-        if best is not None and _described(self.best_files).get("step") != best.step:
-            self.best_files = self._current_files(best) if best.step == self.trainer.step else {}
-            if not self.best_files:  # measured, and never kept: best/ is of later steps then
+        if best is None:
+            self.best_files = {}
+        elif _described(self.best_files).get("step") != best.step:
+            self.best_files = {}
+            if best.step == self.run.trainer.step:
+                with averaged(self.run.trainer):
+                    files = result_files(self.run)
+                about = {"step": best.step, "of": self._of, **_estimates(best)}
+                self.best_files = files | {EVALUATION_NAME: json.dumps(about, indent=1).encode()}
+            else:  # measured, and never kept: best/ is of later steps then
                 logger.warning("the adapter of step %d, the best so far, is not there any more", best.step)
                 self.curve = replace(self.curve, records=self.curve.records[:1])
                 self.folder.keep_lines(lambda line: "evaluation" not in line or line["step"] == 0)
-        if best is None:
-            self.best_files = {}
         if not self.best_files:
             shutil.rmtree(path, ignore_errors=True)
-            return
-        found = {str(each.relative_to(path)): each.read_bytes() for each in path.rglob("*") if each.is_file()}
-        if found != self.best_files:
+        elif self.best_files != {
+            str(each.relative_to(path)): each.read_bytes() for each in path.rglob("*") if each.is_file()
+        }:
             replace_folder(path, self.best_files)
-
-    def _current_files(self, best: Record) -> dict[str, bytes]:
-        with averaged(self.trainer):
-            files = result_files(self.trainer, metadata_of_run(self.run))
-        about = {"step": best.step, "of": self._of, **_scores(best)}
-        return files | {EVALUATION_NAME: json.dumps(about, indent=1).encode()}
-
-    def _write_report(self) -> None:
-        best, stop, curve = self.curve.best(), self.stop, self.curve
+        curve, best, stop = self.curve, self.curve.best(), self.stop
         report = {
-            "format": FORMAT,
-            "settings": self._facts(),
+            "format": 1,
+            "settings": self.facts,
             "curve": [
-                {"step": record.step, **_scores(record), "is_candidate": curve.is_candidate(record)}
+                {"step": record.step, **_estimates(record), "is_candidate": curve.is_candidate(record)}
                 for record in curve.records
             ],
             "best_step": None if best is None else best.step,
-            "stopped": None if stop is None else asdict(stop),
+            "stopped": None if stop is None else stop._asdict(),
         }
         files = {EVALUATION_NAME: json.dumps(report, indent=1).encode() + b"\n"}
-        picture = self.evaluator.draw(curve)
-        write_files(self.folder.path, files if picture is None else files | {CURVE_NAME: picture})
-
-    def _record(self, line: Mapping[str, Json]) -> Record | None:
-        """Read a line of the log; None where it was measured otherwise."""
-        step, found = line.get("step"), line["evaluation"]
-        if not isinstance(found, dict) or found.get("of") != self._of or not isinstance(step, int):
-            return None
-        values = {name: tuple(row) for name, row in found.items() if isinstance(row, list)}
-        return Record(step, Measured(**values))  # type: ignore[arg-type]  # written by us: it has our mark
+        if find_spec("matplotlib") is not None:
+            files[CURVE_NAME] = draw_curve(curve)
+        write_files(self.folder.path, files)
 
 
-def _scores(record: Record) -> dict[str, Json]:
-    return {name: asdict(score) for name, score in record.scores.items()}
-
-
-def _as_json(values: Mapping[str, tuple[float, ...]]) -> dict[str, Json]:
-    return {name: list(row) for name, row in values.items()}
+def _estimates(record: Record) -> dict[str, dict[str, float | None]]:
+    return {name: estimate(values) for name, values in record.scores.items()}
 
 
 def _described(files: Mapping[str, bytes]) -> dict[str, Json]:

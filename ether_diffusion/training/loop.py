@@ -3,15 +3,19 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.batches import Batch
@@ -19,13 +23,6 @@ from ether_diffusion.training.config import OptimizationConfig
 from ether_diffusion.training.control import TrainedControl
 from ether_diffusion.training.methods import TrainedPart, prepared
 from ether_diffusion.training.objective import Denoising
-from ether_diffusion.training.optimizers import (
-    go_to_step,
-    load_optimizer_state,
-    make_optimizer,
-    make_schedule,
-    optimizer_state,
-)
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import listed
 
@@ -33,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 OPTIMIZER, AVERAGE = STATE_FILES = ("optimizer.safetensors", "average.safetensors")
 """The files of a trainer's tensors beside the adapter; the second is there if an average is kept."""
+CONFIGURED = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+"""Entries of a parameter group that are settings of the run; the others are what the optimizer found."""
+_OTHER_OPTIMIZERS = {
+    "prodigy": ("prodigyopt", "prodigyopt", "Prodigy"),
+    "adamw8bit": ("bitsandbytes", "bitsandbytes.optim", "AdamW8bit"),
+}
+"""Package, module and class."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,6 @@ class StepReport:
     loss: float
     grad_norm: float
     learning_rate: float
-    names: tuple[str, ...]
 
 
 class NonFiniteError(ValueError):
@@ -99,8 +102,20 @@ class Trainer:
         if control is not None:
             groups.append((control.parameters, control.learning_rate * scale))
         self.parameters = [parameter for group, _ in groups for parameter in group]
-        self.optimizer = make_optimizer(config, groups)
-        self.schedule = make_schedule(config, self.optimizer, progress.num_steps)
+        self.optimizer: Optimizer = find_optimizer(config)(
+            [{"params": list(group), "lr": rate} for group, rate in groups],
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+        )
+        self.schedule: LambdaLR = get_scheduler(
+            config.lr_scheduler,
+            optimizer=self.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=progress.num_steps,
+            num_cycles=config.lr_num_cycles,
+            power=config.lr_power,
+        )
         self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.use_ema else None
         self.prepared_optimizer = accelerator.prepare(self.optimizer)
 
@@ -122,20 +137,29 @@ class Trainer:
         shares, losses = zip(*(self._backward(*each) for each in enumerate(micro_batches)), strict=True)
         self._share_gradients()
         loss = self.accelerator.reduce(torch.stack(shares).sum(), reduction="mean").item()
-        names = tuple(name for batch in micro_batches for name in batch.names)
         rate = float(self.schedule.get_last_lr()[0])
         grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        if not self._can_go_on(loss, grad_norm):
+        # with float16 it is the scaler's work to pass over gradients that overflow
+        may_overflow = self.accelerator.scaler is not None
+        if not math.isfinite(loss) or not (math.isfinite(grad_norm) or may_overflow):
             self.prepared_optimizer.zero_grad()
-            found = "gradient" if math.isfinite(loss) else "loss"
-            raise self._non_finite(found, rate, names, torch.cat(losses))
+            names = [name for batch in micro_batches for name in batch.names]
+            own = [n for n, v in zip(names, torch.cat(losses).tolist(), strict=True) if not math.isfinite(v)]
+            photos = dict.fromkeys(gather_object(own) or gather_object(names))  # whichever process has them
+            raise NonFiniteError(
+                f"the {'gradient' if math.isfinite(loss) else 'loss'} of step {self.step + 1} is not finite, "
+                f"at learning rate {rate:g}, with {listed(photos, len(photos))}; the adapter is as before "
+                "that step: go on from an older checkpoint with a lower learning rate "
+                "(--resume_from_checkpoint, --allow_changes), or look at "
+                f"{'these photos' if len(photos) > 1 else 'this photo'}"
+            )
         self.prepared_optimizer.step()
         self.schedule.step()
         self.prepared_optimizer.zero_grad()
         if self.average is not None:
             self.average.step(self.parameters)
         self.step += 1
-        return StepReport(self.step, loss, grad_norm, rate, names)
+        return StepReport(self.step, loss, grad_norm, rate)
 
     def _backward(self, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the gradient of a micro-batch's share of the loss; return that share and each row's loss."""
@@ -162,23 +186,6 @@ class Trainer:
         for grad, mean in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
             grad.copy_(mean.view_as(grad))
 
-    def _can_go_on(self, loss: float, grad_norm: float) -> bool:
-        # with float16 it is the scaler's work to pass over gradients that overflow
-        may_overflow = self.accelerator.scaler is not None
-        return math.isfinite(loss) and (math.isfinite(grad_norm) or may_overflow)
-
-    def _non_finite(self, found: str, rate: float, names: Sequence[str], losses: Tensor) -> NonFiniteError:
-        """Return the error that names the photos whose loss it is, or all, whichever process has them."""
-        own = [name for name, loss in zip(names, losses.tolist(), strict=True) if not math.isfinite(loss)]
-        everywhere = gather_object(own) or gather_object(list(names))
-        photos = dict.fromkeys(everywhere)
-        return NonFiniteError(
-            f"the {found} of step {self.step + 1} is not finite, at learning rate {rate:g}, with "
-            f"{listed(photos, len(photos))}; the adapter is as before that step: go on from an older "
-            "checkpoint with a lower learning rate (--resume_from_checkpoint, --allow_changes), or look at "
-            f"{'these photos' if len(photos) > 1 else 'this photo'}"
-        )
-
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Json]]:
         """Return all that the rest of the run depends on but the adapter: tensors by file, and JSON."""
         slots, numbers = optimizer_state(self.optimizer)
@@ -200,10 +207,15 @@ class Trainer:
         """
         self.step = state["step"]
         if state["optimizer_kind"] == type(self.optimizer).__name__:
-            load_optimizer_state(self.optimizer, tensors[OPTIMIZER], state["optimizer"])
+            load_optimizer_state(self.optimizer, {**tensors[OPTIMIZER], **state["optimizer"]})
         else:
             logger.warning("the optimizer was another then; its state begins anew")
-        go_to_step(self.schedule, self.step)
+        factors = [factor(self.step) for factor in self.schedule.lr_lambdas]
+        rates = [rate * factor for rate, factor in zip(self.schedule.base_lrs, factors, strict=True)]
+        place = {"last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates}
+        self.schedule.load_state_dict(self.schedule.state_dict() | place)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average is not None and AVERAGE not in tensors:
@@ -216,14 +228,62 @@ class Trainer:
             self.average.optimization_step = state["average_steps"]
 
 
-def averaged(trainer: Trainer) -> Any:
-    """Return the context in which the adapter has its averaged values, if it has any."""
-    return nullcontext() if trainer.average is None else _swapped(trainer.average, trainer.parameters)
+@contextmanager
+def averaged(trainer: Trainer) -> Iterator[None]:
+    """Give the adapter its averaged values inside, if it has any."""
+    if trainer.average is None:
+        yield
+        return
+    trainer.average.store(trainer.parameters)
+    trainer.average.copy_to(trainer.parameters)
+    try:
+        yield
+    finally:
+        trainer.average.restore(trainer.parameters)
 
 
-def _swapped(average: EMAModel, parameters: Sequence[nn.Parameter]) -> ExitStack:
-    stack = ExitStack()
-    average.store(parameters)
-    average.copy_to(parameters)
-    stack.callback(average.restore, parameters)
-    return stack
+def find_optimizer(config: OptimizationConfig) -> Any:
+    """Return the class of the optimizer, so that a missing package is said before anything slow.
+
+    Raises:
+        ValueError: its package is not installed, or it needs a GPU.
+    """
+    name = config.optimizer
+    if name == "adamw":
+        return torch.optim.AdamW
+    if name == "adamw8bit" and not torch.cuda.is_available():
+        raise ValueError("optimizer=adamw8bit needs a CUDA GPU, and there is none; use adamw")
+    package, module, kind = _OTHER_OPTIMIZERS[name]
+    try:
+        return getattr(import_module(module), kind)
+    except ImportError:
+        raise ValueError(f"optimizer={name} needs the package {package}; pip install {package}") from None
+
+
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """Return an optimizer's state: tensors by "slots.0.exp_avg" or "groups.0.d", the rest as JSON alike."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Json] = {}
+    owners = [(f"slots.{index}", slot) for index, slot in state["state"].items()]
+    owners += [(f"groups.{index}", group) for index, group in enumerate(state["param_groups"])]
+    for owner, values in owners:
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{owner}.{name}"] = value
+            elif name != "params":
+                numbers[f"{owner}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return tensors, numbers
+
+
+def load_optimizer_state(optimizer: Optimizer, values: Mapping[str, Tensor | Json]) -> None:
+    """Put back what `optimizer_state` returned, but for what the configuration sets."""
+    state = optimizer.state_dict()
+    for key, value in values.items():
+        owner, index, name = key.split(".", 2)
+        if owner == "slots":
+            state["state"].setdefault(int(index), {})[name] = value
+        elif name not in CONFIGURED:
+            group = state["param_groups"][int(index)]
+            group[name] = tuple(value) if isinstance(group.get(name), tuple) else value  # type: ignore[arg-type]
+    optimizer.load_state_dict(state)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ether_diffusion.adapters import AdapterMetadata, detach_adapter, models, save
+from ether_diffusion.adapters import AdapterMetadata, Pipeline, detach_adapter, load_any, models, save
+from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
 from ether_diffusion.bases import Base
 from ether_diffusion.training.config import AdapterConfig
@@ -29,7 +32,8 @@ from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import EtherConfig, FullConfig, prepared_adapters
 from ether_diffusion.wording import listed
 
-ADAPTER_NAME = "default"
+ADAPTER_NAME, SAVED_NAME = "default", "saved"
+"""Of an adapter in training, and of one that is read again."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,18 @@ class TrainedPart:
 
 def peft_config(config: AdapterConfig, part: str, base: Base | type[Base]) -> PeftConfig:
     """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""
-    is_text = part != "unet"
-    targets = list(base.text_targets) if is_text else _targets(config.target_modules, base.targets)
     blocks, rank, dropout = config.num_blocks, config.rank, config.dropout
-    assert config.adapter != "none", "there is nothing to configure"
+    names = [name.strip() for name in config.target_modules.split(",")]
+    targets: str | list[str] = list(base.text_targets)
+    if part == "unet" and config.target_modules in base.targets:
+        targets = list(base.targets[config.target_modules])
+    elif part == "unet":  # names with commas between, or a regex
+        are_names = all(re.fullmatch(r"[\w.]+", name) for name in names)
+        targets = names if are_names else config.target_modules
     match config.adapter:
-        case "ether" | "ether_plus":
+        case "ether" | "ether_plus" as variant:
             return EtherConfig(
-                variant=config.adapter,
+                variant=variant,
                 num_blocks=blocks,
                 sides=config.sides,
                 target_modules=targets,
@@ -86,14 +94,7 @@ def peft_config(config: AdapterConfig, part: str, base: Base | type[Base]) -> Pe
             return DeloraConfig(r=rank, module_dropout=dropout, target_modules=targets)
         case "full":
             return FullConfig()
-
-
-def _targets(text: str, presets: Mapping[str, Sequence[str]]) -> str | list[str]:
-    """Read a preset, names with commas between, or a regex."""
-    if text in presets:
-        return list(presets[text])
-    names = [name.strip() for name in text.split(",")]
-    return names if all(re.fullmatch(r"[\w.]+", name) for name in names) else text
+    raise AssertionError("there is nothing to configure")
 
 
 def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: str) -> list[nn.Parameter]:
@@ -150,6 +151,39 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of an adapter's tensors by their names in the model, on the CPU."""
     tensors = models.adapter_tensors(model, ADAPTER_NAME)
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def attach_saved(pipeline: Pipeline, folder: Path) -> None:
+    """Attach what a training saved to a pipeline's models, and put it in force.
+
+    Full fine-tuning, whose files only training writes and reads, is no method of `load_any`.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: it does not fit.
+    """
+    if saved_method(folder) != "full":
+        load_any(pipeline, folder, adapter_name=SAVED_NAME)
+        return
+    for part in models.find_parts(pipeline):
+        place = folder if part.component == "unet" else folder / part.component
+        if (place / CONFIG_NAME).is_file():
+            inject_adapter_in_model(PeftConfig.from_pretrained(str(place)), part.model, SAVED_NAME)
+            restore_adapter(part.model, load_file(place / TENSORS_NAME), name=SAVED_NAME)
+
+
+def saved_method(folder: Path) -> str:
+    """Return the method of a saved adapter as training names it: "ether_plus", "lora", "oft" …
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
+    config = PeftConfig.from_pretrained(str(folder))
+    if isinstance(config, EtherConfig):
+        return config.variant
+    return str(getattr(config.peft_type, "value", config.peft_type)).lower()
 
 
 def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str = ADAPTER_NAME) -> None:

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.bases import Denoiser, Noise, PromptEmbeddings
+from ether_diffusion.bases import Base, Denoiser, Noise, PromptEmbeddings
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.methods import adapters_off
@@ -18,30 +17,15 @@ from ether_diffusion.training.randomness import stream
 Encode = Callable[[Sequence[str]], PromptEmbeddings]
 
 
-class Predict(Protocol):
-    """How a base asks its denoiser: `Base.predict`."""
-
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noisy: Tensor,
-        timesteps: Tensor,
-        embeddings: PromptEmbeddings,
-        *,
-        size_ids: Tensor | None = None,
-        inpainting: Tensor | None = None,
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Denoising:
-    """The objective of a run: its denoiser and how that is asked, what embeds prompts, noise and its seed.
+    """The objective of a run: its denoiser, the base that asks it, what embeds prompts, noise and its seed.
 
     text_encoders are those that carry adapters, too; control is what encodes control images.
     """
 
     unet: Denoiser
-    predict: Predict
+    base: Base | type[Base]
     encode: Encode
     noise: Noise
     seed: int
@@ -66,8 +50,12 @@ class Denoising:
         target = self.noise.target(batch.latents, noise, timesteps).to(device)
         if batch.is_frozen_prior.any():
             target = self._with_frozen_prior(target, batch, noisy, timesteps)
-        with self._controlled(batch):
-            prediction = self.predict(
+        with ExitStack() as stack:
+            if self.control is not None and batch.controls is not None:
+                strengths = batch.control_strengths
+                assert strengths is not None
+                stack.enter_context(controlled(self.unet, self.control, batch.controls, strength=strengths))
+            prediction = self.base.predict(
                 self.unet,
                 noisy,
                 timesteps,
@@ -81,19 +69,12 @@ class Denoising:
             losses = losses * self.noise.min_snr_weights(timesteps, self.snr_gamma).to(device)
         return losses
 
-    def _controlled(self, batch: Batch) -> AbstractContextManager[None]:
-        """Return the context in which the UNet sees the batch's control images, if it has any."""
-        if self.control is None or batch.controls is None:
-            return nullcontext()
-        assert batch.control_strengths is not None
-        return controlled(self.unet, self.control, batch.controls, strength=batch.control_strengths)
-
     @torch.no_grad()
     def _with_frozen_prior(self, target: Tensor, batch: Batch, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Replace the targets of frozen priors by what the base itself predicts."""
         frozen = batch.is_frozen_prior
         with adapters_off((self.unet, *self.text_encoders)):
-            prediction = self.predict(
+            prediction = self.base.predict(
                 self.unet,
                 noisy[frozen],
                 timesteps[frozen],

@@ -2,33 +2,28 @@
 
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
-from ether_diffusion.durable_files import write_files
+from ether_diffusion.bases import decoded_again
+from ether_diffusion.durable_files import delete_unfinished, write_files
 from ether_diffusion.training.photos import Photo, find_photos
 from ether_diffusion.training.plain_files import NAME_LIMIT, find_files
+from ether_diffusion.training.processes import DTYPES
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import printable
 
+if TYPE_CHECKING:
+    from ether_diffusion.training.setup import Run
+
+logger = logging.getLogger(__name__)
+
 _GENERATED = re.compile(r"(\d{5,})-[0-9a-f]{40}\.png")
-
-
-class Drawn(Protocol):
-    """What is used of a diffusers pipeline's output."""
-
-    images: list[Image.Image]
-
-
-class Pipeline(Protocol):
-    """What is used of a diffusers text-to-image pipeline."""
-
-    def __call__(self, prompt: list[str], *, generator: list[torch.Generator]) -> Drawn: ...
 
 
 def count_missing(
@@ -42,8 +37,40 @@ def count_missing(
     return max(num_class_images - len(_usable(folder, follow_symlinks, without)), 0)
 
 
+def draw_class_images(run: "Run", *, without: Collection[Path]) -> None:
+    """Draw the class images that are missing, by the base alone; folders `without` hold none."""
+    config, prior = run.config, run.config.prior
+    if prior.class_data_dir is None:
+        return
+    delete_unfinished(prior.class_data_dir, is_shared=True)
+    if not run.num_missing:
+        return
+    assert config.class_prompt is not None
+    logger.info("drawing %d class images into %s", run.num_missing, prior.class_data_dir)
+    precision = prior.prior_generation_precision or run.accelerator.mixed_precision
+    pipeline = run.base.load_unchecked_pipeline(DTYPES[precision]).to(run.accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def report(done: int, wanted: int) -> None:
+        logger.info("class images: %d of %d", done, wanted)
+        run.check()
+
+    with decoded_again(pipeline.vae):
+        generate_class_images(
+            pipeline,
+            prior.class_data_dir,
+            class_prompt=config.class_prompt,
+            num_class_images=prior.num_class_images,
+            sample_batch_size=prior.sample_batch_size,
+            seed=config.compute.seed,
+            follow_symlinks=config.data.follow_symlinks,
+            without=without,
+            on_progress=report,
+        )
+
+
 def generate_class_images(
-    pipeline: Pipeline,
+    pipeline: Any,
     folder: Path,
     *,
     class_prompt: str,
@@ -52,7 +79,7 @@ def generate_class_images(
     seed: int,
     follow_symlinks: bool = False,
     without: Collection[Path] = (),
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> int:
     """Fill a folder up to `num_class_images` usable photos; return how many were drawn.
 
@@ -77,13 +104,11 @@ def generate_class_images(
             continue
         generators = [stream(seed, "class", number) for number in batch]
         images = pipeline([class_prompt] * len(batch), generator=generators).images
-        assert len(images) == len(batch)
         for number, image in zip(batch, images, strict=True):
             if number in wanted:
                 _save(folder, number, image)
         done += len(wanted)
-        if on_progress is not None:
-            on_progress(done, len(missing))
+        on_progress(done, len(missing))
     return done
 
 
@@ -99,14 +124,13 @@ def _usable(folder: Path, follow_symlinks: bool, without: Collection[Path]) -> t
 
 
 def _save(folder: Path, number: int, image: Image.Image) -> None:
-    buffer = io.BytesIO()
     image = image.convert("RGB")
+    if image.getextrema() == ((0, 0),) * 3:
+        raise ValueError(
+            f"class image {number} for {printable(folder, NAME_LIMIT)} is black, as float16 or a safety "
+            "checker makes it; set prior_generation_precision=fp32, or load the base without the checker"
+        )
+    buffer = io.BytesIO()
     image.save(buffer, "PNG")
     data = buffer.getvalue()
-    if image.getextrema() == ((0, 0),) * 3:
-        shown = printable(folder, NAME_LIMIT)
-        raise ValueError(
-            f"class image {number} for {shown} is black, as float16 or a safety checker makes it; "
-            "set prior_generation_precision=fp32, or load the base without the checker"
-        )
     write_files(folder, {f"{number:05d}-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.png": data})

@@ -42,38 +42,32 @@ class Phases:
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Measure what is done inside."""
-        began = time.monotonic()
-        with _peak(self.device) as peak:
+        began, peak, is_over, process = time.monotonic(), 0, threading.Event(), psutil.Process()
+
+        def watch() -> None:
+            nonlocal peak
+            while True:
+                peak = max(peak, process.memory_info().rss)
+                if is_over.wait(_INTERVAL_SECONDS):
+                    return
+
+        has_gpu = self.device.type == "cuda"
+        watcher = threading.Thread(target=watch, daemon=True)
+        if has_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            watcher.start()
+        try:
             yield
-        self.found.append(Phase(name, time.monotonic() - began, peak[0]))
-
-
-@contextmanager
-def _peak(device: torch.device) -> Iterator[list[int]]:
-    """Give a list whose only entry is, after the block, the peak of memory inside it."""
-    peak = [0]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield peak
-        torch.cuda.synchronize(device)
-        peak[0] = torch.cuda.max_memory_allocated(device)
-        return
-    process, stop = psutil.Process(), threading.Event()
-
-    def watch() -> None:
-        while True:
-            peak[0] = max(peak[0], process.memory_info().rss)
-            if stop.wait(_INTERVAL_SECONDS):
-                break
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        watcher.join()
-        peak[0] = max(peak[0], process.memory_info().rss)
+        finally:
+            is_over.set()
+            if has_gpu:
+                torch.cuda.synchronize(self.device)
+                peak = torch.cuda.max_memory_allocated(self.device)
+            else:
+                watcher.join()
+                peak = max(peak, process.memory_info().rss)
+            self.found.append(Phase(name, time.monotonic() - began, peak))
 
 
 @contextmanager
@@ -95,8 +89,9 @@ def shortages_explained(folder: Path) -> Iterator[None]:
             raise ValueError(f"memory ran out ({error}); the last checkpoint is kept") from error
         if error.errno not in _NO_SPACE:
             raise
+        free = shutil.disk_usage(folder).free / MIB
         raise ValueError(
-            f"{error.strerror}, with {_free(folder) / MIB:.1f} MiB free in {printable(folder)}; the "
+            f"{error.strerror}, with {free:.1f} MiB free in {printable(folder)}; the "
             "checkpoints in it are whole: free some space, and the same command goes on from the newest"
         ) from error
 
@@ -107,13 +102,9 @@ def check_space(folder: Path, num_bytes: int) -> None:
     Raises:
         ValueError: there is less space than they need.
     """
-    free = _free(folder)
+    free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
             f"a checkpoint and the result need {num_bytes / MIB:.1f} MiB in {printable(folder)}, and "
             f"{free / MIB:.1f} MiB are free; free some, or give another --output_dir"
         )
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

@@ -1,52 +1,43 @@
-"""The result of a run: adapter, LoRA export, last images drawn from the saved files, model card."""
+"""The result of a run: adapter, LoRA export, what the saved files draw, model card, and the upload of it."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi
-from peft import LoraConfig, PeftConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ether_diffusion.adapters import AdapterMetadata, load_ether, read_adapter
-from ether_diffusion.adapters.card import (
-    encoder_card,
-    is_ours,
-    model_card,
-    plain_card,
-)
+from ether_diffusion.adapters import AdapterMetadata, read_adapter
+from ether_diffusion.adapters.card import encoder_card, is_ours, model_card, plain_card
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
+from ether_diffusion.adapters.load import remove_adapter
 from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.export import export_lora
 from ether_diffusion.training.config import OutputConfig
 from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
-from ether_diffusion.training.loop import Trainer
-from ether_diffusion.training.methods import ADAPTER_NAME, TrainedPart, adapter_files, restore_adapter
-from ether_diffusion.training.setup import LoadedRun
-from ether_diffusion.tuner import EtherConfig
+from ether_diffusion.training.methods import ADAPTER_NAME, adapter_files, attach_saved
+
+if TYPE_CHECKING:
+    from ether_diffusion.training.setup import Run
 
 logger = logging.getLogger(__name__)
 
-SAVED_NAME = "saved"
 SAMPLES_FOLDER, FINAL = "samples", "final"
 EVALUATION_NAME, CURVE_NAME = "evaluation.json", "evaluation.png"
+_FOLDERS = ("", *(f"{each}/" for each in TEXT_ENCODERS))
 UPLOADED = [
     CARD_NAME,
     EXPORT_NAME,
     *CONTROL_FILES,
-    *(
-        f"{part}{name}"
-        for part in ("", *(f"{each}/" for each in TEXT_ENCODERS))
-        for name in (CONFIG_NAME, TENSORS_NAME)
-    ),
+    *(f"{part}{name}" for part in _FOLDERS for name in (CONFIG_NAME, TENSORS_NAME)),
     f"{SAMPLES_FOLDER}/*.png",
     CURVE_NAME,
     EVALUATION_NAME,
@@ -54,16 +45,16 @@ UPLOADED = [
 """All of a run's folder that is for others: its settings name folders of this machine."""
 
 
-def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
+def metadata_of_run(run: "Run", step: int | None = None) -> AdapterMetadata:
     """Return what the adapter's file says at a step, or as far as the run is; equal runs say equal things."""
-    config, trainer = run.config, run.trainer
+    config = run.config
     return AdapterMetadata(
         base_model=shareable_name(config.base.pretrained_model_name_or_path),
         trigger=config.trigger,
         training={
-            "steps": trainer.step if step is None else step,
+            "steps": run.trainer.step if step is None else step,
             "learning_rate": config.learning_rate,
-            "batch_size": trainer.progress.effective_batch,
+            "batch_size": run.progress.effective_batch,
             "optimizer": config.optimization.optimizer,
             "lr_scheduler": config.optimization.lr_scheduler,
             "prior_preservation": config.prior.prior_preservation,
@@ -72,17 +63,14 @@ def metadata_of_run(run: LoadedRun, step: int | None = None) -> AdapterMetadata:
     )
 
 
-def result_files(trainer: Trainer, metadata: AdapterMetadata) -> dict[str, bytes]:
-    """Return the files of all parts' adapters by their names in the folder: the UNet's lies on top.
-
-    With control, the encoder lies beside it.
-    """
+def result_files(run: "Run") -> dict[str, bytes]:
+    """Return the files of all adapters and the control encoder by their names; the UNet's lie on top."""
     files: dict[str, bytes] = {}
-    for part in trainer.parts:
-        own = adapter_files(part.model, metadata)
+    for part in run.trainer.parts:
+        own = adapter_files(part.model, metadata_of_run(run))
         files |= {f"{part.prefix}{name}": data for name, data in own.items()}
-    if trainer.control is not None:
-        files |= control_result_files(trainer.control, trainer.parts)
+    if run.trainer.control is not None:
+        files |= control_result_files(run.trainer.control, run.trainer.parts)
     return files
 
 
@@ -94,36 +82,35 @@ def write_adapters(folder: Path, files: dict[str, bytes]) -> None:
         write_files(folder / subfolder, inside)
 
 
-def write_export(folder: Path, run: LoadedRun) -> Path | None:
+def write_export(folder: Path, run: "Run") -> Path | None:
     """Write the LoRA file of the adapters in a folder, where the method has one; return its path."""
-    config = run.config
-    if config.adapter.adapter == "lora":
+    method, base = run.config.adapter.adapter, run.base
+    if method == "lora":
         return _save_lora(folder, run)
-    if not _is_ether(run.trainer.parts):
-        logger.info("no LoRA file is written: %s is no low-rank update", config.adapter.adapter)
+    if not method.startswith("ether"):
+        logger.info("no LoRA file is written: %s is no low-rank update", method)
         return None
-    unet, stored = run.unet, run.base.denoiser_dtype
+    unet, stored = run.unet, base.denoiser_dtype
     if unet.dtype not in (stored, torch.float32):  # exact on the weights as they are stored
-        unet = run.base.load_denoiser(stored)
+        unet = base.load_denoiser(stored)
     if len(run.trainer.parts) == 1:
         return export_lora(read_adapter(folder, components=["unet"], with_encoder=False), unet, folder)
-    pipeline = run.base.load_text_encoders().pipeline
-    pipeline.register_modules(**{run.base.denoiser: unet})
+    pipeline = base.load_text_encoders().pipeline
+    pipeline.register_modules(**{base.denoiser: unet})
     return export_lora(folder, pipeline, folder)
 
 
-def _save_lora(folder: Path, run: LoadedRun) -> Path:
+def _save_lora(folder: Path, run: "Run") -> Path:
     """Write PEFT's LoRA as diffusers' own scripts do."""
     arguments: dict[str, object] = {}
     for part in run.trainer.parts:
-        tensors = load_file(folder / f"{part.prefix}{TENSORS_NAME}")
-        own = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
         assert isinstance(part.config, LoraConfig)
-        settings = part.config.to_dict()
+        tensors = load_file(folder / f"{part.prefix}{TENSORS_NAME}")
         name = run.base.denoiser if part.part == "unet" else part.part
-        arguments[f"{name}_lora_layers"] = own
+        arguments[f"{name}_lora_layers"] = {key.removeprefix(PEFT_PREFIX): t for key, t in tensors.items()}
         arguments[f"{name}_lora_adapter_metadata"] = {
-            name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in part.config.to_dict().items()
         }
     with TemporaryDirectory() as temporary:
         run.base.pipeline_class.save_lora_weights(temporary, weight_name=EXPORT_NAME, **arguments)
@@ -134,59 +121,38 @@ def _save_lora(folder: Path, run: LoadedRun) -> Path:
     return folder / EXPORT_NAME
 
 
-def load_saved(folder: Path, run: LoadedRun) -> None:
+def load_saved(folder: Path, run: "Run") -> None:
     """Take the adapters in training off the models, and load those in a folder instead."""
-    parts = run.trainer.parts
     if run.trainer.control is not None:
         restore_control(run.trainer.control, folder)
-    for part in parts:
-        _delete(part)
-    if _is_ether(parts):
-        models = SimpleNamespace(components={part.part: part.model for part in parts})
-        load_ether(models, folder, adapter_name=SAVED_NAME)
-        return
-    for part in parts:
-        own = folder / part.prefix
-        inject_adapter_in_model(PeftConfig.from_pretrained(str(own)), part.model, SAVED_NAME)
-        restore_adapter(part.model, load_file(own / TENSORS_NAME), name=SAVED_NAME)
-
-
-def _is_ether(parts: Sequence[TrainedPart]) -> bool:
-    return bool(parts) and isinstance(parts[0].config, EtherConfig)
-
-
-def _delete(part: TrainedPart) -> None:
-    for module in part.model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.delete_adapter(ADAPTER_NAME)
-    configs = part.model.__dict__["peft_config"]
-    configs.pop(ADAPTER_NAME)
-    if not configs:  # else PEFT takes the next adapter for a second one
-        del part.model.__dict__["peft_config"]
+    models = {part.part: part.model for part in run.trainer.parts}
+    for model in models.values():
+        remove_adapter(model, [ADAPTER_NAME])
+    if models:
+        attach_saved(SimpleNamespace(components=models), folder)
 
 
 def write_card(
     folder: Path,
-    run: LoadedRun,
+    run: "Run",
     pictures: list[tuple[str, str]],
     step: int | None = None,
     evaluation: Sequence[str] = (),
 ) -> None:
     """Write README.md, unless somebody edited the one that is there; evaluation are lines on it."""
-    path = folder / CARD_NAME
+    path, method = folder / CARD_NAME, run.config.adapter.adapter
     if path.exists() and not is_ours(path):
         logger.info("left %s as it is: it was edited", path)
         return
-    metadata = metadata_of_run(run, step)
     control = None if run.trainer.control is None else run.base.drawn_by_with_control
     told: dict[str, Any] = {"pictures": pictures, "evaluation": evaluation, "control": control}
     exported = told | {"has_lora_export": (folder / EXPORT_NAME).exists()}
-    if not run.trainer.parts:
-        text = encoder_card(metadata, **told)
-    elif _is_ether(run.trainer.parts):
+    if method == "none":
+        text = encoder_card(metadata_of_run(run, step), **told)
+    elif method.startswith("ether"):
         text = model_card(read_adapter(folder, with_encoder=False).first, **exported)
     else:
-        text = plain_card(run.config.adapter.adapter.upper(), metadata, **exported)
+        text = plain_card(method.upper(), metadata_of_run(run, step), **exported)
     write_files(folder, {CARD_NAME: text.encode()})
 
 

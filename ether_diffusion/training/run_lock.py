@@ -50,12 +50,11 @@ class FolderInUseError(ValueError):
     """Another process holds the lock of a folder; `holder` is None where it has not said which."""
 
     def __init__(self, folder: Path, holder: Holder | None, option: str) -> None:
-        self.sentence, self.holder = f"{printable(folder)} is in use by another process", holder
+        self.holder, who = holder, "another process"
         if holder is not None:
-            since = f" since {printable(holder.since)}" if holder.since else ""
-            self.sentence = (
-                f"{printable(folder)} is in use by process {holder.pid} on {printable(holder.host)}{since}"
-            )
+            who = f"process {holder.pid} on {printable(holder.host)}"
+            who += f" since {printable(holder.since)}" if holder.since else ""
+        self.sentence = f"{printable(folder)} is in use by {who}"
         super().__init__(f"{self.sentence}; wait for it, or give another {option}")
 
 
@@ -144,10 +143,9 @@ def holder_of(pid: int) -> Holder:
 
 def read_holder(path: Path) -> Holder | None:
     """Return the process that a file names; None where there is no such file or it is damaged."""
-    try:
+    with suppress(ValueError):  # a power cut may leave it empty
         return read_json(read_plain_file(path, inside=None, max_bytes=2**16), Holder, printable(path))
-    except ValueError:
-        return None  # a power cut may leave it empty
+    return None
 
 
 def write_holder(path: Path, holder: Holder) -> None:

@@ -1,8 +1,9 @@
-"""From a configuration to a run that trains: all that is wrong is said at once, then the parts are loaded."""
+"""A training run: all that is wrong with it is said at once, then its parts are loaded one by one."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,32 +12,30 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from peft.utils.error import NoMatchingPeftModuleError
+from torch import Tensor, nn
 
 from ether_diffusion.bases import (
     Base,
     Denoiser,
     PromptEmbeddings,
     TextEncoders,
-    decoded_again,
     open_base,
     recompute_activations,
     stack_embeddings,
 )
-from ether_diffusion.durable_files import delete_unfinished
 from ether_diffusion.options import shown
-from ether_diffusion.training.accelerator import DTYPES, tracker_problem
 from ether_diffusion.training.batches import BatchSource, Codec
 from ether_diffusion.training.captions import doubt_token, find_cut
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
 from ether_diffusion.training.control import new_control, validation_controls
 from ether_diffusion.training.crops import Needs, Scaling
 from ether_diffusion.training.dataset import TrainingData, read_class_images, read_training_data
-from ether_diffusion.training.evaluator import SubjectEvaluator, open_evaluator
-from ether_diffusion.training.loop import Progress, Trainer
+from ether_diffusion.training.evaluation import SubjectEvaluator, open_evaluator
+from ether_diffusion.training.loop import Progress, Trainer, find_optimizer
 from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
 from ether_diffusion.training.objective import Denoising, Encode
-from ether_diffusion.training.optimizers import find_optimizer
-from ether_diffusion.training.prior import count_missing, generate_class_images
+from ether_diffusion.training.prior import count_missing
+from ether_diffusion.training.processes import DTYPES, tracker_problem
 from ether_diffusion.training.resources import Phases
 from ether_diffusion.training.sample_plan import SamplePlan
 from ether_diffusion.wording import printable
@@ -44,15 +43,15 @@ from ether_diffusion.wording import printable
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Check = Callable[[], None]
-"""What is called in between, and raises where a signal came."""
 
 
-@dataclass(frozen=True)
-class CheckedRun:
-    """A run whose base, photos and settings can be used; `num_missing` class images are to be drawn.
+@dataclass(eq=False)
+class Run:
+    """A run whose base, photos and settings can be used; `load_run` adds all that trains.
 
-    `evaluator` measures in between, where that was asked for.
+    num_missing class images are to be drawn. controls are the control images (1, 3, height, width) of the
+    validation prompts, if there are any; evaluator measures in between, where that was asked for. check is
+    called now and then, and raises where a signal came.
     """
 
     config: DreamBoothConfig
@@ -60,7 +59,18 @@ class CheckedRun:
     base: Base
     training: TrainingData
     num_missing: int
+    controls: tuple[Tensor, ...] = ()
     evaluator: SubjectEvaluator | None = None
+    check: Callable[[], None] = lambda: None
+    source: BatchSource = field(init=False)
+    trainer: Trainer = field(init=False)
+    unet: Denoiser = field(init=False)
+    encode: Encode = field(init=False)
+
+    @cached_property
+    def phases(self) -> Phases:
+        """What each part of the run took."""
+        return Phases(self.accelerator.device)
 
     @cached_property
     def plan(self) -> SamplePlan:
@@ -69,9 +79,8 @@ class CheckedRun:
         Raises:
             ValueError: a size does not fit the base, or class images cannot be used.
         """
-        config, base = self.config, self.base
+        config, needs, class_images = self.config, _needs_of(self.base), None
         prior = config.prior.replace(class_prompt=config.class_prompt)
-        needs, class_images = needs_of(base), None
         if prior.prior_preservation == "class_images":
             scaling = Scaling.of(config.data, needs)
             class_images = read_class_images(config.data, prior, scaling=scaling, without=folders_of(config))
@@ -81,23 +90,26 @@ class CheckedRun:
             self.training,
             class_images,
             needs=needs,
-            effective_batch=self.progress(1).effective_batch,
+            effective_batch=math.prod(self._split),
             seed=config.compute.seed,
             control=control_of(config),
         )
 
-    def progress(self, num_samples: int) -> Progress:
-        """Return how far the run goes, where an epoch has so many samples."""
+    @cached_property
+    def progress(self) -> Progress:
+        """How far the run goes."""
         settings = self.config.optimization
-        split = (
-            settings.train_batch_size,
-            settings.gradient_accumulation_steps,
-            self.accelerator.num_processes,
-        )
         num_steps = settings.max_train_steps
         if num_steps is None and settings.num_train_epochs is not None:
-            num_steps = settings.num_train_epochs * Progress(0, *split).steps_per_epoch(num_samples)
-        return Progress(num_steps or DEFAULT_STEPS, *split)
+            epoch = Progress(0, *self._split).steps_per_epoch(self.plan.num_samples)
+            num_steps = settings.num_train_epochs * epoch
+        return Progress(num_steps or DEFAULT_STEPS, *self._split)
+
+    @property
+    def _split(self) -> tuple[int, int, int]:
+        settings = self.config.optimization
+        num_processes = self.accelerator.num_processes
+        return settings.train_batch_size, settings.gradient_accumulation_steps, num_processes
 
     @property
     def size(self) -> tuple[int, int]:
@@ -106,21 +118,22 @@ class CheckedRun:
         return side, side
 
     @property
-    def prompts(self) -> set[str]:
-        """All prompts that are drawn in between, with no words at all among them."""
+    def prompts(self) -> list[str]:
+        """All prompts that are trained on or drawn in between, with no words at all among them."""
         validation = self.config.validation
         drawn = {*validation.validation_prompt, "", validation.validation_negative_prompt or ""}
         measured = self.evaluator and {*self.evaluator.prompts, *self.evaluator.other_prompts}
-        return drawn | (measured or set())
+        return sorted({*self.plan.prompts} | drawn | (measured or set()))
 
 
-def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> CheckedRun:
+def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
     """Open the base, decode every photo, read every caption, and look for what the settings need.
 
     Raises:
         ValueError: something cannot be used; all problems are listed, one a line.
     """
     problems: list[str] = []
+    control, prior, without = control_of(config), config.prior, folders_of(config)
 
     def collect(find: Callable[[], T]) -> T | None:
         try:
@@ -129,16 +142,27 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> CheckedRun:
             problems.append(str(error))
             return None
 
+    def missing() -> int:
+        if prior.prior_preservation != "class_images" or prior.class_data_dir is None:
+            return 0
+        follow = config.data.follow_symlinks
+        return count_missing(
+            prior.class_data_dir, prior.num_class_images, follow_symlinks=follow, without=without
+        )
+
     base = collect(lambda: _open(config))
-    training = collect(lambda: _read_photos(config, base))
-    num_missing = collect(lambda: _count_missing(config)) or 0
+    scaling = None if base is None else Scaling.of(config.data, _needs_of(base))
+    training = collect(
+        lambda: read_training_data(config.data, control=control, scaling=scaling, without=without)
+    )
+    num_missing = collect(missing) or 0
     collect(lambda: find_optimizer(config.optimization))
     if base is not None:
         collect(lambda: _try_adapter(base, config))
     problems += _environment_problems(config)
     if base is not None and training is not None:
-        checked = CheckedRun(config, accelerator, base, training, num_missing)
-        collect(lambda: validation_controls(control_of(config), checked.size))
+        run = Run(config, accelerator, base, training, num_missing)
+        run.controls = collect(lambda: validation_controls(control, run.size)) or ()
         drawing = {
             "validation_prompt": config.validation.validation_prompt,
             "eval_steps": config.evaluation.eval_steps,
@@ -149,15 +173,14 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> CheckedRun:
                 f"an inpainting base draws no picture from a prompt alone; leave {' and '.join(asked)} out"
             )
         elif config.evaluation.eval_steps:
-            evaluator = collect(lambda: open_evaluator(config, base, training))
-            checked = replace(checked, evaluator=evaluator)
-        plan = None if num_missing else collect(lambda: checked.plan)
+            run.evaluator = collect(lambda: open_evaluator(config, base, training))
+        plan = None if num_missing else collect(lambda: run.plan)
         warnings = () if plan is None else plan.warnings
         for warning in (*warnings, *(collect(lambda: _prompt_warnings(config, base, training)) or ())):
             logger.warning("%s", warning)
     if problems:
         raise ValueError("\n".join(problems))
-    return checked
+    return run
 
 
 def folders_of(config: DreamBoothConfig) -> tuple[Path, ...]:
@@ -187,34 +210,9 @@ def _open(config: DreamBoothConfig) -> Base:
     return base
 
 
-def _read_photos(config: DreamBoothConfig, base: Base | None) -> TrainingData:
-    return read_training_data(
-        config.data,
-        control=control_of(config),
-        scaling=None if base is None else Scaling.of(config.data, needs_of(base)),
-        without=folders_of(config),
-    )
-
-
-def needs_of(base: Base) -> Needs:
-    """Return what a base asks of the photos."""
-    return Needs(
-        base.native_size,
-        base.size_multiple,
-        has_size_ids=base.has_size_ids,
-        is_inpainting=base.is_inpainting,
-    )
-
-
-def _count_missing(config: DreamBoothConfig) -> int:
-    prior = config.prior
-    if prior.prior_preservation != "class_images":
-        return 0
-    assert prior.class_data_dir is not None
-    follow, folders = config.data.follow_symlinks, folders_of(config)
-    return count_missing(
-        prior.class_data_dir, prior.num_class_images, follow_symlinks=follow, without=folders
-    )
+def _needs_of(base: Base) -> Needs:
+    has = {"has_size_ids": base.has_size_ids, "is_inpainting": base.is_inpainting}
+    return Needs(base.native_size, base.size_multiple, **has)
 
 
 def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
@@ -233,16 +231,15 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
 
 
 def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
-    compute = config.compute
-    if compute.enable_xformers_memory_efficient_attention:
-        if not torch.cuda.is_available():
-            yield "xformers has kernels on CUDA only, and there is no CUDA GPU; leave it out for SDPA"
-        elif find_spec("xformers") is None:
-            yield "xformers is not installed; pip install 'ether-diffusion[xformers]', or leave it out"
+    compute, has_gpu = config.compute, torch.cuda.is_available()
+    if compute.enable_xformers_memory_efficient_attention and not has_gpu:
+        yield "xformers has kernels on CUDA only, and there is no CUDA GPU; leave it out for SDPA"
+    elif compute.enable_xformers_memory_efficient_attention and find_spec("xformers") is None:
+        yield "xformers is not installed; pip install 'ether-diffusion[xformers]', or leave it out"
     problem = tracker_problem(config.output.report_to)
     if problem is not None:
         yield problem
-    if compute.allow_tf32 and not torch.cuda.is_available():
+    if compute.allow_tf32 and not has_gpu:
         logger.warning("allow_tf32 has no effect: there is no CUDA GPU")
 
 
@@ -257,68 +254,7 @@ def _prompt_warnings(config: DreamBoothConfig, base: Base, training: TrainingDat
     return [*found, *([] if doubt is None else [doubt])]
 
 
-def draw_class_images(checked: CheckedRun, check: Check) -> None:
-    """Draw the class images that are missing, by the base alone."""
-    config, base, accelerator = checked.config, checked.base, checked.accelerator
-    prior = config.prior
-    if prior.class_data_dir is not None:
-        delete_unfinished(prior.class_data_dir, is_shared=True)
-    if not checked.num_missing:
-        return
-    assert prior.class_data_dir is not None
-    assert config.class_prompt is not None
-    precision = prior.prior_generation_precision or accelerator.mixed_precision
-    logger.info("drawing %d class images into %s", checked.num_missing, prior.class_data_dir)
-    pipeline = base.load_unchecked_pipeline(DTYPES[precision]).to(accelerator.device)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def report(done: int, wanted: int) -> None:
-        logger.info("class images: %d of %d", done, wanted)
-        check()
-
-    with decoded_again(pipeline.vae):
-        generate_class_images(
-            pipeline,
-            prior.class_data_dir,
-            class_prompt=config.class_prompt,
-            num_class_images=prior.num_class_images,
-            sample_batch_size=prior.sample_batch_size,
-            seed=config.compute.seed,
-            follow_symlinks=config.data.follow_symlinks,
-            without=folders_of(config),
-            on_progress=report,
-        )
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """All that trains: the trainer, its batches, and what embeds prompts."""
-
-    checked: CheckedRun
-    plan: SamplePlan
-    source: BatchSource
-    trainer: Trainer
-    unet: Denoiser
-    encode: Encode
-
-    @property
-    def config(self) -> DreamBoothConfig:
-        """What the run was told."""
-        return self.checked.config
-
-    @property
-    def base(self) -> Base:
-        """What the adapter is trained on."""
-        return self.checked.base
-
-
-def load_run(
-    checked: CheckedRun,
-    check: Check = lambda: None,
-    phases: Phases | None = None,
-    *,
-    num_steps: int | None = None,
-) -> LoadedRun:
+def load_run(run: Run, *, num_steps: int | None = None) -> Run:
     """Encode photos and prompts, then load the UNet and attach the adapters; num_steps may cut the run short.
 
     The parts are loaded one at a time, used, and leave memory again.
@@ -326,62 +262,68 @@ def load_run(
     Raises:
         ValueError: a photo's latents are not finite, or an adapter does not fit the model.
     """
-    config, base, accelerator, plan = checked.config, checked.base, checked.accelerator, checked.plan
-    settings, wanted, seed = config.optimization, control_of(config), config.compute.seed
-    progress = checked.progress(plan.num_samples)
-    progress = progress if num_steps is None else replace(progress, num_steps=num_steps)
+    config, base, accelerator = run.config, run.base, run.accelerator
+    settings, compute, wanted = config.optimization, config.compute, control_of(config)
+    progress = run.progress if num_steps is None else replace(run.progress, num_steps=num_steps)
     dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device
-    phases = phases or Phases(device)
-    with phases.measure("encode photos"):
-        source = _load_source(checked, plan, progress.num_steps * progress.effective_batch, check)
-    with phases.measure("encode prompts"):
+    parts: list[TrainedPart] = []
+
+    def attach(part: str, model: nn.Module, learning_rate: float) -> TrainedPart:
+        adapter = peft_config(config.adapter, part, base)
+        added = attach_new(model, adapter, seed=compute.seed, part=part)
+        return TrainedPart(part, model, adapter, added, learning_rate)
+
+    with run.phases.measure("encode photos"):
+        vae = base.load_vae().to(device)
+        codec = Codec(
+            lambda images: base.encode_images(vae, images), lambda latents: base.scale_latents(vae, latents)
+        )
+        num_samples = progress.num_steps * progress.effective_batch
+        run.source = BatchSource(
+            run.plan, codec, num_samples=num_samples, on_progress=lambda done, of: run.check()
+        )
+        if config.data.cache_latents:
+            vae.to("meta")  # its config still says how latents are scaled
+    with run.phases.measure("encode prompts"):
         encoders = base.load_text_encoders(dtype).to(device)
-        parts = _text_parts(config, base, encoders) if config.adapter.train_text_encoder else []
-        encode: Encode = encoders.encode
+        for name, model in encoders.models.items() if config.adapter.train_text_encoder else ():
+            parts.append(attach(name, model, config.text_encoder_learning_rate))
+            model.train()
+            if compute.gradient_checkpointing:
+                recompute_activations(model)
+        run.encode = encoders.encode
         if config.data.pre_compute_text_embeddings:
-            encode = remember(encoders, sorted({*plan.prompts, *checked.prompts}))
-            del encoders
-    check()
-    with phases.measure("load the UNet"):
-        unet = base.load_denoiser(dtype).to(device)
-        compute = config.compute
+            run.encode = remember(encoders, run.prompts)
+        del encoders
+    run.check()
+    with run.phases.measure("load the UNet"):
+        run.unet = unet = base.load_denoiser(dtype).to(device)
         if compute.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         wants_xformers = compute.enable_xformers_memory_efficient_attention
-        side = max(checked.size) // base.vae_scale_factor
+        side = max(run.size) // base.vae_scale_factor
         base.set_attention(unet, "xformers" if wants_xformers else compute.attention, latent_side=side)
         if config.adapter.adapter != "none":
-            parts = [_attached(config, base, "unet", unet, config.learning_rate), *parts]
+            parts = [attach("unet", unet, config.learning_rate), *parts]
         unet.train()
-        if config.compute.torch_compile:
+        if compute.torch_compile:
             unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
-    control = None if wanted is None else new_control(wanted, base, unet, seed=seed)
+    control = None if wanted is None else new_control(wanted, base, unet, seed=compute.seed)
     denoising = Denoising(
         unet,
-        base.predict,
-        encode,
+        base,
+        run.encode,
         base.load_noise(),
-        seed,
+        compute.seed,
         snr_gamma=settings.snr_gamma,
         noise_offset=settings.noise_offset,
         text_encoders=[part.model for part in parts if part.part != "unet"],
         control=None if control is None else control.encoder,
     )
-    trainer = Trainer(
-        accelerator, parts, denoising, config=settings, progress=progress, seed=seed, control=control
+    run.trainer = Trainer(
+        accelerator, parts, denoising, config=settings, progress=progress, seed=compute.seed, control=control
     )
-    return LoadedRun(checked, plan, source, trainer, unet, encode)
-
-
-def _load_source(checked: CheckedRun, plan: SamplePlan, num_samples: int, check: Check) -> BatchSource:
-    base, vae = checked.base, checked.base.load_vae().to(checked.accelerator.device)
-    codec = Codec(
-        lambda images: base.encode_images(vae, images), lambda latents: base.scale_latents(vae, latents)
-    )
-    source = BatchSource(plan, codec, num_samples=num_samples, on_progress=lambda done, of: check())
-    if checked.config.data.cache_latents:
-        vae.to("meta")  # its config still says how latents are scaled
-    return source
+    return run
 
 
 @torch.no_grad()
@@ -393,21 +335,3 @@ def remember(encoders: TextEncoders, prompts: Sequence[str]) -> Encode:
         return stack_embeddings([table[prompt] for prompt in wanted])
 
     return recall
-
-
-def _attached(
-    config: DreamBoothConfig, base: Base, part: str, model: torch.nn.Module, learning_rate: float
-) -> TrainedPart:
-    adapter = peft_config(config.adapter, part, base)
-    added = attach_new(model, adapter, seed=config.compute.seed, part=part)
-    return TrainedPart(part, model, adapter, added, learning_rate)
-
-
-def _text_parts(config: DreamBoothConfig, base: Base, encoders: TextEncoders) -> list[TrainedPart]:
-    parts = []
-    for name, model in encoders.models.items():
-        parts.append(_attached(config, base, name, model, config.text_encoder_learning_rate))
-        model.train()
-        if config.compute.gradient_checkpointing:
-            recompute_activations(model)
-    return parts

@@ -1,10 +1,12 @@
-"""What accelerate does for a run: its processes, their precision, and trackers beside the run's own log."""
+"""The processes of a run: signals, accelerate's view of them, and trackers beside the run's own log."""
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import TypeVar
 
 import numpy as np
@@ -23,12 +25,12 @@ from accelerate.utils import (
 )
 from PIL import Image
 
-from ether_diffusion.training.config import ComputeConfig, DreamBoothConfig
-from ether_diffusion.training.interrupts import InterruptedRunError, StoppedAtOnceError
+from ether_diffusion.training.config import ComputeConfig, DreamBoothConfig, OutputConfig
 from ether_diffusion.wording import listed, printable
 
 T = TypeVar("T")
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 AVAILABLE = {
     "tensorboard": is_tensorboard_available,
@@ -39,29 +41,102 @@ AVAILABLE = {
 _OF_LAUNCHERS = re.compile("ACCELERATE_.*|(LOCAL_|NODE_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)")
 
 
+class InterruptedRunError(Exception):
+    """The run was asked to stop; exit_code is the shell's for that signal: 130 or 143."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.args[0]).name}"
+
+
+class StoppedAtOnceError(InterruptedRunError):
+    """It was asked twice: what is in memory may be half done, and is not saved."""
+
+
 class MainStoppedError(ValueError):
     """The main process cannot go on, and says why itself."""
 
 
-def make_accelerator(
-    compute: ComputeConfig, *, report_to: str | None = None, folder: str = ".", logging_dir: str = "logs"
-) -> Accelerator:
-    """Return accelerate's view of this process.
+class Interrupts:
+    """While it is entered, SIGINT and SIGTERM are noted instead of ending the process; a second one ends it.
+
+    So the step in progress ends and is saved before the process is.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._before = ExitStack()
+
+    def __enter__(self) -> "Interrupts":
+        for number in SIGNALS:
+            self._before.callback(signal.signal, number, signal.signal(number, self._note))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._before.close()
+
+    def check(self) -> None:
+        """Stop here if a signal came.
+
+        Raises:
+            InterruptedRunError: one came.
+        """
+        if self.signal_number is not None:
+            raise InterruptedRunError(self.signal_number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise StoppedAtOnceError(number)
+        self.signal_number = number
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Put off what this thread gets of both signals, and processes it starts until they release_signals.
+
+    Nothing is put off where there are no signal masks, as on Windows.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_signals() -> None:
+    """Let a process that was started while signals were held have them again."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def make_accelerator(compute: ComputeConfig, output: OutputConfig | None = None) -> Accelerator:
+    """Return accelerate's view of this process, with the trackers that the output asks for.
 
     Raises:
         ValueError: it was launched for FSDP or DeepSpeed, which split models that are whole here, or a
             variable of the environment says what accelerate cannot do.
     """
     AcceleratorState._reset_state()  # else the precision of an earlier run in this process would stay
+    # a missing tracker is refused with all else that is wrong; accelerate would warn before
+    log_with = None if output is None or tracker_problem(output.report_to) else output.report_to
+    project = None
+    if output is not None:
+        folder = str(output.output_dir)
+        project = ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{output.logging_dir}")
     # the others wait while the main process draws class or validation images
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     with _variables_named():
         accelerator = Accelerator(
             mixed_precision=compute.mixed_precision,
-            # a missing tracker is refused with all else that is wrong; accelerate would warn before
-            log_with=report_to if tracker_problem(report_to) is None else None,
+            log_with=log_with,
             kwargs_handlers=[patience],
-            project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{logging_dir}"),
+            project_config=project,
         )
         if accelerator.mixed_precision not in DTYPES:
             raise ValueError(f"{accelerator.mixed_precision} is no precision of {', '.join(DTYPES)}")
@@ -82,14 +157,10 @@ def _variables_named() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # KeyError, RuntimeError, ImportError …; nothing but accelerate runs inside
-        given = {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if _OF_LAUNCHERS.fullmatch(name) and value
-        }
+        said = str(error)
+        given = {n: v for n, v in sorted(os.environ.items()) if v and _OF_LAUNCHERS.fullmatch(n)}
         if not given:
             raise
-        said = str(error)
         meant = {
             name: value
             for name, value in given.items()
@@ -115,21 +186,12 @@ def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
             work()
         except Exception as error:  # told to the others first, raised below
             stop = error
-    told = from_main(accelerator, _as_told(stop))
-    if stop is not None:
-        raise stop
-    if isinstance(told, int):
-        raise StoppedAtOnceError(-told) if told < 0 else InterruptedRunError(told)
+    told = stop
+    if stop is not None and not isinstance(stop, InterruptedRunError):
+        told = MainStoppedError(f"the main process stopped: {stop}")
+    told = from_main(accelerator, told)
     if told is not None:
-        raise MainStoppedError(told)
-
-
-def _as_told(stop: Exception | None) -> int | str | None:
-    """Return the number of a signal, negative if it came twice, or the words of another error."""
-    if isinstance(stop, InterruptedRunError):
-        number = stop.exit_code - 128
-        return -number if isinstance(stop, StoppedAtOnceError) else number
-    return None if stop is None else f"the main process stopped: {stop}"
+        raise stop or told
 
 
 def from_main(accelerator: Accelerator, value: T) -> T:
