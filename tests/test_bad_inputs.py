@@ -17,9 +17,7 @@ from pathlib import Path
 import photo_files
 import pytest
 from PIL import Image
-from tiny_pipelines import tiny_sd
 from training_runs import environment, write_base
-from transformers import CLIPTokenizer
 
 from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.training.run import Session
@@ -179,33 +177,19 @@ def test_files_that_cannot_be_used_are_named_with_reason_and_remedy(place: Place
     assert all(f"not used: {sentence}" in said for sentence in sentences)
 
 
-def test_a_link_out_of_the_folder_is_followed_only_with_the_flag(place: Place) -> None:
-    Path("elsewhere.png").write_bytes(photo_files.photo())
-    (place.photos / "a.png").symlink_to(Path("elsewhere.png").absolute())
-    (_, sentence) = place.refused(*PROMPT)
-    assert re.fullmatch(r"a\.png is a link to /.*/elsewhere\.png, outside the folder; copy .*", sentence)
-    place.trained(*PROMPT, "--follow_symlinks")
-
-
-def test_a_folder_that_is_none_says_which(place: Place) -> None:
+def test_a_folder_that_is_none_or_may_not_be_read_says_which(place: Place) -> None:
+    remedy, words = "give the folder that holds the photos", (*PROMPT, "--instance_data_dir")
     kinds = "jpg, png, webp, avif, tiff, gif, bmp"
     assert place.refused(*PROMPT) == [f"no usable photos in photos (looked for {kinds})"]
-    remedy = "give the folder that holds the photos"
-    words = (*PROMPT, "--instance_data_dir")
     assert place.refused(*words, "nowhere") == [f"there is no folder nowhere; {remedy}"]
-    write(a_png=photo_files.photo())
-    assert place.refused(*words, "photos/a.png") == [f"photos/a.png is not a folder; {remedy}"]
-
-
-def test_a_folder_without_rights_says_so(place: Place) -> None:
     with tempfile.TemporaryDirectory() as parent:
         closed = Path(parent, "closed")
         Path(parent).chmod(0o755)
         closed.mkdir(mode=0o000)
         with without_rights():
-            errors = place.said_by(*PROMPT, "--instance_data_dir", str(closed), code=2)
-        assert f"the folder {closed} cannot be read (Permission denied); change its rights\n" in errors
-        assert "Traceback" not in errors
+            errors = place.said_by(*words, str(closed), code=2)
+    assert f"the folder {closed} cannot be read (Permission denied); change its rights\n" in errors
+    assert "Traceback" not in errors
 
 
 def test_what_only_looks_bad_is_trained_on(place: Place) -> None:
@@ -230,19 +214,8 @@ def test_what_only_looks_bad_is_trained_on(place: Place) -> None:
         unmarked_jpg=photo_files.without_adobe_mark(ink),
         **{f"turned{n}_jpg": turned(n) for n in range(1, 9)},
     )
-    names = [
-        "ä ö",
-        "😀",
-        "-rf",
-        "two\nlines",
-        "\u202egnp.exe",
-        "x" * 251,
-        "\u00e9",
-        "e\u0301",
-        "twin",
-        "twin 2",
-    ]
-    for seed, name in enumerate(names[:-1]):
+    names = ["ä ö", "😀", "-rf", "two\nlines", "\u202egnp.exe", "x" * 251, "\u00e9", "e\u0301"]
+    for seed, name in enumerate([*names, "twin"]):
         write(**{f"{name}_png": photo_files.photo(seed=20 + seed)})
     write(**{"twin 2_png": photo_files.photo(seed=28)})
     for name in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini"):
@@ -314,61 +287,18 @@ def test_a_photo_that_is_deleted_during_a_run_stops_it_behind_a_checkpoint(
     assert "going on from step 1" in place.said_by(*words, code=0)
 
 
-def write_two(**captions: bytes) -> None:
-    write(a_png=photo_files.photo(1), b_png=photo_files.photo(2), **captions)
-
-
-def test_captions_that_cannot_be_used_are_named(place: Place) -> None:
-    write_two()
-    where = "captions in photos cannot be used:"
-    lacking = "has no caption, and there is no instance prompt; write either"
-    header = "the training data cannot be used:"
-    assert place.refused() == [header, where, f"a.png {lacking}", f"b.png {lacking}"]
-    write_two(a_txt=b"one", a_caption=b"two", b_txt=b"caf\xe9")
-    assert place.refused(*PROMPT) == [
-        header,
-        where,
-        "b.txt is not UTF-8: byte 0xe9 at offset 3; save it as UTF-8",
-        'a.png has different captions, "two" in a.caption and "one" in a.txt; keep one',
-    ]
-
-
-def test_captions_of_some_photos_and_of_every_encoding_are_used(place: Place) -> None:
-    write_two(a_txt=b"\xef\xbb\xbfa red cat\r\n")
-    said = place.trained(*PROMPT)
-    assert "1 of 2 photos have no caption and get the instance prompt: b.png" in said
-
-
-def test_a_prompt_that_is_too_long_is_shown_with_its_cut(place: Place) -> None:
-    write_two()
-    said = place.trained("--instance_prompt", "abcdefghij klmnop")
-    assert 'the prompt has 18 tokens and 16 are read: "…abcdefghij klmn" ✂ "op" is lost' in said
-
-
-def test_a_trigger_word_that_may_not_work_is_doubted(place: Place) -> None:
-    write_two(a_txt=b"a cat", b_txt=b"a dog")
-    said = place.trained("--token", "abcde")
-    assert 'the trigger word "abcde" is absent from 2 of 2 prompts: a.png, b.png' in said
-    assert 'the trigger word "abcde" is read as 5 tokens; use a shorter one' in said
-
-
-def test_a_common_trigger_word_is_doubted(place: Place) -> None:
-    write_two()
-    words = tiny_sd().tokenizer.get_vocab() | {f"word{n}": 54 + n for n in range(31_000)}
-    CLIPTokenizer(vocab=words, merges=[], model_max_length=16).save_pretrained("tokenizer")
-    said = place.trained("--token", "d", "--instance_prompt", "a {token}", "--tokenizer_name", "tokenizer")
-    assert 'the trigger word "d" is common, and its meaning will change; use a rare one like sks' in said
-
-
-@pytest.mark.parametrize(
-    "name", ["instance_prompt", "class_prompt", "validation_prompt", "validation_negative_prompt", "token"]
-)
-def test_a_prompt_of_2_mb_is_refused(place: Place, name: str) -> None:
-    write_two()
-    (sentence,) = place.refused(*PROMPT, f"--{name}", "a" * 2_000_000)
-    assert sentence.startswith(f"{name}=")
-    assert len(sentence) < 300
-    assert "… is longer than 10000 characters; use " in sentence
+def test_prompts_that_are_cut_or_may_not_work_are_doubted(place: Place) -> None:
+    write(a_png=photo_files.photo(1), b_png=photo_files.photo(2), a_txt=b"\xef\xbb\xbfa \x1b[31mcat\r\n")
+    said = place.trained("--instance_prompt", "abcdefghij klmnop", "--token", "abcde")
+    for sentence in (
+        "1 of 2 photos have no caption and get the instance prompt: b.png",
+        'the prompt has 18 tokens and 16 are read: "…abcdefghij klmn" ✂ "op" is lost',
+        'the trigger word "abcde" is absent from 2 of 2 prompts: a.png, b.png',
+        'the trigger word "abcde" is read as 5 tokens; use a shorter one',
+        'a prompt has characters that cannot be seen: "a \\x1b[31mcat"',
+    ):
+        assert sentence in said
+    assert all(line.isprintable() for line in said.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -376,63 +306,40 @@ def test_a_prompt_of_2_mb_is_refused(place: Place, name: str) -> None:
     [
         (
             ("--tokenizer_name", "nowhere"),
-            "nowhere is no folder, and the Hub does not give it; give a folder or",
+            "nowhere is no folder, and the Hub does not give it; give",
         ),
-        (
-            ("--tokenizer_name", "photos"),
-            "photos holds no tokenizer: it has no tokenizer.json and no vocab.json;",
-        ),
+        (("--tokenizer_name", "photos"), "photos holds no tokenizer: it has no tokenizer.json and no vocab"),
         (("--pretrained_vae_model_name_or_path", "no/where"), "no/where is no folder, and the Hub does not"),
         (
             ("--pretrained_vae_model_name_or_path", "photos"),
-            "photos holds no VAE: it has no config.json; name",
-        ),
-        (
-            ("--resolution", "1000000"),
-            "resolution=1000000 is out of range; use a whole number from 8 to 8192",
-        ),
-        (
-            ("--aspect_ratio_buckets", "8,80000"),
-            "aspect_ratio_buckets='8,80000' has sides over 8192 px; give",
+            "photos holds no VAE: it has no config.json",
         ),
     ],
 )
-def test_parts_and_sizes_that_cannot_be_had_are_refused(
+def test_parts_of_the_base_that_cannot_be_had_are_refused(
     place: Place, monkeypatch: pytest.MonkeyPatch, words: tuple[str, str], sentence: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    write_two()
+    write(a_png=photo_files.photo())
     (said,) = place.refused(*PROMPT, *words)
     assert said.startswith(sentence)
 
 
-def test_what_cannot_be_seen_is_shown_escaped(place: Place) -> None:
-    write_two()
-    said = place.trained("--instance_prompt", "a \x1b[31m\u202ecat")
-    assert 'a prompt has characters that cannot be seen: "a \\x1b[31m\\u202ecat"' in said
-    assert all(line.isprintable() for line in said.splitlines())
-    assert "\\u202ecat" in place.refused("--instance_prompt", "x", "--token", "\u202ecat\0")[0]
-
-
 def test_everything_that_is_wrong_is_said_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    write_two(a_txt=b"one", a_caption=b"two", c_png=b"", d_jpg=noisy("JPEG")[:3000])
-    words: tuple[str, ...] = (
-        "--strict",
-        "--mask_data_dir",
-        "nowhere",
-        "--optimizer",
-        "adamw8bit",
-        "--adapter",
-        "lora",
+    write(
+        a_png=photo_files.photo(1), a_txt=b"one", a_caption=b"two", b_png=photo_files.photo(2), b_txt=b"\xe9"
     )
-    words += ("--enable_xformers_memory_efficient_attention", "--pretrained_model_name_or_path", "nobase")
+    write(c_png=b"", d_jpg=noisy("JPEG")[:3000])
+    words = ["--strict", "--mask_data_dir", "nowhere", "--optimizer", "adamw8bit", "--adapter", "lora"]
+    words += ["--enable_xformers_memory_efficient_attention", "--pretrained_model_name_or_path", "nobase"]
     assert place.refused(*PROMPT, *words) == [
         "nobase is not the folder of a base model, nor a hub id like owner/name",
         "the training data cannot be used:",
         f"c.png {REFUSED['empty.png']}",
         f"d.jpg {REFUSED['cut.jpg']}",
         "captions in photos cannot be used:",
+        "b.txt is not UTF-8: byte 0xe9 at offset 0; save it as UTF-8",
         'a.png has different captions, "two" in a.caption and "one" in a.txt; keep one',
         "there is no folder nowhere; give the folder that holds the masks",
         "optimizer=adamw8bit needs a CUDA GPU, and there is none; use adamw",

@@ -19,6 +19,7 @@ from photo_batches import (
     SIZE,
     CountingVae,
     assert_equal,
+    double,
     encode,
     encode_without_noise,
     fill_with_photos,
@@ -28,7 +29,7 @@ from photo_batches import (
     source,
     uncached,
 )
-from PIL import Image, ImageFile
+from PIL import ImageFile
 from torch import Tensor
 
 from ether_diffusion.training.batches import BatchSource, Codec
@@ -56,15 +57,6 @@ def test_a_sample_is_the_same_in_every_split_into_batches(data: DataConfig) -> N
                 part = other.batch(range(start, start + size))
                 for place in range(size):
                     assert_equal(rows(part, place), rows(whole, start + place))
-
-
-def test_another_seed_gives_another_batch(data: DataConfig) -> None:
-    first, second = (source(data, seed=seed).batch(range(4)) for seed in (0, 1))
-    assert not torch.equal(first.latents, second.latents)
-
-
-def test_a_sample_does_not_depend_on_how_many_are_planned(data: DataConfig) -> None:
-    assert_equal(source(data, num_samples=4).batch(range(4)), source(data, num_samples=40).batch(range(4)))
 
 
 def test_workers_give_the_batches_that_the_main_process_gives(data: DataConfig) -> None:
@@ -130,6 +122,69 @@ def test_what_workers_run_can_be_sent_to_them(data: DataConfig) -> None:
     assert torch.equal(found[1][0].image, expected[1][0].image)
 
 
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_latents_and_places_are_those_of_the_cut_and_mirrored_photo(tmp_path: Path, is_cached: bool) -> None:
+    """Red counts columns and green rows, so that where a photo was cut can be read off it."""
+    picture = ramp(88, 64)
+    (tmp_path / "a.png").write_bytes(photo_files.encode(picture, "PNG"))
+    config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", crops_per_photo=50, random_flip=True)
+    config = config if is_cached else uncached(config)
+    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
+    batch = source(config, vae=encode_without_noise, needs=needs).batch(range(64))
+    assert batch.size_ids is not None
+    assert batch.size_ids[:, [0, 1, 2, 4, 5]].unique(dim=0).tolist() == [[64, 88, 0, 64, 64]]
+    lefts = batch.size_ids[:, 3].tolist()
+    assert len(set(lefts)) > 10
+    assert set(lefts) <= set(range(25))
+    num_flipped = 0
+    for latents, left in zip(batch.latents.double(), lefts, strict=True):
+        is_flipped = bool(latents[0, 0, 0] > latents[0, 0, 1])
+        num_flipped += is_flipped
+        whole = picture[:, ::-1] if is_flipped else picture  # mirrored before it is cropped, as in diffusers
+        cut = whole[:, left : left + SIZE].astype(np.float64) / 127.5 - 1
+        areas = cut.reshape(SIZE // FACTOR, FACTOR, SIZE // FACTOR, FACTOR, 3).mean((1, 3))
+        torch.testing.assert_close(
+            latents[:3], 2 * torch.from_numpy(areas).permute(2, 0, 1), atol=1e-6, rtol=0
+        )
+    assert 16 < num_flipped < 48
+
+
+def test_cached_crops_are_encoded_once_one_by_one_as_far_as_the_run_needs_them(data: DataConfig) -> None:
+    vae, few, seen = CountingVae(), CountingVae(), list[tuple[int, int]]()
+    cached = BatchSource(
+        plan(data), Codec(vae, double), num_samples=1000, on_progress=lambda *done: seen.append(done)
+    )
+    # 2 crops of four photos, one of the square ones, each also mirrored
+    assert vae.num_images == 2 * (2 + 2 + 2 + 1 + 1)
+    assert vae.shapes == {(1, 3, SIZE, SIZE)}
+    assert seen == [(number, 16) for number in range(1, 17)]
+    whole = cached.batch(range(100))
+    assert vae.num_images == 16
+    some = source(data, vae=few, num_samples=3).batch(range(3))
+    assert few.num_images <= 3
+    assert_equal(rows(some, 2), rows(whole, 2))
+    assert not torch.equal(source(data, seed=1).batch(range(3)).latents, some.latents)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_photo_deleted_or_changed_in_mid_run_ends_it_in_one_sentence(
+    data: DataConfig, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data.instance_data_dir is not None
+    photo, sources = data.instance_data_dir / "2.png", [source(data), source(uncached(data))]
+    expected = [each.batch(range(5)) for each in sources]
+    monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 0)
+    built = source(uncached(data, dataloader_num_workers=num_workers))
+    photo.unlink()
+    with pytest.raises(ValueError, match=r"2\.png is gone.*; put it back and resume, or train with cache"):
+        list(built.batches([[sample] for sample in range(5)]))
+    photo.write_bytes(photo_files.photo(seed=77))
+    with pytest.raises(ValueError, match=r"2\.png is not the file any more that was checked"):
+        list(built.batches([[sample] for sample in range(5)]))
+    for each, batch in zip(sources, expected, strict=True):  # its latents or pixels are remembered
+        assert_equal(each.batch(range(5)), batch)
+
+
 def test_latents_are_drawn_from_the_posterior_and_scaled(data: DataConfig) -> None:
     noisy = source(data).batch(range(64)).latents
     plain = source(data, vae=encode_without_noise).batch(range(64)).latents
@@ -137,83 +192,6 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(data: DataConfig) -> No
     assert abs(noise.mean().item()) < 0.01
     assert abs(noise.std().item() - 1) < 0.01
     assert not torch.equal(noise[0], noise[1])
-
-
-def test_the_latents_are_those_of_the_cut_photo(tmp_path: Path) -> None:
-    """Red counts columns and green rows, so that where a photo was cut can be read off it."""
-    picture = ramp(88, 64)
-    (tmp_path / "a.png").write_bytes(photo_files.encode(picture, "PNG"))
-    config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", crops_per_photo=50)
-    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
-    batch = source(config, vae=encode_without_noise, needs=needs).batch(range(64))
-    assert batch.size_ids is not None
-    lefts = batch.size_ids[:, 3]
-    assert batch.size_ids[:, [0, 1, 2, 4, 5]].unique(dim=0).tolist() == [[64, 88, 0, 64, 64]]
-    assert lefts.min() >= 0
-    assert lefts.max() <= 24
-    assert len(lefts.unique()) > 10
-    for latents, left in zip(batch.latents.double(), lefts.tolist(), strict=True):
-        cut = picture[:, left : left + SIZE].astype(np.float64) / 127.5 - 1
-        areas = cut.reshape(SIZE // FACTOR, FACTOR, SIZE // FACTOR, FACTOR, 3).mean((1, 3))
-        expected = 2 * torch.from_numpy(areas).permute(2, 0, 1)
-        torch.testing.assert_close(latents[:3], expected, atol=1e-6, rtol=0)
-
-
-def test_a_mirrored_photo_has_mirrored_latents(tmp_path: Path) -> None:
-    for flip, name in ((False, "plain"), (True, "mirrored")):
-        picture = Image.fromarray(photo_files.noise(64, 64))
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else picture
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.png").write_bytes(photo_files.encode(picture, "PNG"))
-    config = DataConfig(instance_data_dir=tmp_path / "plain", instance_prompt="x", random_flip=True)
-    plain, mirrored = (
-        source(DataConfig(instance_data_dir=tmp_path / name, instance_prompt="x"), vae=encode_without_noise)
-        .batch([0])
-        .latents[0]
-        for name in ("plain", "mirrored")
-    )
-    found = source(config, vae=encode_without_noise).batch(range(40)).latents
-    is_flipped = [torch.equal(latents, mirrored) for latents in found]
-    assert all(torch.equal(x, mirrored if flip else plain) for x, flip in zip(found, is_flipped, strict=True))
-    assert 8 < sum(is_flipped) < 32
-    torch.testing.assert_close(plain.flip(-1), mirrored)
-
-
-def test_a_flip_mirrors_the_place_that_sdxl_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(photo_files.encode(ramp(88, 64), "PNG"))
-    config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", random_flip=True)
-    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
-    batch = source(config, vae=encode_without_noise, needs=needs).batch(range(40))
-    assert batch.size_ids is not None
-    for latents, left in zip(batch.latents, batch.size_ids[:, 3].tolist(), strict=True):
-        columns = (latents[0, 0] / 2 + 1) * 127.5
-        is_flipped = columns[0] > columns[1]
-        first = columns[-1 if is_flipped else 0] - (FACTOR - 1) / 2
-        expected = 88 - SIZE - first if is_flipped else first
-        assert abs(expected.item() - left) < 1e-3
-
-
-def test_cached_crops_are_encoded_once_one_by_one(data: DataConfig) -> None:
-    vae = CountingVae()
-    cached = source(data, vae=vae, num_samples=1000)
-    # 2 crops of four photos, one of the square ones, each also mirrored
-    assert vae.num_images == 2 * (2 + 2 + 2 + 1 + 1)
-    assert vae.shapes == {(1, 3, SIZE, SIZE)}
-    cached.batch(range(100))
-    assert vae.num_images == 16
-
-
-def test_no_more_crops_are_encoded_than_the_run_needs(data: DataConfig) -> None:
-    vae = CountingVae()
-    source(data, vae=vae, num_samples=3)
-    assert vae.num_images <= 3
-
-
-def test_without_cache_every_sample_is_cropped_afresh(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(photo_files.encode(photo_files.noise(160, 64), "PNG"))
-    config = uncached(DataConfig(instance_data_dir=tmp_path, instance_prompt="x", crops_per_photo=1))
-    latents = source(config, vae=encode_without_noise).batch(range(40)).latents
-    assert len(latents.flatten(1).unique(dim=0)) > 25
 
 
 def test_a_centre_crop_is_always_the_middle(tmp_path: Path) -> None:
@@ -235,18 +213,6 @@ def test_about_the_asked_share_of_captions_is_dropped(data: DataConfig) -> None:
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-def test_a_photo_deleted_in_mid_run_does_no_harm_where_it_is_remembered(
-    data: DataConfig, is_cached: bool
-) -> None:
-    built = source(data if is_cached else uncached(data))
-    expected = built.batch(range(8))
-    assert data.instance_data_dir is not None
-    for path in data.instance_data_dir.iterdir():
-        path.unlink()
-    assert_equal(built.batch(range(8)), expected)
-
-
-@pytest.mark.parametrize("is_cached", [True, False])
 def test_a_photo_that_memory_has_no_room_for_is_decoded_again_to_the_same(
     data: DataConfig, is_cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,29 +222,6 @@ def test_a_photo_that_memory_has_no_room_for_is_decoded_again_to_the_same(
     built = source(data)
     assert 0 < sum(not each.kept for each in plan(data).photos) < 5
     assert_equal(built.batch(range(8)), expected)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_photo_deleted_in_mid_run_ends_it_in_one_sentence(
-    data: DataConfig, num_workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 0)
-    built = source(uncached(data, dataloader_num_workers=num_workers))
-    assert data.instance_data_dir is not None
-    (data.instance_data_dir / "2.png").unlink()
-    with pytest.raises(ValueError, match=r"2\.png is gone.*; put it back and resume, or train with cache"):
-        list(built.batches([[sample] for sample in range(5)]))
-
-
-def test_a_photo_changed_in_mid_run_is_not_trained_on(
-    data: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 0)
-    built = source(uncached(data))
-    assert data.instance_data_dir is not None
-    (data.instance_data_dir / "2.png").write_bytes(photo_files.photo(seed=77))
-    with pytest.raises(ValueError, match=r"2\.png is not the file any more that was checked"):
-        built.batch(range(5))
 
 
 def test_each_photo_is_decoded_once(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,14 +267,6 @@ def test_an_inpainting_unet_is_shown_a_hole_and_what_is_around_it(data: DataConf
         kept = (outside == 0).expand_as(masked)
         assert torch.equal(masked[kept], latents[kept])
         assert 0.05 < holes.mean() < 0.5
-
-
-def test_progress_counts_up_to_the_number_of_crops(data: DataConfig) -> None:
-    seen: list[tuple[int, int]] = []
-    planned = plan(data)
-    codec = Codec(encode, lambda latents: latents)
-    BatchSource(planned, codec, num_samples=1000, on_progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(number, 16) for number in range(1, 17)]
 
 
 # the order of samples

@@ -115,6 +115,7 @@ def test_numbers_are_finite_not_negative_and_zero_only_where_that_means_somethin
         ("adapter", None, "adapter=None does not fit; use one of ether"),
         ("mixed_precision", False, "mixed_precision=False does not fit; use one of no, fp16, bf16"),
         ("instance_prompt", " ", "instance_prompt=' ' is empty; use text"),
+        ("class_prompt", "a" * 2_000_000, "… is longer than 10000 characters; use text"),
         ("instance_prompt", "a\0b", r"instance_prompt='a\x00b' holds bytes that are not text"),
         ("output_dir", "", "output_dir='' is empty; use a path"),
         ("output_dir", "\udcff", r"output_dir='\udcff' holds bytes that are not text"),

@@ -249,14 +249,6 @@ def test_without_a_palette_a_map_of_very_many_colours_is_refused(maps: DataConfi
     )
 
 
-def test_a_16_bit_map_is_scaled_to_8_bits(maps: DataConfig, tmp_path: Path) -> None:
-    values = np.full((64, 64), 32896, np.uint16)  # 128 · 257
-    Image.fromarray(values).save(tmp_path / "maps" / "0.png")
-    (item,) = paired(maps, conditioning_data_dir=tmp_path / "maps").photos
-    assert item.control is not None
-    assert set(item.control.decode().get_flattened_data()) == {(128, 128, 128)}
-
-
 def test_a_validation_image_is_held_to_the_palette_too(tmp_path: Path) -> None:
     write_map(tmp_path / "off.png", 40)
     control = ControlConfig(
@@ -306,12 +298,6 @@ def test_detected_edges_are_opencvs_of_the_photo_at_the_size_of_training(tmp_pat
     assert batch.controls is not None
     assert expected.any()
     assert np.array_equal((batch.controls[0] * 255).numpy().astype(np.uint8), np.stack([expected] * 3))
-
-
-def test_cached_and_loaded_batches_have_the_same_detected_images(photos: DataConfig) -> None:
-    data = DataConfig(instance_data_dir=photos.instance_data_dir, center_crop=True)
-    cached, loaded = made(data, detector="canny"), made(uncached(data), detector="canny")
-    assert_equal(cached.batch([0, 1]), loaded.batch([0, 1]))
 
 
 def test_opaque_photos_have_no_silhouette_and_are_named(photos: DataConfig) -> None:
@@ -378,11 +364,27 @@ def test_a_control_image_is_cropped_and_mirrored_with_its_photo(data: DataConfig
         torch.testing.assert_close(batch.latents[:, :3] / 2, means, atol=1e-5, rtol=1e-5)
 
 
-def test_cached_and_uncached_batches_are_the_same_bit_for_bit(data: DataConfig) -> None:
+@pytest.mark.parametrize("detector", [None, "canny"])
+def test_cached_and_uncached_batches_are_the_same_bit_for_bit(data: DataConfig, detector: str | None) -> None:
     data = data.replace(center_crop=True)  # else the cache has a few of the crops, and loading any
-    cached, loaded = overlaid(data), overlaid(uncached(data))
+    given: dict[str, Any] = {"detector": detector, "conditioning_data_dir": None} if detector else {}
+    cached, loaded = overlaid(data, **given), overlaid(uncached(data), **given)
     for start in (0, 6, 18):
         assert_equal(cached.batch([start, start + 1]), loaded.batch([start, start + 1]))
+
+
+@pytest.mark.parametrize("mode", ["none", "frozen", "class_images"])
+def test_rows_of_a_prior_follow_no_control(data: DataConfig, tmp_path: Path, mode: Any) -> None:
+    assert source(data).batch([0]).controls is None
+    assert source(data).batch([0]).control_strengths is None
+    fill_with_photos(tmp_path / "class", [(64, 64)])
+    prior = PriorConfig(prior_preservation=mode, class_data_dir=tmp_path / "class", class_prompt="a dog")
+    batch = overlaid(data, prior).batch([0, 1])
+    assert batch.control_strengths is not None
+    assert batch.controls is not None
+    assert batch.control_strengths.tolist() == ([1, 1] if mode == "none" else [1, 1, 0, 0])
+    if mode == "class_images":
+        assert batch.controls[2:].abs().max() == 0
 
 
 def test_control_is_dropped_for_its_share_of_samples_each_time_the_same_ones(data: DataConfig) -> None:
@@ -395,31 +397,6 @@ def test_control_is_dropped_for_its_share_of_samples_each_time_the_same_ones(dat
     assert strengths(1.0) == [0.0] * 24
     assert 0 < sum(strengths(0.5)) < 24
     assert strengths(0.5) == strengths(0.5)
-
-
-def test_rows_of_a_frozen_prior_follow_no_control(data: DataConfig) -> None:
-    prior = PriorConfig(prior_preservation="frozen", class_prompt="a dog")
-    batch = overlaid(data, prior).batch([0, 1])
-    assert batch.control_strengths is not None
-    assert batch.control_strengths.tolist() == [1, 1, 0, 0]
-
-
-def test_class_images_have_no_control(data: DataConfig, tmp_path: Path) -> None:
-    fill_with_photos(tmp_path / "class", [(64, 64)])
-    prior = PriorConfig(
-        prior_preservation="class_images", class_data_dir=tmp_path / "class", class_prompt="a dog"
-    )
-    batch = overlaid(data, prior).batch([0, 1])
-    assert batch.control_strengths is not None
-    assert batch.controls is not None
-    assert batch.control_strengths.tolist() == [1, 1, 0, 0]
-    assert batch.controls[2:].abs().max() == 0
-
-
-def test_without_control_a_batch_has_none(data: DataConfig) -> None:
-    batch = source(data).batch([0])
-    assert batch.controls is None
-    assert batch.control_strengths is None
 
 
 def test_the_colours_of_a_palette_are_never_blended(data: DataConfig, tmp_path: Path) -> None:
@@ -438,34 +415,3 @@ def test_the_colours_of_a_palette_are_never_blended(data: DataConfig, tmp_path: 
 
     assert colours(control_type="palette") <= {(255.0, 128.0, 0.0), (0.0, 0.0, 0.0)}
     assert len(colours()) > 2
-
-
-def test_control_images_are_part_of_what_was_trained_on(data: DataConfig, tmp_path: Path) -> None:
-    before = overlaid(data).plan.fingerprint
-    assert {name for name in before if "control" in name} == {f"control image of {n}.png" for n in range(3)}
-    Image.new("RGB", SIZES[1]).save(tmp_path / "controls" / "1.png")
-    assert overlaid(data).plan.fingerprint != before
-
-
-def test_all_that_is_wrong_with_control_images_is_said_at_once(data: DataConfig, tmp_path: Path) -> None:
-    folder = tmp_path / "controls"
-    (folder / "0.png").unlink()
-    Image.new("RGB", (300, 64)).save(folder / "1.png")
-    (folder / "2.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="cannot be used") as caught:
-        read_training_data(data, control=ControlConfig(conditioning_data_dir=folder))
-    message = str(caught.value)
-    assert "1 photos have no control image in" in message
-    assert "the control image of 1.png has 300 × 64 px, and its photo 64 × 80 px" in message
-    assert "the control image of 2.png" in message
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "1", "P"])
-def test_control_images_of_other_modes_are_made_rgb(data: DataConfig, tmp_path: Path, mode: str) -> None:
-    for path in (tmp_path / "controls").glob("*.png"):
-        with Image.open(path) as image:
-            converted = image.convert(mode)
-        converted.save(path)
-    batch = overlaid(data).batch([0])
-    assert batch.controls is not None
-    assert batch.controls.shape == (1, 3, SIZE, SIZE)
