@@ -77,11 +77,15 @@ def test_a_folder_of_any_name_that_a_file_system_takes_holds_a_run(tmp_path: Pat
         assert newest_checkpoint(tmp_path / name) is not None
 
 
-@pytest.mark.slow
-def test_a_disk_that_is_full_already_is_found_before_training(tmp_path: Path) -> None:
-    said = train_on_a_small_disk(tmp_path, num_kib=60)
+def test_a_disk_that_is_full_already_is_found_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    said = refusal(config(tmp_path), capsys)
     assert "a checkpoint and the result need" in said
     assert "MiB are free; free some, or give another --output_dir" in said
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -97,9 +101,9 @@ def test_a_disk_that_gets_full_leaves_a_whole_checkpoint_to_go_on_from(tmp_path:
     assert [line["step"] for line in log_of(tmp_path / "run")] == list(range(1, 21))
 
 
-def train_on_a_small_disk(tmp_path: Path, run: DreamBoothConfig | None = None, *, num_kib: int) -> str:
+def train_on_a_small_disk(tmp_path: Path, run: DreamBoothConfig, *, num_kib: int) -> str:
     """Train in a folder of that size, keep what is in it, and return what was said."""
-    run, folder = run or config(tmp_path), tmp_path / "run"
+    folder = tmp_path / "run"
     folder.mkdir()
     mount = f"mount -t tmpfs -o size={num_kib}k none {folder}"
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "sh", "-c", mount]).returncode:

@@ -87,10 +87,8 @@ def make_trainer(unet: UNet2DConditionModel, config: AdapterConfig) -> Trainer:
     return Trainer(
         accelerator,
         [TrainedPart("unet", unet, adapter, added, 1e-5)],
-        Denoising(unet, StableDiffusion, encode, DiscreteNoise(DDPMScheduler()), 0),
-        config=OptimizationConfig(),
-        progress=Progress(10**6, 1, 1, 1),
-        seed=0,
+        Denoising(unet, StableDiffusion, encode, DiscreteNoise(DDPMScheduler()), OptimizationConfig(), 0),
+        Progress(10**6, 1, 1, 1),
     )
 
 

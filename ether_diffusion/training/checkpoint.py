@@ -107,18 +107,21 @@ def save_checkpoint(
     except OSError as error:
         size = sum(map(len, files.values())) / 2**20
         raise OSError(error.errno, f"{error.strerror}: {path.name} needs {size:.1f} MiB") from error
-    keep_checkpoints(folder, step, num_kept)
+    prune_checkpoints(folder, step, num_kept)
     return path
 
 
-def keep_checkpoints(folder: Path, step: int, num_kept: int) -> None:
-    """Keep num_kept checkpoints, that of this step and those before it; delete all others."""
-    paths = _newest_first(folder)
-    for newer in [path for path in paths if _step_of(path) > step]:
+def prune_checkpoints(folder: Path, step: int, num_kept: int) -> None:
+    """Keep num_kept checkpoints, that of this step and those before it, and delete all older ones."""
+    for older in [path for path in _newest_first(folder) if _step_of(path) < step][num_kept - 1 :]:
+        delete(older)
+
+
+def forget_checkpoints_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps than the one that a run goes on from, whole or not."""
+    for newer in [path for path in _newest_first(folder) if _step_of(path) > step]:
         logger.warning("%s is later than where this run goes on from; it is deleted", newer)
         delete(newer)
-    for older in [path for path in paths if _step_of(path) < step][num_kept - 1 :]:
-        delete(older)
 
 
 def named_checkpoint(folder: Path, wanted: str | None) -> Checkpoint | None:

@@ -1,11 +1,10 @@
 """The control encoder in training: made, kept in checkpoints, and written beside the adapter."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME
@@ -21,20 +20,7 @@ from ether_diffusion.wording import printable
 CONTROL_FILES = (CONTROL_CONFIG_NAME, ENCODER_NAME)
 
 
-@dataclass(frozen=True)
-class TrainedControl:
-    """The encoder in training, all of whose parameters learn at a rate of their own."""
-
-    encoder: ControlEncoder
-    learning_rate: float
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The encoder's parameters."""
-        return list(self.encoder.parameters())
-
-
-def new_control(config: ControlConfig, base: Base, unet: Denoiser, *, seed: int) -> TrainedControl:
+def new_control(config: ControlConfig, base: Base, unet: Denoiser, *, seed: int) -> ControlEncoder:
     """Return a fresh encoder for a UNet, decided by the seed."""
     encoder = new_encoder(
         unet,
@@ -42,7 +28,8 @@ def new_control(config: ControlConfig, base: Base, unet: Denoiser, *, seed: int)
         seed=stream(seed, "control encoder").initial_seed(),
         control_type=config.control_type,
     )
-    return TrainedControl(encoder.train(), config.control_learning_rate)
+    encoder.train()
+    return encoder
 
 
 def validation_controls(config: ControlConfig | None, size: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -77,13 +64,13 @@ def _validation_picture(config: ControlConfig, path: str, *, width: int, height:
         raise ValueError(f"validation_image {printable(path)}: {reason}") from None
 
 
-def control_result_files(control: TrainedControl, parts: Sequence[TrainedPart]) -> dict[str, bytes]:
+def control_result_files(encoder: ControlEncoder, parts: Sequence[TrainedPart]) -> dict[str, bytes]:
     """Return the encoder's files, which name the UNet's adapter where there is one."""
     unet = next((part.model for part in parts if part.part == "unet"), None)
-    return control_files(control.encoder, None if unet is None else adapter_tensors(unet))
+    return control_files(encoder, None if unet is None else adapter_tensors(unet))
 
 
-def restore_control(control: TrainedControl, folder: Path) -> None:
+def restore_control(encoder: ControlEncoder, folder: Path) -> None:
     """Give the encoder the values of one that was written.
 
     Raises:
@@ -91,9 +78,9 @@ def restore_control(control: TrainedControl, folder: Path) -> None:
         FileNotFoundError: there is none.
     """
     found = read_control(folder)
-    if found.config != control.encoder.config:
+    if found.config != encoder.config:
         raise ValueError(
             f"{folder} holds no control encoder of this form; give another --output_dir, or the control "
             "settings and the base that it was made with"
         )
-    control.encoder.load_state_dict(found.state_dict())
+    encoder.load_state_dict(found.state_dict())

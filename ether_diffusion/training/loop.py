@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.config import OptimizationConfig
-from ether_diffusion.training.control import TrainedControl
 from ether_diffusion.training.methods import TrainedPart, prepared
 from ether_diffusion.training.objective import Denoising
 from ether_diffusion.training.randomness import stream
@@ -88,22 +87,20 @@ class Trainer:
         accelerator: Accelerator,
         parts: Sequence[TrainedPart],
         denoising: Denoising,
-        *,
-        config: OptimizationConfig,
         progress: Progress,
-        seed: int,
-        control: TrainedControl | None = None,
+        *,
+        control_learning_rate: float = 0.0,
     ) -> None:
         self.accelerator, self.parts, self.denoising = accelerator, list(parts), denoising
-        self.config, self.progress, self.seed, self.control = config, progress, seed, control
-        self.step = 0
+        self.config, self.seed, self.control = denoising.config, denoising.seed, denoising.control
+        self.progress, self.step, config = progress, 0, denoising.config
         scale = progress.effective_batch if config.scale_lr else 1
-        groups = [(part.parameters, part.learning_rate * scale) for part in parts]
-        if control is not None:
-            groups.append((control.parameters, control.learning_rate * scale))
+        groups = [(list(part.parameters), part.learning_rate * scale) for part in parts]
+        if self.control is not None:
+            groups.append((list(self.control.parameters()), control_learning_rate * scale))
         self.parameters = [parameter for group, _ in groups for parameter in group]
         self.optimizer: Optimizer = find_optimizer(config)(
-            [{"params": list(group), "lr": rate} for group, rate in groups],
+            [{"params": group, "lr": rate} for group, rate in groups],
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.adam_weight_decay,
             eps=config.adam_epsilon,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ether_diffusion.bases import Base, Denoiser, Noise, PromptEmbeddings
 from ether_diffusion.control import ControlEncoder, controlled
 from ether_diffusion.training.batches import Batch
+from ether_diffusion.training.config import OptimizationConfig
 from ether_diffusion.training.methods import adapters_off
 from ether_diffusion.training.randomness import stream
 
@@ -28,23 +29,17 @@ class Denoising:
     base: Base | type[Base]
     encode: Encode
     noise: Noise
+    config: OptimizationConfig
     seed: int
-    snr_gamma: float | None = None
-    noise_offset: float = 0.0
     text_encoders: Sequence[nn.Module] = ()
     control: ControlEncoder | None = None
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each row (b,), unweighed."""
         device = self.unet.device
-        noise = draw_noise(
-            batch.latents.shape,
-            batch.samples,
-            batch.is_frozen_prior,
-            seed=self.seed,
-            offset=self.noise_offset,
-        )
-        timesteps = draw_timesteps(self.noise, batch.samples, batch.is_frozen_prior, seed=self.seed)
+        rows, offset = (batch.samples, batch.is_frozen_prior), self.config.noise_offset
+        noise = draw_noise(batch.latents.shape, *rows, seed=self.seed, offset=offset)
+        timesteps = draw_timesteps(self.noise, *rows, seed=self.seed)
         noisy = self.noise.add(batch.latents, noise, timesteps)
         embeddings = self.encode(batch.prompts)
         target = self.noise.target(batch.latents, noise, timesteps).to(device)
@@ -56,17 +51,12 @@ class Denoising:
                 assert strengths is not None
                 stack.enter_context(controlled(self.unet, self.control, batch.controls, strength=strengths))
             prediction = self.base.predict(
-                self.unet,
-                noisy,
-                timesteps,
-                embeddings,
-                size_ids=batch.size_ids,
-                inpainting=batch.inpainting,
+                self.unet, noisy, timesteps, embeddings, size_ids=batch.size_ids, inpainting=batch.inpainting
             )
         masks = None if batch.masks is None else batch.masks.to(device)
         losses = losses_of(prediction, target, masks)
-        if self.snr_gamma is not None:
-            losses = losses * self.noise.min_snr_weights(timesteps, self.snr_gamma).to(device)
+        if self.config.snr_gamma is not None:
+            losses = losses * self.noise.min_snr_weights(timesteps, self.config.snr_gamma).to(device)
         return losses
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import diffusers
@@ -19,12 +20,13 @@ from ether_diffusion.console import Unbroken
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checkpoint import (
     Checkpoint,
-    keep_checkpoints,
+    forget_checkpoints_after,
     named_checkpoint,
     newest_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
 )
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.config import DreamBoothConfig, control_of
 from ether_diffusion.training.config.files import write_config_file
 from ether_diffusion.training.control import CONTROL_FILES, restore_control
 from ether_diffusion.training.evaluation import Evaluations
@@ -150,8 +152,9 @@ class Session:
             self._load(checkpoint, allow_changes=allow_changes)
             logger.info("going on from step %d of %s", checkpoint.step, checkpoint.folder)
         if self.accelerator.is_main_process:
+            forget_checkpoints_after(self.folder.path, trainer.step)
             # a process that was killed right after a save has left older ones
-            keep_checkpoints(self.folder.path, trainer.step, self.config.output.checkpoints_total_limit)
+            prune_checkpoints(self.folder.path, trainer.step, self.config.output.checkpoints_total_limit)
             self.folder.rewind(trainer.step)
             self.validation.forget(trainer.step)
             if self.evaluations is not None:
@@ -338,30 +341,32 @@ def _rehearse(run: Run) -> None:
             Evaluations(run, folder).measure_base()
         num_prompts = len(evaluator.prompts) + len(evaluator.other_prompts)
         logger.info("an evaluation draws %d pictures", num_prompts * config.evaluation.num_eval_images)
-    _log_costs(run)
+    for line in _costs(run):
+        logger.info("%s", line)
 
 
-def _log_costs(run: Run) -> None:
+def _costs(run: Run) -> Iterator[str]:
+    """Say what was trained, and what a whole run takes of time and disk."""
     config, progress, trainer = run.config, run.progress, run.trainer
+    yield "dry run: nothing was written"
+    trained = [
+        (f"{config.adapter.adapter} on the {part.part}", list(part.parameters), part.learning_rate)
+        for part in trainer.parts
+    ]
+    control = control_of(config)
+    if control is not None and trainer.control is not None:
+        parameters = list(trainer.control.parameters())
+        trained.append(("the encoder of control images", parameters, control.control_learning_rate))
+    for what, parameters, rate in trained:
+        yield f"trained: {what}, {sum(p.numel() for p in parameters):,} parameters, learning rate {rate:g}"
+    num_steps, batch, num_samples = progress.num_steps, progress.effective_batch, run.plan.num_samples
+    yield f"steps: {num_steps} of {batch} photos, {num_steps * batch / num_samples:.1f} passes over them"
+    yield from map(str, run.phases.found)
     validation, num_kept = config.validation, config.output.checkpoints_total_limit
     seconds = {phase.name: phase.seconds for phase in run.phases.found}
-    logger.info("dry run: nothing was written")
-    method = config.adapter.adapter
-    trained = [(f"{method} on the {e.part}", e.parameters, e.learning_rate) for e in trainer.parts]
-    if (control := trainer.control) is not None:
-        trained.append(("the encoder of control images", control.parameters, control.learning_rate))
-    for what, parameters, rate in trained:
-        count = sum(parameter.numel() for parameter in parameters)
-        logger.info("trained: %s, %s parameters, learning rate %g", what, f"{count:,}", rate)
-    num_steps, batch = progress.num_steps, progress.effective_batch
-    passes = num_steps * batch / run.plan.num_samples
-    logger.info("steps: %d of %d photos, %.1f passes over them", num_steps, batch, passes)
-    for phase in run.phases.found:
-        logger.info("%s", phase)
     # before the first step, every so many steps and after the last; also the base, and the saved adapter
-    apart = validation.steps_between(progress.steps_per_epoch(run.plan.num_samples))
-    images = (-(-num_steps // apart) + 3) * len(validation.validation_prompt)
-    images *= validation.num_validation_images
+    drawn = -(-num_steps // validation.steps_between(progress.steps_per_epoch(num_samples))) + 3
+    images = drawn * len(validation.validation_prompt) * validation.num_validation_images
     total = seconds[TRAIN] * num_steps + seconds.get(DRAW, 0.0) * images
     included = f"{images} images"
     num_copies = 3 * num_kept + 1  # weights and two moments a checkpoint; the weights again as the result
@@ -370,8 +375,6 @@ def _log_costs(run: Run) -> None:
         cost = seconds.get(MEASURE, 0.0) * evaluations
         total, included = total + cost, f"{included} and {evaluations} evaluations ({cost / 60:.1f} minutes)"
         num_copies += num_kept + 1  # the best step's, in each checkpoint and as best/
-    minutes = total / 60
-    logger.info("time: about %.1f minutes, at the pace of a first step, %s included", minutes, included)
+    yield f"time: about {total / 60:.1f} minutes, at the pace of a first step, {included} included"
     size = sum(map(len, result_files(run).values())) / MIB
-    whole = num_copies * size
-    logger.info("disk: %.1f MiB the adapter, %.1f MiB with checkpoints; images beside", size, whole)
+    yield f"disk: {size:.1f} MiB the adapter, {num_copies * size:.1f} MiB with checkpoints; images beside"

@@ -308,21 +308,18 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         unet.train()
         if compute.torch_compile:
             unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
-    control = None if wanted is None else new_control(wanted, base, unet, seed=compute.seed)
     denoising = Denoising(
         unet,
         base,
         run.encode,
         base.load_noise(),
+        settings,
         compute.seed,
-        snr_gamma=settings.snr_gamma,
-        noise_offset=settings.noise_offset,
         text_encoders=[part.model for part in parts if part.part != "unet"],
-        control=None if control is None else control.encoder,
+        control=None if wanted is None else new_control(wanted, base, unet, seed=compute.seed),
     )
-    run.trainer = Trainer(
-        accelerator, parts, denoising, config=settings, progress=progress, seed=compute.seed, control=control
-    )
+    rate = 0.0 if wanted is None else wanted.control_learning_rate
+    run.trainer = Trainer(accelerator, parts, denoising, progress, control_learning_rate=rate)
     return run
 
 

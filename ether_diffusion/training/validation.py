@@ -67,7 +67,7 @@ def draw(
             with ExitStack() as stack:
                 if controls:
                     assert run.trainer.control is not None
-                    stack.enter_context(controlled(run.unet, run.trainer.control.encoder, controls[number]))
+                    stack.enter_context(controlled(run.unet, run.trainer.control, controls[number]))
                 latents = [
                     run.base.draw_latents(
                         pipeline,
