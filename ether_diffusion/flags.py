@@ -21,23 +21,43 @@ def add_flags(
     for name in declared(options) if names is None else names:
         each = declared(options)[name]
         default = argparse.SUPPRESS if only_given else each.default
-        add_flag(parser, name, each.kind, each.help + _default_words(each.default) * only_given, default)
+        text = each.help + _default_words(each.default) * only_given
+        if each.is_positional:
+            parser.add_argument(name, nargs=None if each.is_required else "?", help=text.replace("%", "%%"))
+        else:
+            add_flag(
+                parser, name, each.kind, text, default, needed=each.is_required, repeated=each.is_repeated
+            )
 
 
-def add_flag(parser: Flags, name: str, kind: Kind, help_line: str | None, default: object) -> None:
-    """Give the parser one flag; without a help line the help does not show it."""
-    text = argparse.SUPPRESS if help_line is None else help_line.replace("%", "%%")
+def add_flag(
+    parser: Flags,
+    name: str,
+    kind: Kind,
+    help_line: str | None,
+    default: object,
+    *,
+    needed: bool = False,
+    repeated: bool = False,
+) -> None:
+    """Give the parser one flag; without a help line the help does not show it.
+
+    One that is `repeated` takes each of its values by itself.
+    """
+    text, flag = argparse.SUPPRESS if help_line is None else help_line.replace("%", "%%"), name.rstrip("_")
     if kind.base is bool:
-        off = (f"--no-{name}", f"--no_{name}")
-        parser.add_argument(f"--{name}", action="store_true", default=default, help=text)
+        off = (f"--no-{flag}", f"--no_{flag}")
+        parser.add_argument(f"--{flag}", dest=name, action="store_true", default=default, help=text)
         parser.add_argument(*off, dest=name, action="store_false", default=default, help=argparse.SUPPRESS)
         return
     parser.add_argument(
-        f"--{name}",
+        f"--{flag}",
+        dest=name,
         type=_reader(kind),
         action=_Several if kind.is_many else "store",
-        nargs="+" if kind.is_many else None,
+        nargs="+" if kind.is_many and not repeated else None,
         default=default,
+        required=needed,
         metavar="{" + ",".join(kind.choices) + "}" if kind.choices else _METAVARS[kind.base],
         help=text,
     )
@@ -50,7 +70,8 @@ class _Several(argparse.Action):
         self, parser: object, namespace: argparse.Namespace, values: Any, flag: object = None
     ) -> None:
         before = getattr(namespace, self.dest, ())
-        setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *values])
+        given = values if isinstance(values, list) else [values]
+        setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *given])
 
 
 class FlagParser(argparse.ArgumentParser):

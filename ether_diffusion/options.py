@@ -58,7 +58,10 @@ def _as_tuple(value: object) -> object:
 Text = Annotated[str, AfterValidator(_as_text)]
 PathText = Annotated[Path, BeforeValidator(_as_path)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
-"""Several texts; a list of them, or one, is taken too."""
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]
+Wholes = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
+"""Several of them; a list, or of texts one, is taken too."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Kind:
         """What to give, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        return f"a list of {_WORDS[self.base]}s" if self.is_many else _WORDS[self.base]
+        one = _WORDS[self.base]
+        return f"a list of {one.removeprefix('a ')}s" if self.is_many else one
 
 
 Needs = Mapping[str, bool | tuple[str | None, ...]]
@@ -88,7 +92,8 @@ class Declared:
     `needs` are options that it has no effect without: True for any value of theirs, False for none, or one of
     several; of "a or b" either will do. Given, it takes the place of the option `instead_of` where a lower
     layer gave that, and sets those that it `implies`. `theirs` is the default of diffusers' script where ours
-    is another. It is `free` where a run goes on with another value, as what is trained is the same.
+    is another. It is `free` where a run goes on with another value, as what is trained is the same. On a
+    command line it may be positional, or repeated for each of its values.
     """
 
     kind: Kind
@@ -99,6 +104,9 @@ class Declared:
     implies: Mapping[str, bool] = field(default_factory=dict)
     theirs: object = None
     free: bool = False
+    is_required: bool = False
+    is_positional: bool = False
+    is_repeated: bool = False
 
 
 def option(
@@ -117,6 +125,11 @@ def option(
     given = {name: bound for name, bound in bounds.items() if bound is not None}
     made: T = Field(default, description=help, json_schema_extra=more, **given)  # type: ignore[call-overload]
     return made
+
+
+def needed(help: str, **more: Any) -> Any:
+    """Declare an option that has no default."""
+    return Field(description=help, json_schema_extra=more)
 
 
 class Options(BaseModel):
@@ -170,6 +183,7 @@ def declared(options: type[Options]) -> Mapping[str, Declared]:
         assert isinstance(info.json_schema_extra, dict)
         more: dict[str, Any] = {"free": options.free, **info.json_schema_extra}
         more["needs"] = {**options.needs, **more.get("needs", {})}
+        more["is_required"] = info.is_required()
         found[name] = Declared(kind_of(info.annotation), info.default, info.description, **more)
     return found
 

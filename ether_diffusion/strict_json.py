@@ -161,16 +161,6 @@ def parse_json(text: str | bytes, where: str) -> Json:
     return value
 
 
-def is_whole(value: Json) -> bool:
-    """Say whether a value is a whole number; true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Json) -> bool:
-    """Say whether a value is a number; true and false are not."""
-    return is_whole(value) or isinstance(value, float)
-
-
 class _JsonError(Exception):
     """What a hook found; `parse_json` says where."""
 

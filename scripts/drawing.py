@@ -1,42 +1,45 @@
 """What the commands that draw have in common: quiet libraries, a pipeline with adapters, and progress."""
 
-import argparse
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import diffusers
+import torch
+import transformers
 
-    from ether_diffusion.adapters import Adapter, AdapterMetadata
-    from ether_diffusion.bases import Base
-    from ether_diffusion.pipelines.opening import EtherPipeline
+from ether_diffusion.adapters import Adapter
+from ether_diffusion.bases import Base
+from ether_diffusion.pipelines.opening import (
+    EtherPipeline,
+    default_device,
+    default_dtype,
+    make_scheduler,
+    open_pipeline,
+)
+from ether_diffusion.scripts import command_options as told
+from ether_diffusion.training import find_cut
 
 logger = logging.getLogger(__name__)
 
-# The library is imported inside the functions: `ether --help` must not wait for torch.
 
-
-def adapter_names(adapters: list[str]) -> list[str]:
+def adapter_names(adapters: Iterable[str]) -> list[str]:
     """Return a short distinct name for each adapter, from the last part of its path or hub id."""
     names: list[str] = []
     for adapter in adapters:
         plain = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(adapter).absolute().name).strip("_") or "adapter"
-        numbered = (plain if n == 1 else f"{plain}_{n}" for n in range(1, len(adapters) + 1))
+        numbered = (plain if n == 1 else f"{plain}_{n}" for n in range(1, len(names) + 2))
         names.append(next(name for name in numbered if name not in names))
     return names
 
 
-def read_size(text: str | None) -> tuple[int | None, int | None]:
-    """Return width and height in px of "512" or "512x768"; None for both where nothing was said.
-
-    Raises:
-        ValueError: it is something else.
-    """
+def _read_size(text: str | None) -> tuple[int | None, int | None]:
+    """Return width and height in px of "512" or "512x768"; None for both where nothing was said."""
     if text is None:
         return None, None
     found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
@@ -45,37 +48,34 @@ def read_size(text: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def metadata_of(adapters: "Iterable[Adapter]") -> "list[AdapterMetadata]":
-    """Return what adapters say of themselves; an encoder by itself says nothing."""
-    return [adapter.metadata for adapter in adapters if adapter.parts]
+def drawing(how: told.How, base: Base | None) -> dict[str, Any]:
+    """Return how pictures are drawn; without a base, its usual guidance is left to be filled in."""
+    width, height = _read_size(how.size)
+    usual = 1.0 if base is None else base.guidance_scale
+    return {
+        "steps": 30 if how.steps is None else how.steps,
+        "guidance_scale": usual if how.guidance_scale is None else how.guidance_scale,
+        "batch_size": 1 if how.batch_size is None else how.batch_size,
+        "width": width,
+        "height": height,
+    }
 
 
-def base_name(arguments: argparse.Namespace, known: "list[AdapterMetadata]") -> str:
-    """Return the base that was named, by the command or by its adapters.
-
-    Raises:
-        ValueError: none was, or only a name that does not say where it is.
-    """
-    if arguments.base is not None:
-        return str(arguments.base)
-    named = [metadata.base_model for metadata in known if metadata.base_model is not None]
-    if not named:
-        raise ValueError(f"{arguments.adapter[0]} does not say what its base is; give --base")
-    if not Path(named[0]).exists() and named[0] != "tiny_world" and named[0].count("/") != 1:
-        raise ValueError(f"{arguments.adapter[0]} was made for {named[0]!r}; say with --base where that is")
-    return named[0]
+def find_base(named: str | None, adapters: Mapping[str, Adapter]) -> str:
+    """Return the base that was named, by the command or by its adapters; these stand by what was given."""
+    if named is not None:
+        return named
+    bases = [adapter.metadata.base_model for adapter in adapters.values() if adapter.metadata.base_model]
+    first = next(iter(adapters))
+    if not bases:
+        raise ValueError(f"{first} does not say what its base is; give --base")
+    if not Path(bases[0]).exists() and bases[0] != "tiny_world" and bases[0].count("/") != 1:
+        raise ValueError(f"{first} was made for {bases[0]!r}; say with --base where that is")
+    return bases[0]
 
 
-def find_device(name: str | None) -> "torch.device":
-    """Return a device by its name, or the accelerator if there is one.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    import torch
-
-    from ether_diffusion.pipelines.opening import default_device
-
+def find_device(name: str | None) -> torch.device:
+    """Return a device by its name, or the accelerator if there is one."""
     try:
         device = torch.device(name) if name else default_device()
         torch.empty(0, device=device)
@@ -84,23 +84,28 @@ def find_device(name: str | None) -> "torch.device":
     return device
 
 
+def check_new(output: Path) -> None:
+    """Refuse a file or folder to write that is there, or cannot be written."""
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} is there already; name a new folder or file")
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"nothing can be written into {there}; name another place than {output}")
+
+
 def open_with_adapters(
-    base: "Base",
-    adapters: "Mapping[str, Adapter]",
+    base: Base,
+    adapters: Mapping[str, Adapter],
     *,
-    device: "torch.device",
+    device: torch.device,
     dtype: str | None,
     scheduler: str | None,
     controls: Collection[str] = (),
-) -> "EtherPipeline":
+) -> EtherPipeline:
     """Load a base and adapters, none of them in force; what is doubtful about one is said once.
 
     `controls` are the names of those whose control encoders are loaded with them.
     """
-    import torch
-
-    from ether_diffusion.pipelines.opening import default_dtype, make_scheduler, open_pipeline
-
     numbers = getattr(torch, dtype) if dtype else default_dtype(device)
     pipeline = open_pipeline(base, device=device, dtype=numbers, with_control=bool(controls))
     pipeline.set_progress_bar_config(disable=True)
@@ -116,10 +121,8 @@ def open_with_adapters(
     return pipeline
 
 
-def warn_of_cuts(base: "Base", prompts: Iterable[str]) -> None:
+def warn_of_cuts(base: Base, prompts: Iterable[str]) -> None:
     """Warn of prompts that the base's text encoder does not read to their end."""
-    from ether_diffusion.training import find_cut
-
     for tokenizer in base.load_tokenizers()[:1]:
         for prompt in dict.fromkeys(prompts):
             cut = find_cut(prompt, tokenizer)
@@ -129,9 +132,6 @@ def warn_of_cuts(base: "Base", prompts: Iterable[str]) -> None:
 
 def hush_libraries() -> None:
     """Keep the progress bars and advice of diffusers and transformers out of a command's words."""
-    import diffusers
-    import transformers
-
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()

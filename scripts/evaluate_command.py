@@ -1,279 +1,214 @@
 """The command `ether evaluate`: is the subject there, is the prompt followed, and what was harmed?"""
 
-import argparse
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
+
+from ether_diffusion.adapters import read_adapter
+from ether_diffusion.bases import Base, open_base
+from ether_diffusion.benchmark.evaluation import (
+    draw_samples,
+    picture_files,
+    read_caption_file,
+    read_generated,
+    read_lines,
+    read_photos,
+)
+from ether_diffusion.durable_files import write_files, write_folder
+from ether_diffusion.metrics.encoders import load_encoder
+from ether_diffusion.metrics.lpips import find_lpips
+from ether_diffusion.metrics.plots import check_plotting, draw_report
+from ether_diffusion.metrics.report import OTHER, Report, Yardsticks, report_drawn, report_generated
+from ether_diffusion.metrics.samples import SortedSamples
+from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts
+from ether_diffusion.pipelines.opening import check_scheduler
+from ether_diffusion.pipelines.sampling import Sampling
+from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts.drawing import (
     adapter_names,
-    base_name,
+    check_new,
+    drawing,
+    find_base,
     find_device,
     hush_libraries,
-    metadata_of,
     open_with_adapters,
     show_progress,
     warn_of_cuts,
 )
-from ether_diffusion.scripts.evaluate_control import (
-    add_control_flags,
-    base_facts,
-    check_control_arguments,
-    is_tiny_world,
-    measure_control,
-    read_drawing,
-)
+from ether_diffusion.strict_json import Json
+from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
+from ether_diffusion.wording import printable
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
-
-    from ether_diffusion.bases import Base
-    from ether_diffusion.metrics.report import Report, Yardsticks
-    from ether_diffusion.metrics.samples import SortedSamples
-    from ether_diffusion.pipelines.sampling import Sampling
-
-# The library is imported inside the command: `ether --help` must not wait for torch.
-
-DRAWING = (
-    "prompts",
-    "other_prompts",
-    "base",
-    "seed",
-    "num_images",
-    "size",
-    "steps",
-    "guidance_scale",
-    "scheduler",
-    "batch_size",
-    "dtype",
-    "pictures",
-)
-"""The arguments that only drawing uses."""
+DRAWING = ("prompts", "other_prompts", "base", "seed", "num_images", "size", "steps", "guidance_scale",
+           "scheduler", "batch_size", "dtype", "pictures")  # fmt: skip
+"""The options that only drawing uses."""
+CONTROL = ("control_type", "segmenter", "palette", "landmarks")
+"""Those that mean nothing without --control_pairs."""
+NOT_CONTROL = ("photos", "prompts", "other_prompts", "captions", "identifier", "lpips_weights")
+"""Those that mean nothing with it."""
 OUTSIDE_ENCODERS = ("dino", "dinov2", "clip")
 
-
-def add_evaluate_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add evaluate to the commands of `ether`."""
-    parser = commands.add_parser(
-        "evaluate", help="measure an adapter: likeness to the photos and the prompts, drift from the base"
-    )
-    what = parser.add_argument_group("what to measure")
-    what.add_argument("adapter", nargs="?", help="folder or hub id of an adapter to draw with")
-    what.add_argument("--photos", type=Path, help="folder of real photos of the subject")
-    what.add_argument(
-        "--prompts", nargs="+", help="file with a prompt a line, or prompts, that name the subject"
-    )
-    what.add_argument(
-        "--other_prompts", nargs="+", help="the same without the subject, for drift (ten of everyday things)"
-    )
-    what.add_argument("--generated", type=Path, help="folder of pictures drawn before, instead of an adapter")
-    what.add_argument(
-        "--captions",
-        type=Path,
-        help='JSON Lines with their prompts, {"file_name": …, "text": …} (what PNGs of ours say themselves)',
-    )
-    with_what = parser.add_argument_group("measured with")
-    with_what.add_argument(
-        "--encoder",
-        action="append",
-        help="dino, dinov2, clip or tiny_world, a folder or a hub id; may be given several times "
-        "(tiny_world for the embedded base, else dino, dinov2 and clip)",
-    )
-    with_what.add_argument(
-        "--lpips_weights",
-        type=Path,
-        help="file with torchvision's weights of AlexNet (that in torch's cache, or no LPIPS)",
-    )
-    with_what.add_argument(
-        "--identifier", help="a made-up word of the prompts, e.g. sks, that CLIP is not to compare with"
-    )
-    with_what.add_argument("--encoder_batch_size", type=int, default=16, help="pictures encoded at once (16)")
-    add_control_flags(parser)
-    _add_drawing(parser)
-    result = parser.add_argument_group("result (new files; what is there is never overwritten)")
-    result.add_argument("--json", type=Path, help="file for all numbers")
-    result.add_argument("--plot", type=Path, help="PNG with the scores and their standard errors")
-    result.add_argument(
-        "--pictures",
-        type=Path,
-        help="folder for what is drawn: base/, adapter/, other_base/, other_adapter/",
-    )
-    parser.set_defaults(run=_evaluate)
+Files = Mapping[str, bytes]
 
 
-def _add_drawing(parser: argparse.ArgumentParser) -> None:
-    how = parser.add_argument_group("how to draw")
-    how.add_argument("--base", help="folder, hub id or tiny_world (the base that the adapter names)")
-    how.add_argument("--seed", type=int, help="of the first picture of each prompt (0)")
-    how.add_argument("--num_images", type=int, help="pictures per prompt, with seed, seed + 1, … (4)")
-    how.add_argument("--size", help="width and height in px, as 512 or 512x768 (the base's own)")
-    how.add_argument("--steps", type=int, help="denoising steps (30)")
-    how.add_argument(
-        "--guidance_scale", type=float, help="how closely to follow the prompt (the base's usual)"
-    )
-    how.add_argument("--scheduler", help="sampler, e.g. ddim, dpm++, euler (the base's own)")
-    how.add_argument("--batch_size", type=int, help="pictures drawn at once (1)")
-    how.add_argument("--device", help="cpu, cuda, … (the accelerator if there is one)")
-    how.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="(float32 on the CPU, else float16)"
-    )
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    check_control_arguments(arguments)
-    _check_arguments(arguments)
+def evaluate(options: told.Evaluate) -> None:
+    """Measure, write what was asked for, and print the table."""
+    _check(options)
     hush_libraries()
-    from ether_diffusion.benchmark.evaluation import read_photos
-    from ether_diffusion.metrics.plots import check_plotting
-
-    if arguments.plot is not None:
+    if options.plot is not None:
         check_plotting()
-    if arguments.encoder_batch_size < 1:
-        raise ValueError(f"--encoder_batch_size is from 1; found {arguments.encoder_batch_size}")
-    pictures: Mapping[str, bytes] = {}
-    if arguments.control_pairs is not None:
-        report, pictures = measure_control(arguments)
-    elif arguments.generated is not None:
-        photos = read_photos(arguments.photos)
-        report = _measure_generated(arguments, photos, find_device(arguments.device))
+    if options.encoder_batch_size < 1:
+        raise ValueError(f"--encoder_batch_size is from 1; found {options.encoder_batch_size}")
+    pictures: Files = {}
+    if options.control_pairs is not None:
+        from ether_diffusion.scripts.evaluate_control import measure_control
+
+        report, pictures = measure_control(options, options.control_pairs)
     else:
-        photos = read_photos(arguments.photos)
-        report, pictures = _draw_and_measure(arguments, photos, find_device(arguments.device))
-    _write_results(arguments, report, pictures)
+        assert options.photos is not None
+        photos, device = read_photos(options.photos), find_device(options.device)
+        if options.generated is not None:
+            report = _measure_generated(options, options.generated, photos, device)
+        else:
+            report, pictures = _draw_and_measure(options, photos, device)
+    files: list[tuple[Path, bytes]] = []  # all of it is made first: a report that fails leaves nothing
+    if options.json_ is not None:
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        files.append((options.json_, f"{text}\n".encode()))
+    if options.plot is not None:
+        files.append((options.plot, draw_report(report)))
+    for path, data in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_files(path.parent, {path.name: data})
+    if pictures and options.pictures is not None:
+        options.pictures.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(options.pictures, pictures)
     print(report.table())
 
 
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse what does not go together, and outputs that are there or cannot be written.
+def _check(options: told.Evaluate) -> None:
+    """Refuse what does not go together, and outputs that are there or cannot be written."""
+    follows = options.control_pairs is not None
 
-    Raises:
-        FileExistsError, ValueError: as said.
-    """
-    if (arguments.adapter is None) == (arguments.generated is None):
+    def given(names: tuple[str, ...]) -> str:
+        return ", ".join(f"--{name}" for name in names if getattr(options, name) is not None)
+
+    if follows and given(NOT_CONTROL):
+        raise ValueError(f"{given(NOT_CONTROL)} would change nothing with --control_pairs; leave out")
+    if not follows and given(CONTROL):
+        raise ValueError(f"{given(CONTROL)} would change nothing without --control_pairs")
+    if (options.adapter is None) == (options.generated is None):
         raise ValueError("give either an adapter to draw with, or --generated with pictures drawn before")
-    following = arguments.control_pairs is not None
-    if not following and arguments.photos is None:
+    if not follows and options.photos is None:
         raise ValueError("found nothing to compare with; give --photos, or --control_pairs")
-    if arguments.generated is not None:
-        idle = [f"--{name}" for name in DRAWING if getattr(arguments, name) is not None]
-        if idle:
-            raise ValueError(f"{', '.join(idle)} would change nothing: pictures of --generated are drawn")
-    elif arguments.captions is not None:
+    if options.generated is not None and given(DRAWING):
+        raise ValueError(f"{given(DRAWING)} would change nothing: pictures of --generated are drawn")
+    if options.generated is None and options.captions is not None:
         raise ValueError("--captions are of pictures drawn before, and there are none; give --generated")
-    elif not following and not arguments.prompts:
+    if options.generated is None and not follows and not options.prompts:
         raise ValueError("found no --prompts; give a file with one a line, or some")
-    outputs = [each for each in (arguments.json, arguments.plot, arguments.pictures) if each is not None]
+    outputs = [each for each in (options.json_, options.plot, options.pictures) if each is not None]
     for output in outputs:
-        if os.path.lexists(output):
-            raise FileExistsError(f"{output} is there already; name a new one")
-        there = next(parent for parent in output.absolute().parents if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ValueError(f"nothing can be written into {there}; name another place than {output}")
-    named = [output.absolute() for output in outputs]
-    if len(set(named)) < len(named):
-        raise ValueError(f"{named[0]} is named for two results; name two files")
+        check_new(output)
+    if len({output.absolute() for output in outputs}) < len(outputs):
+        raise ValueError(f"{outputs[0].absolute()} is named for two results; name two files")
 
 
 def _measure_generated(
-    arguments: argparse.Namespace, photos: "SortedSamples", device: "torch.device"
-) -> "Report":
-    from ether_diffusion.benchmark.evaluation import read_caption_file, read_generated
-    from ether_diffusion.metrics.report import report_generated
-
-    captions = None if arguments.captions is None else read_caption_file(arguments.captions)
-    generated = read_generated(arguments.generated, captions)
-    yardsticks = _load_yardsticks(arguments, OUTSIDE_ENCODERS, device)
-    return report_generated(
-        photos,
-        generated,
-        yardsticks,
-        {
-            "photos": arguments.photos.name,
-            "generated": arguments.generated.name,
-            "num_photos": len(photos.usable),
-            "num_pictures": len(generated.usable),
-            "identifier": arguments.identifier,
-        },
-    )
+    options: told.Evaluate, folder: Path, photos: SortedSamples, device: torch.device
+) -> Report:
+    captions = None if options.captions is None else read_caption_file(options.captions)
+    generated = read_generated(folder, captions)
+    facts: dict[str, Json] = _photo_facts(options, photos) | {
+        "generated": folder.name,
+        "num_pictures": len(generated.usable),
+    }
+    return report_generated(photos, generated, _yardsticks(options, OUTSIDE_ENCODERS, device), facts)
 
 
 def _draw_and_measure(
-    arguments: argparse.Namespace, photos: "SortedSamples", device: "torch.device"
-) -> "tuple[Report, dict[str, bytes]]":
+    options: told.Evaluate, photos: SortedSamples, device: torch.device
+) -> tuple[Report, Files]:
     """Draw what is asked for and return its report, with the pictures as files where these are wanted."""
-    from ether_diffusion.adapters import read_adapter
-    from ether_diffusion.bases import open_base
-    from ether_diffusion.benchmark.evaluation import draw_samples, picture_files
-    from ether_diffusion.metrics.report import OTHER, report_drawn
-    from ether_diffusion.pipelines.opening import check_scheduler
-
-    prompts = _read_prompts(arguments.prompts, "--prompts")
-    (name,) = adapter_names([arguments.adapter])
-    chosen = read_adapter(arguments.adapter)
+    assert options.adapter is not None
+    assert options.prompts is not None
+    prompts = _read_prompts(options.prompts, "--prompts")
+    (name,) = adapter_names([options.adapter])
+    chosen = read_adapter(options.adapter)
     if not chosen.parts:
-        raise ValueError(f"{arguments.adapter} is a control encoder by itself; give --control_pairs")
-    if arguments.scheduler is not None:
-        check_scheduler(arguments.scheduler)
-    named = argparse.Namespace(base=arguments.base, adapter=[arguments.adapter])
-    base = open_base(base_name(named, metadata_of([chosen])))
-    sampling = _plan(arguments, prompts, base, name)
-    defaults = ("tiny_world",) if is_tiny_world(base) else OUTSIDE_ENCODERS
-    yardsticks = _load_yardsticks(arguments, defaults, device)
+        raise ValueError(f"{options.adapter} is a control encoder by itself; give --control_pairs")
+    if options.scheduler is not None:
+        check_scheduler(options.scheduler)
+    base = open_base(find_base(options.base, {options.adapter: chosen}))
+    how = read_drawing(options, base, num_images=4)
+    if len(prompts) * len(how["seeds"]) < 2:
+        raise ValueError("this would be one picture; give more prompts or --num_images")
+    others = other_tiny_prompts() if is_tiny_world(base) else OTHER_PROMPTS
+    if options.other_prompts:
+        others = _read_prompts(options.other_prompts, "--other_prompts")
+    both = set(prompts) & set(others)
+    if both:
+        raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
+    sampling = Sampling(prompts=(*prompts, *others), choices=({}, {name: 1.0}), **how)
+    yardsticks = _yardsticks(options, (ALIAS,) if is_tiny_world(base) else OUTSIDE_ENCODERS, device)
     warn_of_cuts(base, sampling.prompts)
     pipeline = open_with_adapters(
-        base, {name: chosen}, device=device, dtype=arguments.dtype, scheduler=arguments.scheduler
+        base, {name: chosen}, device=device, dtype=options.dtype, scheduler=options.scheduler
     )
     drawn = draw_samples(pipeline, sampling, len(prompts), on_progress=show_progress)
-    files = {}
-    if arguments.pictures is not None:
-        other = {f"{OTHER}_{row}": samples for row, samples in drawn.other.items()}
-        files = picture_files({**drawn.subject, **other})
-    settings = base_facts(arguments, base, sampling) | {
-        "photos": arguments.photos.name,
-        "num_photos": len(photos.usable),
+    other = {f"{OTHER}_{row}": samples for row, samples in drawn.other.items()}
+    files = {} if options.pictures is None else picture_files({**drawn.subject, **other})
+    facts = base_facts(options, base, sampling) | _photo_facts(options, photos)
+    facts |= {
         "prompts": list(prompts),
-        "other_prompts": list(sampling.prompts[len(prompts) :]),
-        "identifier": arguments.identifier,
+        "other_prompts": list(others),
         "width": sampling.width,
         "height": sampling.height,
         "batch_size": sampling.batch_size,
     }
-    return report_drawn(photos, drawn, yardsticks, settings), files
+    return report_drawn(photos, drawn, yardsticks, facts), files
 
 
-def _plan(
-    arguments: argparse.Namespace, prompts: tuple[str, ...], base: "Base", adapter_name: str
-) -> "Sampling":
-    """Return what is drawn: every prompt, then those of others, by the base and with the adapter."""
-    from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts
-    from ether_diffusion.pipelines.sampling import Sampling
-
-    drawing = read_drawing(arguments, base, num_images=4)
-    if len(prompts) * len(drawing["seeds"]) < 2:
-        raise ValueError("this would be one picture; give more prompts or --num_images")
-    if arguments.other_prompts:
-        others = _read_prompts(arguments.other_prompts, "--other_prompts")
-    else:
-        others = other_tiny_prompts() if is_tiny_world(base) else OTHER_PROMPTS
-    both = set(prompts) & set(others)
-    if both:
-        raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
-    return Sampling(prompts=(*prompts, *others), choices=({}, {adapter_name: 1.0}), **drawing)
+def _photo_facts(options: told.Evaluate, photos: SortedSamples) -> dict[str, Json]:
+    assert options.photos is not None
+    return {
+        "photos": options.photos.name,
+        "num_photos": len(photos.usable),
+        "identifier": options.identifier,
+    }
 
 
-def _read_prompts(values: list[str], flag: str) -> tuple[str, ...]:
-    """Return prompts: those of a file, one a line without empty lines, or the values themselves.
+def is_tiny_world(base: Base) -> bool:
+    """Say whether a base is the embedded one, which has an encoder of its own."""
+    return base.folder.resolve() == WEIGHTS_FOLDER.resolve()
 
-    Raises:
-        FileNotFoundError: one value that ends as a file of text, and there is none.
-        ValueError: there are none, one is there twice, or the file is no text.
-    """
-    from ether_diffusion.benchmark.evaluation import read_lines
-    from ether_diffusion.wording import printable
 
+def read_drawing(options: told.Evaluate, base: Base, *, num_images: int) -> dict[str, Any]:
+    """Return how pictures are drawn, `num_images` where nothing else was asked for."""
+    number = num_images if options.num_images is None else options.num_images
+    if number < 1:
+        raise ValueError(f"--num_images is from 1; found {number}")
+    first = options.seed or 0
+    return {"seeds": tuple(range(first, first + number)), **drawing(options, base)}
+
+
+def base_facts(options: told.Evaluate, base: Base, drawn: Any) -> dict[str, Json]:
+    """Return what a report says of what was drawn, and how."""
+    return {
+        "adapter": Path(options.adapter or "").name,
+        "base": Path(base.name).name if Path(base.name).is_absolute() else base.name,
+        "seeds": list(drawn.seeds),
+        "steps": drawn.steps,
+        "guidance_scale": drawn.guidance_scale,
+        "scheduler": options.scheduler,
+    }
+
+
+def _read_prompts(values: tuple[str, ...], flag: str) -> tuple[str, ...]:
+    """Return prompts: those of a file, one a line without empty lines, or the values themselves."""
     prompts = [value.strip() for value in values]
     if len(values) == 1 and Path(values[0]).is_file():
         prompts = [line.strip() for line in read_lines(Path(values[0])) if line.strip()]
@@ -287,40 +222,14 @@ def _read_prompts(values: list[str], flag: str) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def _load_yardsticks(
-    arguments: argparse.Namespace, defaults: tuple[str, ...], device: "torch.device"
-) -> "Yardsticks":
-    from ether_diffusion.metrics.encoders import load_encoder
-    from ether_diffusion.metrics.lpips import find_lpips
-    from ether_diffusion.metrics.report import Yardsticks
-
+def _yardsticks(options: told.Evaluate, defaults: tuple[str, ...], device: torch.device) -> Yardsticks:
     encoders = [
-        load_encoder(name, device=device, batch_size=arguments.encoder_batch_size)
-        for name in arguments.encoder or defaults
+        load_encoder(name, device=device, batch_size=options.encoder_batch_size)
+        for name in options.encoder or defaults
     ]
     kinds = [encoder.kind for encoder in encoders]
     twice = [kind for kind in kinds if kinds.count(kind) > 1]
     if twice:
         raise ValueError(f"found several encoders of the kind {twice[0]}; measure with one at a time")
-    lpips, problem = find_lpips(arguments.lpips_weights, device=device)
-    left_out = {} if problem is None else {"lpips": problem}
-    return Yardsticks(encoders, lpips, arguments.identifier, left_out)
-
-
-def _write_results(arguments: argparse.Namespace, report: "Report", pictures: "Mapping[str, bytes]") -> None:
-    """Write what was asked for, after all of it is made: a report that fails leaves nothing."""
-    from ether_diffusion.durable_files import write_files, write_folder
-    from ether_diffusion.metrics.plots import draw_report
-
-    files: list[tuple[Path, bytes]] = []
-    if arguments.json is not None:
-        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        files.append((arguments.json, f"{text}\n".encode()))
-    if arguments.plot is not None:
-        files.append((arguments.plot, draw_report(report)))
-    for path, data in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_files(path.parent, {path.name: data})
-    if pictures:
-        arguments.pictures.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(arguments.pictures, pictures)
+    lpips, problem = find_lpips(options.lpips_weights, device=device)
+    return Yardsticks(encoders, lpips, options.identifier, {} if problem is None else {"lpips": problem})

@@ -10,13 +10,13 @@ import pytest
 import torch
 from method_adapters import pixels_in, save_for_tiny_world
 from PIL import Image
+from test_evaluate_command import evaluate, read
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from ether_diffusion.benchmark.evaluation import ControlDrawing, read_control_pairs
 from ether_diffusion.control import read_control
 from ether_diffusion.metrics.segmenters import load_finder
-from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.networks import load_segmenter
 from ether_diffusion.tiny_world.pictures import draw_scenes
@@ -75,15 +75,6 @@ def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / part.name).symlink_to(part)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def evaluate(*arguments: str) -> int:
-    return ether.main(["evaluate", *arguments])
-
-
-def read(file: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-    return found
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

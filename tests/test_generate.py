@@ -243,12 +243,8 @@ def test_adapters_have_short_distinct_names() -> None:
 
 FOX = ["--adapter", "fox"]
 REFUSED: dict[str, list[str]] = {
-    "fox is NaN; it should be a finite number": [
-        *FOX,
-        "--strength",
-        "nan",
-    ],
-    "fox is Infinity": [*FOX, "--strength", "inf"],
+    "strength=nan is not finite; use a list of numbers": [*FOX, "--strength", "nan"],
+    "strength=inf is not finite": [*FOX, "--strength", "inf"],
     "from -10 to 10, where 1 is as trained and 0 the base; found 1000000000.0": [
         *FOX,
         "--strength",
@@ -269,7 +265,7 @@ REFUSED: dict[str, list[str]] = {
     "x.png is one picture and a grid is a folder": [*FOX, "--grid"],
     "there already; name a new folder": [*FOX, "--output", "empty"],
     "steps must be from 1 to 1000; found 0": [*FOX, "--steps", "0"],
-    "guidance_scale is NaN": [*FOX, "--guidance_scale", "nan"],
+    "guidance_scale=nan is not finite": [*FOX, "--guidance_scale", "nan"],
     "seeds.0 must be from 0": [*FOX, "--seed", "-1"],
     "found several seeds and --num_images": [*FOX, "--seed", "1", "2", "--num_images", "2"],
     "--num_images is from 1; found 0": [*FOX, "--num_images", "0"],

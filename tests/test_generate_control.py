@@ -1,6 +1,7 @@
 """`ether generate --control_image`: pictures that follow an image, and sentences for what cannot."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,22 +24,27 @@ from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.scripts import ether
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, an adapter with control, a plain one, and a control image."""
+    folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
-    tiny_sd().save_pretrained(tmp_path / "base")
+    tiny_sd().save_pretrained(folder / "base")
     pipe = tiny_sd()
     train(pipe.unet, CONFIGS["ether_plus"])
-    adapter = detach_adapter(
-        pipe.unet, "default", metadata=AdapterMetadata(base_model=str(tmp_path / "base"))
-    )
-    save_control(tmp_path / "follow", random_encoder(pipe.unet, factor=1), adapter=adapter)
-    save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "cat")
+    metadata = AdapterMetadata(base_model=str(folder / "base"))
+    adapter = detach_adapter(pipe.unet, "default", metadata=metadata)
+    save_control(folder / "follow", random_encoder(pipe.unet, factor=1), adapter=adapter)
+    save_adapter(tiny_sd(), CONFIGS["ether"], folder / "cat")
     values = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(values).save(tmp_path / "map.png")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    Image.fromarray(values).save(folder / "map.png")
+    return folder
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "work"))
+    return tmp_path / "work"
 
 
 def test_a_picture_is_what_the_pipeline_draws_with_the_image(work: Path) -> None:

@@ -1,0 +1,239 @@
+"""What the commands of `ether` are told: each field is one flag; nothing here waits for torch."""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ether_diffusion.options import Numbers, Options, Wholes, Words, needed, option
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+class Inspect(Options):
+    """Of `ether inspect`."""
+
+    adapter: str = needed("folder or hub id of an adapter", is_positional=True)
+    json_: bool = option(False, "print JSON instead of lines")
+
+
+class _Written(Options):
+    """Of the commands that write an adapter in another form."""
+
+    adapter: str = needed("folder or hub id of an adapter", is_positional=True)
+    base: str = needed("folder or hub id of the base model, or tiny_world")
+    rebake: bool = option(False, "apply the reflections to other weights than those trained on")
+
+
+class Export(_Written):
+    """Of `ether export`."""
+
+    output: Path | None = option(None, "folder to write into (default: the adapter's own)")
+    dtype: Literal["float16", "float32"] = option("float16", "numbers in the file (float16)")
+    export_name: str | None = option(
+        None, "file name (pytorch_lora_weights.safetensors, which diffusers finds by itself)"
+    )
+
+
+class Merge(_Written):
+    """Of `ether merge`."""
+
+    output: Path = needed("new folder for the model")
+    scale: float = option(1.0, "strength: 1 as trained (default), 0 the base")
+
+
+class Convert(Options):
+    """Of `ether convert`."""
+
+    checkpoint: str = needed("lit_model_ether_finetuned.pth of their training", is_positional=True)
+    output: Path = needed("new folder for the adapter")
+    architecture: Literal["llama", "phi"] = needed(
+        "whose module names to use; llama also for Mistral and Gemma"
+    )
+    side: Literal["input", "output"] | None = option(None, "take the projections of one side only")
+    base_model: str | None = option(None, "folder or hub id of the base, to be noted in the adapter")
+
+
+class _Drawn(Options):
+    title: ClassVar = "what to draw"
+
+    prompt: Words = option(
+        (), "may be given several times (the trigger that the adapter names)", is_repeated=True
+    )
+    negative_prompt: str | None = option(None, "what the pictures should not show")
+    seed: Wholes = option((), "of the first picture (0), or several seeds")
+    num_images: int = option(1, "pictures per prompt, with seed, seed + 1, … (1)")
+    control_image: Path | None = option(None, "picture that says where, for an adapter with control")
+    control_strength: float | None = option(None, "of the control image: 1 as trained (default), 0 without")
+    control_detector: str | None = option(
+        None,
+        "draw what says where from the photo --control_image: canny, silhouette (of its alpha channel), "
+        "palette (as it is), or a model of controlnet-aux, e.g. depth_midas",
+    )
+    canny_thresholds: Numbers = option((), "LOW and HIGH of canny, as in OpenCV (100 200)")
+
+
+class _Strengths(Options):
+    title: ClassVar = "adapters"
+
+    adapter: Words = option((), "folder or hub id; may be given several times", is_repeated=True)
+    strength: Numbers = option(
+        (), "1 as trained (default), 0 the base; one per adapter or for all; with --grid, a column each"
+    )
+
+
+class How(Options):
+    """Of the commands that draw."""
+
+    title: ClassVar = "how to draw"
+
+    base: str | None = option(None, "folder, hub id or tiny_world (the base that the adapter names)")
+    size: str | None = option(None, "width and height in px, as 512 or 512x768 (the base's own)")
+    steps: int | None = option(None, "denoising steps (30)")
+    guidance_scale: float | None = option(None, "how closely to follow the prompt (the base's usual)")
+    scheduler: str | None = option(None, "sampler, e.g. ddim, dpm++, euler (the base's own)")
+    batch_size: int | None = option(None, "pictures drawn at once (1)")
+    device: str | None = option(None, "cpu, cuda, … (the accelerator if there is one)")
+    dtype: Dtype | None = option(None, "(float32 on the CPU, else float16)")
+
+
+class _Result(Options):
+    title: ClassVar = "result"
+
+    output: Path = needed(
+        "new folder, or new .png file for a single picture; what is there is never overwritten"
+    )
+    grid: bool = option(False, "also a labelled sheet: strengths across, prompts and seeds down")
+    base_beside: bool | None = option(None, "draw the base on the same seeds too (with --grid)")
+
+
+class Generate(_Drawn, _Strengths, How, _Result):
+    """Of `ether generate`."""
+
+
+class _Measured(Options):
+    title: ClassVar = "what to measure"
+
+    adapter: str | None = option(None, "folder or hub id of an adapter to draw with", is_positional=True)
+    photos: Path | None = option(None, "folder of real photos of the subject")
+    prompts: Words | None = option(None, "file with a prompt a line, or prompts, that name the subject")
+    other_prompts: Words | None = option(
+        None, "the same without the subject, for drift (ten of everyday things)"
+    )
+    generated: Path | None = option(None, "folder of pictures drawn before, instead of an adapter")
+    captions: Path | None = option(
+        None,
+        'JSON Lines with their prompts, {"file_name": …, "text": …} (what PNGs of ours say themselves)',
+    )
+
+
+class _Yardsticks(Options):
+    title: ClassVar = "measured with"
+
+    encoder: Words = option(
+        (),
+        "dino, dinov2, clip or tiny_world, a folder or a hub id; may be given several times (tiny_world for "
+        "the embedded base, else dino, dinov2 and clip)",
+        is_repeated=True,
+    )
+    lpips_weights: Path | None = option(
+        None, "file with torchvision's weights of AlexNet (that in torch's cache, or no LPIPS)"
+    )
+    identifier: str | None = option(
+        None, "a made-up word of the prompts, e.g. sks, that CLIP is not to compare with"
+    )
+    encoder_batch_size: int = option(16, "pictures encoded at once (16)")
+
+
+class _Following(Options):
+    title: ClassVar = "adapters that follow a control image"
+
+    control_pairs: Path | None = option(
+        None, "instead of --photos: folder of photos, control images and their metadata.jsonl"
+    )
+    control_type: str | None = option(None, "palette, silhouette, canny, … (what the adapter says)")
+    segmenter: str | None = option(
+        None, "tiny_world, or folder or hub id of a semantic segmentation model (tiny_world for its base)"
+    )
+    palette: Path | None = option(None, 'JSON with the colour of each class, {"wall": [120, 120, 120]}')
+    landmarks: bool | None = option(None, "measure faces, too; needs face-alignment")
+
+
+class _Pictures(Options):
+    title: ClassVar = "what is drawn"
+
+    seed: int | None = option(None, "of the first picture of each prompt (0)")
+    num_images: int | None = option(None, "pictures per prompt, with seed, seed + 1, … (4)")
+
+
+class _Report(Options):
+    title: ClassVar = "result (new files; what is there is never overwritten)"
+
+    json_: Path | None = option(None, "file for all numbers")
+    plot: Path | None = option(None, "PNG with the scores and their standard errors")
+    pictures: Path | None = option(
+        None, "folder for what is drawn: base/, adapter/, other_base/, other_adapter/"
+    )
+
+
+class Evaluate(_Measured, _Yardsticks, _Following, _Pictures, How, _Report):
+    """Of `ether evaluate`."""
+
+
+class _Compared(Options):
+    title: ClassVar = "what to compare"
+
+    output_dir: Path = needed("folder of the runs and the results")
+    data: Path | None = option(
+        None,
+        "folder of the DreamBooth data set with its prompts_and_classes.txt: 25 prompts × 4 pictures, 1200 "
+        "steps (without it the short form, on subjects of the embedded base)",
+    )
+    base: str = option("tiny_world", "folder or hub id (tiny_world)")
+    methods: Words = option((), "methods of train-dreambooth (seven)")
+    subjects: Words = option((), "(all of --data, or eight)")
+    seeds: Wholes = option((0,), "of training (0)")
+
+
+class _Comparison(Options):
+    title: ClassVar = "how"
+
+    learning_rates: Words = option(
+        (), "METHOD=RATE, where it is neither the published one nor, on Tiny World, the best there"
+    )
+    train: Words = option((), "OPTION=VALUE of train-dreambooth for all methods, e.g. max_train_steps=600")
+    num_images: int | None = option(None, "pictures of each prompt (4, short 2)")
+    inference_steps: int | None = option(None, "of each picture (25, short 15)")
+    batch_size: int | None = option(None, "pictures drawn at once (4, short 16)")
+    encoder: Words = option(
+        (), "dino, dinov2, clip, tiny_world, a folder or a hub id; repeatable", is_repeated=True
+    )
+    lpips_weights: Path | None = option(None, "file with torchvision's weights of AlexNet")
+    num_processes: int = option(1, "runs at once; one CPU thread each (1)")
+    keep_adapters: bool = option(False, "keep what was trained, too")
+    plan: bool = option(False, "say what would be done, and do nothing")
+
+
+class Benchmark(_Compared, _Comparison):
+    """Of `ether benchmark`."""
+
+
+class Plan(Options):
+    """Of `ether plan`."""
+
+    photos: str = needed("folder of the subject's photos, or their number")
+    base: str = option("tiny_world", "folder or hub id (tiny_world)")
+    json_: bool = option(False, "print an object for programs")
+
+
+class Ui(Options):
+    """Of `ether ui`."""
+
+    folder: Path = option(
+        Path("~/ether-studio"), "where adapters, pictures and runs are kept (~/ether-studio)"
+    )
+    base: str = option("tiny_world", "folder or hub id of the base (tiny_world)")
+    port: int | None = option(None, "of the page (the first free one from 7860)")
+    listen: bool = option(False, "let other machines in, too; needs --auth (this machine only)")
+    auth: str | None = option(
+        None, "NAME:PASSWORD to ask for a login; @FILE reads it from the first line of a file"
+    )
+    open: bool = option(False, "open the page in a new tab")
