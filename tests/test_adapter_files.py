@@ -94,17 +94,6 @@ def test_safetensors_own_reader_finds_the_vectors_and_the_facts(tmp_path: Path) 
     assert len(json.loads(metadata["ether.base_fingerprint"])["norms"]) == 32
 
 
-def test_projections_pair_the_vectors_of_each_side() -> None:
-    unet = adapted_unet(variant="ether_plus", sides="output")
-    (name, (input_side, output_side)), *_ = detach_adapter(unet, "default").projections().items()
-    assert input_side is None
-    assert output_side is not None
-    assert output_side.v is not None
-    layer = unet.get_submodule(name)
-    assert exactly_equal(output_side.u, layer.ether_output_u["default"])
-    assert exactly_equal(output_side.v, layer.ether_output_v["default"])
-
-
 def test_the_same_adapter_gives_the_same_bytes_every_time(tmp_path: Path) -> None:
     metadata = AdapterMetadata(base_model="b", trigger="t", training={"steps": 1})
     adapter = detach_adapter(adapted_unet(), "default", metadata=metadata)
@@ -255,15 +244,11 @@ def example(folder: Path) -> Any:
 def test_the_model_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
     save_ether(adapted_unet(), tmp_path, trigger="a photo of sks dog", base_model="stable/base")
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.library_name == "peft"
-    assert card.data.base_model == "stable/base"
+    assert (card.data.library_name, card.data.base_model) == ("peft", "stable/base")
     assert card.data.instance_prompt == "a photo of sks dog"
     assert {"ether", "text-to-image"} <= set(card.data.tags)
     assert "load_ether(pipe," in card.text
     assert "load_lora_weights" not in card.text
-
-
-def test_the_model_card_tells_of_the_export_that_lies_beside_it(tmp_path: Path) -> None:
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
     save_ether(adapted_unet(), tmp_path)
     assert "pipe.load_lora_weights(" in (tmp_path / "README.md").read_text()

@@ -31,22 +31,27 @@ KINDS: dict[str, Any] = {
 SIDE = 16
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Any:
     return KINDS[request.param]
 
 
-@pytest.fixture
-def pipe(kind: Any, tmp_path: Path) -> Any:
-    """A pipeline with a control adapter and its encoder, "control", which is active."""
-    make, _, _, ours = kind
+@pytest.fixture(scope="module")
+def saved(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a control adapter and its encoder."""
     torch.manual_seed(0)
-    trained = make()
+    trained, folder = kind[0](), tmp_path_factory.mktemp("saved") / "control"
     train(trained.unet, CONFIGS["ether_plus"])
     encoder = random_encoder(trained.unet, factor=1, control_type="silhouette")
-    save_control(tmp_path / "control", encoder, adapter=detach_adapter(trained.unet, "default"))
-    pipe = quiet(ours.from_pipe(make()))
-    pipe.load_control_weights(tmp_path / "control")
+    save_control(folder, encoder, adapter=detach_adapter(trained.unet, "default"))
+    return folder
+
+
+@pytest.fixture
+def pipe(kind: Any, saved: Path) -> Any:
+    """A pipeline with both, "control", which is active."""
+    pipe = quiet(kind[3].from_pipe(kind[0]()))
+    pipe.load_control_weights(saved)
     return pipe
 
 
@@ -65,61 +70,44 @@ def image(seed: int = 3) -> Tensor:
     return control_images(1, side=SIDE, seed=seed)[0].mul(255).round().div(255)
 
 
-def test_without_a_control_image_it_draws_what_the_adapter_draws(
-    pipe: Any, kind: Any, tmp_path: Path
-) -> None:
-    make, _, without, _ = kind
-    plain = quiet(without.from_pipe(make()))
-    plain.load_ether_weights(tmp_path / "control")
-    assert torch.equal(draw(pipe), draw(plain))
+def drawn_by_diffusers(pipe: Any) -> Tensor:
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
+    generator = torch.Generator().manual_seed(7)
+    images: Tensor = quiet(pipe)("abc", height=SIDE, width=SIDE, generator=generator, **options).images
+    return images
 
 
-def test_a_control_image_is_what_diffusers_draws_inside_controlled(
-    pipe: Any, kind: Any, tmp_path: Path
+def test_it_draws_what_diffusers_draws_without_a_control_image_and_inside_controlled(
+    pipe: Any, kind: Any, saved: Path
 ) -> None:
-    make, _, _, _ = kind
-    stock = quiet(make())
-    load_ether(stock, tmp_path / "control")
+    stock = kind[0]()
+    load_ether(stock, saved)
+    assert torch.equal(draw(pipe), drawn_by_diffusers(stock))
     with torch.no_grad(), controlled(stock.unet, pipe.controls["control"], image()[None]):
-        expected = stock(
-            "abc",
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=2,
-            guidance_scale=3.0,
-            output_type="pt",
-            generator=torch.Generator().manual_seed(7),
-        ).images
-    assert torch.equal(draw(pipe, control_image=image()), expected)
+        assert torch.equal(draw(pipe, control_image=image()), drawn_by_diffusers(stock))
+    pipe.unload()
+    assert not pipe.controls
+    assert not pipe.active_adapters
+    assert torch.equal(draw(pipe), drawn_by_diffusers(kind[0]()))
+    with pytest.raises(ValueError, match="no control encoder is loaded"):
+        draw(pipe, control_image=image())
 
 
-def test_the_image_and_its_strength_matter_and_strength_zero_is_without(pipe: Any) -> None:
+def test_the_image_and_its_strength_matter_for_a_call_alone_and_apart_from_the_adapters(pipe: Any) -> None:
     without = draw(pipe)
     one, other = draw(pipe, control_image=image(1)), draw(pipe, control_image=image(2))
     assert not torch.allclose(one, other, atol=1e-4)
     assert not torch.allclose(one, draw(pipe, control_image=image(1), control_strength=0.5), atol=1e-4)
     assert torch.equal(draw(pipe, control_image=image(1), control_strength=0.0), without)
-
-
-def test_nothing_of_the_control_stays_after_a_call(pipe: Any) -> None:
-    before = draw(pipe)
-    draw(pipe, control_image=image())
-    assert torch.equal(draw(pipe), before)
-
-
-def test_the_strength_of_the_adapter_is_apart_from_that_of_the_control(pipe: Any) -> None:
-    only_encoder = draw(pipe, control_image=image(), adapters={})
+    only_encoder = draw(pipe, control_image=image(1), adapters={})
     assert not torch.allclose(only_encoder, draw(pipe, adapters={}), atol=1e-4)
-    assert not torch.allclose(only_encoder, draw(pipe, control_image=image()), atol=1e-4)
+    assert not torch.allclose(only_encoder, one, atol=1e-4)
+    assert torch.equal(draw(pipe), without)
+    values = image(1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    assert torch.equal(draw(pipe, control_image=Image.fromarray(values)), one)
 
 
-def test_a_pil_image_is_the_tensor_of_its_values(pipe: Any) -> None:
-    values = image().mul(255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(values)
-    assert torch.equal(draw(pipe, control_image=picture), draw(pipe, control_image=image()))
-
-
-def test_each_prompt_follows_its_own_image_also_with_several_pictures_each(pipe: Any) -> None:
+def test_each_prompt_follows_its_own_image_or_one_for_all(pipe: Any) -> None:
     seeds = [1, 2, 3, 4]
     together = draw(
         pipe, ["ab", "cd"], control_image=[image(1), image(2)], num_images_per_prompt=2, seed=seeds
@@ -129,9 +117,6 @@ def test_each_prompt_follows_its_own_image_also_with_several_pictures_each(pipe:
         for prompt, which, seed in zip(["ab", "ab", "cd", "cd"], [1, 1, 2, 2], seeds, strict=True)
     ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)  # batches round differently
-
-
-def test_one_image_serves_all_prompts(pipe: Any) -> None:
     one = draw(pipe, ["ab", "cd"], control_image=image())
     each = draw(pipe, ["ab", "cd"], control_image=[image(), image()])
     torch.testing.assert_close(one, each, atol=1e-4, rtol=1e-4)  # encoded alone or in a batch
@@ -166,11 +151,8 @@ def test_a_picture_says_which_control_made_it(pipe: Any) -> None:
         control_image_sha256(image(2)),
     ]
     assert [use.name for use in found[0].adapters] == ["control"]
-
-
-def test_the_picture_is_of_the_bases_own_size_where_none_is_given(pipe: Any) -> None:
     made = pipe("ab", control_image=image(), num_inference_steps=1, seed=0).images[0]
-    assert made.size == (8, 8)
+    assert made.size == (8, 8)  # the base's own, where none is given
 
 
 def test_an_encoder_by_itself_draws_too(kind: Any, tmp_path: Path) -> None:
@@ -187,37 +169,14 @@ def test_several_encoders_are_told_apart_by_name(pipe: Any, kind: Any, tmp_path:
     make, _, _, _ = kind
     save_control(tmp_path / "edges", random_encoder(make().unet, factor=1, seed=9))
     pipe.load_control_weights(tmp_path / "edges", adapter_name="edges")
+    with pytest.raises(ValueError, match="already is a control encoder named 'edges'"):
+        pipe.load_control_weights(tmp_path / "edges", adapter_name="edges")
     with pytest.raises(ValueError, match="several control encoders; name one of control, edges"):
         draw(pipe, control_image=image())
     with pytest.raises(ValueError, match="no control encoder depth; name one of control, edges"):
         draw(pipe, control_image=image(), control="depth")
     one = draw(pipe, control_image=image(), control="control")
     assert not torch.allclose(one, draw(pipe, control_image=image(), control="edges"), atol=1e-4)
-
-
-def test_unloading_takes_adapter_and_encoder(pipe: Any, kind: Any) -> None:
-    make, _, _, _ = kind
-    pipe.unload()
-    assert not pipe.controls
-    assert not pipe.active_adapters
-    with pytest.raises(ValueError, match="no control encoder is loaded"):
-        draw(pipe, control_image=image())
-    stock = quiet(make())
-    expected = stock(
-        "abc",
-        height=SIDE,
-        width=SIDE,
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        output_type="pt",
-        generator=torch.Generator().manual_seed(7),
-    ).images
-    assert torch.equal(draw(pipe), expected)
-
-
-def test_a_name_is_taken_once(pipe: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="already is a control encoder named 'control'"):
-        pipe.load_control_weights(tmp_path / "control")
 
 
 def test_an_encoder_for_another_vae_is_refused_before_the_adapter_is_loaded(

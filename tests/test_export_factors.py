@@ -1,7 +1,5 @@
 """LoRA factors and their keys: the dense update at the promised rank, under the names that others read."""
 
-import re
-
 import pytest
 import torch
 from real_configs import meta_unet
@@ -61,30 +59,6 @@ def test_the_keys_for_a_real_unet_are_those_of_the_table(
         assert tensors[f"{keys[n]}.lora_down.weight"].shape == (4, m.in_features)
         assert tensors[f"{keys[n]}.lora_up.weight"].shape == (m.out_features, 4)
         assert tensors[f"{keys[n]}.alpha"].item() == 4
-
-
-# The rules by which two readers take a key apart, as they are written there.
-A1111_BLOCK = re.compile(r"lora_unet_(?:down_blocks_(\d+)|mid_block|up_blocks_(\d+))_attentions_(\d+)_(.+)")
-
-
-def test_a1111_finds_the_sgm_block_of_every_key() -> None:
-    sgm = set()
-    for key in table_of_keys(SD15_BLOCKS):
-        found = A1111_BLOCK.fullmatch(key.split(".", 1)[0])
-        assert found is not None
-        down, up, index, _ = found.groups()
-        sgm.add(
-            f"input_blocks_{1 + 3 * int(down) + int(index)}_1"
-            if down
-            else f"output_blocks_{3 * int(up) + int(index)}_1"
-            if up
-            else "middle_block_1"
-        )
-    assert sgm == {
-        *(f"input_blocks_{i}_1" for i in (1, 2, 4, 5, 7, 8)),
-        "middle_block_1",
-        *(f"output_blocks_{i}_1" for i in range(3, 12)),
-    }
 
 
 @pytest.mark.parametrize(
