@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 import ether_diffusion
 from ether_diffusion.adapters.format import Fact, is_fact
-from ether_diffusion.adapters.load import plain_targets
-from ether_diffusion.adapters.models import Pipeline, bare_model, base_fingerprint, name_of_base
+from ether_diffusion.adapters.models import (
+    Pipeline,
+    bare_model,
+    base_fingerprint,
+    name_of_base,
+    plain_targets,
+)
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata
 from ether_diffusion.tuner import EtherConfig
 
@@ -115,9 +120,6 @@ def bind_call(
     """Bind the arguments of a call of `function`, with a generator for each picture.
 
     Generators are on the CPU, whose draws are the same on every machine.
-
-    Raises:
-        ValueError: both a seed and a generator are given, or the seeds are not one per picture.
     """
     signature = inspect.signature(function)
     bound = signature.bind(*arguments, **keywords)

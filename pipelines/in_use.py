@@ -71,11 +71,7 @@ def use_of(pipeline: Pipeline, strengths: Strengths) -> tuple[AdapterUse, ...]:
 
 
 def set_others(pipeline: Pipeline, names: Sequence[str], weights: Sequence[float]) -> bool:
-    """Activate adapters by name that diffusers cannot weigh, and say whether they are such.
-
-    Raises:
-        ValueError: one of them is to have a strength other than 1.
-    """
+    """Activate adapters by name that diffusers cannot weigh, and say whether they are such."""
     others = of_other_methods(pipeline)
     layers = [layer for name in names for layer in others.get(name, ())]
     if all(isinstance(layer, LoraLayer) for layer in layers):
@@ -96,12 +92,7 @@ def set_others(pipeline: Pipeline, names: Sequence[str], weights: Sequence[float
 
 
 def check_choice(pipeline: Pipeline, choice: Choice, num_prompts: int) -> Strengths | list[Strengths]:
-    """Return a choice as strengths, for all pictures or a list by prompt.
-
-    Raises:
-        ValueError: a name is unknown, a strength is not finite, adapters are fused, or it is not one per
-            prompt.
-    """
+    """Return a choice as strengths, for all pictures or a list by prompt."""
     if isinstance(choice, str):
         raise ValueError(f"adapters={choice!r} is text; give strengths, as adapters={{{choice!r}: 1.0}}")
     each = [

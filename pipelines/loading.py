@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ether_diffusion.adapters import Adapter, LoadReport, load_any, load_ether
-from ether_diffusion.adapters.load import Attaching, remove_adapter
+from ether_diffusion.adapters.load import Loading, remove_adapter
 from ether_diffusion.adapters.models import find_parts
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.call import Call, bind_call, fingerprint_of
@@ -70,38 +70,16 @@ class EtherLoaderMixin:
         """Load a pipeline as diffusers does; the alias "tiny_world" is the embedded base's folder."""
         return super().from_pretrained(resolve_base(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]  # diffusers'
 
-    def load_ether_weights(
-        self,
-        path_or_hub_id: str | Path,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **how: Unpack[Attaching],
-    ) -> LoadReport:
+    def load_ether_weights(self, path_or_hub_id: str | Path, **how: Unpack[Loading]) -> LoadReport:
         """Load an adapter from a folder or the Hub, as `load_ether` does; it alone is then active.
 
         Raises:
             FileNotFoundError: there is no such folder, model or file.
             ValueError: the file is not a whole ETHER adapter, or not one of this base.
         """
-        return load_ether(
-            self,
-            path_or_hub_id,
-            subfolder=subfolder,
-            revision=revision,
-            local_files_only=local_files_only,
-            **how,
-        )
+        return load_ether(self, path_or_hub_id, **how)
 
-    def load_adapter_weights(
-        self,
-        adapter: str | Path | Adapter,
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **how: Unpack[Attaching],
-    ) -> LoadReport:
+    def load_adapter_weights(self, adapter: str | Path | Adapter, **how: Unpack[Loading]) -> LoadReport:
         """Load an adapter of any method that training saves, as `load_any` does, or one that was read.
 
         It alone is then active.
@@ -110,7 +88,7 @@ class EtherLoaderMixin:
             FileNotFoundError: there is no such folder, model or file.
             ValueError: the file is not a whole adapter of such a method, or not one of this base.
         """
-        return load_any(self, adapter, revision=revision, local_files_only=local_files_only, **how)
+        return load_any(self, adapter, **how)
 
     @property
     def active_adapters(self) -> list[str]:

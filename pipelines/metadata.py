@@ -93,21 +93,13 @@ def attach_metadata(image: Image.Image, metadata: ImageMetadata) -> None:
 
 
 def metadata_of(image: Image.Image) -> ImageMetadata | None:
-    """Return what a picture in memory carries; None where that is nothing.
-
-    Raises:
-        ValueError: it is something else under our keyword.
-    """
+    """Return what a picture in memory carries; None where that is nothing."""
     text = image.info.get(KEYWORD)
     return None if text is None else parse_metadata(text, "the metadata of a picture")
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Return a picture as a PNG with the metadata that it or the picture it is a copy of carries.
-
-    Raises:
-        ValueError: it carries something else under our keyword.
-    """
+    """Return a picture as a PNG with the metadata that it or the picture it is a copy of carries."""
     metadata, buffer = metadata_of(image), io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=None if metadata is None else _chunks(metadata))
     return buffer.getvalue()
@@ -156,12 +148,7 @@ def read_image_metadata(picture: str | Path | bytes) -> ImageMetadata | None:
 
 
 def read_png_text(picture: str | Path | bytes, keyword: str, where: str) -> str | None:
-    """Return the text of a keyword that stands before a PNG's pixels, which are not decoded.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no PNG, or damaged, or the text is too large.
-    """
+    """Return the text of a keyword that stands before a PNG's pixels, which are not decoded."""
     if not isinstance(picture, bytes):
         if not Path(picture).exists():
             raise FileNotFoundError(f"there is no file {where}")
@@ -182,11 +169,7 @@ def read_png_text(picture: str | Path | bytes, keyword: str, where: str) -> str 
 
 
 def parse_metadata(text: str | bytes, where: str) -> ImageMetadata:
-    """Read metadata from its JSON; `where` opens the messages.
-
-    Raises:
-        ValueError: it is not of the closed schema, or a newer release made it.
-    """
+    """Read metadata from its JSON; `where` opens the messages."""
     found = parse_json(text, where)
     if isinstance(found, dict):
         check_version(found.get("format_version"), where, FORMAT_VERSION)

@@ -61,21 +61,13 @@ def open_pipeline(
 
 
 def check_scheduler(name: str) -> None:
-    """Refuse a name that is not in SCHEDULERS.
-
-    Raises:
-        ValueError: as said.
-    """
+    """Refuse a name that is not in SCHEDULERS."""
     if name not in SCHEDULERS:
         raise ValueError(f"found no scheduler {name!r}; use one of {', '.join(SCHEDULERS)}")
 
 
 def make_scheduler(name: str, base_scheduler: Any) -> Any:
-    """Return the scheduler of a short name with the base's own noise schedule.
-
-    Raises:
-        ValueError: the name is unknown, or the scheduler cannot do what this base needs.
-    """
+    """Return the scheduler of a short name with the base's own noise schedule."""
     check_scheduler(name)
     kind, config = getattr(diffusers, SCHEDULERS[name]), base_scheduler.config
     known = inspect.signature(kind.__init__).parameters

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ether_diffusion.adapters import Adapter, AdapterPart
-from ether_diffusion.adapters.load import Fit, check_fit
+from ether_diffusion.adapters.models import Fit, check_fit
 from ether_diffusion.bases import Base, Denoiser
 from ether_diffusion.control.conditioning import check_encoder
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.format import CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
-from ether_diffusion.adapters.load import Match
+from ether_diffusion.adapters.models import Match
 from ether_diffusion.bases import Base, load_base
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.export import export_lora

@@ -16,7 +16,7 @@ import torch
 
 from ether_diffusion.adapters import BaseFingerprint, base_fingerprint
 from ether_diffusion.adapters.format import Fact
-from ether_diffusion.adapters.load import plain_targets
+from ether_diffusion.adapters.models import plain_targets
 from ether_diffusion.bases import Base
 from ether_diffusion.console import ran_short
 from ether_diffusion.pipelines.call import scheduler_settings

@@ -26,7 +26,7 @@ _BASE = "path or Hub id of the base"
 _ADAPTER = '"path or Hub id of this adapter"'
 _FOLLOWS = "Pictures follow a control image: it says where things are, the prompt what they are."
 
-CONTROL_PIPELINE, XL_CONTROL_PIPELINE = "EtherControlPipeline", "EtherControlXLPipeline"
+CONTROL_PIPELINE = "EtherControlPipeline"
 
 
 class Shown(TypedDict, total=False):

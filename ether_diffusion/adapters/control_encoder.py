@@ -80,11 +80,7 @@ class _ControlFile(StrictModel):
 
 
 def parse_control_config(data: bytes, where: str) -> tuple[ControlConfig, str | None]:
-    """Return an encoder's form, and the hash of its adapter.
-
-    Raises:
-        ValueError: it is not of the closed schema, or a newer release made it.
-    """
+    """Return an encoder's form, and the hash of its adapter."""
     found = parse_json(data, where)
     if isinstance(found, dict):
         check_version(found.get("format_version"), where)
@@ -94,11 +90,7 @@ def parse_control_config(data: bytes, where: str) -> tuple[ControlConfig, str | 
 
 
 def parse_encoder(data: bytes, config: ControlConfig, where: str) -> ControlEncoder:
-    """Return the encoder of this form whose file has these bytes, frozen.
-
-    Raises:
-        ValueError: it is no safetensors file of exactly its tensors, or these are not finite.
-    """
+    """Return the encoder of this form whose file has these bytes, frozen."""
     with torch.device("meta"):
         encoder = ControlEncoder(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}

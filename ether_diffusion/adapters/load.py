@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from peft import (
@@ -16,35 +16,29 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
-from ether_diffusion.adapters.format import CONFIG_NAME, Adapter, AdapterPart, BaseMatch
-from ether_diffusion.adapters.methods import is_plain, is_target, name_of, quiet, title_of, widths_of
+from ether_diffusion.adapters.format import CONFIG_NAME, Adapter, AdapterPart
+from ether_diffusion.adapters.methods import is_plain, quiet
 from ether_diffusion.adapters.models import (
     COMPONENTS,
+    Match,
     Part,
     Pipeline,
     bare_model,
-    base_fingerprint,
-    base_layer,
-    configs_of,
+    check_fit,
     find_parts,
     layers_with,
-    name_of_base,
     names_here,
-    plain_modules,
+    plain_targets,
 )
 from ether_diffusion.adapters.read import read_adapter
-from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherModel
-from ether_diffusion.tuner.config import ATTENTION
+from ether_diffusion.tuner import EtherConfig, EtherLayer
 from ether_diffusion.tuner.other_layers import adapters_of, other_layers, put_in_force
 from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
-
-Match = BaseMatch | Literal["unknown"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,15 @@ class Attaching(TypedDict, total=False):
     adapter_name: str
     require_same_base: bool
     activate: bool
+    trainable: bool
+
+
+class Loading(Attaching, total=False):
+    """How an adapter is read and added; see `load_ether`."""
+
+    subfolder: str | None
+    revision: str | None
+    local_files_only: bool
 
 
 def load_ether(
@@ -100,17 +103,13 @@ def load_ether(
         FileNotFoundError: there is no such folder, model or file.
         ValueError: the file is not a whole ETHER adapter, or not one of this model.
     """
-    adapter = read_for(
+    return load_any(
         pipeline_or_model,
         path_or_hub_id,
         subfolder=subfolder,
         revision=revision,
         local_files_only=local_files_only,
         only_ether=True,
-    )
-    return attach(
-        pipeline_or_model,
-        adapter,
         adapter_name=adapter_name,
         require_same_base=require_same_base,
         activate=activate,
@@ -122,20 +121,29 @@ def load_any(
     pipeline_or_model: Pipeline | nn.Module,
     adapter: str | Path | Adapter,
     *,
+    subfolder: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    only_ether: bool = False,
     **how: Unpack[Attaching],
 ) -> LoadReport:
     """Load an adapter of any method that training saves, as `load_ether` loads those of ETHER.
 
     These are ETHER, ETHER+, LoRA, OFT, BOFT, HRA and DeLoRA on Linears. Adapters of two methods do not work
-    together in a model: the second is refused, but for ETHER over a LoRA.
+    together in a model: the second is refused, but for ETHER over a LoRA. It may have been read before.
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
         ValueError: the file is not a whole adapter of such a method, or not one of this model.
     """
-    found = read_for(pipeline_or_model, adapter, revision=revision, local_files_only=local_files_only)
+    found = read_for(
+        pipeline_or_model,
+        adapter,
+        subfolder=subfolder,
+        revision=revision,
+        local_files_only=local_files_only,
+        only_ether=only_ether,
+    )
     return attach(pipeline_or_model, found, **how)
 
 
@@ -342,162 +350,3 @@ def remove_adapter(model: nn.Module, names: Iterable[str]) -> None:
         del root.__dict__["peft_config"]
         if hasattr(root, "_hf_peft_config_loaded"):
             root.__dict__["_hf_peft_config_loaded"] = False
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a model's base compares with an adapter's; `remark` is a clause where it is of other weights."""
-
-    match: Match
-    remark: str = ""
-
-
-def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> Fit:
-    """Check that a model can take a part of an adapter under a name, and say how its base compares.
-
-    Without a name nothing is asked of the adapters that the model carries, but that none is merged.
-
-    Raises:
-        ValueError: it cannot: the name is taken, adapters are merged or do not go together, modules or widths
-            are others, or the fingerprint is of another architecture.
-    """
-    root = bare_model(model)
-    made_for = printable(part.metadata.base_model or "an unnamed base")
-    given = printable(name_of_base(model) or f"this {type(root).__name__}")
-    merged = {name for m in root.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
-    if merged:
-        raise ValueError(
-            f"{listed(sorted(merged))} is merged into {given}; unmerge (unfuse) before loading another"
-        )
-    if adapter_name is not None:
-        _check_name(root, adapter_name)
-        _check_methods(model, part.config, given)
-    modules, needed = plain_modules(root), part.modules()
-    absent = [name for name in needed if name not in modules]
-    if absent:
-        raise ValueError(
-            f"the adapter was made for {made_for}: {len(absent)} of its {len(needed)} projections are not in "
-            f"{given} ({listed(absent)}); load the base it was made for"
-        )
-    config = None if adapter_name is None else part.config
-    problems = [p for name in needed if (p := _problem(name, modules[name], config)) is not None]
-    if problems:
-        more = f"; and {len(problems) - 3} more" if problems[3:] else ""
-        raise ValueError("; ".join(problems[:3]) + more)
-    theirs = part.metadata.base_fingerprint
-    ours = None if theirs is None else base_fingerprint(root, list(needed))
-    if theirs is not None and ours is not None:
-        made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
-    wrong = []
-    for name, found in needed.items():
-        linear, widths = base_layer(modules[name]), widths_of(part.config, name, found)
-        assert isinstance(linear, nn.Linear)
-        assert widths is not None  # as was checked on reading
-        wrong += [
-            f"{name}: {side} width {here} here and {there} in the adapter"
-            for side, here, there in zip(
-                ("input", "output"), (linear.in_features, linear.out_features), widths, strict=True
-            )
-            if there not in (0, here)
-        ][:1]
-    match = "unknown" if theirs is None or ours is None else theirs.compare(ours)
-    if wrong or match == "other architecture":
-        shown = f" ({listed(wrong, 3)})" if wrong else ""
-        raise ValueError(
-            f"the adapter was made for {made_for}, another architecture than {given}{shown}; "
-            "load the base it was made for"
-        )
-    if match != "same" or not isinstance(part.config, EtherConfig):
-        _check_whole(root, part, given)
-    remark = f"the adapter was made for {made_for}; {given} has the same architecture and other weights"
-    return Fit(match, remark if match == "other weights" else "")
-
-
-def _check_name(root: nn.Module, adapter_name: str) -> None:
-    if not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name):
-        raise ValueError(
-            f"adapter_name={adapter_name!r} cannot name an adapter; use 1 to 100 characters, no dots"
-        )
-    if adapter_name in configs_of(root):
-        raise ValueError(
-            f"the model already has an adapter named {adapter_name!r}; choose another adapter_name "
-            "or delete it first"
-        )
-    # PEFT finds an adapter's parameters by this name between dots
-    if any(adapter_name in name.split(".") for name, _ in root.named_modules()):
-        raise ValueError(
-            f"adapter_name={adapter_name!r} is also the name of a part of the model; choose another"
-        )
-
-
-def _check_methods(model: nn.Module, config: PeftConfig, given: str) -> None:
-    """Check that the adapters that a model carries leave room for one of another method."""
-    model, is_ether = getattr(model, "_orig_mod", model), isinstance(config, EtherConfig)
-    if isinstance(model, PeftModel) and not (is_ether and isinstance(model.base_model, EtherModel)):
-        method = type(model.base_model).__name__
-        raise ValueError(f"{given} is a PeftModel ({method}); load into its get_base_model()")
-    others = sorted({name_of(other) for other in configs_of(model).values()} - {name_of(config)})
-    if others and not is_ether:
-        raise ValueError(
-            f"{given} carries an adapter of the method {listed(others)}, which one of {title_of(config)} "
-            "does not work with; unload it first"
-        )
-
-
-def _problem(name: str, module: nn.Module, config: PeftConfig | None) -> str | None:
-    # a LoRA adds to what is under it, so that ETHER goes there; beside its own kind every method goes
-    is_other = isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer | LoraLinear)
-    if is_other and isinstance(config, EtherConfig):
-        method = type(module).__name__
-        return f"{name} already carries an adapter of another method ({method}); unload it first"
-    linear = base_layer(module)
-    weight = linear.weight.data if isinstance(linear, nn.Linear) else None
-    # quantized weights have types of their own
-    if weight is None or type(weight) is not Tensor or not weight.is_floating_point():
-        kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
-        return f"{name} is a {kind}; what is adapted is torch.nn.Linear with floating-point weights"
-    if weight.is_meta:
-        return f"{name} has no weights here (meta device); load the adapter before offloading the model"
-    return None
-
-
-def plain_targets(root: nn.Module, config: PeftConfig) -> set[str]:
-    """Return the Linear modules that the configuration names; none where it uses a regex.
-
-    A stranger's regex is never evaluated; then the number of norms in the fingerprint says what is whole.
-    """
-    targets, excluded = config.target_modules, config.exclude_modules or set()
-    if isinstance(targets, str) or isinstance(excluded, str) or config.layers_to_transform is not None:
-        return set()
-    wanted = set(ATTENTION if targets is None else targets)
-    return {
-        name
-        for name, module in plain_modules(root).items()
-        if isinstance(base_layer(module), nn.Linear)
-        and is_target(name, wanted)
-        and not is_target(name, set(excluded))
-    }
-
-
-def _check_whole(root: nn.Module, part: AdapterPart, given: str) -> None:
-    """Check that an adapter has all modules of the kinds of place it has any of, where its base does not say.
-
-    Modules in other places, as motion modules and an IP-Adapter's, are not the base's that it was made for.
-    """
-    names, targets = part.modules().keys(), part.config.target_modules
-    if isinstance(part.config, EtherConfig):
-        places = {_place(name) for name in names}
-        missing = {name for name in plain_targets(root, part.config) - names if _place(name) in places}
-    else:  # PEFT would adapt whatever has such a name, convolutions too
-        missing = {name for name in plain_modules(root) if is_target(name, targets)} - names
-    if missing:
-        raise ValueError(
-            f"the adapter lacks projections that its configuration targets in {given} "
-            f"({listed(sorted(missing))}); it is not whole, or was made for another base than this"
-        )
-
-
-def _place(name: str) -> str:
-    """Return where in its block a module stands: attentions.#.transformer_blocks.#.attn#.to_q."""
-    _, *inside = re.sub(r"\d+", "#", name).split(".")
-    return ".".join(inside).removeprefix("#.")

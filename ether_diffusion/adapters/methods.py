@@ -262,11 +262,7 @@ def is_target(module: str, targets: Collection[str]) -> bool:
 
 
 def parse_config(data: bytes, where: str, *, only_ether: bool = False) -> PeftConfig:
-    """Return the configuration in adapter_config.json.
-
-    Raises:
-        ValueError: it is malformed, of a method that is not read, or sets what training here does not.
-    """
+    """Return the configuration in adapter_config.json."""
     found = parse_json(data, where)
     if not isinstance(found, dict):
         raise ValueError(f"{where} is not a JSON object; save the adapter again")
@@ -346,11 +342,7 @@ def modules_of(
 
 
 def check_layout(config: PeftConfig, shapes: Mapping[str, Shape], where: str) -> dict[str, dict[str, Shape]]:
-    """Check that tensors of these names and shapes are those of a configuration; see `modules_of`.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Check that tensors of these names and shapes are those of a configuration; see `modules_of`."""
     title, settings = title_of(config), settings_of(config)
     modules, strange = modules_of(config, shapes)
     if strange:
@@ -393,9 +385,6 @@ def usable_values(config: PeftConfig, tensors: Mapping[str, Tensor], where: str)
 
     Of ETHER only directions matter: a block whose norm float32 could not square is scaled by a power of two,
     which leaves its direction exactly as it is.
-
-    Raises:
-        ValueError: a number is not finite, or a reflection's vector has no direction.
     """
     ordered = {name: tensors[name] for name in sorted(tensors)}
     if isinstance(config, EtherConfig):

@@ -211,12 +211,7 @@ class Source:
         return printable("/".join(filter(None, (self.name, subfolder))), 300)
 
     def read(self, subfolder: str | None, name: str, max_bytes: int) -> bytes | None:
-        """Return a file's bytes, None where there is no such file.
-
-        Raises:
-            ValueError: it is not a regular file, or larger than `max_bytes`.
-            FileNotFoundError: the Hub has no such model, or cannot be reached.
-        """
+        """Return a file's bytes, None where there is no such file."""
         if self.folder is None:
             path = self._fetched(subfolder, name, max_bytes)
         else:
@@ -286,12 +281,7 @@ class Source:
 
 
 def find_source(path_or_hub_id: str | Path, *, revision: str | None, local_files_only: bool) -> Source:
-    """Tell a folder from a Hub id; what exists on disk is taken from there.
-
-    Raises:
-        ValueError: it is a single file.
-        FileNotFoundError: it is neither a folder nor a possible Hub id.
-    """
+    """Tell a folder from a Hub id; what exists on disk is taken from there."""
     shown = printable(path_or_hub_id, 300)
     try:
         path = Path(path_or_hub_id)

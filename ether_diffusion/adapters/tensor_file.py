@@ -44,22 +44,14 @@ class TensorFile:
     metadata: Mapping[str, str]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors as they are stored.
-
-        Raises:
-            ValueError: the bytes are not what the header says.
-        """
+        """Return the tensors as they are stored."""
         try:
             return cast(dict[str, Tensor], safetensors.torch.load(self.data))
         except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
             raise _no_file(self.where, printable(error)) from None
 
     def exactly(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """Return the tensors in float32 of a file that holds exactly those of these names and shapes.
-
-        Raises:
-            ValueError: it holds others, or numbers that are not finite.
-        """
+        """Return the tensors in float32 of a file that holds exactly those of these names and shapes."""
         if self.shapes.keys() != shapes.keys():
             missing, extra = sorted(shapes.keys() - self.shapes), sorted(self.shapes.keys() - shapes)
             found = f"lacks {listed(missing)}" if missing else f"also holds {listed(extra)}"
@@ -84,11 +76,7 @@ def finite(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
 
 
 def open_tensors(data: bytes, where: str) -> TensorFile:
-    """Check the header of a file of floating-point tensors; none of them is read yet.
-
-    Raises:
-        ValueError: it is no bounded safetensors file of such tensors.
-    """
+    """Check the header of a file of floating-point tensors; none of them is read yet."""
     header = _parse_header(data, where)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ether_diffusion import reflections
 from ether_diffusion.adapters.format import Adapter, AdapterPart, Component
-from ether_diffusion.adapters.load import check_fit
-from ether_diffusion.adapters.models import Part, base_layer, find_parts, plain_modules
+from ether_diffusion.adapters.models import Part, base_layer, check_fit, find_parts, plain_modules
 from ether_diffusion.adapters.read import read_adapter
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.tuner import EtherConfig
@@ -33,11 +32,7 @@ class LoraFactors(NamedTuple):
 
 
 def read_ether(adapter: Adapter | str | Path) -> Adapter:
-    """Return an adapter of ETHER: the one given, or that of a folder or a model of the Hub.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none that is whole, or it is of another method.
-    """
+    """Return an adapter of ETHER: the one given, or that of a folder or a model of the Hub."""
     if not isinstance(adapter, Adapter):
         return read_adapter(adapter, only_ether=True, with_encoder=False)
     if not adapter.parts or not isinstance(adapter.config, EtherConfig):
@@ -46,11 +41,7 @@ def read_ether(adapter: Adapter | str | Path) -> Adapter:
 
 
 def changed_parts(base: Base, adapter: Adapter) -> dict[Component, Part]:
-    """Return the models of a base that an adapter changes.
-
-    Raises:
-        ValueError: the base lacks one.
-    """
+    """Return the models of a base that an adapter changes."""
     parts = {part.component: part for part in find_parts(base)}
     lacking = [component for component in adapter.parts if component not in parts]
     if lacking:
@@ -68,12 +59,7 @@ def denoiser_name(base: Base) -> str:
 
 
 def adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
-    """Return the base's own weight of every module that an adapter changes, by module name.
-
-    Raises:
-        ValueError: the adapter does not fit, see `check_fit`, or was made for other weights and `rebake` is
-            not set.
-    """
+    """Return the base's own weight of every module that an adapter changes, by module name."""
     fit = check_fit(model, adapter, None)
     if fit.match == "unknown":
         logger.warning("the adapter names no base weights; it is applied to this base as it is")
@@ -103,9 +89,6 @@ def stored_factors(factors: LoraFactors, dtype: torch.dtype) -> LoraFactors:
 
     The balance moves powers of two only, which are exact: float16 keeps ΔW within 1e-3 of its largest
     entry however close the adapter is to the identity, down to entries of about 1e-8.
-
-    Raises:
-        ValueError: an entry is too large for `dtype`, or not finite.
     """
     down, up = factors
     halves = (up.abs().amax(0).log2() - down.abs().amax(1).log2()) / 2

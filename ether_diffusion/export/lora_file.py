@@ -113,11 +113,7 @@ def export_lora(
 
 
 def lora_path(folder: str | Path, export_name: str = EXPORT_NAME) -> Path:
-    """Return the path of the LoRA file to be written; an earlier export may be there, and nothing else.
-
-    Raises:
-        ValueError: the name is no file name, or a file that is no export has it.
-    """
+    """Return the path of the LoRA file to be written; an earlier export may be there, and nothing else."""
     name = export_name if export_name.endswith(".safetensors") else f"{export_name}.safetensors"
     if not name.removesuffix(".safetensors") or Path(name).name != name or "\\" in name:
         raise ValueError(f"export_name={export_name!r} is not a file name; use letters, digits, - and _")

@@ -55,11 +55,7 @@ def export_merged(
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse a folder that a model must not be written to.
-
-    Raises:
-        FileExistsError: it is there and not empty.
-    """
+    """Refuse a folder that a model must not be written to."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already and not empty; name a new folder")
 
