@@ -37,6 +37,17 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def drawing_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A studio without its page, with adapters of many kinds in its library."""
+    from studio_folders import open_drawing_studio
+
+    opened = open_drawing_studio(tmp_path_factory.mktemp("drawing"))
+    yield opened
+    opened.studio.close()
+    assert opened.studio.engine.is_free
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real browser, which ends with its module: a loop of events runs in the thread meanwhile."""

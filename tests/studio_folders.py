@@ -1,7 +1,7 @@
 """Studios on Tiny World with adapters as training leaves them, and what their jobs tell."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from trained_adapters import CONFIGS, save_adapter
 from ether_diffusion.adapters import AdapterMetadata, detach_adapter, save_ether
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
-from ether_diffusion.ui.events import Event, Finished, StopToken
+from ether_diffusion.pipelines import EtherControlPipeline, ImageMetadata
+from ether_diffusion.ui.jobs import Event, Finished, SavedPicture, StopToken
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -68,3 +69,33 @@ def pixels(path: Path) -> np.ndarray:
 def control_image() -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+@dataclass(frozen=True)
+class DrawingStudio:
+    """A studio that many tests draw with: adapters by name in `made`, and in its library by their `ids`."""
+
+    studio: Studio
+    made: Path
+    ids: dict[str, str]
+    plain: EtherControlPipeline
+    """A pipeline on the same base, that the studio knows nothing of."""
+
+
+def open_drawing_studio(folder: Path) -> DrawingStudio:
+    """Open one whose library has fox, cat, follow, trace, odd, alien, and lines: an encoder by itself."""
+    make_adapters(folder / "made")
+    base = open_base("tiny_world")
+    factor = base.vae_scale_factor
+    encoder = random_encoder(base.load_denoiser(), factor=factor, seed=7, control_type="palette")
+    save_control(folder / "made" / "lines", encoder)
+    studio, plain = Studio(folder / "studio"), EtherControlPipeline.from_pretrained("tiny_world")
+    plain.set_progress_bar_config(disable=True)
+    ids = add(studio, folder / "made", "fox", "cat", "follow", "trace", "odd", "alien", "lines")
+    return DrawingStudio(studio, folder / "made", ids, plain)
+
+
+def said(picture: SavedPicture) -> ImageMetadata:
+    """Return what a picture says of itself."""
+    assert picture.metadata is not None
+    return picture.metadata

@@ -1,6 +1,9 @@
-"""Scripts do through the studio's endpoints what visitors do on its page, and no more."""
+"""Scripts do through the studio's endpoints what visitors do on its page; whatever they send is answered."""
 
+import json
 import re
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,17 @@ gradio_client = pytest.importorskip(
     "gradio_client", reason="the extra ui is not installed; with it, and in CI, this runs"
 )
 STUDIO_PAGE = (Path(__file__).parent.parent / "docs" / "studio.md").read_text(encoding="utf-8")
+NAMES = (
+    "prompt", "adapters", "seed", "steps", "guidance_scale", "width", "height", "num_images",
+    "negative_prompt", "compare_with_base", "keep_metadata", "control_strength", "control_detector",
+    "control_image",
+)  # fmt: skip
+GOOD: dict[str, Any] = {
+    "prompt": "a fox", "adapters": {}, "seed": 0, "steps": 1, "guidance_scale": 3, "width": 64, "height": 64,
+    "num_images": 1, "negative_prompt": "", "compare_with_base": False, "keep_metadata": True,
+    "control_strength": 1, "control_detector": "", "control_image": None,
+}  # fmt: skip
+HUGE = 10**30
 QUICK = {"steps": 2, "compare_with_base": False, "api_name": "/generate"}
 
 
@@ -124,14 +138,68 @@ def test_a_detector_makes_the_control_image_of_a_photo(
     assert said.options["control_image_sha256"] == control_image_sha256(Image.fromarray(expected))
 
 
+def send(studio: RunningStudio, wish: dict[str, Any]) -> tuple[str, Any]:
+    """Return the last event of a call and what it says, as raw HTTP gives them."""
+    data = json.dumps({"data": [wish[name] for name in NAMES]}).encode()
+    url = f"{studio.url}/gradio_api/call/generate"
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            event = json.load(response)["event_id"]
+    except urllib.error.HTTPError as error:
+        return "error", json.load(error)["detail"][0]["message"]
+    with urllib.request.urlopen(f"{url}/{event}", timeout=120) as response:
+        said = response.read().decode().strip().rsplit("event: ", 1)[1]
+    name, _, answer = said.partition("\ndata: ")
+    found = json.loads(answer)
+    return name, found["error"] if name == "error" and isinstance(found, dict) else found
+
+
+@pytest.mark.parametrize(
+    "wish", [{}, {"height": 2048, "width": 16}, {"width": None, "height": 0}, {"steps": "1"}]
+)
+def test_what_is_good_draws(studio: RunningStudio, wish: dict[str, Any]) -> None:
+    name, answer = send(studio, GOOD | wish)
+    assert (name, len(answer[0])) == ("complete", 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("prompt", [None]),
+        ("adapters", [[], "fox", 3, {"fox": None}, {"fox": "x"}, {"fox": True}, {"../..": 1}, {"path": "x"}]),
+        ("seed", [None, "x", -1, 1.5, HUGE, True, [], {}]),
+        ("steps", [None, "x", 0, -5, 1001, 2.5, HUGE, False, [1]]),
+        ("guidance_scale", [None, "x", -1, 101, [], {}]),
+        ("width", ["x", 60, -8, 4104, 64.5, HUGE, [64], True]),
+        ("height", ["y", 12, 10**9]),
+        ("num_images", [None, "x", 0, 33, 1.5, {}]),
+        ("compare_with_base", [None, [], "yes", 1]),
+        ("keep_metadata", [None, {}, "no"]),
+        ("control_strength", [None, "x", 11, -11, []]),
+        ("control_detector", ["canny", "magic"]),
+        (
+            "control_image",
+            [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"path": "/etc/passwd"}],
+        ),
+    ],
+)
+def test_every_bad_value_is_refused_in_a_sentence(
+    studio: RunningStudio, field: str, values: list[Any]
+) -> None:
+    for value in values:
+        name, said = send(studio, GOOD | {field: value})
+        assert name == "error", (value, said)
+        assert isinstance(said, str), (value, said)
+        assert re.fullmatch(r"[^\n]{12,400}[.!]", said), (value, said)
+        assert "Something went wrong" not in said, (value, said)
+        assert str(studio.folder) not in said, (value, said)
+
+
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
         ({"adapters": {"nobody": 1.0}}, "no longer in the library"),
-        ({"adapters": ["fox"]}, "Adapters are given as {id: strength}"),
-        ({"num_images": 33}, "33"),
-        ({"width": 60}, "60"),
-        ({"control_detector": "canny"}, "there is no control_image for it"),
         ({"control_image": True, "control_detector": "magic"}, "There is no such detector"),
         ({"control_image": True}, "A control image needs one adapter that follows it; found none"),
     ],

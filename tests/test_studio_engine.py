@@ -14,67 +14,61 @@ import torch
 from diffusers import StableDiffusionPipeline
 from method_adapters import METHODS, save_for_tiny_world
 from PIL import Image
-from studio_folders import (
-    QUICK,
-    add,
-    control_image,
-    draw,
-    last,
-    make_adapters,
-    pixels,
-)
+from studio_folders import QUICK, DrawingStudio, add, control_image, draw, last, pixels, said
 from torch import nn
 
+from ether_diffusion.control import control_batch, controlled
 from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.ui.drawing import MAX_SIDE_LATENTS, Previewer
+from ether_diffusion.ui.drawing import MAX_SIDE_LATENTS, look_at
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.events import CellDone, Finished, Previewing, Stopped, StopToken, Waiting
-from ether_diffusion.ui.grid_page import cost_words
-from ether_diffusion.ui.jobs import Job, Line
+from ether_diffusion.ui.jobs import (
+    CellDone,
+    Event,
+    Finished,
+    Line,
+    Previewing,
+    Stopped,
+    StopToken,
+    Waiting,
+    stream,
+)
 from ether_diffusion.ui.outputs import Outputs
 from ether_diffusion.ui.requests import SEED, GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    make_adapters(folder)
-    return folder
+@pytest.fixture
+def studio(drawing_studio: DrawingStudio) -> Studio:
+    return drawing_studio.studio
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Iterator[Studio]:
-    studio = Studio(tmp_path_factory.mktemp("studio"))
-    yield studio
-    studio.close()
-    assert studio.engine.is_free
+@pytest.fixture
+def ids(drawing_studio: DrawingStudio) -> dict[str, str]:
+    return drawing_studio.ids
 
 
-@pytest.fixture(scope="module")
-def ids(studio: Studio, made: Path) -> dict[str, str]:
-    return add(studio, made, "fox", "cat", "follow", "trace", "odd", "alien")
+@pytest.fixture
+def made(drawing_studio: DrawingStudio) -> Path:
+    return drawing_studio.made
 
 
-@pytest.fixture(scope="module")
-def plain() -> EtherControlPipeline:
-    """A pipeline of its own, that the studio knows nothing of."""
-    pipe = EtherControlPipeline.from_pretrained("tiny_world")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@pytest.fixture
+def plain(drawing_studio: DrawingStudio) -> Iterator[EtherControlPipeline]:
+    yield drawing_studio.plain
+    drawing_studio.plain.unload()
 
 
 class Calls:
     """Counts the calls of the studio's UNet, by thread."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, unet: nn.Module) -> None:
         self.threads: list[int] = []
         self.most_at_once = self._now = 0
-        unet: nn.Module = studio.engine.machine.pipeline.unet
-        self._hooks = [
-            unet.register_forward_pre_hook(self._enter),
-            unet.register_forward_hook(self._leave, always_call=True),
+        enter, leave = self._enter, self._leave
+        self.hooks = [
+            unet.register_forward_pre_hook(enter),
+            unet.register_forward_hook(leave, always_call=True),
         ]
 
     def _enter(self, *_: object) -> None:
@@ -85,32 +79,37 @@ class Calls:
     def _leave(self, *_: object) -> None:
         self._now -= 1
 
-    def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
 
 @pytest.fixture
 def calls(studio: Studio) -> Iterator[Calls]:
-    calls = Calls(studio)
+    calls = Calls(studio.engine.pipeline.unet)
     yield calls
-    calls.remove()
+    for hook in calls.hooks:
+        hook.remove()
+
+
+def by_pipeline(plain: EtherControlPipeline, request: GenerateRequest, **options: Any) -> np.ndarray:
+    """Return what the pipeline draws for a request's settings."""
+    options = {"seed": request.seed, "num_inference_steps": request.steps, **options}
+    image = plain(request.prompt, guidance_scale=request.guidance_scale, **options).images[0]
+    return np.asarray(image)
+
+
+def until_a_step(events: Iterator[Event]) -> None:
+    while not isinstance(event := next(events), Previewing) or event.step < 1:
+        pass
 
 
 def test_the_base_beside_an_adapter_is_what_diffusers_draws(studio: Studio, ids: dict[str, str]) -> None:
     stock = StableDiffusionPipeline.from_pretrained(tiny_world_path())
     stock.set_progress_bar_config(disable=True)
-    end = draw(
-        studio, replace(QUICK, adapters={ids["fox"]: 1.0}, num_images=2, seed=7, compare_with_base=True)
-    )
+    asked = replace(QUICK, adapters={ids["fox"]: 1.0}, num_images=2, seed=7, compare_with_base=True)
+    end = draw(studio, asked)
     for seed, picture in enumerate(end.base_pictures, 7):
         generator = torch.Generator("cpu").manual_seed(seed)
-        expected = stock(QUICK.prompt, num_inference_steps=2, guidance_scale=3.0, generator=generator).images[
-            0
-        ]
-        assert np.array_equal(pixels(picture.path), np.asarray(expected))
-        assert picture.metadata is not None
-        assert (picture.metadata.seed, picture.metadata.adapters) == (seed, ())
+        options = {"num_inference_steps": 2, "guidance_scale": 3.0, "generator": generator}
+        assert np.array_equal(pixels(picture.path), np.asarray(stock(QUICK.prompt, **options).images[0]))
+        assert (said(picture).seed, said(picture).adapters) == (seed, ())
     assert [p.id.removesuffix("-base") for p in end.base_pictures] == [p.id for p in end.pictures]
 
 
@@ -120,35 +119,81 @@ def test_a_picture_is_what_the_pipeline_draws_with_the_adapters(
     end = draw(studio, replace(QUICK, adapters={ids["fox"]: 0.5, ids["cat"]: 0.3}, num_images=2))
     for name in ("fox", "cat"):
         plain.load_ether_weights(made / name, adapter_name=name, activate=False)
-    try:
-        report = {
-            name: len([m for m in plain.unet.modules() if name in getattr(m, "r", ())]) for name in ("fox",)
-        }
-        for seed, picture in enumerate(end.pictures):
-            expected = plain(
-                QUICK.prompt,
-                adapters={"fox": 0.5, "cat": 0.3},
-                seed=seed,
-                num_inference_steps=2,
-                guidance_scale=3.0,
-            ).images[0]
-            assert np.array_equal(pixels(picture.path), np.asarray(expected))
-    finally:
-        plain.unload()
-    assert end.touched_layers == report["fox"] > 0
-    assert end.pictures[0].metadata is not None
-    assert [use.name for use in end.pictures[0].metadata.adapters] == ["fox", "cat"]
+    for seed, picture in enumerate(end.pictures):
+        expected = by_pipeline(plain, QUICK, adapters={"fox": 0.5, "cat": 0.3}, seed=seed)
+        assert np.array_equal(pixels(picture.path), expected)
+        assert [(use.name, use.strength) for use in said(picture).adapters] == [("fox", 0.5), ("cat", 0.3)]
+    assert end.touched_layers == sum("fox" in getattr(m, "r", ()) for m in plain.unet.modules()) > 0
     assert end.notes == ()
+    none = draw(studio, replace(QUICK, adapters={ids["fox"]: 0.0}, compare_with_base=True))
+    assert none.touched_layers == 0
+    assert np.array_equal(pixels(none.pictures[0].path), pixels(none.base_pictures[0].path))
 
 
-def test_at_strength_0_nothing_is_touched(studio: Studio, ids: dict[str, str]) -> None:
-    end = draw(studio, replace(QUICK, adapters={ids["fox"]: 0.0}, compare_with_base=True))
-    assert end.touched_layers == 0
-    assert np.array_equal(pixels(end.pictures[0].path), pixels(end.base_pictures[0].path))
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_of_any_method_is_uploaded_and_drawn_with_as_the_pipeline_does(
+    studio: Studio, ids: dict[str, str], plain: EtherControlPipeline, tmp_path: Path, method: str
+) -> None:
+    save_for_tiny_world(tmp_path / method, method)
+    uploaded = studio.library.import_upload([*(tmp_path / method).iterdir()])
+    assert (uploaded.method.lower(), uploaded.fits_base, uploaded.match) == (method, True, "same")
+    draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}))  # of another method, which makes room
+    (picture,) = draw(studio, replace(QUICK, adapters={uploaded.id: 1.0})).pictures
+    plain.load_adapter_weights(tmp_path / method)
+    assert np.array_equal(pixels(picture.path), by_pipeline(plain, QUICK))
+    assert [use.sha256 for use in said(picture).adapters] == [{"unet": uploaded.hash}]
+    draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}))
 
 
-def test_a_job_tells_how_far_it_is(studio: Studio, ids: dict[str, str]) -> None:
+def test_a_subject_joins_a_control_adapter(
+    studio: Studio, ids: dict[str, str], made: Path, plain: EtherControlPipeline
+) -> None:
+    draw(studio, replace(QUICK, adapters={ids["trace"]: 1.0}, control_image=control_image()))
+    both = replace(QUICK, adapters={ids["fox"]: 0.7, ids["follow"]: 1.0}, compare_with_base=True)
+    end = draw(studio, replace(both, control_image=control_image(), control_strength=0.5))
+    plain.load_ether_weights(made / "fox", adapter_name="fox")
+    plain.load_control_weights(made / "follow", adapter_name="follow")
+    options: dict[str, Any] = {"control_image": control_image(), "control_strength": 0.5}
+    expected = by_pipeline(plain, QUICK, adapters={"fox": 0.7, "follow": 1.0}, **options)
+    assert np.array_equal(pixels(end.pictures[0].path), expected)
+    assert np.array_equal(pixels(end.base_pictures[0].path), by_pipeline(plain, QUICK, adapters={}))
+    kept = studio.engine.outputs.find_control(str(said(end.pictures[0]).options["control_image_sha256"]))
+    assert kept is not None
+    assert np.array_equal(np.asarray(kept), np.asarray(control_image()))
+
+
+def test_an_encoder_by_itself_adds_its_features_to_the_base_and_to_a_subject(
+    studio: Studio, ids: dict[str, str], made: Path, plain: EtherControlPipeline
+) -> None:
+    follow = replace(QUICK, adapters={ids["lines"]: 1.0}, control_image=control_image(), control_strength=0.7)
+    end = draw(studio, replace(follow, compare_with_base=True))
+    plain.load_control_weights(made / "lines", adapter_name="lines")
+    images = control_batch(control_image(), height=64, width=64, control_type="palette")
+    with controlled(plain.unet, plain.controls["lines"], images, strength=0.7):
+        followed = by_pipeline(plain, QUICK)
+    alone = by_pipeline(plain, QUICK)
+    assert np.array_equal(pixels(end.pictures[0].path), followed)
+    assert np.array_equal(pixels(end.base_pictures[0].path), alone)
+    (both,) = draw(studio, replace(follow, adapters={ids["fox"]: 0.8, ids["lines"]: 1.0})).pictures
+    assert [(use.name, use.strength) for use in said(both).adapters] == [("fox", 0.8)]
+    assert said(both).options["control"] == "lines"
+    assert len({each.tobytes() for each in (pixels(both.path), followed, alone)}) == 3
+    free = draw(studio, replace(QUICK, adapters={ids["lines"]: 1.0}))
+    assert np.array_equal(pixels(free.pictures[0].path), alone)
+    assert free.notes[0] == "lines follows a control image, and none was given."
+    with pytest.raises(ValueError, match="128 × 64 px and the picture 64 × 64 px"):
+        draw(studio, replace(follow, control_image=Image.new("RGB", (128, 64))))
+
+
+def test_control_needs_one_adapter_that_follows(studio: Studio, ids: dict[str, str]) -> None:
+    for adapters in ({}, {ids["fox"]: 1.0}, {ids["follow"]: 1.0, ids["trace"]: 1.0}):
+        with pytest.raises(ValueError, match="needs one adapter that follows it"):
+            studio.engine.draw(replace(QUICK, adapters=adapters, control_image=control_image()), StopToken())
+
+
+def test_a_job_tells_how_far_it_is(studio: Studio, ids: dict[str, str], tmp_path: Path) -> None:
     request = replace(QUICK, adapters={ids["fox"]: 1.0}, steps=4, compare_with_base=True)
+    assert Engine("tiny_world", outputs=tmp_path, folder_of=Path).cost.seconds(request.sampling()) is None
     *states, end = studio.engine.draw(request, StopToken())
     assert isinstance(end, Finished)
     assert not end.stopped
@@ -158,72 +203,89 @@ def test_a_job_tells_how_far_it_is(studio: Studio, ids: dict[str, str]) -> None:
     assert at == sorted(at)
     assert at[-1] == (1, 4)
     assert told[-1].seconds_left is not None
-    looks = [state.image for state in told if state.image is not None]
-    assert looks[0].size == (64, 64)
-    assert studio.engine.seconds_per_step(request) is not None
-
-
-def test_an_engine_does_not_guess_how_fast_it_is(tmp_path: Path) -> None:
-    engine = Engine("tiny_world", outputs=tmp_path, folder_of=Path)
-    assert engine.seconds_per_step(QUICK) is None
-    grid = GridRequest(("a", "b"), (0, 1, 2), ("fox", "cat"), (0.5, 1.0), steps=10)
-    assert cost_words(grid, 0.1) == "30 pictures · 300 steps · about 30 s"
-    assert "known after the first picture" in cost_words(grid, None)
+    assert next(state.image.size for state in told if state.image is not None) == (64, 64)
+    assert studio.engine.cost.seconds(request.sampling()) is not None
 
 
 def test_large_latents_are_shrunk_before_a_look(studio: Studio) -> None:
-    previewer = Previewer(studio.engine.machine.pipeline)
-    previewer.look(torch.zeros(1, studio.engine.machine.pipeline.unet.config.in_channels, 64, 48))
-    assert previewer.image is not None
-    factor = studio.engine.base.vae_scale_factor
-    assert previewer.image.size == (MAX_SIDE_LATENTS * factor * 3 // 4, MAX_SIDE_LATENTS * factor)
+    pipeline, factor = studio.engine.pipeline, studio.engine.base.vae_scale_factor
+    look = look_at(pipeline, torch.zeros(1, pipeline.unet.config.in_channels, 64, 48))
+    assert look.size == (MAX_SIDE_LATENTS * factor * 3 // 4, MAX_SIDE_LATENTS * factor)
 
 
-def test_stop_stops_within_one_step(studio: Studio, calls: Calls) -> None:
-    stop, at_stop, end = StopToken(), 0, None
-    for event in studio.engine.draw(replace(QUICK, steps=500, num_images=3), stop):
-        if isinstance(event, Previewing) and event.step >= 3 and not stop.stopped:
-            stop.stop()
-            at_stop = len(calls.threads)
-        end = event
-    assert isinstance(end, Finished)
-    assert end.stopped
-    assert end.pictures == ()
-    assert len(calls.threads) - at_stop <= 1
-    assert studio.engine.is_free
+def test_stop_stops_within_one_step_and_keeps_what_was_drawn(studio: Studio, calls: Calls) -> None:
+    for asked, pictures in ((replace(QUICK, steps=500), 0), (replace(QUICK, steps=9, num_images=20), 1)):
+        stop, at_stop = StopToken(), 0
+        for event in studio.engine.draw(asked, stop):
+            if isinstance(event, Previewing) and event.num_done >= pictures and event.step >= 3:
+                at_stop = at_stop or len(calls.threads)
+                stop.stop()
+        assert isinstance(event, Finished)
+        assert event.stopped
+        assert len(calls.threads) - at_stop <= 1
+        assert pictures <= len(event.pictures) < 20
+        assert all(picture.path.is_file() for picture in event.pictures)
+        assert studio.engine.is_free
 
 
-def test_what_was_drawn_before_a_stop_is_kept(studio: Studio) -> None:
-    stop, end = StopToken(), None
-    for event in studio.engine.draw(replace(QUICK, num_images=20), stop):
-        if isinstance(event, Previewing) and event.num_done >= 1:
-            stop.stop()
-        end = event
-    assert isinstance(end, Finished)
-    assert end.stopped
-    assert 1 <= len(end.pictures) < 20
-    assert all(picture.path.is_file() for picture in end.pictures)
-
-
-def test_a_closed_page_stops_its_job(studio: Studio, calls: Calls) -> None:
-    stop = StopToken()
-    events = studio.engine.draw(replace(QUICK, steps=1000), stop)
-    next(events)
-    events.close()  # type: ignore[attr-defined]  # as Gradio closes generators
-    assert stop.stopped
-    draw(studio, QUICK)  # has its turn only when the other's is over
+def test_a_closed_page_stops_its_job_and_the_next_never_overlaps_it(studio: Studio, calls: Calls) -> None:
+    for _ in range(3):
+        events = studio.engine.draw(replace(QUICK, steps=1000), stop := StopToken())
+        until_a_step(events)
+        events.close()  # type: ignore[attr-defined]  # as Gradio closes generators
+        assert stop.stopped
+    draw(studio, QUICK)
     assert len(calls.threads) < 500
+    assert calls.most_at_once == 1
+    assert sum(a != b for a, b in zip(calls.threads, calls.threads[1:], strict=False)) <= 3
 
 
 def test_closing_a_studio_stops_what_it_draws(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "studio")
     events = studio.engine.draw(replace(QUICK, steps=1000), StopToken())
-    while not isinstance(event := next(events), Previewing) or event.step < 1:
-        pass
+    until_a_step(events)
     studio.close()
     assert studio.engine.is_free
     assert last(events).stopped
     assert (studio.temp.stat().st_mode & 0o777) == 0o700
+
+
+def test_who_waits_knows_their_place_and_can_leave(studio: Studio, calls: Calls) -> None:
+    stops = [StopToken(), StopToken(), StopToken()]
+    first, second, third = (studio.engine.draw(replace(QUICK, steps=1000), stop) for stop in stops)
+    until_a_step(first)
+    assert [next(second), next(third)] == [Waiting(1), Waiting(2)]
+    stops[1].stop()
+    end = last(second)
+    assert (end.stopped, end.pictures) == (True, ())
+    assert next(event for event in third if event != Waiting(2)) == Waiting(1)
+    stops[0].stop()
+    assert last(first).stopped
+    assert isinstance(next(event for event in third if not isinstance(event, Waiting)), Previewing)
+    stops[2].stop()
+    assert last(third).stopped
+    assert calls.most_at_once == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (RuntimeError("the cable was pulled"), RuntimeError, "cable"),
+        (torch.OutOfMemoryError("tried to allocate 9 GiB"), ValueError, "choose smaller pictures"),
+    ],
+)
+def test_an_error_releases_the_lock_and_a_lack_of_memory_is_a_sentence(
+    studio: Studio, error: Exception, kind: type[Exception], words: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    hook = studio.engine.pipeline.unet.register_forward_pre_hook(fail)
+    with pytest.raises(kind, match=words):
+        draw(studio, QUICK)
+    hook.remove()
+    assert studio.engine.is_free
+    assert len(draw(studio, QUICK).pictures) == 1
 
 
 def test_training_on_an_accelerator_leaves_no_room_for_pictures(tmp_path: Path) -> None:
@@ -236,180 +298,65 @@ def test_training_on_an_accelerator_leaves_no_room_for_pictures(tmp_path: Path) 
     assert engine.is_free
 
 
-def test_a_studio_in_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_folder_or_a_base_that_is_none_is_refused_when_the_studio_opens(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match="is a file; name a folder"):
         Studio(tmp_path / "notes.txt")
+    shutil.copytree(tiny_world_path(), tmp_path / "base")
+    config = tmp_path / "base" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    with pytest.raises(ValueError, match="a base for inpainting"):
+        Studio(tmp_path / "studio", base=str(tmp_path / "base"))
+    assert not (tmp_path / "studio").exists()
 
 
-def test_a_cancelled_job_never_overlaps_the_next(studio: Studio, calls: Calls) -> None:
-    for _ in range(3):
-        events = studio.engine.draw(replace(QUICK, steps=1000), StopToken())
-        while not isinstance(event := next(events), Previewing) or event.step < 1:
-            pass
-        events.close()  # type: ignore[attr-defined]
-    draw(studio, QUICK)
-    assert calls.most_at_once == 1
-    changes = sum(a != b for a, b in zip(calls.threads, calls.threads[1:], strict=False))
-    assert changes <= 3  # each job's calls stand together
-
-
-def test_who_waits_knows_their_place_and_can_leave(studio: Studio, calls: Calls) -> None:
-    engine, stops = studio.engine, [StopToken(), StopToken(), StopToken()]
-    first, second, third = (engine.draw(replace(QUICK, steps=1000), stop) for stop in stops)
-    while not isinstance(event := next(first), Previewing) or event.step < 1:
-        pass
-    assert next(second) == Waiting(1)
-    assert next(third) == Waiting(2)
-    stops[1].stop()
-    end = last(second)
-    assert (end.stopped, end.pictures) == (True, ())
-    moved = next(event for event in third if event != Waiting(2))
-    assert moved == Waiting(1)
-    stops[0].stop()
-    assert last(first).stopped
-    assert isinstance(next(event for event in third if not isinstance(event, Waiting)), Previewing)
-    stops[2].stop()
-    assert last(third).stopped
-    assert calls.most_at_once == 1
-
-
-def test_an_error_releases_the_lock(studio: Studio) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("the cable was pulled")
-
-    hook = studio.engine.machine.pipeline.unet.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match="cable"):
-            draw(studio, QUICK)
-    finally:
-        hook.remove()
-    assert studio.engine.is_free
-    assert len(draw(studio, QUICK).pictures) == 1
-
-
-def test_running_out_of_memory_is_a_sentence(studio: Studio) -> None:
-    def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
-
-    hook = studio.engine.machine.pipeline.unet.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(ValueError, match="choose smaller pictures"):
-            draw(studio, QUICK)
-    finally:
-        hook.remove()
-    assert studio.engine.is_free
-
-
-@pytest.mark.parametrize(("name", "words"), [("odd", "other weights"), ("alien", "was made for")])
-def test_an_adapter_for_another_base_is_refused_before_the_first_step(
-    studio: Studio, ids: dict[str, str], calls: Calls, name: str, words: str
+def test_an_adapter_for_another_base_is_refused_before_the_first_step_unless_allowed(
+    studio: Studio, ids: dict[str, str], calls: Calls
 ) -> None:
-    with pytest.raises(ValueError, match=words):
-        draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0, ids[name]: 1.0}))
+    for name, words in (("odd", "other weights"), ("alien", "was made for")):
+        with pytest.raises(ValueError, match=words):
+            draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0, ids[name]: 1.0}))
+    with pytest.raises(FileNotFoundError, match="no longer in the library"):
+        studio.engine.draw(replace(QUICK, adapters={"a000": 1.0}), StopToken())
     assert calls.threads == []
     assert studio.engine.is_free
-
-
-def test_an_adapter_for_other_weights_is_used_where_that_is_allowed(
-    studio: Studio, ids: dict[str, str]
-) -> None:
     end = draw(studio, replace(QUICK, adapters={ids["odd"]: 1.0}, allow_other_base=True))
     assert end.notes == ("odd was made for another base of this architecture; results may differ.",)
 
 
-def test_an_adapter_that_is_gone_is_refused_before_waiting(studio: Studio) -> None:
-    with pytest.raises(FileNotFoundError, match="no longer in the library"):
-        studio.engine.draw(replace(QUICK, adapters={"a000": 1.0}), StopToken())
+def test_few_adapters_stay_loaded_and_files_that_changed_are_loaded_anew(tmp_path: Path, made: Path) -> None:
+    folders = {name: made / name for name in ("fox", "cat", "follow", "trace")}
+    engine = Engine("tiny_world", outputs=tmp_path, folder_of=folders.__getitem__, max_loaded=2)
 
+    def drawn(*names: str) -> Finished:
+        return last(engine.draw(replace(QUICK, adapters=dict.fromkeys(names, 1.0)), StopToken()))
 
-def test_few_adapters_stay_loaded_and_all_can_be_used(tmp_path: Path, made: Path) -> None:
-    engine = Engine("tiny_world", outputs=tmp_path, folder_of=lambda name: made / name, max_loaded=2)
-    first = last(engine.draw(replace(QUICK, adapters={"fox": 1.0}), StopToken()))
+    first = drawn("fox")
     for name in ("cat", "follow", "trace"):
-        last(engine.draw(replace(QUICK, adapters={name: 1.0}), StopToken()))
-    assert engine.machine.attached.ids == ("follow", "trace")
-    last(engine.draw(replace(QUICK, adapters={"follow": 1.0}), StopToken()))
-    again = last(engine.draw(replace(QUICK, adapters={"fox": 1.0}), StopToken()))
-    assert engine.machine.attached.ids == ("follow", "fox")
+        drawn(name)
+    assert engine.attached.ids == ("follow", "trace")
+    drawn("follow")
+    again = drawn("fox")
+    assert engine.attached.ids == ("follow", "fox")
     assert np.array_equal(pixels(first.pictures[0].path), pixels(again.pictures[0].path))
-    more = last(engine.draw(replace(QUICK, adapters={"fox": 1.0, "cat": 1.0, "trace": 1.0}), StopToken()))
-    assert more.pictures[0].metadata is not None
-    assert len(more.pictures[0].metadata.adapters) == 3
+    assert len(said(drawn("fox", "cat", "trace").pictures[0]).adapters) == 3
+    folders["fox"] = made / "cat"
+    other = drawn("fox").pictures[0]
+    assert said(other).adapters[0].sha256 != said(first.pictures[0]).adapters[0].sha256
 
 
 def test_a_renamed_adapter_goes_by_its_new_name(studio: Studio, made: Path) -> None:
     adapter_id = add(studio, made, "cat")["cat"]
-    studio.library.rename(adapter_id, "v1.5 unet")
-    assert _names(draw(studio, replace(QUICK, adapters={adapter_id: 1.0}))) == ["v1_5 unet"]
-    studio.library.rename(adapter_id, "unet")  # as a part of the models
-    assert _names(draw(studio, replace(QUICK, adapters={adapter_id: 1.0}))) == ["unet"]
-    studio.library.rename(adapter_id, "mid_block")
-    assert _names(draw(studio, replace(QUICK, adapters={adapter_id: 1.0}))) == ["mid_block (2)"]
+    for name, used in (("v1.5 unet", "v1_5 unet"), ("unet", "unet"), ("mid_block", "mid_block (2)")):
+        studio.library.rename(adapter_id, name)  # as a part of the models at last
+        (picture,) = draw(studio, replace(QUICK, adapters={adapter_id: 1.0})).pictures
+        assert [use.name for use in said(picture).adapters] == [used]
     studio.library.delete(adapter_id)
 
 
-def test_files_that_changed_under_an_id_are_loaded_anew(tmp_path: Path, made: Path) -> None:
-    folder = tmp_path / "adapter"
-    engine = Engine("tiny_world", outputs=tmp_path / "out", folder_of=lambda _: folder)
-    hashes = []
-    for name in ("fox", "cat"):
-        folder.unlink(missing_ok=True)
-        folder.symlink_to(made / name)
-        end = last(engine.draw(replace(QUICK, adapters={"a": 1.0}), StopToken()))
-        assert end.pictures[0].metadata is not None
-        hashes.append(end.pictures[0].metadata.adapters[0].sha256)
-    assert hashes[0] != hashes[1]
-
-
-def test_a_subject_joins_a_control_adapter(
-    studio: Studio, ids: dict[str, str], made: Path, plain: EtherControlPipeline
-) -> None:
-    draw(studio, replace(QUICK, adapters={ids["trace"]: 1.0}, control_image=control_image()))
-    end = draw(
-        studio,
-        replace(
-            QUICK,
-            adapters={ids["fox"]: 0.7, ids["follow"]: 1.0},
-            control_image=control_image(),
-            control_strength=0.5,
-            compare_with_base=True,
-        ),
-    )
-    plain.load_ether_weights(made / "fox", adapter_name="fox")
-    plain.load_control_weights(made / "follow", adapter_name="follow")
-    try:
-        options: dict[str, Any] = {"seed": 0, "num_inference_steps": 2, "guidance_scale": 3.0}
-        both = {"fox": 0.7, "follow": 1.0}
-        expected = plain(
-            QUICK.prompt, adapters=both, control_image=control_image(), control_strength=0.5, **options
-        ).images[0]
-        base = plain(QUICK.prompt, adapters={}, **options).images[0]
-    finally:
-        plain.unload()
-    assert np.array_equal(pixels(end.pictures[0].path), np.asarray(expected))
-    assert np.array_equal(pixels(end.base_pictures[0].path), np.asarray(base))
-    said = end.pictures[0].metadata
-    assert said is not None
-    kept = studio.engine.outputs.find_control(str(said.options["control_image_sha256"]))
-    assert kept is not None
-    assert np.array_equal(np.asarray(kept), np.asarray(control_image()))
-
-
-def test_control_needs_one_adapter_that_follows(studio: Studio, ids: dict[str, str]) -> None:
-    for adapters in ({}, {ids["fox"]: 1.0}, {ids["follow"]: 1.0, ids["trace"]: 1.0}):
-        with pytest.raises(ValueError, match="needs one adapter that follows it"):
-            studio.engine.draw(replace(QUICK, adapters=adapters, control_image=control_image()), StopToken())
-    end = draw(studio, replace(QUICK, adapters={ids["follow"]: 1.0}))
-    assert end.notes == ("follow follows a control image, and none was given.",)
-
-
-def test_a_prompt_that_is_cut_is_told(studio: Studio) -> None:
+def test_a_prompt_that_is_cut_and_a_picture_that_shows_nothing_are_told(studio: Studio) -> None:
     assert "is lost" in draw(studio, replace(QUICK, prompt="a red fox " * 60)).notes[0]
-
-
-def test_a_picture_that_shows_nothing_is_told_with_the_reason(studio: Studio) -> None:
-    weight = studio.engine.machine.pipeline.vae.decoder.conv_out.weight
+    weight = studio.engine.pipeline.vae.decoder.conv_out.weight
     before = weight.detach().clone()
     grid = GridRequest(prompts=("a rocket",), seeds=(7,), steps=1)
     try:
@@ -442,44 +389,44 @@ def test_metadata_can_be_left_out(studio: Studio, ids: dict[str, str]) -> None:
         assert b"fox" not in path.read_bytes()
     kept = draw(studio, replace(request, keep_metadata=True))
     assert np.array_equal(pixels(end.pictures[0].path), pixels(kept.pictures[0].path))
+    grid = last(studio.engine.draw(GridRequest(("a cat",), steps=1, keep_metadata=False), StopToken()))
+    assert grid.manifest is None
+    assert grid.sheet is not None
+    with Image.open(grid.sheet) as sheet:
+        assert not sheet.info
 
 
 def test_every_cell_of_a_grid_is_drawn_again_from_its_own_file(studio: Studio, ids: dict[str, str]) -> None:
-    request = GridRequest(
-        ("a cat", "a dog"), (3, 1), (ids["fox"],), (0.5, 1.0), steps=2, negative_prompt="rain"
-    )
-    events = list(studio.engine.draw(request, StopToken()))
+    fox = ids["fox"]
+    request = GridRequest(("a cat", "a dog"), (3, 1), (fox,), (0.5, 1.0), steps=2, negative_prompt="rain")
+    *events, end = studio.engine.draw(request, StopToken())
     cells = [event for event in events if isinstance(event, CellDone)]
-    end = events[-1]
     assert isinstance(end, Finished)
     assert end.sheet is not None
     assert end.manifest is not None
-    assert [(c.prompt, c.seed, c.choice) for c in cells] == [
-        (p, s, c) for p in range(2) for s in range(2) for c in range(3)
-    ]
+    places = [(p, s, c) for p in range(2) for s in range(2) for c in range(3)]
+    assert [(c.prompt, c.seed, c.choice) for c in cells] == places
     assert [c.picture for c in cells] == list(end.pictures)
     assert end.touched_layers > 0
+    choices: list[dict[str, float]] = [{}, {"fox": 0.5}, {"fox": 1.0}]
     for cell in cells[::4]:
-        said = cell.picture.metadata
-        assert said is not None
-        assert said.prompt == request.prompts[cell.prompt]
-        assert said.seed == request.seeds[cell.seed]
-        strengths = {use.name: use.strength for use in said.adapters}
-        assert strengths == [{}, {"fox": 0.5}, {"fox": 1.0}][cell.choice]
-        again = GenerateRequest(
-            said.prompt,
-            {ids[name]: strength for name, strength in strengths.items() if strength},
-            said.seed,
-            steps=2,
+        found = said(cell.picture)
+        strengths = {use.name: use.strength for use in found.adapters}
+        assert (found.prompt, found.seed) == (request.prompts[cell.prompt], request.seeds[cell.seed])
+        assert strengths == choices[cell.choice]
+        adapters = {ids[name]: strength for name, strength in choices[cell.choice].items()}
+        again = replace(
+            QUICK,
+            prompt=request.prompts[cell.prompt],
+            seed=request.seeds[cell.seed],
+            adapters=adapters,
             negative_prompt="rain",
-            compare_with_base=False,
         )
         assert np.array_equal(pixels(draw(studio, again).pictures[0].path), pixels(cell.picture.path))
     manifest = json.loads(end.manifest.read_text())
-    assert [entry["file"] for entry in manifest["pictures"]] == [
-        c.picture.path.relative_to(end.manifest.parent).as_posix() for c in cells
-    ]
-    assert manifest["choices"] == [{}, {"fox": 0.5}, {"fox": 1.0}]
+    files = [c.picture.path.relative_to(end.manifest.parent).as_posix() for c in cells]
+    assert [entry["file"] for entry in manifest["pictures"]] == files
+    assert manifest["choices"] == choices
     with Image.open(end.sheet) as sheet:
         assert sheet.width > 3 * 64
 
@@ -490,27 +437,15 @@ def test_a_grid_that_is_stopped_keeps_its_cells(studio: Studio) -> None:
         if isinstance(event, CellDone):
             cells += 1
             stop.stop()
-        end = event
-    assert isinstance(end, Finished)
-    assert end.stopped
-    assert end.sheet is None
-    assert cells <= len(end.pictures) < 50
-    assert all(cell.path.is_file() for cell in end.pictures)
-
-
-def test_a_grid_without_metadata_has_a_sheet_and_no_manifest(studio: Studio) -> None:
-    request = GridRequest(("a cat",), (0, 1), steps=1, keep_metadata=False)
-    end = last(studio.engine.draw(request, StopToken()))
-    assert end.manifest is None
-    assert end.sheet is not None
-    with Image.open(end.sheet) as sheet:
-        assert not sheet.info
+    assert isinstance(event, Finished)
+    assert (event.stopped, event.sheet) == (True, None)
+    assert cells <= len(event.pictures) < 50
+    assert all(cell.path.is_file() for cell in event.pictures)
 
 
 def test_sides_may_be_any_multiple_of_8(studio: Studio) -> None:
     picture = draw(studio, replace(QUICK, width=72, height=56)).pictures[0]
-    assert picture.metadata is not None
-    assert (picture.metadata.width, picture.metadata.height) == (72, 56)
+    assert (said(picture).width, said(picture).height) == (72, 56)
     assert pixels(picture.path).shape == (56, 72, 3)
 
 
@@ -519,57 +454,39 @@ def test_sides_may_be_any_multiple_of_8(studio: Studio) -> None:
     [
         ({"prompt": "x" * 2001}, "up to 2000 characters"),
         ({"prompt": "\ud83d"}, "half a character"),
-        ({"negative_prompt": "x" * 2_000_000}, "up to 2000 characters"),
         ({"seed": -1}, "seed must be from 0 to 4294967295; found -1"),
-        ({"seed": int(SEED.most) + 1}, "seed must be from 0"),
         ({"seed": True}, "seed is true"),
         ({"seed": int(SEED.most), "num_images": 2}, "last seed would be beyond"),
-        ({"num_images": 0}, "num_images must be from 1 to 32"),
         ({"num_images": 33}, "num_images must be from 1 to 32"),
         ({"steps": 0}, "steps must be from 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale is NaN; it should be a finite"),
         ({"width": 65}, "multiple of 8"),
-        ({"height": 1 << 20}, "multiple of 8"),
         ({"adapters": {"fox": float("inf")}}, "adapters.fox is Infinity"),
-        ({"adapters": {"fox": float("nan")}}, "adapters.fox is NaN"),
         ({"adapters": {str(n): 1.0 for n in range(9)}}, "adapters are up to 8"),
-        (
-            {"control_image": Image.new("L", (8, 8)), "control_strength": 1e9},
-            "control_strength must be from -10",
-        ),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_in_a_sentence(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        replace(QUICK, **wrong)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
+        ({"control_strength": 1e9}, "control_strength must be from -10"),
         ({"prompts": ()}, "found no prompts"),
         ({"seeds": ()}, "found no seeds"),
         ({"seeds": (1, 1)}, "found 1 twice among the seeds"),
-        ({"adapters": ("fox", "fox")}, "found fox twice"),
         ({"adapters": ("fox",), "strengths": ()}, "found no strengths"),
         ({"with_base": False}, "neither an adapter nor the base"),
         ({"seeds": tuple(range(401))}, "at most 400"),
     ],
 )
-def test_a_grid_that_cannot_be_drawn_is_refused_in_a_sentence(wrong: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(wrong: dict[str, Any], words: str) -> None:
+    is_grid = wrong.keys() <= {"prompts", "seeds", "strengths", "with_base"} or "strengths" in wrong
     with pytest.raises(ValueError, match=words):
-        replace(GridRequest(("a cat",)), **wrong)
+        replace(GridRequest(("a cat",)) if is_grid else QUICK, **wrong)
 
 
 def test_without_news_the_last_state_is_told_again_so_that_a_closed_page_is_noticed() -> None:
     go_on = threading.Event()
 
-    def work(emit: Callable[[Waiting | str], None]) -> None:
+    def work(emit: Callable[[Any], None]) -> None:
         emit(Waiting(1))
         go_on.wait(30)
         emit("done")
 
-    events = Job(work, stop := StopToken()).events()
+    events: Iterator[Any] = stream(work, stop := StopToken())
     assert [next(events) for _ in range(3)] == [Waiting(1)] * 3
     go_on.set()
     assert [event for event in events if event != Waiting(1)] == ["done"]
@@ -579,12 +496,12 @@ def test_without_news_the_last_state_is_told_again_so_that_a_closed_page_is_noti
 def test_states_that_were_overtaken_are_left_out_and_results_are_not() -> None:
     ready = threading.Event()
 
-    def work(emit: Callable[[Waiting | str], None]) -> None:
+    def work(emit: Callable[[Any], None]) -> None:
         for event in (Waiting(3), "first", Waiting(2), Waiting(1), "second", Waiting(0)):
             emit(event)
         ready.set()
 
-    events = Job(work, StopToken()).events()
+    events: Iterator[Any] = stream(work, StopToken())
     seen = [next(events)]
     ready.wait(30)
     seen += events
@@ -613,14 +530,10 @@ def test_the_line_lets_one_in_at_a_time_in_the_order_they_came() -> None:
     for thread in threads:
         thread.join(10)
     assert order == list(range(8))
-    assert line.is_free
-
-
-def test_a_line_that_is_too_long_is_refused_and_who_is_stopped_leaves() -> None:
-    line, stop = Line(), StopToken()
+    stop = StopToken()
     stop.stop()
-    with line.turn(StopToken(), lambda place: None):
-        with pytest.raises(Stopped), line.turn(stop, lambda place: None):
+    with line.turn(StopToken()):
+        with pytest.raises(Stopped), line.turn(stop):
             raise AssertionError("it must not come in")
         assert not line.is_free
     assert line.is_free
@@ -628,8 +541,7 @@ def test_a_line_that_is_too_long_is_refused_and_who_is_stopped_leaves() -> None:
 
 def test_a_control_image_is_found_by_its_own_hash_only(tmp_path: Path) -> None:
     outputs = Outputs(tmp_path)
-    outputs.keep_control(control_image())
-    path = next(tmp_path.rglob("*.png"))
+    path = outputs.keep_control(control_image())
     assert outputs.find_control(path.stem) is not None
     assert outputs.find_control("../" + path.stem) is None
     Image.new("RGB", (8, 8)).save(path)
@@ -638,37 +550,8 @@ def test_a_control_image_is_found_by_its_own_hash_only(tmp_path: Path) -> None:
     assert outputs.find_control(path.stem) is None
 
 
-def _names(end: Finished) -> list[str]:
-    assert end.pictures[0].metadata is not None
-    return [use.name for use in end.pictures[0].metadata.adapters]
-
-
-def test_a_base_for_inpainting_is_refused_when_the_studio_opens(tmp_path: Path) -> None:
-    shutil.copytree(tiny_world_path(), tmp_path / "base")
-    config = tmp_path / "base" / "unet" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
-    with pytest.raises(ValueError, match="a base for inpainting"):
-        Studio(tmp_path / "studio", base=str(tmp_path / "base"))
-    assert not (tmp_path / "studio").exists()
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_an_adapter_of_any_method_is_uploaded_and_drawn_with_as_the_pipeline_does(
-    studio: Studio, ids: dict[str, str], plain: EtherControlPipeline, tmp_path: Path, method: str
-) -> None:
-    save_for_tiny_world(tmp_path / method, method)
-    uploaded = studio.library.import_upload([*(tmp_path / method).iterdir()])
-    assert (uploaded.method.lower(), uploaded.fits_base, uploaded.match) == (method, True, "same")
-    request = replace(QUICK, adapters={uploaded.id: 1.0}, seed=3)
-    draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}))  # of another method, which makes room
-    (picture,) = draw(studio, request).pictures
-    plain.load_adapter_weights(tmp_path / method)
-    expected = plain(
-        request.prompt, num_inference_steps=request.steps, guidance_scale=request.guidance_scale, seed=3
-    ).images[0]
-    plain.unload()
-    assert picture.metadata is not None
-    (use,) = picture.metadata.adapters
-    assert use.sha256 == {"unet": uploaded.hash}
-    assert np.array_equal(pixels(picture.path), np.asarray(expected))
-    draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0}))
+def test_what_is_shipped_fills_shapes_in_a_new_studio(tmp_path: Path) -> None:
+    studio = Studio(tmp_path / "new")
+    studio.add_shipped()
+    (card,) = studio.library.cards()
+    assert (card.kind, card.name, card.fits_base) == ("control", "Shapes", True)

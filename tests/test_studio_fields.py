@@ -8,9 +8,18 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.tiny_world.world import PALETTE
+from ether_diffusion.ui.control_images import canvas_html, read_drawing
 from ether_diffusion.ui.grid_page import grid_html, labels_of
-from ether_diffusion.ui.numbers import read_lines, read_seeds, read_strengths
-from ether_diffusion.ui.paper import paper_html, paper_of, read_drawing
+from ether_diffusion.ui.numbers import (
+    read_lines,
+    read_number,
+    read_optional,
+    read_seeds,
+    read_strengths,
+    read_switch,
+    read_text,
+    read_whole,
+)
 from ether_diffusion.ui.requests import GridRequest
 
 
@@ -47,6 +56,17 @@ def test_prompts_are_the_lines_that_hold_something() -> None:
     assert read_lines(" a fox \n\n  \nan owl") == ("a fox", "an owl")
 
 
+def test_numbers_are_read_as_pages_and_scripts_send_them() -> None:
+    assert [read_whole(value, "x") for value in (5, 5.0, "5", " 5 ", -3)] == [5, 5, 5, 5, -3]
+    assert [read_number(value, "x") for value in (1, 0.5, "0.5")] == [1.0, 0.5, 0.5]
+    assert [read_optional(value, "x") for value in (None, "", 0, 64)] == [None, None, None, 64]
+    assert [read_text(None, "x"), read_text("a", "x")] == ["", "a"]
+    assert [read_switch(True, "x"), read_switch(False, "x")] == [True, False]
+    for wrong in (1.5, "1.5"):
+        with pytest.raises(ValueError, match=r"must be a whole number; found 1\.5"):
+            read_whole(wrong, "x")
+
+
 def as_text(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -57,7 +77,7 @@ def test_a_drawing_is_read_in_exactly_the_colours_of_its_classes() -> None:
     near = np.full((8, 8, 3), PALETTE["beach"], dtype=np.uint8)
     near[2:6, 2:6] = PALETTE["food"]
     shaken = np.clip(near.astype(int) + np.random.default_rng(0).integers(-1, 2, near.shape), 0, 255)
-    drawing = read_drawing(as_text(Image.fromarray(shaken.astype(np.uint8))), paper_of("palette"))
+    drawing = read_drawing(as_text(Image.fromarray(shaken.astype(np.uint8))), "palette")
     assert np.array_equal(np.asarray(drawing), near)
 
 
@@ -75,21 +95,21 @@ def test_a_drawing_is_read_in_exactly_the_colours_of_its_classes() -> None:
 )
 def test_what_is_no_drawing_is_refused_in_words(text: str) -> None:
     with pytest.raises(ValueError, match="drawing"):
-        read_drawing(text, paper_of("silhouette"))
+        read_drawing(text, "silhouette")
 
 
 def test_a_drawing_of_too_many_pixels_is_refused_unread() -> None:
     with pytest.raises(ValueError, match="damaged"):
-        read_drawing(as_text(Image.new("L", (4000, 4000))), paper_of("silhouette"))
+        read_drawing(as_text(Image.new("L", (4000, 4000))), "silhouette")
 
 
 def test_colours_of_no_class_are_refused_by_their_names() -> None:
     with pytest.raises(ValueError, match="#0a6464"):
-        read_drawing(as_text(Image.new("RGB", (8, 8), (10, 100, 100))), paper_of("silhouette"))
+        read_drawing(as_text(Image.new("RGB", (8, 8), (10, 100, 100))), "silhouette")
 
 
 def test_every_class_can_be_drawn_with_and_has_its_name() -> None:
-    page = paper_html(paper_of("palette"), width=64, height=64)
+    page = canvas_html("palette", width=64, height=64)
     for name, colour in PALETTE.items():
         assert f'value="#{bytes(colour).hex()}"' in page
         assert f"</span>{name}</label>" in page

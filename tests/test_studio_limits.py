@@ -1,7 +1,6 @@
 """What the studio refuses to draw as this machine cannot, and Stop, which works inside a step at any size."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,30 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from studio_folders import QUICK, add, draw, make_adapters, pixels
+from studio_folders import QUICK, DrawingStudio, draw, last, pixels
 from torch import nn
 from torch.nn import functional as F
 
 from ether_diffusion.bases import open_base
-from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.pipelines.sampling import Sampling
-from ether_diffusion.ui.cost import MAX_SECONDS, Cost, machine_memory
-from ether_diffusion.ui.events import Finished, Previewing, Stopped, StopToken
+from ether_diffusion.ui.cost import MAX_SECONDS, Cost, Pace
+from ether_diffusion.ui.drawing import StopInside
+from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.facts import state_words
-from ether_diffusion.ui.machine import BaseFacts, Machine, Order
+from ether_diffusion.ui.jobs import Finished, Previewing, StopToken
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
-from ether_diffusion.ui.stopping import StopInside
 from ether_diffusion.ui.studio import Studio
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(("a red fox",), (0,), ({},), steps=2, guidance_scale=3.0)
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    studio = Studio(tmp_path_factory.mktemp("studio"))
-    yield studio
-    studio.close()
+@pytest.fixture
+def studio(drawing_studio: DrawingStudio) -> Studio:
+    return drawing_studio.studio
 
 
 @pytest.mark.flaky(reruns=2)  # a second is short beside other work on the same cores
@@ -68,16 +64,12 @@ class LateToken(StopToken):
         return self._patience < 0
 
 
-@pytest.mark.parametrize("patience", [3, 60, 400, 900])
-def test_a_stop_at_any_operation_leaves_the_models_as_they_were(
-    studio: Studio, tmp_path: Path, patience: int
-) -> None:
-    make_adapters(tmp_path)
-    request = replace(QUICK, adapters={add(studio, tmp_path, "fox")["fox"]: 1.0}, compare_with_base=True)
+def test_a_stop_at_any_operation_leaves_the_models_as_they_were(drawing_studio: DrawingStudio) -> None:
+    studio, fox = drawing_studio.studio, drawing_studio.ids["fox"]
+    request = replace(QUICK, adapters={fox: 1.0}, compare_with_base=True)
     before = draw(studio, request)
-    end = list(studio.engine.draw(request, LateToken(patience)))[-1]
-    assert isinstance(end, Finished)
-    assert end.stopped
+    for patience in (3, 60, 400, 900):
+        assert last(studio.engine.draw(request, LateToken(patience))).stopped
     after = draw(studio, request)
     for one, other in zip(
         before.pictures + before.base_pictures, after.pictures + after.base_pictures, strict=True
@@ -85,11 +77,9 @@ def test_a_stop_at_any_operation_leaves_the_models_as_they_were(
         assert np.array_equal(pixels(one.path), pixels(other.path))
 
 
-def test_a_large_picture_is_what_the_pipeline_draws(studio: Studio) -> None:
-    plain = EtherControlPipeline.from_pretrained("tiny_world")
-    plain.set_progress_bar_config(disable=True)
-    end = draw(studio, replace(QUICK, width=264, height=256, steps=1))
-    (expected,) = plain(
+def test_a_large_picture_is_what_the_pipeline_draws(drawing_studio: DrawingStudio) -> None:
+    end = draw(drawing_studio.studio, replace(QUICK, width=264, height=256, steps=1))
+    (expected,) = drawing_studio.plain(
         QUICK.prompt, seed=0, adapters={}, num_inference_steps=1, guidance_scale=3.0, width=264, height=256
     ).images
     assert np.array_equal(pixels(end.pictures[0].path), np.asarray(expected))
@@ -124,37 +114,31 @@ def test_a_convolution_in_parts_is_that_in_one(channels: int, out: int, kernel: 
     assert torch.equal(parts, layer(x))
 
 
-def test_who_stops_while_the_models_are_loaded_need_not_wait_for_them() -> None:
-    class SlowMachine(Machine):
+def test_who_stops_while_the_models_are_loaded_need_not_wait_for_them(tmp_path: Path) -> None:
+    class SlowEngine(Engine):
         opened = 0
 
-        def _open(self) -> tuple[Any, BaseFacts]:
+        def _open(self) -> tuple[Any, str | None]:
             self.opened += 1
             time.sleep(3)
             return super()._open()
 
-    machine = SlowMachine(open_base("tiny_world"), device=CPU)
-    order, stop, seen = Order(SAMPLING, {}), StopToken(), []
-
-    def on_state(state: Any) -> None:
-        seen.append(state_words(state)[1])
-        stop.stop()
-
-    start = time.monotonic()
-    with pytest.raises(Stopped), machine.turn(order, stop, on_state):
-        pass
+    engine, stop = SlowEngine("tiny_world", outputs=tmp_path, folder_of=Path), StopToken()
+    events = engine.draw(QUICK, stop)
+    state, start = next(events), time.monotonic()
+    assert isinstance(state, Previewing)
+    assert state_words(state)[1] == "Loading the models …"
+    stop.stop()
+    assert last(events).stopped
     assert time.monotonic() - start < 1
-    assert seen == ["Loading the models …"]
-    with machine.turn(order, StopToken(), lambda state: None) as turn:
-        turn.drawing.draw((0, 0, 0))
-    assert machine.opened == 1
+    assert len(last(engine.draw(QUICK, StopToken())).pictures) == 1
+    assert engine.opened == 1
 
 
 @pytest.mark.parametrize(
     "request_",
     [
         GenerateRequest("a fox", width=4096, height=4096),
-        GenerateRequest("a fox", width=2048, height=2048, steps=8),
         GenerateRequest("a fox", width=512, height=512, steps=1000),
         GenerateRequest("a fox", width=1024, height=768, num_images=32),
         GridRequest(tuple("abcdefghij"), tuple(range(20)), width=256, height=256, steps=200),
@@ -171,26 +155,23 @@ def test_what_this_machine_cannot_draw_is_refused_in_a_sentence(
     "wish", [{"num_images": 32, "steps": 150}, {"width": 512, "height": 512}, {"steps": 1000}]
 )
 def test_what_it_can_draw_is_not_refused(studio: Studio, wish: dict[str, Any]) -> None:
-    studio.engine.check(replace(QUICK, **wish))
+    studio.engine.cost.check(replace(QUICK, **wish).sampling())
 
 
-def test_memory_is_looked_at_by_size_and_number() -> None:
-    cost = Cost(open_base("tiny_world"), CPU)
-    cost.check_memory(SAMPLING, 1)
+def test_memory_is_looked_at_by_size_and_number_and_time_is_that_which_was_measured() -> None:
+    base, many = open_base("tiny_world"), replace(SAMPLING, seeds=tuple(range(1000)))
+    cost, elsewhere = Cost(base, CPU), Cost(base, torch.device("meta"))
+    cost.check_memory(SAMPLING, 2**24)
     with pytest.raises(ValueError, match=r"1 picture of 64 × 64 px would take about 0\.0 GiB of memory"):
-        cost.check_memory(SAMPLING, 1, available=2**20)
-    many = machine_memory()  # so many pictures cannot be held
-    with pytest.raises(ValueError, match="memory"):
-        cost.check_memory(SAMPLING, many)
-    Cost(open_base("tiny_world"), torch.device("meta")).check_memory(SAMPLING, many)
-
-
-def test_time_is_that_which_was_measured() -> None:
-    cost = Cost(open_base("tiny_world"), torch.device("meta"))
-    cost.check_time(SAMPLING, 10, None)
-    cost.check_time(SAMPLING, 1, MAX_SECONDS / 2)
+        cost.check_memory(SAMPLING, 2**20)
+    with pytest.raises(ValueError, match="1000 pictures"):
+        cost.check_memory(many, 2**24)
+    elsewhere.check_memory(many, 0)
+    elsewhere.check(many)
+    elsewhere.measured(SAMPLING, Pace(MAX_SECONDS / 4, MAX_SECONDS / 2))
+    elsewhere.check(SAMPLING)
     with pytest.raises(ValueError, match=r"with 2 steps would take about 2 h .* up to 1 h"):
-        cost.check_time(SAMPLING, 2, MAX_SECONDS / 2)
+        elsewhere.check(replace(SAMPLING, seeds=(0, 1)))
 
 
 def test_the_operations_of_a_step_are_those_of_its_layers() -> None:

@@ -23,7 +23,7 @@ from ether_diffusion.scripts.train_dreambooth import parse_flags, read_call
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.run_lock import Holder, holder_of, read_holder, write_holder
-from ether_diffusion.ui.events import StopToken
+from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.run_status import (
     PROCESS_NAME,
@@ -423,8 +423,8 @@ def studio_with_trainers(tmp_path: Path) -> tuple[Studio, StandInRuns]:
 def test_on_an_accelerator_no_training_starts_while_pictures_are_drawn(tmp_path: Path) -> None:
     studio, runs = studio_with_trainers(tmp_path)
     asked = request(runs)
-    studio.engine.machine.device = torch.device("meta")  # any that is not the CPU
-    with studio.engine.machine.line.turn(StopToken(), lambda place: None):
+    studio.engine.device = torch.device("meta")  # any that is not the CPU
+    with studio.engine.line.turn(StopToken()):
         with pytest.raises(ValueError, match="pictures are being drawn on the accelerator; wait"):
             studio.train(asked)
         assert runs.all() == []
@@ -433,12 +433,12 @@ def test_on_an_accelerator_no_training_starts_while_pictures_are_drawn(tmp_path:
     wait_until(runs, run_id, lambda each: each.step == 3)
     runs.pause(run_id)
     wait_until(runs, run_id, lambda each: each.state == "paused")
-    drawing = studio.engine.machine.line.turn(StopToken(), lambda place: None)
+    drawing = studio.engine.line.turn(StopToken())
     with drawing, pytest.raises(ValueError, match="pictures are being drawn"):
         studio.resume(run_id)
-    studio.engine.machine.device = torch.device("cpu")
+    studio.engine.device = torch.device("cpu")
     set_fate(runs.root / run_id, "fine")
-    with studio.engine.machine.line.turn(StopToken(), lambda place: None):
+    with studio.engine.line.turn(StopToken()):
         studio.resume(run_id)  # on the CPU it yields to what is drawn
     wait_until(runs, run_id, lambda each: each.state == "finished")
 

@@ -3,7 +3,7 @@
 import itertools
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,11 @@ from ether_diffusion.wording import printable
 
 MAX_LOADED = 16
 MAX_NAME = 80
-
+_DOUBTS = {
+    "other weights": "{} was made for another base of this architecture; results may differ.",
+    "unknown": "{} does not say which base it was made for; its shapes fit.",
+}
 _Stamp = tuple[tuple[str, int, int], ...]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """An adapter of the library: where it is, and what people call it."""
-
-    folder: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class _Loaded:
 
     name: str
     stamp: _Stamp
-    base_match: str
+    match: str
     method: str | None
     """As PEFT names it; None of a control encoder by itself."""
 
@@ -45,8 +40,7 @@ class AttachedAdapters:
     """Holds the adapters that were used last, none of them in force; calls choose among them."""
 
     def __init__(self, pipeline: Any, *, max_loaded: int = MAX_LOADED) -> None:
-        self._pipeline = pipeline
-        self._max_loaded = max_loaded
+        self._pipeline, self._max_loaded = pipeline, max_loaded
         self._loaded: dict[str, _Loaded] = {}  # the least recently used first
 
     @property
@@ -54,49 +48,45 @@ class AttachedAdapters:
         """What is loaded, the least recently used first."""
         return tuple(self._loaded)
 
-    def attach(self, wanted: Mapping[str, Wanted]) -> dict[str, str]:
-        """Load those of the adapters that are not; return their names in the pipeline by library id.
+    def attach(self, adapter_id: str, folder: Path, name: str, *, keep: Collection[str]) -> str:
+        """Load an adapter that is not, under a name for people, and return its name in the pipeline.
 
         Raises:
-            FileNotFoundError, ValueError: one is not whole, or not one of this base; the others stay.
+            FileNotFoundError, ValueError: it is not whole, or not of this base; the others stay.
         """
-        for adapter_id, one in wanted.items():
-            stamp = _stamp(one.folder)
-            if adapter_id in self._loaded and self._loaded[adapter_id].stamp != stamp:
-                self._unload(adapter_id)  # it was renamed, or is another by now
-            if adapter_id not in self._loaded:
-                adapter = read_adapter(one.folder)
-                method = name_of(adapter.config) if adapter.parts else None
-                self._make_room(method, keep=wanted)
-                name = self._free_name(one.name)
-                self._loaded[adapter_id] = _Loaded(name, stamp, self._load(name, adapter), method)
-            self._loaded[adapter_id] = self._loaded.pop(adapter_id)
-        return {adapter_id: self._loaded[adapter_id].name for adapter_id in wanted}
+        files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+        stamp = tuple((str(path.relative_to(folder)), s.st_mtime_ns, s.st_size) for path, s in files)
+        if adapter_id in self._loaded and self._loaded[adapter_id].stamp != stamp:
+            self._unload(adapter_id)  # it was renamed, or is another by now
+        if adapter_id not in self._loaded:
+            adapter = read_adapter(folder)
+            method = name_of(adapter.config) if adapter.parts else None
+            self._make_room(method, keep)
+            name = self._free_name(name)
+            self._loaded[adapter_id] = _Loaded(name, stamp, self._load(name, adapter), method)
+        self._loaded[adapter_id] = self._loaded.pop(adapter_id)
+        return self._loaded[adapter_id].name
 
-    def doubts(self, ids: Collection[str], *, allow_other_base: bool) -> tuple[str, ...]:
+    def doubts(self, ids: Collection[str], *, allow_other_base: bool) -> list[str]:
         """Return sentences on adapters that may not be for this base.
 
         Raises:
             ValueError: one is for other weights, which was not allowed.
         """
-        found = [self._loaded[adapter_id] for adapter_id in ids]
-        others = [one.name for one in found if one.base_match == "other weights"]
+        found = [(printable(one.name), one.match) for one in (self._loaded[each] for each in ids)]
+        others = [name for name, match in found if match == "other weights"]
         if others and not allow_other_base:
             raise ValueError(
-                f"{printable(others[0])} was made for a base of the same architecture with other "
-                "weights than this one; results may differ: it is used only where that is allowed expressly"
+                f"{others[0]} was made for a base of the same architecture with other weights than this one; "
+                "results may differ: it is used only where that is allowed expressly"
             )
-        return tuple(
-            _DOUBTS[one.base_match].format(printable(one.name)) for one in found if one.base_match in _DOUBTS
-        )
+        return [_DOUBTS[match].format(name) for name, match in found if match in _DOUBTS]
 
     def num_touched(self, names: Iterable[str]) -> int:
         """Return how many modules of the models carry at least one adapter of these names in the pipeline."""
         wanted = set(names)
         layers = [m for part in find_parts(self._pipeline) for m in part.model.modules()]
-        return sum(
-            isinstance(layer, BaseTunerLayer) and bool(wanted & {*adapters_of(layer)}) for layer in layers
-        )
+        return sum(isinstance(m, BaseTunerLayer) and bool(wanted & {*adapters_of(m)}) for m in layers)
 
     def _load(self, name: str, adapter: Adapter) -> str:
         with warnings.catch_warnings():
@@ -115,27 +105,15 @@ class AttachedAdapters:
         candidates = itertools.chain([plain], (f"{plain} ({n})" for n in itertools.count(2)))
         return next(candidate for candidate in candidates if candidate not in taken)
 
-    def _make_room(self, method: str | None, *, keep: Collection[str]) -> None:
+    def _make_room(self, method: str | None, keep: Collection[str]) -> None:
         """Unload adapters of other methods, and those used longest ago where there are too many."""
-        spare = [adapter_id for adapter_id in self._loaded if adapter_id not in keep]
-        for adapter_id in list(spare):
-            if method is not None and self._loaded[adapter_id].method not in (None, method):
-                spare.remove(adapter_id)
-                self._unload(adapter_id)
-        for adapter_id in spare[: max(0, len(self._loaded) + 1 - self._max_loaded)]:
-            self._unload(adapter_id)
+        spare = [each for each in self._loaded if each not in keep]
+        if method is not None:
+            for each in [each for each in spare if self._loaded[each].method not in (None, method)]:
+                spare.remove(each)
+                self._unload(each)
+        for each in spare[: max(0, len(self._loaded) + 1 - self._max_loaded)]:
+            self._unload(each)
 
     def _unload(self, adapter_id: str) -> None:
         self._pipeline.unload(self._loaded.pop(adapter_id).name)
-
-
-_DOUBTS = {
-    "other weights": "{} was made for another base of this architecture; results may differ.",
-    "unknown": "{} does not say which base it was made for; its shapes fit.",
-}
-
-
-def _stamp(folder: Path) -> _Stamp:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = [(path, path.stat()) for path in files]
-    return tuple((str(path.relative_to(folder)), s.st_mtime_ns, s.st_size) for path, s in found)

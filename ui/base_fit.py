@@ -4,9 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import nn
 
@@ -48,19 +46,16 @@ class BaseFit:
 
         One visitor has it at a time.
         """
-        with self._lock, self._filled(adapter) as unet:
-            yield unet
-
-    @contextmanager
-    def _filled(self, adapter: AdapterPart) -> Iterator[Denoiser]:
-        modules = dict(self._skeleton.named_modules())
-        filled = [name for name in adapter.modules() if isinstance(modules.get(name), nn.Linear)]
-        with ExitStack() as stack:
-            for name, weight in self._weights(filled).items():
-                module = modules[name]
-                assert isinstance(module, nn.Linear)
-                stack.callback(setattr, module, "weight", module.weight)
-                module.weight = nn.Parameter(weight, requires_grad=False)
+        changed, variant = adapter.modules(), self.base.variant
+        with self._lock, ExitStack() as stack:
+            modules = {name: m for name, m in self._skeleton.named_modules() if name in changed}
+            weights = {f"{name}.weight": m for name, m in modules.items() if isinstance(m, nn.Linear)}
+            pattern = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
+            for path in sorted((self.base.folder / self.base.denoiser).glob(pattern)):
+                with safe_open(path, framework="pt") as file:
+                    for name in weights.keys() & set(file.keys()):
+                        stack.callback(setattr, weights[name], "weight", weights[name].weight)
+                        weights[name].weight = nn.Parameter(file.get_tensor(name), requires_grad=False)
             yield self._skeleton
 
     @cached_property
@@ -68,26 +63,3 @@ class BaseFit:
         unet = self.base.empty_denoiser()
         unet.register_to_config(_name_or_path=str(self.base.folder))
         return unet
-
-    @cached_property
-    def _places(self) -> dict[str, Path]:
-        """The file of each of the UNet's tensors by its name."""
-        variant = self.base.variant
-        pattern = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
-        places: dict[str, Path] = {}
-        for path in sorted((self.base.folder / self.base.denoiser).glob(pattern)):
-            with safe_open(path, framework="pt") as file:
-                places |= dict.fromkeys(file.keys(), path)
-        return places
-
-    def _weights(self, names: list[str]) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {}
-        by_path: dict[Path, list[str]] = {}
-        for name in names:
-            path = self._places.get(f"{name}.weight")
-            if path is not None:
-                by_path.setdefault(path, []).append(name)
-        for path, inside in by_path.items():
-            with safe_open(path, framework="pt") as file:
-                found |= {name: file.get_tensor(f"{name}.weight") for name in inside}
-        return found

@@ -24,61 +24,87 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 _PROBE_SIDE = 768
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per denoising step, and per picture beside its steps."""
+
+    step: float
+    picture: float
+
+
 class Cost:
-    """What pictures of a base cost on a device."""
+    """What pictures of a base cost on a device; the last measured pace is kept by size and guidance."""
 
     def __init__(self, base: Base, device: torch.device) -> None:
         self._base, self._device = base, device
-        self.step_flop = lru_cache(maxsize=64)(self._step_flop)
+        self._step_flop = lru_cache(maxsize=64)(self._count_step)
+        self._paces: dict[tuple[int, int, bool], Pace] = {}
 
-    def size(self, sampling: Sampling) -> tuple[int, int]:
-        """Return the width and height of the pictures, px."""
-        native = self._base.native_size
-        return sampling.width or native, sampling.height or native
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what needs over half of this machine's memory, or takes longer than a job may.
 
-    def of_step(self, sampling: Sampling) -> float:
-        """Return the floating-point operations of a denoising step."""
-        return self.step_flop(*self.size(sampling), sampling.guidance_scale > 1)
+        Raises:
+            ValueError: it cannot be drawn here.
+        """
+        self.check_memory(sampling, machine_memory() // 2)
+        seconds = self.seconds(sampling)
+        if seconds is None and self._device.type == "cpu":  # then as long as at best
+            steps = sampling.num_pictures * sampling.steps
+            seconds = steps * self.of_step(sampling) / self._flop_per_second
+        if seconds is not None and seconds > MAX_SECONDS:
+            raise ValueError(
+                f"{self._described(sampling)} with {sampling.steps} steps would take about "
+                f"{duration(seconds)} on this machine, and up to {duration(MAX_SECONDS)} is drawn at once; "
+                "choose smaller or fewer ones, or fewer steps"
+            )
 
-    def check_memory(self, sampling: Sampling, num_images: int, *, available: int | None = None) -> None:
-        """Refuse pictures that do not fit into `available` bytes, or else half of this machine's memory.
-
-        Accelerators say themselves what they have no room for, and nothing else ends by it.
+    def check_memory(self, sampling: Sampling, room: int) -> None:
+        """Refuse pictures that do not fit into `room` bytes; accelerators say so themselves.
 
         Raises:
             ValueError: they do not fit.
         """
-        if self._device.type != "cpu":
-            return
-        width, height = self.size(sampling)
-        needed = width * height * (4 * self._vae_channels * _TENSORS + _HELD_BYTES * num_images)
-        room = machine_memory() // 2 if available is None else available
-        if needed > room:
+        width, height, _ = self._kind(sampling)
+        held = _HELD_BYTES * sampling.num_pictures
+        if self._device.type == "cpu" and (needed := width * height * (self._vae_bytes + held)) > room:
             raise ValueError(
-                f"{counted(num_images, 'picture')} of {width} × {height} px would take about "
-                f"{needed / 2**30:.1f} GiB of memory, and {room / 2**30:.1f} GiB can be had here; choose "
-                "smaller or fewer ones"
+                f"{self._described(sampling)} would take about {needed / 2**30:.1f} GiB of memory, and "
+                f"{room / 2**30:.1f} GiB can be had here; choose smaller or fewer ones"
             )
 
-    def check_time(self, sampling: Sampling, num_images: int, seconds_per_step: float | None) -> None:
-        """Refuse what takes longer than a job may; a step that none knows of as long as at best.
+    def seconds(self, sampling: Sampling) -> float | None:
+        """Return how long pictures take; None before anything was measured."""
+        pace = self.pace(sampling)
+        return None if pace is None else sampling.num_pictures * (sampling.steps * pace.step + pace.picture)
 
-        Raises:
-            ValueError: it would take too long.
-        """
-        if seconds_per_step is None:
-            if self._device.type != "cpu":
-                return
-            seconds_per_step = self.of_step(sampling) / self._flop_per_second
-        seconds = num_images * sampling.steps * seconds_per_step
-        if seconds > MAX_SECONDS:
-            raise ValueError(
-                f"{counted(num_images, 'picture')} of {' × '.join(map(str, self.size(sampling)))} px with "
-                f"{sampling.steps} steps would take about {duration(seconds)} on this machine, and up to "
-                f"{duration(MAX_SECONDS)} is drawn at once; choose smaller or fewer ones, or fewer steps"
-            )
+    def measured(self, sampling: Sampling, pace: Pace) -> None:
+        """Remember what was measured."""
+        self._paces[self._kind(sampling)] = pace
 
-    def _step_flop(self, width: int, height: int, is_guided: bool) -> float:
+    def pace(self, sampling: Sampling) -> Pace | None:
+        """Return the pace to expect, scaled from the nearest size by the operations of a step."""
+        kind = self._kind(sampling)
+        if kind in self._paces or not self._paces:
+            return self._paces.get(kind)
+        pixels = kind[0] * kind[1]
+        nearest = min(self._paces, key=lambda known: abs(known[0] * known[1] - pixels))
+        known, ratio = self._paces[nearest], self._step_flop(*kind) / self._step_flop(*nearest)
+        return Pace(known.step * ratio, known.picture * pixels / (nearest[0] * nearest[1]))
+
+    def of_step(self, sampling: Sampling) -> float:
+        """Return the floating-point operations of a denoising step."""
+        return self._step_flop(*self._kind(sampling))
+
+    def _kind(self, sampling: Sampling) -> tuple[int, int, bool]:
+        """Return width and height (px), and whether it is guided, which is twice the work."""
+        native = self._base.native_size
+        return sampling.width or native, sampling.height or native, sampling.guidance_scale > 1
+
+    def _described(self, sampling: Sampling) -> str:
+        width, height, _ = self._kind(sampling)
+        return f"{counted(sampling.num_pictures, 'picture')} of {width} × {height} px"
+
+    def _count_step(self, width: int, height: int, is_guided: bool) -> float:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self._base.predict_nothing(self._denoiser, batch=1 + is_guided, size=(height, width))
         return float(counter.get_total_flops())
@@ -88,12 +114,10 @@ class Cost:
         return self._base.empty_denoiser()
 
     @cached_property
-    def _vae_channels(self) -> int:
-        """Channels of the largest tensors in the VAE: those that come to the full size."""
-        channels = json.loads((self._base.vae_folder / "config.json").read_bytes()).get(
-            "block_out_channels", [128, 256]
-        )
-        return int(max(channels[:2]))
+    def _vae_bytes(self) -> int:
+        """Of each pixel while the VAE decodes: of float32 channels that come to the full size."""
+        config = json.loads((self._base.vae_folder / "config.json").read_bytes())
+        return 4 * _TENSORS * int(max(config.get("block_out_channels", [128, 256])[:2]))
 
     @cached_property
     def _flop_per_second(self) -> float:
@@ -106,45 +130,7 @@ class Cost:
         return 2 * _PROBE_SIDE**3 / best
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Seconds per denoising step, and per picture beside its steps."""
-
-    step: float
-    picture: float
-
-
-class Speed:
-    """The last measured pace by size and guidance; what was not measured is scaled from what was."""
-
-    def __init__(self, cost: Cost) -> None:
-        self._cost = cost
-        self._paces: dict[tuple[int, int, bool], Pace] = {}
-
-    def measured(self, sampling: Sampling, pace: Pace) -> None:
-        """Remember what was measured."""
-        self._paces[self._kind(sampling)] = pace
-
-    def of(self, sampling: Sampling) -> Pace | None:
-        """Return the pace to expect, by the operations of a step; None before anything was measured."""
-        kind = self._kind(sampling)
-        if kind in self._paces or not self._paces:
-            return self._paces.get(kind)
-        pixels = kind[0] * kind[1]
-        nearest = min(self._paces, key=lambda known: abs(known[0] * known[1] - pixels))
-        ratio = self._cost.step_flop(*kind) / self._cost.step_flop(*nearest)
-        known = self._paces[nearest]
-        return Pace(known.step * ratio, known.picture * pixels / (nearest[0] * nearest[1]))
-
-    def _kind(self, sampling: Sampling) -> tuple[int, int, bool]:
-        return *self._cost.size(sampling), sampling.guidance_scale > 1  # without guidance, half the work
-
-
 def machine_memory() -> int:
     """Return the bytes of memory of this machine, or of the container that this process is in."""
-    found = [psutil.virtual_memory().total]
-    for name in _LIMITS:
-        path = Path(name)
-        text = path.read_text().strip() if path.is_file() else ""
-        found += [int(text)] if text.isdecimal() else []  # "max" is none
-    return int(min(found))
+    limits = [Path(name).read_text().strip() for name in _LIMITS if Path(name).is_file()]
+    return min(int(psutil.virtual_memory().total), *(int(text) for text in limits if text.isdecimal()))

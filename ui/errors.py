@@ -68,7 +68,7 @@ def _said_in_words() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str | None:
-    """The sentence of an error that our own code raised for the user; None of every other error."""
+    """Return the sentence of an error that our own code raised for the user; None of every other error."""
     if isinstance(error, OSError) and error.errno is not None:
         full = "The disk is full; delete what is no longer needed and try again."
         return full if error.errno == errno.ENOSPC else None

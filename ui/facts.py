@@ -3,22 +3,30 @@
 import base64
 import io
 from collections.abc import Iterable
-from html import escape
 
+from markupsafe import Markup
 from PIL import Image
 
 from ether_diffusion.pipelines.metadata import ImageMetadata
-from ether_diffusion.ui.events import Previewing, Waiting
+from ether_diffusion.ui.jobs import Previewing, Waiting
 from ether_diffusion.wording import printable
 
 _SHOWN = 2000
 """Characters of a prompt that are shown."""
+_FACT = Markup("<div><dt>{}</dt><dd>{}</dd></div>")
+_PROGRESS = Markup(
+    '<div class="progress" role="progressbar" aria-label="Progress" aria-valuemin="0" '
+    'aria-valuemax="100" aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>{words}'
+)
+_QUIET = Markup('<p class="quiet" role="status">{}</p>')
+_LOOK = Markup('<div class="{}"><img alt="How the picture looks by now" src="{}"></div>')
+_FIGURE = Markup('<figure class="{}"><img alt="" src="{}"><figcaption>{}</figcaption></figure>')
+_NOTES = Markup('<div class="notes {}" role="status"><p>{}</p>{}</div>')
 
 
-def facts_html(facts: Iterable[tuple[str, str]]) -> str:
+def facts_html(facts: Iterable[tuple[str, str]]) -> Markup:
     """Return a list of names and values."""
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    return f'<dl class="facts">{rows}</dl>'
+    return Markup('<dl class="facts">{}</dl>').format(Markup("").join(_FACT.format(*fact) for fact in facts))
 
 
 def picture_facts(metadata: ImageMetadata) -> list[tuple[str, str]]:
@@ -30,8 +38,10 @@ def picture_facts(metadata: ImageMetadata) -> list[tuple[str, str]]:
         strength = "several strengths" if use.strength is None else f"{use.strength:g}"
         facts.append(("Adapter", f"{printable(use.name)} at {strength}"))
     if "control" in metadata.options:
-        control, followed = (metadata.options.get(name, "?") for name in ("control", "control_strength"))
-        facts.append(("Control image", f"followed by {printable(control)} at {printable(followed)}"))
+        control, followed = (
+            printable(metadata.options.get(f"control{end}", "?")) for end in ("", "_strength")
+        )
+        facts.append(("Control image", f"followed by {control} at {followed}"))
     rest = {
         "Base": metadata.base,
         "Seed": metadata.seed,
@@ -72,40 +82,33 @@ def state_words(event: Waiting | Previewing, *, what: str = "picture") -> tuple[
     return done, " · ".join(words)
 
 
-def progress_html(done: float, words: str) -> str:
+def quiet_html(words: str) -> Markup:
+    """Return a line that is read out when it changes."""
+    return _QUIET.format(words)
+
+
+def progress_html(done: float, words: str) -> Markup:
     """Return a bar, `done` of 1, with words under it."""
-    percent = round(100 * min(max(done, 0.0), 1.0))
-    return (
-        f'<div class="progress" role="progressbar" aria-label="Progress" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent}"><span style="width:{percent}%"></span></div>'
-        f'<p class="quiet" role="status">{escape(words)}</p>'
-    )
+    return _PROGRESS.format(percent=round(100 * min(max(done, 0.0), 1.0)), words=quiet_html(words))
 
 
-def preview_html(image: Image.Image, *, is_small: bool) -> str:
+def preview_html(image: Image.Image, *, is_small: bool) -> Markup:
     """Return a picture inside the page itself; small ones are enlarged with sharp pixels."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="WEBP", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    look = "look sharp" if is_small else "look"
-    source = f"data:image/webp;base64,{data}"
-    return f'<div class="{look}"><img alt="How the picture looks by now" src="{source}"></div>'
+    return _LOOK.format("look sharp" if is_small else "look", _address(image, "WEBP", quality=80))
 
 
-def figure_html(image: Image.Image, caption: str, *, is_small: bool) -> str:
+def figure_html(image: Image.Image, caption: str, *, is_small: bool) -> Markup:
     """Return a small picture inside the page itself, exactly, under its caption."""
+    return _FIGURE.format("small sharp" if is_small else "small", _address(image, "PNG"), caption)
+
+
+def notes_html(heading: str, notes: Iterable[str] = (), *, kind: str = "note") -> Markup:
+    """Return a box with a heading and a list of sentences, if there are any."""
+    listing = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
+    return _NOTES.format(kind, heading, Markup("<ul>{}</ul>").format(listing) if listing else "")
+
+
+def _address(image: Image.Image, kind: str, **options: int) -> str:
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    look = "small sharp" if is_small else "small"
-    return (
-        f'<figure class="{look}"><img alt="" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def notes_html(heading: str, notes: Iterable[str], *, kind: str = "note") -> str:
-    """Return a box with a heading and a list of sentences; nothing at all where there are none to say."""
-    listing = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    body = f"<ul>{listing}</ul>" if listing else ""
-    return f'<div class="notes {kind}" role="status"><p>{escape(heading)}</p>{body}</div>'
+    image.convert("RGB").save(buffer, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

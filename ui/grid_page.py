@@ -2,16 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from urllib.parse import quote
 
-from ether_diffusion.ui.events import SavedPicture
-from ether_diffusion.ui.facts import counted, duration
+from markupsafe import Markup
+
+from ether_diffusion.ui.jobs import SavedPicture
 from ether_diffusion.ui.requests import GridRequest
 from ether_diffusion.wording import printable
 
 _SHOWN = 80
 """Characters of a prompt that label a row."""
+_TABLE = Markup(
+    '<div class="grid-scroll" role="region" aria-label="Grid of pictures" tabindex="0">'
+    '<table class="{look}" style="--columns: {width}"><thead><tr>{head}</tr></thead>'
+    "<tbody>{rows}</tbody></table></div>"
+)
+_COLUMN = Markup('<th scope="col">{}</th>')
+_ROW = Markup('<tr class="row-label"><th scope="rowgroup" colspan="{}"><span>{}</span></th></tr>')
+_DONE = Markup(
+    '<td><button type="button" data-cell="{}" aria-label="{}"><img src="gradio_api/file={}" alt="" '
+    'decoding="sync"></button></td>'  # a relative source holds behind a proxy, too
+)
+_LATER = Markup('<td><div class="cell {}"><span>{}</span>{}</div></td>')
 
 
 @dataclass(frozen=True)
@@ -21,11 +33,6 @@ class Labels:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
 
-    def of(self, cell: int) -> str:
-        """Return the label of a cell by its number."""
-        row, column = divmod(cell, len(self.columns))
-        return ", ".join(part for part in (self.columns[column], self.rows[row]) if part)
-
 
 def labels_of(request: GridRequest, names: Mapping[str, str]) -> Labels:
     """Return the labels: a column per choice; with one choice, a column per seed. `names` are adapters'."""
@@ -33,57 +40,29 @@ def labels_of(request: GridRequest, names: Mapping[str, str]) -> Labels:
     seeds = [f"Seed {seed}" for seed in request.seeds]
     if len(request.choices) == 1 and len(seeds) > 1:
         return Labels(tuple(prompts if len(prompts) > 1 else [""]), tuple(seeds))
-    columns = [_choice(choice, names) for choice in request.choices]
-    rows = (
-        [f"{prompt} · {seed.lower()}" for prompt in prompts for seed in seeds] if len(prompts) > 1 else seeds
-    )
-    return Labels(tuple(rows), tuple(columns))
-
-
-def _choice(choice: Mapping[str, float], names: Mapping[str, str]) -> str:
-    return " + ".join(f"{printable(names.get(name, name))} {s:g}" for name, s in choice.items()) or "Base"
+    columns = [
+        " + ".join(f"{printable(names.get(name, name))} {s:g}" for name, s in choice.items()) or "Base"
+        for choice in request.choices
+    ]
+    if len(prompts) > 1:
+        seeds = [f"{prompt} · {seed.lower()}" for prompt in prompts for seed in seeds]
+    return Labels(tuple(seeds), tuple(columns))
 
 
 def grid_html(labels: Labels, cells: Sequence[SavedPicture], *, is_running: bool, is_small: bool) -> str:
     """Return the table: done cells are buttons that carry their number, the next one is being drawn."""
-    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels.columns)
-    width, rows = len(labels.columns), []
-    for index, label in enumerate(labels.rows):
-        if label:
-            words = escape(label)
-            rows.append(
-                f'<tr class="row-label"><th scope="rowgroup" colspan="{width}"><span>{words}</span></th></tr>'
-            )
-        numbers = range(index * width, (index + 1) * width)
-        rows.append(f"<tr>{''.join(_cell(labels, cells, number, is_running) for number in numbers)}</tr>")
-    look = "cells sharp" if is_small else "cells"
-    return (
-        '<div class="grid-scroll" role="region" aria-label="Grid of pictures" tabindex="0">'
-        f'<table class="{look}" style="--columns: {width}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _cell(labels: Labels, cells: Sequence[SavedPicture], number: int, is_running: bool) -> str:
-    label = escape(labels.of(number), quote=True)
-    if number < len(cells):
-        # relative, so that it holds behind a proxy, too
-        source = f"gradio_api/file={quote(str(cells[number].path))}"
-        return (
-            f'<td><button type="button" data-cell="{number}" aria-label="{label}">'
-            f'<img src="{source}" alt="" decoding="sync"></button></td>'
-        )
-    words = "not drawn"
-    if is_running:
-        words = "drawing …" if number == len(cells) else "waiting"
-    state = "now" if words == "drawing …" else "later"
-    return f'<td><div class="cell {state}"><span>{escape(labels.of(number))}</span>{words}</div></td>'
-
-
-def cost_words(request: GridRequest, seconds_per_step: float | None) -> str:
-    """Return what a grid costs in words; how long, where a step was measured."""
-    num_steps = request.num_cells * request.steps
-    words = [counted(request.num_cells, "picture"), counted(num_steps, "step")]
-    if seconds_per_step is None:
-        return " · ".join([*words, "how long is known after the first picture"])
-    return " · ".join([*words, f"about {duration(num_steps * seconds_per_step)}"])
+    width, rows = len(labels.columns), Markup("")
+    for row, label in enumerate(labels.rows):
+        rows += _ROW.format(width, label) if label else ""
+        rows += Markup("<tr>")
+        for column, words in enumerate(labels.columns):
+            number, called = row * width + column, ", ".join(filter(None, [words, label]))
+            if number < len(cells):
+                rows += _DONE.format(number, called, quote(str(cells[number].path)))
+            elif is_running and number == len(cells):
+                rows += _LATER.format("now", called, "drawing …")
+            else:
+                rows += _LATER.format("later", called, "waiting" if is_running else "not drawn")
+        rows += Markup("</tr>")
+    head = Markup("").join(_COLUMN.format(label) for label in labels.columns)
+    return _TABLE.format(look="cells sharp" if is_small else "cells", width=width, head=head, rows=rows)

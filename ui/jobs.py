@@ -1,18 +1,151 @@
-"""Jobs in threads of their own, one at a time over the machine, whose events are streamed to who looks on."""
+"""Jobs: what they tell while they run, what stops them, and the line in which they wait for the machine."""
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
 
-from ether_diffusion.ui.events import Previewing, StopToken, Waiting
+from PIL import Image
 
-E = TypeVar("E")
+from ether_diffusion.pipelines.metadata import ImageMetadata
+
 HEARTBEAT_SECONDS = 0.5
 """After this long without news the last state is told again, so that a closed page is noticed."""
 MAX_WAITING = 32
-_POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05
+
+
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """Raised inside a job whose token was stopped."""
+
+
+class StopToken:
+    """Stops one job, from any thread: inside a denoising step, or while it waits."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the job to stop; it does so once, and for good."""
+        self._event.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was asked to."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise Stopped if it was asked to."""
+        if self.stopped:
+            raise Stopped
+
+
+@dataclass(frozen=True)
+class SavedPicture:
+    """A picture of ours: its id is the stem of its file; without metadata it says nothing of itself."""
+
+    id: str
+    path: Path
+    metadata: ImageMetadata | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Others are at work; place 1 is next."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Previewing:
+    """A picture is being drawn: step of num_steps of picture num_done + 1 of num_images, base ones included.
+
+    `seconds_left` are those of the whole job, None before a step was measured; `image` is the last look at
+    the picture; while `is_loading` the models are read, before anything is drawn.
+    """
+
+    step: int
+    num_steps: int
+    seconds_left: float | None
+    image: Image.Image | None
+    num_done: int
+    num_images: int
+    is_loading: bool = False
+
+
+@dataclass(frozen=True)
+class CellDone:
+    """A cell of a grid: its place as indices into the request's prompts, seeds and choices."""
+
+    prompt: int
+    seed: int
+    choice: int
+    picture: SavedPicture
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a job, stopped or not. A grid that was stopped keeps its cells, and has no sheet.
+
+    Attributes:
+        pictures: all cells of a grid; otherwise those with the adapters.
+        base_pictures: by the base alone, on the seeds of `pictures`, in the same order.
+        touched_layers: modules of the models that carry one of the adapters in force.
+        notes: sentences on what one should know, e.g. the part of a prompt that was not read.
+        sheet, manifest: of a grid; no manifest where the files shall not say how they were made.
+    """
+
+    pictures: tuple[SavedPicture, ...]
+    base_pictures: tuple[SavedPicture, ...]
+    seconds: float
+    stopped: bool
+    touched_layers: int
+    notes: tuple[str, ...] = ()
+    sheet: Path | None = None
+    manifest: Path | None = None
+
+
+Event = Waiting | Previewing | CellDone | Finished
+Emit = Callable[[Event], None]
+
+
+def stream(work: Callable[[Emit], None], stop: StopToken) -> Iterator[Event]:
+    """Do work in a thread of its own and yield what it emits; closing the iterator stops the work.
+
+    States that newer ones have overtaken are left out. The thread goes on to a safe end whoever looks away.
+    """
+    told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            work(told.put)
+            told.put(None)
+        except BaseException as error:  # is raised where somebody can tell of it
+            told.put(error)
+
+    threading.Thread(target=run, name="studio job", daemon=True).start()
+    state: Event | None = None
+    try:
+        while True:
+            try:
+                event = told.get(timeout=HEARTBEAT_SECONDS)
+            except queue.Empty:
+                if state is not None:
+                    yield state
+                continue
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event, Waiting | Previewing):
+                state = event
+                if not told.empty():
+                    continue
+            yield event
+    finally:
+        stop.stop()
 
 
 class Line:
@@ -25,11 +158,10 @@ class Line:
     @property
     def is_free(self) -> bool:
         """Whether nobody works and nobody waits."""
-        with self._changed:
-            return not self._tickets
+        return not self._tickets
 
     @contextmanager
-    def turn(self, stop: StopToken, on_wait: Callable[[int], None]) -> Iterator[None]:
+    def turn(self, stop: StopToken, on_wait: Callable[[int], None] = lambda place: None) -> Iterator[None]:
         """Wait until all who came before are done and hold the lock inside; `on_wait` hears one's place.
 
         Raises:
@@ -48,7 +180,7 @@ class Line:
                     if place != told:
                         told = place
                         on_wait(place)
-                    self._changed.wait(_POLL_SECONDS)
+                    self._changed.wait(POLL_SECONDS)
             yield
         finally:
             with self._changed:
@@ -56,91 +188,25 @@ class Line:
                 self._changed.notify_all()
 
 
-class Job(Generic[E]):
-    """Work that emits events, and whose thread goes on to a safe end whoever looks away."""
-
-    def __init__(self, work: Callable[[Callable[[E], None]], None], stop: StopToken) -> None:
-        self.stop = stop
-        self._work = work
-        self._told: queue.SimpleQueue[Callable[[], E | None]] = queue.SimpleQueue()
-        """Each gives an event, None at the end of the work, or raises what the work raised."""
-        self._thread = threading.Thread(target=self._run, name="studio job", daemon=True)
-
-    def events(self) -> Iterator[E]:
-        """Start the work and yield what it emits; closing the iterator stops the work.
-
-        States that newer ones have overtaken are left out; without news the last one is told again.
-        """
-        self._thread.start()
-        state: E | None = None
-        try:
-            while True:
-                try:
-                    event = self._told.get(timeout=HEARTBEAT_SECONDS)()
-                except queue.Empty:
-                    if state is not None:
-                        yield state
-                    continue
-                if event is None:
-                    return
-                if isinstance(event, Waiting | Previewing):
-                    state = event
-                    if not self._told.empty():
-                        continue
-                yield event
-        finally:
-            self.stop.stop()
-
-    def join(self, timeout: float) -> None:
-        """Wait until the work is over, seconds at most."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-
-    def _run(self) -> None:
-        try:
-            self._work(lambda event: self._told.put(lambda: event))
-        except BaseException as error:  # is raised where somebody can tell of it
-            self._told.put(lambda found=error: _raise(found))  # type: ignore[misc]
-        else:
-            self._told.put(lambda: None)
-
-
-class Stoppable(Protocol):
-    """A job that can be told to stop."""
-
-    def stop(self) -> None: ...
-
-
 class RunningJobs:
     """What each visitor has running, so that Stop stops theirs and nobody else's."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs: dict[str, list[Stoppable]] = {}
+        self._jobs: list[tuple[str | None, StopToken]] = []
 
     @contextmanager
-    def hold(self, visitor: str | None, job: Stoppable) -> Iterator[None]:
-        """Know the job as the visitor's while the block runs; leaving it, a closed tab included, stops it."""
-        name = visitor or ""
-        with self._lock:
-            self._jobs.setdefault(name, []).append(job)
+    def hold(self, visitor: str | None) -> Iterator[StopToken]:
+        """Give a token for a job of the visitor's; leaving the block, a closed tab included, stops it."""
+        job = visitor, StopToken()
+        self._jobs.append(job)
         try:
-            yield
+            yield job[1]
         finally:
-            job.stop()
-            with self._lock:
-                self._jobs[name].remove(job)
-                if not self._jobs[name]:
-                    del self._jobs[name]
+            job[1].stop()
+            self._jobs.remove(job)
 
-    def stop(self, visitor: str | None) -> int:
-        """Tell the jobs of a visitor to stop and return how many there were."""
-        with self._lock:
-            jobs = list(self._jobs.get(visitor or "", ()))
-        for job in jobs:
-            job.stop()
-        return len(jobs)
-
-
-def _raise(error: BaseException) -> None:
-    raise error
+    def stop(self, visitor: str | None) -> None:
+        """Tell the jobs of a visitor to stop."""
+        for name, token in list(self._jobs):
+            if name == visitor:
+                token.stop()

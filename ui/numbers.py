@@ -25,8 +25,7 @@ def read_number(value: object, field: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        found = "nothing" if value in (None, "") else printable(value, 40)
-        raise ValueError(f"{field} must be a number; found {found}")
+        raise _wrong(value, field, "a number")
     return number
 
 
@@ -34,7 +33,7 @@ def read_whole(value: object, field: str) -> int:
     """Return the whole number of a field."""
     number = read_number(value, field)
     if number != int(number):
-        raise ValueError(f"{field} must be a whole number; found {printable(value, 40)}")
+        raise _wrong(value, field, "a whole number")
     return int(number)
 
 
@@ -46,25 +45,30 @@ def read_optional(value: object, field: str) -> int | None:
 def read_text(value: object, field: str) -> str:
     """Return the text of a field that may be empty."""
     if not isinstance(value, str | None):
-        raise ValueError(f"{field} must be text; found {printable(value, 40)}")
+        raise _wrong(value, field, "text")
     return value or ""
 
 
 def read_switch(value: object, field: str) -> bool:
     """Return whether a field is ticked."""
     if not isinstance(value, bool):
-        raise ValueError(f"{field} must be true or false; found {printable(value, 40)}")
+        raise _wrong(value, field, "true or false")
     return value
+
+
+def _wrong(value: object, field: str, needed: str) -> ValueError:
+    found = "nothing" if value in (None, "") else printable(value, 40)
+    return ValueError(f"{field} must be {needed}; found {found}")
 
 
 def read_strengths(text: str) -> tuple[float, ...]:
     """Return the strengths in a text, in its order."""
     words = _words(text, "strengths")
-    wrong = [word for word in words if not _NUMBER.fullmatch(word)]
-    if wrong:
-        raise ValueError(
-            f"{printable(wrong[0], 40)} is no strength; write numbers with commas between them, as 0.5, 1"
-        )
+    for word in words:
+        if not _NUMBER.fullmatch(word):
+            raise ValueError(
+                f"{printable(word, 40)} is no strength; write numbers with commas between them, as 0.5, 1"
+            )
     return tuple(float(word) for word in words)
 
 

@@ -1,8 +1,13 @@
-"""Where the studio's pictures lie: files under names of ours, by day."""
+"""The folder of pictures: files under names of ours, by day, found again in the files themselves."""
 
 import io
+import os
 import re
 import secrets
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -11,22 +16,30 @@ from PIL import Image
 from ether_diffusion.control import control_image_sha256
 from ether_diffusion.control.images import as_picture
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.pipelines.metadata import read_image_metadata
 from ether_diffusion.pipelines.sampling import Picture
 from ether_diffusion.ui.errors import disk_explained
-from ether_diffusion.ui.events import SavedPicture
+from ether_diffusion.ui.jobs import SavedPicture
 
-ID = re.compile(r"(?P<job>\d{8}-\d{9}-[0-9a-f]{6})(?P<kind>-i\d{2}|-i\d{2}-base|-c\d{3})")
+ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{6}(-i\d{2}|-i\d{2}-base|-c\d{3})")
 """Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""
 BASE_SUFFIX = "-base"
 CONTROL_FOLDER = "control-images"
 MAX_CONTROL_BYTES = 64 * 2**20
+_DEPTH = 3
+"""Folders below outputs: day, grid, pictures."""
 
 
 class Outputs:
-    """The folder of pictures: <day>/<id>.png, and of grids <day>/<job>/pictures/<id>.png."""
+    """Pictures as <day>/<id>.png, and of grids <day>/<job>/pictures/<id>.png; other files are left alone.
+
+    Each file is read once, and again when it has changed: there is no index to go stale.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known: dict[tuple[Path, int, int], SavedPicture] = {}
+        self._lock = threading.Lock()
 
     def new_job(self) -> str:
         """Return the first part of the ids of a job's pictures, which sorts by time."""
@@ -39,12 +52,9 @@ class Outputs:
 
     def save(self, picture: Picture, folder: Path, picture_id: str, *, keep_metadata: bool) -> SavedPicture:
         """Write a picture as a PNG, which says how it was made unless that is not wanted."""
-        if keep_metadata:
-            path = self.write(folder, f"{picture_id}.png", picture.png())
-            return SavedPicture(picture_id, path, picture.metadata)
-        return SavedPicture(
-            picture_id, self.write(folder, f"{picture_id}.png", plain_png(picture.image)), None
-        )
+        data = picture.png() if keep_metadata else plain_png(picture.image)
+        path = self.write(folder, f"{picture_id}.png", data)
+        return SavedPicture(picture_id, path, picture.metadata if keep_metadata else None)
 
     def write(self, folder: Path, name: str, data: bytes) -> Path:
         """Write a file whole or not at all, and return its path.
@@ -59,26 +69,87 @@ class Outputs:
 
     def keep_control(self, image: Image.Image) -> Path:
         """Keep a control image under the hash that pictures name it by, and return where it lies."""
-        picture, buffer = as_picture(image), io.BytesIO()
-        folder, name = self.folder / CONTROL_FOLDER, f"{control_image_sha256(picture)}.png"
-        if not (folder / name).exists():
-            picture.save(buffer, format="PNG")
-            self.write(folder, name, buffer.getvalue())
-        return folder / name
+        picture = as_picture(image)
+        path = self.folder / CONTROL_FOLDER / f"{control_image_sha256(picture)}.png"
+        return path if path.exists() else self.write(path.parent, path.name, plain_png(picture))
 
     def find_control(self, sha256: str) -> Image.Image | None:
         """Return the control image of a hash; None where it was never kept, or is another by now."""
         path = self.folder / CONTROL_FOLDER / f"{sha256}.png"
         if not re.fullmatch(r"[0-9a-f]{64}", sha256) or path.is_symlink() or not path.is_file():
             return None
-        try:
-            if path.stat().st_size > MAX_CONTROL_BYTES:
-                return None
-            with Image.open(path, formats=["PNG"]) as image:
-                picture = image.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError):
-            return None
-        return picture if control_image_sha256(picture) == sha256 else None
+        with suppress(OSError, ValueError, Image.DecompressionBombError):
+            if path.stat().st_size <= MAX_CONTROL_BYTES:
+                with Image.open(path, formats=["PNG"]) as image:
+                    picture = image.convert("RGB")
+                return picture if control_image_sha256(picture) == sha256 else None
+        return None
+
+    def pictures(self, *, text: str = "", adapter: str = "", with_base: bool = True) -> list[SavedPicture]:
+        """Return the pictures for which all of it holds, the newest first, each seed's own before the base's.
+
+        All words of `text` stand in the prompts, in any case and order; `adapter` was in force, by name;
+        `with_base` leaves in those that were drawn by the base beside others.
+        """
+        words = text.casefold().split()
+
+        def is_found(picture: SavedPicture) -> bool:
+            said = picture.metadata
+            if not with_base and picture.id.endswith(BASE_SUFFIX):
+                return False
+            if said is None:
+                return not words and not adapter
+            prompt = f"{said.prompt or ''} {said.negative_prompt or ''}".casefold()
+            is_used = not adapter or adapter in {use.name for use in said.adapters}
+            return is_used and all(word in prompt for word in words)
+
+        def order(picture: SavedPicture) -> tuple[str, bool]:
+            return picture.id.removesuffix(BASE_SUFFIX), not picture.id.endswith(BASE_SUFFIX)
+
+        with self._lock:
+            files = _files(self.folder, _DEPTH)
+            self._known = {key: self._known.get(key) or _read(key[0]) for key in files}
+            return sorted(filter(is_found, self._known.values()), key=order, reverse=True)
+
+    def picture(self, picture_id: str) -> SavedPicture:
+        """Return the picture of an id.
+
+        Raises:
+            FileNotFoundError: there is none, or no longer.
+        """
+        for picture in self.pictures():
+            if picture.id == picture_id:
+                return picture
+        raise FileNotFoundError("this picture is no longer there: it was deleted meanwhile; refresh the page")
+
+    def adapters(self) -> list[str]:
+        """Return the names of all adapters that pictures were drawn with, sorted."""
+        said = [picture.metadata for picture in self.pictures()]
+        return sorted({use.name for each in said if each is not None for use in each.adapters})
+
+    def write_zip(self, pictures: Sequence[SavedPicture], target: Path) -> Path:
+        """Write pictures into one zip, by day; those deleted meanwhile are left out.
+
+        Raises:
+            ValueError: there is none, or the disk is full.
+        """
+        aside = target.with_name(f".{target.name}.part")
+        with disk_explained(target.parent, "writing the zip"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as file:  # PNGs are compressed already
+                    for picture in pictures:
+                        with suppress(FileNotFoundError):
+                            data = picture.path.read_bytes()
+                            info = zipfile.ZipInfo(picture.path.relative_to(self.folder).as_posix())
+                            info.external_attr = 0o644 << 16
+                            file.writestr(info, data)
+                    if not file.namelist():
+                        raise ValueError("there is no picture to download; draw some, or widen the search")
+                aside.replace(target)
+            finally:
+                aside.unlink(missing_ok=True)
+        return target
 
 
 def plain_png(image: Image.Image) -> bytes:
@@ -86,3 +157,23 @@ def plain_png(image: Image.Image) -> bytes:
     bare, buffer = Image.frombytes(image.mode, image.size, image.tobytes()), io.BytesIO()
     bare.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _files(folder: Path, depth: int) -> Iterator[tuple[Path, int, int]]:
+    """Yield the regular files of ours below a folder, with what changes when they do; links lead nowhere."""
+    with suppress(OSError):  # deleted while we look, or not ours to read
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False) and depth > 0:
+                yield from _files(Path(entry.path), depth - 1)
+            elif entry.name.endswith(".png") and ID.fullmatch(entry.name[:-4]):
+                with suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path), status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path) -> SavedPicture:
+    metadata = None
+    with suppress(OSError, ValueError):  # changed by hand; the picture may still be looked at
+        metadata = read_image_metadata(path)
+    return SavedPicture(path.stem, path, metadata)

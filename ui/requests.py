@@ -55,16 +55,9 @@ class Asked(Settings):
     def _sampling(
         self, prompts: Sequence[str], seeds: Sequence[int], choices: Sequence[Strengths]
     ) -> Sampling:
-        return Sampling(
-            prompts=tuple(prompts),
-            seeds=tuple(seeds),
-            choices=tuple(choices),
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            negative_prompt=self.negative_prompt or None,
-            width=self.width,
-            height=self.height,
-        )
+        shared = {name: getattr(self, name) for name in Settings.__dataclass_fields__}
+        shared["negative_prompt"] = self.negative_prompt or None
+        return Sampling(tuple(prompts), tuple(seeds), tuple(choices), **shared)
 
 
 @checked()
@@ -89,14 +82,10 @@ class GenerateRequest(Asked):
             raise ValueError(f"the last seed would be beyond {SEED.most}; give a smaller one")
 
     def sampling(self) -> Sampling:
-        """Return what is to be drawn: the choice of adapters first, then the base where it is compared."""
-        choices = (self.adapters, {}) if self.draws_base else (self.adapters,)
+        """Return what is to be drawn: the choice of adapters, then the base unless that is the same."""
+        is_compared = self.compare_with_base and bool(self.adapters)
+        choices = (self.adapters, {}) if is_compared else (self.adapters,)
         return self._sampling([self.prompt], range(self.seed, self.seed + self.num_images), choices)
-
-    @property
-    def draws_base(self) -> bool:
-        """Whether the base is drawn beside: not where the pictures are the base's own."""
-        return self.compare_with_base and bool(self.adapters)
 
 
 @checked()
@@ -124,10 +113,9 @@ class GridRequest(Asked):
             raise ValueError("found no strengths; give at least one")
         if not self.adapters and not self.with_base:
             raise ValueError("found neither an adapter nor the base; choose what to draw with")
-        if self.num_cells > MAX_CELLS:
-            raise ValueError(
-                f"this grid has {self.num_cells} pictures; at most {MAX_CELLS} are drawn at once"
-            )
+        cells = len(self.prompts) * len(self.seeds) * len(self.choices)
+        if cells > MAX_CELLS:
+            raise ValueError(f"this grid has {cells} pictures; at most {MAX_CELLS} are drawn at once")
         self.sampling()
 
     @property
@@ -135,11 +123,6 @@ class GridRequest(Asked):
         """The columns."""
         base: tuple[Strengths, ...] = ({},) if self.with_base else ()
         return base + tuple({name: s} for name in self.adapters for s in self.strengths)
-
-    @property
-    def num_cells(self) -> int:
-        """How many pictures it has."""
-        return len(self.prompts) * len(self.seeds) * len(self.choices)
 
     def sampling(self) -> Sampling:
         """Return what is to be drawn."""

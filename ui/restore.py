@@ -1,15 +1,14 @@
 """A picture that was dropped, as the request that draws it again, and sentences on what differs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.format import content_hash
-from ether_diffusion.control import read_control
-from ether_diffusion.pipelines.call import library_versions
+from ether_diffusion.pipelines.call import library_versions, scheduler_settings
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
 from ether_diffusion.pipelines.sampling import GUIDANCE, SIDE, STEPS, STRENGTH
 from ether_diffusion.ui.errors import sentence
@@ -75,7 +74,7 @@ def restore_metadata(metadata: ImageMetadata, studio: Studio) -> Restored:
     except ValueError as error:
         return Restored(None, (sentence(error),))
     followed = "control_image_sha256" in metadata.options
-    return Restored(request, tuple(reading.differences), followed_control=followed)
+    return Restored(request, tuple(reading.notes), followed_control=followed)
 
 
 class _Reading:
@@ -84,77 +83,60 @@ class _Reading:
     def __init__(self, said: ImageMetadata, studio: Studio) -> None:
         self._said, self._studio, self._engine = said, studio, studio.engine
         self._cards = studio.library.cards()
-        self.differences: list[str] = []
+        self.notes: list[str] = []
 
     def request(self) -> GenerateRequest:
-        """Return the request.
-
-        Raises:
-            ValueError: it cannot be drawn here.
-        """
-        said, engine = self._said, self._engine
+        said, engine, options = self._said, self._engine, self._said.options
         self._compare_base()
-        found, strength = self._adapters(), said.options.get("control_strength", 1.0)
-        seed, steps, guidance = said.seed, said.steps, said.guidance_scale
-        width: int | None = said.width
-        height: int | None = said.height
-        if seed is None or not SEED.holds(seed):
-            says = "does not say its seed" if seed is None else f"has seed {seed}, beyond {SEED.most} here"
-            self._note(f"It {says}; the picture will be another.")
-            seed = 0
-        if steps is None or not STEPS.holds(steps):
-            steps = engine.default_steps
-            self._note(f"It does not say a number of steps that can be taken; {steps} are set.")
-        if guidance is None or not GUIDANCE.holds(guidance):
-            guidance = engine.default_guidance
-            self._note(f"It does not say a guidance that can be taken; {guidance:g} is set.")
+        found = self._adapters()
+        fields: dict[str, Any] = {"width": said.width, "height": said.height}
+        for name, value, bounds, usual in (
+            ("seed", said.seed, SEED, 0),
+            ("steps", said.steps, STEPS, engine.default_steps),
+            ("guidance_scale", said.guidance_scale, GUIDANCE, engine.default_guidance),
+            ("control_strength", options.get("control_strength", 1.0), STRENGTH, 1.0),
+        ):
+            fields[name] = value
+            if value is None or isinstance(value, str) or not bounds.holds(value):
+                says = "is not said" if value is None else f"of {printable(value, 40)} cannot be taken here"
+                called = name.removesuffix("_scale").replace("control_strength", "strength of control")
+                self.notes.append(f"Its {called} {says}; {usual:g} is set, and the picture will be another.")
+                fields[name] = usual
         if not (SIDE.holds(said.width) and SIDE.holds(said.height)):
-            width = height = None
-            self._note(
+            fields |= {"width": None, "height": None}
+            self.notes.append(
                 f"Its size of {said.width} × {said.height} px does not suit this base; its usual "
                 f"{engine.native_size} px are set."
             )
-        if isinstance(strength, str) or not STRENGTH.holds(strength):
-            strength = 1.0
-            self._note("It does not say a strength of control that can be taken; 1 is set.")
+        fields["control_strength"] = float(fields["control_strength"])
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(said, name) or ""
+            fields[name] = text[:MAX_PROMPT]
+            if len(text) > MAX_PROMPT:
+                what = f"Its {name.replace('_', ' ')} has {len(text)} characters"
+                self.notes.append(f"{what}; the first {MAX_PROMPT} are taken.")
+        image = self._control_image({name: card for name, (card, _) in found.items()})
         request = GenerateRequest(
-            prompt=self._prompt(said.prompt),
-            negative_prompt=self._prompt(said.negative_prompt),
-            adapters={card.id: strength for card, strength in found.values()},
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance,
-            width=width,
-            height=height,
-            control_image=self._control_image({name: card for name, (card, _) in found.items()}),
-            control_strength=float(strength),
+            adapters={c.id: s for c, s in found.values()}, control_image=image, **fields
         )
         self._compare_rest()
         return request
 
-    def _note(self, sentence: str) -> None:
-        self.differences.append(sentence)
-
     def _compare_base(self) -> None:
-        said, facts = self._said, self._engine.machine.facts
-        here = None if facts.fingerprint is None else facts.fingerprint.id
+        said, here = self._said, self._engine.fingerprint
         made_with = printable(said.base or "an unnamed base")
         names = f"{made_with}, and this studio draws with {self._engine.base_name}"
         if said.base_fingerprint is None and said.base != self._engine.base_name:
-            self._note(f"It was drawn with {names}.")
+            self.notes.append(f"It was drawn with {names}.")
         elif said.base_fingerprint is not None and said.base_fingerprint != here:
             same_shape = here is not None and said.base_fingerprint.split("-")[0] == here.split("-")[0]
             why = "other weights, or other precision" if same_shape else "another architecture"
-            self._note(f"It was drawn with {names} ({why}); the picture will be another.")
-        if said.scheduler != facts.scheduler:
-            self._note(f"Its sampler was {printable(said.scheduler)}, and here it is {facts.scheduler}.")
-        elif dict(said.scheduler_config) != dict(facts.scheduler_config):
-            self._note("Its sampler had other settings than here.")
-
-    def _prompt(self, text: str | None) -> str:
-        if text is not None and len(text) > MAX_PROMPT:
-            self._note(f"Its prompt has {len(text)} characters; the first {MAX_PROMPT} are taken.")
-        return (text or "")[:MAX_PROMPT]
+            self.notes.append(f"It was drawn with {names} ({why}); the picture will be another.")
+        scheduler = self._engine.pipeline.scheduler
+        if said.scheduler != (name := type(scheduler).__name__):
+            self.notes.append(f"Its sampler was {printable(said.scheduler)}, and here it is {name}.")
+        elif dict(said.scheduler_config) != scheduler_settings(scheduler):
+            self.notes.append("Its sampler had other settings than here.")
 
     def _adapters(self) -> dict[str, tuple[Card, float]]:
         """Return the adapters that are here with their strengths, by the names in the picture.
@@ -167,11 +149,11 @@ class _Reading:
             if card is not None and len(found) < MAX_ADAPTERS:
                 found[use.name] = card, self._strength(use)
             elif card is not None:
-                self._note(f"It has more than {MAX_ADAPTERS} adapters; {printable(use.name)} is left out.")
+                self.notes.append(
+                    f"It has more than {MAX_ADAPTERS} adapters; {printable(use.name)} is left out."
+                )
         name, wanted = self._said.options.get("control"), self._said.options.get("control_encoder_sha256")
-        same = [
-            card for card in self._cards if card.kind == "control" and card.fits_base and card.hash == wanted
-        ]
+        same = [c for c in self._cards if c.kind == "control" and c.fits_base and c.hash == wanted]
         if isinstance(name, str) and name not in found and len(found) < MAX_ADAPTERS and same:
             found[name] = min(same, key=lambda card: card.name != name), 1.0
         return found
@@ -182,63 +164,61 @@ class _Reading:
             hashes = f" ({next(iter(use.sha256.values()))[:10]}…)" if use.sha256 else ""
             known = any(card.name == use.name for card in self._cards)
             but = "; the one of that name is another" if known else ""
-            self._note(
-                f"The adapter {printable(use.name)}{hashes} is not in the library{but}. It is left out."
-            )
+            name = f"{printable(use.name)}{hashes}"
+            self.notes.append(f"The adapter {name} is not in the library{but}. It is left out.")
             return None
         card = min(same, key=lambda card: (not card.fits_base, card.name != use.name))
         if not card.fits_base:
-            self._note(f"The adapter {card.name} is not for this base. It is left out.")
+            self.notes.append(f"The adapter {card.name} is not for this base. It is left out.")
             return None
         return card
 
     def _is(self, card: Card, use: AdapterUse) -> bool:
         if not card.hash or card.hash not in use.sha256.values():
             return False
-        if len(use.sha256) == 1:
-            return True
         try:
-            hashes = read_adapter(self._studio.library.folder(card.id)).hashes
+            one_part = len(use.sha256) == 1
+            return one_part or dict(read_adapter(self._studio.library.folder(card.id)).hashes) == use.sha256
         except (FileNotFoundError, ValueError):  # deleted or damaged meanwhile
             return False
-        return dict(hashes) == dict(use.sha256)
 
     def _strength(self, use: AdapterUse) -> float:
         name, strength = printable(use.name), use.strength
         if strength is None:
-            self._note(f"The strength of {name} differed from layer to layer; 1 is set.")
+            self.notes.append(f"The strength of {name} differed from layer to layer; 1 is set.")
             return 1.0
         taken = max(STRENGTH.least, min(STRENGTH.most, strength))
         if taken != strength:
-            self._note(f"The strength of {name} was {strength:g}; {taken:g} is set.")
+            self.notes.append(f"The strength of {name} was {strength:g}; {taken:g} is set.")
         return taken
 
-    def _control_image(self, cards: Mapping[str, Card]) -> Image.Image | None:
+    def _control_image(self, cards: dict[str, Card]) -> Image.Image | None:
         options = self._said.options
         if "control_image_sha256" not in options:
             return None
         card = cards.get(str(options.get("control")))
         if card is None or card.kind != "control":
-            self._note("It followed a control image by an adapter that is not here; neither comes back.")
+            self.notes.append(
+                "It followed a control image by an adapter that is not here; neither comes back."
+            )
             return None
-        encoder = read_control(self._studio.library.folder(card.id))
-        if content_hash(encoder.state_dict()) != options.get("control_encoder_sha256"):
-            self._note(f"The control encoder of {card.name} is another than the picture's.")
+        encoder = read_adapter(self._studio.library.folder(card.id)).encoder
+        if encoder is None or content_hash(encoder.state_dict()) != options.get("control_encoder_sha256"):
+            self.notes.append(f"The control encoder of {card.name} is another than the picture's.")
         image = self._engine.outputs.find_control(str(options["control_image_sha256"]))
         if image is None:
-            self._note("Its control image is not stored here; add it again in the tab Control.")
+            self.notes.append("Its control image is not stored here; add it again in the tab Control.")
         return image
 
     def _compare_rest(self) -> None:
-        said = self._said
+        said, here = self._said, library_versions()
         unknown = [*(name for name in said.options if name not in _CONTROL), *said.unrecorded]
         if unknown:
-            self._note(f"It was drawn with settings that have no place here: {listed(unknown)}.")
-        here = library_versions()
+            self.notes.append(f"It was drawn with settings that have no place here: {listed(unknown)}.")
         other = [
             f"{printable(name, 40)} {printable(version, 40)} (here {here[name]})"
             for name, version in said.versions.items()
             if name in here and version != here[name]
         ]
         if other:
-            self._note(f"It was drawn with {', '.join(other)}; pixels may differ a little.")
+            self.notes.append(f"It was drawn with {', '.join(other)}; pixels may differ a little.")

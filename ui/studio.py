@@ -11,8 +11,7 @@ import torch
 from ether_diffusion.tiny_world import control_adapter_path, tiny_world_path
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.errors import disk_explained
-from ether_diffusion.ui.events import StopToken
-from ether_diffusion.ui.history import History
+from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs
 from ether_diffusion.ui.training_request import TrainRequest
@@ -57,7 +56,7 @@ class Studio:
             self.temp.mkdir(exist_ok=True, mode=0o700)
             self.temp.chmod(0o700)
         self.library = Library(self.folder / ADAPTERS, self.temp, self.engine.base)
-        self.history = History(self.folder / OUTPUTS)
+        self.history = self.engine.outputs
         self.runs = Runs(self.folder / RUNS, self.temp, base=base)
 
     def add_shipped(self) -> None:
@@ -109,7 +108,7 @@ class Studio:
     @contextmanager
     def _accelerator_free(self) -> Iterator[None]:
         """Keep pictures from being drawn while a run starts on the same accelerator."""
-        if self.engine.machine.device.type == "cpu":
+        if self.engine.device.type == "cpu":
             yield
             return
         if not self.engine.is_free:
@@ -117,7 +116,7 @@ class Studio:
                 "pictures are being drawn on the accelerator; wait until they are done, or stop them, "
                 "and start again"
             )
-        with self.engine.machine.line.turn(StopToken(), lambda place: None):
+        with self.engine.line.turn(StopToken()):
             yield
 
     def _check_free(self, device: torch.device) -> None:

@@ -1,147 +1,124 @@
-"""The tab Create: a prompt, adapters with their strengths, and pictures beside those of the base."""
+"""The tab Create: a prompt, adapters with their strengths, and pictures beside the base's; also /generate."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
+from ether_diffusion.ui.control_images import read_control_upload
 from ether_diffusion.ui.errors import handler
-from ether_diffusion.ui.events import Event, Finished
-from ether_diffusion.ui.facts import counted, figure_html, notes_html
+from ether_diffusion.ui.jobs import Finished, RunningJobs, SavedPicture
+from ether_diffusion.ui.numbers import read_number, read_text
 from ether_diffusion.ui.requests import GenerateRequest
-from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.create_endpoint import add_endpoint
-from ether_diffusion.ui.tabs.form import PictureForm, Values, choices, keep_in_browser
-from ether_diffusion.ui.tabs.parts import SMALL, Refresh, TakingParts, Updates
-from ether_diffusion.ui.tabs.result import MAX_AT_ONCE, RunButtons, lay_out_result
+from ether_diffusion.ui.tabs.drawing_tab import PictureTab
+from ether_diffusion.ui.tabs.form import FIELDS, PictureForm
+from ether_diffusion.ui.tabs.parts import TakingParts
 
-IN_CONTROL = "It followed a control image, and only the tab Control draws with those: drop it there."
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+MAX_AT_ONCE = 8
+"""Scripts."""
+Pictures = list[tuple[str, str]]
 
 
 def build(studio: Studio) -> TakingParts:
     """Lay out the tab and tie its events."""
     with gr.Tab("Create", id="create") as tab:
         page = PictureTab(PictureForm(studio, "create"))
-        add_endpoint(studio, page.form, page.buttons.jobs)
+        add_endpoint(studio, page.form, page.jobs)
     return page.parts(tab)
 
 
-class PictureTab:
-    """A tab with a form, what it draws, and a field that takes a picture back in; made inside a gr.Tab."""
+def add_endpoint(studio: Studio, form: PictureForm, jobs: RunningJobs) -> None:
+    """Add /generate to the API of the page; its own widgets are never shown."""
 
-    beside, adapters, info = "With adapter", "Adapters", "None draws with the base alone."
+    @handler
+    def generate(
+        visitor: gr.Request,
+        prompt: str,
+        adapters: dict[str, float] | None,
+        seed: float,
+        steps: float,
+        guidance_scale: float,
+        width: float,
+        height: float,
+        num_images: float,
+        negative_prompt: str,
+        compare_with_base: bool,
+        keep_metadata: bool,
+        control_strength: float,
+        control_detector: str,
+        control_image: dict[str, Any] | None = None,
+    ) -> tuple[Pictures, Pictures, dict[str, Any]]:
+        """Draw pictures with adapters, {id: strength}, and by the base beside them on the same seeds.
 
-    def __init__(self, form: PictureForm) -> None:
-        self.form, self._studio = form, form.studio
-        self._is_small = form.studio.engine.native_size < SMALL
-        self._lay_out(form.prefix)
-        self._tie()
-        keep_in_browser(form.prefix, form.kept(), form.fill_from_kept)
-
-    def _lay_out(self, prefix: str) -> None:
-        form = self.form
-        with gr.Row(elem_classes="prompt-row", equal_height=True):
-            form.lay_out_prompt()
-            self.buttons = RunButtons(prefix, "Generate")
-        self.restored = gr.HTML(visible=False, elem_id=f"{prefix}-restored")
-        self.missing = gr.HTML(visible=False, elem_id=f"{prefix}-missing")
-        with gr.Row(elem_classes="create-columns"):
-            with gr.Column(scale=2, min_width=300, elem_classes="settings"):
-                self._lay_out_source()
-                with gr.Group():
-                    form.lay_out_adapters(self.adapters, self.info)
-                form.lay_out_rest()
-                self.drop = gr.File(
-                    label="Restore settings from a picture", file_types=[".png"], height=104,
-                    elem_id=f"{prefix}-drop", elem_classes="drop",
-                )  # fmt: skip
-            with gr.Column(scale=3, min_width=300, elem_classes="results"):
-                self.result = lay_out_result(prefix, is_small=self._is_small, beside=self.beside)
-                self.used = gr.HTML(visible=False, elem_id=f"{prefix}-used")
-
-    def _lay_out_source(self) -> None:
-        """Lay out what stands above the adapters."""
-
-    def _tie(self) -> None:
-        form = self.form
-        self._on_start(
-            [self.buttons.go.click, form["prompt"].submit],
-            fn=handler(self.draw),
-            inputs=set(form.all()),
-            outputs=[*self.buttons.both(), form["seed"], form.reuse, self.used, *self.result.all()],
-            concurrency_limit=MAX_AT_ONCE,
-            **PRIVATE,
+        One of the adapters may follow a control image; the detector makes that of a photo. Returns the
+        pictures, those of the base, and how it went: seconds, touched_layers, notes.
+        """
+        if not isinstance(prompt, str):
+            raise ValueError("prompt must be text; found nothing")
+        sent = {
+            "prompt": prompt, "seed": seed, "steps": steps, "guidance_scale": guidance_scale, "width": width,
+            "height": height, "num_images": num_images, "negative_prompt": negative_prompt,
+            "compare_with_base": compare_with_base, "keep_metadata": keep_metadata,
+            "control_strength": control_strength,
+        }  # fmt: skip
+        request = GenerateRequest(
+            adapters=_strengths(adapters),
+            **{name: FIELDS[name].read(value, name) for name, value in sent.items()},
         )
-        self.buttons.tie(PRIVATE)
-        self.result.tie(PRIVATE)
-        form.tie(self.result.last_seed, self.result.shown, PRIVATE)
-        self.drop.upload(handler(self.take_picture), [self.drop], self.filled(), **PRIVATE)
+        studio.engine.cost.check(request.sampling())
+        detector = read_text(control_detector, "control_detector")
+        request = _with_control(studio, request, control_image, detector)
+        with jobs.hold(visitor.session_hash) as stop:
+            for end in studio.engine.draw(request, stop):
+                pass
+        assert isinstance(end, Finished)
+        facts = {"touched_layers": end.touched_layers, "notes": list(end.notes)}
+        return _files(end.pictures), _files(end.base_pictures), {"seconds": round(end.seconds, 3), **facts}
 
-    def _on_start(self, events: list[Any], **draw: Any) -> None:
-        gr.on(events, **draw)
+    numbers = [  # the page's own have limits, of which Gradio says no more than that they are passed
+        gr.Number(form[name].value, visible=False, label=form[name].label)
+        for name in ("seed", "steps", "guidance_scale", "width", "height", "num_images")
+    ]
+    inputs = [
+        form["prompt"],
+        gr.JSON({}, visible=False, label="Adapters: {id: strength}"),
+        *numbers,
+        *(form[name] for name in ("negative_prompt", "compare_with_base", "keep_metadata")),
+        gr.Number(1.0, visible=False, label="Strength of the control image"),
+        gr.Textbox("", visible=False, label="Detector: canny, silhouette, palette or none"),
+        gr.JSON(visible=False, label="Control image, or the photo for a detector: an uploaded file"),
+    ]
+    outputs = [
+        gr.Gallery(visible=False, label="Pictures", format="png"),
+        gr.Gallery(visible=False, label="Pictures of the base", format="png"),
+        gr.JSON(visible=False, label="How it went"),
+    ]
+    gr.Button(visible=False).click(
+        generate, inputs, outputs, api_name="generate", concurrency_limit=MAX_AT_ONCE, show_progress="hidden"
+    )
 
-    def parts(self, tab: gr.Tab) -> TakingParts:
-        """Return what other tabs need of this one."""
-        refresh = Refresh(handler(self.refresh), self.refreshed())
-        return TakingParts(tab, refresh=refresh, take=handler(self.take), taken=self.filled())
 
-    def filled(self) -> list[Component]:
-        """Return what `take` gives values to."""
-        return [*self.form.all(), self.used, self.drop, self.restored]
+def _with_control(studio: Studio, request: GenerateRequest, file: object, detector: str) -> GenerateRequest:
+    if file is None:
+        if detector:
+            raise ValueError("a detector was named, and there is no control_image for it; send one")
+        return request
+    if not isinstance(file, dict) or not isinstance(file.get("path"), str):
+        raise ValueError("control_image must be a file that was uploaded, as by gradio_client's handle_file")
+    native = studio.engine.native_size
+    width, height = request.width or native, request.height or native
+    with studio.reading:
+        image = read_control_upload(Path(file["path"]), detector, width=width, height=height)
+    return replace(request, control_image=image)
 
-    def refreshed(self) -> list[Component]:
-        """Return what `refresh` gives values to."""
-        return [self.form["adapters"], self.missing]
 
-    def refresh(self) -> Updates:
-        """Show the adapters there are: those for another base are named, with the reason, but not offered."""
-        cards = self._studio.library.cards()
-        unfit = [f"{card.name}: {card.why_not}" for card in cards if not card.fits_base]
-        heading = f"{counted(len(unfit), 'adapter')} cannot be used here"
-        return {
-            self.form["adapters"]: gr.update(choices=choices(self.form.names())),
-            self.missing: gr.update(value=notes_html(heading, unfit), visible=bool(unfit)),
-        }
+def _strengths(adapters: object) -> dict[str, float]:
+    if not isinstance(adapters, dict | None):
+        raise ValueError('adapters are given as {id: strength}, for example {"fox": 0.8}')
+    return {str(name): read_number(strength, "a strength") for name, strength in (adapters or {}).items()}
 
-    def draw(self, values: Values, visitor: gr.Request) -> Iterator[Updates]:
-        """Draw what the form says, showing how far it is, and which control image is followed."""
-        asked, form = self.form.read(values), self.form
 
-        def after(event: Event) -> Updates:
-            further = {form.reuse: gr.update(interactive=True)} if isinstance(event, Finished) else {}
-            return self.result.after(event) | further
-
-        yield from self.buttons.run(
-            visitor,
-            lambda stop: self._studio.engine.draw(asked, stop),
-            starting={form["seed"]: asked.seed, self.used: self._followed(asked), **self.result.starting()},
-            after=after,
-            failed=lambda: self.result.failed() | {self.used: gr.update(visible=False)},
-        )
-
-    def take_picture(self, path: str | None) -> Updates:
-        """Fill the form from a picture that was dropped, and say what differs."""
-        return {} if path is None else self.take(restore(Path(path), self._studio))
-
-    def take(self, restored: Restored) -> Updates:
-        """Fill the form with restored settings, and say what is not as it was."""
-        filled = {} if restored.request is None else PictureForm.fill(self.form, restored.request)
-        return {**filled, **self._tell(restored, [IN_CONTROL] if restored.followed_control else [])}
-
-    def _tell(self, restored: Restored, further: list[str]) -> Updates:
-        """Return the updates that empty the field for pictures and say what differs."""
-        differences = [*restored.differences, *further]
-        usual = "Settings restored, with differences" if differences else "All settings restored"
-        heading = restored.heading or usual if restored.request else "The form was left as it is"
-        said = notes_html(heading, differences, kind="warning" if differences else "note")
-        return {self.drop: None, self.restored: gr.update(value=said, visible=True)}
-
-    def _followed(self, asked: GenerateRequest) -> Any:
-        if asked.control_image is None:
-            return gr.update(visible=False)
-        figure = figure_html(asked.control_image, "Control image that is followed", is_small=self._is_small)
-        return gr.update(value=figure, visible=True)
+def _files(pictures: tuple[SavedPicture, ...]) -> Pictures:
+    return [(str(picture.path), picture.id) for picture in pictures]

@@ -6,7 +6,7 @@ widgets. Pictures in outputs/ are returned as the paths of ours, all others as P
 cannot be read through the browser.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from ether_diffusion.ui.restore import Restored
 
 SMALL = 256
 """Pictures of fewer pixels a side are shown with their pixels sharp."""
+QUIET: Mapping[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of events that no script asks for and that take no time."""
 Update = Any
 """What a handler gives a widget: a value or gr.update(…); Gradio types neither."""
 Updates = dict[Component, Update]

@@ -1,0 +1,127 @@
+"""Where a control image of the page comes from: a drawing in exact colours, an upload, or a detector."""
+
+import base64
+import binascii
+from pathlib import Path
+
+from markupsafe import Markup
+from PIL import Image
+
+from ether_diffusion.control import Detector
+from ether_diffusion.control.palette import Colour, Palette
+from ether_diffusion.tiny_world.world import BACKGROUND_CLASSES, OBJECT_CLASSES, PALETTE
+from ether_diffusion.training import decode_photo
+from ether_diffusion.training.decoding import decode_bytes
+from ether_diffusion.training.plain_files import UnusableFileError
+
+DETECTORS = {
+    "": "A control image, taken as it is",
+    "canny": "A photo: its edges (canny)",
+    "silhouette": "A cut-out: its shape (silhouette)",
+    "palette": "A map of classes (palette)",
+}
+"""What an upload can be, by the name of the detector."""
+MAX_PIXELS = 50_000_000
+"""Of an upload: a phone's photo, and three times the largest picture that is drawn."""
+MAX_DRAWING = 8 * 2**20
+"""Characters of a drawing as it comes from a page."""
+MAX_SIDE_PX = 1024
+"""Of the canvas; a larger picture's drawing is enlarged."""
+_PREFIX = "data:image/png;base64,"
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_CANVAS = Markup(
+    '<div class="sketch" data-paper="{kind}" data-ground="{ground}">'
+    '<canvas width="{width}" height="{height}" role="img" aria-label="Your drawing"></canvas>'
+    '<div class="sketch-tools"><label>Brush <input type="range" min="1" max="60" value="24"></label>'
+    '<button type="button" data-do="undo">Undo</button>'
+    '<button type="button" data-do="fill">Fill all</button>'
+    '<button type="button" data-do="clear">Clear</button></div>{groups}</div>'
+)
+_GROUP = Markup("<fieldset><legend>{}</legend>{}</fieldset>")
+_CLASS = Markup(
+    '<label class="swatch"><input type="radio" name="sketch-class" value="{shade}"{chosen}>'
+    '<span style="background:{shade}"></span>{name}</label>'
+)
+
+
+def classes_of(control_type: str | None) -> dict[str, dict[str, Colour]]:
+    """Return what is drawn with for images of a type: classes with their colours, in groups by title."""
+    if control_type == "palette":
+        groups = {"Things": OBJECT_CLASSES, "Places": BACKGROUND_CLASSES}
+        return {title: {name: PALETTE[name] for name in names} for title, names in groups.items()}
+    thing = {"silhouette": "subject", "edges": "line", "canny": "line"}.get(control_type or "", "white")
+    return {"Draw with": {thing: _WHITE, "nothing": _BLACK}}
+
+
+def canvas_html(control_type: str | None, *, width: int, height: int) -> str:
+    """Return the canvas for pictures of a size (px), its tools and classes; ui/sketch.js gives them life.
+
+    The first class draws at first; what is not drawn is beach, or nothing.
+    """
+    shrink, groups, is_first = min(1.0, MAX_SIDE_PX / max(width, height)), Markup(""), True
+    for title, classes in classes_of(control_type).items():
+        swatches = Markup("")
+        for name, colour in classes.items():
+            chosen = Markup(" checked") if is_first else ""
+            swatches += _CLASS.format(shade=_hex(colour), chosen=chosen, name=name)
+            is_first = False
+        groups += _GROUP.format(title, swatches)
+    is_palette = control_type == "palette"
+    return _CANVAS.format(
+        kind="palette" if is_palette else "mask",
+        ground=_hex(PALETTE["beach"] if is_palette else _BLACK),
+        width=round(width * shrink),
+        height=round(height * shrink),
+        groups=groups,
+    )
+
+
+def read_drawing(text: str, control_type: str | None) -> Image.Image:
+    """Return a drawing that a page sent, in exactly the colours of its classes (mode RGB).
+
+    Raises:
+        ValueError: it is none, is too large, or other colours are in it.
+    """
+    if not text.startswith(_PREFIX):
+        raise ValueError("there is no drawing yet; draw something, or upload a control image")
+    if len(text) > MAX_DRAWING:
+        raise ValueError(f"the drawing is larger than {MAX_DRAWING >> 20} MiB; draw it smaller")
+    try:
+        data = base64.b64decode(text[len(_PREFIX) :], validate=True)
+        decoded = decode_bytes(data, ".png", background=_BLACK, max_pixels=MAX_SIDE_PX**2, min_side=1)
+    except (UnusableFileError, binascii.Error):
+        raise ValueError("the drawing came damaged from the page; draw again") from None
+    classes = {name: colour for group in classes_of(control_type).values() for name, colour in group.items()}
+    return _snapped(decoded.rgb, classes, "what can be drawn with here", "drawing")
+
+
+def read_control_upload(path: Path, detector: str, *, width: int, height: int) -> Image.Image:
+    """Return the control image of an upload for pictures of a size (px), decoded under our limits.
+
+    Raises:
+        ValueError: it is no image, has other proportions, or the detector cannot use it.
+    """
+    if detector not in DETECTORS:
+        raise ValueError("there is no such detector; choose one of those offered")
+    if not detector:
+        return decode_photo(path, background=_BLACK, min_side=1, max_pixels=MAX_PIXELS)[0]
+    photo, alpha = decode_photo(path, background=_WHITE, min_side=1, max_pixels=MAX_PIXELS)
+    try:
+        found = Detector(detector).draw_at(photo, alpha, width=width, height=height)
+    except ValueError as error:
+        said = str(error)
+        words = said if said.startswith("a control") else f"the upload {said.removeprefix('it ')}"
+        raise ValueError(words) from None
+    is_map = detector == "palette"
+    return _snapped(found, PALETTE, "the palette of Tiny World", "upload") if is_map else found
+
+
+def _snapped(image: Image.Image, classes: dict[str, Colour], called: str, what: str) -> Image.Image:
+    try:
+        return Palette(called, tuple(classes), tuple(classes.values())).snap(image)
+    except ValueError as error:
+        raise ValueError(f"the {what} {error}") from None
+
+
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
