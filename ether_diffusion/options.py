@@ -1,8 +1,12 @@
 """Options: frozen models whose fields are declared once, and checked all together."""
 
+import ast
+import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -64,6 +68,15 @@ Wholes = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 """Several of them; a list, or of texts one, is taken too."""
 
 
+Count = Annotated[int, Field(ge=1)]
+WholeNumber = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a value can be: a `base`, or one of `choices`; None, or several of them, where it says so."""
@@ -82,24 +95,22 @@ class Kind:
         return f"a list of {one.removeprefix('a ')}s" if self.is_many else one
 
 
-Needs = Mapping[str, bool | tuple[str | None, ...]]
-
-
 @dataclass(frozen=True)
 class Declared:
     """All that is declared of an option.
 
-    `needs` are options that it has no effect without: True for any value of theirs, False for none, or one of
-    several; of "a or b" either will do. Given, it takes the place of the option `instead_of` where a lower
-    layer gave that, and sets those that it `implies`. `theirs` is the default of diffusers' script where ours
-    is another. It is `free` where a run goes on with another value, as what is trained is the same. On a
-    command line it may be positional, or repeated for each of its values.
+    `needs` are what it has no effect without, with commas between: "name" for any value of another option,
+    "one or other" for any of either, "no name" for none, "name=this|that" for one of these. Given, it takes
+    the place of the option `instead_of` where a lower layer gave that, and sets those that it `implies`.
+    `theirs` is the default of diffusers' script where ours is another. It is `free` where a run goes on with
+    another value, as what is trained is the same. On a command line it may be positional, or repeated for
+    each of its values.
     """
 
     kind: Kind
     default: Any
     help: str
-    needs: Needs = field(default_factory=dict)
+    needs: str = ""
     instead_of: str | None = None
     implies: Mapping[str, bool] = field(default_factory=dict)
     theirs: object = None
@@ -109,21 +120,9 @@ class Declared:
     is_repeated: bool = False
 
 
-def option(
-    default: T,
-    help: str,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    multiple_of: int | None = None,
-    **more: Any,
-) -> T:
-    """Declare an option: its default, its help line, the bounds of its number, and more of `Declared`."""
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
-    made: T = Field(default, description=help, json_schema_extra=more, **given)  # type: ignore[call-overload]
+def option(default: T, help: str | None = None, **more: Any) -> T:
+    """Declare an option: its default, its help unless that stands below it, and more of `Declared`."""
+    made: T = Field(default, description=help, json_schema_extra=more)
     return made
 
 
@@ -143,7 +142,7 @@ class Options(BaseModel):
 
     title: ClassVar[str] = ""
     """Of the options' group in a help."""
-    needs: ClassVar[Needs] = {}
+    needs: ClassVar[str] = ""
     """What each of the options has no effect without, beside what it needs itself."""
     free: ClassVar[bool] = False
     """Whether a run goes on with other values of them."""
@@ -179,12 +178,27 @@ def declared(options: type[Options]) -> Mapping[str, Declared]:
     """Return what is declared of each option of a model, by its name."""
     found = {}
     for name, info in options.model_fields.items():
-        assert info.description is not None
-        assert isinstance(info.json_schema_extra, dict)
-        more: dict[str, Any] = {"free": options.free, **info.json_schema_extra}
-        more["needs"] = {**options.needs, **more.get("needs", {})}
+        extra = info.json_schema_extra or {}
+        assert isinstance(extra, dict)
+        more: dict[str, Any] = {"free": options.free, **extra}
+        more["needs"] = ", ".join(filter(None, (options.needs, more.get("needs"))))
         more["is_required"] = info.is_required()
-        found[name] = Declared(kind_of(info.annotation), info.default, info.description, **more)
+        words = info.description or _texts_below_fields(options.__module__)[options.__name__, name]
+        found[name] = Declared(kind_of(info.annotation), info.default, words, **more)
+    return found
+
+
+@cache
+def _texts_below_fields(module: str) -> dict[tuple[str, str], str]:
+    """Return the text below each field of each class; pydantic's own way reads a module once a class."""
+    found = {}
+    for made in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if not isinstance(made, ast.ClassDef):
+            continue
+        for pair in pairwise(made.body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[made.name, name] = " ".join(words.split())
     return found
 
 
@@ -230,7 +244,9 @@ def _sentences(options: type[Options], error: ValidationError) -> Iterator[str]:
 
 
 def _range(info: FieldInfo) -> str:
-    found = {name: getattr(bound, name) for bound in info.metadata for name in _RANGE if hasattr(bound, name)}
+    parts = [info, *(part for hint in get_args(info.annotation) for part in get_args(hint)[1:])]
+    bounds = [bound for part in parts if isinstance(part, FieldInfo) for bound in part.metadata]
+    found = {name: getattr(bound, name) for bound in bounds for name in _RANGE if hasattr(bound, name)}
     return "".join(
         f" {word} {found[name]:g}" if isinstance(found[name], float) else f" {word} {found[name]}"
         for name, word in _RANGE.items()

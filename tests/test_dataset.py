@@ -88,19 +88,15 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path, tmp_path: Path) 
         assert sentence in text
 
 
-def test_what_is_passed_over_is_warned_of(folder: Path) -> None:
-    (folder / "broken.png").write_bytes(b"")
-    found = read_training_data(DataConfig(instance_data_dir=folder))
-    assert len(found.photos) == 3
-    assert found.warnings[0].startswith("not used: broken.png is empty (0 bytes)")
-
-
-def test_a_small_photo_is_enlarged_with_a_warning(folder: Path) -> None:
+def test_what_is_passed_over_or_enlarged_is_warned_of(folder: Path) -> None:
     assert plan(DataConfig(instance_data_dir=folder)).warnings == ()
-    (warning,) = plan(DataConfig(instance_data_dir=folder, resolution=72)).warnings
-    assert "enlarged" in warning
-    assert "0.png, 1.png" in warning
-    assert "2.png" not in warning
+    (folder / "broken.png").write_bytes(b"")
+    made = plan(DataConfig(instance_data_dir=folder, resolution=72))
+    passed_over, enlarged = made.warnings
+    assert len(made.photos) == 3
+    assert passed_over.startswith("not used: broken.png is empty (0 bytes)")
+    assert "2 photos are smaller than the size of training and are enlarged" in enlarged
+    assert "0.png, 1.png;" in enlarged
 
 
 def test_a_resolution_that_does_not_fit_the_base_is_refused(folder: Path) -> None:
@@ -147,17 +143,10 @@ def test_photos_of_one_bucket_are_ordered_as_without_buckets(folder: Path) -> No
 
 
 def test_an_option_without_effect_on_photos_is_named(folder: Path) -> None:
-    config = DataConfig(instance_data_dir=folder, dataloader_num_workers=2)
-    (warning,) = plan(config).warnings
-    assert warning.startswith("dataloader_num_workers has no effect")
-    config = DataConfig(
-        instance_data_dir=folder,
-        resolution=64,
-        aspect_ratio_buckets="64,64",
-        use_aspect_ratio_buckets=True,
-    )
-    (warning,) = plan(config).warnings
-    assert warning.startswith("resolution has no effect on photos")
+    bucket = {"aspect_ratio_buckets": "64,64", "use_aspect_ratio_buckets": True, "resolution": 64}
+    for options, name in (({"dataloader_num_workers": 2}, "dataloader_num_workers"), (bucket, "resolution")):
+        (warning,) = plan(DataConfig(instance_data_dir=folder, **options)).warnings
+        assert warning.startswith(f"{name} has no effect")
 
 
 @pytest.mark.parametrize("kind", ["alpha", "folder"])

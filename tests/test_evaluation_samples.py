@@ -153,7 +153,7 @@ def test_a_file_of_captions_is_read_line_by_line(tmp_path: Path) -> None:
 def test_a_line_that_is_no_caption_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "captions.jsonl"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"line [12] of"):
+    with pytest.raises(ValueError, match=r"captions\.jsonl line [12]"):
         read_caption_file(file)
 
 

@@ -60,7 +60,8 @@ def test_each_option_has_a_name_of_its_own_and_a_help_line() -> None:
         assert each.help.endswith("."), name
         first = each.help.split()[0].rstrip(":")
         assert first[0].isupper() or first in (*each.kind.choices, "'latest',"), name
-        for other in (*each.needs, each.instead_of, *each.implies):
+        needs = [need.removeprefix("no ").split("=")[0] for need in each.needs.split(", ") if need]
+        for other in (*needs, each.instead_of, *each.implies):
             assert {*(other or name).split(" or ")} <= ControlRunConfig.options().keys(), name
 
 

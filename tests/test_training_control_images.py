@@ -66,9 +66,11 @@ def paired(data: DataConfig, **control: Any) -> TrainingData:
     return read_training_data(data, control=made, without=without)
 
 
-def made(data: DataConfig, **control: Any) -> BatchSource:
-    made_control = ControlConfig(**control)
-    return source(data, vae=encode_without_noise, effective_batch=3, num_samples=12, control=made_control)
+def made(data: DataConfig, prior: PriorConfig = NO_PRIOR, **control: Any) -> BatchSource:
+    with_control = ControlConfig(**control)
+    return source(
+        data, prior, vae=encode_without_noise, effective_batch=3, num_samples=24, control=with_control
+    )
 
 
 def refusal(data: DataConfig, **control: Any) -> str:
@@ -224,29 +226,19 @@ def test_colours_near_the_palettes_are_trained_as_its_own(maps: DataConfig, tmp_
     assert torch.equal(near.controls, plain.controls)
 
 
-def test_colours_off_the_palette_are_named_with_file_and_count(maps: DataConfig, tmp_path: Path) -> None:
+def test_a_map_is_held_to_its_palette_or_to_few_colours(maps: DataConfig, tmp_path: Path) -> None:
     write_map(tmp_path / "maps" / "0.png", 40)
-    assert (
-        "the control image of 0.png has 2 colours off the palette of Tiny World, in 4096 of 4096 px"
-        in refusal(maps, **palette_of(maps))
-    )
-
-
-def test_a_palette_of_ones_own_is_read_from_its_file(maps: DataConfig, tmp_path: Path) -> None:
-    (tmp_path / "p.json").write_text('{"sky": [0, 0, 1], "sea": [0, 1, 200]}')
-    said = refusal(maps, **palette_of(maps, palette=str(tmp_path / "p.json")))
-    assert f"has 2 colours off the palette {tmp_path / 'p.json'}, in 4096 of 4096 px" in said
-    assert "none.json does not exist" in refusal(
-        maps, **palette_of(maps, palette=str(tmp_path / "none.json"))
-    )
-
-
-def test_without_a_palette_a_map_of_very_many_colours_is_refused(maps: DataConfig, tmp_path: Path) -> None:
     paired(maps, **palette_of(maps, palette=None))
+    off = "the control image of 0.png has 2 colours off the palette of Tiny World, in 4096 of 4096 px"
+    assert off in refusal(maps, **palette_of(maps))
+    (tmp_path / "p.json").write_text('{"sky": [0, 0, 1], "sea": [0, 1, 200]}')
+    own = refusal(maps, **palette_of(maps, palette=str(tmp_path / "p.json")))
+    assert f"has 2 colours off the palette {tmp_path / 'p.json'}, in 4096 of 4096 px" in own
+    absent = refusal(maps, **palette_of(maps, palette=str(tmp_path / "none.json")))
+    assert "none.json does not exist" in absent
     Image.fromarray(photo_files.noise(64, 64)).save(tmp_path / "maps" / "0.png")
-    assert "has more than 1024 colours, and each would be a class" in refusal(
-        maps, **palette_of(maps, palette=None)
-    )
+    many = refusal(maps, **palette_of(maps, palette=None))
+    assert "has more than 1024 colours, and each would be a class" in many
 
 
 def test_a_validation_image_is_held_to_the_palette_too(tmp_path: Path) -> None:
@@ -338,19 +330,10 @@ def data(tmp_path: Path) -> DataConfig:
     return DataConfig(instance_data_dir=tmp_path / "photos", random_flip=True)
 
 
-def overlaid(data: DataConfig, prior: PriorConfig | None = None, **control: Any) -> BatchSource:
+def overlaid(data: DataConfig, prior: PriorConfig = NO_PRIOR, **control: Any) -> BatchSource:
     assert data.instance_data_dir is not None
     controls = data.instance_data_dir.parent / "controls"
-    control = {"conditioning_data_dir": controls} | control
-    made_control = ControlConfig(**control)
-    return source(
-        data,
-        prior or NO_PRIOR,
-        vae=encode_without_noise,
-        effective_batch=3,
-        num_samples=24,
-        control=made_control,
-    )
+    return made(data, prior, **{"conditioning_data_dir": controls, **control})
 
 
 def test_a_control_image_is_cropped_and_mirrored_with_its_photo(data: DataConfig) -> None:

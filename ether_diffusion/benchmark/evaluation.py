@@ -23,7 +23,7 @@ from ether_diffusion.pipelines.opening import EtherPipeline
 from ether_diffusion.pipelines.sampling import MAX_PICTURES, Sampling, Settings, draw_pictures
 from ether_diffusion.strict_json import Within, checked, parse_json
 from ether_diffusion.training import decode_photo, find_photos
-from ether_diffusion.training.captions import FILE_COLUMN, TEXT_COLUMNS, decode_text
+from ether_diffusion.training.captions import decode_text, json_rows
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import listed, printable
 
@@ -113,18 +113,10 @@ def read_caption_file(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of captions {shown}")
     captions: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {shown}"
-        row = parse_json(line.encode(), where)
-        name = row.get(FILE_COLUMN) if isinstance(row, dict) else None
-        values = [row[key] for key in TEXT_COLUMNS if key in row] if isinstance(row, dict) else []
-        if not isinstance(name, str) or len(values) != 1 or not isinstance(values[0], str):
-            raise ValueError(f'{where} is no caption; write {{"{FILE_COLUMN}": …, "text": …}} a line')
-        if name in captions:
-            raise ValueError(f"{where} names {printable(name)} a second time; leave one line")
-        captions[name] = values[0]
+    for where, row in json_rows("\n".join(read_lines(path)), shown):
+        if row.file_name in captions:
+            raise ValueError(f"{where} names {printable(row.file_name)} a second time; leave one line")
+        captions[row.file_name] = row.words
     return captions
 
 

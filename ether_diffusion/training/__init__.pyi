@@ -3,7 +3,6 @@ from .dataset import TrainingData, read_training_data
 from .decoding import decode_photo
 from .photos import (
     Photo,
-    PhotoChanges,
     PhotoFolder,
     Refusal,
     compare_fingerprints,
@@ -12,7 +11,6 @@ from .photos import (
 
 __all__ = [
     "Photo",
-    "PhotoChanges",
     "PhotoFolder",
     "PromptCut",
     "Refusal",

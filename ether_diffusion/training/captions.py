@@ -89,6 +89,11 @@ class CaptionRow(StrictModel):
     caption: str = ""
     prompt: str = ""
 
+    @property
+    def words(self) -> str:
+        """The caption, under whichever name."""
+        return self.text or self.caption or self.prompt
+
     @model_validator(mode="before")
     @classmethod
     def _check_fields(cls, row: object) -> object:
@@ -120,9 +125,9 @@ def read_caption_files(
             if is_text_file:
                 found.append(FoundCaption(name.removesuffix(path.suffix), text, name, is_text_file=True))
                 continue
-            for where, row in (_json_rows if kind.endswith("l") else _csv_rows)(text, shown):
+            for where, row in (json_rows if kind.endswith("l") else _csv_rows)(text, shown):
                 photo = posixpath.join(posixpath.dirname(name), row.file_name.removeprefix("./"))
-                found.append(FoundCaption(photo, row.text or row.caption or row.prompt, where))
+                found.append(FoundCaption(photo, row.words, where))
         except UnusableFileError as reason:
             problems.append(f"{shown} {reason}")
         except ValueError as error:
@@ -130,7 +135,8 @@ def read_caption_files(
     return found, problems
 
 
-def _json_rows(text: str, file: str) -> Iterator[tuple[str, CaptionRow]]:
+def json_rows(text: str, file: str) -> Iterator[tuple[str, CaptionRow]]:
+    """Give the rows of metadata.jsonl, each with where it stands; a line that is none raises a ValueError."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{file} line {number}"

@@ -120,11 +120,19 @@ def decode_bytes(
         raise UnusableFileError("is empty (0 bytes); fetch it again or delete it")
     if _RAW_SUFFIXES.fullmatch(suffix):  # many are TIFF files that open as their own thumbnail
         raise UnusableFileError(f"is a camera raw file, which is not read; {_EXPORT}")
-    image = _open(data, max_pixels)
-    _check_size(image.size, max_pixels, min_side)
+    image = _open(data)
     width, height = image.size
-    notes = _notes_on_frames(image)
+    if width * height > max_pixels:
+        limit = f"{max_pixels / 1e6:g} million pixels"
+        raise UnusableFileError(f"has {width} × {height} px, over {limit}; save it smaller")
+    if min(image.size) < min_side:
+        needed = f"the shorter side must have at least {min_side} px"
+        raise UnusableFileError(f"has {width} × {height} px; {needed}")
+    notes: tuple[str, ...] = ()
     with _pillow_reading():
+        is_animated = getattr(image, "is_animated", False)  # GIF looks into its second frame for that
+        if is_animated and image.format != "MPO":  # a phone's photo with a preview or a depth map behind it
+            notes = (FIRST_PAGE if image.format == "TIFF" else FIRST_FRAME,)
         if target_side is not None and image.format in ("JPEG", "MPO"):
             is_turned = (_orientation(image) or 1) >= 5
             upright = (height, width) if is_turned else (width, height)
@@ -135,7 +143,10 @@ def decode_bytes(
     orientation = _orientation(image)
     if orientation is None:
         notes += (BAD_EXIF,)
-    _refuse_wide_key(data, image)
+    bit_depth = data[24] if image.format == "PNG" else 8  # PNG 1.2, 11.2.2: IHDR is always first
+    if bit_depth == 16 and image.mode == "RGB" and "transparency" in image.info:
+        # Pillow cuts 16-bit colours to 8 bits, but not the one that stands for transparent: they never meet
+        raise UnusableFileError("is a 16-bit PNG with one transparent colour; save it with an alpha channel")
     colour, alpha, colour_notes = _split_alpha(image)
     rgb, profile_notes = _to_srgb(colour, image.info.get("icc_profile"))
     if alpha is not None and alpha.getextrema() == (0, 0):
@@ -151,7 +162,7 @@ def decode_bytes(
     return Decoded(rgb, alpha, (width, height), notes + colour_notes + profile_notes)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     formats: tuple[str, ...] = _FORMATS
     if _brands(data) & _HEIC_BRANDS and not _brands(data) & _AVIF_BRANDS:
         if find_spec("pillow_heif") is None:
@@ -161,14 +172,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         with _pillow_reading():
             return Image.open(io.BytesIO(data), formats=formats)
-    except _TooManyPixelsError:
-        raise UnusableFileError(f"has over {max_pixels / 1e6:g} million pixels; save it smaller") from None
     except UnusableFileError as reason:
         raise UnusableFileError(_foreign_kind(data) or str(reason)) from None
-
-
-class _TooManyPixelsError(UnusableFileError):
-    """Pillow's own limit was met before ours could be."""
 
 
 @contextmanager
@@ -182,8 +187,9 @@ def _pillow_reading() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except Image.DecompressionBombError:
-            raise _TooManyPixelsError("has too many pixels; save it smaller") from None
+        except Image.DecompressionBombError:  # Pillow's own limit was met before ours could be
+            limit = f"{MAX_PIXELS / 1e6:g} million pixels"
+            raise UnusableFileError(f"has over {limit}; save it smaller") from None
         except Exception as error:
             raise UnusableFileError(_why_not_read(error)) from None
 
@@ -196,22 +202,6 @@ def _why_not_read(error: Exception) -> str:
     if "truncated" in str(error).lower():
         return "is cut short or damaged inside; fetch it again"
     return f"is broken ({printable(str(error) or type(error).__name__)}); fetch or save it again"
-
-
-def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:
-    shown = f"{size[0]} × {size[1]} px"
-    if size[0] * size[1] > max_pixels:
-        raise UnusableFileError(f"has {shown}, over {max_pixels / 1e6:g} million pixels; save it smaller")
-    if min(size) < min_side:
-        raise UnusableFileError(f"has {shown}; the shorter side must have at least {min_side} px")
-
-
-def _notes_on_frames(image: Image.Image) -> tuple[str, ...]:
-    with _pillow_reading():
-        is_animated = bool(getattr(image, "is_animated", False))  # GIF looks into its second frame for that
-    if not is_animated or image.format == "MPO":  # a phone's photo with a preview or a depth map behind it
-        return ()
-    return (FIRST_PAGE if image.format == "TIFF" else FIRST_FRAME,)
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -227,13 +217,6 @@ def _turned(picture: Image.Image, orientation: int) -> Image.Image:
     picture.info = {}
     picture.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(picture)
-
-
-def _refuse_wide_key(data: bytes, image: Image.Image) -> None:
-    """Pillow cuts 16-bit colours to 8 bits, but not the one that stands for transparent: they never meet."""
-    bit_depth = data[24] if image.format == "PNG" else 8  # PNG 1.2, 11.2.2: IHDR is always first
-    if bit_depth == 16 and image.mode == "RGB" and "transparency" in image.info:
-        raise UnusableFileError("is a 16-bit PNG with one transparent colour; save it with an alpha channel")
 
 
 # colours: scaled, never clipped or guessed

@@ -207,31 +207,14 @@ class PhotoFolder:
         }
 
 
-@dataclass(frozen=True)
-class PhotoChanges:
-    """The names of what differs between two fingerprints; it is false where nothing does."""
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        """Say whether anything differs."""
-        return bool(self.added or self.removed or self.changed)
-
-    def __str__(self) -> str:
-        """One clause that names all files."""
-        kinds = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
-        return "; ".join(f"{kind}: {listed(names, len(names))}" for kind, names in kinds if names)
-
-
-def compare_fingerprints(before: Mapping[str, str], now: Mapping[str, str]) -> PhotoChanges:
-    """Say which files came, went or changed between two fingerprints of a folder."""
-    return PhotoChanges(
-        added=tuple(sorted(now.keys() - before.keys())),
-        removed=tuple(sorted(before.keys() - now.keys())),
-        changed=tuple(sorted(name for name in before.keys() & now.keys() if before[name] != now[name])),
-    )
+def compare_fingerprints(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the files that are new, gone or changed between two fingerprints, by these words."""
+    found = {
+        "new": sorted(now.keys() - before.keys()),
+        "gone": sorted(before.keys() - now.keys()),
+        "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
+    }
+    return {word: names for word, names in found.items() if names}
 
 
 def find_photos(

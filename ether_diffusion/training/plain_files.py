@@ -34,15 +34,10 @@ class UnusableFileError(ValueError):
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """The files in a folder and below, by their names from there, a/b.png; and what was not looked into."""
+    """The files in a folder and below, by their names from there, a/b.png; and a remark on others, if any."""
 
     files: dict[str, Path]
-    passed_over: tuple[str, ...]
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """A sentence on the folders that were not looked into, if there are any."""
-        return (f"not looked into: {listed(self.passed_over)}",) if self.passed_over else ()
+    remarks: tuple[str, ...]
 
 
 def find_files(
@@ -89,7 +84,8 @@ def find_files(
             raise ValueError(f"{shown} holds more than {MAX_FILES} files; give the folder of {holding} alone")
     by_name = {path.relative_to(root).as_posix(): path for path in found}
     names = sorted(by_name, key=os.fsencode)
-    return FoundFiles({name: by_name[name] for name in names}, tuple(sorted(passed_over)))
+    remarks = (f"not looked into: {listed(sorted(passed_over))}",) if passed_over else ()
+    return FoundFiles({name: by_name[name] for name in names}, remarks)
 
 
 def _entries(folder: Path) -> list[Path]:

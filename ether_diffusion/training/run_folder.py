@@ -157,8 +157,7 @@ class RunFolder:
             lines.append(f"{name:{width}}  {old} -> {new}")
         for group in sorted(run.fingerprints.keys() | self.fingerprints.keys()):
             changes = compare_fingerprints(run.fingerprints.get(group, {}), self.fingerprints.get(group, {}))
-            words = {"new": changes.added, "gone": changes.removed, "changed": changes.changed}
-            if found := [f"{word} {listed(files)}" for word, files in words.items() if files]:
+            if found := [f"{word} {listed(files)}" for word, files in changes.items()]:
                 refused.append(f"{group}: {'; '.join(found)}")
         of_form = sorted(before.keys() & now.keys() & FORM & set(differing))
         if of_form or (refused and not self.allow_changes):

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 
-from ether_diffusion.options import Options, PathText, Text, option
+from ether_diffusion.options import Options, PathText, Positive, Share, Text, option
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from recipes.tiny_world.average import Average
 from recipes.tiny_world.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -32,14 +32,14 @@ class RunConfig(Options):
     """How long, where and with what a stage is trained."""
 
     run_folder: PathText = option(DEFAULT_RUN_FOLDER, "Folder of data, cached latents and checkpoints.")
-    time_budget_minutes: float = option(
-        60.0, "Stop, after a checkpoint, when this call has trained so many minutes.", gt=0.0
+    time_budget_minutes: Positive = option(
+        60.0, "Stop, after a checkpoint, when this call has trained so many minutes."
     )
     max_steps: int = option(10_000_000, "Stop, after a checkpoint, at this step of the stage.")
     batch_size: int = option(0, "Samples of a step and process; 0 takes the stage's own.")
     learning_rate: float = option(0.0, "Peak learning rate; 0 takes the stage's own.")
-    decay_fraction: float = option(
-        0.0, "Last part of the budget over which the rate falls to 5 %; 0: constant.", ge=0.0, le=1.0
+    decay_fraction: Share = option(
+        0.0, "Last part of the budget over which the rate falls to 5 %; 0: constant."
     )
     checkpoint_minutes: float = option(4.0, "Minutes between checkpoints.")
     sheet_minutes: float = option(12.0, "Minutes between sample sheets.")

@@ -195,7 +195,8 @@ class DreamBoothConfig(Options):
         values = {name: value for section in vars(self).values() for name, value in vars(section).items()}
         found = self._of_a_base_that_is_here()
         for name, each in self.options().items():
-            reason = next(filter(None, (_lack(name, *need, values) for need in each.needs.items())), None)
+            needs = filter(None, each.needs.split(", "))
+            reason = next(filter(None, (_lack(name, need, values) for need in needs)), None)
             if reason is not None:
                 found.setdefault(name, reason)
         return tuple(
@@ -319,24 +320,23 @@ def unknown_name(name: str, known: Sequence[str]) -> str:
     return f"{shown(name)} is not an option; {NOT_OFFERED.get(name, remedy)}"
 
 
-def _lack(
-    name: str, others: str, wanted: bool | tuple[str | None, ...], values: Mapping[str, object]
-) -> str | None:
-    """Say what an option lacks among the values of the others that it needs; None where it is all there."""
+def _lack(name: str, need: str, values: Mapping[str, object]) -> str | None:
+    """Say what an option lacks, by one need as in `Declared`; None where it is all there."""
+    others, _, choices = need.removeprefix("no ").partition("=")
     found = [values[other] for other in others.split(" or ") if other in values]
-    if name == others:
+    if not found or name == others:
         return None
-    if wanted is True:
-        return None if any(found) else f"it needs {others}; give that, or leave it out"
-    if wanted is False:
+    if need.startswith("no "):
         return f"{others} is given, which outranks it" if any(found) else None
-    assert isinstance(wanted, tuple)
-    if found[0] in wanted:
+    if not choices:
+        return None if any(found) else f"it needs {others}; give that, or leave it out"
+    wanted = choices.split("|")
+    if (found[0] or "none") in wanted:
         return None
-    if None in wanted:
+    if "none" in wanted:
         return f"{others}={found[0]} is given, which outranks it"
     used = "" if found[0] is None else f", and {found[0]} is used"
-    return f"it is for {others}={' or '.join(filter(None, wanted))}{used}"
+    return f"it is for {others}={' or '.join(wanted)}{used}"
 
 
 def _plain(value: object) -> str:

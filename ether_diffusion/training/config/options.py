@@ -3,10 +3,26 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from ether_diffusion.control.detector_names import CANNY_THRESHOLDS, detector_problem
-from ether_diffusion.options import Options, PathText, Text, Texts, option, shown
+from ether_diffusion.options import (
+    Count,
+    NotNegative,
+    Options,
+    PathText,
+    Positive,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    Text,
+    Texts,
+    WholeNumber,
+    option,
+    shown,
+)
 
 SIZE_STEP = 8
 """Sides of photos divide by it: one latent stands for so many pixels of a side."""
@@ -14,6 +30,8 @@ MAX_SIDE = 8192
 """Of what is trained at (px): beyond every base, and short of what no memory holds."""
 DEFAULT_STEPS = 800
 
+Side = Annotated[int, Field(ge=SIZE_STEP, le=MAX_SIDE, multiple_of=SIZE_STEP)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft", "full", "none"]
 Precision = Literal["no", "fp32", "fp16", "bf16"]
 InterpolationMode = Literal["nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -43,19 +61,18 @@ class BaseConfig(Options):
 
     title: ClassVar = "base model"
 
-    pretrained_model_name_or_path: Text = option(
-        "tiny_world", 'Folder or hub id of a Stable Diffusion pipeline, or "tiny_world", which is built in.'
-    )
-    revision: Text | None = option(None, "Branch, tag or commit of the base and its tokenizer on the hub.")
-    variant: Text | None = option(None, "Variant of the base's files, e.g. fp16.")
-    pretrained_vae_model_name_or_path: Text | None = option(
-        None, "Folder or hub id of another VAE, e.g. one that holds in float16 for SDXL."
-    )
-    tokenizer_name: Text | None = option(None, "Folder or hub id of another tokenizer than the base's own.")
-    local_files_only: bool = option(False, "Never ask the hub: use only files that are here.", free=True)
-
-
-_ROWS = {"dataset_name": True}
+    pretrained_model_name_or_path: Text = "tiny_world"
+    """Folder or hub id of a Stable Diffusion pipeline, or "tiny_world", which is built in."""
+    revision: Text | None = None
+    """Branch, tag or commit of the base and its tokenizer on the hub."""
+    variant: Text | None = None
+    """Variant of the base's files, e.g. fp16."""
+    pretrained_vae_model_name_or_path: Text | None = None
+    """Folder or hub id of another VAE, e.g. one that holds in float16 for SDXL."""
+    tokenizer_name: Text | None = None
+    """Folder or hub id of another tokenizer than the base's own."""
+    local_files_only: bool = option(False, free=True)
+    """Never ask the hub: use only files that are here."""
 
 
 class DataConfig(Options):
@@ -63,91 +80,66 @@ class DataConfig(Options):
 
     title: ClassVar = "photos and prompts"
 
-    instance_data_dir: PathText | None = option(
-        None,
-        "Folder of the subject's photos, with subfolders; captions may lie beside them.",
-        instead_of="dataset_name",
-        free=True,  # the photos and prompts in it are compared themselves
-    )
-    dataset_name: Text | None = option(
-        None, "Instead of a folder: a dataset's hub id or local path.", instead_of="instance_data_dir"
-    )
-    dataset_config_name: Text | None = option(None, "Configuration of the dataset.", needs=_ROWS)
-    image_column: Text = option("image", "Column of the dataset that holds the photos.", needs=_ROWS)
-    caption_column: Text | None = option(
-        None,
-        "Column of the dataset that holds the captions; without it every photo gets --instance_prompt.",
-        needs=_ROWS,
-    )
-    max_train_samples: int | None = option(
-        None, "Photos to train on where there are more, drawn at random, the same ones each time.", ge=1
-    )
-    instance_prompt: Text | None = option(
-        None, "Prompt of photos without a caption, e.g. 'a photo of sks dog'."
-    )
-    token: Text | None = option(None, "Trigger word, e.g. sks: it fills {token} in prompts and captions.")
-    caption_template: Text = option(
-        "{caption}", "What a photo's prompt is made of, e.g. 'a photo of {token}, {caption}'."
-    )
-    resolution: int | None = option(
-        None,
-        "Side of the square photos are brought to (px); the base's own if not given.",
-        ge=SIZE_STEP,
-        le=MAX_SIDE,
-        multiple_of=SIZE_STEP,
-        theirs=512,
-    )
-    center_crop: bool = option(False, "Crop photos in the middle instead of anywhere.")
-    random_flip: bool = option(False, "Mirror half of the samples left to right.")
-    crops_per_photo: int = option(
-        4,
-        "Random crops of a photo that are encoded when latents are cached.",
-        ge=1,
-        needs={"cache_latents": True, "center_crop": False},
-    )
-    repeats: int = option(1, "Times each photo occurs in an epoch.", ge=1)
-    caption_dropout: float = option(
-        0.0, "Share of samples that are trained with the empty prompt.", ge=0.0, le=1.0
-    )
-    use_aspect_ratio_buckets: bool = option(
-        False, "Keep photos' proportions: sort them into sizes of about equal area."
-    )
-    aspect_ratio_buckets: Text | None = option(
-        None,
-        "The buckets' sizes (px) as 'height,width;height,width'; it switches the buckets on.",
-        implies={"use_aspect_ratio_buckets": True},
-    )
-    mask_from_alpha: bool = option(
-        False, "Weigh the loss by the photos' alpha channel.", instead_of="mask_data_dir"
-    )
-    mask_data_dir: PathText | None = option(
-        None,
-        "Folder of masks with the photos' names: white counts, black does not.",
-        instead_of="mask_from_alpha",
-    )
-    unmasked_weight: float = option(
-        0.0,
-        "Weight in the loss of what a mask leaves out.",
-        ge=0.0,
-        le=1.0,
-        needs={"mask_from_alpha or mask_data_dir": True},
-    )
-    image_interpolation_mode: InterpolationMode = option("lanczos", "How photos are resized.")
-    cache_latents: bool = option(True, "Encode the photos once, before training; the VAE then leaves memory.")
-    pre_compute_text_embeddings: bool = option(
-        True, "Encode the prompts once, before training; not while the text encoder is trained.", theirs=False
-    )
-    dataloader_num_workers: int = option(0, "Processes that load samples; 0: the main one.", ge=0, free=True)
-    strict: bool = option(
-        False, "Stop if any file of the folder is unusable, instead of leaving it out.", free=True
-    )
-    follow_symlinks: bool = option(False, "Read photos that are links to somewhere outside their folder.")
+    instance_data_dir: PathText | None = option(None, instead_of="dataset_name", free=True)
+    """Folder of the subject's photos, with subfolders; captions may lie beside them."""
+    # free: the photos and prompts in it are compared themselves
+    dataset_name: Text | None = option(None, instead_of="instance_data_dir")
+    """Instead of a folder: a dataset's hub id or local path."""
+    dataset_config_name: Text | None = option(None, needs="dataset_name")
+    """Configuration of the dataset."""
+    image_column: Text = option("image", needs="dataset_name")
+    """Column of the dataset that holds the photos."""
+    caption_column: Text | None = option(None, needs="dataset_name")
+    """Column of the dataset that holds the captions; without it every photo gets --instance_prompt."""
+    max_train_samples: Count | None = None
+    """Photos to train on where there are more, drawn at random, the same ones each time."""
+    instance_prompt: Text | None = None
+    """Prompt of photos without a caption, e.g. 'a photo of sks dog'."""
+    token: Text | None = None
+    """Trigger word, e.g. sks: it fills {token} in prompts and captions."""
+    caption_template: Text = "{caption}"
+    """What a photo's prompt is made of, e.g. 'a photo of {token}, {caption}'."""
+    resolution: Side | None = option(None, theirs=512)
+    """Side of the square photos are brought to (px); the base's own if not given."""
+    center_crop: bool = False
+    """Crop photos in the middle instead of anywhere."""
+    random_flip: bool = False
+    """Mirror half of the samples left to right."""
+    crops_per_photo: Count = option(4, needs="cache_latents, no center_crop")
+    """Random crops of a photo that are encoded when latents are cached."""
+    repeats: Count = 1
+    """Times each photo occurs in an epoch."""
+    caption_dropout: Share = 0.0
+    """Share of samples that are trained with the empty prompt."""
+    use_aspect_ratio_buckets: bool = False
+    """Keep photos' proportions: sort them into sizes of about equal area."""
+    aspect_ratio_buckets: Text | None = option(None, implies={"use_aspect_ratio_buckets": True})
+    """The buckets' sizes (px) as 'height,width;height,width'; it switches the buckets on."""
+    mask_from_alpha: bool = option(False, instead_of="mask_data_dir")
+    """Weigh the loss by the photos' alpha channel."""
+    mask_data_dir: PathText | None = option(None, instead_of="mask_from_alpha")
+    """Folder of masks with the photos' names: white counts, black does not."""
+    unmasked_weight: Share = option(0.0, needs="mask_from_alpha or mask_data_dir")
+    """Weight in the loss of what a mask leaves out."""
+    image_interpolation_mode: InterpolationMode = "lanczos"
+    """How photos are resized."""
+    cache_latents: bool = True
+    """Encode the photos once, before training; the VAE then leaves memory."""
+    pre_compute_text_embeddings: bool = option(True, theirs=False)
+    """Encode the prompts once, before training; not while the text encoder is trained."""
+    dataloader_num_workers: WholeNumber = option(0, free=True)
+    """Processes that load samples; 0: the main one."""
+    strict: bool = option(False, free=True)
+    """Stop if any file of the folder is unusable, instead of leaving it out."""
+    follow_symlinks: bool = False
+    """Read photos that are links to somewhere outside their folder."""
 
     def contradictions(self) -> Iterator[str]:
         """Say which options exclude each other."""
-        if self.instance_data_dir is None and self.dataset_name is None:
+        num_sources = (self.instance_data_dir is not None) + (self.dataset_name is not None)
+        if num_sources == 0:
             yield "there is nothing to train on; give instance_data_dir, a folder of photos, or dataset_name"
-        if self.instance_data_dir is not None and self.dataset_name is not None:
+        if num_sources == 2:
             yield "instance_data_dir and dataset_name are two sources of photos; give one"
         if self.mask_from_alpha and self.mask_data_dir is not None:
             yield "mask_from_alpha and mask_data_dir are two sources of masks; give one"
@@ -186,36 +178,26 @@ class DataConfig(Options):
         return tuple((int(height), int(width)) for height, width in pairs)
 
 
-_OF_CLASS = {"prior_preservation": ("class_images", "frozen")}
-_OF_CLASS_IMAGES = {"prior_preservation": ("class_images",)}
-
-
 class PriorConfig(Options):
     """Prior preservation (DreamBooth, Ruiz et al. 2023): how the base's idea of the class is kept."""
 
     title: ClassVar = "prior preservation"
 
-    prior_preservation: Literal["none", "class_images", "frozen"] = option(
-        "none",
-        "class_images: also train on images of the class, generated where missing. frozen: also match what "
-        "the base without adapter predicts for the class prompt; needs no images.",
-    )
-    class_data_dir: PathText | None = option(
-        None, "Folder of class images; missing ones are generated into it.", needs=_OF_CLASS_IMAGES
-    )
-    class_prompt: Text | None = option(None, "Prompt of the class, e.g. 'a photo of a dog'.", needs=_OF_CLASS)
-    num_class_images: int = option(
-        100, "Images the class folder is filled up to.", ge=1, needs=_OF_CLASS_IMAGES
-    )
-    prior_loss_weight: float = option(
-        1.0, "Weight of the class's loss beside the subject's.", ge=0.0, needs=_OF_CLASS
-    )
-    sample_batch_size: int = option(
-        4, "Class images that are generated at once.", ge=1, needs=_OF_CLASS_IMAGES, free=True
-    )
-    prior_generation_precision: Precision | None = option(
-        None, "Precision class images are generated in; the training's if not given.", needs=_OF_CLASS_IMAGES
-    )
+    prior_preservation: Literal["none", "class_images", "frozen"] = "none"
+    """class_images: also train on images of the class, generated where missing. frozen: also match what the
+    base without adapter predicts for the class prompt; needs no images."""
+    class_data_dir: PathText | None = option(None, needs="prior_preservation=class_images")
+    """Folder of class images; missing ones are generated into it."""
+    class_prompt: Text | None = option(None, needs="prior_preservation=class_images|frozen")
+    """Prompt of the class, e.g. 'a photo of a dog'."""
+    num_class_images: Count = option(100, needs="prior_preservation=class_images")
+    """Images the class folder is filled up to."""
+    prior_loss_weight: NotNegative = option(1.0, needs="prior_preservation=class_images|frozen")
+    """Weight of the class's loss beside the subject's."""
+    sample_batch_size: Count = option(4, needs="prior_preservation=class_images", free=True)
+    """Class images that are generated at once."""
+    prior_generation_precision: Precision | None = option(None, needs="prior_preservation=class_images")
+    """Precision class images are generated in; the training's if not given."""
 
     def contradictions(self) -> Iterator[str]:
         """Say what class images lack."""
@@ -226,49 +208,28 @@ class PriorConfig(Options):
                 yield "prior_preservation=class_images needs class_prompt, e.g. 'a photo of a dog'; give it"
 
 
-_ETHER = ("ether", "ether_plus")
-
-
 class AdapterConfig(Options):
     """The adapter, and the modules it adapts."""
 
     title: ClassVar = "adapter"
 
-    adapter: AdapterMethod = option(
-        "ether_plus",
-        "Method of the adapter; full trains every weight, and stores the differences; none, with control "
-        "images, trains their encoder alone.",
-    )
-    num_blocks: int = option(
-        4,
-        "Diagonal blocks of ether, ether_plus, oft and boft; divides the widths.",
-        ge=1,
-        needs={"adapter": (*_ETHER, "oft", "boft")},
-    )
-    sides: Literal["input", "output", "both"] | None = option(
-        None,
-        "Side of the weights that ether and ether_plus transform: input for ether, both for ether_plus.",
-        needs={"adapter": _ETHER},
-    )
-    target_modules: Text = option(
-        "attention",
-        "Modules to adapt: attention, attention_and_feedforward, a regex, or names with commas between.",
-        needs={"adapter": (*_ETHER, "lora", "oft", "hra", "delora", "boft")},
-    )
-    rank: int = option(4, "Rank of lora, hra and delora.", ge=1, needs={"adapter": ("lora", "hra", "delora")})
-    lora_alpha: int | None = option(
-        None, "Strength of lora times its rank; the rank if not given.", ge=1, needs={"adapter": ("lora",)}
-    )
-    dropout: float = option(
-        0.0,
-        "Share of an adapted layer's inputs zeroed in training.",
-        ge=0.0,
-        lt=1.0,
-        needs={"adapter": (*_ETHER, "lora", "oft", "delora", "boft")},
-    )
-    train_text_encoder: bool = option(
-        False, "Adapt the text encoder's attention, too.", implies={"pre_compute_text_embeddings": False}
-    )
+    adapter: AdapterMethod = "ether_plus"
+    """Method of the adapter; full trains every weight, and stores the differences; none, with control images,
+    trains their encoder alone."""
+    num_blocks: Count = option(4, needs="adapter=ether|ether_plus|oft|boft")
+    """Diagonal blocks of ether, ether_plus, oft and boft; divides the widths."""
+    sides: Literal["input", "output", "both"] | None = option(None, needs="adapter=ether|ether_plus")
+    """Side of the weights that ether and ether_plus transform: input for ether, both for ether_plus."""
+    target_modules: Text = option("attention", needs="adapter=ether|ether_plus|lora|oft|hra|delora|boft")
+    """Modules to adapt: attention, attention_and_feedforward, a regex, or names with commas between."""
+    rank: Count = option(4, needs="adapter=lora|hra|delora")
+    """Rank of lora, hra and delora."""
+    lora_alpha: Count | None = option(None, needs="adapter=lora")
+    """Strength of lora times its rank; the rank if not given."""
+    dropout: ShareBelowOne = option(0.0, needs="adapter=ether|ether_plus|lora|oft|delora|boft")
+    """Share of an adapted layer's inputs zeroed in training."""
+    train_text_encoder: bool = option(False, implies={"pre_compute_text_embeddings": False})
+    """Adapt the text encoder's attention, too."""
 
     def contradictions(self) -> Iterator[str]:
         """Say which targets are neither names nor a regex."""
@@ -286,64 +247,55 @@ class OptimizationConfig(Options):
 
     title: ClassVar = "optimization"
 
-    learning_rate: float | None = option(
-        None,
-        "Learning rate; the method's own if not given: 6e-3 for ether and ether_plus, 6e-4 lora, 6e-5 oft, "
-        "1e-4 hra and boft, 1e-3 delora, 5e-6 full; 1 with prodigy.",
-        gt=0.0,
-        theirs=5e-4,
-    )
-    text_encoder_lr: float | None = option(
-        None,
-        "Learning rate of the text encoder's adapter; learning_rate if not given.",
-        gt=0.0,
-        needs={"train_text_encoder": True},
-    )
-    scale_lr: bool = option(False, "Multiply the rates by accumulation steps, batch size and processes.")
-    train_batch_size: int = option(1, "Photos of a forward pass and process.", ge=1, theirs=4)
-    gradient_accumulation_steps: int = option(1, "Forward passes of one update.", ge=1)
-    max_train_steps: int | None = option(
+    learning_rate: Positive | None = option(None, theirs=5e-4)
+    """Learning rate; the method's own if not given: 6e-3 for ether and ether_plus, 6e-4 lora, 6e-5 oft, 1e-4
+    hra and boft, 1e-3 delora, 5e-6 full; 1 with prodigy."""
+    text_encoder_lr: Positive | None = option(None, needs="train_text_encoder")
+    """Learning rate of the text encoder's adapter; learning_rate if not given."""
+    scale_lr: bool = False
+    """Multiply the rates by accumulation steps, batch size and processes."""
+    train_batch_size: Count = option(1, theirs=4)
+    """Photos of a forward pass and process."""
+    gradient_accumulation_steps: Count = 1
+    """Forward passes of one update."""
+    max_train_steps: Count | None = option(
         None,
         f"Updates; {DEFAULT_STEPS} if neither they nor epochs are given. Outranks epochs.",
-        ge=1,
         instead_of="num_train_epochs",
         theirs="1 epoch",
     )
-    num_train_epochs: int | None = option(
-        None,
-        "Passes over all photos, instead of a number of updates.",
-        ge=1,
-        needs={"max_train_steps": False},
-        instead_of="max_train_steps",
+    num_train_epochs: Count | None = option(None, needs="no max_train_steps", instead_of="max_train_steps")
+    """Passes over all photos, instead of a number of updates."""
+    lr_scheduler: LRScheduler = "constant"
+    """How the learning rate goes on."""
+    lr_warmup_steps: WholeNumber = option(
+        0, needs="lr_scheduler=constant_with_warmup|linear|cosine|cosine_with_restarts|polynomial", theirs=500
     )
-    lr_scheduler: LRScheduler = option("constant", "How the learning rate goes on.")
-    lr_warmup_steps: int = option(
-        0,
-        "Updates over which the rate rises from 0; not with constant.",
-        ge=0,
-        needs={"lr_scheduler": get_args(LRScheduler)[1:]},
-        theirs=500,  # longer than the runs their README recommends
-    )
-    lr_num_cycles: int = option(
-        1, "Restarts of cosine_with_restarts.", ge=1, needs={"lr_scheduler": ("cosine_with_restarts",)}
-    )
-    lr_power: float = option(1.0, "Power of polynomial.", gt=0.0, needs={"lr_scheduler": ("polynomial",)})
-    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = option(
-        "adamw", "adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt."
-    )
-    adam_beta1: float = option(0.9, "Decay of the optimizer's first moment.", ge=0.0, lt=1.0)
-    adam_beta2: float = option(0.999, "Decay of the optimizer's second moment.", ge=0.0, lt=1.0)
-    adam_weight_decay: float = option(0.0, "Weight decay; ETHER's vectors need none.", ge=0.0, theirs=0.01)
-    adam_epsilon: float = option(1e-8, "Epsilon of the optimizer.", gt=0.0)
-    max_grad_norm: float = option(1.0, "Norm that gradients are clipped to.", gt=0.0)
-    snr_gamma: float | None = option(
-        None, "Gamma of min-SNR weighting (Hang et al. 2023), e.g. 5; no weighting if not given.", gt=0.0
-    )
-    noise_offset: float = option(
-        0.0, "Strength of noise that is constant over each channel, e.g. 0.1.", ge=0.0
-    )
-    use_ema: bool = option(False, "Keep a moving average of the adapter, and save that.")
-    ema_decay: float = option(0.999, "Decay of the moving average.", ge=0.0, lt=1.0, needs={"use_ema": True})
+    """Updates over which the rate rises from 0; not with constant."""
+    lr_num_cycles: Count = option(1, needs="lr_scheduler=cosine_with_restarts")
+    """Restarts of cosine_with_restarts."""
+    lr_power: Positive = option(1.0, needs="lr_scheduler=polynomial")
+    """Power of polynomial."""
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    """adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt."""
+    adam_beta1: ShareBelowOne = 0.9
+    """Decay of the optimizer's first moment."""
+    adam_beta2: ShareBelowOne = 0.999
+    """Decay of the optimizer's second moment."""
+    adam_weight_decay: NotNegative = option(0.0, theirs=0.01)
+    """Weight decay; ETHER's vectors need none."""
+    adam_epsilon: Positive = 1e-8
+    """Epsilon of the optimizer."""
+    max_grad_norm: Positive = 1.0
+    """Norm that gradients are clipped to."""
+    snr_gamma: Positive | None = None
+    """Gamma of min-SNR weighting (Hang et al. 2023), e.g. 5; no weighting if not given."""
+    noise_offset: NotNegative = 0.0
+    """Strength of noise that is constant over each channel, e.g. 0.1."""
+    use_ema: bool = False
+    """Keep a moving average of the adapter, and save that."""
+    ema_decay: ShareBelowOne = option(0.999, needs="use_ema")
+    """Decay of the moving average."""
 
 
 class ComputeConfig(Options):
@@ -351,25 +303,20 @@ class ComputeConfig(Options):
 
     title: ClassVar = "compute"
 
-    seed: int = option(
-        0,
-        "Seed of everything random; the same seed gives the same adapter.",
-        ge=0,
-        le=2**63 - 1,
-        theirs="none",
-    )
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Precision of the frozen parts; the adapter stays float32. Accelerate's setting if not given."
-    )
-    gradient_checkpointing: bool = option(False, "Less memory, about a third more time per step.")
-    attention: Literal["auto", "sdpa", "eager"] = option(
-        "auto", "Attention kernels; auto: sdpa, and eager for small UNets on a CPU."
-    )
-    enable_xformers_memory_efficient_attention: bool = option(
-        False, "Use xformers' attention; it has kernels on CUDA only."
-    )
-    torch_compile: bool = option(False, "Compile the UNet: slow to start, faster steps.")
-    allow_tf32: bool = option(False, "Let CUDA multiply float32 in TF32: faster, less exact.")
+    seed: Seed = option(0, theirs="none")
+    """Seed of everything random; the same seed gives the same adapter."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the frozen parts; the adapter stays float32. Accelerate's setting if not given."""
+    gradient_checkpointing: bool = False
+    """Less memory, about a third more time per step."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention kernels; auto: sdpa, and eager for small UNets on a CPU."""
+    enable_xformers_memory_efficient_attention: bool = False
+    """Use xformers' attention; it has kernels on CUDA only."""
+    torch_compile: bool = False
+    """Compile the UNet: slow to start, faster steps."""
+    allow_tf32: bool = False
+    """Let CUDA multiply float32 in TF32: faster, less exact."""
 
     def contradictions(self) -> Iterator[str]:
         """Say which attention kernels exclude each other."""
@@ -385,29 +332,24 @@ class ValidationConfig(Options):
 
     title: ClassVar = "validation images"
     free: ClassVar = True
-    needs: ClassVar = {"validation_prompt": True}
+    needs: ClassVar = "validation_prompt"
 
-    validation_prompt: Texts = option((), "Prompt to draw during training; may be given several times.")
-    num_validation_images: int = option(4, "Images of each validation prompt.", ge=1)
-    validation_steps: int = option(
-        100,
-        "Updates between two sets of validation images.",
-        ge=1,
-        needs={"validation_epochs": False},
-        instead_of="validation_epochs",
-        theirs="50 epochs",
+    validation_prompt: Texts = ()
+    """Prompt to draw during training; may be given several times."""
+    num_validation_images: Count = 4
+    """Images of each validation prompt."""
+    validation_steps: Count = option(
+        100, needs="no validation_epochs", instead_of="validation_epochs", theirs="50 epochs"
     )
-    validation_epochs: int | None = option(
-        None,
-        "Deprecated: the distance in epochs, whose length depends on the photos. Outranks validation_steps.",
-        ge=1,
-        instead_of="validation_steps",
-    )
-    validation_num_inference_steps: int = option(20, "Denoising steps of a validation image.", ge=1)
-    validation_guidance_scale: float | None = option(
-        None, "Guidance of validation images; one that suits the base if not given.", ge=0.0
-    )
-    validation_negative_prompt: Text | None = option(None, "What validation images should not show.")
+    """Updates between two sets of validation images."""
+    validation_epochs: Count | None = option(None, instead_of="validation_steps")
+    """Deprecated: the distance in epochs, whose length depends on the photos. Outranks validation_steps."""
+    validation_num_inference_steps: Count = 20
+    """Denoising steps of a validation image."""
+    validation_guidance_scale: NotNegative | None = None
+    """Guidance of validation images; one that suits the base if not given."""
+    validation_negative_prompt: Text | None = None
+    """What validation images should not show."""
 
     def steps_between(self, steps_per_epoch: int) -> int:
         """Return the updates between two sets of images, where an epoch has so many updates."""
@@ -421,52 +363,34 @@ class EvaluationConfig(Options):
 
     title: ClassVar = "evaluation in training"
     free: ClassVar = True
-    needs: ClassVar = {"eval_steps": True}
+    needs: ClassVar = "eval_steps"
 
-    eval_steps: int = option(
-        0, "Updates between two evaluations, which keep the best adapter in best/; 0 for none.", ge=0
-    )
-    eval_encoder: Texts = option(
-        (),
-        "Folder or hub id of what measures, or dino, dinov2, clip; the first measures likeness, the first "
-        "CLIP the prompts. The embedded base has its own.",
-    )
-    eval_prompt: Texts = option(
-        (),
-        "Prompt with the subject to measure on; may be given several times (validation_prompt, else the "
-        "instance prompt in four places).",
-    )
-    num_eval_images: int = option(2, "Images of each prompt that is measured.", ge=1)
-    eval_num_inference_steps: int = option(10, "Denoising steps of a measured image.", ge=1)
-    eval_max_drift: float = option(
-        0.3,
-        "A step is no candidate for the best above this drift on prompts without the subject: 0 the base's "
-        "pictures, 1 as far from them as those of other prompts.",
-        gt=0.0,
-    )
-    eval_max_prompt_loss: float = option(
-        0.1,
-        "Nor is it if it loses more than this share of the base's likeness to the prompts.",
-        gt=0.0,
-        le=1.0,
-    )
-    eval_patience: int = option(
-        3,
-        "Evaluations without a rise of fidelity above its standard error until a run is good.",
-        ge=1,
-        needs={"stop_when_good": True},
-    )
-    stop_when_good: bool = option(
-        False, "End the run once it is good; its result is then the adapter of the best step."
-    )
+    eval_steps: WholeNumber = 0
+    """Updates between two evaluations, which keep the best adapter in best/; 0 for none."""
+    eval_encoder: Texts = ()
+    """Folder or hub id of what measures, or dino, dinov2, clip; the first measures likeness, the first CLIP
+    the prompts. The embedded base has its own."""
+    eval_prompt: Texts = ()
+    """Prompt with the subject to measure on; may be given several times (validation_prompt, else the instance
+    prompt in four places)."""
+    num_eval_images: Count = 2
+    """Images of each prompt that is measured."""
+    eval_num_inference_steps: Count = 10
+    """Denoising steps of a measured image."""
+    eval_max_drift: Positive = 0.3
+    """A step is no candidate for the best above this drift on prompts without the subject: 0 the base's
+    pictures, 1 as far from them as those of other prompts."""
+    eval_max_prompt_loss: PositiveShare = 0.1
+    """Nor is it if it loses more than this share of the base's likeness to the prompts."""
+    eval_patience: Count = option(3, needs="stop_when_good")
+    """Evaluations without a rise of fidelity above its standard error until a run is good."""
+    stop_when_good: bool = False
+    """End the run once it is good; its result is then the adapter of the best step."""
 
     def contradictions(self) -> Iterator[str]:
         """Say which options exclude or lack each other."""
         if self.stop_when_good and not self.eval_steps:
             yield "stop_when_good needs to know what is good; give eval_steps, e.g. 50"
-
-
-_TRACKED, _PUSHED = {"report_to": True}, {"push_to_hub": True}
 
 
 class OutputConfig(Options):
@@ -475,32 +399,30 @@ class OutputConfig(Options):
     title: ClassVar = "result, checkpoints, trackers, hub"
     free: ClassVar = True
 
-    output_dir: PathText = option(
-        Path("dreambooth-adapter"), "Folder of the result, its samples and checkpoints."
-    )
-    checkpointing_steps: int = option(100, "Updates between two checkpoints.", ge=1, theirs=500)
-    checkpoints_total_limit: int = option(
-        2, "Checkpoints to keep; older ones are deleted after a new one is whole.", ge=1, theirs="no limit"
-    )
-    resume_from_checkpoint: Text | None = option(
-        None,
-        "'latest', or a checkpoint's name or path; a run in output_dir goes on from its newest without it.",
-    )
-    export_lora: bool = option(
-        True, "Also write pytorch_lora_weights.safetensors, which diffusers, ComfyUI and WebUIs load."
-    )
+    output_dir: PathText = Path("dreambooth-adapter")
+    """Folder of the result, its samples and checkpoints."""
+    checkpointing_steps: Count = option(100, theirs=500)
+    """Updates between two checkpoints."""
+    checkpoints_total_limit: Count = option(2, theirs="no limit")
+    """Checkpoints to keep; older ones are deleted after a new one is whole."""
+    resume_from_checkpoint: Text | None = None
+    """'latest', or a checkpoint's name or path; a run in output_dir goes on from its newest without it."""
+    export_lora: bool = True
+    """Also write pytorch_lora_weights.safetensors, which diffusers, ComfyUI and WebUIs load."""
     report_to: Literal["tensorboard", "wandb", "trackio", "comet_ml", "all"] | None = option(
-        None, "Tracker of loss and images, beside log.jsonl; none if not given.", theirs="tensorboard"
+        None, theirs="tensorboard"
     )
-    logging_dir: Text = option("logs", "Folder of the tracker's files, inside output_dir.", needs=_TRACKED)
-    tracker_project_name: Text = option(
-        "train-dreambooth", "Project the tracker files the run under.", needs=_TRACKED
-    )
-    push_to_hub: bool = option(False, "Upload the result to the hub; log in first with `hf auth login`.")
-    hub_model_id: Text | None = option(
-        None, "Repository on the hub, owner/name; the folder's name if not given.", needs=_PUSHED
-    )
-    hub_private_repo: bool = option(False, "Make the repository private.", needs=_PUSHED)
+    """Tracker of loss and images, beside log.jsonl; none if not given."""
+    logging_dir: Text = option("logs", needs="report_to")
+    """Folder of the tracker's files, inside output_dir."""
+    tracker_project_name: Text = option("train-dreambooth", needs="report_to")
+    """Project the tracker files the run under."""
+    push_to_hub: bool = False
+    """Upload the result to the hub; log in first with `hf auth login`."""
+    hub_model_id: Text | None = option(None, needs="push_to_hub")
+    """Repository on the hub, owner/name; the folder's name if not given."""
+    hub_private_repo: bool = option(False, needs="push_to_hub")
+    """Make the repository private."""
 
     def contradictions(self) -> Iterator[str]:
         """Say what cannot be a repository."""
@@ -510,6 +432,7 @@ class OutputConfig(Options):
 
 MAX_ENCODER_RATE = 1e-4
 """ETHER, Bini et al. 2024, arXiv:2405.20271, appendix C.2: the encoder learns at 1e-4 at most."""
+EncoderRate = Annotated[float, Field(gt=0.0, le=MAX_ENCODER_RATE)]
 
 
 class ControlConfig(Options):
@@ -517,54 +440,32 @@ class ControlConfig(Options):
 
     title: ClassVar = "control images and their encoder"
 
-    conditioning_data_dir: PathText | None = option(
-        None, "Folder of control images with the photos' names: what says where."
-    )
+    conditioning_data_dir: PathText | None = None
+    """Folder of control images with the photos' names: what says where."""
     conditioning_image_column: Text = option(
-        "conditioning_image",
-        "Or the column of the dataset that holds them.",
-        needs={"detector": (None, "palette"), "conditioning_data_dir": False, "dataset_name": True},
+        "conditioning_image", needs="detector=none|palette, no conditioning_data_dir, dataset_name"
     )
-    detector: Text | None = option(
-        None,
-        "Or what draws them from the photos: canny, silhouette (of the alpha channel), or a model of "
-        "controlnet-aux, e.g. depth_midas; palette: the images given are segmentation maps.",
-    )
-    canny_low_threshold: float = option(
-        CANNY_THRESHOLDS[0],
-        "Gradient from which on canny continues an edge, as in OpenCV.",
-        ge=0.0,
-        needs={"detector": ("canny",)},
-    )
-    canny_high_threshold: float = option(
-        CANNY_THRESHOLDS[1],
-        "Gradient from which on canny begins an edge, as in OpenCV.",
-        ge=0.0,
-        needs={"detector": ("canny",)},
-    )
-    control_type: Text | None = option(
-        None,
-        "What they show, e.g. silhouette or edges; the detector's if not given. Colours of a palette are "
-        "never blended.",
-    )
-    palette: Text | None = option(
-        None,
-        "Classes and colours that control_type=palette is checked against: tiny_world, or a JSON file "
-        '{"sky": [0, 128, 255], …}.',
-        needs={"control_type": ("palette",)},
-    )
-    control_learning_rate: float = option(
-        MAX_ENCODER_RATE, "Learning rate of the control encoder.", gt=0.0, le=MAX_ENCODER_RATE
-    )
-    control_dropout: float = option(
-        0.0, "Share of samples that are trained without their control image.", ge=0.0, le=1.0
-    )
-    validation_image: Texts = option(
-        (),
-        "Control image of a validation prompt, or the photo that the detector draws it from; one for each "
-        "prompt in their order, or one for all.",
-        free=True,
-    )
+    """Or the column of the dataset that holds them."""
+    detector: Text | None = None
+    """Or what draws them from the photos: canny, silhouette (of the alpha channel), or a model of
+    controlnet-aux, e.g. depth_midas; palette: the images given are segmentation maps."""
+    canny_low_threshold: NotNegative = option(CANNY_THRESHOLDS[0], needs="detector=canny")
+    """Gradient from which on canny continues an edge, as in OpenCV."""
+    canny_high_threshold: NotNegative = option(CANNY_THRESHOLDS[1], needs="detector=canny")
+    """Gradient from which on canny begins an edge, as in OpenCV."""
+    control_type: Text | None = None
+    """What they show, e.g. silhouette or edges; the detector's if not given. Colours of a palette are never
+    blended."""
+    palette: Text | None = option(None, needs="control_type=palette")
+    """Classes and colours that control_type=palette is checked against: tiny_world, or a JSON file {"sky":
+    [0, 128, 255], …}."""
+    control_learning_rate: EncoderRate = MAX_ENCODER_RATE
+    """Learning rate of the control encoder."""
+    control_dropout: Share = 0.0
+    """Share of samples that are trained without their control image."""
+    validation_image: Texts = option((), free=True)
+    """Control image of a validation prompt, or the photo that the detector draws it from; one for each prompt
+    in their order, or one for all."""
 
     @property
     def is_detected(self) -> bool:
