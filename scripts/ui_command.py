@@ -15,15 +15,13 @@ def ui(options: told.Ui) -> None:
         raise ValueError(
             f"there is no home folder here for {options.folder}; say with --folder where to keep all"
         ) from None
-    from ether_diffusion.ui.server import ServerSettings, read_login, serve
+    from ether_diffusion.ui.server import read_login, serve
 
     serve(
-        ServerSettings(
-            folder=folder,
-            base=options.base,
-            port=options.port,
-            listen=options.listen,
-            login=None if options.auth is None else read_login(options.auth),
-            open_browser=options.open,
-        )
+        folder,
+        base=options.base,
+        port=options.port,
+        listen=options.listen,
+        login=None if options.auth is None else read_login(options.auth),
+        open_browser=options.open,
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from photo_files import photo
 
-from ether_diffusion.ui.run_status import REQUEST_NAME, RunStatus, read_record, write_facts
-from ether_diffusion.ui.runs import Runs
-from ether_diffusion.ui.training_request import TrainRequest
+from ether_diffusion.ui.run_status import REQUEST_NAME, Run, write_facts
+from ether_diffusion.ui.runs import Runs, TrainRequest
+from ether_diffusion.ui.uploads import take_photos
 
 TRAINER = """
 import json, signal, sys, time
@@ -59,7 +59,7 @@ class StandInRuns(Runs):
 
 def set_fate(folder: Path, fate: str) -> None:
     """Say what becomes of a run the next time that it is started."""
-    record = read_record(folder)
+    record = Run(folder).record
     command = [record.command[0], "-c", TRAINER, str(folder / "run"), str(record.num_steps), fate]
     write_facts(folder, REQUEST_NAME, record.model_copy(update={"command": command}))
 
@@ -76,13 +76,11 @@ def request(runs: Runs, *, num_steps: int = 5, name: str = "Fox") -> TrainReques
     sent = runs.temp.parent / "sent"
     sent.mkdir(parents=True, exist_ok=True)
     (sent / "a.png").write_bytes(photo())
-    (photo_taken,) = runs.check_photos([sent / "a.png"]).accepted
+    (photo_taken,) = take_photos([sent / "a.png"], runs.photos).accepted
     return TrainRequest((photo_taken.path,), "animal", name, steps=num_steps)
 
 
-def wait_until(
-    runs: Runs, run_id: str, done: Callable[[RunStatus], bool], *, seconds: float = 60
-) -> RunStatus:
+def wait_until(runs: Runs, run_id: str, done: Callable[[Run], bool], *, seconds: float = 60) -> Run:
     """Look until a run stands as wished."""
     end = time.monotonic() + seconds
     while not done(status := runs.status(run_id)):

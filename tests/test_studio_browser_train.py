@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import (
@@ -46,57 +47,37 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photos(find_concept("fox"), tmp_path_factory.mktemp("photos"))
-
-
 def open_train(page: Page) -> None:
     page.get_by_role("tab", name="Train").click()
     expect(page.locator("#train-go")).to_be_visible()
 
 
-def fill(page: Page, photos: list[Path]) -> None:
-    page.locator("#train-photos input[type=file]").set_input_files(photos)
-    expect(page.locator("#train-photos-said")).to_contain_text(f"{len(photos)} photos")
-    page.get_by_label("What is it?").fill("animal")
-    page.get_by_label("Name in the library").fill("Fox")
-    expect(page.locator("#train-described")).to_contain_text("a sks animal")
-    page.get_by_role("button", name="Advanced").locator("visible=true").click()
-    page.locator("#train-steps").locator("input, textarea").fill(str(STEPS))
-    page.get_by_label("Pictures to draw in between").fill("a sks animal")
-
-
-def wait_for_step(page: Page, step: int) -> None:
-    """Wait until the page tells of a later step than this one."""
-    page.wait_for_function(
-        "(step) => Number(document.querySelector('#train-status')?.innerText.match(/step (\\d+) of/)?.[1])"
-        " > step",
+def wait_for_step(page: Page, step: int) -> int:
+    """Wait until the page tells of a later step than this one, and return it."""
+    found = page.wait_for_function(
+        """(step) => {
+          const found = document.querySelector("#train-status")?.innerText.match(/step (\\d+) of/);
+          return found && Number(found[1]) > step && Number(found[1]); }""",
         arg=step,
         timeout=TRAINING_MS,
     )
-
-
-def shown_step(page: Page) -> int:
-    status = page.locator("#train-status")
-    expect(status).to_contain_text(re.compile(r"step \d+ of"), timeout=TRAINING_MS)
-    found = re.search(r"step (\d+) of", status.inner_text())
-    assert found is not None
-    return int(found[1])
-
-
-def pid_of(studio: RunningStudio) -> int:
-    holder = read_holder(max((studio.folder / "runs").iterdir()) / PROCESS_NAME)
-    assert holder is not None
-    return holder.pid
+    return int(found.json_value())
 
 
 def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_create(
-    browser: Browser, studio: RunningStudio, photos: list[Path]
+    browser: Browser, studio: RunningStudio, tmp_path: Path
 ) -> None:
+    photos = write_photos(find_concept("fox"), tmp_path)
     with open_page(browser, studio.url) as page:
         open_train(page)
-        fill(page, photos)
+        page.locator("#train-photos input[type=file]").set_input_files(photos)
+        expect(page.locator("#train-photos-said")).to_contain_text(f"{len(photos)} photos")
+        page.get_by_label("What is it?").fill("animal")
+        page.get_by_label("Name in the library").fill("Fox")
+        expect(page.locator("#train-described")).to_contain_text("a sks animal")
+        page.get_by_role("button", name="Advanced").locator("visible=true").click()
+        page.locator("#train-steps").locator("input, textarea").fill(str(STEPS))
+        page.get_by_label("Pictures to draw in between").fill("a sks animal")
         page.locator("#train-go").click()
         expect(page.locator("#train-status h2")).to_have_text("Fox")
         wait_for_step(page, 1)
@@ -109,15 +90,17 @@ def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_cr
         expect(page.locator("#train-curve")).to_be_visible()
         expect(page.locator("#train-pictures figcaption").first).to_have_text("Base")
         expect(page.locator("#train-pictures figcaption").nth(1)).to_have_text("Step 0")
-        seen = shown_step(page)
+        seen = wait_for_step(page, 0)
     with open_page(browser, studio.url, phone=True) as page:  # the tab was closed; a second device
         open_train(page)
         wait_for_step(page, seen)
         page.locator("#train-pause").click()
         expect(page.locator("#train-status")).to_contain_text("Paused at step", timeout=TRAINING_MS)
         page.locator("#train-resume").click()
-        wait_for_step(page, shown_step(page))
-        os.kill(pid_of(studio), signal.SIGKILL)
+        wait_for_step(page, wait_for_step(page, 0))
+        holder = read_holder(max((studio.folder / "runs").iterdir()) / PROCESS_NAME)
+        assert holder is not None
+        os.kill(holder.pid, signal.SIGKILL)
         expect(page.locator("#train-status")).to_contain_text("The training broke off")
         expect(page.locator("#train-status")).to_contain_text("it was killed")
         expect(page.locator("#train-pause")).to_be_hidden()
@@ -182,11 +165,9 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         (tmp_path / name).write_bytes(data)
     with open_page(browser, studio.url, allowed=("500",)) as page:
         open_train(page)
-        photos, sent = (
-            page.locator("#train-gallery .grid-container button"),
-            page.locator("#train-photos input"),
-        )
-        toast, go = page.locator(".toast-body").last, page.locator("#train-go")
+        photos = page.locator("#train-gallery .grid-container button")
+        sent, go = page.locator("#train-photos input"), page.locator("#train-go")
+        toast = page.locator(".toast-body").last
         page.get_by_label("What is it?").fill("dog")
         page.get_by_role("button", name="Command line").click()
         command = page.locator("#train-command textarea")
@@ -226,8 +207,8 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
 
 
 @pytest.mark.parametrize(("phone", "scheme"), [(False, "light"), (True, "dark")])
-def test_axe_finds_nothing_serious(browser: Browser, broken: RunningStudio, phone: bool, scheme: str) -> None:
-    with open_page(browser, broken.url, phone=phone, scheme=scheme) as page:  # type: ignore[arg-type]
+def test_axe_finds_nothing_serious(browser: Browser, broken: RunningStudio, phone: bool, scheme: Any) -> None:
+    with open_page(browser, broken.url, phone=phone, scheme=scheme) as page:
         open_train(page)
         expect(page.locator("#train-status")).to_contain_text("memory ran out in the run's folder")
         expect(page.locator("#train-curve")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The studio is safe by default: who may come in, what it tells outside, and what it never hands out."""
+"""The studio is safe by default: who may come in, what it tells outside, what it never fetches or gives."""
 
 import ast
 import json
@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,43 +26,23 @@ from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.ui.errors import handler, without_paths
 from ether_diffusion.ui.jobs import RunningJobs
-from ether_diffusion.ui.server import ServerSettings, read_login
+from ether_diffusion.ui.server import read_login, serve
 
 NO_UI = "the extra ui is not installed; with it, and in CI, this runs"
 gr = pytest.importorskip("gradio", reason=NO_UI)
 gradio_client = pytest.importorskip("gradio_client", reason=NO_UI)
+gate = pytest.importorskip("ether_diffusion.ui.gate", reason=NO_UI)
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = ("ether_diffusion", "pipelines", "scripts", "ui", "tests")
 SOURCES = [
     path
-    for folder in ("ether_diffusion", "pipelines", "scripts", "ui", "tests")
+    for folder in FOLDERS
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not any(parent.is_symlink() for parent in path.parents)
 ]
-OUTSIDE = """
-import json, sys, tempfile
-from pathlib import Path
-asked = []
-def hook(event, arguments):
-    if event == "socket.getaddrinfo":
-        asked.append(str(arguments[0]))
-    elif event == "socket.connect" and isinstance(arguments[1], tuple):
-        asked.append(str(arguments[1][0]))
-sys.addaudithook(hook)
-from ether_diffusion.ui import server
-folder = Path(sys.argv[1])
-settings = server.ServerSettings(folder, port=int(sys.argv[2]))
-folder.mkdir()
-with server._private_folder(folder / "temp") as private, server._environment(private):
-    from ether_diffusion.ui.app import build_app
-    from ether_diffusion.ui.studio import Studio
-    studio = Studio(folder)
-    app = build_app(studio)
-    server.launch(app, settings, folder)
-    import time; time.sleep(1)
-    app.close(verbose=False)
-print(json.dumps(asked))
-"""
+USER, PASSWORD = "anna", "correct horse"
+FORM = "multipart/form-data; boundary=x"
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +51,241 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
         yield running
 
 
-def answer(url: str, data: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": kind} if data else {})
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    folder = tmp_path_factory.mktemp("locked") / "studio"
+    with running_studio(folder, "--auth", f"{USER}:{PASSWORD}") as running:
+        yield running
+
+
+def ask(url: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    if data is not None:
+        named.setdefault("Content-Type", "application/json")
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, response.read()
+        with urllib.request.urlopen(urllib.request.Request(url, data, named), timeout=60) as response:
+            status, said, found = response.status, response.read(), response.headers
     except urllib.error.HTTPError as error:
-        return error.code, error.read()
+        status, said, found = error.code, error.read(), error.headers
+    return status, said, {name.lower(): value for name, value in found.items()}
+
+
+def question(*data: Any, **more: Any) -> bytes:
+    return json.dumps({"data": data, "session_hash": "abc", **more}).encode()
+
+
+def upload(studio: RunningStudio, content: bytes, **headers: str) -> tuple[int, bytes]:
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = head + content + b"\r\n--x--\r\n"
+    return ask(f"{studio.url}/gradio_api/upload", body, Content_Type=FORM, **headers)[:2]
+
+
+def log_in(studio: RunningStudio, password: str, **headers: str) -> tuple[int, dict[str, str]]:
+    form = urllib.parse.urlencode({"username": USER, "password": password}).encode()
+    kind = "application/x-www-form-urlencoded"
+    status, _, found = ask(f"{studio.url}/login", form, Content_Type=kind, **headers)
+    return status, found
+
+
+def posted(studio: RunningStudio, path: str, declared: int, sent: bytes = b"") -> bytes:
+    """Return the beginning of the answer to a body that is said to come, and of which this is sent."""
+    with socket.create_connection(("127.0.0.1", int(studio.url.rpartition(":")[2])), timeout=10) as line:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        line.sendall(f"{head}Content-Length: {declared}\r\n\r\n".encode() + sent)
+        return line.recv(100)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:7860", "localhost.evil:1", "", "192.168.1.7"]
+)
+def test_another_name_for_this_machine_is_not_answered(studio: RunningStudio, host: str) -> None:
+    for path in ("/", "/config", "/gradio_api/info"):
+        status, said, _ = ask(studio.url + path, Host=host)
+        assert (status, b"--auth" in said) == (403, True)
+    for own in ("localhost", "LOCALHOST:1", "127.0.0.1:99"):
+        assert ask(f"{studio.url}/config", Host=own)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:3000"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site", "Origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_the_page_of_another_site_uploads_and_starts_nothing(
+    studio: RunningStudio, headers: dict[str, str]
+) -> None:
+    assert upload(studio, b"hello", **headers)[0] == 403
+    generate = f"{studio.url}/gradio_api/call/generate"
+    assert ask(generate, question("a fox"), Content_Type="text/plain", **headers)[0] == 403
+    for own in ({"Origin": studio.url}, {"Sec_Fetch_Site": "same-origin"}):
+        assert upload(studio, b"hello", **own)[0] == 200
+
+
+def test_no_other_site_shows_the_studio_in_a_frame(studio: RunningStudio) -> None:
+    for path in ("/", "/config", "/gradio_api/file=/etc/passwd", "/nowhere"):
+        headers = ask(studio.url + path)[2]
+        assert headers["x-frame-options"] == "SAMEORIGIN"
+        assert "frame-ancestors 'self'" in headers["content-security-policy"]
+
+
+def was_asked(server: socket.socket) -> bool:
+    server.settimeout(0.5)
+    try:
+        server.accept()[0].close()
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_no_address_is_fetched_for_a_visitor(studio: RunningStudio) -> None:
+    paths = (
+        "file=http://{}/x.png", "file=HTTP://{}/x.png", "file=http%3A//{}/x", "file/https://{}/x",
+        "proxy=http://{}/x", "file=ftp://{}/x",
+    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        here = f"127.0.0.1:{listener.getsockname()[1]}"
+        for path in paths:
+            for place in (here, "a-name-to-look-up.example"):
+                started = time.monotonic()
+                status, said, _ = ask(f"{studio.url}/gradio_api/{path.format(place)}")
+                assert (status, b"fetches nothing" in said) == (403, True)
+                assert time.monotonic() - started < 5
+        for address in ("http://{}/x.png", "https://{}/x.png", " hTTp://{}/x"):
+            file = {"path": address.format(here), "meta": {"_type": "gradio.FileData"}}
+            for data in ([file], ["a fox", {"x": [file]}], [[[file]]]):
+                plain = question(*data, fn_index=0)
+                for each in (plain, plain.replace(b"http", b"\\u0068ttp")):
+                    for endpoint in ("call/generate", "queue/join"):
+                        status, said, _ = ask(f"{studio.url}/gradio_api/{endpoint}", each)
+                        assert (status, b"fetches nothing" in said) == (422, True)
+        assert not was_asked(listener)
+    prompt = question("http://a.example", {}, 0, 1)
+    assert ask(f"{studio.url}/gradio_api/call/adapters", prompt)[0] == 200
+
+
+def test_uploads_and_questions_have_caps_and_a_quota(studio: RunningStudio) -> None:
+    assert b"413" in posted(studio, "/gradio_api/queue/join", gate.MAX_QUESTION + 1)
+    assert upload(studio, bytes(65 << 20))[0] == 413
+    (cache,) = (studio.folder / "temp").glob("server-*/cache")
+    with (cache / "full").open("wb") as file:
+        file.truncate((2 << 30) - 100)
+    status, said = upload(studio, bytes(200))
+    assert (status, b"older uploads are deleted" in said) == (413, True)
+    (cache / "full").unlink()
+    assert upload(studio, bytes(200))[0] == 200
+
+
+def test_what_needs_a_login_is_not_read_without_one(locked: RunningStudio) -> None:
+    process = psutil.Process(locked.process.pid)
+    before = process.memory_info().rss
+    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/generate"):
+        answer = posted(locked, path, 200 << 20, b" " * 1000)
+        assert answer.startswith(b"HTTP/1.1 401")  # before anything more is sent
+    assert process.memory_info().rss - before < 50 << 20
+    assert ask(f"{locked.url}/login", b"x" * 70_000)[0] == 413
+    for path in ("/config", "/gradio_api/info", "/gradio_api/file=x"):
+        assert ask(f"{locked.url}{path}", Host="studio.example")[0] == 401
+    assert ask(f"{locked.url}/openapi.json")[0] in (401, 404)
+
+
+def test_a_login_is_known_by_its_cookie_under_any_name(locked: RunningStudio) -> None:
+    status, headers = log_in(locked, PASSWORD, Host="studio.example")
+    assert status == 200
+    cookie, url = headers["set-cookie"].partition(";")[0], f"{locked.url}/gradio_api/call/adapters"
+    for given, expected in (("", 401), ("access-token-unsecure-x=y", 401), (cookie, 200)):
+        assert ask(url, question(), Cookie=given)[0] == expected
+    quiet: dict[str, Any] = {"verbose": False, "analytics_enabled": False}
+    with pytest.raises(Exception, match=r"(?i)auth|login|401"):
+        gradio_client.Client(locked.url, **quiet)
+    script = gradio_client.Client(locked.url, auth=(USER, PASSWORD), **quiet)
+    assert [card["name"] for card in script.predict(api_name="/adapters")] == ["Shapes"]
+
+
+def test_guessing_is_slow_for_who_guesses_and_for_nobody_else(locked: RunningStudio) -> None:
+    def timed(password: str, client: str) -> tuple[int, bool]:
+        started = time.monotonic()
+        status, _ = log_in(locked, password, X_Forwarded_For=client)
+        return status, time.monotonic() - started >= gate.PAUSE
+
+    guesses = [log_in(locked, f"guess {n}", X_Forwarded_For="10.1.1.1")[0] for n in range(gate.FREE_FAILURES)]
+    assert guesses == [400] * gate.FREE_FAILURES
+    assert timed(PASSWORD, "10.2.2.2") == (200, False)
+    assert timed("one more guess", "10.1.1.1") == (400, True)
+    assert timed(PASSWORD, "10.1.1.1")[0] == 200  # is never refused
+    assert timed("wrong again", "10.1.1.1") == (400, False)
+
+
+def test_a_login_or_port_that_is_none_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("nobody", "name:", ":long-enough", "name:short", "@/no/such/file"):
+        with pytest.raises((ValueError, FileNotFoundError), match="NAME:PASSWORD"):
+            read_login(text)
+    with pytest.raises(ValueError, match="port=70000"):
+        serve(tmp_path / "studio", port=70000)
+    (tmp_path / "login").write_text(f"{USER}:{PASSWORD}\nnot this\n")
+    login = read_login(f"@{tmp_path / 'login'}")
+    assert (login(USER, PASSWORD), login(USER, "correct horsf"), login("Anna", PASSWORD)) == (
+        True,
+        False,
+        False,
+    )
+    assert "horse" not in repr(login)
+    assert ether.main(["ui", "--folder", str(tmp_path / "studio"), "--listen"]) == 2
+    assert re.fullmatch(r"ether ui: --listen .*--auth.*\n", capsys.readouterr().err)
+    assert not (tmp_path / "studio").exists()
+
+
+@pytest.mark.parametrize("problem", ["port", "home"])
+def test_what_keeps_it_from_starting_is_one_sentence(
+    studio: RunningStudio, tmp_path: Path, problem: str
+) -> None:
+    """~nobody… stands for a user without a home, and so does ~ where neither HOME nor passwd say it."""
+    port = studio.url.rpartition(":")[2]
+    options, words = {
+        "port": (["--port", port, "--folder", str(tmp_path / "other")], f"port {port} is taken"),
+        "home": (["--folder", "~no-such-user/studio"], "for ~no-such-user/studio; say with --folder"),
+    }[problem]  # fmt: skip
+    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "ui", *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+OUTSIDE = """
+import json, os, signal, sys, threading, time, urllib.request
+from pathlib import Path
+asked = []
+def hook(event, arguments):
+    if event == "socket.getaddrinfo":
+        asked.append(str(arguments[0]))
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        asked.append(str(arguments[1][0]))
+sys.addaudithook(hook)
+def end(url):
+    while True:
+        time.sleep(1)
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            continue
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+from ether_diffusion.ui.server import serve
+threading.Thread(target=end, args=(f"http://127.0.0.1:{sys.argv[2]}/",), daemon=True).start()
+serve(Path(sys.argv[1]), port=int(sys.argv[2]))
+print(json.dumps(asked))
+"""
 
 
 def test_nothing_outside_is_asked_while_the_studio_is_imported_built_and_launched(tmp_path: Path) -> None:
@@ -88,87 +299,31 @@ def test_nothing_outside_is_asked_while_the_studio_is_imported_built_and_launche
     assert asked <= {"127.0.0.1", "localhost", "None", "::1", "0.0.0.0"}, asked
 
 
-def test_listening_without_a_login_is_refused_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "studio"
-    assert ether.main(["ui", "--folder", str(folder), "--listen"]) == 2
-    assert re.fullmatch(r"ether ui: --listen .*--auth.*\n", capsys.readouterr().err)
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize("login", ["nobody", "name:", ":long-enough", "name:short", "@/no/such/file"])
-def test_a_login_or_port_that_is_none_is_refused(login: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match="NAME:PASSWORD"):
-        read_login(login)
-    with pytest.raises(ValueError, match="port=70000"):
-        ServerSettings(tmp_path, port=70000)
-
-
-def test_a_login_is_right_or_wrong_and_may_stand_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "login").write_text("anna:correct horse\nnot this\n")
-    door = read_login(f"@{tmp_path / 'login'}")
-    assert door("anna", "correct horse")
-    assert not door("anna", "correct horsf")
-    assert not door("Anna", "correct horse")
-    assert "horse" not in repr(door)
-
-
-def test_a_taken_port_is_said_in_one_sentence(studio: RunningStudio, tmp_path: Path) -> None:
-    port = studio.url.rpartition(":")[2]
-    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "ui", "--port", port]
-    done = subprocess.run(
-        [*command, "--folder", str(tmp_path / "other")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 2
-    assert f"port {port} is taken" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_it_listens_on_this_machine_alone_and_offers_no_share(studio: RunningStudio) -> None:
-    process = psutil.Process(studio.process.pid)
-    listening = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert listening == {"127.0.0.1"}
-    config = json.loads(answer(f"{studio.url}/config")[1])
+def test_it_listens_on_this_machine_alone_and_hands_out_no_file_but_pictures(studio: RunningStudio) -> None:
+    connections = psutil.Process(studio.process.pid).net_connections("tcp")
+    assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+    config = json.loads(ask(f"{studio.url}/config")[1])
     assert not config.get("is_space")
     assert not config.get("run_history")
     assert config["analytics_enabled"] is False
-
-
-@pytest.mark.parametrize("path", ["/etc/passwd", "studio.log", "..", "adapters", "http://127.0.0.1:1/"])
-def test_no_file_but_pictures_is_read_through_the_page(studio: RunningStudio, path: str) -> None:
-    inside = studio.folder / path if not path.startswith(("/", "http")) else path
-    assert answer(f"{studio.url}/gradio_api/file={inside}")[0] in (403, 404)
-
-
-def test_an_upload_has_a_cap(studio: RunningStudio) -> None:
-    line = b"--x\r\n"
-    head = b'Content-Disposition: form-data; name="files"; filename="big.png"\r\n\r\n'
-    body = line + head + bytes(65 << 20) + b"\r\n--x--\r\n"
-    status, _ = answer(f"{studio.url}/gradio_api/upload", body, "multipart/form-data; boundary=x")
-    assert status == 413
-
-
-@pytest.mark.parametrize("place", ["the drop field", "/generate"])
-def test_what_a_visitor_names_is_never_handed_out(studio: RunningStudio, place: str) -> None:
-    """A handler is given a path by hand: it must lie among the visitor's uploads."""
-    config = json.loads(answer(f"{studio.url}/config")[1])
-    if place == "/generate":
-        (asked,) = [each for each in config["dependencies"] if each["api_name"] == "generate"]
-    else:
-        (drop,) = [c["id"] for c in config["components"] if c["props"].get("elem_id") == "create-drop"]
-        (asked,) = [each for each in config["dependencies"] if [drop, "upload"] in each["targets"]]
+    for path in (
+        "/etc/passwd",
+        studio.folder / "studio.log",
+        studio.folder / "..",
+        studio.folder / "adapters",
+    ):
+        assert ask(f"{studio.url}/gradio_api/file={path}")[0] in (403, 404)
+    # a handler is given a path by hand: it must lie among the visitor's uploads
+    (generate,) = [each for each in config["dependencies"] if each["api_name"] == "generate"]
+    (drop,) = [c["id"] for c in config["components"] if c["props"].get("elem_id") == "create-drop"]
+    (dropped,) = [each for each in config["dependencies"] if [drop, "upload"] in each["targets"]]
     values = {c["id"]: c["props"].get("value") for c in config["components"]}
     file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    data = [*(values[widget] for widget in asked["inputs"][:-1]), file]  # the file is the last of all
-    body = json.dumps({"data": data, "fn_index": asked["id"], "session_hash": "abc"}).encode()
-    status, said = answer(f"{studio.url}/gradio_api/queue/join", body)
-    assert status == 422
-    assert b"upload the file first" in said  # it was not even read
+    for asked in (generate, dropped):
+        given = [values[widget] for widget in asked["inputs"][:-1]]  # the file is the last of all
+        join = question(*given, file, fn_index=asked["id"])
+        status, said, _ = ask(f"{studio.url}/gradio_api/queue/join", join)
+        assert (status, b"upload the file first" in said) == (422, True)  # it was not even read
 
 
 def test_two_servers_of_one_folder_have_private_uploads_that_go_with_each(tmp_path: Path) -> None:
@@ -189,36 +344,22 @@ def test_two_servers_of_one_folder_have_private_uploads_that_go_with_each(tmp_pa
     assert not list(temp.glob("server-*"))
 
 
-def test_a_login_is_asked_for_where_one_is_set(tmp_path: Path) -> None:
-    with running_studio(tmp_path / "studio", "--auth", "anna:correct horse") as running:
-        for path in ("/config", "/gradio_api/info", "/gradio_api/file=x"):
-            assert answer(f"{running.url}{path}")[0] == 401
-        assert answer(f"{running.url}/openapi.json")[0] in (401, 404)
-        with pytest.raises(Exception, match=r"(?i)auth|login|401"):
-            gradio_client.Client(running.url, verbose=False, analytics_enabled=False)
-        script = gradio_client.Client(
-            running.url, auth=("anna", "correct horse"), verbose=False, analytics_enabled=False
-        )
-        assert [card["name"] for card in script.predict(api_name="/adapters")] == ["Shapes"]
-
-
-def test_an_error_of_ours_is_a_sentence_without_a_path() -> None:
+def test_an_error_of_ours_is_a_sentence_and_any_other_an_id_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     from ether_diffusion.ui.requests import GenerateRequest
+
+    def fail() -> None:
+        raise RuntimeError("secret at /home/anna")
 
     with pytest.raises(gr.Error) as caught:
         handler(lambda: GenerateRequest("a fox", num_images=0))()
     assert re.fullmatch(r"[A-Z].* from 1 to 32; found 0\.", str(caught.value.message))
     assert without_paths("there is no /home/anna/studio/x.png here") == "there is no x.png here"
-
-
-def test_any_other_error_is_an_id_whose_traceback_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    def fail() -> None:
-        raise RuntimeError("secret at /home/anna")
-
     with pytest.raises(gr.Error) as caught:
         handler(fail)()
     found = re.fullmatch(
-        r"Something went wrong \(id ([0-9a-f]{4})\)\. Details are in the log\.", str(caught.value.message)
+        r"Something went wrong \(id ([0-9a-f]{4})\)\..* the log\.", str(caught.value.message)
     )
     assert found
     assert found[1] in caplog.text
@@ -276,30 +417,13 @@ def test_pictures_of_many_sizes_leave_little_behind(tmp_path: Path) -> None:
 
 
 def test_sessions_leave_little_behind(studio: RunningStudio) -> None:
-    process, url = psutil.Process(studio.process.pid), f"{studio.url}/gradio_api"
-
-    def visit(number: int) -> None:
-        question = json.dumps({"data": [], "session_hash": f"visitor{number}"}).encode()
-        request = urllib.request.Request(
-            f"{url}/call/adapters", question, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            event = json.load(answer)["event_id"]
-        with urllib.request.urlopen(f"{url}/call/adapters/{event}", timeout=30) as answer:
-            assert b"complete" in answer.read()
-
-    for number in range(130):
-        visit(number)
-    before = process.memory_info().rss
-    for number in range(130, 430):
-        visit(number)
+    process, url = psutil.Process(studio.process.pid), f"{studio.url}/gradio_api/call/adapters"
+    for number in range(430):
+        if number == 130:
+            before = process.memory_info().rss
+        event = json.loads(ask(url, question(session_hash=f"visitor{number}"))[1])["event_id"]
+        assert b"complete" in ask(f"{url}/{event}")[1]
     assert process.memory_info().rss - before < 60 << 20  # of 145 MB if all were kept
-
-
-def drawn_by(url: str, folder: Path) -> str:
-    script = gradio_client.Client(url, download_files=folder, verbose=False, analytics_enabled=False)
-    pictures, _, _ = script.predict("a fox", steps=1, compare_with_base=False, api_name="/generate")
-    return str(pictures[0]["caption"])
 
 
 def test_it_starts_behind_proxies_on_a_base_and_a_folder_that_are_relative(tmp_path: Path) -> None:
@@ -314,30 +438,21 @@ def test_it_starts_behind_proxies_on_a_base_and_a_folder_that_are_relative(tmp_p
     with running_studio(tmp_path / "studio", *options, cwd=place, variables=variables) as running:
         inside = psutil.Process(running.process.pid).environ()
         assert {name: inside[name] for name in proxies} == proxies
-        assert drawn_by(running.url, tmp_path)
+        script = gradio_client.Client(
+            running.url, download_files=tmp_path, verbose=False, analytics_enabled=False
+        )
+        script.predict("a fox", steps=1, compare_with_base=False, api_name="/generate")
         assert not list((place / "mine" / "temp" / "empty").iterdir())
     assert list((place / "mine" / "outputs").rglob("*.png"))
 
 
-def test_without_a_home_a_folder_must_be_named(tmp_path: Path) -> None:
-    """~nobody… stands for a user without a home, and so does ~ where neither HOME nor passwd say it."""
-    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "ui"]
-    command += ["--folder", "~no-such-user/studio"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path)
-    assert done.returncode == 2
-    (sentence,) = done.stderr.splitlines()
-    assert "there is no home folder here for ~no-such-user/studio; say with --folder" in sentence
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_within_seconds_while_it_draws(tmp_path: Path, number: signal.Signals) -> None:
+def test_it_ends_within_seconds_while_it_draws(tmp_path: Path) -> None:
     with running_studio(tmp_path / "studio") as running:
         script = gradio_client.Client(running.url, verbose=False, analytics_enabled=False)
         drawing = script.submit("a fox", width=512, height=512, api_name="/generate")
         time.sleep(6)
         assert not drawing.done()
         started = time.monotonic()
-        assert running.stop(number) == 0
+        assert running.stop(signal.SIGINT) == 0
         assert time.monotonic() - started < 10
         assert not list((running.folder / "temp").glob("server-*"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from collections import OrderedDict
 from contextlib import suppress
@@ -30,19 +31,25 @@ MAX_CLIENTS = 10_000
 """Whose wrong logins are remembered."""
 _HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _ELSEWHERE = re.compile(r"(file[=/]|proxy=)\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
-_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
-_BAD_FILE: Final = {
-    "__type__": "validate",
-    "is_valid": False,
-    "parameter_name": "file",
-    "message": "The studio fetches nothing from other places; upload the file first.",
-}
-"""As Gradio's own validators answer."""
+_FETCHES_NOTHING = "The studio fetches nothing from other places"
+_OTHER_NAME = (
+    "The studio answers here as localhost and 127.0.0.1 only; start it with --auth NAME:PASSWORD to reach it "
+    "by another name."
+)
 _HEADERS: Final = {
     "X-Frame-Options": "SAMEORIGIN",
     "Content-Security-Policy": "frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+@dataclass
+class _Client:
+    """One that logs in: wrong ones in a row, and those that wait."""
+
+    failures: int = 0
+    num_waiting: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Gate:
@@ -58,15 +65,14 @@ class Gate:
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         try:
             await self._pass(scope, receive, sending)
         except HTTPException as refusal:
@@ -75,14 +81,17 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = Headers(scope=scope), scope["path"].rstrip("/")
-        if not self._has_login:
-            _check_host(headers.get("host", ""))
+        if not self._has_login and _host_of(headers) not in _HOSTS:
+            raise HTTPException(403, _OTHER_NAME)
         if _ELSEWHERE.search(path):
-            raise HTTPException(403, "The studio fetches nothing from other places.")
+            raise HTTPException(403, f"{_FETCHES_NOTHING}.")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        _check_origin(headers)
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")  # scripts send neither
+        is_own = origin is None or urlsplit(origin).netloc == headers.get("host")
+        if not (is_own if site is None else site in ("same-origin", "none")):
+            raise HTTPException(403, "This comes from a page of another site; open the studio itself.")
         if path == "/login":
             _, again = await _read(_counted(headers, receive, MAX_LOGIN))
             await self._log_in(scope, again, send)
@@ -124,33 +133,10 @@ class Gate:
         await self._app(scope, receive, listening)
 
 
-@dataclass
-class _Client:
-    """One that logs in: wrong ones in a row, and those that wait."""
-
-    failures: int = 0
-    num_waiting: int = 0
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-def _check_host(host: str) -> None:
-    name = None
+def _host_of(headers: Headers) -> str | None:
     with suppress(ValueError):
-        name = urlsplit(f"//{host}").hostname
-    if name not in _HOSTS:
-        raise HTTPException(
-            403,
-            "The studio answers here as localhost and 127.0.0.1 only; start it with --auth NAME:PASSWORD to "
-            "reach it by another name.",
-        )
-
-
-def _check_origin(headers: Headers) -> None:
-    """Refuse what a browser sends for another site's page; scripts send neither header."""
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    is_own = origin is None or urlsplit(origin).netloc == headers.get("host")
-    if not (is_own if site is None else site in ("same-origin", "none")):
-        raise HTTPException(403, "This comes from a page of another site; open the studio itself.")
+        return urlsplit(f"//{headers.get('host', '')}").hostname
+    return None
 
 
 def _is_known(scope: Scope, headers: Headers) -> bool:
@@ -172,23 +158,20 @@ def _check_files(body: bytes, uploads: Path) -> None:
             left += value
         elif isinstance(value, dict):
             left += value.values()
-            path = value.get("path")
-            if isinstance(path, str) and not _is_uploaded(path, uploads):
-                raise HTTPException(422, [_BAD_FILE])  # type: ignore[arg-type]  # clients show its message
-
-
-def _is_uploaded(path: str, uploads: Path) -> bool:
-    try:
-        is_inside = Path(path).resolve().is_relative_to(uploads.resolve())
-    except (OSError, ValueError):  # no path at all
-        return False
-    return is_inside and not _ADDRESS.match(path)
+            path, is_uploaded = value.get("path"), False
+            with suppress(OSError, ValueError):  # no path at all
+                is_uploaded = not isinstance(path, str) or (
+                    os.path.isabs(path) and Path(path).resolve().is_relative_to(uploads.resolve())  # noqa: PTH117
+                )
+            if not is_uploaded:
+                message = f"{_FETCHES_NOTHING}; upload the file first."
+                said = {"is_valid": False, "parameter_name": "file", "message": message}
+                raise HTTPException(422, [{"__type__": "validate", **said}])  # type: ignore[arg-type]  # as Gradio's
 
 
 def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
-    """Give what is received, and refuse it when it is more than there is room for."""
+    """Give what is received, and refuse it when it is, or says it is, more than there is room for."""
     declared = headers.get("content-length", "")
-    num_bytes = int(declared) if declared.isdecimal() else 0
     received = 0
 
     def check(num_bytes: int) -> None:
@@ -206,7 +189,7 @@ def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
         check(received)
         return message
 
-    check(num_bytes)
+    check(int(declared) if declared.isdecimal() else 0)
     return counting
 
 

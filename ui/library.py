@@ -6,24 +6,46 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-from ether_diffusion.adapters import read_adapter
-from ether_diffusion.adapters.format import CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
-from ether_diffusion.adapters.models import Match
-from ether_diffusion.bases import Base, load_base
+from safetensors import safe_open
+from torch import nn
+
+from ether_diffusion.adapters import Adapter, AdapterPart, read_adapter
+from ether_diffusion.adapters.format import (
+    CONFIG_NAME,
+    CONTROL_CONFIG_NAME,
+    EXPORT_NAME,
+    TENSORS_NAME,
+    content_hash,
+)
+from ether_diffusion.adapters.models import Fit, Match, check_fit
+from ether_diffusion.bases import Base, Denoiser, load_base
+from ether_diffusion.control.conditioning import check_encoder
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.export import export_lora
-from ether_diffusion.ui.adapter_contents import THUMBNAIL_NAME, download_files, hash_of, steps_of, zip_bytes
-from ether_diffusion.ui.adapter_upload import read_upload
-from ether_diffusion.ui.base_fit import BaseFit
+from ether_diffusion.ui.adapter_files import (
+    LABEL_NAME,
+    THUMBNAIL_NAME,
+    Label,
+    check_name,
+    file_stem,
+    files_in,
+    files_of,
+    read_label,
+    read_upload,
+    thumbnail,
+    told,
+    zip_bytes,
+)
 from ether_diffusion.ui.errors import disk_explained
-from ether_diffusion.ui.labels import LABEL_NAME, Label, check_name, file_stem, read_label, write_label
 from ether_diffusion.wording import printable
 
 GONE = "this adapter is no longer in the library: it was deleted meanwhile; refresh the list"
@@ -61,11 +83,63 @@ class Card:
         return self.match in ("same", "unknown")
 
 
+class BaseFit:
+    """Compares adapters with a base that is opened and not loaded."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._lock = threading.RLock()
+
+    def fit(self, adapter: Adapter) -> Fit:
+        """Say how the base compares with that of an adapter and its control encoder, if it has one.
+
+        Of a text encoder's adapter, only whether the base has that text encoder is looked at.
+
+        Raises:
+            ValueError: they do not fit; the message says why.
+        """
+        lacking = [name for name in adapter.parts if not (self.base.folder / name).is_dir()]
+        if lacking:
+            raise ValueError(f"the adapter changes the {lacking[0]}, which {self.base.name} has not")
+        if adapter.encoder is not None:
+            with self._lock:
+                check_encoder(self._skeleton, adapter.encoder)
+        if "unet" not in adapter.parts:
+            return Fit("unknown")
+        with self.adapted_unet(adapter.parts["unet"]) as unet:
+            return check_fit(unet, adapter.parts["unet"], "asked")
+
+    @contextmanager
+    def adapted_unet(self, adapter: AdapterPart) -> Iterator[Denoiser]:
+        """Give the UNet with the weights that an adapter changes, as they are stored, and no others.
+
+        One visitor has it at a time.
+        """
+        changed, variant = adapter.modules(), self.base.variant
+        with self._lock, ExitStack() as stack:
+            modules = {name: m for name, m in self._skeleton.named_modules() if name in changed}
+            weights = {f"{name}.weight": m for name, m in modules.items() if isinstance(m, nn.Linear)}
+            pattern = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
+            for path in sorted((self.base.folder / self.base.denoiser).glob(pattern)):
+                with safe_open(path, framework="pt") as file:
+                    for name in weights.keys() & set(file.keys()):
+                        stack.callback(setattr, weights[name], "weight", weights[name].weight)
+                        weights[name].weight = nn.Parameter(file.get_tensor(name), requires_grad=False)
+            yield self._skeleton
+
+    @cached_property
+    def _skeleton(self) -> Denoiser:
+        unet = self.base.empty_denoiser()
+        unet.register_to_config(_name_or_path=str(self.base.folder))
+        return unet
+
+
 class Library:
     """The adapters in a folder, for a base that is opened and need not be loaded.
 
     `temp` takes uploads while they are read, and the files that visitors fetch. Any number of servers may
     use one folder. Wherever an id is given: FileNotFoundError where there is no such adapter, or no longer.
+    What writes raises ValueError where the disk is full or may not be written to.
     """
 
     def __init__(self, root: Path, temp: Path, base: Base) -> None:
@@ -94,22 +168,15 @@ class Library:
         return found
 
     def rename(self, adapter_id: str, name: str) -> Card:
-        """Give an adapter another name; its folder and id stay.
-
-        Raises:
-            ValueError: the name is empty or too long, or the disk is full.
-        """
+        """Give an adapter another name, which may not be empty or too long; its folder and id stay."""
         folder, checked = self.folder(adapter_id), check_name(name)
         with self._writing, disk_explained(folder, "renaming the adapter"):
-            write_label(folder, Label(name=checked, created=self._card(folder).created))
+            label = Label(name=checked, created=self._card(folder).created)
+            write_files(folder, {LABEL_NAME: label.to_bytes()})
         return self._card(folder)
 
     def delete(self, adapter_id: str) -> None:
-        """Delete an adapter with its files.
-
-        Raises:
-            ValueError: the folder cannot be written to.
-        """
+        """Delete an adapter with its files."""
         folder = self.folder(adapter_id)
         aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.deleted")
         with disk_explained(folder, "deleting the adapter"):
@@ -125,46 +192,49 @@ class Library:
         It is read as strictly as everywhere, and written anew: nothing else that was uploaded is kept.
 
         Raises:
-            ValueError, FileNotFoundError: it is no whole adapter, or the disk is full.
+            ValueError: it is no whole adapter.
         """
-        with disk_explained(self.root, "taking the adapter"):
-            upload = read_upload(paths, self.temp)
-            return self._add(upload.files, upload.name)
+        self.temp.mkdir(parents=True, exist_ok=True)
+        with (
+            disk_explained(self.root, "taking the adapter"),
+            TemporaryDirectory(prefix="upload-", dir=self.temp) as staged,
+        ):
+            adapter, folder = read_upload(paths, Path(staged))
+            name = paths[0].stem
+            if (folder / LABEL_NAME).is_file():
+                name = read_label(folder).name
+            elif name.startswith((Path(TENSORS_NAME).stem, Path(CONFIG_NAME).stem)):
+                name = adapter.metadata.trigger or "uploaded adapter"
+            return self._add(files_of(adapter) | thumbnail(folder), printable(name)[:60])
 
     def add_run_result(self, folder: Path, name: str) -> Card:
         """Copy the adapter that a training run ended with into the library.
 
         Raises:
-            ValueError, FileNotFoundError: the folder holds no whole adapter, or the disk is full.
+            ValueError, FileNotFoundError: the folder holds no whole adapter.
         """
         with disk_explained(self.root, "keeping the adapter"):
-            return self._add(download_files(folder), name)
+            return self._add(files_in(folder), name)
 
     def native_zip(self, adapter_id: str) -> Path:
-        """Write an adapter as one zip, which `import_upload` and other studios read; return its path.
-
-        Raises:
-            ValueError: it is damaged, or the disk is full.
-        """
+        """Write an adapter that is whole as one zip, which studios read; return its path."""
         folder = self.folder(adapter_id)
         label = read_label(folder)
         stem = file_stem(label.name, adapter_id)
-        files = {**download_files(folder), LABEL_NAME: label.to_bytes()}
+        read_adapter(folder)
+        files = {**files_in(folder), LABEL_NAME: label.to_bytes()}
         return self._offer(adapter_id, f"{stem}.zip", zip_bytes(files, stem))
 
     def lora_file(self, adapter_id: str) -> Path:
         """Write an adapter as one LoRA file for other tools, exact on its base; return its path.
 
         Raises:
-            ValueError: it was trained on another base, LoRA files cannot say what it does, or the disk is
-                full.
+            ValueError: it was trained on another base, or LoRA files cannot say what it does.
         """
         folder = self.folder(adapter_id)
         adapter, exported = read_adapter(folder), folder / EXPORT_NAME
         if adapter.encoder is not None:
-            raise ValueError(
-                "an adapter that follows a control image is more than a LoRA; download it as a zip"
-            )
+            raise ValueError("it follows a control image, and is more than a LoRA; download it as a zip")
         with self._writing, disk_explained(folder, "writing the LoRA file"):
             if not exported.is_file() and adapter.parts.keys() == {"unet"}:
                 with self._fit.adapted_unet(adapter.first) as unet:
@@ -194,9 +264,7 @@ class Library:
         return target / name
 
     def _folders(self) -> dict[str, Path]:
-        if not self.root.is_dir():
-            return {}
-        return {_id_of(path): path for path in self.root.iterdir() if _is_adapter(path)}
+        return {_id_of(path): path for path in self.root.glob("*") if _is_adapter(path)}
 
     def _card(self, folder: Path) -> Card:
         """Return the card of a folder, read once until one of its files changes."""
@@ -216,37 +284,36 @@ class Library:
 
 def _read_card(folder: Path, base: BaseFit) -> Card:
     """Read the card of an adapter, damaged or not."""
-    label, thumbnail, adapter, match = read_label(folder), folder / THUMBNAIL_NAME, None, None
-    try:
-        adapter = read_adapter(folder)
-        fit = base.fit(adapter)
-        match, why_not = fit.match, fit.remark
-    except (ValueError, OSError) as error:
-        why_not = printable(str(error).replace(f"{folder}/", "").replace(str(folder), label.name), 500)
-    except Exception:  # whatever is wrong with one adapter, the others are listed
-        logger.exception("the adapter in %s cannot be read", folder)
-        why_not = "it cannot be read; details are in the log"
+    label, picture = read_label(folder), folder / THUMBNAIL_NAME
     card = Card(
         id=_id_of(folder),
         name=label.name,
         kind="control" if (folder / CONTROL_CONFIG_NAME).exists() else "subject",
         created=label.created,
         num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        thumbnail=thumbnail if thumbnail.is_file() else None,
-        why_not=why_not,
-        match=match,
+        thumbnail=picture if picture.is_file() else None,
+        why_not="it cannot be read; details are in the log",
     )
-    if adapter is None:
+    try:
+        adapter = read_adapter(folder)
+        steps, encoder = adapter.metadata.training.get("steps"), adapter.encoder
+        alone = "" if encoder is None else content_hash(encoder.state_dict())
+        card = replace(
+            card,
+            method=adapter.method,
+            base_name=printable(adapter.metadata.base_model or ""),
+            trigger=printable(adapter.metadata.trigger or "", 300),
+            steps=steps if isinstance(steps, int) and not isinstance(steps, bool) else None,
+            hash=next(iter(adapter.hashes.values()), alone),
+            num_parameters=adapter.num_parameters,
+        )
+        fit = base.fit(adapter)
+        return replace(card, match=fit.match, why_not=fit.remark)
+    except (ValueError, OSError) as error:
+        return replace(card, why_not=told(error, folder, label.name))
+    except Exception:  # whatever is wrong with one adapter, the others are listed
+        logger.exception("the adapter in %s cannot be read", folder)
         return card
-    return replace(
-        card,
-        method=adapter.method,
-        base_name=printable(adapter.metadata.base_model or "unknown"),
-        trigger=printable(adapter.metadata.trigger or "", 300),
-        steps=steps_of(adapter),
-        hash=hash_of(adapter),
-        num_parameters=adapter.num_parameters,
-    )
 
 
 def _id_of(folder: Path) -> str:
@@ -258,7 +325,6 @@ def _id_of(folder: Path) -> str:
 
 
 def _is_adapter(path: Path) -> bool:
-    """Say whether a folder in a library holds an adapter, whole or not."""
     if path.name.startswith(".") or path.is_symlink() or not path.is_dir():
         return False
     return any((path / name).exists() for name in (CONFIG_NAME, TENSORS_NAME, CONTROL_CONFIG_NAME))

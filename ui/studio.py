@@ -13,8 +13,7 @@ from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.library import Library
-from ether_diffusion.ui.runs import Runs
-from ether_diffusion.ui.training_request import TrainRequest
+from ether_diffusion.ui.runs import Runs, TrainRequest
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +59,7 @@ class Studio:
         self.runs = Runs(self.folder / RUNS, self.temp, base=base)
 
     def add_shipped(self) -> None:
-        """Put what is shipped for the embedded base into the library: an adapter that fills drawn shapes.
-
-        Raises:
-            ValueError: the disk has no room.
-        """
+        """Put what is shipped for the embedded base into the library: an adapter that fills drawn shapes."""
         if self.engine.base.folder.resolve() == tiny_world_path().resolve():
             self.library.add_run_result(control_adapter_path(), SHIPPED)
 
@@ -82,11 +77,7 @@ class Studio:
             return self.runs.start(request)
 
     def resume(self, run_id: str) -> None:
-        """Go on with a training run.
-
-        Raises:
-            FileNotFoundError, ValueError: as `Runs.resume`, or pictures are being drawn on the accelerator.
-        """
+        """Go on with a training run; errors are those of `Runs.resume` and `train`."""
         with self._accelerator_free():
             self.runs.resume(run_id)
 

@@ -7,15 +7,15 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from ether_diffusion.ui.adapter_files import MAX_CHARACTERS
 from ether_diffusion.ui.errors import handler, sentence, without_paths
 from ether_diffusion.ui.facts import facts_html, notes_html
-from ether_diffusion.ui.labels import MAX_CHARACTERS
 from ether_diffusion.ui.library import GONE, Card
 from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.history import SAVE_AS
-from ether_diffusion.ui.tabs.parts import SMALL, Sending, TabParts, Updates
-from ether_diffusion.ui.thumbnails import data_address
+from ether_diffusion.ui.tabs.parts import QUIET, SMALL, DeleteButton, Sending, TabParts, Updates
+from ether_diffusion.ui.uploads import data_address
 
 THUMBNAIL_SIDE = 144
 EMPTY = '<div class="empty"><p>No adapters yet. Train one, or add one that you have.</p></div>'
@@ -30,7 +30,6 @@ _CARD = Markup(
     '<span class="look-of" aria-hidden="true">{picture}</span><span class="words">'
     '<span class="name">{name}</span>{lines}{mark}</span></button>'
 )
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build(studio: Studio) -> TabParts:
@@ -64,53 +63,37 @@ class LibraryTab:
             with gr.Column(
                 scale=2, min_width=300, visible=False, elem_classes="results", elem_id="library-detail"
             ) as self.detail:
-                self._lay_out_detail()
+                self.head = gr.HTML(elem_id="library-head")
+                self.use = gr.Button("Use in Create", variant="primary", elem_id="library-use")
+                with gr.Row(elem_classes="tool-row"):
+                    native = gr.Button("Zip file", size="md", elem_id="library-zip")
+                    self.lora = gr.Button("LoRA file", size="md", elem_id="library-lora")
+                with gr.Row(elem_classes="seed-row"):
+                    self.name = gr.Textbox(
+                        label="Name", max_lines=1, max_length=MAX_CHARACTERS, min_width=140, scale=3,
+                        elem_id="library-name",
+                    )  # fmt: skip
+                    rename = gr.Button("Rename", size="sm", min_width=84, scale=1, elem_id="library-rename")
+                self.delete = DeleteButton("library", "Delete …")
         self.chosen, self.restored = gr.State(""), gr.State()
-        self.file = gr.DownloadButton(visible="hidden")
-        self._tie()
-
-    def _lay_out_detail(self) -> None:
-        self.head = gr.HTML(elem_id="library-head")
-        self.use = gr.Button("Use in Create", variant="primary", elem_id="library-use")
-        with gr.Row(elem_classes="tool-row"):
-            self.native = gr.Button("Zip file", size="md", elem_id="library-zip")
-            self.lora = gr.Button("LoRA file", size="md", elem_id="library-lora")
-        with gr.Row(elem_classes="seed-row"):
-            self.name = gr.Textbox(
-                label="Name", max_lines=1, max_length=MAX_CHARACTERS, min_width=140, scale=3,
-                elem_id="library-name",
-            )  # fmt: skip
-            self.rename = gr.Button("Rename", size="sm", min_width=84, scale=1, elem_id="library-rename")
-        self.delete = gr.Button("Delete …", size="sm", elem_id="library-delete")
-        with gr.Column(visible=False, elem_classes="confirm") as self.confirm:
-            self.question = gr.HTML(elem_id="library-question")
-            with gr.Row(elem_classes="tool-row"):
-                self.delete_now = gr.Button("Delete", variant="stop", elem_id="library-delete-now")
-                self.keep = gr.Button("Keep it", elem_id="library-delete-not")
-
-    def _tie(self) -> None:
-        library, chosen = self._studio.library, [self.chosen]
+        file, chosen = gr.DownloadButton(visible="hidden"), [self.chosen]
         shown = [
             self.empty, self.cards, self.chosen, self.detail, self.head, self.use, self.lora, self.name,
-            self.confirm,
+            self.delete.box,
         ]  # fmt: skip
         opened = self.cards.click(handler(self.choose), None, shown, **QUIET)
         opened.success(None, js=SHOW_DETAIL, api_visibility="private")
         self.used = self.use.click(handler(self.take), chosen, [self.restored], **QUIET)
-        self.renamed = gr.on(
-            [self.rename.click, self.name.submit], handler(self.give_name), [self.chosen, self.name], shown,
-            **QUIET,
-        )  # fmt: skip
-        self.delete.click(handler(self.ask), chosen, [self.confirm, self.question], **QUIET)
-        self.keep.click(lambda: gr.update(visible=False), None, [self.confirm], **QUIET)
-        self.deleted = self.delete_now.click(handler(self.remove), chosen, shown, **QUIET)
+        named, renaming = [self.chosen, self.name], [rename.click, self.name.submit]
+        self.renamed = gr.on(renaming, handler(self.give_name), named, shown, **QUIET)
+        self.deleted = self.delete.tie(self.ask, self.remove, self.chosen, shown)
         self.added = self.dropped.upload(handler(self.add), [self.dropped], [*shown, self.dropped], **QUIET)
-        for button, function in ((self.native, library.native_zip), (self.lora, library.lora_file)):
+        for button, write in ((native, studio.library.native_zip), (self.lora, studio.library.lora_file)):
             written = button.click(
-                handler(function), chosen, [self.file], api_visibility="private",
-                show_progress="minimal", show_progress_on=[button],
+                handler(write), chosen, [file], api_visibility="private", show_progress="minimal",
+                show_progress_on=[button],
             )  # fmt: skip
-            written.success(None, [self.file], None, js=SAVE_AS, api_visibility="private")
+            written.success(None, [file], None, js=SAVE_AS, api_visibility="private")
 
     @handler
     def adapters(self) -> list[dict[str, Any]]:
@@ -158,7 +141,7 @@ class LibraryTab:
             self.use: gr.update(visible=can_draw),
             self.lora: gr.update(visible=can_draw),
             self.name: card.name,
-            self.confirm: gr.update(visible=False),
+            self.delete.box: gr.update(visible=False),
         }
 
     def choose(self, event: gr.EventData) -> Updates:
@@ -172,17 +155,15 @@ class LibraryTab:
         """Rename the adapter on show."""
         return self._show(self._studio.library.rename(adapter_id, name))
 
-    def ask(self, adapter_id: str) -> Updates:
+    def ask(self, adapter_id: str) -> str:
         """Ask whether the adapter on show shall be deleted."""
-        words = Markup("<p>Delete {}? Its files are gone then; pictures drawn with it stay.</p>")
         name = self._studio.library.card(adapter_id).name
-        return {self.confirm: gr.update(visible=True), self.question: words.format(name)}
+        return f"Delete {name}? Its files are gone then; pictures drawn with it stay."
 
     def remove(self, adapter_id: str) -> Updates:
         """Delete the adapter on show."""
         self._studio.library.delete(adapter_id)
-        hidden = {self.detail: gr.update(visible=False), self.confirm: gr.update(visible=False)}
-        return {**self._list(""), **hidden, self.chosen: ""}
+        return {**self._list(""), self.detail: gr.update(visible=False), self.chosen: ""}
 
     def add(self, files: list[str] | None) -> Iterator[Updates]:
         """Take an uploaded adapter, or say why it cannot be taken."""
@@ -227,10 +208,9 @@ def _lines(card: Card) -> Sequence[str]:
     size, day = _kilobytes(card.num_bytes), f"{card.created.astimezone():%d %b %Y}"
     if not card.method:
         return [f"{size} · {day}"]
-    method = card.method if card.steps is None else f"{card.method} · {card.steps} steps"
-    call = [f"“{card.trigger}”"] if card.trigger else []
-    base = size if card.base_name == "unknown" else f"{card.base_name} · {size}"
-    return [method, *call, base, f"{day} · {card.hash[:8]}"]
+    learned = card.method if card.steps is None else f"{card.method} · {card.steps} steps"
+    call, base = f"“{card.trigger}”" * bool(card.trigger), [card.base_name, size]
+    return [*filter(None, (learned, call)), " · ".join(filter(None, base)), f"{day} · {card.hash[:8]}"]
 
 
 def _facts(card: Card) -> list[tuple[str, str]]:
@@ -238,7 +218,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     facts = {
         "Kind": card.kind.capitalize(),
         "Method": card.method,
-        "Base": "" if card.base_name == "unknown" else card.base_name,
+        "Base": card.base_name,
         "Call it by": card.trigger,
         "Steps": "" if card.steps is None else str(card.steps),
         "Size": _kilobytes(card.num_bytes),

@@ -13,7 +13,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
+from markupsafe import Markup
 
+from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.restore import Restored
 
 SMALL = 256
@@ -67,3 +69,35 @@ class TakingParts(TabParts):
 
     take: Callable[[Restored], Updates] = field(kw_only=True)
     taken: Sequence[Component] = field(kw_only=True)
+
+
+class DeleteButton:
+    """A button that asks before anything is deleted; ids begin with `prefix`, and labels end with …"""
+
+    def __init__(self, prefix: str, label: str, *, visible: bool = True) -> None:
+        self.button = gr.Button(label, size="sm", visible=visible, elem_id=f"{prefix}-delete")
+        with gr.Column(visible=False, elem_classes="confirm") as self.box:
+            self.question = gr.HTML(elem_id=f"{prefix}-question")
+            with gr.Row(elem_classes="tool-row"):
+                self.now = gr.Button("Delete", variant="stop", elem_id=f"{prefix}-delete-now")
+                self.keep = gr.Button("Keep it", elem_id=f"{prefix}-delete-not")
+
+    def tie(
+        self,
+        ask: Callable[[Any], str],
+        delete: Callable[[Any], Updates],
+        chosen: Component,
+        shown: Sequence[Component],
+    ) -> Dependency:
+        """Put what `ask` says before the visitor, and `delete` what is chosen; return the event of that."""
+
+        def asked(value: Any) -> tuple[Update, str]:
+            return gr.update(visible=True), Markup("<p>{}</p>").format(ask(value))
+
+        def deleted(value: Any) -> dict[Any, Update]:
+            return {**delete(value), self.box: gr.update(visible=False)}
+
+        hidden = gr.update(visible=False)
+        self.button.click(handler(asked), [chosen], [self.box, self.question], **QUIET)
+        self.keep.click(lambda: hidden, None, [self.box], **QUIET)
+        return self.now.click(handler(deleted), [chosen], [*{*shown, self.box}], **QUIET)

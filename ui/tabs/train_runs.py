@@ -3,21 +3,19 @@
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 from markupsafe import Markup
 
 from ether_diffusion.ui.errors import handler
 from ether_diffusion.ui.facts import duration, notes_html, progress_html
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.run_status import GONE, RunStatus, State
+from ether_diffusion.ui.run_status import Run, State
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.form import browser_state
-from ether_diffusion.ui.tabs.parts import SMALL, Updates
-from ether_diffusion.ui.thumbnails import data_address
+from ether_diffusion.ui.tabs.parts import QUIET, SMALL, DeleteButton, Update, Updates
+from ether_diffusion.ui.uploads import data_address
 
 SECONDS = 1.0
 """Between two looks at the files of a run."""
@@ -39,7 +37,7 @@ _PROMPT_FLAG = "--validation_prompt="
 _FIGURE = Markup('<figure><img alt="{}, {}" src="{}"><figcaption>{}</figcaption></figure>')
 _MORE = Markup("<details><summary>The same from other seeds</summary>{}</details>")
 Seen = dict[str, Any]
-"""What the page shows by part, so that only what has changed is sent."""
+"""The id of the run on show, and what stands for each widget's value, so that only what is new is sent."""
 
 
 class TrainRuns:
@@ -47,6 +45,7 @@ class TrainRuns:
 
     Attributes:
         chosen: the id of the run that the visitor looks at; "" is the newest, one that trains before others.
+        shown: what `look` gives values to.
         adopted: changes when a run's adapter has come into the library, and `taken` is the event of it.
         restored: what the visitor wants to draw after `used`.
     """
@@ -73,104 +72,77 @@ class TrainRuns:
                     label="To be run in the studio's folder", lines=3, max_lines=12, interactive=False,
                     buttons=["copy"], elem_id="train-run-command",
                 )  # fmt: skip
-            self.delete = gr.Button("Delete this run …", size="sm", visible=False, elem_id="train-delete")
-            with gr.Column(visible=False, elem_classes="confirm") as self.confirm:
-                self.question = gr.HTML(elem_id="train-question")
-                with gr.Row(elem_classes="tool-row"):
-                    self.delete_now = gr.Button("Delete", variant="stop", elem_id="train-delete-now")
-                    self.keep = gr.Button("Keep it", elem_id="train-delete-not")
+            self.delete = DeleteButton("train", "Delete this run …", visible=False)
         self.list = gr.Radio([], label="All runs", visible=False, elem_id="train-runs", elem_classes="lines")
         self.seen, self.adopted, self.restored = gr.State({}), gr.State([]), gr.State()
-        self._tie()
-
-    def _tie(self) -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        shown, seen = self.shown(), [self.seen]
-        gr.Timer(SECONDS).tick(handler(self.look), [self.chosen, self.seen], shown, queue=False, **quiet)
-        self.list.input(handler(self.show), [self.list], shown, queue=False, **quiet)
-        runs = self._studio.runs
-        acts = {self.stop: runs.stop, self.pause: runs.pause, self.resume: self._studio.resume}
-        for button, act in acts.items():
-            button.click(handler(self._then_show(act)), seen, shown, **quiet)
-        self.delete.click(handler(self.ask), seen, [self.confirm, self.question], **quiet)
-        self.keep.click(lambda: gr.update(visible=False), None, [self.confirm], **quiet)
-        self.delete_now.click(handler(self.delete_run), seen, [*shown, self.confirm], **quiet)
-        self.used = self.use.click(handler(self.take), seen, [self.restored], **quiet)
-        self.taken = self.adopted.change(lambda: None, None, None, **quiet)
-
-    def shown(self) -> list[Component]:
-        """Return what `look` gives values to."""
         widgets: list[Any] = [
             self.chosen, self.empty, self.page, self.status, self.use, self.resume, self.pause, self.stop,
-            self.samples, self.curve, self.command, self.delete, self.list, self.seen, self.adopted,
+            self.samples, self.curve, self.command, self.delete.button, self.delete.box, self.list, self.seen,
+            self.adopted,
         ]  # fmt: skip
-        return widgets
+        self.shown, seen, runs = widgets, [self.seen], studio.runs
+        watched = [self.chosen, self.seen]
+        gr.Timer(SECONDS).tick(handler(self.look), watched, widgets, queue=False, **QUIET)
+        self.list.input(handler(self.show), [self.list], widgets, queue=False, **QUIET)
+        acts = {self.stop: runs.stop, self.pause: runs.pause, self.resume: studio.resume}
+        for button, act in acts.items():
+            button.click(handler(self._then_show(act)), seen, widgets, **QUIET)
+        self.delete.tie(self.ask, self.delete_run, self.seen, widgets)
+        self.used = self.use.click(handler(self.take), seen, [self.restored], **QUIET)
+        self.taken = self.adopted.change(lambda: None, None, None, **QUIET)
 
     def look(self, chosen: object, seen: Seen) -> Updates:
         """Show what has changed since the last look."""
-        ids = self._studio.runs.ids()
-        run = self._run([each for each in (chosen, seen.get("id")) if each in ids])
-        now = {"ids": ids, **_parts_of(run)}
-        if now == seen:
+        run, ids = self._run([chosen, seen.get("id")]), self._studio.runs.ids()
+        page, stand = self._page(run), (ids, None, None) if run is None else (ids, run.id, run.state)
+        now: Seen = {str(widget.elem_id): hash(repr(update)) for widget, update in page.items()}
+        updates = {w: update for w, update in page.items() if now[str(w.elem_id)] != seen.get(str(w.elem_id))}
+        if stand[1] != seen.get("id"):  # nothing is asked of another run
+            updates[self.delete.box] = gr.update(visible=False)
+        if stand != seen.get("stand"):
+            updates[self.list] = self._listing(stand[1])
+        if not updates:
             return {}
-        updates: Updates = {self.seen: now}
         if run is not None and run.adapter is not None and run.library_id is None:
             updates[self.adopted] = self._studio.keep_finished()
-        if any(now[part] != seen.get(part) for part in ("ids", "state", "id")):
-            updates |= self._frame(run)
-        if run is not None:
-            updates |= self._changed(run, {part for part in now if now[part] != seen.get(part)})
-        return updates
+        return {**updates, self.seen: {**now, "id": stand[1], "stand": stand}}
 
-    def _run(self, wanted: Sequence[Any]) -> RunStatus | None:
+    def _run(self, wanted: Sequence[object]) -> Run | None:
         """Return the first run of these that is there, or the one that trains, or the newest."""
         for run_id in wanted:
             try:
-                return self._studio.runs.status(run_id)
+                return self._studio.runs.status(str(run_id))
             except (ValueError, FileNotFoundError):  # damaged, or deleted just now
                 continue
         runs = self._studio.runs.all()
         return next((run for run in runs if run.can_stop), runs[0] if runs else None)
 
-    def _frame(self, run: RunStatus | None) -> Updates:
-        """Return the updates for another run, another state, or another list of runs."""
-        runs = self._studio.runs.all()
-        labels = [
-            f"{each.name} · {STATE_WORDS[each.state]} · {each.created.astimezone():%d %b, %H:%M}"
-            for each in runs
-        ]
-        return {
-            self.empty: gr.update(visible=run is None),
-            self.page: gr.update(visible=run is not None),
-            self.list: gr.update(
-                choices=list(zip(labels, (each.id for each in runs), strict=True)),
-                value=None if run is None else run.id,
-                visible=len(runs) > 1,
-            ),
+    def _page(self, run: Run | None) -> Updates:
+        """Return all that is shown of a run."""
+        there = {self.empty: gr.update(visible=run is None), self.page: gr.update(visible=run is not None)}
+        if run is None:
+            return there
+        points = loss_points(run.losses) if len(run.losses) > 1 else None
+        pictures = samples_html(run, is_small=self._studio.engine.native_size < SMALL)
+        return there | {
+            self.status: status_html(run),
+            self.stop: gr.update(visible=run.can_stop),
+            self.pause: gr.update(visible=run.can_pause),
+            self.resume: gr.update(visible=run.can_resume),
+            self.use: gr.update(visible=run.adapter is not None),
+            self.delete.button: gr.update(visible=run.process is None),
+            self.curve: gr.update(value=points, x_lim=[0, run.num_steps], visible=points is not None),
+            self.samples: gr.update(value=pictures, visible=bool(pictures)),
+            self.command: shown_command(self._studio, run.command),
         }
 
-    def _changed(self, run: RunStatus, changed: set[str]) -> Updates:
-        updates: Updates = {}
-        if "id" in changed:
-            updates[self.command] = gr.update(value=shown_command(self._studio, run.command))
-        if "status" in changed:
-            updates[self.status] = status_html(run)
-        if "buttons" in changed:
-            updates |= {
-                self.stop: gr.update(visible=run.can_stop),
-                self.pause: gr.update(visible=run.can_pause),
-                self.resume: gr.update(visible=run.can_resume),
-                self.use: gr.update(visible=run.adapter is not None),
-                self.delete: gr.update(visible=run.state not in ("starting", "running")),
-            }
-        if "losses" in changed:
-            points = loss_points(run.losses) if len(run.losses) > 1 else None
-            limits = [0, run.num_steps]
-            updates[self.curve] = gr.update(value=points, x_lim=limits, visible=points is not None)
-        if "samples" in changed:
-            pictures = samples_html(run, is_small=self._studio.engine.native_size < SMALL)
-            updates[self.samples] = gr.update(value=pictures, visible=bool(pictures))
-        return updates
+    def _listing(self, chosen: str | None) -> Update:
+        runs = self._studio.runs.all()
+        labels = [
+            (f"{run.name} · {STATE_WORDS[run.state]} · {run.created.astimezone():%d %b, %H:%M}", run.id)
+            for run in runs
+        ]
+        return gr.update(choices=labels, value=chosen, visible=len(runs) > 1)
 
     def show(self, run_id: str | None) -> Updates:
         """Show a run whole; without an id, the one that `look` finds."""
@@ -185,18 +157,17 @@ class TrainRuns:
 
         return acted
 
-    def ask(self, seen: Seen) -> dict[Any, Any]:
+    def ask(self, seen: Seen) -> str:
         """Ask whether the run on show shall be deleted."""
-        run = self._studio.runs.status(_shown_id(seen))
-        words = "Delete this run with its photos, pictures and checkpoints?"
-        kept = " Its adapter stays in the library." if run.adapter is not None else ""
-        return {self.confirm: gr.update(visible=True), self.question: f"<p>{words}{kept}</p>"}
+        is_kept = self._studio.runs.status(_shown_id(seen)).adapter is not None
+        kept = " Its adapter stays in the library." if is_kept else ""
+        return f"Delete this run with its photos, pictures and checkpoints?{kept}"
 
-    def delete_run(self, seen: Seen) -> dict[Any, Any]:
+    def delete_run(self, seen: Seen) -> Updates:
         """Delete the run on show."""
         self._studio.keep_finished()
         self._studio.runs.delete(_shown_id(seen))
-        return {**self.show(""), self.confirm: gr.update(visible=False)}
+        return self.show("")
 
     def take(self, seen: Seen) -> Restored:
         """Return what draws the subject with its adapter, for the tab Create."""
@@ -210,29 +181,11 @@ def shown_command(studio: Studio, command: Sequence[str]) -> str:
     return shlex.join(["train-dreambooth", *(word.replace(f"{studio.folder}/", "") for word in command[3:])])
 
 
-def _parts_of(run: RunStatus | None) -> Seen:
-    """Return what stands for each part of a run, and is another when the part is."""
-    if run is None:
-        return {"id": None, "state": None}
-    return {
-        "id": run.id,
-        "state": run.state,
-        "status": [run.id, run.sentence, run.step, round(run.seconds_left or 0)],
-        "buttons": [run.id, run.can_stop, run.can_pause, run.can_resume, run.state],
-        "losses": [run.id, len(run.losses), *(run.losses[-1] if run.losses else ())],
-        "samples": [run.id, len(run.samples), len(run.base_samples)],
-        "library_id": run.library_id,
-    }
-
-
 def _shown_id(seen: Seen) -> str:
-    shown = seen.get("id")
-    if not isinstance(shown, str):
-        raise FileNotFoundError(GONE)
-    return shown
+    return str(seen.get("id"))
 
 
-def status_html(run: RunStatus) -> str:
+def status_html(run: Run) -> str:
     """Return how a run stands: a bar with words while it goes on, a box where something is to be done."""
     heading = Markup("<h2>{}</h2>").format(run.name)
     if run.state == "crashed":
@@ -259,29 +212,27 @@ def loss_points(losses: Sequence[tuple[int, float]]) -> dict[str, object]:
     }
 
 
-def samples_html(run: RunStatus, *, is_small: bool) -> str:
+def samples_html(run: Run, *, is_small: bool) -> str:
     """Return the pictures by step, those of the base and of step 0 first; a row is a prompt with a seed."""
-    rows: dict[str, list[tuple[str, Path]]] = {}
-    for label, path in [
-        *(("Base", path) for path in run.base_samples),
-        *((f"Step {step}", path) for step, path in run.samples),
-    ]:
-        rows.setdefault(path.stem, []).append((label, path))
-    prompts = [word.removeprefix(_PROMPT_FLAG) for word in run.command if word.startswith(_PROMPT_FLAG)]
-    first, others = dict[int, Markup](), list[Markup]()
-    for name in sorted(rows)[:MAX_ROWS]:  # prompt-01_seed-0
-        digits = name.removeprefix("prompt-").split("_")[0]
-        number = int(digits) if digits.isdecimal() else 0
-        prompt = prompts[number] if number < len(prompts) else ""
-        addresses = [(label, data_address(path, THUMBNAIL_SIDE)) for label, path in rows[name]]
+    words = [word.removeprefix(_PROMPT_FLAG) for word in run.command if word.startswith(_PROMPT_FLAG)]
+    prompts = {f"prompt-{number:02d}": prompt for number, prompt in enumerate(words)}
+    columns = [("Base", path) for path in run.base_samples]
+    columns += [(f"Step {step}", path) for step, path in run.samples]
+    first, others = dict[str, Markup](), list[Markup]()
+    for name in sorted({path.stem for _, path in columns})[:MAX_ROWS]:  # prompt-01_seed-0
+        own = name.split("_")[0]
+        prompt = prompts.get(own, "")
+        addresses = [
+            (label, data_address(path, THUMBNAIL_SIDE)) for label, path in columns if path.stem == name
+        ]
         figures = Markup("").join(
             _FIGURE.format(prompt, label.lower(), address, label) for label, address in addresses if address
         )
         row = Markup('<p class="quiet">{}</p><div class="steps">{}</div>').format(prompt, figures)
-        if number in first:
+        if own in first:
             others.append(row)
         else:
-            first[number] = row
+            first[own] = row
     if not first:
         return ""
     body = Markup("").join(first.values()) + (_MORE.format(Markup("").join(others)) if others else "")
