@@ -11,7 +11,6 @@ from browser import (
     RunningStudio,
     needs_browser,
     open_page,
-    running_browser,
     running_studio,
     serious_findings,
 )
@@ -39,12 +38,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
     save_control(folder / "made" / "lines", encoder)
     add(Studio(folder / "studio"), folder / "made", "fox", "follow", "lines", "odd", "alien")
     with running_studio(folder / "studio") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as running:
         yield running
 
 

@@ -15,7 +15,6 @@ from browser import (
     RunningStudio,
     needs_browser,
     open_page,
-    running_browser,
     running_studio,
     serious_findings,
 )
@@ -38,12 +37,6 @@ TRAINING_MS = 20 * WAIT_MS
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
     """A studio in which nothing has been trained."""
     with running_studio(tmp_path_factory.mktemp("train") / "studio") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as running:
         yield running
 
 

@@ -71,7 +71,7 @@ def add_endpoint(studio: Studio, form: PictureForm, jobs: RunningJobs) -> None:
         detector = read_text(control_detector, "control_detector")
         request = _with_control(studio, request, control_image, detector)
         with jobs.hold(visitor.session_hash) as stop:
-            for end in studio.engine.draw(request, stop):
+            for end in studio.engine.draw(request, stop):  # noqa: B007 (the last one counts)
                 pass
         assert isinstance(end, Finished)
         facts = {"touched_layers": end.touched_layers, "notes": list(end.notes)}
