@@ -16,6 +16,7 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from ether_diffusion.bases.single_file import is_single_file, unpack_base
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.wording import listed, printable
 
@@ -116,9 +117,6 @@ def load_part(
     return model
 
 
-_SINGLE_FILES = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")
-
-
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """Return a JSON object of a base.
 
@@ -144,18 +142,19 @@ def find_folder(
     variant: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the folder of a base: a path as it is, the alias's, or a hub id's download.
+    """Return the folder of a base: a path as it is, the alias's, a hub id's download, or what a file holds.
 
     Raises:
         FileNotFoundError: a path that is not there.
         OSError: the Hub does not give it.
-        ValueError: it is a single file.
+        ValueError: it is a single file that cannot be opened.
     """
     resolved = resolve_base(name)
     folder = Path(resolved)
     if folder.is_dir():
         return folder
-    _check_single_file(folder, "StableDiffusionPipeline (of SDXL, StableDiffusionXLPipeline)")
+    if is_single_file(folder):
+        return unpack_base(folder)
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2 or resolved.startswith("."):
         raise FileNotFoundError(f"{resolved} is not the folder of a base model, nor a hub id like owner/name")
     options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
@@ -180,25 +179,6 @@ def _lone_variants(folder: Path, repository: str, revision: str | None) -> set[s
     return {each for each in variants_of(path.name for path in paths if path.parent.name in bare) if each}
 
 
-def _check_single_file(path: Path, kind: str) -> None:
-    """Refuse a checkpoint that is one file, as people download it, with what makes a folder of it.
-
-    Raises:
-        ValueError: as said.
-    """
-    if not (path.is_file() and path.suffix.lower() in _SINGLE_FILES):
-        return
-    if path.suffix.lower() == ".gguf":
-        raise ValueError(
-            f"{path} is a single file of quantized weights, which are not opened here; use the model's "
-            "folder in diffusers' layout, or its hub id"
-        )
-    raise ValueError(
-        f"{path} is a single file, and a folder in diffusers' layout is needed; make one with diffusers' "
-        f"{kind}.from_single_file({str(path)!r}).save_pretrained('new_folder'), and name that folder"
-    )
-
-
 def find_part(
     name: str, files: Sequence[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
@@ -206,11 +186,9 @@ def find_part(
 
     Raises:
         FileNotFoundError: it is no folder, and the Hub does not give it.
-        ValueError: it is a single file.
     """
     if Path(name).is_dir():
         return Path(name)
-    _check_single_file(Path(name), "AutoencoderKL")
     try:
         return Path(
             snapshot_download(

@@ -6,6 +6,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from ether_diffusion.bases.base import Base
 from ether_diffusion.bases.files import find_folder, find_part, load_part, load_pipeline, read_config
+from ether_diffusion.bases.single_file import is_single_file, unpack_vae
 from ether_diffusion.bases.stable_diffusion import SDXL, StableDiffusion
 from ether_diffusion.wording import printable
 
@@ -22,7 +23,7 @@ def open_base(
     tokenizer: str | None = None,
     local_files_only: bool = False,
 ) -> Base:
-    """Open a base: a folder in diffusers' layout, a hub id or the alias "tiny_world".
+    """Open a base: a folder in diffusers' layout, a hub id, a single file or the alias "tiny_world".
 
     Raises:
         FileNotFoundError: there is none.
@@ -38,8 +39,15 @@ def open_base(
         found = printable(index.get("_class_name", "an unknown pipeline"))
         raise ValueError(f"{folder} is a {found}; use Stable Diffusion 1.x, 2.x or a whole SDXL base")
     vae_folder = tokenizer_folder = None
-    if vae is not None:
+    if vae is not None and is_single_file(Path(vae)):
+        vae_folder = unpack_vae(Path(vae), folder)
+    elif vae is not None:
         vae_folder = find_part(vae, _VAE_FILES, local_files_only=local_files_only)
+    elif Path(name).is_file() and not list((folder / "vae").glob("*.safetensors")):
+        raise ValueError(
+            f"{name} holds no VAE; use a file that does, or in training name one in "
+            "--pretrained_vae_model_name_or_path"
+        )
     if tokenizer is not None:
         files = ("*.json", "*.txt")
         tokenizer_folder = find_part(tokenizer, files, revision=revision, local_files_only=local_files_only)
@@ -49,7 +57,7 @@ def open_base(
 
 
 def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
-    """Load a base from a folder, a hub id or the alias "tiny_world", each part in the dtype it is stored in.
+    """Load a base from a folder, a hub id, a file or the alias "tiny_world", in the dtypes it is stored in.
 
     A folder may hold a whole pipeline, or a UNet by itself.
 
