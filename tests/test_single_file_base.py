@@ -207,7 +207,7 @@ def test_a_file_without_a_vae_wants_one(tmp_path: Path) -> None:
 def test_a_file_that_is_no_vae_is_refused_as_one(tmp_path: Path) -> None:
     pipeline_of("v1").save_pretrained(tmp_path / "base")
     other = write(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": torch.ones(4, 4)})
-    with pytest.raises(ValueError, match="vae in .*lora.safetensors does not fit its family"):
+    with pytest.raises(ValueError, match=r"vae in .*lora\.safetensors does not fit its family"):
         open_base(tmp_path / "base", vae=str(other))
 
 
