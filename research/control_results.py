@@ -18,10 +18,9 @@ from ether_diffusion.metrics.control_scores import (
 )
 from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.metrics.likeness import Estimate
+from ether_diffusion.metrics.overlap import load_finder, tiny_palette
 from ether_diffusion.metrics.plots import new_figure, png_of
-from ether_diffusion.metrics.samples import Sample, sort_samples
-from ether_diffusion.metrics.scores import Scores
-from ether_diffusion.metrics.segmenters import load_finder, tiny_palette
+from ether_diffusion.metrics.scores import Sample, Scores, sort_samples
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import load_concepts
@@ -111,7 +110,7 @@ def score_runs(runs: Sequence[DrawnRun], settings: StudySettings, yardsticks: Co
         "encoder_parameters": runs[0].encoder_parameters,
         "seconds": _mean([run.seconds for run in runs if run.seconds is not None]),
     }
-    return StudyRow(scores, unseen, {each.name: each.reason for each in found.set_aside}, cost)
+    return StudyRow(scores, unseen, found.set_aside, cost)
 
 
 def _mean(seconds: Sequence[float]) -> float | None:

@@ -12,8 +12,13 @@ from torch import Tensor
 from ether_diffusion.benchmark.tiny_subjects import learn_subject
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.likeness import relative_drift
-from ether_diffusion.metrics.samples import Sample, sort_samples
-from ether_diffusion.metrics.scores import PhotoReference, other_tiny_prompts, score_samples
+from ether_diffusion.metrics.scores import (
+    PhotoReference,
+    Sample,
+    other_tiny_prompts,
+    score_samples,
+    sort_samples,
+)
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, tiny_world_path
 from ether_diffusion.tiny_world.concepts import Concept, find_concept

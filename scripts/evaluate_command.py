@@ -22,8 +22,7 @@ from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.metrics.lpips import find_lpips
 from ether_diffusion.metrics.plots import check_plotting, draw_report
 from ether_diffusion.metrics.report import OTHER, Report, Yardsticks, report_drawn, report_generated
-from ether_diffusion.metrics.samples import SortedSamples
-from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts
+from ether_diffusion.metrics.scores import OTHER_PROMPTS, SortedSamples, other_tiny_prompts
 from ether_diffusion.pipelines.opening import check_scheduler
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.scripts import command_options as told

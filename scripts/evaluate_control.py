@@ -25,10 +25,9 @@ from ether_diffusion.metrics.control_scores import (
     load_face_finder,
 )
 from ether_diffusion.metrics.encoders import load_encoder
-from ether_diffusion.metrics.overlap import check_classes
+from ether_diffusion.metrics.overlap import check_classes, load_finder, tiny_palette
 from ether_diffusion.metrics.report import Report, check_maps, report_control
-from ether_diffusion.metrics.samples import Sample
-from ether_diffusion.metrics.segmenters import load_finder, tiny_palette
+from ether_diffusion.metrics.scores import Sample
 from ether_diffusion.pipelines.opening import check_scheduler
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts.drawing import (

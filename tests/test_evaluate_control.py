@@ -16,7 +16,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from ether_diffusion.benchmark.evaluation import ControlDrawing, read_control_pairs
 from ether_diffusion.control import read_control
-from ether_diffusion.metrics.segmenters import load_finder
+from ether_diffusion.metrics.overlap import load_finder
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.networks import load_segmenter
 from ether_diffusion.tiny_world.pictures import draw_scenes
@@ -256,7 +256,7 @@ def test_pairs_that_cannot_be_used_are_all_named(tmp_path: Path) -> None:
     for part in (
         "line 2 names",
         "64 × 32 px for a photo of 64 × 64 px",
-        "line 4 lacks one of",
+        "line 4 cannot be read: conditioning_image_file_name is missing",
         "line 5 names",
     ):
         assert part in str(stop.value)

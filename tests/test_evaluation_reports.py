@@ -10,8 +10,7 @@ from PIL import Image
 from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.metrics.plots import draw_report
 from ether_diffusion.metrics.report import DrawnSamples, Report, Yardsticks, report_drawn, report_generated
-from ether_diffusion.metrics.samples import Sample, SetAside, SortedSamples
-from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts
+from ether_diffusion.metrics.scores import OTHER_PROMPTS, Sample, SortedSamples, other_tiny_prompts
 from ether_diffusion.tiny_world.concepts import load_concepts
 
 PROMPTS = ("a $5 fox", "a 狐", "an owl")
@@ -44,7 +43,7 @@ def yardsticks() -> Yardsticks:
 
 @pytest.fixture(scope="module")
 def photos() -> SortedSamples:
-    return SortedSamples(tuple(row(500)), (SetAside("dark.png", "is black"),))
+    return SortedSamples(tuple(row(500)), {"dark.png": "is black"})
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_the_plot_is_a_png_of_any_prompts(report: Report) -> None:
 def test_pictures_without_prompts_are_plotted_without_them(
     yardsticks: Yardsticks, photos: SortedSamples
 ) -> None:
-    generated = SortedSamples(tuple(Sample(each.name, each.image) for each in row(0)), ())
+    generated = SortedSamples(tuple(Sample(each.name, each.image) for each in row(0)), {})
     found = report_generated(photos, generated, yardsticks, {})
     assert found.reasons()["tiny_t"] == "the prompts of the pictures are not known"
     with Image.open(io.BytesIO(draw_report(found))) as picture:

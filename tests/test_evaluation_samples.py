@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.benchmark.evaluation import read_caption_file, read_generated, read_photos
-from ether_diffusion.metrics.samples import Sample, find_fault, sort_samples
+from ether_diffusion.metrics.scores import Sample, find_fault, sort_samples
 from ether_diffusion.pipelines.metadata import ImageMetadata, attach_metadata, png_bytes
 
 
@@ -45,7 +45,7 @@ def test_what_shows_nothing_or_has_another_size_is_set_aside_by_name() -> None:
     images = {"a": noise(), "b": Image.new("RGB", (16, 16)), "c": noise(8), "d": noise(), "e": noise()}
     found = sort_samples(Sample(name, image) for name, image in images.items())
     assert [each.name for each in found.usable] == ["a", "d", "e"]
-    assert {each.name: each.reason for each in found.set_aside} == {
+    assert dict(found.set_aside) == {
         "b": "is black",
         "c": "is 8x8 px, and most are 16x16",
     }
@@ -66,7 +66,7 @@ def test_photos_may_differ_in_size_and_bad_ones_are_set_aside(tmp_path: Path) ->
     (folder / "d.png").write_bytes(b"")
     found = read_photos(folder)
     assert [each.name for each in found.usable] == ["a.png", "b.png"]
-    reasons = {each.name: each.reason for each in found.set_aside}
+    reasons = dict(found.set_aside)
     assert reasons["c.png"] == "is black"
     assert "0 bytes" in reasons["d.png"]
 

@@ -24,9 +24,9 @@ from ether_diffusion.metrics.likeness import (
     relative_drift,
 )
 from ether_diffusion.metrics.lpips import Lpips, distances_among, distances_to, load_lpips
-from ether_diffusion.metrics.samples import Sample
 from ether_diffusion.metrics.scores import (
     PhotoReference,
+    Sample,
     Scores,
     pixel_distance,
     score_drift,

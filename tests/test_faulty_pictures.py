@@ -15,7 +15,7 @@ from training_runs import config
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from ether_diffusion.bases import Fault, decode_latents, fault_of, to_pictures
-from ether_diffusion.metrics.samples import find_fault
+from ether_diffusion.metrics.scores import find_fault
 from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
 from ether_diffusion.scripts import ether
 from ether_diffusion.strict_json import Json

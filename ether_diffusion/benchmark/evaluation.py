@@ -6,29 +6,22 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from PIL import Image
+from pydantic import ConfigDict, Field
 
 from ether_diffusion.metrics.control_scores import ControlPair
 from ether_diffusion.metrics.report import ROWS, DrawnSamples, together
-from ether_diffusion.metrics.samples import (
-    MIN_SIDE_PX,
-    Sample,
-    SetAside,
-    SortedSamples,
-    find_fault,
-    sort_samples,
-)
+from ether_diffusion.metrics.scores import MIN_SIDE_PX, Sample, SortedSamples, sort_samples, without_faults
 from ether_diffusion.pipelines.call import MAX_SEED
 from ether_diffusion.pipelines.metadata import png_bytes, read_image_metadata
 from ether_diffusion.pipelines.opening import EtherPipeline
 from ether_diffusion.pipelines.sampling import MAX_PICTURES, Sampling, Settings, draw_pictures
-from ether_diffusion.strict_json import Within, checked, parse_json
+from ether_diffusion.strict_json import StrictModel, Within, checked, read_json
 from ether_diffusion.training import decode_photo, find_photos
 from ether_diffusion.training.captions import decode_text, json_rows
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import listed, printable
 
 METADATA_NAME = "metadata.jsonl"
-PICTURE_COLUMN, CONTROL_COLUMN, TEXT_COLUMN = "file_name", "conditioning_image_file_name", "text"
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 """What lies under the transparent parts of photos and of control images, as in training."""
 
@@ -53,20 +46,15 @@ def read_photos(folder: Path) -> SortedSamples:
         ValueError: there are fewer than two that show something.
     """
     found = find_photos(folder, min_side=MIN_SIDE_PX, without=())
-    samples = [
-        Sample(photo.name, decode_photo(photo.path, min_side=MIN_SIDE_PX)[0]) for photo in found.photos
-    ]
-    faults = {sample.name: find_fault(sample.image) for sample in samples}
-    usable = tuple(sample for sample in samples if faults[sample.name] is None)
-    set_aside = [SetAside(each.name, each.reason) for each in found.refused]
-    set_aside += [SetAside(name, fault) for name, fault in faults.items() if fault is not None]
-    if len(usable) < 2:
-        reasons = "".join(f"; {printable(each.name)} {each.reason}" for each in set_aside[:5])
-        raise ValueError(
-            f"found {len(usable) or 'no'} photo{'s' if not usable else ''} to compare with in "
-            f"{printable(folder)}; give at least two{reasons}"
+    photos = [Sample(each.name, decode_photo(each.path, min_side=MIN_SIDE_PX)[0]) for each in found.photos]
+    result = without_faults(photos, {each.name: each.reason for each in found.refused})
+    if len(result.usable) < 2:
+        reasons = "".join(
+            f"; {printable(name)} {reason}" for name, reason in list(result.set_aside.items())[:5]
         )
-    return SortedSamples(usable, tuple(set_aside))
+        number = f"{len(result.usable)} photo" if result.usable else "no photos"
+        raise ValueError(f"found {number} to compare with in {printable(folder)}; give at least two{reasons}")
+    return result
 
 
 def read_generated(folder: Path, captions: Mapping[str, str] | None = None) -> SortedSamples:
@@ -80,26 +68,29 @@ def read_generated(folder: Path, captions: Mapping[str, str] | None = None) -> S
         ValueError: fewer than two pictures can be scored, or captions and pictures do not fit.
     """
     found = find_photos(folder, min_side=MIN_SIDE_PX)
-    names, refused = ([each.name for each in side] for side in (found.photos, found.refused))
-    without = [name for name in names if captions is not None and name not in captions]
-    if without:
-        raise ValueError(f"there is no caption for {listed(without)}; give every picture one")
-    unknown = sorted((captions or {}).keys() - {*names, *refused})
-    if unknown:
-        raise ValueError(
-            f"there are captions for {listed(unknown)}, and no such pictures; delete those lines"
-        )
+    names, refused = (
+        [each.path.name for each in found.photos],
+        {each.name: each.reason for each in found.refused},
+    )
+    if captions is not None:
+        without = [name for name in names if name not in captions]
+        if without:
+            raise ValueError(f"there is no caption for {listed(without)}; give every picture one")
+        unknown = sorted(captions.keys() - {*names, *refused})
+        if unknown:
+            raise ValueError(
+                f"there are captions for {listed(unknown)}, and no such pictures; delete those lines"
+            )
     samples = []
-    for photo in found.photos:
+    for name, photo in zip(names, found.photos, strict=True):
         image, _ = decode_photo(photo.path, min_side=MIN_SIDE_PX)
         said = read_image_metadata(photo.path) if photo.path.suffix.lower() == ".png" else None
-        prompt = captions[photo.path.name] if captions is not None else said.prompt if said else None
-        samples.append(Sample(photo.path.name, image, prompt, said.seed if said else None))
-    result = sort_samples(samples)
+        prompt = captions[name] if captions is not None else said.prompt if said else None
+        samples.append(Sample(name, image, prompt, said.seed if said else None))
+    result = sort_samples(samples, refused)
     if len(result.usable) < 2:
         raise ValueError(f"found one picture to score in {printable(folder)}; give at least two")
-    aside = tuple(SetAside(each.name, each.reason) for each in found.refused)
-    return SortedSamples(result.usable, aside + result.set_aside)
+    return result
 
 
 def read_caption_file(path: Path) -> dict[str, str]:
@@ -167,7 +158,7 @@ def read_control_pairs(folder: Path) -> list[ControlPair]:
     if not file.is_file():
         raise FileNotFoundError(
             f"there is no {printable(file)}; write a line for each pair: "
-            f'{{"{PICTURE_COLUMN}": …, "{CONTROL_COLUMN}": …, "{TEXT_COLUMN}": …}}'
+            '{"file_name": …, "conditioning_image_file_name": …, "text": …}'
         )
     pairs: list[ControlPair] = []
     problems: list[str] = []
@@ -243,22 +234,27 @@ def read_pictures_of(pairs: Sequence[ControlPair], folder: Path) -> list[Sample]
     return [Sample(stem, decode_photo(path, min_side=MIN_SIDE_PX)[0]) for stem, path in stems.items()]
 
 
+class _PairRow(StrictModel):
+    """A line of metadata.jsonl, as the `datasets` library writes it; the rest is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    file_name: Annotated[str, Field(min_length=1)]
+    conditioning_image_file_name: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Field(pattern=r"\S")]
+
+
 def _read_pair(folder: Path, line: str) -> ControlPair:
-    row = parse_json(line.encode(), "it")
-    columns = (PICTURE_COLUMN, CONTROL_COLUMN, TEXT_COLUMN)
-    values = [row.get(column) for column in columns] if isinstance(row, dict) else []
-    texts = [value for value in values if isinstance(value, str) and value.strip()]
-    if len(texts) != len(columns):
-        raise ValueError(f"lacks one of {', '.join(columns)}")
-    photo, control = (
-        _read_image(folder, name, colour) for name, colour in zip(texts, (WHITE, BLACK), strict=False)
-    )
+    row = read_json(line, _PairRow, "cannot be read")
+    photo = _read_image(folder, row.file_name, WHITE)
+    control = _read_image(folder, row.conditioning_image_file_name, BLACK)
     if abs(control.width * photo.height - control.height * photo.width) > max(*photo.size, *control.size):
         raise ValueError(
             f"has a control image of {control.width} × {control.height} px for a photo of {photo.width} × "
             f"{photo.height} px; crop one to the other's proportions"
         )
-    return ControlPair(Path(texts[0]).stem, photo, control, texts[2], Path(texts[0]).stem)
+    name = Path(row.file_name).stem
+    return ControlPair(name, photo, control, row.text, name)
 
 
 def _read_image(folder: Path, name: str, background: tuple[int, int, int]) -> Image.Image:

@@ -22,8 +22,7 @@ from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.lpips import Lpips, find_lpips
-from ether_diffusion.metrics.samples import Sample, find_fault
-from ether_diffusion.metrics.scores import PhotoReference, score_photos, score_samples
+from ether_diffusion.metrics.scores import PhotoReference, Sample, find_fault, score_photos, score_samples
 from ether_diffusion.pipelines.metadata import png_bytes
 from ether_diffusion.pipelines.opening import default_device, default_dtype
 from ether_diffusion.strict_json import Json, read_json

@@ -1,9 +1,8 @@
 """Does a picture follow its control image? Classes and edges over each other, and distances to the photos."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,33 +12,27 @@ from torch import Tensor
 from ether_diffusion.control.detectors import Detector
 from ether_diffusion.control.palette import Palette
 from ether_diffusion.metrics.encoders import Encoder
-from ether_diffusion.metrics.likeness import Estimate, estimate, frechet_distance, frechet_obstacle
+from ether_diffusion.metrics.likeness import Estimate, estimate, frechet_distance, frechet_obstacle, pooled
 from ether_diffusion.metrics.overlap import (
     IGNORED,
-    SILHOUETTE_CLASSES,
+    ClassFinder,
     classes_of,
     confusion,
     edge_overlap,
     mean_iou,
     object_iou,
     pixel_accuracy,
-    pooled,
     scaled_map,
     silhouette_of,
 )
 from ether_diffusion.metrics.scores import Scores
-from ether_diffusion.metrics.segmenters import ClassFinder
 
 MIOU, ACCURACY, OBJECT_IOU = "miou", "accuracy", "object_iou"
 CANNY_IOU, CANNY_F1, LANDMARKS = "canny_iou", "canny_f1", "landmark_distance"
 PALETTE, SILHOUETTE, CANNY = "palette", "silhouette", "canny"
 
-
-class FaceFinder(Protocol):
-    """What finds the landmarks of faces."""
-
-    def find_faces(self, picture: Image.Image) -> list[Tensor]:
-        """Return the landmarks (num_landmarks, 2) of each face, x and y in px."""
+FaceFinder = Callable[[Image.Image], list[Tensor]]
+"""Returns the landmarks (num_landmarks, 2) of each face in a picture, x and y in px."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,14 @@ def score_control(
         raise ValueError(f"found {len(pictures)} pictures and {len(pairs)} control images; give as many")
     groups, photos = [pair.group for pair in pairs], [pair.photo for pair in pairs]
     columns = _class_columns(pictures, pairs, yardsticks) if yardsticks.finder is not None else {}
-    columns |= _edge_columns(pictures, pairs, yardsticks.control_type)
+    ious, f1s = zip(
+        *(
+            edge_overlap(_edges_of(pair, picture.size, yardsticks.control_type), canny_edges(picture))
+            for pair, picture in zip(pairs, pictures, strict=True)
+        ),
+        strict=True,
+    )
+    columns |= {CANNY_IOU: estimate(ious, groups), CANNY_F1: estimate(f1s, groups)}
     left_out = dict(yardsticks.left_out)
     if yardsticks.faces is not None:
         distances = landmark_distances(yardsticks.faces, photos, pictures)
@@ -110,7 +110,7 @@ def score_control(
 def expected_classes(pair: ControlPair, yardsticks: ControlYardsticks) -> Tensor:
     """Return what a pair's control image expects (height, width): indices of the segmenter's classes.
 
-    A silhouette's are those of `SILHOUETTE_CLASSES`.
+    Of a silhouette 1 for the object and 0 for what is behind it.
 
     Raises:
         ValueError: the control image cannot be read as its type.
@@ -135,21 +135,17 @@ def _class_columns(
         scaled_map(expected_classes(pair, yardsticks), *picture.size)
         for pair, picture in zip(pairs, pictures, strict=True)
     ]
-    found = finder.find_classes(pictures)
+    found, num_classes = finder.find_classes(pictures), len(finder.classes)
     things = torch.tensor([name in finder.things for name in finder.classes])
     shapes = [things[each].long() for each in found]
     if yardsticks.control_type == SILHOUETTE:
-        wanted, found, num_classes = expected, shapes, len(SILHOUETTE_CLASSES)
+        wanted, found, num_classes = expected, shapes, 2
     else:
-        num_classes = len(finder.classes)
         wanted = [
             torch.where(each == IGNORED, IGNORED, things[each.clamp(min=0)].long()) for each in expected
         ]
     counts = [confusion(a, b, num_classes) for a, b in zip(expected, found, strict=True)]
-    columns = {
-        MIOU: pooled(counts, groups, mean_iou),
-        ACCURACY: pooled(counts, groups, pixel_accuracy),
-    }
+    columns = {MIOU: pooled(counts, groups, mean_iou), ACCURACY: pooled(counts, groups, pixel_accuracy)}
     if bool(things.any()):
         overlaps = [confusion(a, b, 2) for a, b in zip(wanted, shapes, strict=True)]
         columns[OBJECT_IOU] = pooled(overlaps, groups, object_iou)
@@ -165,39 +161,20 @@ def canny_edges(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(edges.convert("L")) > 0)
 
 
-def _edge_columns(
-    pictures: Sequence[Image.Image], pairs: Sequence[ControlPair], control_type: str | None
-) -> dict[str, Estimate]:
-    values = []
-    for pair, picture in zip(pairs, pictures, strict=True):
-        if control_type == CANNY:
-            wanted = scaled_map(silhouette_of(pair.control) == 1, *picture.size)
-        else:
-            wanted = canny_edges(_fitted(pair.photo.convert("RGB"), picture.size))
-        values.append(edge_overlap(wanted, canny_edges(picture)))
-    groups = [pair.group for pair in pairs]
-    ious, f1s = zip(*values, strict=True)
-    return {CANNY_IOU: estimate(ious, groups), CANNY_F1: estimate(f1s, groups)}
+def _edges_of(pair: ControlPair, size: tuple[int, int], control_type: str | None) -> Tensor:
+    if control_type == CANNY:
+        return scaled_map(silhouette_of(pair.control) == 1, *size)
+    return canny_edges(_fitted(pair.photo.convert("RGB"), size))
 
 
 def _fitted(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
     return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
 
 
-@dataclass(frozen=True)
-class FaceAlignment:
-    """The 68 landmarks of Bulat and Tzimiropoulos 2017, which OFT's evaluation takes."""
-
-    network: Any
-
-    def find_faces(self, picture: Image.Image) -> list[Tensor]:
-        """Return the landmarks (68, 2) of each face, x and y in px."""
-        found = self.network.get_landmarks_from_image(np.asarray(picture.convert("RGB")))
-        return [torch.as_tensor(face, dtype=torch.float64) for face in found or []]
-
-
 def load_face_finder(*, device: torch.device | None = None) -> FaceFinder:
     """Load face-alignment, whose weights it fetches itself.
+
+    It finds the 68 landmarks of Bulat and Tzimiropoulos 2017, which OFT's evaluation takes.
 
     Raises:
         ValueError: it is not installed.
@@ -210,24 +187,30 @@ def load_face_finder(*, device: torch.device | None = None) -> FaceFinder:
     import face_alignment  # type: ignore[import-not-found, unused-ignore]
 
     kind = face_alignment.LandmarksType.TWO_D
-    return FaceAlignment(face_alignment.FaceAlignment(kind, device=str(device or "cpu")))
+    network = face_alignment.FaceAlignment(kind, device=str(device or "cpu"))
+
+    def find_faces(picture: Image.Image) -> list[Tensor]:
+        found = network.get_landmarks_from_image(np.asarray(picture.convert("RGB")))
+        return [torch.as_tensor(face, dtype=torch.float64) for face in found or []]
+
+    return find_faces
 
 
 def landmark_distances(
-    finder: FaceFinder, photos: Sequence[Image.Image], pictures: Sequence[Image.Image]
+    find_faces: FaceFinder, photos: Sequence[Image.Image], pictures: Sequence[Image.Image]
 ) -> list[float | None]:
     """Return for each photo and its picture the mean distance of landmarks in px of the picture.
 
-    Of several faces the largest counts. None where either has no
-    face: OFT's error says how far faces are off, not how many are missing.
+    Of several faces the largest counts. None where either has no face: OFT's error says how far faces are
+    off, not how many are missing.
     """
+
+    def largest(faces: list[Tensor]) -> Tensor:
+        return max(faces, key=lambda face: float((face.amax(0) - face.amin(0)).prod()))
+
     found: list[float | None] = []
     for photo, picture in zip(photos, pictures, strict=True):
-        sides = (finder.find_faces(each) for each in (_fitted(photo, picture.size), picture))
-        first, second = (
-            max(faces, key=lambda face: float((face.amax(0) - face.amin(0)).prod()), default=None)
-            for faces in sides
-        )
-        missing = first is None or second is None
-        found.append(None if missing else float((first - second).norm(dim=1).mean()))  # type: ignore[operator]
+        faces, drawn = find_faces(_fitted(photo, picture.size)), find_faces(picture)
+        there = faces and drawn
+        found.append(float((largest(faces) - largest(drawn)).norm(dim=1).mean()) if there else None)
     return found

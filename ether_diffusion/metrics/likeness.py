@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -38,12 +38,36 @@ def estimate(values: Sequence[float] | Tensor, groups: Sequence[Hashable]) -> Es
     residuals: defaultdict[Hashable, list[float]] = defaultdict(list)
     for number, group in zip(numbers, groups, strict=True):
         residuals[group].append(number - mean)
-    num_groups = len(residuals)
-    if num_groups == 1:
-        return Estimate(mean, None, len(numbers), 1)
-    squares = math.fsum(math.fsum(each) ** 2 for each in residuals.values())
-    error = math.sqrt(num_groups / (num_groups - 1) * squares) / len(numbers)
+    num_groups, error = len(residuals), None
+    if num_groups > 1:
+        squares = math.fsum(math.fsum(each) ** 2 for each in residuals.values())
+        error = math.sqrt(num_groups / (num_groups - 1) * squares) / len(numbers)
     return Estimate(mean, error, len(numbers), num_groups)
+
+
+def pooled(
+    counts: Sequence[Tensor], groups: Sequence[Hashable], statistic: Callable[[Tensor], float]
+) -> Estimate:
+    """Return a statistic of summed counts, with its standard error by leaving out one group at a time.
+
+    With θ_g the statistic without group g of G: SE² = (G − 1) / G · Σ (θ_g − mean θ)², the jackknife (Efron
+    and Stein 1981). For a mean over groups of one size it is that of `estimate`.
+
+    Raises:
+        ValueError: there are no counts, or not a group for each.
+    """
+    if not counts:
+        raise ValueError("found no maps to compare")
+    by_group: dict[Hashable, Tensor] = {}
+    for each, group in zip(counts, groups, strict=True):
+        by_group[group] = by_group[group] + each if group in by_group else each
+    total, num_groups, error = torch.stack(list(by_group.values())).sum(0), len(by_group), None
+    if num_groups > 1:
+        without = [statistic(total - each) for each in by_group.values()]
+        mean = math.fsum(without) / num_groups
+        squares = math.fsum((each - mean) ** 2 for each in without)
+        error = math.sqrt((num_groups - 1) / num_groups * squares)
+    return Estimate(statistic(total), error, len(counts), num_groups)
 
 
 def likeness_to(photos: Tensor, pictures: Tensor) -> Tensor:
@@ -80,10 +104,8 @@ def relative_drift(drawn: Tensor, base: Tensor, prompts: Tensor) -> Tensor:
     In units of the mean distance (1 − cosine) between the base's pictures of different prompts, whose numbers
     are `prompts` (g): 0 is the base's own picture, 1 as far from it as those of other prompts are.
     """
-    distance = (1 - likeness_of_pairs(drawn, base)).clamp(min=0)
-    is_apart = prompts[:, None] != prompts[None, :]
-    between = (1 - base @ base.T)[is_apart].mean()
-    return distance / between.clamp(min=1e-6)
+    between = (1 - base @ base.T)[prompts[:, None] != prompts[None, :]].mean()
+    return (1 - likeness_of_pairs(drawn, base)).clamp(min=0) / between.clamp(min=1e-6)
 
 
 def frechet_distance(photos: Tensor, pictures: Tensor) -> float:
@@ -92,8 +114,7 @@ def frechet_distance(photos: Tensor, pictures: Tensor) -> float:
     It is FID, where the features are Inception's.
 
     Raises:
-        ValueError: a side has no more pictures than features, so that its covariance is singular, or
-            torchmetrics is not installed.
+        ValueError: as `frechet_obstacle` says.
     """
     problem = frechet_obstacle(len(photos), len(pictures), photos.shape[1])
     if problem is not None:
@@ -109,7 +130,7 @@ def frechet_distance(photos: Tensor, pictures: Tensor) -> float:
 
 
 def frechet_obstacle(num_photos: int, num_pictures: int, size: int) -> str | None:
-    """Say why there is no distance in features of so many numbers, or None."""
+    """Say why there is no distance in features of so many numbers: their covariance is singular; or None."""
     if min(num_photos, num_pictures) <= size:
         return (
             f"found {num_photos} photos and {num_pictures} pictures; with {size} features a Fréchet distance "

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,9 +22,8 @@ from ether_diffusion.wording import printable
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 ALEXNET_URL = f"https://download.pytorch.org/models/{ALEXNET_FILE}"
-MIN_SIDE_PX = 32
+_MIN_SIDE_PX = 32
 """Below, AlexNet's pooling leaves nothing."""
-
 _MEAN, _SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Of ImageNet, for pixels in [-1, 1]."""
 _EPSILON = 1e-8
@@ -58,8 +56,8 @@ class Lpips(nn.Module):
         Raises:
             ValueError: the size is too small.
         """
-        if min(size) < MIN_SIDE_PX:
-            raise ValueError(f"LPIPS needs pictures of at least {MIN_SIDE_PX} px; found {size[0]}x{size[1]}")
+        if min(size) < _MIN_SIDE_PX:
+            raise ValueError(f"LPIPS needs pictures of at least {_MIN_SIDE_PX} px; found {size[0]}x{size[1]}")
         rgb = picture.convert("RGB")
         pixels = to_tensor([rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)])
         pixels = pixels.to(self.channels[0].device)
@@ -95,18 +93,14 @@ def load_lpips(path: Path | None = None, *, device: torch.device | None = None) 
     module = find_spec("torchmetrics")
     if module is None or module.origin is None:
         raise ValueError(f"there is no LPIPS: {NEEDS_TORCHMETRICS}")
-    channels = torch.load(
-        Path(module.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth",
-        map_location="cpu",
-        weights_only=True,
-    )
+    channels = _read(Path(module.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth")
     lpips = Lpips()
     try:
         weights = _read(file)
         state = {f"layers.{key}": weights[f"features.{key}"] for key in lpips.layers.state_dict()}
         state |= {f"channels.{number}": channels[f"lin{number}.model.1.weight"] for number in range(5)}
         lpips.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:
+    except Exception as error:  # unpickling fails in as many ways as there are files
         raise ValueError(f"{printable(file)} holds no weights of AlexNet; fetch {ALEXNET_URL}") from error
     return lpips.eval().to(device or "cpu")
 
@@ -161,16 +155,9 @@ def distances_among(lpips: Lpips, pictures: Sequence[Image.Image]) -> list[float
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
-    if file.suffix == ".safetensors":
-        try:
-            loaded: Mapping[str, Tensor] = load_file(file)
-            return loaded
-        except SafetensorError as error:
-            raise KeyError(str(error)) from error
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling fails in as many ways as there are files
-        raise KeyError(str(error)) from error
-    if not isinstance(found, Mapping):
-        raise KeyError("features")
-    return found
+    loaded: Mapping[str, Tensor] = (
+        load_file(file)
+        if file.suffix == ".safetensors"
+        else torch.load(file, map_location="cpu", weights_only=True)
+    )
+    return loaded

@@ -1,29 +1,102 @@
-"""What control maps expect of each pixel, and how far two maps agree: IoU, accuracy, and F1 of edges.
+"""What is where in a picture: maps of classes, from control images and segmenters, and how far two agree.
 
 Counts are kept by picture, since the errors of their ratios are found by leaving out one group at a time;
 torchmetrics keeps sums alone.
 """
 
-import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ether_diffusion.control.images import as_picture
 from ether_diffusion.control.palette import Palette
-from ether_diffusion.metrics.likeness import Estimate
-from ether_diffusion.wording import listed
+from ether_diffusion.metrics.encoders import BATCH_SIZE, is_tiny_world, load_whole, read_model_type
+from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
+from ether_diffusion.tiny_world.networks import load_segmenter
+from ether_diffusion.tiny_world.pictures import at_native_size
+from ether_diffusion.tiny_world.world import CLASSES, OBJECT_CLASSES, PALETTE
+from ether_diffusion.wording import listed, printable
 
 IGNORED = -1
 """The class of a pixel of which a control map says nothing."""
-SILHOUETTE_CLASSES = ("background", "object")
 _BLACK = (0, 0, 0)
 _PACKING = np.array([1 << 16, 1 << 8, 1])
 """Times a colour, one number that no other colour has."""
+
+
+@dataclass(frozen=True)
+class ClassFinder:
+    """A network that names the class of each pixel; `source` says where it came from.
+
+    `things` are the classes of what stands before a background; empty where that is not known. `find_classes`
+    returns the index in `classes` of each pixel (height, width) of each picture, at its own size.
+    """
+
+    source: str
+    classes: Sequence[str]
+    things: frozenset[str]
+    find_classes: Callable[[Sequence[Image.Image]], list[Tensor]]
+
+
+def load_finder(
+    name: str, *, device: torch.device | None = None, batch_size: int = BATCH_SIZE, offline: bool = False
+) -> ClassFinder:
+    """Load a segmenter by name: "tiny_world", or the folder or hub id of one of transformers.
+
+    `offline` takes hub ids from the cache alone.
+
+    Raises:
+        FileNotFoundError: it is not here, and the Hub does not give it.
+        ValueError: it is no model of semantic segmentation, or lacks weights.
+    """
+    if is_tiny_world(name):
+        segmenter = load_segmenter(WEIGHTS_FOLDER)
+
+        def find_tiny(pictures: Sequence[Image.Image]) -> list[Tensor]:
+            maps = segmenter.segment(at_native_size(pictures), batch_size=batch_size)
+            return [scaled_map(found, *each.size) for found, each in zip(maps, pictures, strict=True)]
+
+        return ClassFinder(ALIAS, CLASSES, frozenset(OBJECT_CLASSES), find_tiny)
+    read_model_type(name, "segmenter", [ALIAS], offline=offline)
+    try:
+        model = load_whole(
+            AutoModelForSemanticSegmentation, name, "segmenter", device=device, offline=offline
+        )
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil", local_files_only=offline)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        reason = printable(str(error).strip().split("\n")[0], 300)
+        raise ValueError(
+            f"{printable(name)} is no whole model of semantic segmentation, as UperNet or SegFormer are "
+            f"({reason})"
+        ) from error
+
+    @torch.no_grad()
+    def find(pictures: Sequence[Image.Image]) -> list[Tensor]:
+        found: list[Tensor] = []
+        for start in range(0, len(pictures), batch_size):
+            part = [each.convert("RGB") for each in pictures[start : start + batch_size]]
+            pixels = processor(images=part, return_tensors="pt").pixel_values
+            logits = model(pixel_values=pixels.to(model.device, torch.float32)).logits.cpu()
+            for row, picture in zip(logits, part, strict=True):
+                size = (picture.height, picture.width)
+                larger = F.interpolate(row[None], size=size, mode="bilinear", align_corners=False)
+                found.append(larger[0].argmax(0))
+        return found
+
+    labels = model.config.id2label
+    return ClassFinder(name, [str(labels[number]) for number in range(len(labels))], frozenset(), find)
+
+
+def tiny_palette() -> Palette:
+    """Return the colours of Tiny World's classes."""
+    return Palette("the palette of Tiny World", tuple(PALETTE), tuple(PALETTE.values()))
 
 
 def check_classes(palette: Palette, classes: Sequence[str]) -> None:
@@ -59,7 +132,7 @@ def classes_of(image: Image.Image, palette: Palette, classes: Sequence[str]) -> 
 
 
 def silhouette_of(image: Image.Image) -> Tensor:
-    """Return the index in `SILHOUETTE_CLASSES` of each pixel (height, width): white is the object."""
+    """Return of each pixel (height, width) 1 where it is the object's, which is white, else 0."""
     light = np.asarray(as_picture(image).convert("L"), dtype=np.int64)
     return torch.from_numpy((light >= 128).astype(np.int64))
 
@@ -77,23 +150,10 @@ def confusion(expected: Tensor, found: Tensor, num_classes: int) -> Tensor:
     """Count the pixels of each expected (row) and found (column) class: (num_classes, num_classes), int64.
 
     Both are maps of one shape with whole numbers from 0; where `expected` is `IGNORED` nothing is counted.
-
-    Raises:
-        ValueError: the maps are of different shapes, or have other numbers.
     """
-    if expected.shape != found.shape:
-        raise ValueError(
-            f"found maps of the shapes {tuple(expected.shape)} and {tuple(found.shape)}; give two of one size"
-        )
     known = expected != IGNORED
-    rows, columns = expected[known].long(), found[known].long()
-    for values in (rows, columns):
-        if values.numel() and not bool(((values >= 0) & (values < num_classes)).all()):
-            raise ValueError(
-                f"found classes from {int(values.min())} to {int(values.max())}; there are {num_classes}"
-            )
-    counts = torch.bincount(rows * num_classes + columns, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+    pairs = expected[known].long() * num_classes + found[known].long()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def class_ious(counts: Tensor) -> Tensor:
@@ -127,30 +187,3 @@ def edge_overlap(expected: Tensor, found: Tensor) -> tuple[float, float]:
     """
     both, either = int((expected & found).sum()), int((expected | found).sum())
     return (both / either, 2 * both / (both + either)) if either else (1.0, 1.0)
-
-
-def pooled(
-    counts: Sequence[Tensor], groups: Sequence[Hashable], statistic: Callable[[Tensor], float]
-) -> Estimate:
-    """Return a statistic of summed counts, with its standard error by leaving out one group at a time.
-
-    With θ_g the statistic without group g of G: SE² = (G − 1) / G · Σ (θ_g − mean θ)², the jackknife (Efron
-    and Stein 1981). For a mean over groups of one size it is that of `estimate`.
-
-    Raises:
-        ValueError: there are no counts, or not a group for each.
-    """
-    if not counts:
-        raise ValueError("found no maps to compare")
-    by_group: dict[Hashable, Tensor] = {}
-    for each, group in zip(counts, groups, strict=True):
-        by_group[group] = by_group[group] + each if group in by_group else each
-    total = torch.stack(list(by_group.values())).sum(0)
-    value, num_groups = statistic(total), len(by_group)
-    if num_groups == 1:
-        return Estimate(value, None, len(counts), 1)
-    without = [statistic(total - each) for each in by_group.values()]
-    mean = math.fsum(without) / num_groups
-    squares = math.fsum((each - mean) ** 2 for each in without)
-    error = math.sqrt((num_groups - 1) / num_groups * squares)
-    return Estimate(value, error, len(counts), num_groups)

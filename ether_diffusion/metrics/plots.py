@@ -2,17 +2,15 @@
 
 import io
 import warnings
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from ether_diffusion.metrics.report import Report
 from ether_diffusion.wording import printable
 
-DOTS_PER_INCH = 120
 COLOURS = {"photos": "#9a9aa0", "base": "#5b8ff9", "adapter": "#e8684a", "generated": "#e8684a"}
-LABEL_CHARACTERS = 42
-BAR_WIDTH = 0.26
+_LABEL_CHARACTERS = 42
+_BAR_WIDTH = 0.26
 
 
 def check_plotting() -> None:
@@ -24,11 +22,7 @@ def check_plotting() -> None:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Return an empty matplotlib figure of so many inches.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
+    """Return an empty matplotlib figure of so many inches, as long as `check_plotting` has no objection."""
     check_plotting()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,16 +37,12 @@ def png_of(figure: Any) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():  # a script that the font has not is drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+        figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
 
 
 def draw_report(report: Report) -> bytes:
-    """Return a PNG: a bar for every score with its standard error, and prompt by prompt the first score.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
+    """Return a PNG: a bar for every score with its standard error, and prompt by prompt the first score."""
     prompts = list(dict.fromkeys(prompt for scores in report.rows.values() for prompt in scores.by_prompt))
     num_panels = 2 if prompts else 1
     figure = new_figure(6 * num_panels, max(3.6, 1.2 + 0.3 * len(prompts)))
@@ -69,12 +59,13 @@ def draw_report(report: Report) -> bytes:
 def _draw_bars(axes: Any, report: Report) -> None:
     columns = report.columns
     for number, (row, scores) in enumerate(report.rows.items()):
+        shift = (number - (len(report.rows) - 1) / 2) * _BAR_WIDTH
         there = [place for place, column in enumerate(columns) if column in scores.columns]
         found = [scores.columns[columns[place]] for place in there]
         axes.bar(
-            [place + (number - (len(report.rows) - 1) / 2) * BAR_WIDTH for place in there],
+            [place + shift for place in there],
             [each.mean for each in found],
-            BAR_WIDTH,
+            _BAR_WIDTH,
             yerr=[each.standard_error or 0.0 for each in found],
             capsize=3,
             label=row,
@@ -86,14 +77,14 @@ def _draw_bars(axes: Any, report: Report) -> None:
     axes.legend()
 
 
-def _draw_prompts(axes: Any, report: Report, prompts: Sequence[str]) -> None:
+def _draw_prompts(axes: Any, report: Report, prompts: list[str]) -> None:
     column = report.columns[0]
     for row, scores in report.rows.items():
         there = [place for place, prompt in enumerate(prompts) if prompt in scores.by_prompt]
         values = [scores.by_prompt[prompts[place]][column] for place in there]
         if there:
             axes.plot(values, there, "o", label=row, color=COLOURS.get(row))
-    axes.set_yticks(range(len(prompts)), [printable(prompt, LABEL_CHARACTERS) for prompt in prompts])
+    axes.set_yticks(range(len(prompts)), [printable(prompt, _LABEL_CHARACTERS) for prompt in prompts])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a prompt may have dollars
     axes.invert_yaxis()

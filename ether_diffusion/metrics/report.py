@@ -13,13 +13,15 @@ from ether_diffusion.metrics.control_scores import (
 from ether_diffusion.metrics.encoders import Encoder
 from ether_diffusion.metrics.likeness import Estimate
 from ether_diffusion.metrics.lpips import Lpips
-from ether_diffusion.metrics.samples import Sample, SetAside, SortedSamples, sort_samples
 from ether_diffusion.metrics.scores import (
     PhotoReference,
+    Sample,
     Scores,
+    SortedSamples,
     score_drift,
     score_photos,
     score_samples,
+    sort_samples,
 )
 from ether_diffusion.strict_json import Json
 from ether_diffusion.wording import listed, printable
@@ -27,7 +29,7 @@ from ether_diffusion.wording import listed, printable
 FORMAT_VERSION = 1
 ROWS = ("base", "adapter")
 OTHER = "other"
-SHOWN_PROBLEMS = 8
+_SHOWN_PROBLEMS = 8
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Report:
         settings: what was drawn or read, and how.
         encoders: where each came from, by its kind.
         drift: of the adapter from the base on prompts without the subject.
-        set_aside: pictures that were not scored, by row; "other" are those of prompts without the subject.
+        set_aside: by row, then name, what is wrong with pictures that were not scored; "other" are those of
+            prompts without the subject.
         left_out: why a score is not there, by its column.
     """
 
@@ -46,18 +49,13 @@ class Report:
     encoders: Mapping[str, str]
     rows: Mapping[str, Scores]
     drift: Mapping[str, Estimate]
-    set_aside: Mapping[str, Sequence[SetAside]]
+    set_aside: Mapping[str, Mapping[str, str]]
     left_out: Mapping[str, str]
 
     @property
     def columns(self) -> list[str]:
         """The columns of all rows, in the order they were found."""
         return list(dict.fromkeys(name for scores in self.rows.values() for name in scores.columns))
-
-    @property
-    def sets(self) -> Mapping[str, Mapping[str, float]]:
-        """The distances of whole sets, by row."""
-        return {row: scores.sets for row, scores in self.rows.items() if scores.sets}
 
     def reasons(self) -> dict[str, str]:
         """Return why scores are not there, by column: for all rows, or for one."""
@@ -68,43 +66,40 @@ class Report:
 
     def to_json(self) -> dict[str, Json]:
         """Return it as an object for JSON."""
+        rows = self.rows.items()
         return {
             "format_version": FORMAT_VERSION,
             "settings": dict(self.settings),
             "encoders": dict(self.encoders),
-            "scores": {row: _estimates(scores.columns) for row, scores in self.rows.items()},
-            "sets": {row: dict(found) for row, found in self.sets.items()},
+            "scores": {row: _estimates(scores.columns) for row, scores in rows},
+            "sets": {row: dict(scores.sets) for row, scores in rows if scores.sets},
             "by_prompt": {
                 row: {prompt: dict(found) for prompt, found in scores.by_prompt.items()}
-                for row, scores in self.rows.items()
+                for row, scores in rows
                 if scores.by_prompt
             },
             "drift": _estimates(self.drift),
-            "set_aside": {
-                row: {each.name: each.reason for each in found}
-                for row, found in self.set_aside.items()
-                if found
-            },
+            "set_aside": {row: dict(found) for row, found in self.set_aside.items() if found},
             "left_out": dict(self.reasons()),
         }
 
     def table(self) -> str:
         """Return it as lines: a row for each kind of picture, then drift, and what is not in it."""
-        lines = aligned(
-            [["", *self.columns]]
-            + [
-                [row, *(shown_estimate(scores.columns.get(column)) for column in self.columns)]
-                for row, scores in self.rows.items()
-            ]
-        )
-        for row, found in self.sets.items():
-            lines.append(f"{row}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+        rows = [
+            [row, *(shown_estimate(scores.columns.get(column)) for column in self.columns)]
+            for row, scores in self.rows.items()
+        ]
+        lines = aligned([["", *self.columns], *rows])
+        for row, scores in self.rows.items():
+            if scores.sets:
+                sets = ", ".join(f"{name} {value:.4g}" for name, value in scores.sets.items())
+                lines.append(f"{row}: {sets}")
         if self.drift:
             drift = ", ".join(f"{name} {shown_estimate(value)}" for name, value in self.drift.items())
             lines.append(f"drift from the base on other prompts: {drift}")
         for row, aside in self.set_aside.items():
             if aside:
-                reasons = [f"{printable(each.name)} {each.reason}" for each in aside]
+                reasons = [f"{printable(name)} {reason}" for name, reason in aside.items()]
                 lines.append(f"not scored of {row}: {listed(reasons)}")
         lines += [f"{column} is left out: {reason}" for column, reason in self.reasons().items()]
         return "\n".join(lines)
@@ -115,6 +110,7 @@ def _estimates(columns: Mapping[str, Estimate]) -> dict[str, Json]:
 
 
 def shown_estimate(found: Estimate | None) -> str:
+    """Return a mean and its standard error, where there are such."""
     if found is None:
         return "-"
     error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
@@ -122,6 +118,7 @@ def shown_estimate(found: Estimate | None) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines with equal columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -155,12 +152,20 @@ def report_drawn(
         ValueError: none of a row's pictures can be scored.
     """
     rows = {row: sort_samples(samples) for row, samples in drawn.subject.items()}
-    drift: Mapping[str, Estimate] = {}
-    aside: dict[str, Sequence[SetAside]] = {}
-    if drawn.other["base"]:
-        pairs, aside[OTHER] = _whole_pairs(drawn.other)
-        drift = score_drift(*pairs, yardsticks.encoders)
-    return _report(photos, rows, yardsticks, settings, drift, aside)
+    if not drawn.other["base"]:
+        return _report(photos, rows, yardsticks, settings, {}, {})
+    sorted_rows = {row: sort_samples(drawn.other[row]) for row in ROWS}
+    kept = set.intersection(*({each.name for each in found.usable} for found in sorted_rows.values()))
+    if not kept:
+        raise ValueError("of the prompts without the subject, no picture can be scored in both rows")
+    base, adapter = ([each for each in sorted_rows[row].usable if each.name in kept] for row in ROWS)
+    lost = {
+        f"{name} ({row})": reason
+        for row, found in sorted_rows.items()
+        for name, reason in found.set_aside.items()
+    }
+    drift = score_drift(base, adapter, yardsticks.encoders)
+    return _report(photos, rows, yardsticks, settings, drift, {OTHER: lost})
 
 
 def report_generated(
@@ -176,35 +181,16 @@ def _report(
     yardsticks: Yardsticks,
     settings: Mapping[str, Json],
     drift: Mapping[str, Estimate],
-    aside: Mapping[str, Sequence[SetAside]],
+    other: Mapping[str, Mapping[str, str]],
 ) -> Report:
-    encoders, lpips = yardsticks.encoders, yardsticks.lpips
+    encoders, lpips, identifier = yardsticks.encoders, yardsticks.lpips, yardsticks.identifier
     reference = PhotoReference.of(photos.usable, encoders)
     scores = {"photos": score_photos(reference, encoders, lpips)}
     for row, found in rows.items():
-        scores[row] = score_samples(
-            reference, found.usable, encoders, lpips, identifier=yardsticks.identifier
-        )
-    set_aside = {row: found.set_aside for row, found in {"photos": photos, **rows}.items()}
+        scores[row] = score_samples(reference, found.usable, encoders, lpips, identifier=identifier)
     sources: dict[str, str] = {encoder.kind: encoder.source for encoder in encoders}
-    return Report(settings, sources, scores, drift, {**set_aside, **aside}, yardsticks.left_out)
-
-
-def _whole_pairs(
-    samples: Mapping[str, Sequence[Sample]],
-) -> tuple[tuple[list[Sample], list[Sample]], tuple[SetAside, ...]]:
-    """Return the pictures of both rows of which neither is set aside, and what was."""
-    first, second = (sort_samples(samples[row]) for row in ROWS)
-    kept = {each.name for each in first.usable} & {each.name for each in second.usable}
-    if not kept:
-        raise ValueError("of the prompts without the subject, no picture can be scored in both rows")
-    base, adapter = ([each for each in found.usable if each.name in kept] for found in (first, second))
-    lost = [
-        SetAside(f"{each.name} ({row})", each.reason)
-        for row, found in zip(ROWS, (first, second), strict=True)
-        for each in found.set_aside
-    ]
-    return (base, adapter), tuple(lost)
+    aside = {row: found.set_aside for row, found in {"photos": photos, **rows}.items()}
+    return Report(settings, sources, scores, drift, {**aside, **other}, yardsticks.left_out)
 
 
 def check_maps(pairs: Sequence[ControlPair], yardsticks: ControlYardsticks) -> None:
@@ -213,10 +199,8 @@ def check_maps(pairs: Sequence[ControlPair], yardsticks: ControlYardsticks) -> N
     Raises:
         ValueError: some have; all are named.
     """
-    if yardsticks.finder is None or yardsticks.control_type != PALETTE:
-        return
     problems = []
-    for pair in pairs:
+    for pair in pairs if yardsticks.finder is not None and yardsticks.control_type == PALETTE else ():
         try:
             expected_classes(pair, yardsticks)
         except ValueError as problem:
@@ -240,21 +224,18 @@ def report_control(
     """
     by_name = {pair.name: pair for pair in pairs}
     photos = [Sample(pair.name, pair.photo) for pair in pairs]
-    scores: dict[str, Scores] = {}
-    aside: dict[str, Sequence[SetAside]] = {}
-    for row, samples in {"photos": photos, **rows}.items():
-        found = sort_samples(samples)
-        chosen = [by_name[sample.name.rpartition("_seed")[0] or sample.name] for sample in found.usable]
-        scores[row] = score_control([sample.image for sample in found.usable], chosen, yardsticks)
-        aside[row] = found.set_aside
-    sources: dict[str, str] = {}
-    if yardsticks.finder is not None:
-        sources["segmenter"] = yardsticks.finder.source
+    found = {row: sort_samples(samples) for row, samples in {"photos": photos, **rows}.items()}
+    scores = {}
+    for row, samples in found.items():
+        chosen = [by_name[sample.name.rpartition("_seed")[0] or sample.name] for sample in samples.usable]
+        scores[row] = score_control([sample.image for sample in samples.usable], chosen, yardsticks)
+    sources = {} if yardsticks.finder is None else {"segmenter": yardsticks.finder.source}
     sources |= {encoder.kind: encoder.source for encoder in yardsticks.encoders}
+    aside = {row: samples.set_aside for row, samples in found.items()}
     return Report(settings, sources, scores, {}, aside, yardsticks.left_out)
 
 
 def together(problems: Sequence[str]) -> str:
     """Return the first problems as one sentence, and how many more there are."""
-    rest = len(problems) - SHOWN_PROBLEMS
-    return "; ".join(problems[:SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else "")
+    rest = len(problems) - _SHOWN_PROBLEMS
+    return "; ".join(problems[:_SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else "")

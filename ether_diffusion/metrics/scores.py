@@ -1,12 +1,13 @@
-"""From pictures to scores: fidelity to the photos and to the prompts, LPIPS, and drift from the base."""
+"""From pictures to scores: those of use, their likeness to photos and prompts, LPIPS, and drift."""
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
+from ether_diffusion.bases import fault_of
 from ether_diffusion.metrics.encoders import Encoder, Views
 from ether_diffusion.metrics.likeness import (
     Estimate,
@@ -18,11 +19,11 @@ from ether_diffusion.metrics.likeness import (
     likeness_to,
 )
 from ether_diffusion.metrics.lpips import Lpips, distances_among, distances_to
-from ether_diffusion.metrics.samples import Sample
 from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.recognition import OBJECT, RECOGNISED
 from ether_diffusion.tiny_world.world import Scene
+from ether_diffusion.wording import listed, printable
 
 PROMPT = "tiny_t"
 COLUMNS = {
@@ -55,8 +56,73 @@ LPIPS_TO_PHOTOS = "lpips_to_photos"
 LPIPS_AMONG = "lpips_among"
 PIXELS = "pixels"
 
-Values = Mapping[str, Sequence[float]]
-"""By column, a value per picture."""
+MIN_SIDE_PX = 8
+BLACK_BELOW = 3
+"""A picture whose brightest value of 255 is below is what a safety filter or an overflow leaves."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with its name, and what it was drawn from where that is known."""
+
+    name: str
+    image: Image.Image
+    prompt: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class SortedSamples:
+    """Pictures to be scored, in the order given; of those `set_aside`, by name, what is wrong with each."""
+
+    usable: tuple[Sample, ...]
+    set_aside: Mapping[str, str]
+
+
+def find_fault(image: Image.Image) -> str | None:
+    """Say why a picture shows nothing, or None: it has no pixels, is not finite, black or of one colour."""
+    fault = fault_of(image)
+    if fault is not None:
+        return str(fault)
+    if 0 in image.size:
+        return "has no pixels"
+    pixels = np.asarray(image if image.mode in ("F", "I", "L") else image.convert("RGB"))
+    if not np.isfinite(pixels).all():
+        return "has values that are not finite"
+    if pixels.max() < BLACK_BELOW:
+        return "is black"
+    return "is empty: one colour throughout" if (pixels == pixels[:1, :1]).all() else None
+
+
+def without_faults(samples: Iterable[Sample], set_aside: Mapping[str, str] | None = None) -> SortedSamples:
+    """Set aside what shows nothing, after what is set aside already."""
+    samples = list(samples)
+    faults = {sample.name: fault for sample in samples if (fault := find_fault(sample.image)) is not None}
+    usable = tuple(sample for sample in samples if sample.name not in faults)
+    return SortedSamples(usable, {**(set_aside or {}), **faults})
+
+
+def sort_samples(samples: Iterable[Sample], set_aside: Mapping[str, str] | None = None) -> SortedSamples:
+    """Set aside what shows nothing, and what is not of the size of most: scores would mix two things.
+
+    Raises:
+        ValueError: no size is that of more than half, or nothing is left.
+    """
+    found = without_faults(samples, set_aside)
+    if not found.usable:
+        reasons = "; ".join(f"{printable(name)} {why}" for name, why in list(found.set_aside.items())[:5])
+        raise ValueError(f"found no picture to score{f': {reasons}' if reasons else ''}")
+    (size, count), *_ = Counter(sample.image.size for sample in found.usable).most_common(1)
+    if count * 2 <= len(found.usable):
+        sizes = sorted({f"{sample.image.width}x{sample.image.height}" for sample in found.usable})
+        raise ValueError(f"found pictures of the sizes {listed(sizes)} px; score pictures of one size")
+    others = {
+        each.name: f"is {each.image.width}x{each.image.height} px, and most are {size[0]}x{size[1]}"
+        for each in found.usable
+        if each.image.size != size
+    }
+    usable = tuple(each for each in found.usable if each.image.size == size)
+    return SortedSamples(usable, {**found.set_aside, **others})
 
 
 @dataclass(frozen=True)
@@ -88,15 +154,10 @@ class Scores:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def image_column(encoder: Encoder) -> str:
-    """Return the column of likeness to the photos."""
-    return f"{encoder.kind}_i" if encoder.reads_texts else encoder.kind
-
-
 def score_photos(reference: PhotoReference, encoders: Sequence[Encoder], lpips: Lpips | None) -> Scores:
     """Score the photos against each other: what a perfect adapter could reach, the row "real images"."""
     values: dict[str, Sequence[float]] = {
-        image_column(encoder): likeness_among(reference.views[encoder.kind].subjects).tolist()
+        _image_column(encoder): likeness_among(reference.views[encoder.kind].subjects).tolist()
         for encoder in encoders
     }
     if lpips is not None:
@@ -118,19 +179,17 @@ def score_samples(
     pictures where seeds are not known.
     """
     images = [sample.image for sample in samples]
-    groups = [_group(sample) for sample in samples]
     values: dict[str, Sequence[float]] = {}
     sets: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for encoder in encoders:
         photos, seen = reference.views[encoder.kind], Views.of(encoder, images)
-        values[image_column(encoder)] = likeness_to(photos.subjects, seen.subjects).tolist()
+        values[_image_column(encoder)] = likeness_to(photos.subjects, seen.subjects).tolist()
         if encoder.reads_texts and any(sample.prompt is None for sample in samples):
             left_out[f"{encoder.kind}_t"] = "the prompts of the pictures are not known"
         elif encoder.reads_texts:
-            texts = encoder.embed_texts(
-                [without_identifier(sample.prompt or "", identifier) for sample in samples]
-            )
+            prompts = [without_identifier(sample.prompt or "", identifier) for sample in samples]
+            texts = encoder.embed_texts(prompts)
             values[f"{encoder.kind}_t"] = likeness_of_pairs(seen.whole, texts).tolist()
         obstacle = frechet_obstacle(len(photos.whole), len(seen.whole), encoder.size)
         if obstacle is None:
@@ -139,15 +198,17 @@ def score_samples(
             left_out[f"fid_{encoder.kind}"] = obstacle
     if lpips is not None:
         values[LPIPS_TO_PHOTOS] = distances_to(lpips, reference.images, images)
-    columns, by_prompt = _estimates(values, groups), _by_prompt(values, samples)
-    if lpips is not None:
-        among = _among_prompts(lpips, samples)
-        for prompt, diversity in among.items():
-            by_prompt[prompt][LPIPS_AMONG] = diversity
-        if among:
-            columns[LPIPS_AMONG] = estimate(list(among.values()), list(among))
-        else:
-            left_out[LPIPS_AMONG] = "no prompt has two pictures"
+    columns, by_prompt = _estimates(values, _groups(samples)), dict[str, dict[str, float]]()
+    diversity: dict[str, float] = {}
+    for prompt, places in _places_by_prompt(samples).items():
+        by_prompt[prompt] = {name: sum(row[k] for k in places) / len(places) for name, row in values.items()}
+        if lpips is not None and len(places) > 1:
+            among = distances_among(lpips, [images[k] for k in places])
+            by_prompt[prompt][LPIPS_AMONG] = diversity[prompt] = sum(among) / len(among)
+    if diversity:
+        columns[LPIPS_AMONG] = estimate(list(diversity.values()), list(diversity))
+    elif lpips is not None:
+        left_out[LPIPS_AMONG] = "no prompt has two pictures"
     return Scores(columns, by_prompt, sets, left_out)
 
 
@@ -168,7 +229,7 @@ def score_drift(
         first, second = (encoder.embed_images([each.image for each in side]) for side in (base, adapter))
         values[encoder.kind] = (1 - likeness_of_pairs(first, second)).clamp(min=0).tolist()
     values[PIXELS] = [pixel_distance(a.image, b.image) for a, b in zip(base, adapter, strict=True)]
-    return _estimates(values, [_group(sample) for sample in base])
+    return _estimates(values, _groups(base))
 
 
 def pixel_distance(first: Image.Image, second: Image.Image) -> float:
@@ -177,37 +238,24 @@ def pixel_distance(first: Image.Image, second: Image.Image) -> float:
     return float(np.abs(a - b).mean() / 255)
 
 
-def _estimates(values: Values, groups: Sequence[Hashable]) -> dict[str, Estimate]:
+def _image_column(encoder: Encoder) -> str:
+    return f"{encoder.kind}_i" if encoder.reads_texts else encoder.kind
+
+
+def _estimates(values: Mapping[str, Sequence[float]], groups: Sequence[Hashable]) -> dict[str, Estimate]:
     return {column: estimate(row, groups) for column, row in values.items()}
 
 
-def _group(sample: Sample) -> Hashable:
-    return sample.name if sample.seed is None else sample.seed
+def _groups(samples: Sequence[Sample]) -> list[Hashable]:
+    return [sample.name if sample.seed is None else sample.seed for sample in samples]
 
 
-def _by_prompt(values: Values, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    return {
-        prompt: {column: sum(row[k] for k in numbers) / len(numbers) for column, row in values.items()}
-        for prompt, numbers in _numbers_by_prompt(samples).items()
-    }
-
-
-def _among_prompts(lpips: Lpips, samples: Sequence[Sample]) -> dict[str, float]:
-    """Return diversity by prompt, where there are two pictures or more."""
-    rows = {
-        prompt: distances_among(lpips, [samples[number].image for number in numbers])
-        for prompt, numbers in _numbers_by_prompt(samples).items()
-        if len(numbers) > 1
-    }
-    return {prompt: sum(row) / len(row) for prompt, row in rows.items()}
-
-
-def _numbers_by_prompt(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    numbers: defaultdict[str, list[int]] = defaultdict(list)
-    for number, sample in enumerate(samples):
+def _places_by_prompt(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, sample in enumerate(samples):
         if sample.prompt is not None:
-            numbers[sample.prompt].append(number)
-    return numbers
+            places[sample.prompt].append(place)
+    return places
 
 
 def without_identifier(prompt: str, identifier: str | None) -> str:
