@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.strict_json import Json, parse_json
+from ether_diffusion.strict_json import Json, read_json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import IDENTIFIER, unseen_prompts
@@ -114,56 +114,44 @@ def read_dreambooth(folder: Path, names: Sequence[str] | None = None) -> list[Su
             "photos for each subject beside that file"
         )
     try:
-        classes, objects, live = _read_prompts(decode_text(file.read_bytes()))
+        text = decode_text(file.read_bytes())
     except UnusableFileError as reason:
         raise ValueError(f"{printable(file)} {reason}") from None
+    head, _, rest = text.partition("Object Prompts")
+    objects, live = (_templates(part) for part in rest.partition("Live Subject Prompts")[::2])
+    rows = [match for line in head.splitlines() if (match := _ROW.match(line.strip())) is not None]
+    classes = {row[1]: row[2].strip() for row in rows if row[1] != "subject_name"}
     if not classes or not objects or not live:
         raise ValueError(f"{printable(file)} lacks classes or prompts; take the file of the data set")
     there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    wanted = list(dict.fromkeys(there if names is None else names))
-    problems = [
-        f"{printable(name)} has no folder in {printable(folder)}" for name in wanted if name not in there
-    ]
-    for name in (name for name in wanted if name in there):
+    subjects, problems = [], []
+    for name in dict.fromkeys(there if names is None else names):
+        shown = printable(name)
+        if name not in there:
+            problems.append(f"{shown} has no folder in {printable(folder)}")
+            continue
         if name not in classes:
-            problems.append(f"{printable(name)} has no class in {PROMPTS_FILE}")
+            problems.append(f"{shown} has no class in {PROMPTS_FILE}")
         try:
             find_photos(folder / name)
         except ValueError as reason:
             problems.append(str(reason))
-    if problems or not wanted:
+        class_name = classes.get(name, "")
+        templates = live if class_name in LIVE_CLASSES else objects
+        prompts = tuple(each.format(UNIQUE_TOKEN, class_name) for each in templates)
+        subjects.append(Subject(name, folder / name, prompts, UNIQUE_TOKEN, class_name))
+    if problems or not subjects:
         raise ValueError("; ".join(problems) or f"{printable(folder)} holds no folders of subjects")
-    return [
-        Subject(
-            name,
-            folder / name,
-            tuple(
-                each.format(UNIQUE_TOKEN, classes[name])
-                for each in (live if classes[name] in LIVE_CLASSES else objects)
-            ),
-            UNIQUE_TOKEN,
-            classes[name],
-        )
-        for name in wanted
-    ]
-
-
-def _read_prompts(text: str) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return classes by subject, and the templates of objects and of live subjects."""
-    head, _, rest = text.partition("Object Prompts")
-    objects, _, live = rest.partition("Live Subject Prompts")
-    rows = [match for line in head.splitlines() if (match := _ROW.match(line.strip())) is not None]
-    classes = {row[1]: row[2].strip() for row in rows if row[1] != "subject_name"}
-    return classes, _templates(objects), _templates(live)
+    return subjects
 
 
 def _templates(text: str) -> list[str]:
     found = [match[1] for line in text.splitlines() if (match := _PROMPT.match(line)) is not None]
-    foreign = [each for each in found if re.findall(r"\{(.*?)\}", each) != ["0", "1"]]
-    if foreign:
-        raise ValueError(
-            f"the prompt {listed(foreign[:1])} does not hold {{0}} and {{1}}; mend {PROMPTS_FILE}"
-        )
+    for each in found:
+        if re.findall(r"\{(.*?)\}", each) != ["0", "1"]:
+            raise ValueError(
+                f"the prompt {printable(each)} does not hold {{0}} and {{1}}; mend {PROMPTS_FILE}"
+            )
     return found
 
 
@@ -190,22 +178,26 @@ class BenchmarkSettings:
     lpips_weights: Path | None = None
     keep_adapters: bool = False
 
-    def learning_rate(self, method: AdapterMethod) -> float:
+    def learning_rate(self, method: str) -> float:
         """Return the rate that a method is trained at."""
         own = TINY_LEARNING_RATES if self.base == ALIAS else {}
-        return self.learning_rates.get(method) or own.get(method, DEFAULT_LEARNING_RATES[method])
+        return self.learning_rates.get(method) or {**DEFAULT_LEARNING_RATES, **own}[method]
 
     def to_json(self) -> dict[str, Json]:
         """Return what results depend on."""
         return {
-            "base": Path(self.base).name if Path(self.base).is_absolute() else self.base,
+            "base": _shown_source(self.base),
             "training": dict(self.training),
             "learning_rates": {method: self.learning_rate(method) for method in METHODS},
             "num_images": self.num_images,
             "num_inference_steps": self.num_inference_steps,
             "batch_size": self.batch_size,
-            "encoders": [Path(name).name if Path(name).is_absolute() else name for name in self.encoders],
+            "encoders": [_shown_source(name) for name in self.encoders],
         }
+
+
+def _shown_source(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 @dataclass(frozen=True)
@@ -241,16 +233,11 @@ def check_settings(methods: Sequence[str], settings: BenchmarkSettings) -> None:
     """
     known = get_args(AdapterMethod)
     problems = [f"{printable(name)} is no method" for name in methods if name not in known]
-    problems += [
-        f"--learning_rates names {printable(name)}, which is not compared"
-        for name in settings.learning_rates
-        if name not in methods
-    ]
-    problems += [
-        f"the learning rate of {printable(name)} is to be above 0; found {rate:g}"
-        for name, rate in settings.learning_rates.items()
-        if not 0 < rate < float("inf")
-    ]
+    for name, rate in settings.learning_rates.items():
+        if name not in methods:
+            problems.append(f"--learning_rates names {printable(name)}, which is not compared")
+        if not 0 < rate < float("inf"):
+            problems.append(f"the learning rate of {printable(name)} is to be above 0; found {rate:g}")
     counts = {
         "num_images": settings.num_images,
         "inference_steps": settings.num_inference_steps,
@@ -270,10 +257,9 @@ def keep_plan(root: Path, settings: BenchmarkSettings) -> None:
     root.mkdir(parents=True, exist_ok=True)
     file, asked = root / PLAN_FILE, settings.to_json()
     if file.is_file():
-        stored = parse_json(file.read_bytes(), printable(file))
-        if stored != asked:
-            known = stored if isinstance(stored, dict) else {}
-            changed = sorted(name for name in asked if known.get(name) != asked[name])
+        stored = read_json(file.read_bytes(), dict[str, Any], printable(file))
+        changed = sorted(name for name in asked if stored.get(name) != asked[name])
+        if changed:
             raise ValueError(
                 f"{printable(root)} holds a benchmark with other settings ({listed(changed)}); give another "
                 "--output_dir, or the settings of its plan.json"

@@ -20,7 +20,6 @@ from ether_diffusion.strict_json import Json
 FORMAT_VERSION = 1
 MAX_SUBJECTS = 8
 """Columns of a contact sheet."""
-COSTS = ("parameters", "bytes", "seconds")
 LABELS = {
     REAL: "real images",
     BASE: "no adapter",
@@ -65,26 +64,23 @@ def summarise(
 
 def _row(results: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
     scored = [result for result in results if result["scores"]]
-    names = [name for name in COLUMNS if all(name in result["scores"] for result in scored)]
+    names = [name for name in COLUMNS if scored and all(name in result["scores"] for result in scored)]
+    several = len({result["subject"] for result in scored}) > 1
+    groups = [result["subject" if several else "seed"] for result in scored]
     row: dict[str, Json] = {
-        "scores": {name: asdict(_estimate(scored, [r["scores"][name] for r in scored])) for name in names}
-        if scored
-        else {},
+        "scores": {
+            name: asdict(estimate([each["scores"][name] for each in scored], groups)) for name in names
+        },
         "num_runs": len(results),
         "num_diverged": sum("diverged" in result for result in results),
     }
-    for name in COSTS:
+    for name in ("parameters", "bytes", "seconds"):
         values = [result[name] for result in results if name in result]
         if values:
             row[name] = values[0] if name != "seconds" else round(math.fsum(values) / len(values), 1)
     if "learning_rate" in results[0]:
         row["learning_rate"] = results[0]["learning_rate"]
     return row
-
-
-def _estimate(results: Sequence[Mapping[str, Any]], values: Sequence[float]) -> Estimate:
-    subjects = [result["subject"] for result in results]
-    return estimate(values, subjects if len(set(subjects)) > 1 else [result["seed"] for result in results])
 
 
 def table(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -125,23 +121,14 @@ def benchmark_sheet(runs: Sequence[BenchmarkRun], root: Path, settings: Benchmar
     first = runs[0].seed
     subjects = list({run.subject.name: run.subject for run in runs}.values())[:MAX_SUBJECTS]
     methods = list(dict.fromkeys(run.method for run in runs))
+    labels = [f"{each.name}: {each.prompts[k % len(each.prompts)]}" for k, each in enumerate(subjects)]
     rows = []
     for method in methods:
-        row = []
-        for place, subject in enumerate(subjects):
-            number = place % len(subject.prompts) * settings.num_images
-            folder = BenchmarkRun(method, subject, first).folder(root) / PICTURES
-            row.append(_opened(folder / f"{number:04d}.png"))
-        rows.append(row)
-    sheet = draw_contact_sheet(
-        rows,
-        row_labels=[LABELS.get(method, method) for method in methods],
-        column_labels=[
-            f"{subject.name}: {subject.prompts[place % len(subject.prompts)]}"
-            for place, subject in enumerate(subjects)
-        ],
-    )
-    return png_bytes(sheet)
+        folders = [BenchmarkRun(method, subject, first).folder(root) / PICTURES for subject in subjects]
+        numbers = [k % len(each.prompts) * settings.num_images for k, each in enumerate(subjects)]
+        rows.append([_opened(f / f"{number:04d}.png") for f, number in zip(folders, numbers, strict=True)])
+    names = [LABELS.get(method, method) for method in methods]
+    return png_bytes(draw_contact_sheet(rows, row_labels=names, column_labels=labels))
 
 
 def _opened(path: Path) -> Image.Image:
