@@ -7,7 +7,7 @@ INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constra
 .PHONY: demo demo-control ui test test-quick lint bench clean
 
 demo: .venv/installed
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python -m recipes.tiny_world.demo
 
 demo-control: demo
 	$(BIN)/python -m recipes.tiny_world.demo_control --subject fox --subject_adapter demo/fox/adapter

@@ -3,7 +3,6 @@
 import math
 import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,16 +20,6 @@ _GLYPHS = frozenset("«°±·»‘’“”‹›")
 """What Pillow's font draws beyond ASCII; anything else would be a box."""
 _SPELLINGS = str.maketrans("−–—×", "---x")
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-class _Block(NamedTuple):
-    """A wrapped label and how much room it takes, px."""
-
-    lines: tuple[str, ...]
-    width: int
-    height: int
-
 
 def draw_contact_sheet(
     rows: Sequence[Sequence[Image.Image]],
@@ -47,34 +36,6 @@ def draw_contact_sheet(
     Raises:
         ValueError: no pictures, or not a label for each row and each column.
     """
-    _check(rows, row_labels, column_labels)
-    label_font, title_font = _font(LABEL_PX), _font(TITLE_PX)
-    cell_width, cell_height = _cell([picture for row in rows for picture in row], len(rows), len(rows[0]))
-    beside = [_wrap(label, label_font, MAX_ROW_LABEL_PX, _lines_within(cell_height)) for label in row_labels]
-    above = [_wrap(label, label_font, cell_width, LABEL_LINES) for label in column_labels]
-    left = MARGIN_PX + _room([block.width for block in beside], 2 * GAP_PX)
-    width = left + len(column_labels) * (cell_width + GAP_PX) - GAP_PX + MARGIN_PX
-    heading = _wrap(title or "", title_font, width - 2 * MARGIN_PX, LABEL_LINES)
-    top = MARGIN_PX + _room([heading.height], 2 * GAP_PX) + _room([block.height for block in above], GAP_PX)
-    height = top + len(rows) * (cell_height + GAP_PX) - GAP_PX + MARGIN_PX
-
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    _write(draw, heading, title_font, MARGIN_PX, MARGIN_PX)
-    for column, block in enumerate(above):
-        centre = left + column * (cell_width + GAP_PX) + (cell_width - block.width) // 2
-        _write(draw, block, label_font, centre, top - GAP_PX - block.height, centred=True)
-    for index, (row, block) in enumerate(zip(rows, beside, strict=True)):
-        y = top + index * (cell_height + GAP_PX)
-        _write(draw, block, label_font, MARGIN_PX, y + (cell_height - block.height) // 2)
-        for column, picture in enumerate(row):
-            _place(sheet, picture, left + column * (cell_width + GAP_PX), y, cell_width, cell_height)
-    return sheet
-
-
-def _check(
-    rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]
-) -> None:
     if not rows or not column_labels:
         raise ValueError("a contact sheet needs a picture; found none")
     if len(rows) != len(row_labels):
@@ -85,6 +46,30 @@ def _check(
                 f"row {index} has {len(row)} pictures and there are {len(column_labels)} column labels; "
                 "give each row as many pictures as there are columns"
             )
+    cell_width, cell_height = _cell([picture for row in rows for picture in row], len(rows), len(rows[0]))
+    lines_beside = max(1, min(LABEL_LINES, cell_height // math.ceil(LABEL_PX * 1.3)))
+    beside = [_Label(label, LABEL_PX, MAX_ROW_LABEL_PX, lines_beside) for label in row_labels]
+    above = [_Label(label, LABEL_PX, cell_width) for label in column_labels]
+    left = MARGIN_PX + _room([label.width for label in beside], 2 * GAP_PX)
+    width = left + len(column_labels) * (cell_width + GAP_PX) - GAP_PX + MARGIN_PX
+    heading = _Label(title or "", TITLE_PX, width - 2 * MARGIN_PX)
+    top = MARGIN_PX + _room([heading.height], 2 * GAP_PX) + _room([label.height for label in above], GAP_PX)
+    height = top + len(rows) * (cell_height + GAP_PX) - GAP_PX + MARGIN_PX
+
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    heading.write(draw, MARGIN_PX, MARGIN_PX)
+    for column, label in enumerate(above):
+        centre = left + column * (cell_width + GAP_PX) + (cell_width - label.width) // 2
+        label.write(draw, centre, top - GAP_PX - label.height, centred=True)
+    for index, (row, label) in enumerate(zip(rows, beside, strict=True)):
+        y = top + index * (cell_height + GAP_PX)
+        label.write(draw, MARGIN_PX, y + (cell_height - label.height) // 2)
+        for column, picture in enumerate(row):
+            fitted = _fitted(picture, cell_width, cell_height)
+            x = left + column * (cell_width + GAP_PX) + (cell_width - fitted.width) // 2
+            sheet.paste(fitted, (x, y + (cell_height - fitted.height) // 2))
+    return sheet
 
 
 def _cell(pictures: list[Image.Image], num_rows: int, num_columns: int) -> tuple[int, int]:
@@ -97,31 +82,50 @@ def _cell(pictures: list[Image.Image], num_rows: int, num_columns: int) -> tuple
     return max(1, int(width * shrink)), max(1, int(height * shrink))
 
 
-def _place(sheet: Image.Image, picture: Image.Image, x: int, y: int, width: int, height: int) -> None:
+def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     scale = min(width / picture.width, height / picture.height)
     if scale >= 1:
         size = picture.width * int(scale), picture.height * int(scale)
-        fitted = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    else:
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        fitted = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    sheet.paste(fitted, (x + (width - size[0]) // 2, y + (height - size[1]) // 2))
+        return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _wrap(text: str, font: _Font, max_width: int, max_lines: int) -> _Block:
-    lines: list[str] = []
-    for word in _drawable(text).split():
-        for piece in _pieces(word, font, max_width):
-            if lines and font.getlength(f"{lines[-1]} {piece}") <= max_width:
-                lines[-1] = f"{lines[-1]} {piece}"
-            else:
-                lines.append(piece)
-        if len(lines) > max_lines:
-            break
-    if len(lines) > max_lines:
-        lines = [*lines[: max_lines - 1], _cut(lines[max_lines - 1], font, max_width)]
-    width = math.ceil(max((font.getlength(line) for line in lines), default=0))
-    return _Block(tuple(lines), width, len(lines) * _line_px(font))
+class _Label:
+    """A wrapped label and how much room it takes, px."""
+
+    def __init__(self, text: str, size: int, max_width: int, max_lines: int = LABEL_LINES) -> None:
+        self.font, self.line_px = ImageFont.load_default(size=size), math.ceil(size * 1.3)
+        self.lines: list[str] = []
+        for word in _drawable(text).split():
+            for piece in self._pieces(word, max_width):
+                if self.lines and self.font.getlength(f"{self.lines[-1]} {piece}") <= max_width:
+                    self.lines[-1] += f" {piece}"
+                else:
+                    self.lines.append(piece)
+            if len(self.lines) > max_lines:
+                last = self.lines[max_lines - 1]
+                while last and self.font.getlength(f"{last}…") > max_width:
+                    last = last[:-1]
+                self.lines[max_lines - 1 :] = [f"{last.rstrip()}…"]
+                break
+        self.width = math.ceil(max((self.font.getlength(line) for line in self.lines), default=0))
+        self.height = len(self.lines) * self.line_px
+
+    def _pieces(self, word: str, max_width: int) -> list[str]:
+        """Return a word in as many pieces as it takes to fit."""
+        pieces = [""]
+        for character in word:
+            if pieces[-1] and self.font.getlength(pieces[-1] + character) > max_width:
+                pieces.append("")
+            pieces[-1] += character
+        return pieces
+
+    def write(self, draw: ImageDraw.ImageDraw, x: int, y: int, *, centred: bool = False) -> None:
+        """Draw it with its upper left corner at a place."""
+        for index, line in enumerate(self.lines):
+            indent = (self.width - math.ceil(self.font.getlength(line))) // 2 if centred else 0
+            draw.text((x + indent, y + index * self.line_px), line, fill=INK, font=self.font)
 
 
 def _drawable(text: str) -> str:
@@ -129,43 +133,6 @@ def _drawable(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text.translate(_SPELLINGS))
     spelled = (c for c in plain if not unicodedata.combining(c))
     return "".join(" " if not c.isprintable() else c if c.isascii() or c in _GLYPHS else "?" for c in spelled)
-
-
-def _pieces(word: str, font: _Font, max_width: int) -> list[str]:
-    """Return a word in as many pieces as it takes to fit."""
-    pieces = [""]
-    for character in word:
-        if pieces[-1] and font.getlength(pieces[-1] + character) > max_width:
-            pieces.append("")
-        pieces[-1] += character
-    return pieces
-
-
-def _cut(line: str, font: _Font, max_width: int) -> str:
-    while line and font.getlength(f"{line}…") > max_width:
-        line = line[:-1]
-    return f"{line.rstrip()}…"
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, block: _Block, font: _Font, x: int, y: int, *, centred: bool = False
-) -> None:
-    for index, line in enumerate(block.lines):
-        indent = (block.width - math.ceil(font.getlength(line))) // 2 if centred else 0
-        draw.text((x + indent, y + index * _line_px(font)), line, fill=INK, font=font)
-
-
-def _font(size: int) -> _Font:
-    return ImageFont.load_default(size=size)
-
-
-def _line_px(font: _Font) -> int:
-    size = font.size if isinstance(font, ImageFont.FreeTypeFont) else LABEL_PX
-    return math.ceil(size * 1.3)
-
-
-def _lines_within(height: int) -> int:
-    return max(1, min(LABEL_LINES, height // math.ceil(LABEL_PX * 1.3)))
 
 
 def _room(sizes: list[int], gap: int) -> int:

@@ -56,10 +56,10 @@ def _run(parsed: argparse.Namespace) -> None:
 
 def run(subjects: list[str], settings: "dict[str, Json]", folder: Path) -> None:
     """Learn each subject into a folder of its own, then write what all of them came to."""
-    from ether_diffusion.benchmark.tiny_subjects import draw_subject, learn_subject
     from ether_diffusion.contact_sheet import draw_contact_sheet
     from ether_diffusion.tiny_world.pictures import to_images
     from ether_diffusion.tiny_world.subjects import unseen_prompts
+    from recipes.tiny_world.learned_subject import draw_subject, learn_subject
 
     scores, rows, labels = {}, [], []
     for name in subjects:

@@ -9,7 +9,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from ether_diffusion.benchmark.tiny_subjects import learn_subject
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.likeness import relative_drift
 from ether_diffusion.metrics.scores import (
@@ -34,6 +33,7 @@ from ether_diffusion.tiny_world.subjects import (
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw
 from ether_diffusion.training.loop import NonFiniteError
 from ether_diffusion.training.methods import attach_saved
+from recipes.tiny_world.learned_subject import learn_subject
 from research.distances import transform_distance, weight_distance
 from research.study import Scores, Training, kept_scores
 

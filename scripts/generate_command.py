@@ -11,7 +11,7 @@ from ether_diffusion.adapters import Adapter, read_adapter
 from ether_diffusion.adapters.methods import method_of
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import Detector
-from ether_diffusion.control.detector_names import control_type_of
+from ether_diffusion.control.detectors import control_type_of
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.pipelines.grid import SHEET_NAME, grid_files
 from ether_diffusion.pipelines.opening import check_scheduler

@@ -71,7 +71,8 @@ def test_what_the_console_has_no_letter_for_is_replaced(run: Path, variables: di
 @pytest.mark.parametrize(
     "module",
     [
-        *(f"{SCRIPTS}.{name}" for name in ("ether", "train_dreambooth", "train_control", "demo")),
+        *(f"{SCRIPTS}.{name}" for name in ("ether", "train_dreambooth", "train_control")),
+        "recipes.tiny_world.demo",
         "recipes.tiny_world",
     ],
 )
@@ -95,10 +96,10 @@ def test_a_reader_who_leaves_ends_a_command_in_silence(run: Path, arguments: lis
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-@pytest.mark.parametrize("script", ["ether", "demo"])
-def test_a_full_stdout_is_said_in_one_sentence(script: str) -> None:
+@pytest.mark.parametrize("module", [f"{SCRIPTS}.ether", "recipes.tiny_world.demo"])
+def test_a_full_stdout_is_said_in_one_sentence(module: str) -> None:
     with Path("/dev/full").open("wb") as full:
-        code, _, error = call(f"{SCRIPTS}.{script}", "--help", stdout=full)
+        code, _, error = call(module, "--help", stdout=full)
     assert code == 2
     assert "what it says cannot be written to stdout (No space left on device)" in error
     assert error.count("\n") == 1

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ether_diffusion.benchmark.tiny_subjects import draw_subject, learn_subject
 from ether_diffusion.tiny_world.concepts import find_concept
+from recipes.tiny_world.learned_subject import draw_subject, learn_subject
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return call(ROOT / "scripts" / script, *arguments)
+    return call("-m", f"recipes.tiny_world.{script}", *arguments)
 
 
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -25,7 +25,7 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_demo_writes_a_sheet_and_scores(tmp_path: Path) -> None:
-    done = run("demo.py", "--output_dir", tmp_path, "--subject", "teapot", "--steps", "2")
+    done = run("demo", "--output_dir", tmp_path, "--subject", "teapot", "--steps", "2")
     assert done.returncode == 0, done.stderr
     sheet = tmp_path / "teapot" / "contact_sheet.png"
     assert done.stdout.strip() == str(sheet)
@@ -41,7 +41,7 @@ def test_the_demo_writes_a_sheet_and_scores(tmp_path: Path) -> None:
     [("dragon", "no concept is named 'dragon'"), ("cat", "the base knows 'cat' already")],
 )
 def test_a_subject_that_is_none_is_refused(tmp_path: Path, subject: str, sentence: str) -> None:
-    done = run("demo.py", "--output_dir", tmp_path, "--subject", subject)
+    done = run("demo", "--output_dir", tmp_path, "--subject", subject)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ether_diffusion.control import Detector
 from ether_diffusion.control.canny import canny
-from ether_diffusion.control.detector_names import MODEL_DETECTORS, control_type_of
+from ether_diffusion.control.detectors import MODEL_DETECTORS, control_type_of
 
 THRESHOLDS = [(100, 200), (0, 0), (50.7, 99.3), (300, 100), (20, 1000), (1, 3000)]
 AUX = """

@@ -10,10 +10,10 @@ from encoder_models import save_alexnet, save_clip, save_dino, save_other_model
 from method_adapters import pixels_in, save_for_tiny_world
 from PIL import Image
 
-from ether_diffusion.benchmark.tiny_subjects import learn_subject
 from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import find_concept
+from recipes.tiny_world.learned_subject import learn_subject
 
 PROMPTS = ["a sks animal on a red background", "a sks animal in the snow"]
 QUICK = [

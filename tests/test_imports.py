@@ -32,7 +32,7 @@ def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:
         (f"{SCRIPTS}.ether", [[], ["generate"], ["evaluate"]]),
         (f"{SCRIPTS}.train_dreambooth", [[]]),
         (f"{SCRIPTS}.train_control", [[]]),
-        (f"{SCRIPTS}.demo", [[]]),
+        ("recipes.tiny_world.demo", [[]]),
         ("research.learn_subjects", [[]]),
     ],
 )

@@ -19,9 +19,9 @@ from ether_diffusion.tiny_world.concepts import (
     with_article,
 )
 from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.recognition import background_accuracy, background_colours
 from ether_diffusion.tiny_world.subjects import photos_of, subject_noun, unseen_prompts, write_photos
 from ether_diffusion.tiny_world.world import Scene, draw
+from recipes.tiny_world.background_colours import background_accuracy, background_colours
 from recipes.tiny_world.judge import top_accuracy
 from recipes.tiny_world.prompts import draw_scenes as draw_prompt_scenes
 from recipes.tiny_world.scenes import (

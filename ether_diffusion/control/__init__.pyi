@@ -1,8 +1,16 @@
 from .conditioning import controlled
 from .detectors import Detector
-from .encoder import ControlConfig, ControlEncoder, new_encoder
 from .images import ControlImage, control_batch, control_image_sha256
-from .loading import LoadedControl, holds_control, load_control, read_control, save_control
+from .loading import (
+    ControlConfig,
+    ControlEncoder,
+    LoadedControl,
+    holds_control,
+    load_control,
+    new_encoder,
+    read_control,
+    save_control,
+)
 from .palette import Palette, read_palette
 
 __all__ = [

@@ -5,6 +5,7 @@ scikit-image blurs first and has other thresholds; OpenCV is 60 MB for this one 
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Array = NDArray[np.uint8]
 _Integers = NDArray[np.int64]
@@ -12,7 +13,11 @@ _Integers = NDArray[np.int64]
 _TAN_SHIFT = 15
 _TAN_22 = round((2**0.5 - 1) * 2**_TAN_SHIFT)
 """tan(22.5°) in fixed point; tan(67.5°) is two more."""
-_NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+
+
+def draw_edges(photo: Image.Image, low_threshold: float, high_threshold: float) -> Image.Image:
+    """Return the edges of a photo, white on black; both are of mode RGB."""
+    return Image.fromarray(canny(np.asarray(photo), low_threshold, high_threshold)).convert("RGB")
 
 
 def canny(picture: Array, low_threshold: float, high_threshold: float) -> Array:
@@ -23,20 +28,15 @@ def canny(picture: Array, low_threshold: float, high_threshold: float) -> Array:
     or above the low one and joined to such pixels.
     """
     low, high = sorted((int(np.floor(low_threshold)), int(np.floor(high_threshold))))
-    across, down = _gradient(picture)
-    strength = np.abs(across) + np.abs(down)
-    is_peak = _peaks(across, down, strength) & (strength > low)
-    return np.where(_joined(is_peak & (strength > high), is_peak), 255, 0).astype(np.uint8)
-
-
-def _gradient(picture: Array) -> tuple[_Integers, _Integers]:
-    """Return ∂x and ∂y (height, width) of each pixel's channel with the largest sum of both."""
     values = np.pad(picture.astype(np.int64), ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = values[:-2] + 2 * values[1:-1] + values[2:]
     columns = values[:, :-2] + 2 * values[:, 1:-1] + values[:, 2:]
-    across, down = rows[:, 2:] - rows[:, :-2], columns[2:] - columns[:-2]
-    channel = np.argmax(np.abs(across) + np.abs(down), axis=-1)[..., None]  # the first of equals
-    return tuple(np.take_along_axis(part, channel, -1)[..., 0] for part in (across, down))  # type: ignore[return-value]
+    both = np.stack((rows[:, 2:] - rows[:, :-2], columns[2:] - columns[:-2]))
+    channel = np.argmax(np.abs(both).sum(0), axis=-1)  # the first of equals
+    across, down = np.take_along_axis(both, channel[None, ..., None], -1)[..., 0]
+    strength = np.abs(across) + np.abs(down)
+    is_peak = _peaks(across, down, strength) & (strength > low)
+    return np.where(_joined(is_peak & (strength > high), is_peak), 255, 0).astype(np.uint8)
 
 
 def _peaks(across: _Integers, down: _Integers, strength: _Integers) -> NDArray[np.bool_]:
@@ -69,7 +69,8 @@ def _peaks(across: _Integers, down: _Integers, strength: _Integers) -> NDArray[n
 def _joined(seeds: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the pixels of the mask that are joined to a seed within it, also by corners."""
     left = np.pad(mask & ~seeds, 1).ravel()
-    steps = np.array([y * (mask.shape[1] + 2) + x for y, x in _NEIGHBOURS])
+    width = mask.shape[1] + 2
+    steps = np.array([y * width + x for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
     reached = np.pad(seeds, 1).ravel()
     front = np.flatnonzero(reached)
     while len(front):
@@ -77,4 +78,4 @@ def _joined(seeds: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.boo
         front = around[left[around]]
         left[front] = False
         reached[front] = True
-    return reached.reshape(mask.shape[0] + 2, mask.shape[1] + 2)[1:-1, 1:-1]
+    return reached.reshape(-1, width)[1:-1, 1:-1]

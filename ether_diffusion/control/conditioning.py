@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ether_diffusion.adapters.models import bare_model
-from ether_diffusion.control.encoder import ControlEncoder
+from ether_diffusion.control.loading import ControlEncoder
 
 Strength = float | Tensor
 """For all images, or (n,) with one for each."""
@@ -28,16 +28,41 @@ def controlled(
             finite.
     """
     first = check_encoder(unet, encoder)
-    _check_images(images, encoder)
-    if not bool(torch.isfinite(torch.as_tensor(strength)).all()):
+    if images.ndim != 4 or images.shape[1] != encoder.config.conditioning_channels or not len(images):
+        raise ValueError(
+            f"found control images of shape {tuple(images.shape)}; they must be (n, 3, height, width)"
+        )
+    factor, (height, width) = encoder.config.scale_factor, images.shape[-2:]
+    if height % factor or width % factor:
+        raise ValueError(
+            f"found control images of {width} × {height} px; sides must be multiples of {factor} px"
+        )
+    strengths = torch.as_tensor(strength)
+    if not bool(torch.isfinite(strengths).all()):
         raise ValueError(f"the strength of control is {strength}; use finite numbers, where 0 is the base")
+    if strengths.ndim and strengths.shape != (len(images),):
+        raise ValueError(
+            f"found {strengths.numel()} strengths for {len(images)} control images; give each one"
+        )
     if not isinstance(strength, Tensor) and strength == 0:
         yield
         return
-    features = _features(encoder, images, strength)
+    weight = encoder.conv_in.weight
+    features: Tensor = encoder(images.to(weight.device, weight.dtype))
+    if isinstance(strength, Tensor):
+        features = features * strength.to(features).view(-1, 1, 1, 1)
+    elif strength != 1:
+        features = features * strength
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + _fitted(features, output)
+        repeats, rest = divmod(len(output), len(features))
+        if rest or features.shape[-2:] != output.shape[-2:]:
+            raise ValueError(
+                f"{len(features)} control images for latents of {tuple(features.shape[-2:])} do not fit "
+                f"{len(output)} samples with latents of {tuple(output.shape[-2:])}; give images at the size "
+                "of the pictures, one for all or one for each"
+            )
+        return output + features.to(output.device, output.dtype).repeat(repeats, 1, 1, 1)
 
     handle = first.register_forward_hook(add)
     try:
@@ -68,38 +93,3 @@ def check_encoder(unet: nn.Module, encoder: ControlEncoder) -> nn.Module:
             "load the base that it was made for"
         )
     return first
-
-
-def _check_images(images: Tensor, encoder: ControlEncoder) -> None:
-    if images.ndim != 4 or images.shape[1] != encoder.config.conditioning_channels or not len(images):
-        raise ValueError(
-            f"found control images of shape {tuple(images.shape)}; they must be (n, 3, height, width)"
-        )
-    factor, (height, width) = encoder.config.scale_factor, images.shape[-2:]
-    if height % factor or width % factor:
-        raise ValueError(
-            f"found control images of {width} × {height} px; sides must be multiples of {factor} px"
-        )
-
-
-def _features(encoder: ControlEncoder, images: Tensor, strength: Strength) -> Tensor:
-    weight = encoder.conv_in.weight
-    features: Tensor = encoder(images.to(weight.device, weight.dtype))
-    if not isinstance(strength, Tensor):
-        return features if strength == 1 else features * strength
-    if strength.shape != (len(images),):
-        raise ValueError(
-            f"found {strength.numel()} strengths for {len(images)} control images; give each one"
-        )
-    return features * strength.to(features).view(-1, 1, 1, 1)
-
-
-def _fitted(features: Tensor, output: Tensor) -> Tensor:
-    repeats, rest = divmod(len(output), len(features))
-    if rest or features.shape[-2:] != output.shape[-2:]:
-        raise ValueError(
-            f"{len(features)} control images for latents of {tuple(features.shape[-2:])} do not fit "
-            f"{len(output)} samples with latents of {tuple(output.shape[-2:])}; give images at the size of "
-            "the pictures, one for all or one for each"
-        )
-    return features.to(output.device, output.dtype).repeat(repeats, 1, 1, 1)

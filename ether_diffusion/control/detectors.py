@@ -1,21 +1,49 @@
-"""Detectors: from a photo to the control image that says where things are in it, by name."""
+"""Detectors: from a photo to the control image that says where things are in it, by name.
+
+The options of training check the names, so nothing slow is imported before something is drawn.
+"""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
-from ether_diffusion.control.canny import canny
-from ether_diffusion.control.detector_names import CANNY_THRESHOLDS, MODEL_DETECTORS, detector_problem
-from ether_diffusion.control.images import check_shape, resampling_of
 from ether_diffusion.wording import printable
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+OWN_DETECTORS = ("canny", "silhouette", "palette")
+"""What needs no model: edges; the shape that the alpha channel shows; segmentation colours as they are."""
+MODEL_DETECTORS = (
+    *("depth_leres", "depth_leres++", "depth_midas", "depth_zoe"),
+    *("lineart_anime", "lineart_coarse", "lineart_realistic", "mediapipe_face", "mlsd", "normal_bae"),
+    *("openpose", "openpose_face", "openpose_faceonly", "openpose_full", "openpose_hand"),
+    *("scribble_hed", "scribble_hedsafe", "scribble_pidinet", "scribble_pidsafe"),
+    *("softedge_hed", "softedge_hedsafe", "softedge_pidinet", "softedge_pidsafe"),
+)
+"""Those of controlnet-aux, under its names, that give the same for the same photo."""
+CANNY_THRESHOLDS = (100.0, 200.0)
+"""Of ControlNet's models and of the measurements in OFT's and ETHER's papers."""
 _HALF = 128
 """Of an alpha channel, from which on a pixel is inside: the object covers at least half of it."""
+
+
+def detector_problem(name: str) -> str | None:
+    """Say what is wrong with a detector's name; None where there is one of this name."""
+    known = (*OWN_DETECTORS, *MODEL_DETECTORS)
+    if name in known:
+        return None
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+    return f"there is no detector {printable(name)!r}; {hint}"
+
+
+def control_type_of(detector: str) -> str:
+    """Return what a detector's images show, in the letters of a control type."""
+    return detector.replace("++", "_boost")
 
 
 @dataclass(frozen=True)
@@ -31,9 +59,9 @@ class Detector:
     high_threshold: float = CANNY_THRESHOLDS[1]
 
     def __post_init__(self) -> None:
-        problem = detector_problem(self.name) or (
-            self.is_model and not _has_models() and _no_models(self.name)
-        )
+        problem = detector_problem(self.name)
+        if problem is None and self.is_model and find_spec("controlnet_aux") is None:
+            problem = self._lacking
         if problem:
             raise ValueError(problem)
 
@@ -47,7 +75,7 @@ class Detector:
         """Whether it can do nothing with a photo that is opaque everywhere."""
         return self.name == "silhouette"
 
-    def draw(self, photo: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    def draw(self, photo: "Image.Image", alpha: "Image.Image | None") -> "Image.Image":
         """Return the control image (mode RGB) of a photo of the same size.
 
         The photo is of mode RGB; `alpha` is its alpha channel (mode L), None where it is opaque.
@@ -58,18 +86,21 @@ class Detector:
         if self.name == "palette":
             return photo
         if self.name == "canny":
-            edges = canny(np.asarray(photo), self.low_threshold, self.high_threshold)
-            return Image.fromarray(edges).convert("RGB")
+            from ether_diffusion.control.canny import draw_edges
+
+            return draw_edges(photo, self.low_threshold, self.high_threshold)
         if self.name == "silhouette":
             if alpha is None:
                 raise ValueError("it has no transparent parts to take a silhouette from; cut the subject out")
             return alpha.point([0] * _HALF + [255] * (256 - _HALF)).convert("RGB")
+        from PIL import Image
+
         found: Image.Image = self._model(photo)
         return found.convert("RGB").resize(photo.size, Image.Resampling.BILINEAR)
 
     def draw_at(
-        self, photo: Image.Image, alpha: Image.Image | None, *, width: int, height: int
-    ) -> Image.Image:
+        self, photo: "Image.Image", alpha: "Image.Image | None", *, width: int, height: int
+    ) -> "Image.Image":
         """Return the control image of a photo at the size (px) of the picture that is to follow it.
 
         The photo is brought to that size first, as in training, so that lines are as thin as there.
@@ -77,27 +108,27 @@ class Detector:
         Raises:
             ValueError: the photo has other proportions, or as `draw`.
         """
+        from PIL import Image
+
+        from ether_diffusion.control.images import check_shape, resampling_of
+
         check_shape(photo, width=width, height=height)
         resampling = resampling_of("palette") if self.name == "palette" else Image.Resampling.LANCZOS
         resized = photo.resize((width, height), resampling)
         return self.draw(resized, None if alpha is None else alpha.resize((width, height), resampling))
+
+    @property
+    def _lacking(self) -> str:
+        return f"the detector {self.name} needs controlnet-aux; pip install 'ether-diffusion[controlnet-aux]'"
 
     @cached_property
     def _model(self) -> Any:
         try:
             return import_module("controlnet_aux.processor").Processor(self.name)
         except ImportError as error:
-            raise ValueError(f"{_no_models(self.name)} ({printable(error)})") from None
+            raise ValueError(f"{self._lacking} ({printable(error)})") from None
         except OSError as error:
             raise ValueError(
                 f"the model of the detector {self.name} cannot be had ({printable(error, 300)}); connect "
                 "to the hub once, or draw control images beforehand and give conditioning_data_dir"
             ) from None
-
-
-def _has_models() -> bool:
-    return find_spec("controlnet_aux") is not None
-
-
-def _no_models(name: str) -> str:
-    return f"the detector {name} needs controlnet-aux; pip install 'ether-diffusion[controlnet-aux]'"

@@ -1,22 +1,73 @@
-"""load_control and save_control: one folder holds an adapter and the encoder that was trained with it."""
+"""Control encoders: a fresh one for a UNet, and one folder for it and the adapter trained with it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+import torch
 from torch import nn
 
 from ether_diffusion.adapters import Adapter, AdapterMetadata, AdapterPart, LoadReport, attach
 from ether_diffusion.adapters.card import CONTROL_PIPELINE, encoder_card, is_ours, model_card
-from ether_diffusion.adapters.control_encoder import ControlEncoder, control_files
+from ether_diffusion.adapters.control_encoder import (
+    CHANNELS,
+    MAX_DOWNSAMPLINGS,
+    ControlConfig,
+    ControlEncoder,
+    control_files,
+)
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, CONTROL_CONFIG_NAME, EXPORT_NAME
 from ether_diffusion.adapters.load import Attaching, read_for
-from ether_diffusion.adapters.models import Pipeline, find_parts
+from ether_diffusion.adapters.models import Pipeline, bare_model, find_parts
 from ether_diffusion.adapters.read import find_source, read_encoder
 from ether_diffusion.adapters.save import write_adapter
 from ether_diffusion.control.conditioning import check_encoder
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.wording import printable
+
+__all__ = [
+    "ControlConfig",
+    "ControlEncoder",
+    "LoadedControl",
+    "encoder_of",
+    "holds_control",
+    "load_control",
+    "new_encoder",
+    "read_control",
+    "save_control",
+]
+
+
+def new_encoder(
+    unet: nn.Module, *, vae_scale_factor: int, seed: int = 0, control_type: str | None = None
+) -> ControlEncoder:
+    """Return a fresh encoder for a UNet, float32 on its device: it adds zeros until it is trained.
+
+    Raises:
+        ValueError: the VAE's factor is no power of two from 1 to 64.
+    """
+    downsamplings = int(math.log2(vae_scale_factor)) if vae_scale_factor > 0 else -1
+    if 2**downsamplings != vae_scale_factor or downsamplings > MAX_DOWNSAMPLINGS:
+        raise ValueError(
+            f"found a VAE that divides sides by {vae_scale_factor}; control needs a power of two up to "
+            f"{2**MAX_DOWNSAMPLINGS}"
+        )
+    first = bare_model(unet).conv_in
+    assert isinstance(first, nn.Module)
+    channels = tuple(CHANNELS[min(index, len(CHANNELS) - 1)] for index in range(downsamplings + 1))
+    weight = next(first.parameters())
+    config = ControlConfig(weight.shape[0], channels, control_type=control_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = ControlEncoder(config)
+        # the hidden convolutions keep the scale of what they see (He et al. 2015, arXiv:1502.01852): torch's
+        # own initial weights lose two thirds of it at each, so that of a silhouette a 500th would reach the
+        # last one, which at the paper's learning rate takes thousands of steps to make up for
+        for convolution in (encoder.conv_in, *encoder.blocks):
+            assert isinstance(convolution, nn.Conv2d)
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    return encoder.to(weight.device)
 
 
 @dataclass(frozen=True)

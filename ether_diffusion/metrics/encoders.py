@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,17 +91,14 @@ class Encoder:
         found = self.processor(images=[each.convert("RGB") for each in pictures], return_tensors="pt")
         pixels = found.pixel_values.to(self.model.device, torch.float32)
         if self.kind != "clip":
-            states: Tensor = self.model(pixel_values=pixels).last_hidden_state
-            return states[:, 0]
+            return cast(Tensor, self.model(pixel_values=pixels).last_hidden_state[:, 0])
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        projected: Tensor = self.model.visual_projection(pooled)
-        return projected
+        return cast(Tensor, self.model.visual_projection(pooled))
 
     def _read(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
         pooled = self.model.text_model(**tokens.to(self.model.device)).pooler_output
-        projected: Tensor = self.model.text_projection(pooled)
-        return projected
+        return cast(Tensor, self.model.text_projection(pooled))
 
 
 class TinyEncoder(Encoder):
@@ -119,12 +116,10 @@ class TinyEncoder(Encoder):
         )
 
     def _see(self, pictures: Sequence[Image.Image]) -> Tensor:
-        found: Tensor = self.model.embed_images(at_native_size(pictures))
-        return found
+        return cast(Tensor, self.model.embed_images(at_native_size(pictures)))
 
     def _read(self, texts: Sequence[str]) -> Tensor:
-        found: Tensor = self.model.embed_texts(texts)
-        return found
+        return cast(Tensor, self.model.embed_texts(texts))
 
 
 @dataclass(frozen=True)

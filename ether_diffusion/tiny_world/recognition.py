@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.backgrounds import COLOURS
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, shipped_concepts
 from ether_diffusion.tiny_world.networks import load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes
@@ -82,27 +81,3 @@ def score_against_truth(
     named = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
     hits = [name == scene.concept for name, scene in zip(named, scenes, strict=True)]
     return {OBJECT: float((drawn * true).sum(dim=1).mean()), RECOGNISED: sum(hits) / len(hits)}
-
-
-def background_colours(images: torch.Tensor) -> list[str]:
-    """Name the colour nearest in RGB to the median of each picture's four corners of 6 x 6 px."""
-    corners = torch.cat(
-        [images[:, :, rows, columns].flatten(2) for rows in (slice(0, 6), slice(-6, None)) for columns in
-         (slice(0, 6), slice(-6, None))], dim=2
-    )  # fmt: skip
-    medians = (corners.float().median(dim=2).values + 1) * 127.5  # (b, 3)
-    names = list(COLOURS)
-    palette = torch.tensor([COLOURS[name] for name in names], dtype=torch.float32)
-    nearest = (medians[:, None] - palette[None]).square().sum(-1).argmin(1)
-    return [names[int(index)] for index in nearest]
-
-
-def background_accuracy(images: torch.Tensor, scenes: Sequence[Scene]) -> float:
-    """Share of the scenes with a plain background whose picture has its colour at the border."""
-    colours = background_colours(images)
-    hits = [
-        colour == scene.background.name
-        for colour, scene in zip(colours, scenes, strict=True)
-        if scene.background.kind == "plain"
-    ]
-    return sum(hits) / len(hits) if hits else float("nan")

@@ -2,39 +2,29 @@
 
 import json
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.tiny_world.backgrounds import Background
-from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, with_article
+from ether_diffusion.tiny_world.backgrounds import Background, BackgroundKind
+from ether_diffusion.tiny_world.concepts import Concept
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, SCALES, Scene, Size, draw
 
 NUM_PHOTOS = 6
 IDENTIFIER = "sks"
 PHOTO_SIZES: tuple[Size, ...] = ("medium", "big", "medium", "small", "medium", "big")
 
+
+def _plain_and_scene(*pairs: tuple[str, str]) -> tuple[Background, ...]:
+    kinds: tuple[BackgroundKind, BackgroundKind] = ("plain", "scene")
+    return tuple(Background(*each) for pair in pairs for each in zip(kinds, pair, strict=True))
+
+
 # Photos and prompts take their backgrounds from disjoint lists.
-PHOTO_BACKGROUNDS = (
-    Background("plain", "white"),
-    Background("scene", "meadow"),
-    Background("plain", "gray"),
-    Background("scene", "city"),
-    Background("plain", "teal"),
-    Background("scene", "desert"),
-    Background("plain", "purple"),
-    Background("scene", "room"),
-    Background("plain", "pink"),
-    Background("scene", "mountains"),
+PHOTO_BACKGROUNDS = _plain_and_scene(
+    ("white", "meadow"), ("gray", "city"), ("teal", "desert"), ("purple", "room"), ("pink", "mountains")
 )
-PROMPT_BACKGROUNDS = (
-    Background("plain", "red"),
-    Background("scene", "beach"),
-    Background("plain", "blue"),
-    Background("scene", "snow"),
-    Background("plain", "yellow"),
-    Background("scene", "space"),
-    Background("plain", "green"),
-    Background("scene", "forest"),
+PROMPT_BACKGROUNDS = _plain_and_scene(
+    ("red", "beach"), ("blue", "snow"), ("yellow", "space"), ("green", "forest")
 )
 
 
@@ -46,12 +36,12 @@ class Photo:
     caption: str
 
 
-def subject_noun(concept: Concept, identifier: str = IDENTIFIER) -> str:
+def subject_noun(concept: Concept) -> str:
     """What captions call a subject: the identifier and its kind, "sks animal"."""
-    return f"{identifier} {concept.kind}"
+    return f"{IDENTIFIER} {concept.kind}"
 
 
-def photos_of(concept: Concept, *, identifier: str = IDENTIFIER) -> tuple[Photo, ...]:
+def photos_of(concept: Concept) -> tuple[Photo, ...]:
     """Compose the photos of a subject: background, size, rotation, light and flip differ."""
     rng = random.Random(f"subject/{concept.name}")
     backgrounds = rng.sample(PHOTO_BACKGROUNDS, NUM_PHOTOS)
@@ -69,37 +59,30 @@ def photos_of(concept: Concept, *, identifier: str = IDENTIFIER) -> tuple[Photo,
             flipped=rng.random() < 0.3,
             detail_seed=rng.getrandbits(32),
         )
-        photos.append(Photo(scene, scene.caption(subject_noun(concept, identifier))))
+        photos.append(Photo(scene, scene.caption(subject_noun(concept))))
     return tuple(photos)
 
 
-def unseen_prompts(concept: Concept, *, identifier: str = IDENTIFIER) -> tuple[str, ...]:
-    """Prompts for a subject on backgrounds that none of its photos has."""
-    noun = subject_noun(concept, identifier)
-    return tuple(f"{with_article(noun)} {background.phrase}" for background in PROMPT_BACKGROUNDS)
-
-
 def unseen_scenes(concept: Concept) -> tuple[Scene, ...]:
-    """The true scenes of unseen_prompts, in the same order: what an ideal adapter would draw."""
-    plain = Scene(concept=concept, background=PROMPT_BACKGROUNDS[0])
-    return tuple(replace(plain, background=background) for background in PROMPT_BACKGROUNDS)
+    """Scenes of a subject on backgrounds that none of its photos has: what an ideal adapter would draw."""
+    return tuple(Scene(concept, background) for background in PROMPT_BACKGROUNDS)
+
+
+def unseen_prompts(concept: Concept) -> tuple[str, ...]:
+    """The prompts that ask for unseen_scenes, in the same order."""
+    return tuple(scene.caption(subject_noun(concept)) for scene in unseen_scenes(concept))
 
 
 def write_photos(
-    concept: Concept,
-    folder: Path,
-    *,
-    count: int = NUM_PHOTOS,
-    size: int = NATIVE_SIZE,
-    renders_folder: Path = RENDERS_FOLDER,
+    concept: Concept, folder: Path, *, count: int = NUM_PHOTOS, size: int = NATIVE_SIZE
 ) -> list[Path]:
     """Write a subject's first photos as PNG files of size x size px, and metadata.jsonl with captions."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, paths = [], []
     for number, photo in enumerate(photos_of(concept)[:count]):
         path = folder / f"{concept.name.replace(' ', '_')}_{number}.png"
-        draw(photo.scene, size=size, renders_folder=renders_folder).save(path)
-        rows.append(json.dumps({"file_name": path.name, "text": photo.caption}))
+        draw(photo.scene, size=size).save(path)
+        rows.append(json.dumps({"file_name": path.name, "text": photo.caption}) + "\n")
         paths.append(path)
-    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
     return paths

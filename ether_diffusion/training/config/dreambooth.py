@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from ether_diffusion.control.detector_names import MODEL_DETECTORS, control_type_of
+from ether_diffusion.control.detectors import MODEL_DETECTORS, control_type_of
 from ether_diffusion.options import Declared, Options, OptionsError, declared, shown
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config.options import (

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ether_diffusion.control.detector_names import CANNY_THRESHOLDS, detector_problem
+from ether_diffusion.control.detectors import CANNY_THRESHOLDS, detector_problem
 from ether_diffusion.options import (
     Count,
     NotNegative,

@@ -11,11 +11,10 @@ from ether_diffusion.adapters import load_ether
 from ether_diffusion.bases import open_base
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import ALIAS, tiny_world_path
-from ether_diffusion.tiny_world.concepts import Concept, shipped_concepts
-from ether_diffusion.tiny_world.networks import load_tiny_clip
+from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world.concepts import Concept
 from ether_diffusion.tiny_world.pictures import generate, to_images
-from ether_diffusion.tiny_world.recognition import background_accuracy, recognise
+from ether_diffusion.tiny_world.recognition import RECOGNISED, score_against_truth
 from ether_diffusion.tiny_world.subjects import (
     IDENTIFIER,
     NUM_PHOTOS,
@@ -25,6 +24,7 @@ from ether_diffusion.tiny_world.subjects import (
 )
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.run import train_dreambooth
+from recipes.tiny_world.background_colours import background_accuracy
 
 SETTINGS: Mapping[str, Json] = {"train_batch_size": 6, "max_train_steps": 200, "random_flip": True}
 """What a subject of Tiny World is learned with: about a minute on one core of a CPU."""
@@ -46,14 +46,11 @@ class SubjectPictures:
     def scores(self) -> dict[str, float]:
         """Return shares of the pictures in [0, 1].
 
-        `recognised`: the crop of the object is nearest to the subject's among the true crops of all shipped
-        concepts, in the features of Tiny World's image tower. `background`: a plain one has its colour.
+        `recognised`: as `score_against_truth` says. `background`: a plain one has its colour.
         """
-        clip, scenes = load_tiny_clip(tiny_world_path()), unseen_scenes(self.concept)
-        scores = {}
+        scenes, scores = unseen_scenes(self.concept), {}
         for name, pictures in (("base", self.base), ("adapter", self.adapter)):
-            found = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
-            scores[f"{name}_recognised"] = sum(each == self.concept for each in found) / len(found)
+            scores[f"{name}_recognised"] = score_against_truth(pictures, scenes)[RECOGNISED]
             scores[f"{name}_background"] = background_accuracy(pictures, scenes)
         return scores
 

@@ -40,7 +40,7 @@ def run(subject: str, folder: Path, num_steps: int) -> None:
         raise ValueError(f"the base knows {subject!r} already; choose one of its subjects, see --help")
     from PIL import Image
 
-    from ether_diffusion.benchmark.tiny_subjects import draw_subject, learn_subject, subject_sheet
+    from recipes.tiny_world.learned_subject import draw_subject, learn_subject, subject_sheet
 
     folder = folder / subject.replace(" ", "_")
     began = time.monotonic()
