@@ -125,7 +125,7 @@ def _keys(error: ErrorDetails, value: object) -> tuple[str, ...]:
     """Return the keys that lead to an error: pydantic puts types of a union between them."""
     keys, path = list[str](), error["loc"]
     for place, part in enumerate(path):
-        is_index = isinstance(part, int) and isinstance(value, list | tuple)
+        is_index = isinstance(part, int) and isinstance(value, list | tuple) and part < len(value)
         is_there = is_index or (isinstance(value, Mapping) and part in value)
         if is_there or place == 0 or (error["type"] == "missing" and place == len(path) - 1):
             keys.append(str(part))

@@ -14,6 +14,7 @@ class Point(StrictModel):
     names: tuple[str, ...] = ()
     tags: str | list[str] = ""
     facts: dict[str, str | int] = Field(default_factory=dict)
+    pair: tuple[int, int] | None = None
 
 
 def test_a_file_is_read_as_its_model() -> None:
@@ -32,6 +33,7 @@ def test_a_file_is_read_as_its_model() -> None:
         ('{"x": 1, "tags": 3}', "json: tags is 3; it should be a valid string or be a valid array"),
         ('{"x": 1, "tags": ["a", 3]}', "json: tags.1 is 3; it should be a valid string"),
         ('{"x": 1, "facts": {"str": []}}', "json: facts.str is []; it should be a valid string or"),
+        ('{"x": 1, "pair": [1]}', "json: pair.1 is missing"),
         ('{"x": 1e999}', "out of range"),
         ('{"x": 1, "x": 2}', "twice"),
         ('["x"]', 'it is ["x"]; it should be an object'),
