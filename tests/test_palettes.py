@@ -64,10 +64,12 @@ def test_a_file_of_colours_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "is no object; write"),
+        ("[]", "it should be a valid dictionary|it should be an object"),
         ("{", "is not valid JSON"),
         ("{}", "has 0 colours; use from 1 to 1024"),
-        ('{"sky": [0, 0], "sea": "blue", "air": [0, 0, 256]}', "has no colour for sky, sea, air"),
+        ('{"sky": [0, 0]}', "p.json: sky"),
+        ('{"sea": "blue"}', "sea is blue; write .red, green, blue."),
+        ('{"air": [0, 0, 256]}', "air.2 is 256; it should be less than or equal to 255"),
         ('{"sky": [0, 0, 1], "sea": "#000001"}', "gives sky and sea the same colour #000001"),
     ],
 )

@@ -4,14 +4,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BeforeValidator, Field
 
-from ether_diffusion.strict_json import Json, parse_json
-from ether_diffusion.wording import listed, printable
+from ether_diffusion.strict_json import Json, read_json, validate
+from ether_diffusion.wording import printable
 
-Colour = tuple[int, int, int]
+_Channel = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[_Channel, _Channel, _Channel]
 
 TOLERANCE = 8
 """How far, of 255 in each channel, a colour may be from its class's, as lossy files leave it."""
@@ -63,19 +66,16 @@ class Palette:
             nearest[part] = distance.argmin(-1)
             is_off[part] = distance.min(-1) > TOLERANCE
         if is_off.any():
-            raise ValueError(self._complaint(unpacked[is_off], counts[is_off], len(pixels)))
+            colours, times = unpacked[is_off], counts[is_off]
+            most = [f"{_hex(colours[i])} ({times[i]} px)" for i in np.argsort(-times, kind="stable")]
+            rest = f" and {len(most) - _SHOWN_COLOURS} more" if len(most) > _SHOWN_COLOURS else ""
+            raise ValueError(
+                f"has {len(most)} colours off {self.name}, in {times.sum()} of {len(pixels)} px: "
+                f"{', '.join(most[:_SHOWN_COLOURS])}{rest}; paint in its colours, to within {TOLERANCE} of "
+                "255, without smooth edges"
+            )
         snapped = table[nearest][places].astype(np.uint8)
         return Image.fromarray(snapped.reshape(picture.height, picture.width, 3))
-
-    def _complaint(self, colours: np.ndarray, counts: np.ndarray, num_pixels: int) -> str:
-        order = np.argsort(-counts, kind="stable")
-        most = [f"{_hex(colours[i])} ({counts[i]} px)" for i in order[:_SHOWN_COLOURS]]
-        rest = f" and {len(order) - _SHOWN_COLOURS} more" if len(order) > _SHOWN_COLOURS else ""
-        return (
-            f"has {len(colours)} colours off {self.name}, in {counts.sum()} of {num_pixels} "
-            f"px: {', '.join(most)}{rest}; paint in its colours, to within {TOLERANCE} of 255, without "
-            "smooth edges"
-        )
 
 
 def read_palette(path: str | Path) -> Palette:
@@ -91,10 +91,7 @@ def read_palette(path: str | Path) -> Palette:
         raise FileNotFoundError(f"{where} does not exist; give a JSON file of class names and colours")
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{where} is no file of at most {MAX_BYTES} bytes; give a JSON file of colours")
-    values = parse_json(path.read_bytes(), where)
-    if not isinstance(values, dict):
-        raise ValueError(f'{where} is no object; write {{"sky": [0, 128, 255], …}}')
-    return palette_of(values, where)
+    return palette_of(read_json(path.read_bytes(), dict[str, Any], where), where)
 
 
 def palette_of(values: Mapping[str, Json], name: str) -> Palette:
@@ -103,23 +100,16 @@ def palette_of(values: Mapping[str, Json], name: str) -> Palette:
     Raises:
         ValueError: a colour is none, or the palette cannot be used.
     """
-    colours = {key: _colour(value) for key, value in values.items()}
-    wrong = [key for key, colour in colours.items() if colour is None]
-    if wrong:
-        raise ValueError(
-            f'{name} has no colour for {listed(wrong)}; write [red, green, blue] from 0 to 255 or "#rrggbb"'
-        )
-    return Palette(name, tuple(colours), tuple(colour for colour in colours.values() if colour is not None))
+    colours = validate(dict(values), dict[str, Annotated[Colour, BeforeValidator(_channels)]], name)
+    return Palette(name, tuple(colours), tuple(colours.values()))
 
 
-def _colour(value: Json) -> Colour | None:
-    if isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", value):
-        red, green, blue = bytes.fromhex(value[1:])
-        return red, green, blue
-    if not isinstance(value, list) or len(value) != 3:
-        return None
-    channels = [v for v in value if isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255]
-    return (channels[0], channels[1], channels[2]) if len(channels) == 3 else None
+def _channels(value: object) -> object:
+    if isinstance(value, str):
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", value):
+            raise ValueError(f'is {printable(value)}; write [red, green, blue] from 0 to 255 or "#rrggbb"')
+        return tuple(bytes.fromhex(value[1:]))
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _hex(colour: "Colour | np.ndarray") -> str:
