@@ -141,7 +141,7 @@ def _described(runs: list[BenchmarkRun], settings: BenchmarkSettings, done: int)
         "training: " + ", ".join(f"{name}={value}" for name, value in settings.training.items()),
     ]
     for method in methods:
-        lines.append(f"{LABELS[method]}: learning rate {settings.learning_rate(method):g}")  # type: ignore[arg-type]  # checked
+        lines.append(f"{LABELS[method]}: learning rate {settings.learning_rate(method):g}")
     for subject in subjects.values():
         trained_as = subject.instance_prompt or "captions of its own"
         lines.append(f"{subject.name}: {trained_as}; {subject.prompts[0]}, …")

@@ -180,8 +180,9 @@ class BenchmarkSettings:
 
     def learning_rate(self, method: str) -> float:
         """Return the rate that a method is trained at."""
+        published: Mapping[Any, float] = DEFAULT_LEARNING_RATES
         own = TINY_LEARNING_RATES if self.base == ALIAS else {}
-        return self.learning_rates.get(method) or {**DEFAULT_LEARNING_RATES, **own}[method]
+        return self.learning_rates.get(method) or own.get(method) or published[method]
 
     def to_json(self) -> dict[str, Json]:
         """Return what results depend on."""

@@ -67,7 +67,8 @@ def new_encoder(
         for convolution in (encoder.conv_in, *encoder.blocks):
             assert isinstance(convolution, nn.Conv2d)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-    return encoder.to(weight.device)
+    encoder.to(weight.device)
+    return encoder
 
 
 @dataclass(frozen=True)
