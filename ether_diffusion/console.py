@@ -63,7 +63,12 @@ def run_command(
             try:
                 return _worked(name, parse(), work, say)
             finally:
-                _flush_stdout()
+                try:
+                    sys.stdout.flush()
+                except BrokenPipeError:
+                    raise
+                except OSError as error:
+                    raise _UnsaidError(error.strerror) from error
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -100,15 +105,6 @@ class _UnsaidError(Exception):
     """Why stdout takes no more."""
 
 
-def _flush_stdout() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _UnsaidError(error.strerror) from error
-
-
 def _worked(
     name: str, parsed: T, work: Callable[[T], int | None], say: Callable[[ValueError | OSError], str]
 ) -> int:
@@ -142,16 +138,9 @@ def _worked(
 
 def ran_short(error: BaseException) -> bool:
     """Say whether an error tells of too little memory, on the CPU or an accelerator, or too few threads."""
-    memory = (
-        "allocate memory",
-        "out of memory",
-        "alloc_failed",
-        "bad_alloc",
-        "map segment",
-        "without exception set",
-    )
-    threads = ("start new thread", "resource temporarily unavailable")
-    is_said = any(words in str(error).lower() for words in (*memory, *threads))
+    words = ["allocate memory", "out of memory", "alloc_failed", "bad_alloc", "map segment"]
+    words += ["without exception set", "start new thread", "resource temporarily unavailable"]
+    is_said = any(each in str(error).lower() for each in words)
     return is_said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
 
 

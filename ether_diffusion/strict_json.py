@@ -148,6 +148,8 @@ def parse_json(text: str | bytes, where: str) -> Json:
             parse_int=_whole,
         )
         json.dumps(value, ensure_ascii=False).encode()
+        if _depth(value) > MAX_DEPTH:
+            raise RecursionError
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; at most {MAX_DEPTH} levels are read") from None
     except UnicodeEncodeError:
@@ -156,8 +158,6 @@ def parse_json(text: str | bytes, where: str) -> Json:
         raise ValueError(f"{where} is not valid JSON ({printable(error)}); fetch or save it again") from None
     except _JsonError as refusal:
         raise ValueError(f"{where} {refusal}") from None
-    if _depth(value) > MAX_DEPTH:
-        raise ValueError(f"{where} is nested too deeply; at most {MAX_DEPTH} levels are read")
     return value
 
 
@@ -192,11 +192,5 @@ def _whole(digits: str) -> int:
 
 
 def _depth(value: Json) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        children: list[Json] = []
-        for item in level:
-            children += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
-        level = children
-    return depth
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, children), default=0)
