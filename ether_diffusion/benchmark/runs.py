@@ -211,49 +211,44 @@ def do_all(
         ValueError, OSError: a run cannot be done.
         InterruptedError: a signal stopped a training; called again, it goes on.
     """
-    context = multiprocessing.get_context("spawn")
+    context, processes = multiprocessing.get_context("spawn"), []
     if num_processes > 1 and default_device().type == "cpu":
         torch.set_num_threads(1)
-    helpers = [
-        context.Process(target=_help, args=(list(runs), root, settings, os.getpid()), daemon=True)
-        for _ in range(num_processes - 1)
-    ]
-    for helper in helpers:
-        helper.start()
+    for _ in range(num_processes - 1):
+        helping = (list(runs), root, settings, None, (), os.getpid())
+        processes.append(context.Process(target=_work, args=helping, daemon=True))
+        processes[-1].start()
     try:
-        own = {helper.pid for helper in helpers}
-        _work(runs, root, settings, lambda: True, on_progress, own)
+        _work(runs, root, settings, on_progress, [each.pid for each in processes], None)
     finally:
-        for helper in helpers:
-            helper.join(timeout=_WAIT_SECONDS)
-            helper.terminate()
-            helper.join()
-
-
-def _help(runs: list[BenchmarkRun], root: Path, settings: BenchmarkSettings, parent: int) -> None:
-    if default_device().type == "cpu":
-        torch.set_num_threads(1)
-    # when the main process was killed, nobody waits for this one
-    _work(runs, root, settings, lambda: os.getppid() == parent, None, None)
+        for process in processes:
+            process.join(timeout=_WAIT_SECONDS)
+            process.terminate()
+            process.join()
 
 
 def _work(
     runs: Sequence[BenchmarkRun],
     root: Path,
     settings: BenchmarkSettings,
-    go_on: Callable[[], bool],
     on_progress: Callable[[int, int], None] | None,
-    own: Collection[int | None] | None,
+    helpers: Collection[int | None],
+    parent: int | None,
 ) -> None:
-    """Take runs until all are done; `own` are the helpers, whom nobody needs to be told of."""
-    device = default_device()
+    """Take runs until all are done, or `parent` was killed, whom this process helps.
+
+    Nobody needs to be told that helpers are at what is left.
+    """
+    device, told = default_device(), parent is not None
+    if parent is not None and device.type == "cpu":
+        torch.set_num_threads(1)
     encoders = [load_encoder(name, device=device) for name in settings.encoders]
     lpips, problem = find_lpips(settings.lpips_weights, device=device)
     if problem is not None:
         logger.info("LPIPS is left out: %s", problem)
     while left := [run for run in runs if find_result(run, root) is None]:
         for run in left:
-            if not go_on():
+            if parent not in (None, os.getppid()):
                 return
             in_use = carry_out(run, root, settings, encoders, lpips)
             if in_use is None:
@@ -262,7 +257,7 @@ def _work(
                 break
         else:
             assert in_use is not None
-            if own is not None and (in_use.holder is None or in_use.holder.pid not in own):
+            if not told and (in_use.holder is None or in_use.holder.pid not in helpers):
                 logger.warning("waiting for others, who are at what is left: %s", in_use.sentence)
-                own = None
+                told = True
             time.sleep(_WAIT_SECONDS)
