@@ -31,21 +31,9 @@ def draw_contact_sheet(
     """Draw pictures as a labelled grid, RGB. Small pictures are enlarged by whole numbers, pixel by pixel.
 
     Labels are wrapped, and cut with an ellipsis where there is no room; characters beyond ASCII lose their
-    accents or become question marks. Pictures may differ in size: each is fitted into a cell.
-
-    Raises:
-        ValueError: no pictures, or not a label for each row and each column.
+    accents or become question marks. Pictures may differ in size: each is fitted into a cell. There is a
+    label for each row, and one for each of its pictures.
     """
-    if not rows or not column_labels:
-        raise ValueError("a contact sheet needs a picture; found none")
-    if len(rows) != len(row_labels):
-        raise ValueError(f"found {len(row_labels)} labels for {len(rows)} rows; give each row one")
-    for index, row in enumerate(rows):
-        if len(row) != len(column_labels):
-            raise ValueError(
-                f"row {index} has {len(row)} pictures and there are {len(column_labels)} column labels; "
-                "give each row as many pictures as there are columns"
-            )
     cell_width, cell_height = _cell([picture for row in rows for picture in row], len(rows), len(rows[0]))
     lines_beside = max(1, min(LABEL_LINES, cell_height // math.ceil(LABEL_PX * 1.3)))
     beside = [_Label(label, LABEL_PX, MAX_ROW_LABEL_PX, lines_beside) for label in row_labels]

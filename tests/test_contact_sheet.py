@@ -95,15 +95,6 @@ def test_many_large_pictures_are_drawn_smaller() -> None:
     assert made.width * made.height < 1.1 * MAX_SHEET_PX
 
 
-def test_missing_pictures_and_labels_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs a picture; found none"):
-        draw_contact_sheet([], row_labels=[], column_labels=["a"])
-    with pytest.raises(ValueError, match="found 1 labels for 2 rows"):
-        sheet(row_labels=["a"])
-    with pytest.raises(ValueError, match="row 0 has 3 pictures and there are 2 column labels"):
-        sheet(column_labels=["a", "b"])
-
-
 def test_drawing_needs_no_torch() -> None:
     code = "import sys, PIL.ImageFont; from pathlib import Path; import importlib.util as u;" + (
         "s = u.spec_from_file_location('c', 'ether_diffusion/contact_sheet.py'); m = u.module_from_spec(s);"

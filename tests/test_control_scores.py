@@ -185,11 +185,6 @@ def test_a_distance_of_sets_is_left_out_with_its_reason_where_there_are_few_pict
     assert "6 photos and 6 pictures" in found.left_out["fid_tiny"]
 
 
-def test_not_a_control_image_for_each_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match="found 2 pictures and 6 control images"):
-        score_control([pair.photo for pair in pairs()[:2]], pairs(), PALETTE)
-
-
 def test_colours_off_the_palette_are_named_with_the_picture_they_are_in() -> None:
     blended = pairs()[0].control.resize((48, 32), Image.Resampling.BILINEAR)
     wrong = [replace(pairs()[0], control=blended)]

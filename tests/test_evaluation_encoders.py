@@ -116,11 +116,6 @@ def test_a_text_that_is_too_long_is_cut_with_a_warning(
     assert "tokens are compared" in caplog.text
 
 
-def test_an_encoder_without_texts_refuses_them(folder: Path) -> None:
-    with pytest.raises(ValueError, match="reads no texts; prompt fidelity needs CLIP"):
-        load(folder, "dino").embed_texts(TEXTS)
-
-
 @pytest.mark.parametrize("name", ["nothing", "facebook/dino-vits16", "dino", "clip", "dinov2"])
 def test_an_encoder_that_is_not_here_is_said_in_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -155,11 +155,6 @@ def test_the_frechet_distance_of_a_set_and_itself_is_zero() -> None:
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_frechet_distance_refuses_singular_covariances() -> None:
-    with pytest.raises(ValueError, match=r"5 photos and 40 pictures; with 6 features .* more than 6 of each"):
-        frechet_distance(torch.randn(5, 6), torch.randn(40, 6))
-
-
 class Slices(nn.Module):
     """AlexNet of torchvision's layers, in the five parts that torchmetrics cuts it into."""
 
@@ -359,12 +354,6 @@ def test_drift_is_one_minus_the_cosine_and_the_mean_difference_of_pixels(encoder
     assert found["dino"].mean == pytest.approx(float((1 - (sides[0] * sides[1]).sum(1)).mean()), abs=1e-6)
     arrays = [np.stack([np.asarray(each.image) for each in side]).astype(float) for side in (base, adapter)]
     assert found["pixels"].mean == pytest.approx(np.abs(arrays[0] - arrays[1]).mean() / 255)
-
-
-def test_drift_refuses_pictures_of_other_prompts_or_seeds(encoders: list[Encoder]) -> None:
-    base = samples(4)
-    with pytest.raises(ValueError, match="same prompts and seeds"):
-        score_drift(base, base[::-1], encoders)
 
 
 def test_black_and_white_are_one_apart() -> None:

@@ -68,13 +68,7 @@ class Encoder:
         return self._in_batches(pictures, self._see)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit vectors (num_texts, size), float64 on the CPU. What is too long is cut, with a warning.
-
-        Raises:
-            ValueError: it reads no texts.
-        """
-        if not self.reads_texts:
-            raise ValueError(f"{self.source} reads no texts; prompt fidelity needs CLIP")
+        """Return unit vectors (num_texts, size), float64 on the CPU; what is too long is cut, and said."""
         limit = self.tokenizer.model_max_length
         too_long = [text for text in dict.fromkeys(texts) if len(self.tokenizer(text).input_ids) > limit]
         if too_long:
