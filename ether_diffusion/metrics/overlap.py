@@ -46,11 +46,9 @@ class ClassFinder:
 
 
 def load_finder(
-    name: str, *, device: torch.device | None = None, batch_size: int = BATCH_SIZE, offline: bool = False
+    name: str, *, device: torch.device | None = None, batch_size: int = BATCH_SIZE
 ) -> ClassFinder:
     """Load a segmenter by name: "tiny_world", or the folder or hub id of one of transformers.
-
-    `offline` takes hub ids from the cache alone.
 
     Raises:
         FileNotFoundError: it is not here, and the Hub does not give it.
@@ -64,12 +62,10 @@ def load_finder(
             return [scaled_map(found, *each.size) for found, each in zip(maps, pictures, strict=True)]
 
         return ClassFinder(ALIAS, CLASSES, frozenset(OBJECT_CLASSES), find_tiny)
-    read_model_type(name, "segmenter", [ALIAS], offline=offline)
+    read_model_type(name, "segmenter", [ALIAS], offline=False)
     try:
-        model = load_whole(
-            AutoModelForSemanticSegmentation, name, "segmenter", device=device, offline=offline
-        )
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil", local_files_only=offline)
+        model = load_whole(AutoModelForSemanticSegmentation, name, "segmenter", device=device, offline=False)
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         reason = printable(str(error).strip().split("\n")[0], 300)
         raise ValueError(
