@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ether_diffusion.adapters.control_encoder import ControlEncoder
 from ether_diffusion.adapters.models import bare_model
-from ether_diffusion.control.loading import ControlEncoder
 
 Strength = float | Tensor
 """For all images, or (n,) with one for each."""
