@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ from ether_diffusion.metrics.likeness import Estimate, estimate
 from ether_diffusion.metrics.plots import new_figure, png_of
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import resolve_base
-from ether_diffusion.training.methods import attach_saved, saved_method
+from ether_diffusion.training.methods import attach_saved
+from ether_diffusion.tuner import EtherConfig
 from research.distances import effective_weight
 from research.study import run_study, study_parser, write_study
 
@@ -152,7 +154,7 @@ def carry_out(adapters: Sequence[Path], base: str, *, on_progress: Callable[[str
         before, change = energy_changes(pipeline.unet)
         ratios = [added / energy for added, energy in zip(change, before, strict=True)]
         row = EnergyChange(
-            saved_method(folder),
+            _method_of(folder),
             folder.name if folder.name != "adapter" else folder.parent.name,
             sum(ratios) / len(ratios),
             sum(map(abs, ratios)) / len(ratios),
@@ -160,6 +162,14 @@ def carry_out(adapters: Sequence[Path], base: str, *, on_progress: Callable[[str
         changes.append(row)
         on_progress(f"{row.method}, {row.adapter}: {row.relative_change:+.2e}, |.| {row.absolute_change:.2e}")
     return EnergyStudy(changes)
+
+
+def _method_of(folder: Path) -> str:
+    """Return the method of a saved adapter as training names it: "ether_plus", "lora", "oft" …"""
+    config = PeftConfig.from_pretrained(str(folder))
+    if isinstance(config, EtherConfig):
+        return config.variant
+    return str(getattr(config.peft_type, "value", config.peft_type)).lower()
 
 
 def draw_bars(study: EnergyStudy) -> bytes:

@@ -90,7 +90,7 @@ def test_a_saved_adapter_of_any_method_is_attached_as_it_was(method: str, tmp_pa
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
         attach_saved(tiny_sd(), tmp_path)
 
 

@@ -199,27 +199,19 @@ def test_options_mean_what_they_mean_in_peft(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_first_adapter_is_a_function_of_the_seed(method: str) -> None:
+def test_a_first_adapter_is_a_function_of_the_seed_and_float32_on_half_a_base(method: str) -> None:
     found: list[torch.Tensor] = []
     for seed in (0, 0, 1):
-        unet = tiny_sd().unet.requires_grad_(False)
+        unet = tiny_sd().unet.to(torch.bfloat16).requires_grad_(False)
         torch.manual_seed(len(found))  # what the global generator does is nobody's business
         settings = AdapterConfig(adapter=method)  # type: ignore[arg-type]
         added = attach_new(unet, peft_config(settings, "unet", StableDiffusion), seed=seed, part="unet")
         found.append(torch.cat([parameter.detach().flatten() for parameter in added]))
+        assert {parameter.dtype for parameter in added} == {torch.float32}
+        assert {p.dtype for p in unet.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert torch.equal(found[0], found[1])
     if method not in ("oft", "boft", "full"):  # which start from zeros
         assert not torch.equal(found[0], found[2])
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_an_adapter_on_half_a_base_trains_in_float32(method: str) -> None:
-    unet = tiny_sd().unet.to(torch.bfloat16).requires_grad_(False)
-    settings = AdapterConfig(adapter=method)  # type: ignore[arg-type]
-    added = attach_new(unet, peft_config(settings, "unet", StableDiffusion), seed=0, part="unet")
-    assert {parameter.dtype for parameter in added} == {torch.float32}
-    own = {p.dtype for p in unet.parameters() if not p.requires_grad}
-    assert own == {torch.bfloat16}
 
 
 def test_targets_may_be_names_or_a_regex() -> None:

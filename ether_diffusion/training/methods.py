@@ -162,7 +162,8 @@ def attach_saved(pipeline: Pipeline, folder: Path) -> None:
         FileNotFoundError: the folder holds no adapter.
         ValueError: it does not fit.
     """
-    if saved_method(folder) != "full":
+    is_there = (folder / CONFIG_NAME).is_file()
+    if not is_there or not isinstance(PeftConfig.from_pretrained(str(folder)), FullConfig):
         load_any(pipeline, folder, adapter_name=SAVED_NAME)
         return
     for part in models.find_parts(pipeline):
@@ -170,20 +171,6 @@ def attach_saved(pipeline: Pipeline, folder: Path) -> None:
         if (place / CONFIG_NAME).is_file():
             inject_adapter_in_model(PeftConfig.from_pretrained(str(place)), part.model, SAVED_NAME)
             restore_adapter(part.model, load_file(place / TENSORS_NAME), name=SAVED_NAME)
-
-
-def saved_method(folder: Path) -> str:
-    """Return the method of a saved adapter as training names it: "ether_plus", "lora", "oft" …
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter.
-    """
-    if not (folder / CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}; give the folder of an adapter")
-    config = PeftConfig.from_pretrained(str(folder))
-    if isinstance(config, EtherConfig):
-        return config.variant
-    return str(getattr(config.peft_type, "value", config.peft_type)).lower()
 
 
 def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str = ADAPTER_NAME) -> None:
