@@ -16,15 +16,6 @@ LARGE = 256
 """From this resolution (px) on, buckets' sides are multiples of 64, as in other trainers."""
 MAX_STRETCH = 2
 """Buckets' sides are between the resolution divided and multiplied by this: aspects from 1:4 to 4:1."""
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "nearest_exact": Image.Resampling.NEAREST,  # Pillow's nearest is the exact one
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,8 @@ class Scaling:
         sizes = data.bucket_sizes or ((resolution, resolution),)
         if data.use_aspect_ratio_buckets and not data.bucket_sizes:
             sizes = automatic_buckets(resolution, needs.size_multiple)
-        return cls(sizes, RESAMPLING[data.image_interpolation_mode])
+        name = data.image_interpolation_mode.removesuffix("_exact")  # Pillow's nearest is the exact one
+        return cls(sizes, Image.Resampling[name.upper()])
 
     def size(self, photo: Size) -> Size:
         """Return the size that a photo is trained at: of the nearest aspect ratio, of several the largest."""
