@@ -94,12 +94,12 @@ def progress_html(done: float, words: str) -> Markup:
 
 def preview_html(image: Image.Image, *, is_small: bool) -> Markup:
     """Return a picture inside the page itself; small ones are enlarged with sharp pixels."""
-    return _LOOK.format("look sharp" if is_small else "look", _address(image, "WEBP", quality=80))
+    return _LOOK.format("look sharp" if is_small else "look", picture_address(image, "WEBP", quality=80))
 
 
 def figure_html(image: Image.Image, caption: str, *, is_small: bool) -> Markup:
     """Return a small picture inside the page itself, exactly, under its caption."""
-    return _FIGURE.format("small sharp" if is_small else "small", _address(image, "PNG"), caption)
+    return _FIGURE.format("small sharp" if is_small else "small", picture_address(image, "PNG"), caption)
 
 
 def notes_html(heading: str, notes: Iterable[str] = (), *, kind: str = "note") -> Markup:
@@ -108,7 +108,8 @@ def notes_html(heading: str, notes: Iterable[str] = (), *, kind: str = "note") -
     return _NOTES.format(kind, heading, Markup("<ul>{}</ul>").format(listing) if listing else "")
 
 
-def _address(image: Image.Image, kind: str, **options: int) -> str:
+def picture_address(image: Image.Image, kind: str, **options: int) -> str:
+    """Return a picture as an address that holds it."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format=kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,6 +1,5 @@
 """What visitors send: zips, read under bounds or refused whole, and photos, decoded and copied by us."""
 
-import base64
 import io
 import re
 import secrets
@@ -24,6 +23,7 @@ from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.photos import Photo, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.errors import disk_explained
+from ether_diffusion.ui.facts import picture_address
 from ether_diffusion.wording import printable
 
 MAX_ENTRIES = 1000
@@ -158,12 +158,10 @@ def data_address(path: Path, side: int) -> str | None:
 @lru_cache(maxsize=512)
 def _encoded(path: Path, side: int, time: int, size: int) -> str:
     """Encode a file, once until it changes."""
-    buffer = io.BytesIO()
     with Image.open(path) as image:
         small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    small.save(buffer, format="WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return picture_address(small, "WEBP", quality=85)
 
 
 @dataclass(frozen=True)

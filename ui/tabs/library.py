@@ -124,15 +124,15 @@ class LibraryTab:
 
     def _show(self, card: Card) -> Updates:
         """Show one adapter with what can be done with it."""
-        can_draw, notes = card.fits_base and card.kind == "subject", ""
+        can_draw, notes = card.fits_base and card.kind == "subject", Markup("")
         if not card.fits_base:
             heading = "It cannot be used with this studio's base"
             notes = notes_html(heading, [sentence(card.why_not)], kind="warning")
         elif card.kind == "control":
-            notes = notes_html("It follows a control image: choose it in the tab Control.", ())
+            notes = notes_html("It follows a control image: choose it in the tab Control.")
         elif card.why_not:
             notes = notes_html("Good to know", [sentence(card.why_not)])
-        head = Markup("<h2>{}</h2>{}{}").format(card.name, Markup(facts_html(_facts(card))), Markup(notes))
+        head = Markup("<h2>{}</h2>{}{}").format(card.name, facts_html(_facts(card)), notes)
         return {
             **self._list(card.id),
             self.chosen: card.id,

@@ -189,11 +189,11 @@ def status_html(run: Run) -> str:
     """Return how a run stands: a bar with words while it goes on, a box where something is to be done."""
     heading = Markup("<h2>{}</h2>").format(run.name)
     if run.state == "crashed":
-        return heading + Markup(notes_html("The training broke off", [run.sentence], kind="warning"))
+        return heading + notes_html("The training broke off", [run.sentence], kind="warning")
     words = run.sentence
     if run.seconds_left is not None and run.step < run.num_steps:
         words = f"{words} About {duration(run.seconds_left)} left."
-    return heading + Markup(progress_html(run.step / max(1, run.num_steps), words))
+    return heading + progress_html(run.step / max(1, run.num_steps), words)
 
 
 def loss_points(losses: Sequence[tuple[int, float]]) -> dict[str, object]:
