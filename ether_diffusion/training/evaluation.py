@@ -6,18 +6,17 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import Base
 from ether_diffusion.durable_files import replace_folder, write_files
-from ether_diffusion.metrics.encoders import Encoder, Views, check_encoder, load_encoder
+from ether_diffusion.metrics.encoders import Views, check_encoder, load_encoder
 from ether_diffusion.metrics.likeness import likeness_of_pairs, likeness_to, relative_drift
 from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts, without_identifier
 from ether_diffusion.strict_json import Json
@@ -95,11 +94,6 @@ class SubjectEvaluator:
     identifier: str | None
     photos: Sequence[Photo]
     offline: bool
-    _viewer: Encoder = field(init=False)
-    _reader: Encoder = field(init=False)
-    _seen: Tensor = field(init=False)
-    _texts: Tensor = field(init=False)
-    _device: torch.device = field(init=False)
 
     def facts(self) -> dict[str, Json]:
         """Return what scores depend on besides the pictures."""

@@ -94,17 +94,3 @@ def shortages_explained(folder: Path) -> Iterator[None]:
             f"{error.strerror}, with {free:.1f} MiB free in {printable(folder)}; the "
             "checkpoints in it are whole: free some space, and the same command goes on from the newest"
         ) from error
-
-
-def check_space(folder: Path, num_bytes: int) -> None:
-    """Refuse a run whose next checkpoint and result do not fit.
-
-    Raises:
-        ValueError: there is less space than they need.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise ValueError(
-            f"a checkpoint and the result need {num_bytes / MIB:.1f} MiB in {printable(folder)}, and "
-            f"{free / MIB:.1f} MiB are free; free some, or give another --output_dir"
-        )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ from ether_diffusion.training.processes import (
     track,
     tracked,
 )
-from ether_diffusion.training.resources import MIB, check_space, shortages_explained
+from ether_diffusion.training.resources import MIB, shortages_explained
 from ether_diffusion.training.result import (
     load_saved,
     open_repository,
@@ -57,6 +58,7 @@ from ether_diffusion.training.result import (
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.setup import Run, check_run, folders_of, load_run
 from ether_diffusion.training.validation import Validation
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +243,13 @@ class Session:
         size = sum(map(len, result_files(self.run).values()))
         # weights and two moments, the average if there is one, and the result; the best there and as best/
         num_copies = 4 + (self.trainer.average is not None) + 2 * (self.evaluations is not None)
-        check_space(self.folder.path, num_copies * size)
+        path, needed = self.folder.path, num_copies * size / MIB
+        free = shutil.disk_usage(path).free / MIB
+        if free < needed:
+            raise ValueError(
+                f"a checkpoint and the result need {needed:.1f} MiB in {printable(path)}, and {free:.1f} MiB "
+                "are free; free some, or give another --output_dir"
+            )
 
     def _look(self) -> bool:
         """Draw and measure what this step shows; say, in all processes, whether the run is to end here."""
