@@ -211,7 +211,7 @@ MEASURE = ["--photos", "photos", "--generated", "photos", "--encoder", "tiny_wor
         ([*DRAW, "--encoder_batch_size", "0"], "--encoder_batch_size is from 1; found 0"),
         ([*DRAW, "--pictures", "new/out.json"], "is named for two results"),
         ([*MEASURE, "--captions", "nothing.jsonl"], "there is no file of captions nothing.jsonl"),
-        ([*MEASURE, "--captions", "prompts.txt"], "line 1 of prompts.txt"),
+        ([*MEASURE, "--captions", "prompts.txt"], "prompts.txt line 1"),
         (["--photos", "photos", "--generated", "nothing"], "there is no folder nothing"),
     ],
 )
