@@ -170,12 +170,16 @@ def test_unloading_leaves_the_base(kind: Any, base: Tensor, pipe: Any, fused: bo
     pipe.unload()
 
 
-def test_one_of_two_adapters_can_be_unloaded(pipe: Any) -> None:
+def test_one_of_two_adapters_can_be_unloaded(pipe: Any, saved: Path, base: Tensor) -> None:
     expected = draw(pipe)
     pipe.unload("cat")
     assert torch.equal(draw(pipe), expected)
     with pytest.raises(ValueError, match="no adapter named cat; loaded are fox"):
         pipe.unload("cat")
+    pipe.load_ether_weights(saved / "cat", adapter_name="cat", activate=False)
+    pipe.unload("fox")
+    assert pipe.active_adapters == []  # not the other, which nobody asked for
+    assert torch.equal(draw(pipe), base)
 
 
 def test_a_call_chooses_the_base_or_adapters_for_itself_alone(base: Tensor, pipe: Any) -> None:

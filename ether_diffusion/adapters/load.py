@@ -334,9 +334,12 @@ def remove_adapter(model: nn.Module, names: Iterable[str]) -> None:
     root = bare_model(model)
     for layer in [module for module in root.modules() if isinstance(module, BaseTunerLayer)]:
         for name in set(names).intersection(adapters_of(layer)):
+            # PEFT would put another one in force, which nobody asked for
+            rest = [active for active in layer.active_adapters if active != name]
             if not isinstance(layer, EtherLayer):
-                # PEFT would put another one in force, which nobody asked for
-                put_in_force(layer, [active for active in layer.active_adapters if active != name])
+                put_in_force(layer, rest)
+            elif name in layer.active_adapters:
+                layer.set_adapter(rest)
             layer.delete_adapter(name)
     for module in list(root.modules()):
         for child_name, child in list(module.named_children()):
