@@ -1,12 +1,14 @@
-"""The command `ether benchmark`: methods side by side, by the subject-driven protocol of the ETHER paper."""
+"""`ether benchmark`: methods side by side, by the protocol of the paper; `ether plan`: what to train with."""
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from ether_diffusion.benchmark.advice import advise, read_curves
 from ether_diffusion.benchmark.plan import (
     BASE,
     METHODS,
@@ -31,6 +33,7 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
+from ether_diffusion.training import find_photos
 from ether_diffusion.training.config import AdapterMethod
 
 BENCHMARK_FILE, SHEET_FILE = "benchmark.json", "sheet.png"
@@ -146,3 +149,33 @@ def _described(runs: list[BenchmarkRun], settings: BenchmarkSettings, done: int)
         trained_as = subject.instance_prompt or "captions of its own"
         lines.append(f"{subject.name}: {trained_as}; {subject.prompts[0]}, …")
     return "\n".join(lines)
+
+
+def plan(options: told.Plan) -> None:
+    """Print what to train with, for how long, and what that rests on."""
+    photos, base = options.photos, options.base
+    is_number = photos.lstrip("-").isdecimal()
+    count = int(photos) if is_number else len(find_photos(Path(photos), without=()).photos)
+    advice = advise(count, base, read_curves())
+    if options.json_:
+        print(json.dumps(advice.to_json(), indent=1))
+        return
+    # what only the user knows, in capitals where it was not said
+    own = [
+        f"--pretrained_model_name_or_path {shlex.quote(base)}",
+        f"--instance_data_dir {'PHOTOS' if photos.isdecimal() else shlex.quote(photos)}",
+        "--instance_prompt 'a photo of sks THING'",
+        "--token sks",
+    ]
+    if advice.options.get("prior_preservation") == "class_images":
+        own += ["--class_prompt 'a photo of THING'", "--class_data_dir CLASS_IMAGES"]
+    print(f"{LABELS[advice.method]} at learning rate {advice.learning_rate:g}:")
+    print("  train-dreambooth " + " ".join([*own, "--output_dir RUN", *advice.flags()]))
+    for title, sentences in (
+        ("expect", advice.expected),
+        ("because", advice.basis),
+        ("not known", advice.doubts),
+    ):
+        for sentence in sentences:
+            print(f"{title}: {sentence}")
+    print("to stop sooner: add --eval_steps 50 --stop_when_good --eval_prompt with prompts of yours")

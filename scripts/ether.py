@@ -52,7 +52,7 @@ COMMANDS = {
         "--output_dir, as on several GPUs, they share the work.",
     ),
     "plan": Command(
-        "plan_command", told.Plan, "say what to train with and for how long, and what that rests on"
+        "benchmark_command", told.Plan, "say what to train with and for how long, and what that rests on"
     ),
     "ui": Command(
         "ui_command", told.Ui, "open the studio in a browser: train, draw and compare without commands"
