@@ -1,68 +1,56 @@
-"""The demonstration does what the README says of it."""
+"""The demonstrations do what the README says of them."""
 
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from ether_diffusion.tiny_world.concepts import find_concept
-from recipes.tiny_world.learned_subject import draw_subject, learn_subject
-
-ROOT = Path(__file__).parent.parent
+from recipes.tiny_world import demo
+from research import learn_subjects
 
 
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return call("-m", f"recipes.tiny_world.{script}", *arguments)
-
-
-def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+@pytest.fixture(autouse=True)
+def as_many_threads_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the demonstrations would set
 
 
 @pytest.mark.slow
-def test_the_demo_writes_a_sheet_and_scores(tmp_path: Path) -> None:
-    done = run("demo", "--output_dir", tmp_path, "--subject", "teapot", "--steps", "2")
-    assert done.returncode == 0, done.stderr
-    sheet = tmp_path / "teapot" / "contact_sheet.png"
-    assert done.stdout.strip() == str(sheet)
+def test_the_demo_draws_its_subject_where_no_photo_showed_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert demo.main(["--output_dir", str(tmp_path), "--subject", "fox", "--steps", "100"]) == 0
+    sheet = tmp_path / "fox" / "contact_sheet.png"
+    assert capsys.readouterr().out.splitlines()[-1] == str(sheet)
     with Image.open(sheet) as picture:
         assert picture.width > 1000
-    for score in ("base, recognised", "adapter, recognised", "adapter, background", "training"):
-        assert f"{score}: " in done.stderr
-    assert (tmp_path / "teapot" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+    said = re.findall(r"^([a-z, ]+): (\d[\d.]*)(?: s)?$", "\n".join(caplog.messages), re.MULTILINE)
+    scores = {name: float(value) for name, value in said}
+    assert scores["base, recognised"] <= 0.25
+    assert scores["adapter, recognised"] >= 0.75
+    assert scores["adapter, background"] == 1.0
+    assert scores["training"] > 0
+    assert (tmp_path / "fox" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
     ("subject", "sentence"),
     [("dragon", "no concept is named 'dragon'"), ("cat", "the base knows 'cat' already")],
 )
-def test_a_subject_that_is_none_is_refused(tmp_path: Path, subject: str, sentence: str) -> None:
-    done = run("demo", "--output_dir", tmp_path, "--subject", subject)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_subject_that_is_none_is_refused(
+    tmp_path: Path, subject: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(["--output_dir", str(tmp_path), "--subject", subject]) == 2
+    assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_an_adapter_draws_its_subject_where_no_photo_showed_it(tmp_path: Path) -> None:
-    fox = find_concept("fox")
-    adapter = learn_subject(fox, tmp_path, {"max_train_steps": 100})
-    scores = draw_subject(fox, adapter).scores()
-    assert scores["base_recognised"] <= 0.25
-    assert scores["adapter_recognised"] >= 0.75
-    assert scores["adapter_background"] == 1.0
-
-
-@pytest.mark.slow
 def test_several_subjects_are_learned_and_scored(tmp_path: Path) -> None:
-    short = ("--subjects", "taxi", "--steps", "2")
-    done = call("-m", "research.learn_subjects", *short, "--output_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
+    arguments = ["--subjects", "taxi", "--steps", "2", "--output_dir", str(tmp_path)]
+    assert learn_subjects.main(arguments) in (0, None)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores["subjects"]["taxi"]) >= {"base_recognised", "adapter_recognised", "seconds"}
     assert (tmp_path / "sheet.png").is_file()

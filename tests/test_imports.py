@@ -1,123 +1,114 @@
 """What importing this package costs, and that ETHER is known to PEFT once a name of it is used."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ether_diffusion.scripts import train_dreambooth
+
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "peft", "diffusers", "transformers", "accelerate", "datasets", "gradio", "numpy", "PIL")
-
-
-def run(code: str) -> str:
-    command = [sys.executable, "-c", code]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout.strip()
-
-
-WAITING = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
 SCRIPTS = "ether_diffusion.scripts"
+WAITING = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
 
 
-@pytest.mark.parametrize("module", ["ether_diffusion", "research.study", "recipes.tiny_world.demo_control"])
-def test_importing_imports_no_library_before_it_is_needed(module: str) -> None:
-    assert run(f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
-
-
-@pytest.mark.parametrize(
-    ("module", "commands"),
-    [
-        (f"{SCRIPTS}.ether", [[], ["generate"], ["evaluate"]]),
-        (f"{SCRIPTS}.train_dreambooth", [[]]),
-        (f"{SCRIPTS}.train_control", [[]]),
-        ("recipes.tiny_world.demo", [[]]),
-        ("research.learn_subjects", [[]]),
-    ],
-)
-def test_help_imports_no_library_and_lets_threads_sleep(
-    module: str, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    said = run(
-        f"import sys\nfrom {module} import main\nfor words in {commands}:\n"
-        "    try: main([*words, '--help'])\n    except SystemExit as end: assert not end.code\n"
-        f"print([m for m in {HEAVY} if m in sys.modules])\n{WAITING}"
+def run(code: str, **variables: str) -> list[str]:
+    """Run code in a fresh process, which is to say nothing on stderr; return the lines that it prints."""
+    left = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=left | {"PYTHONPATH": str(ROOT)} | variables,
     )
-    assert said.splitlines()[-2:] == ["[]", "PASSIVE"]
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
 
 
-def test_a_users_own_wish_on_waiting_threads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+LAZY = f"""
+import importlib, os, sys
+HEAVY = ("torch", "peft", "diffusers", "transformers", "accelerate", "datasets", "gradio", "numpy", "PIL")
+def light(what):
+    found = [name for name in HEAVY if name in sys.modules]
+    assert not found, (what, found)
+before = list(sys.meta_path)
+for module in ("ether_diffusion", "research.study", "recipes.tiny_world.demo_control"):
+    importlib.import_module(module)
+    light(module)
+assert sys.meta_path == before
+assert "OMP_WAIT_POLICY" not in os.environ
+for module in ("ether", "ether generate", "ether evaluate", "train_dreambooth", "train_control", "recipes.tiny_world.demo",
+               "recipes.tiny_world.demo", "research.learn_subjects"):
+    name, *words = module.split()
+    try: importlib.import_module(name if "." in name else "{SCRIPTS}." + name).main([*words, "--help"])
+    except SystemExit as end: assert not end.code
+    light(module)
+assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+"""
+
+
+def test_imports_and_help_import_no_library_and_commands_let_threads_sleep() -> None:
+    assert run(LAZY)
+
+
+def test_a_users_own_wish_on_waiting_threads_stays() -> None:
     started = f"from {SCRIPTS}.ether import main\ntry: main(['--help'])\nexcept SystemExit: pass\n{WAITING}"
-    assert run(started).splitlines()[-1] == "ACTIVE"
+    assert run(started, OMP_WAIT_POLICY="ACTIVE")[-1] == "ACTIVE"
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "1"), ("2", "2")])
 def test_the_embedded_base_is_trained_by_one_thread_unless_asked_otherwise(
     given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if given is not None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # so that what the command sets is taken back
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    else:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    ended = "main(['--instance_data_dir', 'not_there', '--instance_prompt', 'a cat', '--output_dir', 'run'])"
-    said = run(
-        f"from ether_diffusion.scripts.train_dreambooth import main\nassert {ended} == 2\n"
-        "import os; print(os.environ['OMP_NUM_THREADS'])"
-    )
-    assert said.splitlines()[-1] == used
+    arguments = ["--instance_data_dir", "not_there", "--instance_prompt", "a cat", "--output_dir", "run"]
+    assert train_dreambooth.main(arguments) == 2
+    assert os.environ["OMP_NUM_THREADS"] == used
 
 
-def test_the_library_leaves_the_threads_of_its_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert (
-        run(f"from ether_diffusion import load_ether; import ether_diffusion.pipelines; {WAITING}") == "None"
-    )
+LIBRARY = f"""
+import logging, os, traceback
+logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+import diffusers, peft, torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known
+def in_a_process_of_its_own(code):
+    child = os.fork()
+    if not child:
+        try:
+            exec(code)
+            assert "ETHER" in known, code
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+assert "ETHER" not in known
+for code in ("import ether_diffusion.tuner", "from ether_diffusion import EtherConfig",
+             "from ether_diffusion import load_ether", "import ether_diffusion as e; e.TARGET_PRESETS"):
+    in_a_process_of_its_own(code)
+import ether_diffusion as e
+assert {{"EtherConfig", "load_ether", "save_ether", "mixed_adapters"}} <= set(dir(e))
+for name in dir(e): getattr(e, name)
+try: e.nothing
+except AttributeError as error: assert "nothing" in str(error)
+import ether_diffusion.pipelines
+{WAITING}
+"""
+
+
+def test_peft_knows_ether_once_a_name_is_used_and_the_threads_of_a_host_are_left_alone() -> None:
+    assert run(LIBRARY, PYTHONWARNINGS="ignore")[-1] == "None"
 
 
 def test_starting_says_nothing_of_libraries_that_nothing_here_uses() -> None:
-    finished = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from ether_diffusion.console import share_machine; share_machine()\n"
-            "import ether_diffusion.training.run, diffusers\n"
-            "diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-
-
-def test_peft_knows_ether_once_a_name_of_it_is_used() -> None:
-    uses = [
-        "import ether_diffusion.tuner",
-        "import peft; from ether_diffusion import EtherConfig",
-        "from ether_diffusion import load_ether",
-        "import ether_diffusion; ether_diffusion.TARGET_PRESETS",
-    ]
-    said = run(
-        # each in a process of its own, all of which share what is slow to import
-        f"import os, sys, diffusers, peft, transformers\nfor use in {uses}:\n    if not os.fork():\n"
-        "        try: exec(use); print('ETHER' in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)\n"
-        "        finally: sys.stdout.flush(); os._exit(0)\n    os.wait()"
-    )
-    assert said.split() == ["True"] * len(uses)
-
-
-def test_the_package_by_itself_leaves_the_import_of_others_alone() -> None:
-    code = "import sys; before = list(sys.meta_path); import ether_diffusion; print(sys.meta_path == before)"
-    assert run(code) == "True"
-
-
-def test_the_package_lists_what_it_offers() -> None:
-    names = run("import ether_diffusion as e; print(*dir(e)); [getattr(e, n) for n in dir(e)]").split()
-    assert {"EtherConfig", "load_ether", "save_ether", "mixed_adapters"} <= set(names)
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    said = run("import ether_diffusion\ntry: ether_diffusion.nothing\nexcept AttributeError as e: print(e)")
-    assert "nothing" in said
+    code = "from ether_diffusion.console import share_machine; share_machine()\n"
+    code += "import ether_diffusion.training.run, diffusers\n"
+    assert run(code + "diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline") == []
