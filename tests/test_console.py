@@ -134,7 +134,7 @@ def test_a_run_whose_progress_goes_nowhere_ends_with_its_adapter(
         logging.root.handlers.clear()
         with unread_pipe() as pipe:
             if stderr == "is closed":
-                sys.stdout = sys.stderr = sys.__stderr__ = None  # type: ignore[assignment,misc]
+                sys.stdout = sys.stderr = sys.__stderr__ = None  # type: ignore[misc]
                 os.close(1)
                 os.close(2)
             else:

@@ -1,6 +1,6 @@
 """A control encoder adds to a UNet's first convolution what diffusers' own embedding gives, and leaves."""
 
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,10 +15,9 @@ from control_encoders import (
 )
 from diffusers import UNet2DConditionModel
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
-from real_configs import meta_unet
 from torch import nn
 
-from ether_diffusion import TARGET_PRESETS, EtherConfig
+from ether_diffusion import EtherConfig
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import ControlConfig, ControlEncoder, controlled, new_encoder
 
@@ -34,25 +33,6 @@ def test_the_encoder_gives_what_diffusers_conditioning_embedding_gives() -> None
 def test_the_encoder_of_sd15_has_1_09_million_parameters_as_the_paper_code() -> None:
     encoder = ControlEncoder(ControlConfig(320))
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 1_086_480
-
-
-@pytest.mark.parametrize(
-    ("preset", "expected"),
-    [
-        ("attention", {"ether": 99_456, "ether_plus": 398_592}),
-        ("attention_and_feedforward", {"ether": 111_936, "ether_plus": 623_232}),
-    ],
-)
-def test_ether_has_the_counts_on_sd15_that_follow_from_its_widths(
-    preset: str, expected: dict[str, int]
-) -> None:
-    counts = {}
-    for variant in ("ether", "ether_plus"):
-        unet = meta_unet("sd15").requires_grad_(False)
-        with torch.device("meta"):
-            unet.add_adapter(EtherConfig(variant=variant, target_modules=list(TARGET_PRESETS[preset])))
-        counts[variant] = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    assert counts == expected
 
 
 @torch.no_grad()
@@ -87,11 +67,12 @@ def test_a_factor_that_is_no_power_of_two_is_refused(factor: int) -> None:
         new_encoder(fresh_unet(), vae_scale_factor=factor)
 
 
-def test_control_is_a_forward_with_the_features_added_after_conv_in() -> None:
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_control_is_a_forward_with_the_features_times_strength_added_after_conv_in(strength: float) -> None:
     unet, inputs, images = fresh_unet(), unet_inputs(), control_images()
     encoder = random_encoder(unet)
-    by_hand = adding_unet(unet, encoder(images).detach())
-    with torch.no_grad(), controlled(unet, encoder, images):
+    by_hand = adding_unet(unet, encoder(images).detach() * strength)
+    with torch.no_grad(), controlled(unet, encoder, images, strength=strength):
         assert torch.equal(predict(unet, inputs), predict(by_hand, inputs))
 
 
@@ -116,14 +97,6 @@ def test_a_fresh_encoder_with_fresh_ether_plus_predicts_what_the_base_does_bit_f
     encoder = new_encoder(unet, vae_scale_factor=FACTOR)
     with torch.no_grad(), controlled(unet, encoder, control_images()):
         assert torch.equal(predict(unet, inputs), before)
-
-
-def test_strength_scales_the_features_and_nothing_else() -> None:
-    unet, inputs, images = fresh_unet(), unet_inputs(), control_images()
-    encoder = random_encoder(unet)
-    by_hand = adding_unet(unet, encoder(images).detach() * 0.5)
-    with torch.no_grad(), controlled(unet, encoder, images, strength=0.5):
-        assert torch.equal(predict(unet, inputs), predict(by_hand, inputs))
 
 
 def test_strength_zero_is_the_base_bit_for_bit_for_all_or_for_one() -> None:
@@ -222,56 +195,36 @@ def test_a_unet_that_is_compiled_whole_is_refused() -> None:
             pass
 
 
+MAPS = control_images()
+REFUSED: dict[str, tuple[torch.Tensor, dict[str, Any]]] = {
+    "must be .n, 3, height, width.: a channel": (torch.zeros(2, 1, 16, 16), {}),
+    "must be .n, 3, height, width.: no batch": (torch.zeros(3, 16, 16), {}),
+    "must be .n, 3, height, width.: none": (torch.zeros(0, 3, 16, 16), {}),
+    "15 × 16 px; sides must be multiples of 2 px": (torch.zeros(2, 3, 16, 15), {}),
+    "use finite numbers: nan": (MAPS, {"strength": float("nan")}),
+    "use finite numbers: inf": (MAPS, {"strength": float("inf")}),
+    "use finite numbers: one": (MAPS, {"strength": torch.tensor([1.0, float("nan")])}),
+    "found 3 strengths for 2 control images": (MAPS, {"strength": torch.ones(3)}),
+    "do not fit 2 samples with latents of .8, 8.: batch": (control_images(3), {}),
+    "do not fit 2 samples with latents of .8, 8.: size": (control_images(2, side=32), {}),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_images_and_strengths_that_do_not_fit_are_refused(words: str) -> None:
+    unet, (images, options) = fresh_unet(), REFUSED[words]
+    with (
+        pytest.raises(ValueError, match=words.partition(":")[0]),
+        controlled(unet, random_encoder(unet), images, **options),
+    ):
+        predict(unet, unet_inputs())
+
+
 def test_an_encoder_of_another_base_is_refused_with_both_widths() -> None:
     encoder = ControlEncoder(ControlConfig(320, (16, 32)))
     with (
         pytest.raises(ValueError, match="gives 320 channels and the UNet's conv_in 32"),
         controlled(fresh_unet(), encoder, control_images()),
-    ):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("images", "words"),
-    [
-        (torch.zeros(2, 1, 16, 16), "must be \\(n, 3, height, width\\)"),
-        (torch.zeros(3, 16, 16), "must be \\(n, 3, height, width\\)"),
-        (torch.zeros(0, 3, 16, 16), "must be \\(n, 3, height, width\\)"),
-        (torch.zeros(2, 3, 16, 15), "15 × 16 px; sides must be multiples of 2 px"),
-    ],
-)
-def test_images_of_another_form_are_refused(images: torch.Tensor, words: str) -> None:
-    unet = fresh_unet()
-    with pytest.raises(ValueError, match=words), controlled(unet, random_encoder(unet), images):
-        pass
-
-
-def test_images_that_fit_no_batch_or_no_latents_are_refused_in_the_forward() -> None:
-    unet = fresh_unet()
-    encoder = random_encoder(unet)
-    for images in (control_images(3), control_images(2, side=32)):
-        with (
-            pytest.raises(ValueError, match="do not fit 2 samples with latents of \\(8, 8\\)"),
-            controlled(unet, encoder, images),
-        ):
-            predict(unet, unet_inputs())
-
-
-@pytest.mark.parametrize("strength", [float("nan"), float("inf"), torch.tensor([1.0, float("nan")])])
-def test_a_strength_that_is_not_finite_is_refused(strength: float | torch.Tensor) -> None:
-    unet = fresh_unet()
-    with (
-        pytest.raises(ValueError, match="use finite numbers"),
-        controlled(unet, random_encoder(unet), control_images(), strength=strength),
-    ):
-        pass
-
-
-def test_strengths_must_be_one_for_each_image() -> None:
-    unet = fresh_unet()
-    with (
-        pytest.raises(ValueError, match="found 3 strengths for 2 control images"),
-        controlled(unet, random_encoder(unet), control_images(), strength=torch.ones(3)),
     ):
         pass
 

@@ -41,7 +41,7 @@ for module in ("ether_diffusion", "research.study", "recipes.tiny_world.demo_con
     light(module)
 assert sys.meta_path == before
 assert "OMP_WAIT_POLICY" not in os.environ
-for module in ("ether", "ether generate", "ether evaluate", "train_dreambooth", "train_control", "recipes.tiny_world.demo",
+for module in ("ether", "ether generate", "ether evaluate", "train_dreambooth", "train_control",
                "recipes.tiny_world.demo", "research.learn_subjects"):
     name, *words = module.split()
     try: importlib.import_module(name if "." in name else "{SCRIPTS}." + name).main([*words, "--help"])

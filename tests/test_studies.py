@@ -1,0 +1,270 @@
+"""The studies: runs that are not done twice, ranges and fewest steps, distances of every method."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_unet
+from peft import DeloraConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, inject_adapter_in_model
+from PIL import Image
+from tiny_pipelines import tiny_sd
+from torch import nn
+
+from ether_diffusion import EtherConfig
+from ether_diffusion.adapters import AdapterMetadata, read_adapter
+from ether_diffusion.metrics.likeness import Estimate, estimate
+from ether_diffusion.training.methods import adapter_files, adapter_tensors, attach_saved
+from research import study_blocks, study_cost, study_learning_rate, study_photos
+from research.distances import effective_weight, transform_distance, weight_distance
+from research.study import Scores, summarise
+from research.study_learning_rate import fidelity_range, least_prompt, plan, usable_range
+from research.subject_scores import learn_and_score
+
+TARGETS = ["to_q", "to_v"]
+CONFIGS: dict[str, PeftConfig] = {
+    "ether": EtherConfig(target_modules=TARGETS, init_weights=False),
+    "ether_plus": EtherConfig(variant="ether_plus", target_modules=TARGETS, init_weights=False),
+    "lora": LoraConfig(target_modules=TARGETS, init_lora_weights=False),
+    "oft": OFTConfig(r=4, oft_block_size=0, target_modules=TARGETS, init_weights=False),
+    "hra": HRAConfig(r=4, target_modules=TARGETS, init_weights=False),
+    "delora": DeloraConfig(r=4, target_modules=TARGETS, init_weights=False),
+}
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_effective_weight_and_distance_are_those_of_the_merged_weights(method: str) -> None:
+    unet: nn.Module = tiny_unet()
+    inject_adapter_in_model(CONFIGS[method], unet, "default")
+    unet.eval()
+    before, changes, distance = dict(tiny_unet().named_parameters()), [], weight_distance(unet)
+    for name, module in unet.named_modules():
+        layer: Any = module
+        if hasattr(layer, "merge") and hasattr(layer, "get_base_layer"):
+            with torch.no_grad():
+                found = effective_weight(layer)
+            layer.merge()
+            merged, weight = layer.get_base_layer().weight.detach(), before[f"{name}.weight"].detach()
+            torch.testing.assert_close(found, merged, atol=1e-5, rtol=1e-4)
+            changes.append(float((merged - weight).norm() / weight.norm()))
+    assert len(changes) == 16
+    assert distance == pytest.approx(sum(changes) / len(changes), rel=1e-3)
+    assert distance > 1e-3
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_saved_adapter_of_any_method_is_attached_as_it_was(method: str, tmp_path: Path) -> None:
+    trained, loaded = tiny_sd(), tiny_sd()
+    config = replace(CONFIGS[method]) if method.startswith("ether") else CONFIGS[method]
+    inject_adapter_in_model(config, trained.unet, "default")
+    for name, data in adapter_files(trained.unet, AdapterMetadata()).items():
+        (tmp_path / name).write_bytes(data)
+    attach_saved(loaded, tmp_path)
+    assert adapter_tensors(trained.unet)
+    expected = weight_distance(trained.unet.eval())
+    assert weight_distance(loaded.unet.eval()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ether", "ether_plus", "oft", "hra"])
+def test_the_distance_of_a_transform_is_that_of_the_matrix_between_the_weights(method: str) -> None:
+    sided = {"sides": "input"} if method == "ether_plus" else {}
+    model: Any = nn.ModuleDict({"to_q": nn.Linear(32, 32)}).eval()
+    inject_adapter_in_model(replace(CONFIGS[method], target_modules=["to_q"], **sided), model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.05)
+    with torch.no_grad():
+        weight, changed = model.to_q.get_base_layer().weight.double(), effective_weight(model.to_q).double()
+        transform = torch.linalg.solve(weight, changed)  # W' = W T
+    assert transform_distance(model) == pytest.approx(float((transform - torch.eye(32)).norm()), rel=1e-3)
+
+
+def test_two_sides_count_in_quadrature_and_what_adds_to_the_weight_has_no_transform() -> None:
+    for config, expected in (
+        (EtherConfig(sides="both", target_modules=["to_q"]), math.sqrt(2) * 2 * math.sqrt(4)),
+        (LoraConfig(target_modules=["to_q"]), None),
+        (None, None),
+    ):
+        model = nn.ModuleDict({"to_q": nn.Linear(32, 32)})
+        if config is not None:
+            inject_adapter_in_model(config, model)
+        assert transform_distance(model) == (expected and pytest.approx(expected, rel=1e-6))
+
+
+def test_a_model_or_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no adapted Linear"):
+        weight_distance(tiny_unet())
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
+        attach_saved(tiny_sd(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (
+            {1e-4: 0.10, 1e-3: 0.96, 3e-3: 1.00, 1e-2: 0.94, 1e-1: 0.951, 1: 0.90},
+            (1e-3, 1e-1, 3e-3, (1e-2,), False),
+        ),
+        ({1e-3: 0.5, 1e-2: -math.inf}, (1e-3, 1e-3, 1e-3, (), True)),
+        ({1e-3: -0.100, 1e-2: -0.104, 1e-1: -0.2}, (1e-3, 1e-2, 1e-3, (), True)),
+        ({1e-3: -math.inf}, None),
+        ({}, None),
+    ],
+)
+def test_the_usable_range_reaches_as_far_as_the_score_stays_near_its_best(
+    scores: dict[float, float], expected: tuple[Any, ...] | None
+) -> None:
+    found = usable_range(scores)
+    assert found == usable_range(dict(reversed(scores.items())))
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.lowest, found.highest, found.best, found.missed, found.is_open) == expected
+        assert found.ratio == pytest.approx(found.highest / found.lowest)
+
+
+def scores_of(likeness: float, prompt: float) -> dict[str, Estimate]:
+    return {"object": estimate([likeness], "a"), "tiny_t": estimate([prompt], "a")}
+
+
+def test_a_rate_that_ignores_the_prompt_is_not_usable_however_like_the_photos() -> None:
+    rates = {1e-4: scores_of(0.20, 0.70), 1e-3: scores_of(0.21, 0.64), 1e-2: scores_of(0.90, 0.62), 1e-1: {}}
+    least = least_prompt([{"tiny_t": 0.8}, {"tiny_t": 0.6}])
+    assert least == pytest.approx(0.63)
+    kept, alone = fidelity_range(rates, least_prompt=least), fidelity_range(rates)
+    assert kept is not None
+    assert alone is not None
+    assert (kept.lowest, kept.highest, kept.best) == (1e-4, 1e-3, 1e-3)
+    assert (alone.lowest, alone.highest) == (1e-2, 1e-2)
+
+
+def test_estimates_have_errors_over_subjects_and_none_where_a_run_came_to_nothing() -> None:
+    def scores(asked: Mapping[str, Any]) -> Scores:
+        if (asked["learning_rate"], asked["subject"], asked["seed"]) == (2.0, "owl", 1):
+            return {}
+        bonus = {"fox": 0.0, "owl": 1.0}[asked["subject"]]
+        return {"object": asked["learning_rate"] + bonus + asked["seed"] / 10, "tiny_t": 0.7}
+
+    trainings = plan(["lora", "lora"], [2.0, 1.0, 1.0], ["fox", "owl"], [0, 1], 1)
+    assert len(trainings) == len({run.folder for run in trainings}) == 8
+    rates = summarise([(training, scores(training.asked)) for training in trainings])["lora"]
+    assert rates[1.0]["object"].mean == pytest.approx(1.55)
+    assert rates[1.0]["object"].standard_error == pytest.approx(0.5)
+    assert rates[2.0] == {}
+    found = fidelity_range(rates)
+    assert found is not None
+    assert (found.lowest, found.highest) == (1.0, 1.0)
+
+
+def test_the_fewest_steps_near_the_best_are_enough() -> None:
+    for row, expected in (
+        ({50: (0.10, 0.7), 100: (0.191, 0.7), 200: (0.20, 0.7)}, 100),
+        ({50: (0.10, 0.7), 100: (0.15, 0.7), 200: (0.40, 0.1)}, 100),
+        ({50: (0.10, 0.5)}, None),
+    ):
+        made = {steps: scores_of(*values) for steps, values in row.items()}
+        assert study_photos.enough_steps(made, 0.6) == expected
+
+
+QUICK = ["--inference_steps", "1", "--steps", "1"]
+
+
+def is_png(file: Path) -> bool:
+    with Image.open(file) as picture:
+        return picture.format == "PNG"
+
+
+def test_a_study_is_run_written_and_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--methods", "ether_plus", "lora", "--learning_rates", "1e-2", "--subjects", "fox"]
+    chosen += [*QUICK, "--output_dir", str(tmp_path)]
+    assert study_learning_rate.main(chosen) == 0
+    found = json.loads((tmp_path / "study.json").read_text())
+    assert set(found["methods"]) == set(found["usable_range"]) == {"ether_plus", "lora"}
+    scores = found["methods"]["lora"]["0.01"]
+    of_pictures = {"object", "tiny_i", "tiny_t", "recognised"}
+    assert set(scores) == of_pictures | {"drift", "weight_distance"}
+    assert set(found["methods"]["ether_plus"]["0.01"]) - set(scores) == {"transform_distance"}
+    assert set(found["base"]) == of_pictures
+    assert scores["drift"]["mean"] > 0
+    assert scores["weight_distance"]["mean"] > 0
+    assert found["least_prompt"] == pytest.approx(0.9 * found["base"]["tiny_t"])
+    assert is_png(tmp_path / "study.png")
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert study_learning_rate.main(chosen) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
+    assert json.loads((tmp_path / "study.json").read_text()) == found
+    assert study_learning_rate.main([*chosen, "--inference_steps", "2"]) == 2
+    assert "holds a run of other settings" in capsys.readouterr().err
+
+
+def test_a_study_of_blocks_trains_every_variant_with_its_blocks_and_sides(tmp_path: Path) -> None:
+    words = ["--subjects", "fox", "--blocks", "8", *QUICK, "--output_dir", str(tmp_path)]
+    assert study_blocks.main(words) == 0
+    for training in study_blocks.plan([8], ["fox"], [0], 1):
+        config = read_adapter(tmp_path / training.folder / "adapter").config
+        asked = study_blocks.VARIANTS[str(training.asked["variant"])]
+        assert (config.variant, config.sides) == (asked["adapter"], asked["sides"])
+        assert config.num_blocks == 8
+    found = json.loads((tmp_path / "blocks.json").read_text())["variants"]
+    assert {name: set(row) for name, row in found.items()} == {name: {"8"} for name in study_blocks.VARIANTS}
+    assert found["ETHER"]["8"]["object"]["num_values"] == 1
+    assert is_png(tmp_path / "blocks.png")
+
+
+def test_a_study_of_photos_shows_a_run_as_many_as_it_says(tmp_path: Path) -> None:
+    words = ["--subjects", "panda", "--num_photos", "1", "3", *QUICK, "--output_dir", str(tmp_path)]
+    assert study_photos.main(words) == 0
+    found = json.loads((tmp_path / "photos.json").read_text())
+    for number in (1, 3):
+        one = study_photos.training(found["method"], found["learning_rate"], number, 1, "panda", 0)
+        photos = tmp_path / one.folder / "photos"
+        assert len(list(photos.glob("*.png"))) == number
+        assert len((photos / "metadata.jsonl").read_text().splitlines()) == number
+    assert {number: set(cells) for number, cells in found["photos"].items()} == {"1": {"1"}, "3": {"1"}}
+    assert found["enough_steps"] == {"1": 1, "3": 1}
+    assert is_png(tmp_path / "photos.png")
+
+
+Main = Callable[[list[str]], int]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "sentence"),
+    [
+        (study_learning_rate.main, ["--subjects", "nothing"], "no concept is named 'nothing'"),
+        (study_blocks.main, ["--subjects", "gorilla"], "no concept is named 'gorilla'"),
+        (study_photos.main, ["--method", "nothing"], "--method is one of"),
+        (study_photos.main, ["--num_photos", "7"], "1 to 6 photos; asked for 7"),
+    ],
+)
+def test_what_cannot_be_studied_is_one_sentence(
+    main: Main, arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--output_dir", str(tmp_path / "new")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_training_that_diverges_is_a_result_without_scores(tmp_path: Path) -> None:
+    (run,) = plan(["lora"], [1e30], ["fox"], [0], 3)
+    assert not learn_and_score(run, tmp_path, 1)
+    assert not learn_and_score(run, tmp_path, 1)
+
+
+PAPER = {"ETHER": 99_456, "ETHER+": 398_592, "PEFT LoRA r=4": 797_184, "PEFT OFT 4 blocks": 11_602_368}
+"""Of SD 1.5, from the widths of its attention projections: 0.1, 0.4, 0.8 and 11.6 million in Table 2."""
+
+
+def test_parameters_are_those_of_the_paper_and_files_hold_them(tmp_path: Path) -> None:
+    assert study_cost.main(["--what", "size", "--output_dir", str(tmp_path)]) == 0
+    methods = json.loads((tmp_path / "cost.json").read_text())["methods"]
+    assert {name: methods[name]["parameters"] for name in PAPER} == PAPER
+    for costs in (methods[name] for name in PAPER):
+        assert 0 < costs["file_bytes"] - 4 * costs["parameters"] < 200_000  # the header
+    assert is_png(tmp_path / "cost.png")
