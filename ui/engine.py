@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -133,10 +133,14 @@ class Engine:
         control, notes = None, list[str]()
         if isinstance(request, GenerateRequest):
             following = [each for each, folder in folders.items() if holds_control(folder)]
-            control = _control_use(request, following)
-            if control is None:
+            if request.control_image is None:
                 names = [printable(self._name_of(each)) for each in following]
                 notes = [f"{name} follows a control image, and none was given." for name in names]
+            elif len(following) == 1:
+                control = ControlUse(request.control_image, request.control_strength, following[0])
+            else:
+                found = f"{len(following)} of them" if following else "none"
+                raise ValueError(f"a control image needs one adapter that follows it; found {found}")
 
         def work(emit: Emit) -> None:
             self._running[threading.current_thread()] = stop
@@ -256,16 +260,6 @@ class Engine:
         pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=True)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline, fingerprint_of(pipeline.unet)
-
-
-def _control_use(request: GenerateRequest, following: Sequence[str]) -> ControlUse | None:
-    """Return the control image with the adapter that follows it, which must be the only one."""
-    if request.control_image is None:
-        return None
-    if len(following) != 1:
-        found = f"{len(following)} of them" if following else "none"
-        raise ValueError(f"a control image needs one adapter that follows it; found {found}")
-    return ControlUse(request.control_image, request.control_strength, following[0])
 
 
 @contextmanager

@@ -40,26 +40,23 @@ _SECRET = "kept in this browser only"
 """Gradio encrypts what it keeps under a key that it sends to the page; it must not change between servers."""
 
 
+Read = Callable[[Any, str], Any]
+
+
 class Field:
-    """A component with its options; `read` checks a value, and calls it by the name it is given in an error.
+    """A component with its options; `read` checks a value, and errors call it by the label.
 
     Sliders end where they do until a picture or a kept form comes with more.
     """
 
     def __init__(
-        self,
-        kind: Callable[..., Any],
-        read: Callable[[Any, str], Any] | None,
-        called: str,
-        /,
-        *,
-        id: str = "",
-        is_kept: bool = True,
-        **options: Any,
+        self, kind: Callable[..., Any], read: Read, /, *, id: str = "", is_kept: bool = True, **options: Any
     ) -> None:
-        self.kind, self.called, self.id, self.is_kept = kind, called, id, is_kept
-        self.read = read or (lambda value, called: value)
-        self.options = options
+        self.kind, self.read, self.id, self.is_kept, self.options = kind, read, id, is_kept, options
+
+
+def _as_it_is(value: Any, called: str) -> Any:
+    return value
 
 
 def _read_prompts(text: object, called: str) -> tuple[str, ...]:
@@ -69,88 +66,74 @@ def _read_prompts(text: object, called: str) -> tuple[str, ...]:
     return prompts
 
 
-def _strength(called: str, label: str, **options: Any) -> Field:
-    return Field(
-        gr.Slider, read_number, called, minimum=0, maximum=2, value=1.0, step=0.05, label=label, **options
-    )
-
-
+STRENGTH: dict[str, Any] = {"minimum": 0, "maximum": 2, "value": 1.0, "step": 0.05}
 STRENGTHS = [f"strength_{index}" for index in range(MAX_ADAPTERS)]
 FIELDS: dict[str, Field] = {
     "prompt": Field(
-        gr.Textbox, read_text, "the prompt", label="Prompt", placeholder="What should be in the picture?",
-        lines=2, max_lines=8, max_length=MAX_PROMPT, autofocus=True, scale=5,
+        gr.Textbox, read_text, label="Prompt", placeholder="What should be in the picture?", lines=2,
+        max_lines=8, max_length=MAX_PROMPT, autofocus=True, scale=5,
     ),
     "prompts": Field(
-        gr.Textbox, _read_prompts, "prompts", label="Prompts", placeholder="One on each line", lines=2,
-        max_lines=12, max_length=20 * MAX_PROMPT, scale=5,
+        gr.Textbox, _read_prompts, label="Prompts", placeholder="One on each line", lines=2, max_lines=12,
+        max_length=20 * MAX_PROMPT, scale=5,
     ),
     "adapters": Field(
-        gr.Dropdown, lambda ids, _: tuple(ids or ()), "adapters", choices=[], value=[], multiselect=True,
+        gr.Dropdown, lambda ids, _: tuple(ids or ()), choices=[], value=[], multiselect=True,
         max_choices=MAX_ADAPTERS,
     ),
     **{
-        name: _strength("the strength", f"Strength {index + 1}", visible=False)
+        name: Field(gr.Slider, read_number, **STRENGTH, label=f"Strength {index + 1}", visible=False)
         for index, name in enumerate(STRENGTHS)
     },
     "strengths": Field(
-        gr.Textbox, lambda text, _: read_strengths(text or ""), "strengths", value="0.5, 1",
-        label="Strengths", info="1 is as trained.", max_length=MAX_TEXT,
+        gr.Textbox, lambda text, _: read_strengths(text or ""), value="0.5, 1", label="Strengths",
+        info="1 is as trained.", max_length=MAX_TEXT,
     ),
-    "with_base": Field(gr.Checkbox, None, "with_base", id="base", value=True, label="A column of the base"),
+    "with_base": Field(gr.Checkbox, _as_it_is, id="base", value=True, label="A column of the base"),
     "seeds": Field(
-        gr.Textbox, lambda text, _: read_seeds(text or ""), "seeds", value="0-1", label="Seeds",
+        gr.Textbox, lambda text, _: read_seeds(text or ""), value="0-1", label="Seeds",
         info="Numbers or ranges: 0-3, 7", max_length=MAX_TEXT,
     ),
-    "seed": Field(gr.Number, read_whole, "the seed", value=0, label="Seed", min_width=110, scale=3),
-    "new_seed": Field(gr.Checkbox, read_switch, "new_seed", value=True, label="New seed each time"),
+    "seed": Field(gr.Number, read_whole, value=0, label="Seed", min_width=110, scale=3),
+    "new_seed": Field(gr.Checkbox, read_switch, value=True, label="New seed each time"),
     "num_images": Field(
-        gr.Slider, read_whole, "the number of pictures", minimum=1, maximum=NUM_IMAGES.most, value=1, step=1,
-        label="Pictures",
+        gr.Slider, read_whole, minimum=1, maximum=NUM_IMAGES.most, value=1, step=1, label="Pictures"
     ),
-    "steps": Field(gr.Slider, read_whole, "steps", minimum=1, maximum=150, step=1, label="Steps"),
+    "steps": Field(gr.Slider, read_whole, minimum=1, maximum=150, step=1, label="Steps"),
     "guidance_scale": Field(
-        gr.Slider, read_number, "guidance", id="guidance", minimum=0, maximum=20, step=0.1, label="Guidance"
+        gr.Slider, read_number, id="guidance", minimum=0, maximum=20, step=0.1, label="Guidance"
     ),
-    **{  # what can be drawn is said in our words, which name the field
-        side: Field(
-            gr.Number, read_optional, f"the {side}", label=f"{side.capitalize()} in px", step=8, min_width=100
-        )
-        for side in ("width", "height")
-    },
+    # what can be drawn is said in our words, which name the field
+    "width": Field(gr.Number, read_optional, label="Width in px", step=8, min_width=100),
+    "height": Field(gr.Number, read_optional, label="Height in px", step=8, min_width=100),
     "compare_with_base": Field(
-        gr.Checkbox, read_switch, "compare_with_base", id="compare", value=True,
-        label="Show the base beside it",
+        gr.Checkbox, read_switch, id="compare", value=True, label="Show the base beside it"
     ),
     "negative_prompt": Field(
-        gr.Textbox, read_text, "the negative prompt", id="negative", value="", label="Negative prompt",
+        gr.Textbox, read_text, id="negative", value="", label="Negative prompt",
         info="What the picture should not show.", lines=2, max_length=MAX_PROMPT,
     ),
     "keep_metadata": Field(
-        gr.Checkbox, read_switch, "keep_metadata", id="metadata", value=True,
-        label="Write the settings into the picture",
+        gr.Checkbox, read_switch, id="metadata", value=True, label="Write the settings into the picture",
         info="So that it can be made again. Without them it tells nobody how it was made.",
     ),
     "adapter": Field(
-        gr.Dropdown, None, "adapter", choices=[], value=None, label="Control adapter",
+        gr.Dropdown, _as_it_is, choices=[], value=None, label="Control adapter",
         info="It follows the control image.",
     ),
-    "control_strength": _strength("the strength of the control image", "Strength of the control image"),
-    "adapter_strength": _strength("the strength of its adapter", "Strength of its adapter"),
-    "source": Field(
-        gr.Radio, None, "source", choices=[DRAW, UPLOAD], value=DRAW, label="Control image"
-    ),
+    "control_strength": Field(gr.Slider, read_number, **STRENGTH, label="Strength of the control image"),
+    "adapter_strength": Field(gr.Slider, read_number, **STRENGTH, label="Strength of its adapter"),
+    "source": Field(gr.Radio, _as_it_is, choices=[DRAW, UPLOAD], value=DRAW, label="Control image"),
     "drawing": Field(
-        gr.Textbox, read_text, "the drawing", is_kept=False, visible="hidden", show_label=False,
-        container=False,
+        gr.Textbox, read_text, is_kept=False, visible="hidden", show_label=False, container=False
     ),
     "upload": Field(
-        gr.File, None, "upload", is_kept=False, label="Control image or photo", visible=False, height=104,
+        gr.File, _as_it_is, is_kept=False, label="Control image or photo", visible=False, height=104,
         elem_classes="drop",
     ),
     "detector": Field(
-        gr.Dropdown, read_text, "the detector", choices=[(words, name) for name, words in DETECTORS.items()],
-        value="", label="The upload is", visible=False,
+        gr.Dropdown, read_text, choices=[(words, name) for name, words in DETECTORS.items()], value="",
+        label="The upload is", visible=False,
     ),
 }  # fmt: skip
 """Every field by the name that requests and browsers have for it."""
@@ -209,7 +192,8 @@ class Form:
         Raises:
             ValueError: one cannot be what it should; it is named.
         """
-        return {name: FIELDS[name].read(values[self[name]], FIELDS[name].called) for name in names}
+        widgets = {name: self[name] for name in names}
+        return {n: FIELDS[n].read(values[w], f"the {(w.label or n).lower()}") for n, w in widgets.items()}
 
     def names(self, *kinds: str) -> dict[str, str]:
         """Return the adapters that can be chosen, id to name."""
