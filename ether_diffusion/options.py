@@ -183,16 +183,24 @@ def declared(options: type[Options]) -> Mapping[str, Declared]:
         more: dict[str, Any] = {"free": options.free, **extra}
         more["needs"] = ", ".join(filter(None, (options.needs, more.get("needs"))))
         more["is_required"] = info.is_required()
-        words = info.description or _texts_below_fields(options.__module__)[options.__name__, name]
+        below = _texts_below_fields(options.__module__)
+        words = info.description or below.get((options.__name__, name), "")
         found[name] = Declared(kind_of(info.annotation), info.default, words, **more)
     return found
 
 
 @cache
 def _texts_below_fields(module: str) -> dict[tuple[str, str], str]:
-    """Return the text below each field of each class; pydantic's own way reads a module once a class."""
-    found = {}
-    for made in ast.parse(inspect.getsource(sys.modules[module])).body:
+    """Return the text below each field of each class; pydantic's own way reads a module once a class.
+
+    Where only compiled files are installed there is none.
+    """
+    found: dict[tuple[str, str], str] = {}
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except OSError:
+        return found
+    for made in ast.parse(source).body:
         if not isinstance(made, ast.ClassDef):
             continue
         for pair in pairwise(made.body):
