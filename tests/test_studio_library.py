@@ -1,6 +1,7 @@
 """The studio's library: what a card says, what an upload becomes, and what a download is."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -21,11 +22,11 @@ from studio_files import Entry, plain_zip, raw_zip, save_tiny_world_adapter
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import load_ether, read_adapter, save_ether
-from ether_diffusion.adapters.format import content_hash
+from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME, content_hash
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, save_control
 from ether_diffusion.export import export_lora
-from ether_diffusion.ui.adapter_files import LABEL_NAME, read_label
+from ether_diffusion.ui.adapter_files import LABEL_NAME, read_label, thumbnail
 from ether_diffusion.ui.library import Card, Library
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -257,6 +258,8 @@ def test_what_is_no_adapter_is_refused_named_and_leaves_nothing(
         ({"a.zip": plain_zip(two)}, "2 adapters (x, y)"),
         ({"a.zip": plain_zip({"readme.txt": b"hello"})}, CONFIG),
         ({"a.zip": plain_zip(mixed)}, "not saved together"),
+        ({"a.zip": plain_zip({"d/kohya.safetensors": lora, "d/i.json": b"{}"})}, "this is a LoRA of rank 8"),
+        ({CONFIG: config}, "no whole adapter"),
         ({}, "nothing was uploaded"),
     ]
     for number, (files, words) in enumerate(cases):
@@ -281,6 +284,23 @@ def test_nothing_of_an_upload_is_kept_but_the_adapter(library: Library, saved: P
     folder = library.folder(card.id)
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, TENSORS, "studio.json"]
     assert "script" not in (folder / "README.md").read_text()
+
+
+def test_an_encoder_alone_is_added_from_a_zip_of_its_folder(library: Library, tmp_path: Path) -> None:
+    save_control(tmp_path / "Shapes", random_encoder(open_base("tiny_world").load_denoiser()))
+    names = (CONTROL_CONFIG_NAME, ENCODER_NAME)
+    files = {f"Shapes/{name}": (tmp_path / "Shapes" / name).read_bytes() for name in names}
+    (tmp_path / "Shapes.zip").write_bytes(plain_zip(files))
+    card = library.import_upload([tmp_path / "Shapes.zip"])
+    assert (card.name, card.kind) == ("Shapes", "control")
+
+
+def test_a_run_that_drew_no_last_picture_is_shown_by_its_newest(tmp_path: Path) -> None:
+    for step, colour in (("step-000005", "red"), ("step-000010", "blue")):
+        (tmp_path / "samples" / step).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "samples" / step / "0.png")
+    with Image.open(io.BytesIO(thumbnail(tmp_path)["thumbnail.png"])) as shown:
+        assert shown.getpixel((0, 0)) == (0, 0, 255)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from studio_folders import QUICK, DrawingStudio, draw, last, pixels
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines.sampling import Sampling
-from ether_diffusion.ui.cost import MAX_SECONDS, Cost, Pace
+from ether_diffusion.ui import cost as costs
+from ether_diffusion.ui.cost import MAX_SECONDS, Cost, Pace, machine_memory
 from ether_diffusion.ui.drawing import StopInside
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.facts import state_words
@@ -189,3 +191,14 @@ def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
         unet(torch.zeros(2, 4, 16, 24), 1, torch.zeros(2, 77, unet.config.cross_attention_dim))
     found = Cost(base, CPU).of_step(replace(SAMPLING, width=96, height=64))
     assert found == pytest.approx(counted[0], rel=0.01)
+
+
+@pytest.mark.parametrize(("limits", "most"), [([], None), (["max"], None), (["max", "4096"], 4096)])
+def test_memory_is_that_of_the_machine_or_of_its_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: list[str], most: int | None
+) -> None:
+    paths = [str(tmp_path / str(number)) for number in range(len(limits))]
+    for path, text in zip(paths, limits, strict=True):
+        Path(path).write_text(text + "\n")
+    monkeypatch.setattr(costs, "_LIMITS", (*paths, "/is/not/there"))
+    assert machine_memory() == (most or psutil.virtual_memory().total)

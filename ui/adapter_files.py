@@ -108,7 +108,9 @@ def files_of(adapter: Adapter) -> dict[str, bytes]:
 
 def thumbnail(folder: Path) -> dict[str, bytes]:
     """Return a thumbnail of an adapter, which for a run is of its first picture; none where there is none."""
-    drawn = sorted((folder / SAMPLES_FOLDER / FINAL).glob("*.png"))
+    samples = folder / SAMPLES_FOLDER
+    folders = [samples / FINAL, *sorted(samples.glob("step-*"), reverse=True)]
+    drawn = next(filter(None, (sorted(each.glob("*.png")) for each in folders)), [])
     for path in (folder / THUMBNAIL_NAME, *drawn[:1]):
         with suppress(UnusableFileError):  # it is an ornament
             data = read_plain_file(path, inside=folder, max_bytes=MAX_PHOTO_BYTES)
@@ -145,8 +147,9 @@ def read_upload(paths: Sequence[Path], staged: Path) -> tuple[Adapter, Path]:
         except UnusableFileError as reason:
             raise ValueError(f"{printable(path.name)} {reason}") from None
     by_suffix = {Path(name).suffix: data for name, data in files.items()}
+    is_loose = files.keys() == {path.name for path in paths}
     is_canonical = files.keys() <= {CONFIG_NAME, TENSORS_NAME, CONTROL_CONFIG_NAME, ENCODER_NAME}
-    if len(files) == 2 and by_suffix.keys() == {".json", ".safetensors"} and not is_canonical:
+    if is_loose and len(files) == 2 and by_suffix.keys() == {".json", ".safetensors"} and not is_canonical:
         files = {CONFIG_NAME: by_suffix[".json"], TENSORS_NAME: by_suffix[".safetensors"]}
     for name, data in files.items():
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -156,14 +159,13 @@ def read_upload(paths: Sequence[Path], staged: Path) -> tuple[Adapter, Path]:
     tops = sorted(folder for folder in held if not held & set(folder.parents))
     if len(tops) > 1 and configs:
         names = listed(top.relative_to(staged).as_posix() for top in tops)
-        raise ValueError(f"the archive holds {len(tops)} adapters ({names}); upload them one by one")
+        raise ValueError(f"the upload holds {len(tops)} adapters ({names}); upload them one by one")
     try:
         return read_adapter(tops[0]), tops[0]
     except (ValueError, FileNotFoundError) as error:
-        if isinstance(error, FileNotFoundError) and not configs:
-            raise ValueError(
-                f"{listed(path.name for path in paths)} is no whole adapter; {_NEEDED}"
-            ) from None
+        if isinstance(error, FileNotFoundError):
+            names = listed(path.name for path in paths)
+            raise ValueError(f"{names} is no whole adapter; {_NEEDED}") from None
         raise ValueError(told(error, staged, "the upload")) from None
 
 

@@ -133,4 +133,5 @@ class Cost:
 def machine_memory() -> int:
     """Return the bytes of memory of this machine, or of the container that this process is in."""
     limits = [Path(name).read_text().strip() for name in _LIMITS if Path(name).is_file()]
-    return min(int(psutil.virtual_memory().total), *(int(text) for text in limits if text.isdecimal()))
+    # "max" is no limit
+    return min([int(psutil.virtual_memory().total), *(int(text) for text in limits if text.isdecimal())])

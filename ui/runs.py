@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -211,8 +211,10 @@ class Runs:
             )
         now = datetime.now(UTC)
         folder = self.root / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        self.root.mkdir(parents=True, exist_ok=True)
-        with disk_explained(self.root, "starting the training"), guarded(self.root):
+        with ExitStack() as held:
+            held.enter_context(disk_explained(self.root, "starting the training"))
+            self.root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(guarded(self.root))
             self._check_alone()
             try:
                 self._prepare(folder, request, now)
