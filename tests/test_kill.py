@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
-NUM_KILLS, NUM_STEPS = 4, 12
+NUM_KILLS, NUM_STEPS = 10, 26
 
 
 def assert_as_if_alive(tmp_path: Path, run: DreamBoothConfig) -> None:
@@ -80,7 +80,7 @@ def test_a_measured_run_killed_before_changes_of_the_disk_ends_as_if_it_had_not_
     assert exit_code(fork(training(config(tmp_path, output_dir=str(tmp_path / "whole"), **flags)))) == 0
     run, rng, number, num_kills, code = config(tmp_path, **flags), random.Random(0), 0, -1, -9
     while code == -9:
-        number, num_kills = number + rng.randrange(1, 12), num_kills + 1
+        number, num_kills = number + rng.randrange(1, 5), num_kills + 1
         code = exit_code(fork(training_until_change(run, number)))
     assert code == 0
     assert num_kills > 5  # a save alone has about twenty changes
