@@ -1,12 +1,16 @@
 """A base is loaded from wherever it lies, as it is stored, or refused in words."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from safetensors.torch import save_file
 from tiny_pipelines import tiny_sd
 
+from ether_diffusion import EtherConfig
 from ether_diffusion.bases import load_base
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 
@@ -37,6 +41,25 @@ def test_each_part_keeps_the_dtype_it_is_stored_in(tmp_path: Path) -> None:
     assert loaded.unet.dtype == torch.float16
     assert loaded.text_encoder.dtype == torch.bfloat16
     assert loaded.vae.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [EtherConfig, LoraConfig])
+def test_a_base_saved_with_an_adapter_inside_is_the_base_again(
+    kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, plain = tiny_sd(), tiny_sd().unet.state_dict()
+    pipe.unet.add_adapter(kind(target_modules=["to_q", "to_out.0"]))
+    pipe.save_pretrained(tmp_path)
+    for unet in (load_base(tmp_path).unet, load_base(tmp_path / "unet")):
+        assert unet.state_dict().keys() == plain.keys()
+        for name, weight in plain.items():
+            assert torch.equal(unet.state_dict()[name], weight), name
+    assert caplog.text.count("saved with an adapter inside") == caplog.text.count("by save_ether") == 2
+    save_file(
+        {"x": torch.zeros(1)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match="would be random numbers"):
+        load_base(tmp_path)
 
 
 def test_tiny_world_is_an_alias() -> None:

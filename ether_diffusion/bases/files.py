@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from ether_diffusion.bases.single_file import is_single_file, unpack_base
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.wording import listed, printable
+
+logger = logging.getLogger(__name__)
 
 _FILE = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[^.]+?))?"
@@ -110,11 +114,40 @@ def load_part(
         raise ValueError(f"the {what} is damaged; fetch or save it again ({error})") from error
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if lacking:
+        lacking -= _read_beneath_adapters(model, lacking, place, found)
+    if lacking:
         raise ValueError(
             f"the {what} lacks weights of its class {kind.__name__}, which would be random numbers: "
             f"{listed(sorted(lacking), 3)}; fetch or save it again"
         )
     return model
+
+
+def _read_beneath_adapters(model: nn.Module, lacking: set[str], place: Path, variant: str | None) -> set[str]:
+    """Give a model the weights of its own that a save with an adapter inside put beneath it; return their names.
+
+    PEFT wraps what it adapts, and `save_pretrained` names what it finds: X.base_layer.weight for X.weight.
+    """
+    read, adapters = set(), set()
+    for path in sorted(place.glob("*.safetensors")):
+        match = _FILE.fullmatch(path.name)
+        if match is None or match["variant"] != variant:
+            continue
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                own = key.replace(".base_layer.", ".")
+                if own != key and own in lacking:
+                    dtype = next(model.parameters()).dtype
+                    model.load_state_dict({own: file.get_tensor(key).to(dtype)}, strict=False, assign=True)
+                    read.add(own)
+                elif ".ether_" in key or ".lora_" in key:
+                    adapters.add(key)
+    if read:
+        logger.warning(
+            f"the model in {place} was saved with an adapter inside: its own weights are read, the adapter's "
+            f"{len(adapters)} tensors are not, as their settings are not there; save adapters by save_ether"
+        )
+    return read
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
