@@ -6,6 +6,8 @@ Where ETHER differs, and why:
   LoRA's factors only, and take the export. Hence no hotswapping, and no LoRA metadata.
 - `set_lora_device` looks for LoRA's own parameters; an adapter moves with its model.
 - DoRA, `lora_bias` and ranks have no counterpart.
+- `unet.save_pretrained` with an adapter inside, as with a LoRA: diffusers' `from_pretrained` finds the base's
+  weights under other names; `load_base` reads them (test_base.py).
 """
 
 import copy
@@ -19,6 +21,7 @@ import pytest
 import torch
 from conftest import UNetInputs, tiny_unet
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+from diffusers.hooks import apply_group_offloading
 from tiny_pipelines import tiny_sd, tiny_sdxl
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -222,6 +225,26 @@ def test_what_is_saved_and_what_is_exported_as_a_lora_give_the_same(subject: Sub
     assert close(subject.run(lora), expected)
 
 
+@pytest.mark.parametrize("level", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("name", ["unet", "sd3", "flux", "sd", "sdxl"])
+def test_group_offloading_before_or_after_loading_changes_no_bit(
+    name: str, level: str, tmp_path: Path
+) -> None:
+    subject = SUBJECTS[name]
+    save_ether(subject("default"), tmp_path)
+    expected = subject.run(subject("default"))
+    options = {"offload_type": level, "num_blocks_per_group": 1 if level == "block_level" else None}
+    for is_first in (True, False):
+        whole = subject()
+        for step in ("offload", "load") if is_first else ("load", "offload"):
+            if step == "load":
+                load_ether(whole, tmp_path)
+                continue
+            for model in subject.models(whole).values():
+                apply_group_offloading(model, torch.device("cpu"), torch.device("cpu"), **options)
+        assert torch.equal(subject.run(whole), expected)
+
+
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_a_pipeline_lists_its_adapters_and_one_made_from_it_shares_them(name: str) -> None:
     subject = SUBJECTS[name]
@@ -340,7 +363,8 @@ def test_gradients_are_the_same_in_every_way(
         else:
             found = gradients(adapted, unet_inputs)
     assert found.keys() == expected.keys()
-    atol, rtol = (1e-3, 5e-2) if is_autocast else (1e-5, 1.3e-6)  # bfloat16 in another order
+    is_reordered = is_autocast and way != "prepared"  # bfloat16 sums in another order
+    atol, rtol = (1e-3, 5e-2) if is_reordered else (1e-5, 1.3e-6)
     for name, gradient in expected.items():
         assert_close(found[name], gradient, atol=atol, rtol=rtol)
 
@@ -383,10 +407,7 @@ def test_a_compiled_block_predicts_and_learns_the_same_without_a_graph_break(
         y = module(hidden, encoder_hidden_states=text)
         return y, list(torch.autograd.grad(y.square().mean(), vectors))
 
-    (y, expected), (compiled_y, found) = (
-        run(block),
-        run(torch.compile(block, fullgraph=True, backend="aot_eager")),
-    )
+    (y, expected), (compiled_y, found) = run(block), run(torch.compile(block, fullgraph=True))
     assert_close(compiled_y, y)
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, atol=1e-6, rtol=1e-4)

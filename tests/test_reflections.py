@@ -151,10 +151,27 @@ def test_outputs_and_gradients_are_those_of_dense_matrices(
     y = reflected_linear(x, weight, bias, input_side=rows(first), output_side=rows(second))
     expected = F.linear(x, dense_weight(weight, first, second), bias)
     for found in (y, reflections.plain_linear(x, weight, bias, first, second)):
-        assert_close(found, expected, atol=1e-11, rtol=1e-11)
+        assert_close(found, expected, atol=1e-12, rtol=0)
         further = [] if bias is None else [x, bias]
         same_gradients(found, F.linear(x, dense_weight(weight, first, second), bias),
                        leaves(first, second) + further)  # fmt: skip
+
+
+@all_maps
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+def test_gradients_are_those_of_finite_differences(
+    plus: bool, sides: str, num_blocks: int, tokens: int
+) -> None:
+    weight, bias = torch.randn(HEIGHT, WIDTH, dtype=torch.float64), torch.randn(HEIGHT, dtype=torch.float64)
+    given = both_sides(plus, sides, num_blocks)
+
+    def function(x: Tensor, *raw: Tensor) -> Tensor:
+        left = iter(raw)
+        first, second = (s and Vectors(next(left), None if s.v is None else next(left)) for s in given)
+        return reflected_linear(x, weight, bias, input_side=rows(first), output_side=rows(second))
+
+    x = torch.randn(tokens, WIDTH, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (x, *leaves(*given)), fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

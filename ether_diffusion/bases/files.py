@@ -124,7 +124,7 @@ def load_part(
 
 
 def _read_beneath_adapters(model: nn.Module, lacking: set[str], place: Path, variant: str | None) -> set[str]:
-    """Give a model the weights of its own that a save with an adapter inside put beneath it; return their names.
+    """Give a model its own weights that were saved beneath an adapter; return their names.
 
     PEFT wraps what it adapts, and `save_pretrained` names what it finds: X.base_layer.weight for X.weight.
     """
