@@ -25,50 +25,31 @@ def add_flags(
         if each.is_positional:
             parser.add_argument(name, nargs=None if each.is_required else "?", help=text.replace("%", "%%"))
         else:
-            add_flag(
-                parser, name, each.kind, text, default, needed=each.is_required, repeated=each.is_repeated
-            )
+            more = {"repeated": each.is_repeated, "required": each.is_required}
+            add_flag(parser, name, each.kind, text, default, **more)
 
 
 def add_flag(
-    parser: Flags,
-    name: str,
-    kind: Kind,
-    help_line: str | None,
-    default: object,
-    *,
-    needed: bool = False,
-    repeated: bool = False,
+    parser: Flags, name: str, kind: Kind, said: str | None, default: Any, repeated: bool = False, **more: Any
 ) -> None:
-    """Give the parser one flag; without a help line the help does not show it.
-
-    One that is `repeated` takes each of its values by itself.
-    """
-    text, flag = argparse.SUPPRESS if help_line is None else help_line.replace("%", "%%"), name.rstrip("_")
+    """Give the parser one flag; without help it is not shown. A `repeated` one takes its values by itself."""
+    text, flag = argparse.SUPPRESS if said is None else said.replace("%", "%%"), name.rstrip("_")
     if kind.base is bool:
         off = (f"--no-{flag}", f"--no_{flag}")
         parser.add_argument(f"--{flag}", dest=name, action="store_true", default=default, help=text)
         parser.add_argument(*off, dest=name, action="store_false", default=default, help=argparse.SUPPRESS)
         return
-    parser.add_argument(
-        f"--{flag}",
-        dest=name,
-        type=_reader(kind),
-        action=_Several if kind.is_many else "store",
-        nargs="+" if kind.is_many and not repeated else None,
-        default=default,
-        required=needed,
-        metavar="{" + ",".join(kind.choices) + "}" if kind.choices else _METAVARS[kind.base],
-        help=text,
-    )
+    if kind.is_many:
+        more |= {"action": _Several, "nargs": None if repeated else "+"}
+    metavar = "{" + ",".join(kind.choices) + "}" if kind.choices else _METAVARS[kind.base]
+    more |= {"type": _reader(kind), "default": default, "metavar": metavar, "help": text}
+    parser.add_argument(f"--{flag}", dest=name, **more)
 
 
 class _Several(argparse.Action):
     """Collect the values of a flag that may be given again; they take the place of its default, a tuple."""
 
-    def __call__(
-        self, parser: object, namespace: argparse.Namespace, values: Any, flag: object = None
-    ) -> None:
+    def __call__(self, parser: object, namespace: object, values: Any, flag: object = None) -> None:
         before = getattr(namespace, self.dest, ())
         given = values if isinstance(values, list) else [values]
         setattr(namespace, self.dest, [*(before if isinstance(before, list) else []), *given])
@@ -103,7 +84,7 @@ def _reader(kind: Kind) -> Callable[[str], object]:
 
 
 def _default_words(default: object) -> str:
-    if default is None or default == () or default is False:
+    if default is None or default is False or default == ():
         return ""
     if default is True:
         return " Default: on."

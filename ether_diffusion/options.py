@@ -66,15 +66,9 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]
 Wholes = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 """Several of them; a list, or of texts one, is taken too."""
-
-
 Count = Annotated[int, Field(ge=1)]
-WholeNumber = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
-ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True)
@@ -89,9 +83,7 @@ class Kind:
     @property
     def words(self) -> str:
         """What to give, in words."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        one = _WORDS[self.base]
+        one = f"one of {', '.join(self.choices)}" if self.choices else _WORDS[self.base]
         return f"a list of {one.removeprefix('a ')}s" if self.is_many else one
 
 
@@ -132,20 +124,21 @@ def needed(help: str, **more: Any) -> Any:
 
 
 class Options(BaseModel):
-    """Base of the models whose fields are options.
+    """Base of the models whose fields are options; values that cannot be used are one OptionsError.
 
-    Raises:
-        OptionsError: values that cannot be used; all are listed.
+    A class's head may give its `group`, the title of its options in a help, and what `Declared` calls `needs`
+    and `free`, of them all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
     title: ClassVar[str] = ""
-    """Of the options' group in a help."""
     needs: ClassVar[str] = ""
-    """What each of the options has no effect without, beside what it needs itself."""
     free: ClassVar[bool] = False
-    """Whether a run goes on with other values of them."""
+
+    def __init_subclass__(cls, *, group: str = "", needs: str = "", free: bool = False) -> None:
+        super().__init_subclass__()
+        cls.title, cls.needs, cls.free = group or cls.title, needs or cls.needs, free or cls.free
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -155,21 +148,16 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _are_consistent(self) -> Self:
-        problems = list(self.contradictions())
-        if problems:
+        if problems := list(self._contradictions()):
             raise OptionsError(problems)
         return self
 
-    def contradictions(self) -> Iterator[str]:
+    def _contradictions(self) -> Iterator[str]:
         """Say which options, each fine by itself, exclude or lack each other."""
         yield from ()
 
     def replace(self, **changes: Any) -> Self:
-        """Return the same options with some changed.
-
-        Raises:
-            OptionsError: the changed ones cannot be used.
-        """
+        """Return the same options with some changed."""
         return type(self)(**(vars(self) | changes))
 
 
@@ -180,11 +168,9 @@ def declared(options: type[Options]) -> Mapping[str, Declared]:
     for name, info in options.model_fields.items():
         extra = info.json_schema_extra or {}
         assert isinstance(extra, dict)
-        more: dict[str, Any] = {"free": options.free, **extra}
+        more: dict[str, Any] = {"free": options.free, **extra, "is_required": info.is_required()}
         more["needs"] = ", ".join(filter(None, (options.needs, more.get("needs"))))
-        more["is_required"] = info.is_required()
-        below = _texts_below_fields(options.__module__)
-        words = info.description or below.get((options.__name__, name), "")
+        words = info.description or _texts_below_fields(options.__module__).get((options.__name__, name), "")
         found[name] = Declared(kind_of(info.annotation), info.default, words, **more)
     return found
 
@@ -195,18 +181,19 @@ def _texts_below_fields(module: str) -> dict[tuple[str, str], str]:
 
     Where only compiled files are installed there is none.
     """
-    found: dict[tuple[str, str], str] = {}
     try:
-        source = inspect.getsource(sys.modules[module])
+        classes = ast.parse(inspect.getsource(sys.modules[module])).body
     except OSError:
-        return found
-    for made in ast.parse(source).body:
-        if not isinstance(made, ast.ClassDef):
-            continue
-        for pair in pairwise(made.body):
-            match pair:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
-                    found[made.name, name] = " ".join(words.split())
+        return {}
+    found: dict[tuple[str, str], str] = {}
+    for made in classes:
+        for pair in pairwise(made.body if isinstance(made, ast.ClassDef) else ()):
+            match made, pair:
+                case (
+                    ast.ClassDef(name=owner),
+                    (ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words)))),
+                ):
+                    found[owner, name] = " ".join(words.split())
     return found
 
 
@@ -234,29 +221,28 @@ def shown(value: object) -> str:
 def _sentences(options: type[Options], error: ValidationError) -> Iterator[str]:
     said = set()
     for each in error.errors(include_url=False):
-        cause = each.get("ctx", {}).get("error")
+        cause, kind = each.get("ctx", {}).get("error"), each["type"]
         if isinstance(cause, OptionsError):
             yield from cause.problems
             continue
         name = str(each["loc"][0])
-        if name in said:
-            continue
-        said.add(name)
         if name not in options.model_fields:
             yield f"{name} is not an option; take it out"
-            continue
-        info = options.model_fields[name]
-        is_unknown = each["type"] == "literal_error" and isinstance(each["input"], str)
-        fault = cause or _FAULTS.get(each["type"], "is not known" if is_unknown else "does not fit")
-        yield f"{name}={shown(each['input'])} {fault}; use {kind_of(info.annotation).words}{_range(info)}"
+        elif name not in said:
+            info = options.model_fields[name]
+            fault = _FAULTS.get(
+                kind, "is out of range" if kind.endswith(("_than", "_equal")) else "does not fit"
+            )
+            if kind == "literal_error" and isinstance(each["input"], str):
+                fault = "is not known"
+            needed = f"{kind_of(info.annotation).words}{_range(info)}"
+            yield f"{name}={shown(each['input'])} {cause or fault}; use {needed}"
+        said.add(name)
 
 
 def _range(info: FieldInfo) -> str:
     parts = [info, *(part for hint in get_args(info.annotation) for part in get_args(hint)[1:])]
     bounds = [bound for part in parts if isinstance(part, FieldInfo) for bound in part.metadata]
     found = {name: getattr(bound, name) for bound in bounds for name in _RANGE if hasattr(bound, name)}
-    return "".join(
-        f" {word} {found[name]:g}" if isinstance(found[name], float) else f" {word} {found[name]}"
-        for name, word in _RANGE.items()
-        if name in found
-    )
+    numbers = {name: f"{each:g}" if isinstance(each, float) else each for name, each in found.items()}
+    return "".join(f" {word} {numbers[name]}" for name, word in _RANGE.items() if name in numbers)

@@ -12,17 +12,8 @@ from ether_diffusion.flags import FlagParser, add_flag, add_flags
 from ether_diffusion.options import Options, PathText, Text, declared, option, shown
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
-from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.config.dreambooth import unknown_name
+from ether_diffusion.training.config import DreamBoothConfig, presets, unknown_name
 from ether_diffusion.training.config.files import read_config_file
-from ether_diffusion.training.config.presets import (
-    OLD_NAMES,
-    PRESET_VALUES,
-    PRESETS,
-    PresetName,
-    stack,
-    translate_old_names,
-)
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -46,18 +37,18 @@ DREAMBOOTH = Program(
     "Example: train-dreambooth --instance_data_dir photos --token sks --instance_prompt 'a {token} dog'. "
     "A switch is turned off by --no-NAME, and a number that may be absent by the word none. Old flags of "
     "diffusers' scripts are accepted, each with a line on what it became: "
-    f"{', '.join(f'--{name}' for name in OLD_NAMES)}.",
+    f"{', '.join(f'--{name}' for name in presets.OLD_NAMES)}.",
     DreamBoothConfig,
 )
+_PRESETS = " ".join(map(": ".join, presets.PRESETS.items()))
 
 
 class CallFlags(Options):
     """What is about this call, not about the run: none of it is saved."""
 
     config: PathText | None = option(None, "File of options, .yaml, .toml or .json; flags outrank it.")
-    preset: PresetName | None = option(
-        None,
-        f"Named set of options; a file and flags outrank it. {' '.join(map(': '.join, PRESETS.items()))}",
+    preset: presets.PresetName | None = option(
+        None, f"Named set of options; a file and flags outrank it. {_PRESETS}"
     )
     dry_run: bool = option(False, "Do one step and one validation image, say what the run costs, and stop.")
     allow_changes: bool = option(False, "Go on with a run whose settings or photos have changed.")
@@ -101,7 +92,7 @@ def make_parser(program: Program = DREAMBOOTH) -> FlagParser:
     add_flags(parser.add_argument_group("this call"), CallFlags)
     for section in program.config_type.sections().values():
         add_flags(parser.add_argument_group(section.title), section, only_given=True)
-    for name, old in OLD_NAMES.items():
+    for name, old in presets.OLD_NAMES.items():
         add_flag(parser, name, old.kind, None, argparse.SUPPRESS)
     return parser
 
@@ -111,33 +102,27 @@ def parse_flags(arguments: Sequence[str] | None = None, program: Program = DREAM
     parser = make_parser(program)
     parsed, rest = parser.parse_known_args(arguments)
     if rest:
+        known = [*program.config_type.options(), *declared(CallFlags), *presets.OLD_NAMES]
         names = [word[2:].split("=")[0] for word in rest if word.startswith("--")]
-        known = [*program.config_type.options(), *declared(CallFlags), *OLD_NAMES]
-        parser.error(
-            "; ".join(unknown_name(name, known) for name in names)
-            or f"{shown(rest[0])} stands behind no flag"
-        )
+        unknown = "; ".join(unknown_name(name, known) for name in names)
+        parser.error(unknown or f"{shown(rest[0])} stands behind no flag")
     return parsed
 
 
 def read_call(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> Call:
     """Make the configuration of what was parsed: the preset, then the file, then the flags.
 
-    Raises:
-        ValueError: options or a file that cannot be used; all problems of the options are listed.
-        FileNotFoundError: there is no such file of options.
+    Options or a file that cannot be used are a ValueError or a FileNotFoundError.
     """
-    of_call = declared(CallFlags).keys()
+    of_call, preset = declared(CallFlags).keys(), parsed.preset
     in_file = {} if parsed.config is None else read_config_file(parsed.config)
-    refused = sorted(of_call & in_file.keys())
-    if refused:
+    if refused := sorted(of_call & in_file.keys()):
         raise ValueError(f"{', '.join(refused)} in {parsed.config} is about one call; give it as a flag")
-    in_file, warnings = translate_old_names(in_file)
-    flags, of_flags = translate_old_names(
-        {name: value for name, value in vars(parsed).items() if name not in of_call}
-    )
-    given = stack(in_file, flags)
-    values = stack({} if parsed.preset is None else PRESET_VALUES[parsed.preset], given)
+    in_file, warnings = presets.translate_old_names(in_file)
+    given_flags = {name: value for name, value in vars(parsed).items() if name not in of_call}
+    flags, of_flags = presets.translate_old_names(given_flags)
+    given = presets.stack(in_file, flags)
+    values = presets.stack({} if preset is None else presets.PRESET_VALUES[preset], given)
     config = program.config_type.from_flat(values)
     # a tracker keeps the command line: https://github.com/huggingface/diffusers/issues/6916
     if parsed.hub_token is not None and config.output.report_to in ("wandb", "all"):
@@ -145,22 +130,20 @@ def read_call(parsed: argparse.Namespace, program: Program = DREAMBOOTH) -> Call
             "hub_token beside report_to=wandb would show the token to the tracker; use `hf auth login`"
         )
     old = ["validation_epochs is deprecated; use validation_steps"] * bool(given.get("validation_epochs"))
-    lines = (_preset_line(parsed.preset, values, given), config.changed_defaults(values))
+    preset_line = "" if preset is None else _preset_line(preset, values, given)
     return Call(
         config,
         parsed.dry_run,
         parsed.allow_changes,
         parsed.hub_token,
-        lines=tuple(filter(None, lines)),
+        lines=tuple(filter(None, (preset_line, config.changed_defaults(values)))),
         warnings=(*warnings, *old, *of_flags),
         ignored=config.ignored(flags, preset=values.keys() - given.keys()),
     )
 
 
-def _preset_line(preset: PresetName | None, values: Mapping[str, Json], given: Mapping[str, Json]) -> str:
-    if preset is None:
-        return ""
-    own = PRESET_VALUES[preset]
+def _preset_line(preset: presets.PresetName, values: Mapping[str, Json], given: Mapping[str, Json]) -> str:
+    own = presets.PRESET_VALUES[preset]
     sets = [f"{name}={own[name]}" for name in own if name in values and name not in given]
     outranked = [name for name in own if name not in values or name in given]
     rest = f"; outranked: {', '.join(outranked)}" if outranked else ""
@@ -181,12 +164,8 @@ def _run(call: Call) -> int:
     # slow; what is wrong by now needs no wait
     from ether_diffusion.training.run import train_dreambooth
 
-    return train_dreambooth(
-        call.config,
-        allow_changes=call.allow_changes,
-        dry_run=call.dry_run,
-        hub_token=call.hub_token,
-    )
+    flags = {"allow_changes": call.allow_changes, "dry_run": call.dry_run}
+    return train_dreambooth(call.config, **flags, hub_token=call.hub_token)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ from ether_diffusion.training.result import (
     write_export,
 )
 from ether_diffusion.training.run_folder import RunFolder
-from ether_diffusion.training.setup import Run, check_run, folders_of, load_run
+from ether_diffusion.training.setup import Run, check_run, load_run
 from ether_diffusion.training.validation import Validation
 from ether_diffusion.wording import printable
 
@@ -113,7 +113,7 @@ def _train(run: Run, interrupts: Interrupts, *, allow_changes: bool, hub_token: 
             write_config_file(path / CONFIG_NAME, config)
             if config.output.push_to_hub:  # refused now rather than after hours
                 open_repository(config.output, hub_token)
-            draw_class_images(run, without=folders_of(config))
+            draw_class_images(run, without=config.folders)
 
         do_on_main(accelerator, begin)
         session = Session(load_run(run), interrupts, folder)

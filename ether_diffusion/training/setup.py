@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -83,7 +82,7 @@ class Run:
         prior = config.prior.replace(class_prompt=config.class_prompt)
         if prior.prior_preservation == "class_images":
             scaling = Scaling.of(config.data, needs)
-            class_images = read_class_images(config.data, prior, scaling=scaling, without=folders_of(config))
+            class_images = read_class_images(config.data, prior, scaling=scaling, without=config.folders)
         return SamplePlan(
             config.data,
             prior,
@@ -133,7 +132,7 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
         ValueError: something cannot be used; all problems are listed, one a line.
     """
     problems: list[str] = []
-    control, prior, without = control_of(config), config.prior, folders_of(config)
+    control, prior, without = control_of(config), config.prior, config.folders
 
     def collect(find: Callable[[], T]) -> T | None:
         try:
@@ -181,19 +180,6 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
     if problems:
         raise ValueError("\n".join(problems))
     return run
-
-
-def folders_of(config: DreamBoothConfig) -> tuple[Path, ...]:
-    """Return all folders that a run reads or writes: where one lies in another, it is no part of that one."""
-    control = control_of(config)
-    folders = (
-        config.output.output_dir,
-        config.data.instance_data_dir,
-        config.data.mask_data_dir,
-        config.prior.class_data_dir,
-        None if control is None else control.conditioning_data_dir,
-    )
-    return tuple(folder for folder in folders if folder is not None)
 
 
 def _open(config: DreamBoothConfig) -> Base:

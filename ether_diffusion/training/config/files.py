@@ -3,14 +3,13 @@
 import math
 import re
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json, parse_json
-from ether_diffusion.training.config.dreambooth import DreamBoothConfig
+from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.wording import printable
 
 MAX_BYTES = 1 << 20
@@ -19,14 +18,11 @@ MAX_BYTES = 1 << 20
 def read_config_file(path: str | Path) -> dict[str, Json]:
     """Read a configuration file, by its suffix; names and values are checked by `DreamBoothConfig.from_flat`.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another suffix, not valid, a key given twice, a number that is not finite, or no mapping.
+    One that cannot be read is a ValueError or a FileNotFoundError.
     """
     path = Path(path)
-    where = f"the configuration {printable(path)}"
-    parse = _PARSERS.get(path.suffix.lower())
-    if parse is None:
+    where, suffix = f"the configuration {printable(path)}", path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".toml", ".json"):
         raise ValueError(f"{where} is neither .yaml, .yml, .toml nor .json; name it by what it holds")
     if not path.exists():
         raise FileNotFoundError(f"{where} does not exist; check the path")
@@ -35,13 +31,19 @@ def read_config_file(path: str | Path) -> dict[str, Json]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{where} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read")
     try:
-        values = parse(path.read_bytes().decode("utf-8-sig"), where)
+        text = path.read_bytes().decode("utf-8-sig")
+        if suffix == ".json":
+            values = parse_json(text, where)
+        else:
+            values = tomllib.loads(text) if suffix == ".toml" else _read_yaml(text, where)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; it is one mapping of names to values") from None
-    if values is None:
-        return {}
+    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        kind, said = "TOML" if suffix == ".toml" else "YAML", " ".join(printable(error, 300).split())
+        raise ValueError(f"{where} is not valid {kind} ({said})") from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{where} is not a mapping of names to values; write lines like 'seed: 1'")
     for name, item in values.items():
@@ -61,7 +63,7 @@ def write_config_file(path: str | Path, config: DreamBoothConfig) -> None:
 
 _INT = re.compile(r"[-+]?[0-9]{1,20}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS = dict.fromkeys(("", "~", "null", "Null", "NULL"))
+_WORDS: dict[str, Json] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 
@@ -72,8 +74,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     # between single quotes PyYAML takes a next line for a line break, and reads a space or none back
-    style = '"' if "\x85" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
 
 
 _Dumper.add_representer(str, _represent_text)
@@ -81,30 +82,29 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{_FLOAT.pa
 
 
 def _read_yaml(text: str, where: str) -> Json:
-    try:
-        # composed, not constructed: safe_load drops keys given twice, and `no` and 6e-3 are YAML 1.1 there
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML ({' '.join(printable(error, 300).split())})") from None
+    # composed, not constructed: safe_load drops keys given twice, and `no` and 6e-3 are YAML 1.1 there
+    root = yaml.compose(text, Loader=yaml.BaseLoader)
     if not isinstance(root, yaml.MappingNode):
         return None if root is None else _yaml_value(root, where)
     values: dict[str, Json] = {}
     for key, value in root.value:
+        place = f"in line {key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
-            raise ValueError(f"{where} has a key that is no name {_place(key)}; use the names of flags")
+            raise ValueError(f"{where} has a key that is no name {place}; use the names of flags")
         if key.value in values:
-            raise ValueError(f"{where} gives {printable(key.value)} twice {_place(key)}; keep one")
+            raise ValueError(f"{where} gives {printable(key.value)} twice {place}; keep one")
         values[key.value] = _yaml_value(value, where)
     return values
 
 
 def _yaml_value(node: yaml.Node, where: str) -> Json:
+    place = f"in line {node.start_mark.line + 1}"
     if node.tag not in _PLAIN_TAGS:
-        raise ValueError(f"{where} has the tag {printable(node.tag)} {_place(node)}; write the plain value")
+        raise ValueError(f"{where} has the tag {printable(node.tag)} {place}; write the plain value")
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
         return [_yaml_value(item, where) for item in node.value]
     if not isinstance(node, yaml.ScalarNode):
-        raise ValueError(f"{where} has nested values {_place(node)}; give each option by its own name")
+        raise ValueError(f"{where} has nested values {place}; give each option by its own name")
     text: str = node.value
     if node.style is not None:
         return text
@@ -112,22 +112,3 @@ def _yaml_value(node: yaml.Node, where: str) -> Json:
     if _INT.fullmatch(text):
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else _WORDS.get(text, text)
-
-
-def _place(node: yaml.Node) -> str:
-    return f"in line {node.start_mark.line + 1}"
-
-
-def _read_toml(text: str, where: str) -> Json:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is not valid TOML ({printable(error)})") from None
-
-
-_PARSERS: dict[str, Callable[[str, str], Json]] = {
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
-    ".toml": _read_toml,
-    ".json": parse_json,
-}

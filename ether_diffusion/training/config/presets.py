@@ -1,4 +1,4 @@
-"""What stands under the flags: presets, configuration files, and the option names of diffusers' scripts."""
+"""What stands under the flags: presets, and the option names of diffusers' scripts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from ether_diffusion.options import Kind, OptionsError, shown
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config.dreambooth import ControlRunConfig
+from ether_diffusion.training.config import ControlRunConfig
 
 PresetName = Literal["fast", "balanced", "faithful"]
 
@@ -18,24 +18,17 @@ PRESETS: dict[PresetName, str] = {
 }
 """What each preset is for."""
 
+
+def _drawing(num_steps: int, checkpoint: int, images: int, denoising: int) -> dict[str, Json]:
+    sizes = {"max_train_steps": num_steps, "train_batch_size": 1, "checkpointing_steps": checkpoint}
+    drawn = {"num_validation_images": images, "validation_num_inference_steps": denoising}
+    return {**sizes, "validation_steps": 100, **drawn}
+
+
 PRESET_VALUES: MappingProxyType[PresetName, dict[str, Json]] = MappingProxyType(
     {
-        "fast": {
-            "max_train_steps": 200,
-            "train_batch_size": 1,
-            "checkpointing_steps": 50,
-            "validation_steps": 100,
-            "num_validation_images": 2,
-            "validation_num_inference_steps": 12,
-        },
-        "balanced": {
-            "max_train_steps": 800,
-            "train_batch_size": 1,
-            "checkpointing_steps": 100,
-            "validation_steps": 100,
-            "num_validation_images": 4,
-            "validation_num_inference_steps": 20,
-        },
+        "fast": _drawing(200, 50, 2, 12),
+        "balanced": _drawing(800, 100, 4, 20),
         "faithful": {
             "max_train_steps": 1400,
             "train_batch_size": 1,
@@ -69,6 +62,7 @@ class OldName(NamedTuple):
 
 _SWITCH, _WHOLE, _NUMBER, _TEXT = Kind(bool), Kind(int), Kind(float), Kind(str)
 _FOR_IF = "it exists for DeepFloyd IF, which is not trained here"
+_FINAL = "final images are drawn for validation_prompt only, and the base is not loaded again"
 OLD_NAMES: dict[str, OldName] = {
     "with_prior_preservation": OldName(_SWITCH, "prior_preservation", "class_images"),
     # the strength that diffusers' full DreamBooth script has built in
@@ -83,9 +77,7 @@ OLD_NAMES: dict[str, OldName] = {
     "set_grads_to_none": OldName(_SWITCH, remedy="gradients are always set to none"),
     "upcast_before_saving": OldName(_SWITCH, remedy="the adapter is float32 throughout"),
     "output_kohya_format": OldName(_SWITCH, remedy="the exported file always has kohya's keys"),
-    "skip_final_inference": OldName(
-        _SWITCH, remedy="final images are drawn for validation_prompt only, and the base is not loaded again"
-    ),
+    "skip_final_inference": OldName(_SWITCH, remedy=_FINAL),
     "tokenizer_max_length": OldName(_WHOLE, remedy=_FOR_IF),
     "text_encoder_use_attention_mask": OldName(_SWITCH, remedy=_FOR_IF),
     "validation_images": OldName(Kind(str, is_many=True), remedy=_FOR_IF),
@@ -96,8 +88,7 @@ OLD_NAMES: dict[str, OldName] = {
 def translate_old_names(values: Mapping[str, Json]) -> tuple[dict[str, Json], list[str]]:
     """Return a flat configuration without old names, and a line about each that was there.
 
-    Raises:
-        OptionsError: a switch is neither on nor off, or an old name contradicts the option it stands for.
+    A switch that is neither on nor off, or an old name that contradicts its option, is an OptionsError.
     """
     translated = {name: value for name, value in values.items() if name not in OLD_NAMES}
     lines, problems = [], []
@@ -111,9 +102,9 @@ def translate_old_names(values: Mapping[str, Json]) -> tuple[dict[str, Json], li
             lines.append(f"{name} is accepted and has no effect: {old.remedy}")
         else:
             meant = value if old.value is None else old.value
-            if translated.setdefault(old.sets, meant) != meant:
-                other = shown(translated[old.sets])
-                problems.append(f"{name} means {old.sets}={shown(meant)}, and {other} is given too; give one")
+            if (other := translated.setdefault(old.sets, meant)) != meant:
+                meaning = f"{name} means {old.sets}={shown(meant)}"
+                problems.append(f"{meaning}, and {shown(other)} is given too; give one")
             lines.append(f"{name} is deprecated; use {old.sets}: {shown(meant)}")
     if problems:
         raise OptionsError(problems)
@@ -128,8 +119,7 @@ def stack(*layers: Mapping[str, Json]) -> dict[str, Json]:
     values: dict[str, Json] = {}
     for layer in layers:
         for name, each in ControlRunConfig.options().items():
-            if layer.get(name) not in (None, False):
-                for other in (each.instead_of, *each.implies):
-                    values.pop(other or "", None)
+            for other in (each.instead_of, *each.implies) if layer.get(name) not in (None, False) else ():
+                values.pop(other or "", None)
         values |= layer
     return values
