@@ -237,3 +237,22 @@ class Ui(Options):
         None, "NAME:PASSWORD to ask for a login; @FILE reads it from the first line of a file"
     )
     open: bool = option(False, "open the page in a new tab")
+
+
+class Bases(Options):
+    """Of `ether bases`."""
+
+    folder: Words = option(
+        (),
+        "also look into this folder, for folders and single files; may be given several times",
+        is_repeated=True,
+    )
+    json_: bool = option(False, "print JSON instead of lines")
+
+
+class Doctor(Options):
+    """Of `ether doctor`."""
+
+    base: Words = option(
+        (), "base to do a step with (tiny_world); may be given several times", is_repeated=True
+    )

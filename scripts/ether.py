@@ -1,4 +1,4 @@
-"""The command `ether`: draw with adapters, measure them, look into them, export, merge and convert them."""
+"""The command `ether`: draw with adapters, measure, look into, export, merge and convert them, and more."""
 
 import argparse
 import logging
@@ -53,6 +53,12 @@ COMMANDS = {
     ),
     "plan": Command(
         "benchmark_command", told.Plan, "say what to train with and for how long, and what that rests on"
+    ),
+    "bases": Command("doctor_command", told.Bases, "list the bases that lie on this machine"),
+    "doctor": Command(
+        "doctor_command",
+        told.Doctor,
+        "say what this machine has and can do: packages, memory, devices, the Hub, and a step of training",
     ),
     "ui": Command(
         "ui_command", told.Ui, "open the studio in a browser: train, draw and compare without commands"

@@ -65,6 +65,11 @@ def is_single_file(path: Path) -> bool:
     return True
 
 
+def holds_unet(names: Iterable[str]) -> bool:
+    """Say whether tensors of these names are those of a whole checkpoint."""
+    return any(name.startswith(_UNET) for name in names)
+
+
 def unpack_base(path: Path) -> Path:
     """Return the folder in diffusers' layout of a Stable Diffusion 1.x, 2.x or XL checkpoint in one file.
 
@@ -130,7 +135,7 @@ def _write_base(path: Path, folder: Path) -> None:
     weights = _read(path)
     kind = infer_diffusers_model_type(weights)
     family = _FAMILIES.get(kind, kind)
-    if family not in CONFIGS or not any(name.startswith(_UNET) for name in weights):
+    if family not in CONFIGS or not holds_unet(weights):
         found = f"a checkpoint of the kind {kind}" if family not in CONFIGS else "no checkpoint of a UNet"
         raise ValueError(f"{path} is {found}; use Stable Diffusion 1.x, 2.x or a whole SDXL base")
     if not any(name.startswith(_TEXTS) for name in weights):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ether_diffusion.bases.distilled import distilled_doubt
 from ether_diffusion.benchmark.plan import PAPER_TRAINING, TINY_TRAINING
 from ether_diffusion.benchmark.results import LABELS
 from ether_diffusion.metrics.likeness import Estimate
@@ -116,6 +117,8 @@ def advise(num_photos: int, base: str, curves: Curves) -> Advice:
     if curves.benchmark is not None and base == curves.benchmark.base:
         return _measured_advice(num_photos, curves.benchmark, curves)
     doubts = [f"nothing was measured here on {base}: no fidelity and no time can be promised"]
+    distilled = distilled_doubt(base, Path(base) if Path(base).is_dir() else None)
+    doubts += [] if distilled is None else [distilled]
     rate = DEFAULT_LEARNING_RATES[FALLBACK]
     if base == ALIAS:
         basis = "the short form's setting; its benchmark was not done when this package was made"
