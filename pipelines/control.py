@@ -24,13 +24,11 @@ from ether_diffusion.control import (
 )
 from ether_diffusion.control.images import listed_images
 from ether_diffusion.control.loading import encoder_of
-from ether_diffusion.pipelines.call import num_prompts_of
-from ether_diffusion.pipelines.in_use import Choice, loaded_adapters
-from ether_diffusion.pipelines.loading import EtherLoaderMixin
-from ether_diffusion.pipelines.metadata import attach_metadata, metadata_of
+from ether_diffusion.pipelines.loading import Choice, EtherLoaderMixin, loaded_adapters
+from ether_diffusion.pipelines.metadata import attach_metadata, metadata_of, num_prompts_of
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
-from ether_diffusion.wording import listed, printable
+from ether_diffusion.wording import listed
 
 
 class EtherControlMixin(EtherLoaderMixin):
@@ -52,20 +50,12 @@ class EtherControlMixin(EtherLoaderMixin):
 
         The adapter alone is then active, as with `load_ether_weights`; both go by `adapter_name`, "control"
         where none is given.
-
-        Raises:
-            FileNotFoundError: there is no such folder, model or file.
-            ValueError: a file is not whole, not of this base, or an encoder of that name is loaded.
         """
         name = how.setdefault("adapter_name", "control")
         if name in self.controls:
-            raise ValueError(
-                f"there already is a control encoder named {name!r}; choose another adapter_name or "
-                "unload it first"
-            )
-        found = read_for(
-            self, adapter, revision=revision, local_files_only=local_files_only, with_encoder=True
-        )
+            raise ValueError(f"there already is a control encoder named {name!r}; unload it, or name another")
+        where: Any = {"revision": revision, "local_files_only": local_files_only}
+        found = read_for(self, adapter, with_encoder=True, **where)
         factor = encoder_of(found).config.scale_factor
         if factor != self.vae_scale_factor:
             raise ValueError(
@@ -82,21 +72,14 @@ class EtherControlMixin(EtherLoaderMixin):
         return self._encoders or {}
 
     def unload(self, adapter_names: str | Sequence[str] | None = None) -> None:
-        """Take adapters and control encoders out, by default all of them.
-
-        Raises:
-            ValueError: a name is unknown.
-        """
+        """Take adapters and control encoders out, by default all of them."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if names is None:
-            super().unload()
-            self._encoders = {}
-            return
-        adapters = loaded_adapters(self)
-        rest = [name for name in names if name in adapters or name not in self.controls]
-        if rest:
-            super().unload(rest)
-        self._encoders = {name: encoder for name, encoder in self.controls.items() if name not in names}
+        if names is not None:
+            alone = self.controls.keys() - loaded_adapters(self).keys()
+            rest = [name for name in names if name not in alone]
+        if names is None or rest:
+            super().unload(None if names is None else rest)
+        self._encoders = {n: one for n, one in self.controls.items() if names is not None and n not in names}
 
     def __call__(
         self,
@@ -116,36 +99,28 @@ class EtherControlMixin(EtherLoaderMixin):
             control_strength: what the encoder's features are multiplied by: 1 is as trained, 0 is without.
                 It is apart from the strength of the adapter, which `adapters` or `set_adapters` say.
             control: which encoder, where several are loaded.
-
-        Raises:
-            ValueError: no encoder is loaded, the images do not fit, or control is asked for without one.
         """
+        if isinstance(adapters, Mapping):
+            alone = self.controls.keys() - loaded_adapters(self).keys()
+            adapters = {name: strength for name, strength in adapters.items() if name not in alone}
         if control_image is None:
             if control is not None or control_strength != 1.0:
                 raise ValueError("control and control_strength need a control_image; give one")
-            return super().__call__(*args, adapters=self._without_encoders(adapters), **kwargs)
+            return super().__call__(*args, adapters=adapters, **kwargs)
         options = {name: value for name, value in kwargs.items() if name != "seed"}
         bound = inspect.signature(super(EtherLoaderMixin, self).__call__).bind(*args, **options)  # type: ignore[misc]
         bound.apply_defaults()
-        encoder, images, facts = self._plan(bound.arguments, control_image, control_strength, control)
-        with (
-            torch.no_grad(),
-            controlled(self.components["unet"], encoder, images, strength=float(control_strength)),
-        ):
-            output = super().__call__(*args, adapters=self._without_encoders(adapters), **kwargs)
+        strength = float(control_strength)
+        encoder, images, facts = self._plan(bound.arguments, control_image, strength, control)
+        guided = controlled(self.components["unet"], encoder, images, strength=strength)
+        with torch.no_grad(), guided:
+            output = super().__call__(*args, adapters=adapters, **kwargs)
         pictures = output[0] if isinstance(output, tuple) else output.images
         for picture, further in zip(pictures, facts, strict=False):  # arrays and latents carry nothing
             known = metadata_of(picture) if isinstance(picture, Image.Image) else None
             if known is not None:
                 attach_metadata(picture, replace(known, options={**known.options, **further}))
         return output
-
-    def _without_encoders(self, choice: Choice | None) -> Choice | None:
-        """Return a choice for all pictures without the encoders that came by themselves."""
-        if not isinstance(choice, Mapping):
-            return choice
-        alone = self.controls.keys() - loaded_adapters(self).keys()
-        return {name: strength for name, strength in choice.items() if name not in alone}
 
     def _plan(
         self,
@@ -159,20 +134,26 @@ class EtherControlMixin(EtherLoaderMixin):
             raise ValueError(
                 f"control_strength={strength} is not a finite number; 1 is as trained, 0 without"
             )
-        name, encoder = self._chosen_encoder(control)
-        height, width = self._size(arguments)
+        name = next(iter(self.controls)) if control is None and len(self.controls) == 1 else control
+        if name is None or name not in self.controls:
+            loaded = listed(self.controls) or "none, use load_control_weights"
+            raise ValueError(f"found no control encoder with control={control!r}; loaded are {loaded}")
+        encoder, size = self.controls[name], self.components["unet"].config.sample_size
+        # the size of the pictures in px, as diffusers' pipelines choose it
+        height, width = (size, size) if isinstance(size, int) else size
+        height = arguments["height"] or height * self.vae_scale_factor
+        width = arguments["width"] or width * self.vae_scale_factor
         kind = encoder.config.control_type
         images = control_batch(image, height=height, width=width, control_type=kind)
         num_prompts, each = num_prompts_of(arguments), arguments["num_images_per_prompt"] or 1
         if len(images) not in (1, num_prompts):
             raise ValueError(
-                f"found {len(images)} control images for {num_prompts} prompts; give one for all, or one "
-                "for each"
+                f"found {len(images)} control images for {num_prompts} prompts; give one, or one for each"
             )
         hashes = [control_image_sha256(one) for one in listed_images(image)]
         common: dict[str, Fact] = {
             "control": name,
-            "control_strength": float(strength),
+            "control_strength": strength,
             "control_encoder_sha256": content_hash(encoder.state_dict()),
         }
         per_prompt = hashes * (num_prompts if len(hashes) == 1 else 1)
@@ -180,24 +161,6 @@ class EtherControlMixin(EtherLoaderMixin):
         if len(images) > 1:
             images = images.repeat_interleave(each, dim=0)
         return encoder.to(self._execution_device), images, facts
-
-    def _chosen_encoder(self, control: str | None) -> tuple[str, ControlEncoder]:
-        if control is None and len(self.controls) == 1:
-            return next(iter(self.controls.items()))
-        if control is None or control not in self.controls:
-            found = (
-                "several control encoders" if control is None else f"no control encoder {printable(control)}"
-            )
-            if not self.controls:
-                raise ValueError("no control encoder is loaded; load one with load_control_weights")
-            raise ValueError(f"found {found}; name one of {listed(self.controls)} with control=")
-        return control, self.controls[control]
-
-    def _size(self, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """Return height and width of the pictures in px, as diffusers' pipelines choose them."""
-        size, factor = self.components["unet"].config.sample_size, self.vae_scale_factor
-        height, width = (size, size) if isinstance(size, int) else size
-        return arguments["height"] or height * factor, arguments["width"] or width * factor
 
 
 class EtherControlPipeline(EtherControlMixin, EtherStableDiffusionPipeline):

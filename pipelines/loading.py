@@ -1,40 +1,55 @@
-"""What both pipelines add to diffusers': ETHER adapters to load, weigh, fuse and choose, and metadata."""
+"""What our pipelines add to diffusers': ETHER adapters to load, weigh, fuse and choose, and metadata."""
 
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ether_diffusion.adapters import Adapter, LoadReport, load_any, load_ether
+from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.adapters.load import Loading, remove_adapter
-from ether_diffusion.adapters.models import find_parts
+from ether_diffusion.adapters.models import Part, Pipeline, adapter_tensors, find_parts, tuner_layers
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
-from ether_diffusion.pipelines.call import Call, bind_call, fingerprint_of
-from ether_diffusion.pipelines.in_use import (
-    Choice,
-    adapters_in_use,
-    check_choice,
-    chosen_for_call,
-    is_fused,
-    loaded_adapters,
-    of_other_methods,
-    set_others,
-    use_of,
-)
-from ether_diffusion.pipelines.metadata import AdapterUse, attach_metadata
+from ether_diffusion.pipelines.metadata import AdapterUse, Call, attach_metadata, bind_call, fingerprint_of
 from ether_diffusion.tiny_world import resolve_base
-from ether_diffusion.wording import listed
+from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
+from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, put_in_force, strength_of
+from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
 
+Strengths = Mapping[str, float]
+"""Adapters by name with the strength of each; {} is the base."""
+Choice = Strengths | Sequence[str | Strengths | None]
+"""For all pictures of a call, or for each of its prompts: a name is at strength 1, None is the base."""
 Weight = float | Mapping[str, Any] | None
 """A number, diffusers' dictionary by component and block, or None for 1."""
+
+
+def loaded_adapters(pipeline: Pipeline) -> dict[str, dict[Part, list[BaseTunerLayer]]]:
+    """Return the adapters of a pipeline by name, of any method, with the layers of each part that hold it."""
+    found: dict[str, dict[Part, list[BaseTunerLayer]]] = {}
+    for part in find_parts(pipeline):
+        for layer in tuner_layers(part.model):
+            for name in adapters_of(layer):
+                found.setdefault(name, {}).setdefault(part, []).append(layer)
+    return found
+
+
+def _others(pipeline: Pipeline) -> dict[str, list[BaseTunerLayer]]:
+    """Return the layers of adapters of other methods than ETHER by the names of these."""
+    found = {
+        name: [layer for layers in parts.values() for layer in layers if not isinstance(layer, EtherLayer)]
+        for name, parts in loaded_adapters(pipeline).items()
+    }
+    return {name: layers for name, layers in found.items() if layers}
 
 
 def _reaching(name: str) -> Callable[..., Any]:
@@ -71,22 +86,13 @@ class EtherLoaderMixin:
         return super().from_pretrained(resolve_base(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]  # diffusers'
 
     def load_ether_weights(self, path_or_hub_id: str | Path, **how: Unpack[Loading]) -> LoadReport:
-        """Load an adapter from a folder or the Hub, as `load_ether` does; it alone is then active.
-
-        Raises:
-            FileNotFoundError: there is no such folder, model or file.
-            ValueError: the file is not a whole ETHER adapter, or not one of this base.
-        """
+        """Load an adapter from a folder or the Hub, as `load_ether` does; it alone is then active."""
         return load_ether(self, path_or_hub_id, **how)
 
     def load_adapter_weights(self, adapter: str | Path | Adapter, **how: Unpack[Loading]) -> LoadReport:
         """Load an adapter of any method that training saves, as `load_any` does, or one that was read.
 
         It alone is then active.
-
-        Raises:
-            FileNotFoundError: there is no such folder, model or file.
-            ValueError: the file is not a whole adapter of such a method, or not one of this base.
         """
         return load_any(self, adapter, **how)
 
@@ -98,92 +104,113 @@ class EtherLoaderMixin:
     @property
     def adapters_in_use(self) -> tuple[AdapterUse, ...]:
         """The adapters in force with their strengths and hashes."""
-        return adapters_in_use(self)
+        return self._uses()
+
+    @property
+    def _is_fused(self) -> bool:
+        return any(layer.merged for part in find_parts(self) for layer in tuner_layers(part.model))
+
+    def _uses(self, chosen: Strengths | None = None, *, scale: float = 1.0) -> tuple[AdapterUse, ...]:
+        """Return the adapters in force, at `scale` times their strengths, or as if some were chosen."""
+        loaded, uses = loaded_adapters(self), list[AdapterUse]()
+        for name in loaded if chosen is None else chosen:
+            layers = [layer for layers in loaded[name].values() for layer in layers]
+            strengths = (
+                {_strength(each, name, scale) for each in layers} if chosen is None else {chosen[name]}
+            )
+            if strengths != {0.0}:
+                tensors = {part.name: adapter_tensors(part.model, name) for part in loaded[name]}
+                # sequential offloading keeps the values elsewhere
+                there = {
+                    part: t for part, t in tensors.items() if not any(each.is_meta for each in t.values())
+                }
+                hashes = {part: content_hash(found) for part, found in there.items()}
+                uses.append(AdapterUse(name, strengths.pop() if len(strengths) == 1 else None, hashes))
+        return tuple(uses)
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: Weight | Sequence[Weight] = None
     ) -> None:
-        """Activate adapters by name with weights, W + Σ sᵢ (W'ᵢ − W); as diffusers, and checked first.
-
-        Raises:
-            ValueError: a name is unknown, a weight is not finite, adapters are fused, or one of a method
-                without strengths is to have one.
-        """
+        """Activate adapters by name with weights, W + Σ sᵢ (W'ᵢ − W); as diffusers, and checked first."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         single = adapter_weights is None or isinstance(adapter_weights, float | int | Mapping)
         weights: Any = adapter_weights if single else list(adapter_weights)  # type: ignore[arg-type]
         if not all(map(math.isfinite, _numbers(weights))):
             raise ValueError(f"the weights of {listed(names)} must be finite numbers; found {weights}")
-        if is_fused(self):
+        if self._is_fused:
             raise ValueError("adapters are fused into the base; call unfuse before set_adapters")
-        if not set_others(self, names, _numbers(weights)):
-            self._set_adapters(names, weights)
+        others = _others(self)
+        if all(isinstance(layer, LoraLayer) for name in names for layer in others.get(name, ())):
+            self._set_adapters(names, weights)  # which weighs these, as it does ETHER's
+            return
+        strange = [name for name in names if name not in others]
+        if strange:
+            raise ValueError(f"{listed(strange)} is unknown, or of another method than the rest; set one")
+        if any(weight != 1 for weight in _numbers(weights)):
+            raise ValueError(
+                f"{listed(names)} has no strength that could be set for all calls; leave the weights out, or "
+                f"choose for a call with adapters={{{names[0]!r}: 1.0}}, or {{}} for the base"
+            )
+        for layer in {layer: None for layers in others.values() for layer in layers}:
+            put_in_force(layer, names)
 
     def fuse(self, *, scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
-        """Merge the active adapters, or those named, into the weights, at `scale` times their strengths.
-
-        Raises:
-            ValueError: the scale is not finite, adapters are fused already, or none is there.
-        """
+        """Merge the active adapters, or those named, into the weights, at `scale` times their strengths."""
         if not math.isfinite(scale):
             raise ValueError(f"scale={scale} is not a finite number; 1 is as set and 0 is the base")
-        if is_fused(self):
+        if self._is_fused:
             raise ValueError("adapters are fused already; call unfuse first")
-        loaded = loaded_adapters(self)
         names = self.active_adapters if adapter_names is None else list(adapter_names)
-        unknown = [name for name in names if name not in loaded]
-        if unknown or not names:
-            found = f"no adapter named {listed(unknown)}" if unknown else "no active adapter"
-            raise ValueError(f"found {found} to fuse; loaded are {listed(loaded) or 'none'}")
-        others = [name for name in names if name in of_other_methods(self)]
+        loaded = self._checked_names(names)
+        if not names:
+            raise ValueError(f"found no active adapter to fuse; loaded are {listed(loaded) or 'none'}")
+        others = [name for name in names if name in _others(self)]
         if others:
             raise ValueError(
                 f"{listed(others)} is not of ETHER, and the base's weights would not come back bit for bit; "
                 "draw with it as it is"
             )
-        self.fuse_lora(components=self._components(names), lora_scale=scale, adapter_names=names)
+        components = list({part.name: None for name in names for part in loaded[name]})
+        self.fuse_lora(components=components, lora_scale=scale, adapter_names=names)
 
     def unfuse(self) -> None:
         """Put the base's own weights back, bit for bit; the adapters are active again as before `fuse`."""
-        if is_fused(self):
-            self.unfuse_lora(components=self._components(list(loaded_adapters(self))))
+        if self._is_fused:
+            carrying = {part.name: None for parts in loaded_adapters(self).values() for part in parts}
+            self.unfuse_lora(components=list(carrying))
 
     def unload(self, adapter_names: str | Sequence[str] | None = None) -> None:
-        """Take adapters out, by default all of them, which leaves the base as it was, bit for bit.
-
-        Raises:
-            ValueError: a name is unknown.
-        """
-        loaded = loaded_adapters(self)
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names or loaded)
-        unknown = [name for name in names if name not in loaded]
-        if unknown:
-            raise ValueError(f"no adapter named {listed(unknown)}; loaded are {listed(loaded) or 'none'}")
+        """Take adapters out, by default all of them, which leaves the base as it was, bit for bit."""
+        names = (
+            [adapter_names]
+            if isinstance(adapter_names, str)
+            else list(adapter_names or loaded_adapters(self))
+        )
+        self._checked_names(names)
         self.unfuse()
         for part in find_parts(self):
             remove_adapter(part.model, names)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save the base as diffusers does; plain diffusers loads it.
-
-        Raises:
-            ValueError: adapters are loaded, which would be saved as layers that nothing reads back.
-        """
+    def _checked_names(self, names: Sequence[str]) -> dict[str, dict[Part, list[BaseTunerLayer]]]:
+        """Return what is loaded, of which all these names must be."""
         loaded = loaded_adapters(self)
+        unknown = [name for name in names if name not in loaded]
+        if unknown:
+            raise ValueError(f"no adapter named {listed(unknown)}; loaded are {listed(loaded) or 'none'}")
+        return loaded
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the base as diffusers does; plain diffusers loads it."""
+        loaded = listed(loaded_adapters(self))
         if loaded:
-            raise ValueError(
-                f"{listed(loaded)} would not be saved; use save_ether for adapters, export_merged for a "
-                "merged model, or unload them first"
-            )
+            raise ValueError(f"{loaded} would not be saved; use save_ether or export_merged, or unload first")
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]  # diffusers'
 
     def to_json_string(self) -> str:
         """Return the configuration, which names diffusers' own class so that diffusers finds it."""
         config = json.loads(super().to_json_string())  # type: ignore[misc]  # diffusers'
-        config["_class_name"] = next(
-            kind.__name__ for kind in type(self).__mro__ if kind.__module__.startswith("diffusers.")
-        )
-        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+        stock = (kind for kind in type(self).__mro__ if kind.__module__.startswith("diffusers."))
+        return json.dumps(config | {"_class_name": next(stock).__name__}, indent=2, sort_keys=True) + "\n"
 
     def __call__(
         self,
@@ -199,26 +226,24 @@ class EtherLoaderMixin:
                 list with a name, such a dictionary or None for each prompt.
             seed: of the first picture, the next has seed + 1 and so on; or one per picture. Without `seed`
                 and `generator`, torch's global generator draws it.
-
-        Raises:
-            ValueError: an adapter is unknown or fused, a strength is not finite, or both `seed` and
-                `generator` are given.
         """
         call = bind_call(super().__call__, args, kwargs, seed=seed)  # type: ignore[misc]  # diffusers'
-        choice = None if adapters is None else check_choice(self, adapters, call.num_prompts)
-        others = of_other_methods(self) if call.scale != 1.0 else {}
-        if not all(isinstance(layer, LoraLayer) for layers in others.values() for layer in layers):
-            raise ValueError(
-                f"cross_attention_kwargs' scale does not reach {listed(others)}; leave it out, or choose a "
-                "strength with adapters="
-            )
-        if isinstance(choice, list) and call.scale != 1.0:
-            raise ValueError("cross_attention_kwargs' scale does not reach adapters by prompt; leave it out")
-        with nullcontext() if choice is None else chosen_for_call(self, choice, call.images_per_prompt):
+        choice = None if adapters is None else self._checked_choice(adapters, call.num_prompts)
+        if call.scale != 1.0:
+            others = _others(self)
+            if not all(isinstance(layer, LoraLayer) for layers in others.values() for layer in layers):
+                raise ValueError(
+                    f"cross_attention_kwargs' scale does not reach {listed(others)}; use adapters="
+                )
             if isinstance(choice, list):
-                uses = [use_of(self, one) for one in choice for _ in range(call.images_per_prompt)]
+                raise ValueError(
+                    "cross_attention_kwargs' scale does not reach adapters by prompt; leave it out"
+                )
+        with self._chosen(choice, call.images_per_prompt):
+            if isinstance(choice, list):
+                uses = [self._uses(one) for one in choice for _ in range(call.images_per_prompt)]
             else:
-                uses = [adapters_in_use(self, scale=call.scale)] * len(call.seeds)
+                uses = [self._uses(scale=call.scale)] * len(call.seeds)
             wants_pictures = call.arguments["output_type"] == "pil"
             arguments = {**call.arguments, **({"output_type": "np"} if wants_pictures else {})}
             with decoded_again(self.components["vae"]):
@@ -226,18 +251,15 @@ class EtherLoaderMixin:
         return self._pictures(output, call, uses) if wants_pictures else output
 
     def _pictures(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> Any:
-        """Return an output of arrays (b, height, width, 3) as pictures with their metadata.
-
-        What is wrong with one is said.
-        """
+        """Return an output of arrays (b, height, width, 3) as pictures with metadata, and name faults."""
         images = to_pictures(output[0], output[1] if len(output) > 1 else None)
         unet = self.components["unet"]
         if self._fingerprinted is None or self._fingerprinted[0] is not unet:  # reads all of the weights
             self._fingerprinted = unet, fingerprint_of(unet)
-        common = call.describe(self, fingerprint=self._fingerprinted[1])
+        describe = call.describe(self, fingerprint=self._fingerprinted[1])
         for index, (image, adapters) in enumerate(zip(images, uses, strict=True)):
             try:
-                attach_metadata(image, call.describe_picture(common, index, image, adapters))
+                attach_metadata(image, describe(index, image, adapters))
             except ValueError as error:  # a finished picture is worth more than what it says
                 logger.warning("%s", error)
             fault = fault_of(image)
@@ -248,24 +270,77 @@ class EtherLoaderMixin:
         output.images = images
         return output
 
+    def _checked_choice(self, choice: Choice, num_prompts: int) -> Strengths | list[Strengths]:
+        """Return a choice as strengths, for all pictures or a list by prompt."""
+        if isinstance(choice, str):
+            raise ValueError(f"adapters={choice!r} is text; give strengths, as adapters={{{choice!r}: 1.0}}")
+        each = [
+            {one: 1.0} if isinstance(one, str) else {name: float(s) for name, s in (one or {}).items()}
+            for one in ([choice] if isinstance(choice, Mapping) else choice)
+        ]
+        self._checked_names([name for one in each for name in one])
+        for name, strength in (pair for one in each for pair in one.items()):
+            if not math.isfinite(strength):
+                raise ValueError(f"the strength of {printable(name)} is {strength}; use a finite number")
+        for part in find_parts(self):
+            for one in each:
+                check_strengths(part.model, one)
+        if self._is_fused:
+            raise ValueError("adapters are fused into the base; call unfuse before choosing some")
+        if isinstance(choice, Mapping):
+            return each[0]
+        if len(each) != num_prompts:
+            raise ValueError(f"found {len(each)} adapters for {num_prompts} prompts; give one per prompt")
+        unmixed = {name: None for one in each for name in one} & _others(self).keys()
+        if unmixed:
+            raise ValueError(f"{listed(unmixed)} is not of ETHER, so not for one prompt alone")
+        several = next((one for one in each if len(one) > 1), None)
+        if several is not None:
+            raise ValueError(f"found {listed(several)} for one prompt; each takes at most one")
+        return list(each)
+
+    @contextmanager
+    def _chosen(self, choice: Strengths | Sequence[Strengths] | None, images_each: int) -> Iterator[None]:
+        """Put a checked choice in force on all parts, and take it back after, whatever happens."""
+        with ExitStack() as stack:
+            for part in () if choice is None else find_parts(self):
+                layers = tuner_layers(part.model)
+                names = {name for layer in layers for name in adapters_of(layer)}
+                if isinstance(choice, Mapping):
+                    here = {name: strength for name, strength in choice.items() if name in names}
+                    stack.enter_context(chosen_adapters(part.model, here))
+                elif any(isinstance(layer, EtherLayer) for layer in layers):
+                    # the text encoders see each prompt once, the denoiser once for each of its pictures
+                    repeats = 1 if part.name.startswith("text_encoder") else images_each
+                    pairs = [
+                        next(iter(one.items()), ("", 0.0)) for one in choice or () for _ in range(repeats)
+                    ]
+                    rows = [name if name in names else None for name, _ in pairs]
+                    stack.enter_context(chosen_adapters(part.model, {}))
+                    stack.enter_context(mixed_adapters(part.model, rows, scales=[s for _, s in pairs]))
+            yield
+
     @contextmanager
     def _parts_within_reach(self) -> Iterator[None]:
         """Put compiled models themselves in the place of their wrappers, and name all parts with adapters."""
         wrapped = {part.name: part.model for part in find_parts(self)}
         carrying = [part.name for parts in loaded_adapters(self).values() for part in parts]
-        reached = list(dict.fromkeys([*self._lora_loadable_modules, *carrying]))
         before = self._lora_loadable_modules
         # past __setattr__, which would write to the pipeline's configuration
         self.__dict__ |= {name: getattr(model, "_orig_mod", model) for name, model in wrapped.items()}
-        self.__dict__["_lora_loadable_modules"] = reached
+        self.__dict__["_lora_loadable_modules"] = list(dict.fromkeys([*before, *carrying]))
         try:
             yield
         finally:
             self.__dict__ |= wrapped | {"_lora_loadable_modules": before}
 
-    def _components(self, adapter_names: Iterable[str]) -> list[str]:
-        loaded = loaded_adapters(self)
-        return list({part.name: None for name in adapter_names for part in loaded[name]})
+
+def _strength(layer: BaseTunerLayer, name: str, scale: float) -> float:
+    if not isinstance(layer, EtherLayer):
+        return 1.0 if name in layer.merged_adapters else strength_of(layer, name) * scale
+    if layer.merged:
+        return layer.scale(name) if name in layer.merged_adapters else 0.0
+    return 0.0 if layer.disable_adapters else layer.active_scales().get(name, 0.0) * scale
 
 
 def _numbers(weights: object) -> list[float]:

@@ -1,27 +1,37 @@
-"""What a picture says of how it was made: written into PNGs as text, and read back strictly."""
+"""What a picture says of how it was made: taken from the call, written into PNGs, and read back strictly."""
 
+import inspect
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import diffusers
+import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import Field
+from torch import Tensor, nn
 
-from ether_diffusion.adapters.format import Fact, check_version
+import ether_diffusion
+from ether_diffusion.adapters import models
+from ether_diffusion.adapters.format import Fact, check_version, is_fact
 from ether_diffusion.strict_json import checked, parse_json, validate
+from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
 
-KEYWORD = "ether_diffusion"
-"""Of the text chunk that holds the JSON."""
-PARAMETERS_KEYWORD = "parameters"
-"""Of the text chunk for people, in the lines that other tools show."""
+KEYWORD, PARAMETERS_KEYWORD = "ether_diffusion", "parameters"
+"""Of the text chunks that hold the JSON, and the lines for people that other tools show."""
 FORMAT_VERSION = 1
-MAX_TEXT_BYTES = 1 << 18
-MAX_HEAD_BYTES = 1 << 20
-"""Of a PNG that are read: what says how it was made stands before its pixels. Pillow bounds the unpacking."""
+MAX_TEXT_BYTES, MAX_HEAD_BYTES = 1 << 18, 1 << 20
+"""Of the JSON, and of a PNG that are read: it stands before the pixels. Pillow bounds the unpacking."""
+MAX_SEED = 2**63 - 1
+OnStep = Callable[[int, int, Tensor], None]
+"""Hears how many of how many steps of a picture are done, and its latents (b, c, h, w); it may raise."""
+_RECORDED = {"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width"}
+_IRRELEVANT = {"num_images_per_prompt", "output_type", "return_dict", "generator"}
 
 
 @checked()
@@ -76,18 +86,173 @@ class ImageMetadata:
         return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
 
 
-def attach_metadata(image: Image.Image, metadata: ImageMetadata) -> None:
-    """Let a picture carry its metadata: `image.save("x.png")` writes it, but not that of a copy.
+# the call
 
-    Raises:
-        ValueError: it is larger than what would be read back.
+
+class StepWatcher:
+    """A `callback_on_step_end` of diffusers' that changes nothing, so that pictures do not name it."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
+
+    def __call__(
+        self, pipeline: Any, step: int, timestep: object, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Tell of a step; the pipeline goes on with its own tensors."""
+        self._on_step(step + 1, pipeline.num_timesteps, tensors["latents"])
+        return {}
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments as a diffusers pipeline takes them, with the defaults of its signature beside them."""
+
+    arguments: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    num_prompts: int
+    images_per_prompt: int
+    seeds: Sequence[int | None]
+
+    @property
+    def scale(self) -> float:
+        """What the call multiplies the strengths of all active adapters by."""
+        return float((self.arguments.get("cross_attention_kwargs") or {}).get("scale", 1.0))
+
+    def describe(self, pipeline: models.Pipeline, *, fingerprint: str | None) -> Callable[..., ImageMetadata]:
+        """Return what tells of the picture of an index, `describe(index, image, adapters)`."""
+        given, scheduler = self.arguments, pipeline.components["scheduler"]
+        further = {
+            name: value
+            for name, value in given.items()
+            if name not in _RECORDED | _IRRELEVANT
+            and not isinstance(value, StepWatcher)
+            and not _same(value, self.defaults.get(name))
+        }
+        has_own_steps = given.get("timesteps") is not None or given.get("sigmas") is not None
+        common: dict[str, Any] = {
+            "steps": None if has_own_steps else int(given["num_inference_steps"]),
+            "guidance_scale": float(given["guidance_scale"]),
+            "pipeline": type(pipeline).__name__,
+            "scheduler": type(scheduler).__name__,
+            "scheduler_config": scheduler_settings(scheduler),
+            "base": models.name_of_base(pipeline),
+            "base_fingerprint": fingerprint,
+            "options": {name: value for name, value in further.items() if is_fact(value)},
+            "unrecorded": tuple(name for name, value in further.items() if not is_fact(value)),
+            "versions": library_versions(),
+        }
+
+        def of_picture(index: int, image: Image.Image, adapters: tuple[AdapterUse, ...]) -> ImageMetadata:
+            prompts = {name: given.get(name) for name in ("prompt", "negative_prompt")}
+            own: dict[str, Any] = {
+                name: each if each is None or isinstance(each, str) else each[index // self.images_per_prompt]
+                for name, each in prompts.items()
+            }
+            own |= {"seed": self.seeds[index], "width": image.width, "height": image.height}
+            return ImageMetadata(adapters=adapters, **own, **common)
+
+        return of_picture
+
+
+def bind_call(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+    *,
+    seed: int | Sequence[int] | None,
+) -> Call:
+    """Bind the arguments of a call of `function`, with a generator for each picture.
+
+    Generators are on the CPU, whose draws are the same on every machine.
     """
+    signature = inspect.signature(function)
+    bound = signature.bind(*arguments, **keywords)
+    bound.apply_defaults()
+    values = dict(bound.arguments)
+    values |= values.pop("kwargs", {})
+    num_prompts, images_per_prompt = num_prompts_of(values), values["num_images_per_prompt"] or 1
+    num_images, given, seeds = num_prompts * images_per_prompt, values["generator"], list[int | None]()
+    if given is None:
+        drawn = _expand_seeds(seed, num_images)
+        seeds += drawn
+        values["generator"] = [torch.Generator("cpu").manual_seed(one) for one in drawn]
+    elif seed is not None:
+        raise ValueError("found both seed and generator; give one of them")
+    else:
+        generators = [given] if isinstance(given, torch.Generator) else list(given)
+        told = len(generators) == num_images
+        seeds += map(_fresh_seed, generators) if told else [None] * num_images
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    return Call(values, defaults, num_prompts, images_per_prompt, seeds)
+
+
+def num_prompts_of(arguments: Mapping[str, Any]) -> int:
+    """Return how many prompts, or rows of embeddings, a call has."""
+    prompt, embeddings = arguments.get("prompt"), arguments.get("prompt_embeds")
+    if prompt is not None:
+        return 1 if isinstance(prompt, str) else len(prompt)
+    return 1 if embeddings is None else len(embeddings)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that decide on the pixels of a picture, by library."""
+    libraries: tuple[Any, ...] = (ether_diffusion, diffusers, torch)
+    return {library.__name__: library.__version__ for library in libraries}
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, Fact]:
+    """Return what differs from the defaults in a scheduler's configuration."""
+    settings: dict[str, Fact] = {}
+    for name, parameter in inspect.signature(type(scheduler).__init__).parameters.items():
+        value = scheduler.config.get(name, parameter.default)
+        if name != "self" and not _same(value, parameter.default):
+            settings[name] = value if is_fact(value) else str(value)
+    return settings
+
+
+def fingerprint_of(unet: nn.Module) -> str | None:
+    """Return the short name of a UNet's own weights, those of its attention projections."""
+    names = sorted(models.plain_targets(models.bare_model(unet), EtherConfig()))
+    found = models.base_fingerprint(unet, names) if names else None
+    return None if found is None else found.id
+
+
+def _same(value: object, default: object) -> bool:
+    return value is default or (is_fact(value) and value == default)
+
+
+def _expand_seeds(seed: int | Sequence[int] | None, num_images: int) -> list[int]:
+    """Return a seed per picture: seed, seed + 1, …, or those given; None draws the first from torch's own."""
+    if seed is None:
+        seed = int(torch.randint(2**32, ()))
+    first = 0 if isinstance(seed, Sequence) else operator.index(seed)
+    given = seed if isinstance(seed, Sequence) else range(first, first + num_images)
+    seeds = [operator.index(value) for value in given]
+    if len(seeds) != num_images:
+        raise ValueError(f"found {len(seeds)} seeds for {num_images} pictures; give one per picture, or one")
+    wrong = [value for value in seeds if not 0 <= value <= MAX_SEED]
+    if wrong:
+        raise ValueError(f"a seed is a whole number from 0 to 2^63 - 1; found {wrong[0]}")
+    return seeds
+
+
+def _fresh_seed(generator: torch.Generator) -> int | None:
+    """Return the seed that a caller's generator stands for; None where a seed does not say it all."""
+    seed = generator.initial_seed()
+    if generator.device.type != "cpu" or not 0 <= seed <= MAX_SEED:
+        return None
+    is_fresh = torch.equal(torch.Generator("cpu").manual_seed(seed).get_state(), generator.get_state())
+    return seed if is_fresh else None
+
+
+# the file
+
+
+def attach_metadata(image: Image.Image, metadata: ImageMetadata) -> None:
+    """Let a picture carry its metadata: `image.save("x.png")` writes it, but not that of a copy."""
     text = metadata.to_json()
     if len(text) > MAX_TEXT_BYTES:
-        raise ValueError(
-            f"the metadata of a picture has {len(text)} bytes and {MAX_TEXT_BYTES} are read; "
-            "shorten its prompt"
-        )
+        raise ValueError(f"metadata has {len(text)} bytes of {MAX_TEXT_BYTES}; shorten its prompt")
     image.info[KEYWORD] = text
     image.encoderinfo = {"pnginfo": _chunks(metadata)}
 
@@ -128,11 +293,9 @@ def parameters_text(metadata: ImageMetadata) -> str:
         "Model": metadata.base,
         "ETHER": f'"{adapters}"' if adapters else None,
     }
-    lines = [metadata.prompt or ""]
-    if metadata.negative_prompt:
-        lines.append(f"Negative prompt: {metadata.negative_prompt}")
-    lines.append(", ".join(f"{name}: {fact}" for name, fact in facts.items() if fact is not None))
-    return "\n".join(lines)
+    negative = [f"Negative prompt: {metadata.negative_prompt}"] if metadata.negative_prompt else []
+    settings = ", ".join(f"{name}: {fact}" for name, fact in facts.items() if fact is not None)
+    return "\n".join([metadata.prompt or "", *negative, settings])
 
 
 def read_image_metadata(picture: str | Path | bytes) -> ImageMetadata | None:

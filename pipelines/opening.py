@@ -43,15 +43,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def open_pipeline(
     base: Base, *, device: torch.device, dtype: torch.dtype, with_control: bool = False
 ) -> EtherPipeline:
-    """Load the pipeline of a base that `open_base` opened; with control, one that takes control images.
-
-    Raises:
-        ValueError: the base is for inpainting, which needs a picture and a mask.
-    """
+    """Load the pipeline of a base that `open_base` opened; with control, one that takes control images."""
     if base.is_inpainting:
-        raise ValueError(
-            f"{base.name} is a base for inpainting; use diffusers' inpainting pipeline and load_ether"
-        )
+        raise ValueError(f"{base.name} is for inpainting; use diffusers' inpainting pipeline and load_ether")
     kind = getattr(pipelines, base.drawn_by_with_control if with_control else base.drawn_by)
     pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype)
     # a hub id is a better name for people than its folder in the cache
@@ -74,10 +68,9 @@ def make_scheduler(name: str, base_scheduler: Any) -> Any:
     for setting, default in _MUST_BE_KNOWN.items():
         value = config.get(setting, default)
         if value != default and setting not in known:
-            raise ValueError(
-                f"the base needs {setting}={value!r}, which {SCHEDULERS[name]} does not know; "
-                "use another scheduler, or leave it out for the base's own"
-            )
+            needs = f"the base needs {setting}={value!r}, which {SCHEDULERS[name]} does not know"
+            raise ValueError(f"{needs}; use another scheduler, or leave it out for the base's own")
     # from_config leaves out what the base has by default, where another scheduler's default may differ
-    noise = {name: config[name] for name in NOISE if name in config and name in known}
-    return kind.from_config(config, **noise)
+    return kind.from_config(
+        config, **{name: config[name] for name in NOISE if name in config and name in known}
+    )

@@ -1,16 +1,26 @@
-"""What is to be drawn, with its bounds, and the function that draws it: many pictures from one pipeline."""
+"""What is to be drawn, with its bounds, and what draws it: many pictures of a pipeline, and their grid."""
 
+import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ether_diffusion.bases import Fault, fault_of
-from ether_diffusion.pipelines.call import MAX_SEED, OnStep, StepWatcher
-from ether_diffusion.pipelines.in_use import Strengths
-from ether_diffusion.pipelines.metadata import ImageMetadata, metadata_of, png_bytes
+from ether_diffusion.contact_sheet import draw_contact_sheet
+from ether_diffusion.pipelines.loading import Strengths
+from ether_diffusion.pipelines.metadata import (
+    MAX_SEED,
+    MAX_TEXT_BYTES,
+    ImageMetadata,
+    OnStep,
+    StepWatcher,
+    metadata_of,
+    png_bytes,
+)
 from ether_diffusion.strict_json import Within, checked
 from ether_diffusion.wording import printable
 
@@ -19,6 +29,9 @@ STEPS, GUIDANCE, SIDE = Within(1, 1000), Within(0, 100), Within(8, 4096, " px", 
 STRENGTH = Within(-10, 10, ", where 1 is as trained and 0 the base")
 Strength = Annotated[float, STRENGTH]
 Side = Annotated[int, SIDE]
+SHEET_NAME, MANIFEST_NAME, PICTURES_FOLDER = "sheet.png", "grid.json", "pictures"
+GRID_KEYWORD, GRID_VERSION = "ether_diffusion_grid", 1
+"""Of the text chunk in the sheet that holds the manifest, and of that."""
 
 
 @checked(kw_only=True)
@@ -45,10 +58,9 @@ class Sampling(Settings):
         for name in ("prompts", "seeds", "choices"):
             if not getattr(self, name):
                 raise ValueError(f"found no {name}; give at least one")
-        if self.num_pictures > MAX_PICTURES:
-            raise ValueError(
-                f"this would be {self.num_pictures} pictures; at most {MAX_PICTURES} are drawn at once"
-            )
+        count = self.num_pictures
+        if count > MAX_PICTURES:
+            raise ValueError(f"this would be {count} pictures; at most {MAX_PICTURES} are drawn at once")
 
     @property
     def num_pictures(self) -> int:
@@ -109,15 +121,14 @@ def draw_pictures(
     `on_step` hears of each denoising step of a batch; what it raises ends the drawing.
     """
     watched: dict[str, Any] = {} if on_step is None else {"callback_on_step_end": StepWatcher(on_step)}
-    negative, pictures = sampling.negative_prompt, list[Picture]()
-    for choice, batch in _batches(sampling):
-        further = dict(watched)
-        if control is not None and sampling.choices[choice]:
-            further |= {
-                "control_image": control.image,
-                "control_strength": control.strength,
-                "control": control.control,
-            }
+    steered: dict[str, Any] = {}
+    if control is not None:
+        steered = {"control_image": control.image, "control_strength": control.strength}
+        steered["control"] = control.control
+    places = list(itertools.product(range(len(sampling.prompts)), range(len(sampling.seeds))))
+    size, negative, pictures = sampling.batch_size, sampling.negative_prompt, list[Picture]()
+    for choice, start in itertools.product(range(len(sampling.choices)), range(0, len(places), size)):
+        batch = places[start : start + size]
         images = pipeline(
             [sampling.prompts[prompt] for prompt, _ in batch],
             negative_prompt=None if negative is None else [negative] * len(batch),
@@ -127,7 +138,8 @@ def draw_pictures(
             guidance_scale=sampling.guidance_scale,
             width=sampling.width,
             height=sampling.height,
-            **further,
+            **watched,
+            **(steered if sampling.choices[choice] else {}),
         ).images
         pictures += [Picture(*place, choice, image) for place, image in zip(batch, images, strict=True)]
         if on_progress is not None:
@@ -149,8 +161,59 @@ def file_names(sampling: Sampling, pictures: list[Picture]) -> Mapping[str, Pict
     }
 
 
-def _batches(sampling: Sampling) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    places = list(itertools.product(range(len(sampling.prompts)), range(len(sampling.seeds))))
-    for choice in range(len(sampling.choices)):
-        for start in range(0, len(places), sampling.batch_size):
-            yield choice, places[start : start + sampling.batch_size]
+def grid_files(sampling: Sampling, pictures: list[Picture]) -> dict[str, bytes]:
+    """Return the files of a grid by name: the sheet, the manifest and every picture."""
+    named = {f"{PICTURES_FOLDER}/{name}": p for name, p in file_names(sampling, pictures).items()}
+    return sheet_files(sampling, named) | {name: picture.png() for name, picture in named.items()}
+
+
+def sheet_files(sampling: Sampling, pictures: Mapping[str, Picture]) -> dict[str, bytes]:
+    """Return the sheet and the manifest of the pictures of a grid, which lie beside them by these names."""
+    manifest = {
+        "format_version": GRID_VERSION,
+        "prompts": list(sampling.prompts),
+        "seeds": list(sampling.seeds),
+        "choices": [dict(choice) for choice in sampling.choices],
+        "pictures": [
+            {
+                "file": n,
+                "prompt": p.prompt,
+                "seed": p.seed,
+                "choice": p.choice,
+                "metadata": asdict(p.metadata),
+            }
+            for n, p in pictures.items()
+        ],
+    }
+    chunks, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    carried = json.dumps(manifest, separators=(",", ":"), allow_nan=False)
+    if len(carried) <= MAX_TEXT_BYTES:  # beyond, the file beside the sheet holds it alone
+        chunks.add_text(GRID_KEYWORD, carried)
+    draw_grid(sampling, list(pictures.values())).save(buffer, format="PNG", pnginfo=chunks)
+    return {SHEET_NAME: buffer.getvalue(), MANIFEST_NAME: json.dumps(manifest, indent=1).encode()}
+
+
+def draw_grid(sampling: Sampling, pictures: list[Picture]) -> Image.Image:
+    """Draw the sheet: a column per choice, a row per prompt and seed; with one choice a column per seed."""
+    images = {(p.prompt, p.seed, p.choice): p.image for p in pictures}
+    prompts, seeds, choices = sampling.prompts, sampling.seeds, sampling.choices
+    of_prompts, of_seeds = [p if len(prompts) > 1 else "" for p in prompts], [f"seed {s}" for s in seeds]
+    if len(choices) == 1 and len(seeds) > 1:
+        rows = [[images[prompt, seed, 0] for seed in range(len(seeds))] for prompt in range(len(prompts))]
+        row_labels, column_labels = of_prompts, of_seeds
+    else:
+        places = list(itertools.product(range(len(prompts)), range(len(seeds))))
+        rows = [[images[prompt, seed, choice] for choice in range(len(choices))] for prompt, seed in places]
+        shown = of_seeds if len(seeds) > 1 else [""]
+        row_labels = [" · ".join(filter(None, (of_prompts[prompt], shown[seed]))) for prompt, seed in places]
+        column_labels = [describe_choice(choice) for choice in choices]
+    said = pictures[0].metadata
+    title = [
+        prompts[0] if len(prompts) == 1 else "",
+        describe_choice(choices[0]) if len(choices) == 1 and choices[0] else "",
+        f"{said.base} · {sampling.steps} steps · guidance {sampling.guidance_scale:g}",
+        said.scheduler.removesuffix("Scheduler"),
+        of_seeds[0] if len(seeds) == 1 else "",
+    ]
+    told = " · ".join(filter(None, title))
+    return draw_contact_sheet(rows, row_labels=row_labels, column_labels=column_labels, title=told)

@@ -24,11 +24,7 @@ class EtherStableDiffusionPipeline(EtherLoaderMixin, StableDiffusionPipeline):
         lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Embed prompts as diffusers does; `clip_skip` leaves the last layers out for the prompt alone.
-
-        Raises:
-            ValueError: the text encoder has fewer layers than `clip_skip`.
-        """
+        """Embed prompts as diffusers does; `clip_skip` leaves the last layers out for the prompt alone."""
         further: dict[str, Any] = {"lora_scale": lora_scale}
         if clip_skip is not None and prompt_embeds is None:
             # diffusers looks for a text_model in the encoder, which transformers 5 no longer nests there

@@ -2,20 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from ether_diffusion import export as exporting
 from ether_diffusion.adapters import AdapterPart, read_adapter
 from ether_diffusion.adapters.convert import convert_checkpoint
 from ether_diffusion.adapters.format import EXPORT_NAME, TENSORS_NAME, content_hash
 from ether_diffusion.adapters.methods import settings_of, title_of
 from ether_diffusion.bases import load_base
-from ether_diffusion.export import (
-    EXPORT_DTYPES,
-    check_new_folder,
-    export_lora,
-    export_merged,
-    lora_path,
-    read_ether,
-)
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
@@ -41,11 +35,10 @@ def inspect(options: told.Inspect) -> None:
     for component, facts in described.items():
         print(f"{component}:")
         for name, value in facts.items():
+            shown = "unknown" if value is None else printable(value)
             if isinstance(value, dict):
-                pairs = ", ".join(f"{printable(key)}={printable(fact)}" for key, fact in value.items())
-                shown = pairs or "none"
-            else:
-                shown = "unknown" if value is None else printable(value)
+                pairs = [f"{printable(key)}={printable(fact)}" for key, fact in value.items()]
+                shown = ", ".join(pairs) or "none"
             print(f"  {name.replace('_', ' ')}: {shown}")
 
 
@@ -72,33 +65,22 @@ def export(options: told.Export) -> None:
     """Write an adapter as a LoRA file, and print its path."""
     if options.output is None and not Path(options.adapter).is_dir():
         raise ValueError(f"{options.adapter} is no folder here; say with --output where to write")
-    folder, export_name = options.output or Path(options.adapter), options.export_name or EXPORT_NAME
-    lora_path(folder, export_name)  # refused now rather than after the base is loaded
-    path = export_lora(
-        read_ether(options.adapter),
-        load_base(options.base),
-        folder,
-        dtype=EXPORT_DTYPES[options.dtype],
-        export_name=export_name,
-        rebake=options.rebake,
-    )
-    print(path)
+    folder, name = options.output or Path(options.adapter), options.export_name or EXPORT_NAME
+    exporting.lora_path(folder, name)  # refused now rather than after the base is loaded
+    adapter, dtype = exporting.read_ether(options.adapter), exporting.EXPORT_DTYPES[options.dtype]
+    how: Any = {"dtype": dtype, "export_name": name, "rebake": options.rebake}
+    print(exporting.export_lora(adapter, load_base(options.base), folder, **how))
 
 
 def merge(options: told.Merge) -> None:
     """Write a base with an adapter merged into it, and print its folder."""
-    check_new_folder(options.output)  # refused now rather than after the base is loaded
-    adapter, base = read_ether(options.adapter), load_base(options.base)
-    print(export_merged(adapter, base, options.output, scale=options.scale, rebake=options.rebake))
+    exporting.check_new_folder(options.output)  # refused now rather than after the base is loaded
+    adapter, base = exporting.read_ether(options.adapter), load_base(options.base)
+    how: Any = {"scale": options.scale, "rebake": options.rebake}
+    print(exporting.export_merged(adapter, base, options.output, **how))
 
 
 def convert(options: told.Convert) -> None:
     """Write the adapter of a checkpoint of ETHER's authors, and print its folder."""
-    folder = convert_checkpoint(
-        options.checkpoint,
-        options.output,
-        architecture=options.architecture,
-        side=options.side,
-        base_model=options.base_model,
-    )
-    print(folder)
+    how: Any = {"architecture": options.architecture, "side": options.side, "base_model": options.base_model}
+    print(convert_checkpoint(options.checkpoint, options.output, **how))

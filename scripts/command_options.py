@@ -1,4 +1,7 @@
-"""What the commands of `ether` are told: each field is one flag; nothing here waits for torch."""
+"""What the commands of `ether` are told: each field is one flag; nothing here waits for torch.
+
+The docstring of a command's options is its help.
+"""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,7 +12,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 class Inspect(Options):
-    """Of `ether inspect`."""
+    """Say what an adapter holds; loads no model."""
 
     adapter: str = needed("folder or hub id of an adapter", is_positional=True)
     json_: bool = option(False, "print JSON instead of lines")
@@ -24,7 +27,7 @@ class _Written(Options):
 
 
 class Export(_Written):
-    """Of `ether export`."""
+    """Write an adapter as a LoRA file, exactly, for other tools."""
 
     output: Path | None = option(None, "folder to write into (default: the adapter's own)")
     dtype: Literal["float16", "float32"] = option("float16", "numbers in the file (float16)")
@@ -34,14 +37,14 @@ class Export(_Written):
 
 
 class Merge(_Written):
-    """Of `ether merge`."""
+    """Write a whole model with the adapter merged into its weights."""
 
     output: Path = needed("new folder for the model")
     scale: float = option(1.0, "strength: 1 as trained (default), 0 the base")
 
 
 class Convert(Options):
-    """Of `ether convert`."""
+    """Turn a language-model checkpoint of ETHER's authors into an adapter."""
 
     checkpoint: str = needed("lit_model_ether_finetuned.pth of their training", is_positional=True)
     output: Path = needed("new folder for the adapter")
@@ -54,7 +57,6 @@ class Convert(Options):
 
 class _Drawn(Options):
     title: ClassVar = "what to draw"
-
     prompt: Words = option(
         (), "may be given several times (the trigger that the adapter names)", is_repeated=True
     )
@@ -73,7 +75,6 @@ class _Drawn(Options):
 
 class _Strengths(Options):
     title: ClassVar = "adapters"
-
     adapter: Words = option((), "folder or hub id; may be given several times", is_repeated=True)
     strength: Numbers = option(
         (), "1 as trained (default), 0 the base; one per adapter or for all; with --grid, a column each"
@@ -84,7 +85,6 @@ class How(Options):
     """Of the commands that draw."""
 
     title: ClassVar = "how to draw"
-
     base: str | None = option(None, "folder, hub id or tiny_world (the base that the adapter names)")
     size: str | None = option(None, "width and height in px, as 512 or 512x768 (the base's own)")
     steps: int | None = option(None, "denoising steps (30)")
@@ -97,7 +97,6 @@ class How(Options):
 
 class _Result(Options):
     title: ClassVar = "result"
-
     output: Path = needed(
         "new folder, or new .png file for a single picture; what is there is never overwritten"
     )
@@ -106,12 +105,11 @@ class _Result(Options):
 
 
 class Generate(_Drawn, _Strengths, How, _Result):
-    """Of `ether generate`."""
+    """Draw pictures with an adapter, with their settings inside."""
 
 
 class _Measured(Options):
     title: ClassVar = "what to measure"
-
     adapter: str | None = option(None, "folder or hub id of an adapter to draw with", is_positional=True)
     photos: Path | None = option(None, "folder of real photos of the subject")
     prompts: Words | None = option(None, "file with a prompt a line, or prompts, that name the subject")
@@ -127,7 +125,6 @@ class _Measured(Options):
 
 class _Yardsticks(Options):
     title: ClassVar = "measured with"
-
     encoder: Words = option(
         (),
         "dino, dinov2, clip or tiny_world, a folder or a hub id; may be given several times (tiny_world for "
@@ -145,7 +142,6 @@ class _Yardsticks(Options):
 
 class _Following(Options):
     title: ClassVar = "adapters that follow a control image"
-
     control_pairs: Path | None = option(
         None, "instead of --photos: folder of photos, control images and their metadata.jsonl"
     )
@@ -159,14 +155,12 @@ class _Following(Options):
 
 class _Pictures(Options):
     title: ClassVar = "what is drawn"
-
     seed: int | None = option(None, "of the first picture of each prompt (0)")
     num_images: int | None = option(None, "pictures per prompt, with seed, seed + 1, … (4)")
 
 
 class _Report(Options):
     title: ClassVar = "result (new files; what is there is never overwritten)"
-
     json_: Path | None = option(None, "file for all numbers")
     plot: Path | None = option(None, "PNG with the scores and their standard errors")
     pictures: Path | None = option(
@@ -175,12 +169,11 @@ class _Report(Options):
 
 
 class Evaluate(_Measured, _Yardsticks, _Following, _Pictures, How, _Report):
-    """Of `ether evaluate`."""
+    """Measure an adapter: likeness to the photos and the prompts, drift from the base."""
 
 
 class _Compared(Options):
     title: ClassVar = "what to compare"
-
     output_dir: Path = needed("folder of the runs and the results")
     data: Path | None = option(
         None,
@@ -195,7 +188,6 @@ class _Compared(Options):
 
 class _Comparison(Options):
     title: ClassVar = "how"
-
     learning_rates: Words = option(
         (), "METHOD=RATE, where it is neither the published one nor, on Tiny World, the best there"
     )
@@ -213,11 +205,16 @@ class _Comparison(Options):
 
 
 class Benchmark(_Compared, _Comparison):
-    """Of `ether benchmark`."""
+    """Compare methods: each learns several subjects, and is measured as in the ETHER paper.
+
+    Train every method on every subject, draw the protocol's prompts, and print the paper's table. Stopped or
+    killed anywhere, the same command goes on; started several times with one --output_dir, as on several
+    GPUs, they share the work.
+    """
 
 
 class Plan(Options):
-    """Of `ether plan`."""
+    """Say what to train with and for how long, and what that rests on."""
 
     photos: str = needed("folder of the subject's photos, or their number")
     base: str = option("tiny_world", "folder or hub id (tiny_world)")
@@ -225,7 +222,7 @@ class Plan(Options):
 
 
 class Ui(Options):
-    """Of `ether ui`."""
+    """Open the studio in a browser: train, draw and compare without commands."""
 
     folder: Path = option(
         Path("~/ether-studio"), "where adapters, pictures and runs are kept (~/ether-studio)"
@@ -240,7 +237,7 @@ class Ui(Options):
 
 
 class Bases(Options):
-    """Of `ether bases`."""
+    """List the bases that lie on this machine."""
 
     folder: Words = option(
         (),
@@ -251,7 +248,7 @@ class Bases(Options):
 
 
 class Doctor(Options):
-    """Of `ether doctor`."""
+    """Say what this machine has and can do: packages, memory, devices, the Hub, and a step of training."""
 
     base: Words = option(
         (), "base to do a step with (tiny_world); may be given several times", is_repeated=True

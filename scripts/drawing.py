@@ -15,13 +15,7 @@ import transformers
 
 from ether_diffusion.adapters import Adapter
 from ether_diffusion.bases import Base
-from ether_diffusion.pipelines.opening import (
-    EtherPipeline,
-    default_device,
-    default_dtype,
-    make_scheduler,
-    open_pipeline,
-)
+from ether_diffusion.pipelines import opening
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.training import find_cut
 
@@ -38,26 +32,18 @@ def adapter_names(adapters: Iterable[str]) -> list[str]:
     return names
 
 
-def _read_size(text: str | None) -> tuple[int | None, int | None]:
-    """Return width and height in px of "512" or "512x768"; None for both where nothing was said."""
-    if text is None:
-        return None, None
-    found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
-    if found is None:
-        raise ValueError(f"--size is a number of px, or two as in 512x768; found {text!r}")
-    return int(found[1]), int(found[2] or found[1])
-
-
 def drawing(how: told.How, base: Base | None) -> dict[str, Any]:
     """Return how pictures are drawn; without a base, its usual guidance is left to be filled in."""
-    width, height = _read_size(how.size)
+    size = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", how.size or "0")
+    if size is None:
+        raise ValueError(f"--size is a number of px, or two as in 512x768; found {how.size!r}")
     usual = 1.0 if base is None else base.guidance_scale
     return {
         "steps": 30 if how.steps is None else how.steps,
         "guidance_scale": usual if how.guidance_scale is None else how.guidance_scale,
         "batch_size": 1 if how.batch_size is None else how.batch_size,
-        "width": width,
-        "height": height,
+        "width": None if how.size is None else int(size[1]),
+        "height": None if how.size is None else int(size[2] or size[1]),
     }
 
 
@@ -77,7 +63,7 @@ def find_base(named: str | None, adapters: Mapping[str, Adapter]) -> str:
 def find_device(name: str | None) -> torch.device:
     """Return a device by its name, or the accelerator if there is one."""
     try:
-        device = torch.device(name) if name else default_device()
+        device = torch.device(name) if name else opening.default_device()
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise ValueError(f"there is no device {name!r} here; leave --device out, or use cpu") from None
@@ -101,16 +87,16 @@ def open_with_adapters(
     dtype: str | None,
     scheduler: str | None,
     controls: Collection[str] = (),
-) -> EtherPipeline:
+) -> opening.EtherPipeline:
     """Load a base and adapters, none of them in force; what is doubtful about one is said once.
 
     `controls` are the names of those whose control encoders are loaded with them.
     """
-    numbers = getattr(torch, dtype) if dtype else default_dtype(device)
-    pipeline = open_pipeline(base, device=device, dtype=numbers, with_control=bool(controls))
+    numbers = getattr(torch, dtype) if dtype else opening.default_dtype(device)
+    pipeline = opening.open_pipeline(base, device=device, dtype=numbers, with_control=bool(controls))
     pipeline.set_progress_bar_config(disable=True)
     if scheduler is not None:
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = opening.make_scheduler(scheduler, pipeline.scheduler)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for name, adapter in adapters.items():
@@ -124,10 +110,8 @@ def open_with_adapters(
 def warn_of_cuts(base: Base, prompts: Iterable[str]) -> None:
     """Warn of prompts that the base's text encoder does not read to their end."""
     for tokenizer in base.load_tokenizers()[:1]:
-        for prompt in dict.fromkeys(prompts):
-            cut = find_cut(prompt, tokenizer)
-            if cut is not None:
-                logger.warning("%s", cut)
+        for cut in filter(None, (find_cut(prompt, tokenizer) for prompt in dict.fromkeys(prompts))):
+            logger.warning("%s", cut)
 
 
 def hush_libraries() -> None:

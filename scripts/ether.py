@@ -1,69 +1,31 @@
 """The command `ether`: draw with adapters, measure, look into, export, merge and convert them, and more."""
 
 import argparse
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
 
 from ether_diffusion.console import run_command
 from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options
 from ether_diffusion.scripts import command_options as told
 
-
-class Command(NamedTuple):
-    """A command: the module whose function of its name carries it out, its options, and its help."""
-
-    module: str
-    options: type[Options]
-    help: str
-    description: str | None = None
-
-
-COMMANDS = {
-    "inspect": Command("adapter_commands", told.Inspect, "say what an adapter holds; loads no model"),
-    "export": Command(
-        "adapter_commands", told.Export, "write an adapter as a LoRA file, exactly, for other tools"
-    ),
-    "merge": Command(
-        "adapter_commands", told.Merge, "write a whole model with the adapter merged into its weights"
-    ),
-    "convert": Command(
-        "adapter_commands",
-        told.Convert,
-        "turn a language-model checkpoint of ETHER's authors into an adapter",
-    ),
-    "generate": Command(
-        "generate_command", told.Generate, "draw pictures with an adapter, with their settings inside"
-    ),
-    "evaluate": Command(
-        "evaluate_command",
-        told.Evaluate,
-        "measure an adapter: likeness to the photos and the prompts, drift from the base",
-    ),
-    "benchmark": Command(
-        "benchmark_command",
-        told.Benchmark,
-        "compare methods: each learns several subjects, and is measured as in the ETHER paper",
-        "Train every method on every subject, draw the protocol's prompts, and print the paper's "
-        "table. Stopped or killed anywhere, the same command goes on; started several times with one "
-        "--output_dir, as on several GPUs, they share the work.",
-    ),
-    "plan": Command(
-        "benchmark_command", told.Plan, "say what to train with and for how long, and what that rests on"
-    ),
-    "bases": Command("doctor_command", told.Bases, "list the bases that lie on this machine"),
-    "doctor": Command(
-        "doctor_command",
-        told.Doctor,
-        "say what this machine has and can do: packages, memory, devices, the Hub, and a step of training",
-    ),
-    "ui": Command(
-        "ui_command", told.Ui, "open the studio in a browser: train, draw and compare without commands"
-    ),
+COMMANDS: dict[str, tuple[str, type[Options]]] = {
+    "inspect": ("adapter_commands", told.Inspect),
+    "export": ("adapter_commands", told.Export),
+    "merge": ("adapter_commands", told.Merge),
+    "convert": ("adapter_commands", told.Convert),
+    "generate": ("generate_command", told.Generate),
+    "evaluate": ("evaluate_command", told.Evaluate),
+    "benchmark": ("benchmark_command", told.Benchmark),
+    "plan": ("benchmark_command", told.Plan),
+    "bases": ("doctor_command", told.Bases),
+    "doctor": ("doctor_command", told.Doctor),
+    "ui": ("ui_command", told.Ui),
 }
+"""The modules whose functions of these names carry them out, and what these are told."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ether", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for name, (_, options, said, description) in COMMANDS.items():
-        own = commands.add_parser(name, help=said, description=description)
+    for name, (_, options) in COMMANDS.items():
+        said, _, more = (inspect.getdoc(options) or "").partition("\n\n")
+        short = said[:1].lower() + said[1:].removesuffix(".")
+        own = commands.add_parser(name, help=short, description=more or None)
         parts = [part for part in options.__bases__ if issubclass(part, Options) and part.title]
-        groups: list[type[Options]] = parts or [options]
-        for part in groups:
+        for part in parts or [options]:
             add_flags(own.add_argument_group(part.title) if part.title else own, part)
     return run_command(
         "ether", lambda: parser.parse_args(arguments), _run, say=lambda error: " ".join(str(error).split())
@@ -84,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    command = COMMANDS[parsed.command]
-    options = command.options(**{n: v for n, v in vars(parsed).items() if n not in ("debug", "command")})
+    module, options = COMMANDS[parsed.command]
+    given = options(**{n: value for n, value in vars(parsed).items() if n not in ("debug", "command")})
     # what it works with takes seconds to import, for which no help waits
-    work = getattr(import_module(f"ether_diffusion.scripts.{command.module}"), parsed.command)
-    return work(options) or 0
+    work = getattr(import_module(f"ether_diffusion.scripts.{module}"), parsed.command)
+    return work(given) or 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from ether_diffusion.adapters import Adapter, read_adapter
 from ether_diffusion.adapters.methods import method_of
@@ -13,21 +15,17 @@ from ether_diffusion.bases import open_base
 from ether_diffusion.control import Detector
 from ether_diffusion.control.detectors import control_type_of
 from ether_diffusion.durable_files import write_files, write_folder
-from ether_diffusion.pipelines.grid import SHEET_NAME, grid_files
 from ether_diffusion.pipelines.opening import check_scheduler
-from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling, draw_pictures, file_names
-from ether_diffusion.scripts import command_options as told
-from ether_diffusion.scripts.drawing import (
-    adapter_names,
-    check_new,
-    drawing,
-    find_base,
-    find_device,
-    hush_libraries,
-    open_with_adapters,
-    show_progress,
-    warn_of_cuts,
+from ether_diffusion.pipelines.sampling import (
+    SHEET_NAME,
+    ControlUse,
+    Sampling,
+    draw_pictures,
+    file_names,
+    grid_files,
 )
+from ether_diffusion.scripts import command_options as told
+from ether_diffusion.scripts import drawing
 from ether_diffusion.training import decode_photo
 
 logger = logging.getLogger(__name__)
@@ -37,19 +35,21 @@ NOTHING_SHOWN = 3
 
 
 def generate(options: told.Generate) -> int:
-    """Draw, write, and print the path to look at."""
-    hush_libraries()
-    adapters = _read_adapters(options)
+    """Draw, write all or nothing, and print the path to look at."""
+    drawing.hush_libraries()
+    output, adapters = options.output, _read_adapters(options)
     sampling = _sampling(options, adapters)
     detector = _detector(options)
-    control, controls = _control(options, detector, adapters)
-    check_new(options.output)
-    if options.output.suffix.lower() == ".png" and (options.grid or sampling.num_pictures > 1):
+    control, follower = _control(options, detector, adapters)
+    drawing.check_new(output)
+    is_one = output.suffix.lower() == ".png"
+    if is_one and (options.grid or sampling.num_pictures > 1):
         what = "a grid is a folder" if options.grid else f"these are {sampling.num_pictures} pictures"
-        raise ValueError(f"--output {options.output} is one picture and {what}; name a new folder")
+        raise ValueError(f"--output {output} is one picture and {what}; name a new folder")
     if options.scheduler is not None:
         check_scheduler(options.scheduler)
-    base = open_base(find_base(options.base, dict(zip(options.adapter, adapters.values(), strict=True))))
+    given = dict(zip(options.adapter, adapters.values(), strict=True))
+    base = open_base(drawing.find_base(options.base, given))
     if control is not None and detector is not None:
         photo = control.image
         width, height = (side or base.native_size for side in (sampling.width, sampling.height))
@@ -58,21 +58,24 @@ def generate(options: told.Generate) -> int:
         control = replace(control, image=drawn)
     if options.guidance_scale is None:
         sampling = replace(sampling, guidance_scale=base.guidance_scale)
-    warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
-    pipeline = open_with_adapters(
-        base,
-        adapters,
-        device=find_device(options.device),
-        dtype=options.dtype,
-        scheduler=options.scheduler,
-        controls=controls,
+    drawing.warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
+    how: Any = {"device": drawing.find_device(options.device), "dtype": options.dtype}
+    pipeline = drawing.open_with_adapters(
+        base, adapters, **how, scheduler=options.scheduler, controls=follower
     )
-    pictures = draw_pictures(pipeline, sampling, control=control, on_progress=show_progress)
-    print(_written(options, sampling, pictures))
-    if all(picture.fault for picture in pictures):
-        print("ether generate: no picture shows anything; the reasons are above", file=sys.stderr)
-        return NOTHING_SHOWN
-    return 0
+    pictures = draw_pictures(pipeline, sampling, control=control, on_progress=drawing.show_progress)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if is_one:
+        write_files(output.parent, {output.name: pictures[0].png()})
+    elif options.grid:
+        write_folder(output, grid_files(sampling, pictures))
+    else:
+        write_folder(output, {name: p.png() for name, p in file_names(sampling, pictures).items()})
+    print(output / SHEET_NAME if options.grid else output)
+    if not all(picture.fault for picture in pictures):
+        return 0
+    print("ether generate: no picture shows anything; the reasons are above", file=sys.stderr)
+    return NOTHING_SHOWN
 
 
 def _read_adapters(options: told.Generate) -> dict[str, Adapter]:
@@ -85,7 +88,7 @@ def _read_adapters(options: told.Generate) -> dict[str, Adapter]:
     if len(set(titles.values())) > 1:
         shown = ", ".join(f"{given} ({title})" for given, title in titles.items())
         raise ValueError(f"adapters of two methods do not work together; found {shown}")
-    names = adapter_names(options.adapter)
+    names = drawing.adapter_names(options.adapter)
     return {name: found[given] for name, given in zip(names, options.adapter, strict=True)}
 
 
@@ -94,29 +97,25 @@ def _sampling(options: told.Generate, adapters: Mapping[str, Adapter]) -> Sampli
     triggers = [adapter.metadata.trigger for adapter in adapters.values() if adapter.metadata.trigger]
     if not options.prompt and not triggers:
         raise ValueError("found no --prompt, and no adapter that names its trigger; give a prompt")
-    seeds = tuple(dict.fromkeys(options.seed or [0]))
-    if options.num_images < 1:
-        raise ValueError(f"--num_images is from 1; found {options.num_images}")
-    if len(seeds) > 1 and options.num_images > 1:
-        raise ValueError("found several seeds and --num_images; give one seed, or leave --num_images out")
-    if options.num_images > 1:
-        seeds = tuple(range(seeds[0], seeds[0] + options.num_images))
+    seeds, count = tuple(dict.fromkeys(options.seed or [0])), options.num_images
+    if count < 1 or (len(seeds) > 1 and count > 1):
+        raise ValueError(f"--num_images is from 1, and 1 where several seeds are given; found {count}")
+    if count > 1:
+        seeds = tuple(range(seeds[0], seeds[0] + count))
     sampling = Sampling(
         prompts=options.prompt or tuple(triggers[:1]),
         negative_prompt=options.negative_prompt,
         seeds=seeds,
         choices=_choices(options, list(adapters)),
-        **drawing(options, None),
+        **drawing.drawing(options, None),
     )
     for name, adapter in adapters.items():
         wanted = {choice.get(name, 1.0) for choice in sampling.choices}
         if not adapter.parts and wanted != {1.0}:
             raise ValueError(f"{name} is a control encoder by itself; use --control_strength, not --strength")
         if adapter.parts and not method_of(adapter.config).has_strengths and wanted - {0.0, 1.0}:
-            raise ValueError(
-                f"{name} is an adapter of {adapter.method}, which has no strengths; use 1 as trained or 0 "
-                "the base"
-            )
+            what = f"{name} is an adapter of {adapter.method}, which has no strengths"
+            raise ValueError(f"{what}; use 1 as trained or 0 the base")
     return sampling
 
 
@@ -132,29 +131,22 @@ def _choices(options: told.Generate, names: list[str]) -> tuple[dict[str, float]
     if options.grid:
         return base + tuple(dict.fromkeys(names, strength) for strength in dict.fromkeys(strengths))
     if len(strengths) not in (1, len(names)):
-        raise ValueError(
-            f"found {len(strengths)} strengths for {len(names)} adapters; give one for each or one for all, "
-            "or --grid to draw every strength"
-        )
+        found = f"found {len(strengths)} strengths for {len(names)} adapters"
+        raise ValueError(f"{found}; give one for each or one for all, or --grid to draw every strength")
     return (*base, dict(zip(names, strengths * (len(names) if len(strengths) == 1 else 1), strict=True)))
 
 
 def _detector(options: told.Generate) -> Detector | None:
     """Return what draws the control image from a photo; None where it is given as it is."""
     name, thresholds = options.control_detector, options.canny_thresholds
-    if name is None:
-        if thresholds:
-            raise ValueError("--canny_thresholds are canny's; give --control_detector canny")
-        return None
-    if options.control_image is None:
+    if name is not None and options.control_image is None:
         raise ValueError("--control_detector looks at a photo, and there is none; give --control_image")
     if not thresholds:
-        return Detector(name)
+        return None if name is None else Detector(name)
     if name != "canny" or len(thresholds) != 2 or not 0 <= thresholds[0] <= thresholds[1] < math.inf:
         shown = " ".join(f"{each:g}" for each in thresholds)
-        raise ValueError(
-            f"--canny_thresholds {shown} is for --control_detector canny: two numbers from 0, the lower first"
-        )
+        needed = "give --control_detector canny, and two numbers from 0, the lower first"
+        raise ValueError(f"--canny_thresholds {shown} are canny's; {needed}")
     return Detector("canny", *thresholds)
 
 
@@ -166,9 +158,7 @@ def _control(
     encoders = {name: one.encoder for name, one in adapters.items() if one.encoder is not None}
     if path is None:
         if strength is not None:
-            raise ValueError(
-                "--control_strength is a control image's, and there is none; give --control_image"
-            )
+            raise ValueError("--control_strength is a control image's; give --control_image")
         for name in encoders:
             if not adapters[name].parts:
                 raise ValueError(f"{name} is a control encoder by itself; give --control_image")
@@ -179,6 +169,7 @@ def _control(
         raise ValueError(f"--control_image needs one --adapter that follows it; found {found}")
     ((name, encoder),) = encoders.items()
     background = (0, 0, 0) if detector is None else (255, 255, 255)  # what a photo is trained over
+    image: Image.Image
     image, alpha = decode_photo(path, background=background, min_side=1)
     if detector is not None:
         if detector.needs_alpha and alpha is None:
@@ -192,17 +183,3 @@ def _control(
         if alpha is not None:
             image.putalpha(alpha)
     return ControlUse(image, 1.0 if strength is None else strength), (name,)
-
-
-def _written(options: told.Generate, sampling: Sampling, pictures: list[Picture]) -> Path:
-    """Write what was drawn, all or nothing, and return the path to look at."""
-    output = options.output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if options.grid:
-        write_folder(output, grid_files(sampling, pictures))
-        return output / SHEET_NAME
-    if output.suffix.lower() == ".png":
-        write_files(output.parent, {output.name: pictures[0].png()})
-    else:
-        write_folder(output, {name: p.png() for name, p in file_names(sampling, pictures).items()})
-    return output

@@ -360,5 +360,5 @@ def test_a_file_that_has_a_projection_under_two_names_is_refused(saved: Path, tm
     adapter = read_adapter(saved).first
     twice = {k.replace(".ether", ".base_layer.ether"): t.clone() for k, t in adapter.tensors.items()}
     write_adapter(tmp_path, AdapterPart(adapter.config, dict(adapter.tensors) | twice))
-    with pytest.raises(ValueError, match="one projection under two names"):
+    with pytest.raises(ValueError, match="both with and without a prefix"):
         read_adapter(tmp_path)

@@ -38,8 +38,7 @@ from ether_diffusion.adapters import (
     save_ether,
 )
 from ether_diffusion.adapters.format import EXPORT_NAME
-from ether_diffusion.export import export_lora, export_merged
-from ether_diffusion.export.lora_file import lora_header
+from ether_diffusion.export import export_lora, export_merged, lora_header
 
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 JOBS = [*(("sd", name) for name in CONFIGS), ("sdxl", "ether"), ("sdxl", "ether_plus")]

@@ -6,8 +6,7 @@ from real_configs import meta_unet
 from trained_adapters import dense_update, relative_error, train
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.export.factors import LoraFactors, lora_factors, lora_tensors, stored_factors
-from ether_diffusion.export.lora_file import kohya_keys
+from ether_diffusion.export import LoraFactors, kohya_keys, lora_factors, lora_tensors, stored_factors
 from ether_diffusion.reflections import Vectors
 
 # The block names that diffusers, A1111, ComfyUI and InvokeAI read, and the transformer blocks in each.

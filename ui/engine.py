@@ -21,10 +21,18 @@ from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import open_base
 from ether_diffusion.console import ran_short
 from ether_diffusion.control import holds_control
-from ether_diffusion.pipelines.call import fingerprint_of
-from ether_diffusion.pipelines.grid import MANIFEST_NAME, PICTURES_FOLDER, SHEET_NAME, draw_grid, sheet_files
+from ether_diffusion.pipelines.metadata import fingerprint_of
 from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
-from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling
+from ether_diffusion.pipelines.sampling import (
+    MANIFEST_NAME,
+    PICTURES_FOLDER,
+    SHEET_NAME,
+    ControlUse,
+    Picture,
+    Sampling,
+    draw_grid,
+    sheet_files,
+)
 from ether_diffusion.training import find_cut
 from ether_diffusion.ui.attached import MAX_LOADED, AttachedAdapters
 from ether_diffusion.ui.cost import Cost

@@ -6,7 +6,7 @@ from typing import Annotated
 from PIL import Image
 from pydantic import AfterValidator, Field
 
-from ether_diffusion.pipelines.in_use import Strengths
+from ether_diffusion.pipelines.loading import Strengths
 from ether_diffusion.pipelines.sampling import Sampling, Settings, Strength
 from ether_diffusion.strict_json import Within, checked
 from ether_diffusion.wording import listed, printable

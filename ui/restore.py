@@ -8,8 +8,13 @@ from PIL import Image
 
 from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.format import content_hash
-from ether_diffusion.pipelines.call import library_versions, scheduler_settings
-from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata, read_image_metadata
+from ether_diffusion.pipelines.metadata import (
+    AdapterUse,
+    ImageMetadata,
+    library_versions,
+    read_image_metadata,
+    scheduler_settings,
+)
 from ether_diffusion.pipelines.sampling import GUIDANCE, SIDE, STEPS, STRENGTH
 from ether_diffusion.ui.errors import sentence
 from ether_diffusion.ui.library import Card

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -15,17 +15,18 @@ from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
 
-_MARK = (
-    "\n<!-- written by ether-diffusion, sha256 of the above: {digest}; once edited, it is left alone -->\n"
-)
-_MARKED = re.compile(
-    r"(?P<text>.*)\n<!-- written by ether-diffusion, sha256 of the above: (?P<digest>[0-9a-f]{64}); .*-->\n",
-    re.DOTALL,
-)
-_BASE = "path or Hub id of the base"
-_ADAPTER = '"path or Hub id of this adapter"'
+_MARK = "\n<!-- written by ether-diffusion, sha256 of the above: {}; {} -->\n"
+_MARKED = re.compile(f"(?s)(.*){_MARK.format('([0-9a-f]{64})', '.*')}")
+_BASE, _ADAPTER = "path or Hub id of the base", '"path or Hub id of this adapter"'
 _FOLLOWS = "Pictures follow a control image: it says where things are, the prompt what they are."
+_CONTROLLED = """\
+from PIL import Image
+from ether_diffusion.pipelines import {control}
 
+pipe = {control}.from_pretrained({base})
+pipe.load_control_weights({adapter})
+where = Image.open("control image, of the proportions of the picture")
+picture = pipe({prompt}, control_image=where).images[0]"""
 CONTROL_PIPELINE = "EtherControlPipeline"
 
 
@@ -40,111 +41,92 @@ class Shown(TypedDict, total=False):
     pictures: Sequence[tuple[str, str]]
     evaluation: Sequence[str]
     control: str | None
+    has_lora_export: bool
 
 
-def model_card(adapter: AdapterPart, *, has_lora_export: bool, **shown: Unpack[Shown]) -> str:
+def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
     """Return the README.md of an adapter: YAML for the Hub, the trigger, how to load, pictures."""
     metadata, config = adapter.metadata, adapter.config
     if not isinstance(config, EtherConfig):
-        return plain_card(name_of(config), metadata, has_lora_export=has_lora_export, **shown)
-    base_model, method = metadata.base_model or config.base_model_name_or_path, title_of(config)
-    is_for_text = config.task_type is not None  # PEFT sets it on language models
+        return plain_card(name_of(config), metadata, **shown)
+    base_model, title = metadata.base_model or config.base_model_name_or_path, title_of(config)
+    intro = (
+        f"An {title} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of "
+        f"{len(adapter.projections())} projections for {_shown_base(base_model)}: sides `{config.sides}`, "
+        f"{config.num_blocks} blocks."
+    )
     library, loader, name = "diffusers", "DiffusionPipeline", "pipe"
-    if is_for_text:
+    if config.task_type is not None:  # PEFT sets it on language models
         library, loader, name = "transformers", "AutoModelForCausalLM", "model"
     base, further = json.dumps(base_model or _BASE), ""
     if base_model == ALIAS:  # which diffusers does not know
         base, further = "tiny_world_path()", "from ether_diffusion.tiny_world import tiny_world_path\n"
-    return _card(
-        f"{method} adapter",
-        f"An {method} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of "
-        f"{len(adapter.projections())} projections for {_shown_base(base_model)}: sides `{config.sides}`, "
-        f"{config.num_blocks} blocks.",
+    example = (
         f"from {library} import {loader}\nfrom ether_diffusion import load_ether\n{further}\n"
-        f"{name} = {loader}.from_pretrained({base})\nload_ether({name}, {_ADAPTER})",
-        metadata,
-        base_model,
-        "ether",
-        is_for_text=is_for_text,
-        has_lora_export=has_lora_export,
-        fingerprint=None if metadata.base_fingerprint is None else metadata.base_fingerprint.id,
-        **shown,
+        f"{name} = {loader}.from_pretrained({base})\nload_ether({name}, {_ADAPTER})"
     )
+    return _card(f"{title} adapter", "ether", intro, example, metadata, base_model, config=config, **shown)
 
 
-def plain_card(
-    method: str, metadata: AdapterMetadata, *, has_lora_export: bool, **shown: Unpack[Shown]
-) -> str:
+def plain_card(method: str, metadata: AdapterMetadata, **shown: Unpack[Shown]) -> str:
     """Return the README.md of an adapter of another of PEFT's methods for a UNet; see `model_card`."""
-    return _card(
-        f"{method} adapter",
-        f"A {method} adapter in PEFT's layout for {_shown_base(metadata.base_model)}.",
+    base = metadata.base_model
+    intro = f"A {method} adapter in PEFT's layout for {_shown_base(base)}."
+    example = (
         "from diffusers import DiffusionPipeline\nfrom peft import PeftModel\n\n"
-        f"pipe = DiffusionPipeline.from_pretrained({json.dumps(metadata.base_model or _BASE)})\n"
-        f"pipe.unet = PeftModel.from_pretrained(pipe.unet, {_ADAPTER})",
-        metadata,
-        metadata.base_model,
-        method.lower(),
-        has_lora_export=has_lora_export,
-        **shown,
+        f"pipe = DiffusionPipeline.from_pretrained({json.dumps(base or _BASE)})\n"
+        f"pipe.unet = PeftModel.from_pretrained(pipe.unet, {_ADAPTER})"
     )
+    return _card(f"{method} adapter", method.lower(), intro, example, metadata, base, **shown)
 
 
 def encoder_card(metadata: AdapterMetadata, **shown: Unpack[Shown]) -> str:
     """Return the README.md of a control encoder by itself; see `model_card`."""
     intro = f"A control encoder for {_shown_base(metadata.base_model)}, which it leaves as it is."
     shown = {"control": CONTROL_PIPELINE, **shown}
-    return _card("Control encoder", intro, "", metadata, metadata.base_model, "control-encoder", **shown)
+    return _card("Control encoder", "control-encoder", intro, "", metadata, metadata.base_model, **shown)
 
 
 def _card(
     title: str,
+    tag: str,
     intro: str,
     example: str,
     metadata: AdapterMetadata,
     base_model: str | None,
-    tag: str,
     *,
-    is_for_text: bool = False,
+    config: EtherConfig | None = None,
     has_lora_export: bool = False,
-    fingerprint: str | None = None,
     pictures: Sequence[tuple[str, str]] = (),
     evaluation: Sequence[str] = (),
     control: str | None = None,
 ) -> str:
+    trigger, base = metadata.trigger, metadata.base_fingerprint
     if control is not None:
-        prompt = json.dumps(metadata.trigger or "what the picture shows", ensure_ascii=False)
-        example = (
-            f"from PIL import Image\nfrom ether_diffusion.pipelines import {control}\n\n"
-            f"pipe = {control}.from_pretrained({json.dumps(base_model or _BASE)})\n"
-            f"pipe.load_control_weights({_ADAPTER})\n"
-            'where = Image.open("control image, of the proportions of the picture")\n'
-            f"picture = pipe({prompt}, control_image=where).images[0]"
-        )
+        prompt = json.dumps(trigger or "what the picture shows", ensure_ascii=False)
+        of_base = json.dumps(base_model or _BASE)
+        example = _CONTROLLED.format(control=control, base=of_base, adapter=_ADAPTER, prompt=prompt)
     without = "" if control is None else " and without the control image"
+    lora = _fenced(f"pipe.load_lora_weights({_ADAPTER})", "python") if has_lora_export else ""
+    drawn = " ".join(f"![{printable(prompt)}]({path})" for prompt, path in pictures)
     facts = "\n".join(f"{name}: {value}" for name, value in metadata.training.items())
-    paragraphs: Iterable[str | None] = (
+    paragraphs = (
         f"# {title}",
         intro,
         control and _FOLLOWS,
-        metadata.trigger and f"## Trigger\n\n{_fenced(metadata.trigger)}",
+        trigger and f"## Trigger\n\n{_fenced(trigger)}",
         f"## Use\n\n{_fenced(example, 'python')}",
-        f"As LoRA, without ether-diffusion{without}:\n\n"
-        f"{_fenced(f'pipe.load_lora_weights({_ADAPTER})', 'python')}"
-        if has_lora_export
-        else None,
+        lora and f"As LoRA, without ether-diffusion{without}:\n\n{lora}",
         "\n".join(["## Evaluation", "", *evaluation]) if evaluation else None,
-        fingerprint and f"Fingerprint of the base: `{fingerprint}`.",
-        "## Pictures\n\n" + " ".join(f"![{printable(prompt)}]({path})" for prompt, path in pictures)
-        if pictures
-        else None,
+        f"Fingerprint of the base: `{base.id}`." if config is not None and base is not None else None,
+        drawn and f"## Pictures\n\n{drawn}",
         facts and f"## Training\n\n{_fenced(facts)}",
     )
-    # the Hub refuses a card whose base_model is no Hub id, e.g. a local path
-    is_hub_id = base_model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is not None
+    is_for_text = config is not None and config.task_type is not None
     data = ModelCardData(
-        base_model=base_model if is_hub_id else None,
-        instance_prompt=metadata.trigger,
+        # the Hub refuses a card whose base_model is no Hub id, e.g. a local path
+        base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model or "") else None,
+        instance_prompt=trigger,
         library_name="peft",
         pipeline_tag=None if is_for_text else "text-to-image",
         tags=[tag] if is_for_text else [tag, "text-to-image", "diffusers"],
@@ -152,7 +134,7 @@ def _card(
     )
     body = "\n\n".join(filter(None, paragraphs))
     text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))  # parses the YAML
-    return text + _MARK.format(digest=_digest(text))
+    return text + _MARK.format(_digest(text), "once edited, it is left alone")
 
 
 def is_ours(path: Path) -> bool:
@@ -161,7 +143,7 @@ def is_ours(path: Path) -> bool:
         found = _MARKED.fullmatch(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         return False
-    return found is not None and _digest(found["text"]) == found["digest"]
+    return found is not None and _digest(found[1]) == found[2]
 
 
 def _digest(text: str) -> str:

@@ -10,24 +10,16 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from pydantic import Field
 from torch import Tensor
 
-from ether_diffusion.adapters.format import (
-    CONTROL_CONFIG_NAME,
-    ENCODER_NAME,
-    FORMAT_VERSION,
-    check_version,
-    content_hash,
-)
+from ether_diffusion.adapters import format as names
 from ether_diffusion.adapters.tensor_file import finite, open_tensors, safetensors_bytes
 from ether_diffusion.strict_json import StrictModel, checked, parse_json, validate
 
 CHANNELS = (16, 32, 96, 256)
 """Of the paper's encoder for a VAE that divides by 8: 1.09 M parameters on SD 1.5."""
 MAX_DOWNSAMPLINGS = 6
-MAX_CHANNELS = 4096
-
-_Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
-_Blocks = Annotated[tuple[_Channels, ...], Field(min_length=1, max_length=MAX_DOWNSAMPLINGS + 1)]
+_Channels = Annotated[int, Field(ge=1, le=4096)]
 _Type = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,40}$")]
+_Blocks = Annotated[tuple[_Channels, ...], Field(min_length=1, max_length=MAX_DOWNSAMPLINGS + 1)]
 
 
 @checked()
@@ -83,33 +75,37 @@ def parse_control_config(data: bytes, where: str) -> tuple[ControlConfig, str | 
     """Return an encoder's form, and the hash of its adapter."""
     found = parse_json(data, where)
     if isinstance(found, dict):
-        check_version(found.get("format_version"), where)
+        names.check_version(found.get("format_version"), where)
     form = validate(found, _ControlFile, where)
-    config = ControlConfig(**form.model_dump(exclude={"format_version", "adapter_sha256"}))
-    return config, form.adapter_sha256
+    return ControlConfig(**form.model_dump(exclude={"format_version", "adapter_sha256"})), form.adapter_sha256
 
 
 def parse_encoder(data: bytes, config: ControlConfig, where: str) -> ControlEncoder:
-    """Return the encoder of this form whose file has these bytes, frozen."""
+    """Return the encoder of this form whose file has these bytes, frozen, in float32."""
     with torch.device("meta"):
         encoder = ControlEncoder(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    encoder.load_state_dict(open_tensors(data, where).exactly(shapes), assign=True)
+    file = open_tensors(data, where)
+    needed = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    for name in sorted(needed.keys() | file.shapes.keys()):
+        found, own = file.shapes.get(name, "none"), needed.get(name, "none")
+        if found != own:
+            raise ValueError(
+                f"{where}: {name} has shape {found} and the configuration says {own}; the two files do not "
+                "belong together"
+            )
+    tensors = finite({name: tensor.float() for name, tensor in file.tensors().items()}, where)
+    encoder.load_state_dict(tensors, assign=True)
     return cast(ControlEncoder, encoder.requires_grad_(False).eval())
 
 
 def control_files(encoder: ControlEncoder, tensors: Mapping[str, Tensor] | None) -> dict[str, bytes]:
-    """Return the files of an encoder in float32, which name the adapter of these tensors; None is alone.
-
-    Raises:
-        ValueError: they would be refused on reading.
-    """
+    """Return the files of an encoder in float32, which name the adapter of these tensors; None is alone."""
     own = {n: t.detach().to("cpu").float().contiguous() for n, t in sorted(encoder.state_dict().items())}
-    config = asdict(encoder.config) | {
-        "format_version": FORMAT_VERSION,
-        "adapter_sha256": None if tensors is None else content_hash(tensors),
-    }
+    sha256 = None if tensors is None else names.content_hash(tensors)
+    config = asdict(encoder.config) | {"format_version": names.FORMAT_VERSION, "adapter_sha256": sha256}
     return {
-        CONTROL_CONFIG_NAME: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
-        ENCODER_NAME: safetensors_bytes(finite(own, "the control encoder to be written"), {"format": "pt"}),
+        names.CONTROL_CONFIG_NAME: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        names.ENCODER_NAME: safetensors_bytes(
+            finite(own, "the control encoder to be written"), {"format": "pt"}
+        ),
     }

@@ -23,14 +23,9 @@ Side = Literal["input", "output"]
 Value = TypeVar("Value")
 
 _FUSED = {f"attn.attn.{letter}": f"self_attn.{letter}_proj" for letter in "qkv"}
+_LLAMA = {"attn.proj": "self_attn.o_proj", "mlp.fc_1": "mlp.gate_proj", "mlp.fc_2": "mlp.up_proj"}
 _NAMES: dict[str, dict[str, str]] = {
-    "llama": {
-        **_FUSED,
-        "attn.proj": "self_attn.o_proj",
-        "mlp.fc_1": "mlp.gate_proj",
-        "mlp.fc_2": "mlp.up_proj",
-        "mlp.proj": "mlp.down_proj",
-    },
+    "llama": {**_FUSED, **_LLAMA, "mlp.proj": "mlp.down_proj"},
     "phi": {**_FUSED, "attn.proj": "self_attn.dense", "mlp.fc": "mlp.fc1", "mlp.proj": "mlp.fc2"},
 }
 """transformers' names of the projections in a block by the authors'."""
@@ -69,9 +64,8 @@ def convert_checkpoint(
         if "input" in sides and len(sides["input"][0]) > 1:
             raise ValueError(
                 f"{shown} is transformed on its input side in {len(sides['input'][0])} blocks, which the "
-                "authors' code applies to groups of output rows instead of chunks of the input: that is not "
-                "the paper's map, but one of rank num_blocks², which no adapter computes; num_blocks=1 is "
-                "converted"
+                "authors' code applies to groups of output rows: not the paper's map, but one of rank "
+                "num_blocks², which no adapter computes; num_blocks=1 is converted"
             )
         if block and part not in _NAMES[architecture]:
             known = ", ".join(_NAMES[architecture])
@@ -80,14 +74,12 @@ def convert_checkpoint(
         for label, vectors in sides.items():
             for letter, vector in zip("uv", vectors, strict=False):
                 tensors[f"{name}.ether_{label}_{letter}"] = vector.contiguous()
-    placements: set[Sides | None] = {
-        ("both" if len(sides) == 2 else next(iter(sides))) for sides in placed.values()
-    }
     found = [vectors for sides in placed.values() for vectors in sides.values()]
+    where: set[Sides | None] = {"both" if len(sides) == 2 else next(iter(sides)) for sides in placed.values()}
     config = EtherConfig(
         variant=_only({"ether" if len(vectors) == 1 else "ether_plus" for vectors in found}, "variants"),
         num_blocks=_only({len(vectors[0]) for vectors in found}, "numbers of blocks"),
-        sides=_only(placements, "sides", "convert one with side (--side) at a time"),
+        sides=_only(where, "sides"),
         target_modules=sorted({name.rpartition(".")[0] for name in tensors}),
         base_model_name_or_path=base_model,
     )
@@ -99,24 +91,17 @@ def convert_checkpoint(
 def _read_official(checkpoint: Path) -> dict[Place, Vectors]:
     """Read the vectors of an official checkpoint, `lit_model_ether_finetuned.pth`, as tensors only."""
     if not checkpoint.is_file():
-        raise FileNotFoundError(
-            f"{checkpoint} is not a file; name the lit_model_ether_finetuned.pth of a training"
-        )
+        raise FileNotFoundError(f"{checkpoint} is not a file; name a lit_model_ether_finetuned.pth")
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # broken and hostile files raise anything, from KeyError to UnpicklingError
-        raise ValueError(
-            f"{checkpoint} is not a torch checkpoint of tensors alone; it is not opened"
-        ) from error
+        raise ValueError(f"{checkpoint} is not a torch checkpoint of tensors alone, so not read") from error
     state = state.get("model", state) if isinstance(state, dict) else {}
     modules: dict[Place, Vectors] = {}
     for key, tensor in state.items():
         match = _KEY.fullmatch(str(key))
         if match is None or not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"{checkpoint} holds {str(key)[:120]!r}, which is no vector of ETHER; a checkpoint "
-                "of the authors' training holds nothing else"
-            )
+            raise ValueError(f"{checkpoint} holds {str(key)[:120]!r}, which is no vector of ETHER")
         block, part, head, number, letter = match.groups()
         rows = tensor[0] if tensor.dim() == 3 and len(tensor) == 1 else tensor  # q, k and v: (1, n, d / n)
         if rows.dim() != 2 or not rows.is_floating_point():
@@ -127,9 +112,7 @@ def _read_official(checkpoint: Path) -> dict[Place, Vectors]:
         place = block or "", head or (f"{part}.{letter}" if letter else part)
         modules.setdefault(place, {})[int(number or 1)] = rows.float()
     if not modules:
-        raise ValueError(
-            f"{checkpoint} holds no vectors of ETHER; name a checkpoint of the authors' training"
-        )
+        raise ValueError(f"{checkpoint} holds no vectors of ETHER; name one of the authors' training")
     for place, vectors in modules.items():
         if set(vectors) not in ({1}, {1, 2}, {1, 2, 3, 4}):
             name = ".".join(filter(None, place))
@@ -143,16 +126,16 @@ def _placed(modules: Mapping[Place, Vectors], side: Side | None) -> dict[Place, 
     others = ("attn.attn.k", "attn.attn.v", "mlp.proj")
     widths = {vectors[1].numel() for (_, part), vectors in modules.items() if part not in others}
     if not widths and any(part == "mlp.proj" for _, part in modules):
-        raise ValueError(
-            "the checkpoint adapts mlp.proj alone, and does not show on which side; nothing converted"
-        )
+        raise ValueError("the checkpoint adapts mlp.proj alone, and does not show on which side")
     placed: dict[Place, dict[Side, list[Tensor]]] = {}
     for place, vectors in modules.items():
         part, ordered = place[1], [vectors[number] for number in sorted(vectors)]
-        is_fused = part in _FUSED  # q, k and v transform their output first, others their input
-        # flip_side moves the MLP's last projection to its narrower output; only its width shows it
+        # q, k and v transform their output first, others their input; flip_side moves the MLP's last
+        # projection to its narrower output, and only its width shows it
         is_flipped = part == "mlp.proj" and len(ordered) < 4 and ordered[0].numel() == max(widths)
-        sides: tuple[Side, Side] = ("output", "input") if is_fused or is_flipped else ("input", "output")
+        sides: tuple[Side, Side] = (
+            ("output", "input") if part in _FUSED or is_flipped else ("input", "output")
+        )
         placed[place] = {sides[0]: ordered[:2]} | ({sides[1]: ordered[2:]} if len(ordered) == 4 else {})
     if side is None:
         return placed
@@ -164,8 +147,8 @@ def _placed(modules: Mapping[Place, Vectors], side: Side | None) -> dict[Place, 
     return chosen
 
 
-def _only(values: set[Value], what: str, advice: str = "no training of the authors writes that") -> Value:
+def _only(values: set[Value], what: str) -> Value:
     if len(values) > 1:
-        found = ", ".join(sorted(map(str, values)))
+        found, advice = ", ".join(sorted(map(str, values))), "convert one with side (--side) at a time"
         raise ValueError(f"the checkpoint mixes {what} ({found}), and an adapter has one; {advice}")
     return next(iter(values))

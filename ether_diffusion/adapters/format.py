@@ -28,8 +28,7 @@ CARD_NAME, PICKLE_NAME = "README.md", "adapter_model.bin"
 EXPORT_NAME = "pytorch_lora_weights.safetensors"
 """The LoRA file that diffusers prefers over every other file of a folder."""
 
-FORMAT_VERSION = 1
-PREFIX = "ether."
+FORMAT_VERSION, PREFIX = 1, "ether."
 """Of our entries in the header of a file of tensors."""
 FLOAT32_TOLERANCE = 1e-6
 """Relative; norms are stored with nine digits and summed in float64."""
@@ -37,6 +36,8 @@ FLOAT32_TOLERANCE = 1e-6
 Fact = str | int | float | bool
 Component = str
 """A component's name in its pipeline; the denoiser is "unet" whatever it is called there."""
+Sides = tuple[Vectors | None, Vectors | None]
+"""Raw vectors of a projection's input and output side."""
 BaseMatch = Literal["same", "other weights", "other architecture"]
 _CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -107,8 +108,8 @@ class AdapterPart:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         return dict(sorted(modules_of(self.config, shapes)[0].items()))
 
-    def projections(self) -> dict[str, tuple[Vectors | None, Vectors | None]]:
-        """Return ETHER's raw vectors of each adapted module's input and output side, by sorted name."""
+    def projections(self) -> dict[str, Sides]:
+        """Return ETHER's raw vectors of each adapted module's two sides, by sorted name."""
 
         def side(name: str, label: str) -> Vectors | None:
             u = self.tensors.get(f"{name}.ether_{label}_u")
@@ -146,7 +147,7 @@ class Adapter:
     def metadata(self) -> AdapterMetadata:
         return self.first.metadata if self.parts else AdapterMetadata()
 
-    def projections(self) -> dict[str, tuple[Vectors | None, Vectors | None]]:
+    def projections(self) -> dict[str, Sides]:
         return self.first.projections()
 
     @property
@@ -169,15 +170,14 @@ class Adapter:
 
 def fingerprint(weights: Mapping[str, Tensor]) -> BaseFingerprint | None:
     """Return the fingerprint of the base weights (out, in) by module name; None on the meta device."""
-    names = sorted(weights)
-    if any(weights[name].is_meta for name in names):
+    if any(weight.is_meta for weight in weights.values()):
         return None
-    shapes = json.dumps([(name, list(weights[name].shape)) for name in names])
-    norms = [_norm(weights[name].detach()) for name in names]
+    ordered = [(name, weights[name].detach()) for name in sorted(weights)]
+    shapes = json.dumps([(name, list(weight.shape)) for name, weight in ordered])
     return BaseFingerprint(
         architecture=hashlib.sha256(shapes.encode()).hexdigest()[:12],
-        norms=tuple(float(f"{norm:.9g}") for norm in norms),
-        rounding=float(f"{max((_rounding(weights[name]) for name in names), default=0.0):.3g}"),
+        norms=tuple(float(f"{_norm(weight):.9g}") for _, weight in ordered),
+        rounding=float(f"{max((_rounding(weight) for _, weight in ordered), default=0.0):.3g}"),
     )
 
 
@@ -190,9 +190,8 @@ def _norm(weight: Tensor) -> float:
 def _rounding(weight: Tensor) -> float:
     # Rounding moves each of N entries by up to eps / 2 of itself, independently: the norm then moves by about
     # 0.35 eps / √N for normally distributed entries. Measured 0.3 to 0.5; 4 leaves room for heavy tails.
-    if torch.finfo(weight.dtype).bits >= 32:
-        return 0.0
-    return 4 * torch.finfo(weight.dtype).eps / math.sqrt(weight.numel())
+    kind = torch.finfo(weight.dtype)
+    return 0.0 if kind.bits >= 32 else 4 * kind.eps / math.sqrt(weight.numel())
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -212,8 +211,7 @@ def check_version(version: Json, where: str, newest: int = FORMAT_VERSION) -> No
     """Refuse a format that a newer release wrote."""
     if isinstance(version, int) and version > newest and not isinstance(version, bool):
         raise ValueError(
-            f"{where} was made by a newer release (format {version}; this one reads up to {newest}); upgrade "
-            "ether-diffusion"
+            f"{where} was made by a newer release (format {version}; read is up to {newest}); upgrade"
         )
 
 
@@ -231,11 +229,7 @@ def parse_metadata(header: Mapping[str, str], where: str) -> AdapterMetadata:
 
 
 def metadata_header(metadata: AdapterMetadata) -> dict[str, str]:
-    """Return the header's entries: "format" as safetensors' users write it, and ours as JSON.
-
-    Raises:
-        ValueError: a training fact is not flat, or not a finite number.
-    """
+    """Return the header's entries: "format" as safetensors' users write it, and ours as JSON."""
     wrong = [name for name, fact in metadata.training.items() if not is_fact(fact)]
     if wrong:
         raise ValueError(f"training facts must be text, finite numbers or flags; {listed(wrong)} is not")

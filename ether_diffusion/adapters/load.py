@@ -10,29 +10,14 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
-)
+from peft import PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ether_diffusion.adapters import models
 from ether_diffusion.adapters.format import CONFIG_NAME, Adapter, AdapterPart
 from ether_diffusion.adapters.methods import is_plain, quiet
-from ether_diffusion.adapters.models import (
-    COMPONENTS,
-    Match,
-    Part,
-    Pipeline,
-    bare_model,
-    check_fit,
-    find_parts,
-    layers_with,
-    names_here,
-    plain_targets,
-)
+from ether_diffusion.adapters.models import Match, Part, Pipeline, bare_model, find_parts, tuner_layers
 from ether_diffusion.adapters.read import read_adapter
 from ether_diffusion.tuner import EtherConfig, EtherLayer
 from ether_diffusion.tuner.other_layers import adapters_of, other_layers, put_in_force
@@ -66,25 +51,20 @@ class Attaching(TypedDict, total=False):
     trainable: bool
 
 
-class Loading(Attaching, total=False):
-    """How an adapter is read and added; see `load_ether`."""
+class Reading(TypedDict, total=False):
+    """Where an adapter is read from; see `load_ether`."""
 
     subfolder: str | None
     revision: str | None
     local_files_only: bool
 
 
+class Loading(Attaching, Reading, total=False):
+    """How an adapter is read and added; see `load_ether`."""
+
+
 def load_ether(
-    pipeline_or_model: Pipeline | nn.Module,
-    path_or_hub_id: str | Path,
-    *,
-    adapter_name: str = "default",
-    subfolder: str | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    require_same_base: bool = False,
-    activate: bool = True,
-    trainable: bool = False,
+    pipeline_or_model: Pipeline | nn.Module, path_or_hub_id: str | Path, **how: Unpack[Loading]
 ) -> LoadReport:
     """Load an adapter of ETHER into a diffusers pipeline or a model, whole or not at all.
 
@@ -95,36 +75,29 @@ def load_ether(
 
     Args:
         path_or_hub_id: a folder, or a model of the Hugging Face Hub; what exists on disk is taken from there.
-        require_same_base: refuse other base weights of the same architecture, instead of warning.
-        activate: False leaves the adapters active that were.
-        trainable: True gives the adapter gradients, to train it further.
+        adapter_name: what it is called in the models ("default").
+        subfolder: where in the folder or the model of the Hub the adapter lies.
+        revision: branch, tag or commit of the Hub model.
+        local_files_only: do not ask the Hub, use what was downloaded before (False).
+        require_same_base: refuse other base weights of the same architecture, instead of warning (False).
+        activate: False leaves the adapters active that were (True).
+        trainable: True gives the adapter gradients, to train it further (False).
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
         ValueError: the file is not a whole ETHER adapter, or not one of this model.
     """
-    return load_any(
-        pipeline_or_model,
-        path_or_hub_id,
-        subfolder=subfolder,
-        revision=revision,
-        local_files_only=local_files_only,
-        only_ether=True,
-        adapter_name=adapter_name,
-        require_same_base=require_same_base,
-        activate=activate,
-        trainable=trainable,
-    )
+    return load_any(pipeline_or_model, path_or_hub_id, only_ether=True, **how)
 
 
 def load_any(
     pipeline_or_model: Pipeline | nn.Module,
     adapter: str | Path | Adapter,
     *,
+    only_ether: bool = False,
     subfolder: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
-    only_ether: bool = False,
     **how: Unpack[Attaching],
 ) -> LoadReport:
     """Load an adapter of any method that training saves, as `load_ether` loads those of ETHER.
@@ -136,14 +109,8 @@ def load_any(
         FileNotFoundError: there is no such folder, model or file.
         ValueError: the file is not a whole adapter of such a method, or not one of this model.
     """
-    found = read_for(
-        pipeline_or_model,
-        adapter,
-        subfolder=subfolder,
-        revision=revision,
-        local_files_only=local_files_only,
-        only_ether=only_ether,
-    )
+    where: Reading = {"subfolder": subfolder, "revision": revision, "local_files_only": local_files_only}
+    found = read_for(pipeline_or_model, adapter, only_ether=only_ether, **where)
     return attach(pipeline_or_model, found, **how)
 
 
@@ -151,45 +118,27 @@ def read_for(
     pipeline_or_model: Pipeline | nn.Module,
     adapter: str | Path | Adapter,
     *,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
     only_ether: bool = False,
     with_encoder: bool = False,
+    **where: Unpack[Reading],
 ) -> Adapter:
-    """Read what a pipeline or a model takes of an adapter, unless it was read; see `read_adapter`.
-
-    Raises:
-        FileNotFoundError, ValueError: as there; or a folder holds the adapter of a component that the
-            pipeline lacks, which a model by itself is only told.
-    """
+    """Read what a pipeline or a model takes of an adapter, unless it was read; see `read_adapter`."""
     if isinstance(adapter, Adapter):
         return adapter
     components = [part.component for part in find_parts(pipeline_or_model)]
-    folder = Path(adapter, subfolder or "")
+    folder = Path(adapter, where.get("subfolder") or "")
     try:
-        held = [name for name in COMPONENTS if (folder / name / CONFIG_NAME).exists()]
+        held = {name for name in models.COMPONENTS if (folder / name / CONFIG_NAME).exists()}
     except (OSError, ValueError):  # a name that no folder can have, which reading refuses
-        held = []
-    unused, place = listed(sorted(set(held) - set(components))), printable(folder)
+        held = set()
+    unused = listed(sorted(held - set(components)))
     if unused and not isinstance(pipeline_or_model, nn.Module):
-        raise ValueError(
-            f"{place} holds an adapter of {unused}, which this pipeline lacks; load it into the pipeline it "
-            "was made for"
-        )
+        raise ValueError(f"{printable(folder)} holds an adapter of {unused}, which this pipeline lacks")
     if unused:
-        told = (
-            f"{place} also holds an adapter of {unused}, which is not loaded; give the pipeline to load both"
-        )
+        told = f"{printable(folder)} also holds an adapter of {unused}, which is not loaded"
         warnings.warn(told, stacklevel=3)
     return read_adapter(
-        adapter,
-        subfolder=subfolder,
-        revision=revision,
-        local_files_only=local_files_only,
-        components=components,
-        with_encoder=with_encoder,
-        only_ether=only_ether,
+        adapter, components=components, with_encoder=with_encoder, only_ether=only_ether, **where
     )
 
 
@@ -202,27 +151,21 @@ def attach(
     activate: bool = True,
     trainable: bool = False,
 ) -> LoadReport:
-    """Add an adapter that was read to the models that it changes, all of them or none; see `load_ether`.
-
-    Raises:
-        ValueError: a component that it changes is lacking, or cannot take it.
-    """
+    """Add an adapter that was read to the models that it changes, all of them or none; see `load_ether`."""
     parts = {part.component: part for part in find_parts(pipeline_or_model)}
     lacking = listed(name for name in adapter.parts if name not in parts)
     if lacking or not adapter.parts:
         what = f"an adapter of {lacking}, which this pipeline lacks" if lacking else "nothing to attach"
         raise ValueError(f"{adapter.name} holds {what}; load it into the pipeline it was made for")
     found = [(parts[name], part) for name, part in adapter.parts.items()]
-    fits = [check_fit(part.model, own, adapter_name) for part, own in found]
-    for fit in fits:
-        if fit.match == "unknown" and require_same_base:
-            raise ValueError(
-                "the adapter carries no fingerprint of its base, which require_same_base needs; leave it out"
-            )
-        if fit.match == "other weights" and require_same_base:
-            raise ValueError(f"{fit.remark}; load that base, or leave out require_same_base")
-        if fit.match == "other weights":
-            warnings.warn(f"{fit.remark}, so results may differ", stacklevel=3)
+    fits = [models.check_fit(part.model, own, adapter_name) for part, own in found]
+    match = max((fit.match for fit in fits), key=("same", "unknown", "other weights").index)  # the worst
+    remark = "; ".join(filter(None, (fit.remark for fit in fits)))
+    if require_same_base and match != "same":
+        why = remark or "the adapter carries no fingerprint of its base"
+        raise ValueError(f"{why}; load that base, or leave out require_same_base")
+    if remark:
+        warnings.warn(f"{remark}, so results may differ", stacklevel=3)
     before = [_State(bare_model(part.model)) for part, _ in found]
     try:
         for (part, own), state in zip(found, before, strict=True):
@@ -234,11 +177,8 @@ def attach(
         raise
     components = {part.name: len(own.modules()) for part, own in found}
     count = sum(components.values())
-    match = max((fit.match for fit in fits), key=("same", "unknown", "other weights").index)  # the worst
     by_shape = "; it carries no fingerprint, so its base was checked by shape only"
-    logger.info(
-        "loaded %s into %d projections%s", adapter.name, count, by_shape if match == "unknown" else ""
-    )
+    logger.info("loaded %s into %d projections%s", adapter.name, count, by_shape * (match == "unknown"))
     return LoadReport(adapter_name, count, match, components)
 
 
@@ -246,8 +186,7 @@ class _State:
     """What a model's adapters were before: which are in force, what takes gradients, PEFT's flags."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.root = root
-        layers = [module for module in root.modules() if isinstance(module, BaseTunerLayer)]
+        self.root, layers = root, tuner_layers(root)
         self.active = {layer: list(layer.active_adapters) for layer in layers}
         self.disabled = {layer: layer._disable_adapters for layer in layers}
         self.gradients = {p: p.requires_grad for p in root.parameters()}
@@ -261,7 +200,7 @@ class _State:
         With `is_frozen` the base stays as adding an adapter leaves it: without gradients.
         """
         elsewhere = next((names for layer, names in self.active.items() if isinstance(layer, EtherLayer)), [])
-        for layer in [module for module in self.root.modules() if isinstance(module, BaseTunerLayer)]:
+        for layer in tuner_layers(self.root):
             if isinstance(layer, EtherLayer):
                 layer.set_adapter(self.active.get(layer, elsewhere))
             elif layer in self.active:
@@ -278,8 +217,7 @@ def _attach_part(
     part: Part, own: AdapterPart, adapter_name: str, before: _State, *, activate: bool, trainable: bool
 ) -> None:
     """Add an adapter to a model that `check_fit` found fitting; it stops where it fails."""
-    root = before.root
-    config = _exact_config(root, own)
+    root, config = before.root, _exact_config(before.root, own)
     config.inference_mode = not trainable
     with quiet(), torch.random.fork_rng(devices=[]):
         peft_model = getattr(part.model, "_orig_mod", part.model)
@@ -288,7 +226,7 @@ def _attach_part(
             peft_model.base_model.inject_adapter(root, adapter_name)
         else:
             inject_adapter_in_model(config, root, adapter_name)
-        layers = layers_with(root, adapter_name)
+        layers = models.layers_with(root, adapter_name)
         assert layers.keys() == own.modules().keys()
         names = {layer: name for name, layer in root.named_modules()}
         tensors = {
@@ -314,8 +252,7 @@ def _attach_part(
 
 def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
     """Return a configuration that targets the adapter's modules in this model, those and no others."""
-    config = copy.copy(own.config)
-    here, modules = names_here(root), own.modules()
+    config, here, modules = copy.copy(own.config), models.names_here(root), own.modules()
     if isinstance(config, EtherConfig):
         blocks = {here[name]: next(iter(shapes.values()))[0] for name, shapes in modules.items()}
         is_safe = all(map(is_plain, config.num_blocks_pattern))
@@ -323,7 +260,7 @@ def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
             # (^…) because PEFT puts an optional prefix before a pattern
             exact = {f"(^{re.escape(name)})": n for name, n in blocks.items() if n != config.num_blocks}
             config.num_blocks_pattern = exact
-    if plain_targets(root, config) != modules.keys():
+    if models.plain_targets(root, config) != modules.keys():
         config.target_modules = "|".join(re.escape(here[name]) for name in modules)
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     return config
@@ -332,7 +269,7 @@ def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
 def remove_adapter(model: nn.Module, names: Iterable[str]) -> None:
     """Take adapters of any method off a model; layers that hold none after are the base's own again."""
     root = bare_model(model)
-    for layer in [module for module in root.modules() if isinstance(module, BaseTunerLayer)]:
+    for layer in tuner_layers(root):
         for name in set(names).intersection(adapters_of(layer)):
             # PEFT would put another one in force, which nobody asked for
             rest = [active for active in layer.active_adapters if active != name]

@@ -4,14 +4,13 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from peft import BOFTConfig, DeloraConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig
-from pydantic import Field
+from pydantic import Field, create_model
 from torch import Tensor
 
 from ether_diffusion.adapters.tensor_file import Shape, finite
@@ -68,102 +67,36 @@ class _File(StrictModel):
     target_modules: Annotated[list[_Name], Field(min_length=1, max_length=4096)]
 
 
-class _LoraFile(_File):
-    r: _Rank
-    lora_alpha: _Factor
-    lora_dropout: _Dropout
-    init_lora_weights: Literal[True, False, "gaussian"]  # says nothing of the values that are stored
-
-
-class _OftFile(_File):
-    r: _Blocks
-    oft_block_size: Literal[0]
-    module_dropout: _Dropout
-
-
-class _HraFile(_File):
-    r: _Rank
-
-
-class _DeloraFile(_File):
-    r: _Rank
-    delora_lambda: _Factor
-    module_dropout: _Dropout
-
-
-class _BoftFile(_File):
-    boft_block_num: _Blocks
-    boft_block_size: Literal[0]
-    boft_dropout: _Dropout
-
-
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A method of PEFT's as training here configures it.
 
-    Attributes:
-        file: what its adapter_config.json may say.
-        tensors: the sizes of a module's tensors by the ends of their names: a number, a setting, the width
-            of the Linear, `in` or `out`, or this by a setting; `pairs` are the n (n - 1) / 2 of that many.
-        has_strengths: whether W' - W can be multiplied by a number.
+    fields are the settings that say how an adapter is made, and what its file may say of each. tensors are
+    the sizes of a module's tensors by the ends of their names: a number, a setting, the width of the Linear,
+    `in` or `out`, or this by a setting; `pairs-` are the n (n - 1) / 2 of that many. has_strengths says
+    whether W' - W can be multiplied by a number.
     """
 
     title: str
     config: type[PeftConfig]
-    file: type[StrictModel]
-    tensors: Mapping[str, tuple[str, ...]]
+    fields: Mapping[str, Any]
+    tensors: str
     has_strengths: bool = False
 
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """The names of the fields that say how an adapter is made."""
-        if self.config is EtherConfig:
-            return "variant", "num_blocks", "sides"
-        return tuple(name for name in self.file.model_fields if name not in _File.model_fields)
 
-
+_LORA = {"r": _Rank, "lora_alpha": _Factor, "lora_dropout": _Dropout}
+_LORA["init_lora_weights"] = Literal[True, False, "gaussian"]  # says nothing of the values that are stored
+_OFT = {"r": _Blocks, "oft_block_size": Literal[0], "module_dropout": _Dropout}
+_DELORA = {"r": _Rank, "delora_lambda": _Factor, "module_dropout": _Dropout}
+_BOFT = {"boft_block_num": _Blocks, "boft_block_size": Literal[0], "boft_dropout": _Dropout}
+_OF_DELORA = "delora_A=r,in delora_B=out,r delora_lambda=1 delora_w_norm=in"
+_OF_BOFT = "boft_R=1,boft_block_num,in/boft_block_num,in/boft_block_num boft_s=out,1"
 METHODS: Mapping[str, Method] = {
-    "ETHER": Method(
-        "ETHER",
-        EtherConfig,
-        _EtherFile,
-        {
-            f"ether_{side}_{letter}": ("num_blocks", f"{width}/num_blocks")
-            for side, width in (("input", "in"), ("output", "out"))
-            for letter in "uv"
-        },
-        has_strengths=True,
-    ),
-    "LORA": Method(
-        "LoRA",
-        LoraConfig,
-        _LoraFile,
-        {"lora_A.weight": ("r", "in"), "lora_B.weight": ("out", "r")},
-        has_strengths=True,
-    ),
-    "OFT": Method("OFT", OFTConfig, _OftFile, {"oft_R.weight": ("r", "pairs in/r")}),
-    "HRA": Method("HRA", HRAConfig, _HraFile, {"hra_u": ("in", "r")}),
-    "DELORA": Method(
-        "DeLoRA",
-        DeloraConfig,
-        _DeloraFile,
-        {
-            "delora_A": ("r", "in"),
-            "delora_B": ("out", "r"),
-            "delora_lambda": ("1",),
-            "delora_w_norm": ("in",),
-        },
-        has_strengths=True,
-    ),
-    "BOFT": Method(
-        "BOFT",
-        BOFTConfig,
-        _BoftFile,
-        {
-            "boft_R": ("1", "boft_block_num", "in/boft_block_num", "in/boft_block_num"),
-            "boft_s": ("out", "1"),
-        },
-    ),
+    "ETHER": Method("ETHER", EtherConfig, dict.fromkeys(("variant", "num_blocks", "sides")), "", True),
+    "LORA": Method("LoRA", LoraConfig, _LORA, "lora_A.weight=r,in lora_B.weight=out,r", True),
+    "OFT": Method("OFT", OFTConfig, _OFT, "oft_R.weight=r,pairs-in/r"),
+    "HRA": Method("HRA", HRAConfig, {"r": _Rank}, "hra_u=in,r"),
+    "DELORA": Method("DeLoRA", DeloraConfig, _DELORA, _OF_DELORA, True),
+    "BOFT": Method("BOFT", BOFTConfig, _BOFT, _OF_BOFT),
 }
 """By PEFT's name for the method."""
 
@@ -186,68 +119,7 @@ def title_of(config: PeftConfig) -> str:
 
 def settings_of(config: PeftConfig) -> dict[str, Any]:
     """Return what says the form of an adapter, e.g. {"r": 4, "lora_alpha": 4, …}."""
-    return {name: getattr(config, name) for name in method_of(config).settings}
-
-
-def widths_of(config: PeftConfig, module: str, found: Mapping[str, Shape]) -> tuple[int, int] | None:
-    """Return the widths (in, out) of a Linear whose module holds these shapes, 0 where they do not tell.
-
-    None is where there is no such Linear.
-    """
-    tensors = _tensors_of(config)
-    for form in _forms_of(config, module):
-        widths: dict[str, int] = {}
-        if all(
-            len(found[end]) == len(sizes)
-            and all(
-                n >= 1 and _is_size(n, size, form, widths) for n, size in zip(found[end], sizes, strict=True)
-            )
-            for end, sizes in tensors.items()
-        ):
-            return widths.get("in", 0), widths.get("out", 0)
-    return None
-
-
-def _is_size(number: int, size: str, form: Mapping[str, Any], widths: dict[str, int]) -> bool:
-    """Say whether a number is a size, see `Method`; the first that tells of a width decides on it."""
-    if size.isdecimal() or size in form:
-        return bool(number == (form[size] if size in form else int(size)))
-    pairs, _, size = size.rpartition(" ")
-    side, _, divisor = size.partition("/")
-    many = (1 + math.isqrt(1 + 8 * number)) // 2 if pairs else number
-    if pairs and many * (many - 1) // 2 != number:
-        return False
-    width = many * form[divisor] if divisor else many
-    return bool(widths.setdefault(side, width) == width)
-
-
-def _tensors_of(config: PeftConfig) -> Mapping[str, tuple[str, ...]]:
-    """Return the tensors of each module: those of a method, of ETHER's variant and sides."""
-    tensors = method_of(config).tensors
-    if not isinstance(config, EtherConfig):
-        return tensors
-    letters = "u" if config.variant == "ether" else "uv"
-    sides = ("input", "output") if config.sides == "both" else (config.sides,)
-    names = [f"ether_{side}_{letter}" for side in sides for letter in letters]
-    return {name: tensors[name] for name in names}
-
-
-def _forms_of(config: PeftConfig, module: str) -> list[dict[str, Any]]:
-    """Return the settings that a module may have: of ETHER, its number of blocks may be one of several.
-
-    A pattern with regex operators is never evaluated: from a stranger it may take forever. Its number of
-    blocks is allowed everywhere instead, and the tensors say where it holds.
-    """
-    settings = settings_of(config)
-    if not isinstance(config, EtherConfig):
-        return [settings]
-    patterns = config.num_blocks_pattern
-    if all(map(is_plain, patterns)):
-        named = {blocks for name, blocks in patterns.items() if f".{module}".endswith(f".{name}")}
-        allowed = named or {config.num_blocks}
-    else:
-        allowed = {config.num_blocks, *patterns.values()}
-    return [settings | {"num_blocks": blocks} for blocks in sorted(allowed)]
+    return {name: getattr(config, name) for name in method_of(config).fields}
 
 
 def is_plain(pattern: str) -> bool:
@@ -261,6 +133,9 @@ def is_target(module: str, targets: Collection[str]) -> bool:
     return any(".".join(words[start:]) in targets for start in range(len(words)))
 
 
+# adapter_config.json
+
+
 def parse_config(data: bytes, where: str, *, only_ether: bool = False) -> PeftConfig:
     """Return the configuration in adapter_config.json."""
     found = parse_json(data, where)
@@ -268,53 +143,46 @@ def parse_config(data: bytes, where: str, *, only_ether: bool = False) -> PeftCo
         raise ValueError(f"{where} is not a JSON object; save the adapter again")
     name = found.get("peft_type")
     if only_ether and isinstance(name, str) and name.upper() != "ETHER":
-        kind = f"an adapter of the method {printable(name, 40)}; use peft.PeftModel.from_pretrained"
-        if name == "LORA":
-            of = f" of rank {found['r']}" if isinstance(found.get("r"), int) else ""
-            kind = f"a LoRA{of}; use pipe.load_lora_weights or peft.PeftModel.from_pretrained"
-        raise ValueError(f"{where} is not of an ETHER adapter: this is {kind}")
+        reader = "pipe.load_lora_weights or peft.PeftModel" if name == "LORA" else "peft.PeftModel"
+        raise ValueError(f"{where} is of the method {printable(name, 40)}, not ETHER; use {reader}")
     return config_from(found, where)
 
 
 def config_from(found: Mapping[str, Json], where: str) -> PeftConfig:
     """Return the configuration of JSON values, as `parse_config`; classes that it names are dropped."""
     name = found.get("peft_type")
-    if not isinstance(name, str):
-        raise ValueError(f'{where} does not say "peft_type": "ETHER"; it is not an adapter of this kind')
-    method = METHODS.get(name.upper())
+    method = METHODS.get(name.upper()) if isinstance(name, str) else None
     if method is None:
         titles = listed((known.title for known in METHODS.values()), 9)
         raise ValueError(f"{where} is of the method {printable(name, 40)}; {titles} are read")
     is_ether = method.config is EtherConfig
-    defaults = {} if is_ether else json.loads(json.dumps(method.config().to_dict(), default=list))
-    known = method.file.model_fields.keys()
+    model: type[StrictModel] = _EtherFile
+    defaults: dict[str, Json] = {}
+    if not is_ether:
+        defaults = json.loads(json.dumps(method.config().to_dict(), default=list))
+        fields: Any = {name: (kind, ...) for name, kind in method.fields.items()}
+        model = create_model("_File", __base__=_File, **fields)
+    known = model.model_fields.keys()
     unknown = {key: value for key, value in found.items() if key not in defaults.keys() | known}
     telling = [key for key, value in unknown.items() if value not in (None, False, [], {}, "")]
     if telling:
-        raise ValueError(
-            f"{where} sets {listed(telling)}, which this release does not know; upgrade ether-diffusion, "
-            f"or remove the entry if it is not meant for {method.title}"
-        )
+        raise ValueError(f"{where} sets {listed(telling)}, which this release does not know; upgrade it")
     if unknown:
-        warnings.warn(
-            f"{where} has the unknown entries {listed(unknown)}; they are empty, so ignored", stacklevel=2
-        )
+        said = f"{where} has the unknown entries {listed(unknown)}; they are empty, so ignored"
+        warnings.warn(said, stacklevel=2)
     others = sorted(defaults.keys() & found.keys() - known - {"init_weights"})
     changed = [f"{key}={json.dumps(found[key])}" for key in others if found[key] != defaults[key]]
     if changed:
         raise ValueError(
-            f"{where} sets {listed(changed)}, which training here does not and is not read; use "
-            f"peft.PeftModel.from_pretrained for such a {method.title}"
+            f"{where} sets {listed(changed)}, which is not read; use peft.PeftModel for such a {method.title}"
         )
-    stated = {key: defaults[key] for key in method.settings if key in defaults}
-    stated |= {key: found[key] for key in known if key in found}
-    own = validate(stated, method.file, where)
+    stated = {key: defaults[key] for key in method.fields if key in defaults}
+    own = validate(stated | {key: found[key] for key in known if key in found}, model, where)
     dropped = {"peft_type", "auto_mapping"} | (set() if is_ether else {"peft_version"})
     arguments = own.model_dump(exclude_unset=True, exclude=dropped)
-    arguments |= {} if is_ether else {"inference_mode": True}
     try:
         with quiet():
-            return method.config(**arguments)
+            return method.config(**arguments | ({} if is_ether else {"inference_mode": True}))
     except ValueError as error:
         raise ValueError(f"{where}: {printable(error, 400)}") from None
 
@@ -323,6 +191,9 @@ def config_json(config: PeftConfig) -> dict[str, Json]:
     """Return what adapter_config.json says of a configuration."""
     values = cast(dict[str, Any], config.to_dict())
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+
+
+# the names and shapes of tensors
 
 
 def modules_of(
@@ -343,41 +214,77 @@ def modules_of(
 
 def check_layout(config: PeftConfig, shapes: Mapping[str, Shape], where: str) -> dict[str, dict[str, Shape]]:
     """Check that tensors of these names and shapes are those of a configuration; see `modules_of`."""
-    title, settings = title_of(config), settings_of(config)
     modules, strange = modules_of(config, shapes)
-    if strange:
-        raise ValueError(
-            f"{where} holds tensors that are not those of {title} with {_shown(settings)} "
-            f"({listed(strange)}); save the adapter again, without other weights"
-        )
-    if not modules:
-        raise ValueError(f"{where} holds no tensors; save the adapter again")
-    missing = [
-        f"{m}.{end}" for m, found in modules.items() for end in _tensors_of(config) if end not in found
-    ]
+    settings = printable(", ".join(f"{n}={value!r}" for n, value in settings_of(config).items()), 200)
+    form = f"{title_of(config)} with {settings}"
+    if strange or not modules:
+        raise ValueError(f"{where} holds tensors that are not those of {form} ({listed(strange) or 'none'})")
+    ends, targets = _tensors_of(config), config.target_modules
+    missing = [f"{module}.{end}" for module, found in modules.items() for end in ends if end not in found]
     if missing:
-        raise ValueError(
-            f"{where} lacks {listed(missing)}, which {_shown(settings)} needs; fetch or save it again"
-        )
-    targets = None if isinstance(config, EtherConfig) else config.target_modules
-    untargeted = [module for module in modules if targets and not is_target(module, targets)]
-    if untargeted:
-        raise ValueError(
-            f"{where} holds tensors of {listed(untargeted)}, which the configuration does not target; "
-            "the two files do not belong together"
-        )
+        raise ValueError(f"{where} lacks {listed(missing)} of {form}; fetch or save it again")
     for module, found in modules.items():
+        if not isinstance(config, EtherConfig) and not is_target(module, targets or ()):
+            raise ValueError(f"{where} holds {module}, which the configuration does not target")
         if widths_of(config, module, found) is None:
-            shapes_here = ", ".join(f"{end} {shape}" for end, shape in sorted(found.items()))
+            here = printable(", ".join(f"{end} {shape}" for end, shape in sorted(found.items())), 200)
             raise ValueError(
-                f"{where}: {module} has {printable(shapes_here, 200)}, which no {title} of "
-                f"{_shown(_forms_of(config, module)[0])} has; the two files do not belong together"
+                f"{where}: {module} has {here}, which no {form} has; the two files do not belong together"
             )
     return modules
 
 
-def _shown(settings: Mapping[str, Any]) -> str:
-    return printable(", ".join(f"{name}={value!r}" for name, value in settings.items()), 200)
+def widths_of(config: PeftConfig, module: str, found: Mapping[str, Shape]) -> tuple[int, int] | None:
+    """Return the widths (in, out) of a Linear whose module holds these shapes, 0 where they do not tell.
+
+    None is where there is no such Linear.
+    """
+    sizes = [(found[end], sizes) for end, sizes in _tensors_of(config).items()]
+    for form in _forms_of(config, module):
+        widths: dict[str, int] = {}
+        pairs = [pair for shape, names in sizes for pair in zip(shape, names, strict=False)]
+        is_like = all(len(shape) == len(names) for shape, names in sizes)
+        if is_like and all(n >= 1 and _is_size(n, size, form, widths) for n, size in pairs):
+            return widths.get("in", 0), widths.get("out", 0)
+    return None
+
+
+def _is_size(number: int, size: str, form: Mapping[str, Any], widths: dict[str, int]) -> bool:
+    """Say whether a number is a size, see `Method`; the first that tells of a width decides on it."""
+    if size == "1" or size in form:
+        return bool(number == form.get(size, 1))
+    pairs, _, size = size.rpartition("-")
+    side, _, divisor = size.partition("/")
+    many = (1 + math.isqrt(1 + 8 * number)) // 2 if pairs else number
+    width = many * form[divisor] if divisor else many
+    is_whole = not pairs or many * (many - 1) // 2 == number
+    return bool(is_whole and widths.setdefault(side, width) == width)
+
+
+def _tensors_of(config: PeftConfig) -> Mapping[str, Sequence[str]]:
+    """Return the sizes of the tensors of each module: those of a method, of ETHER's variant and sides."""
+    if isinstance(config, EtherConfig):
+        sides, letters = {"input": "in", "output": "out"}, "u" if config.variant == "ether" else "uv"
+        chosen = sides if config.sides == "both" else [str(config.sides)]
+        return {f"ether_{s}_{x}": ("num_blocks", f"{sides[s]}/num_blocks") for s in chosen for x in letters}
+    pairs = [tensor.split("=") for tensor in method_of(config).tensors.split()]
+    return {end: sizes.split(",") for end, sizes in pairs}
+
+
+def _forms_of(config: PeftConfig, module: str) -> list[dict[str, Any]]:
+    """Return the settings that a module may have: of ETHER, its number of blocks may be one of several.
+
+    A pattern with regex operators is never evaluated: from a stranger it may take forever. Its number of
+    blocks is allowed everywhere instead, and the tensors say where it holds.
+    """
+    settings = settings_of(config)
+    if not isinstance(config, EtherConfig):
+        return [settings]
+    patterns, allowed = config.num_blocks_pattern, {config.num_blocks, *config.num_blocks_pattern.values()}
+    if all(map(is_plain, patterns)):
+        named = {blocks for name, blocks in patterns.items() if f".{module}".endswith(f".{name}")}
+        allowed = named or {config.num_blocks}
+    return [settings | {"num_blocks": blocks} for blocks in sorted(allowed)]
 
 
 def usable_values(config: PeftConfig, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -392,23 +299,24 @@ def usable_values(config: PeftConfig, tensors: Mapping[str, Tensor], where: str)
         return {name: _with_safe_norms(tensor, name, where) for name, tensor in ordered.items()}
     usable = finite({name: tensor.float() for name, tensor in ordered.items()}, where)
     for name, tensor in usable.items():
-        if name.endswith(".hra_u") and bool((torch.linalg.vector_norm(tensor, dim=0) == 0).any()):
-            raise ValueError(f"{where}: a vector of {name} is zero and has no direction; use another save")
+        if name.endswith(".hra_u"):
+            _check_directions((torch.linalg.vector_norm(tensor, dim=0) == 0), name, where)
     return usable
 
 
 def _with_safe_norms(tensor: Tensor, name: str, where: str) -> Tensor:
     wide = tensor.double()
     largest = wide.abs().amax(dim=1, keepdim=True)
-    is_zero = largest < torch.finfo(torch.float64).tiny
-    if is_zero.any():
-        block = int(is_zero.flatten().nonzero()[0])
-        raise ValueError(
-            f"{where}: block {block} of {printable(name)} is zero and has no direction; use another save"
-        )
+    _check_directions((largest < torch.finfo(torch.float64).tiny).flatten(), name, where)
     exponent = torch.frexp(largest).exponent
     fits = (exponent > -SAFE_EXPONENT) & (exponent < SAFE_EXPONENT)
     return (wide * 2.0 ** torch.where(fits, 0, -exponent).double()).float()
+
+
+def _check_directions(is_zero: Tensor, name: str, where: str) -> None:
+    if is_zero.any():
+        place = f"block {int(is_zero.nonzero()[0])} of {printable(name)}"
+        raise ValueError(f"{where}: {place} is zero and has no direction; use another save")
 
 
 @contextmanager

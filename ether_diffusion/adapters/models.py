@@ -28,11 +28,8 @@ COMPONENTS = (
     *("text_conditioner", "controlnet", "motion_adapter", "image_encoder", "vae"),
 )
 """The subfolders that are known for a component's adapter, where no pipeline says what it has."""
-
-_ORIGIN = "_name_or_path"
 _WRAPPERS = frozenset({"base_layer", "_orig_mod"})
 """What an adapter of another method on top, and torch.compile of a single block, put into names."""
-
 
 Match = BaseMatch | Literal["unknown"]
 
@@ -52,6 +49,26 @@ class Part:
     name: str
     component: str
     model: nn.Module
+
+
+def find_parts(pipeline_or_model: Pipeline | nn.Module) -> list[Part]:
+    """Return the models that may carry adapters, the denoiser first, then text encoders, then all others."""
+    kind = type(pipeline_or_model).__name__
+    if isinstance(pipeline_or_model, nn.Module):
+        return [Part(type(bare_model(pipeline_or_model)).__name__, "unet", pipeline_or_model)]
+    if not hasattr(pipeline_or_model, "components"):
+        raise ValueError(f"{kind} is neither a torch module nor a diffusers pipeline; give one of them")
+    models = {n: model for n, model in pipeline_or_model.components.items() if isinstance(model, nn.Module)}
+    denoisers = [name for name in DENOISERS if name in models][:1]
+    first = denoisers + [name for name in TEXT_ENCODERS if name in models]
+    if not first:
+        known = ", ".join(DENOISERS + TEXT_ENCODERS)
+        raise ValueError(f"{kind} has none of {known}; give the model itself")
+    parts: dict[nn.Module, Part] = {}
+    for name in dict.fromkeys([*first, *models]):  # a model may stand under two names, and is one part
+        component = "unet" if name in denoisers else name
+        parts.setdefault(bare_model(models[name]), Part(name, component, models[name]))
+    return list(parts.values())
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -84,6 +101,11 @@ def configs_of(model: nn.Module) -> dict[str, PeftConfig]:
     return cast(dict[str, PeftConfig], getattr(bare_model(model), "peft_config", {}))
 
 
+def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """Return the layers of a model that hold adapters of any method."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
 def layers_with(model: nn.Module, adapter_name: str) -> dict[str, BaseTunerLayer]:
     """Return the layers of a model that carry an adapter of any method, by their sorted plain names."""
     found = {
@@ -96,23 +118,21 @@ def layers_with(model: nn.Module, adapter_name: str) -> dict[str, BaseTunerLayer
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """Return an adapter's tensors by their plain names in the model, as its file names them."""
-    state: dict[str, Tensor] = get_peft_model_state_dict(
-        bare_model(model),
-        adapter_name=adapter_name,
-        save_embedding_layers=False,  # else PEFT asks the Hub
-    )
+    # embedding layers are not saved: PEFT would ask the Hub
+    options = {"adapter_name": adapter_name, "save_embedding_layers": False}
+    state: dict[str, Tensor] = get_peft_model_state_dict(bare_model(model), **options)
     return {plain_name(name): tensor for name, tensor in sorted(state.items())}
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """Return the frozen layer under adapters of any method, or the module itself."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | None:
     """Return the fingerprint of the named modules' own weights, merged or not; None on the meta device."""
     modules = plain_modules(model)
     return fingerprint({name: _pristine_weight(modules[name]) for name in names})
-
-
-def base_layer(module: nn.Module) -> nn.Module:
-    """Return the frozen layer under adapters of any method, or the module itself."""
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def _pristine_weight(module: nn.Module) -> Tensor:
@@ -125,11 +145,9 @@ def _pristine_weight(module: nn.Module) -> Tensor:
 
 def name_of_base(owner: object) -> str | None:
     """Return what a pipeline or a model was loaded from, as `shareable_name`; None where it does not say."""
-    root = bare_model(owner) if isinstance(owner, nn.Module) else owner
-    config = getattr(root, "config", None)
-    if isinstance(config, Mapping):
-        return shareable_name(config.get(_ORIGIN))
-    return shareable_name(getattr(config, _ORIGIN, None))
+    config = getattr(bare_model(owner) if isinstance(owner, nn.Module) else owner, "config", None)
+    values = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    return shareable_name(values.get("_name_or_path"))
 
 
 def shareable_name(origin: object) -> str | None:
@@ -146,37 +164,6 @@ def shareable_name(origin: object) -> str | None:
     return str(origin)
 
 
-def find_parts(pipeline_or_model: Pipeline | nn.Module) -> list[Part]:
-    """Return the models that may carry adapters, the denoiser first, then text encoders, then all others.
-
-    Raises:
-        ValueError: neither a module nor a pipeline, or a pipeline with neither denoiser nor text encoder.
-    """
-    if isinstance(pipeline_or_model, nn.Module):
-        return [Part(type(bare_model(pipeline_or_model)).__name__, "unet", pipeline_or_model)]
-    if not hasattr(pipeline_or_model, "components"):
-        raise ValueError(
-            f"{type(pipeline_or_model).__name__} is neither a torch module nor a diffusers pipeline; "
-            "give one of them"
-        )
-    components = {
-        name: model for name, model in pipeline_or_model.components.items() if isinstance(model, nn.Module)
-    }
-    denoisers = [name for name in DENOISERS if name in components][:1]
-    first = denoisers + [name for name in TEXT_ENCODERS if name in components]
-    if not first:
-        raise ValueError(
-            f"{type(pipeline_or_model).__name__} has none of {', '.join(DENOISERS + TEXT_ENCODERS)}; "
-            "give the model itself"
-        )
-    parts: dict[nn.Module, Part] = {}
-    for name in dict.fromkeys([*first, *components]):
-        # a model may stand under two names, and is one part
-        component = "unet" if name in denoisers else name
-        parts.setdefault(bare_model(components[name]), Part(name, component, components[name]))
-    return list(parts.values())
-
-
 @dataclass(frozen=True)
 class Fit:
     """How a model's base compares with an adapter's; `remark` is a clause where it is of other weights."""
@@ -191,54 +178,44 @@ def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> 
     Without a name nothing is asked of the adapters that the model carries, but that none is merged.
 
     Raises:
-        ValueError: it cannot: the name is taken, adapters are merged or do not go together, modules or widths
-            are others, or the fingerprint is of another architecture.
+        ValueError: it cannot.
     """
-    root = bare_model(model)
+    root, names = bare_model(model), list(part.modules())
     made_for = printable(part.metadata.base_model or "an unnamed base")
     given = printable(name_of_base(model) or f"this {type(root).__name__}")
-    merged = {name for m in root.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
+    merged = {name for layer in tuner_layers(root) for name in layer.merged_adapters}
     if merged:
-        raise ValueError(
-            f"{listed(sorted(merged))} is merged into {given}; unmerge (unfuse) before loading another"
-        )
+        raise ValueError(f"{listed(sorted(merged))} is merged into {given}; unmerge (unfuse) it first")
     if adapter_name is not None:
-        _check_name(root, adapter_name)
-        _check_methods(model, part.config, given)
-    modules, needed = plain_modules(root), part.modules()
-    absent = [name for name in needed if name not in modules]
+        _check_room(model, part.config, adapter_name, given)
+    modules = plain_modules(root)
+    absent = [name for name in names if name not in modules]
     if absent:
         raise ValueError(
-            f"the adapter was made for {made_for}: {len(absent)} of its {len(needed)} projections are not in "
+            f"the adapter was made for {made_for}: {len(absent)} of its {len(names)} projections are not in "
             f"{given} ({listed(absent)}); load the base it was made for"
         )
     config = None if adapter_name is None else part.config
-    problems = [p for name in needed if (p := _problem(name, modules[name], config)) is not None]
+    problems = [problem for name in names if (problem := _problem(name, modules[name], config)) is not None]
     if problems:
-        more = f"; and {len(problems) - 3} more" if problems[3:] else ""
-        raise ValueError("; ".join(problems[:3]) + more)
+        raise ValueError("; ".join(problems[:3]))
     theirs = part.metadata.base_fingerprint
-    ours = None if theirs is None else base_fingerprint(root, list(needed))
+    ours = None if theirs is None else base_fingerprint(root, names)
+    match: Match = "unknown"
     if theirs is not None and ours is not None:
         made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"
+        match = theirs.compare(ours)
     wrong = []
-    for name, found in needed.items():
-        linear, widths = base_layer(modules[name]), widths_of(part.config, name, found)
-        assert isinstance(linear, nn.Linear)
+    for name, found in part.modules().items():
+        linear, widths = cast(nn.Linear, base_layer(modules[name])), widths_of(part.config, name, found)
         assert widths is not None  # as was checked on reading
-        wrong += [
-            f"{name}: {side} width {here} here and {there} in the adapter"
-            for side, here, there in zip(
-                ("input", "output"), (linear.in_features, linear.out_features), widths, strict=True
-            )
-            if there not in (0, here)
-        ][:1]
-    match = "unknown" if theirs is None or ours is None else theirs.compare(ours)
+        sides = ("input", linear.in_features, widths[0]), ("output", linear.out_features, widths[1])
+        unlike = [side for side in sides if side[2] not in (0, side[1])]
+        wrong += [f"{name}: {side} width {own} here and {its} in the adapter" for side, own, its in unlike]
     if wrong or match == "other architecture":
         shown = f" ({listed(wrong, 3)})" if wrong else ""
         raise ValueError(
-            f"the adapter was made for {made_for}, another architecture than {given}{shown}; "
-            "load the base it was made for"
+            f"the adapter was made for {made_for}, another architecture than {given}{shown}; load that base"
         )
     if match != "same" or not isinstance(part.config, EtherConfig):
         _check_whole(root, part, given)
@@ -246,29 +223,20 @@ def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> 
     return Fit(match, remark if match == "other weights" else "")
 
 
-def _check_name(root: nn.Module, adapter_name: str) -> None:
-    if not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name):
-        raise ValueError(
-            f"adapter_name={adapter_name!r} cannot name an adapter; use 1 to 100 characters, no dots"
-        )
+def _check_room(model: nn.Module, config: PeftConfig, adapter_name: str, given: str) -> None:
+    """Check that an adapter can have this name, and that those that a model carries leave room for it."""
+    root, is_ether = bare_model(model), isinstance(config, EtherConfig)
     if adapter_name in configs_of(root):
-        raise ValueError(
-            f"the model already has an adapter named {adapter_name!r}; choose another adapter_name "
-            "or delete it first"
-        )
-    # PEFT finds an adapter's parameters by this name between dots
-    if any(adapter_name in name.split(".") for name, _ in root.named_modules()):
-        raise ValueError(
-            f"adapter_name={adapter_name!r} is also the name of a part of the model; choose another"
-        )
-
-
-def _check_methods(model: nn.Module, config: PeftConfig, given: str) -> None:
-    """Check that the adapters that a model carries leave room for one of another method."""
-    model, is_ether = getattr(model, "_orig_mod", model), isinstance(config, EtherConfig)
+        raise ValueError(f"the model already has an adapter named {adapter_name!r}; choose another")
+    parts = {word for name, _ in root.named_modules() for word in name.split(".")}
+    # PEFT finds an adapter's parameters by its name between dots
+    if not re.fullmatch(r"[^.\x00-\x1f\x7f]{1,100}", adapter_name) or adapter_name in parts:
+        needed = "1 to 100 characters without dots, that name no part of the model"
+        raise ValueError(f"adapter_name={adapter_name!r} cannot name an adapter here; use {needed}")
+    model = getattr(model, "_orig_mod", model)
     if isinstance(model, PeftModel) and not (is_ether and isinstance(model.base_model, EtherModel)):
-        method = type(model.base_model).__name__
-        raise ValueError(f"{given} is a PeftModel ({method}); load into its get_base_model()")
+        kind = type(model.base_model).__name__
+        raise ValueError(f"{given} is a PeftModel ({kind}); load into its get_base_model()")
     others = sorted({name_of(other) for other in configs_of(model).values()} - {name_of(config)})
     if others and not is_ether:
         raise ValueError(
@@ -281,8 +249,7 @@ def _problem(name: str, module: nn.Module, config: PeftConfig | None) -> str | N
     # a LoRA adds to what is under it, so that ETHER goes there; beside its own kind every method goes
     is_other = isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer | LoraLinear)
     if is_other and isinstance(config, EtherConfig):
-        method = type(module).__name__
-        return f"{name} already carries an adapter of another method ({method}); unload it first"
+        return f"{name} already carries an adapter of another method ({type(module).__name__}); unload it"
     linear = base_layer(module)
     weight = linear.weight.data if isinstance(linear, nn.Linear) else None
     # quantized weights have types of their own
@@ -302,14 +269,9 @@ def plain_targets(root: nn.Module, config: PeftConfig) -> set[str]:
     targets, excluded = config.target_modules, config.exclude_modules or set()
     if isinstance(targets, str) or isinstance(excluded, str) or config.layers_to_transform is not None:
         return set()
-    wanted = set(ATTENTION if targets is None else targets)
-    return {
-        name
-        for name, module in plain_modules(root).items()
-        if isinstance(base_layer(module), nn.Linear)
-        and is_target(name, wanted)
-        and not is_target(name, set(excluded))
-    }
+    linears = [n for n, module in plain_modules(root).items() if isinstance(base_layer(module), nn.Linear)]
+    wanted, left_out = set(ATTENTION if targets is None else targets), set(excluded)
+    return {name for name in linears if is_target(name, wanted) and not is_target(name, left_out)}
 
 
 def _check_whole(root: nn.Module, part: AdapterPart, given: str) -> None:

@@ -1,43 +1,19 @@
 """Reading an adapter of any method, once: everything that can be checked without a model is checked here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import huggingface_hub
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ether_diffusion.adapters import tensor_file
-from ether_diffusion.adapters.format import (
-    CONFIG_NAME,
-    CONTROL_CONFIG_NAME,
-    ENCODER_NAME,
-    EXPORT_NAME,
-    PICKLE_NAME,
-    TENSORS_NAME,
-    Adapter,
-    AdapterPart,
-    Component,
-    parse_metadata,
-)
-from ether_diffusion.adapters.methods import (
-    check_layout,
-    method_of,
-    modules_of,
-    parse_config,
-    title_of,
-    usable_values,
-)
+from ether_diffusion.adapters import format as names
+from ether_diffusion.adapters import methods, tensor_file
+from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME, Adapter, AdapterPart, Component
 from ether_diffusion.adapters.models import COMPONENTS, TEXT_ENCODERS, plain_name
-from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, Shape, open_tensors, read_shapes
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import listed, printable
 
@@ -48,19 +24,18 @@ MAX_CONFIG_BYTES = 2**20
 ON_THE_HUB = ("unet", *TEXT_ENCODERS[:2], "transformer_2")
 """The components that the Hub is asked for where nobody says which; a folder says what it holds."""
 _DIFFUSERS, _PEFT = "use pipe.load_lora_weights", "use peft.PeftModel.from_pretrained"
-_KINDS: tuple[tuple[tuple[str, ...], str, int | None, str], ...] = (
-    # (parts of a tensor's name, what it is, the axis that is the rank, who reads it)
-    (("lora_down.", "lora.down.", "lora_A", "lora_linear_layer.down"), "a LoRA", 0, _DIFFUSERS),
-    (("lora_up.", "lora.up.", "lora_B", "lora_linear_layer.up"), "a LoRA", 1, _DIFFUSERS),
-    (("hada_w1_", "hada_w2_"), "a LoHa", None, _DIFFUSERS),
-    (("lokr_w1", "lokr_w2"), "a LoKr", None, _DIFFUSERS),
-    (("oft_R", "oft_r", "oft_blocks", "oft_diag"), "an OFT adapter", None, _PEFT),
-    (("boft_R", "boft_s"), "a BOFT adapter", None, _PEFT),
-    (("hra_u",), "an HRA adapter", None, _PEFT),
-    (("ia3_l",), "an IA³ adapter", None, _PEFT),
-    (("delora_",), "a DeLoRA adapter", None, _PEFT),
-    (("full_weight", "full_bias"), "a full fine-tuning", None, _PEFT),
+_FOREIGN = (
+    ("a LoRA", "lora_down. lora.down. lora_up. lora.up. lora_A lora_B lora_linear_layer.", _DIFFUSERS),
+    ("a LoHa", "hada_w1_ hada_w2_", _DIFFUSERS),
+    ("a LoKr", "lokr_w1 lokr_w2", _DIFFUSERS),
+    ("a BOFT adapter", "boft_R boft_s", _PEFT),
+    ("an OFT adapter", "oft_R oft_r oft_blocks oft_diag", _PEFT),
+    ("an HRA adapter", "hra_u", _PEFT),
+    ("an IA³ adapter", "ia3_l", _PEFT),
+    ("a DeLoRA adapter", "delora_", _PEFT),
+    ("a full fine-tuning", "full_weight full_bias", _PEFT),
 )
+"""What tensors are, parts of their names, and who reads them."""
 
 
 def read_adapter(
@@ -90,33 +65,20 @@ def read_adapter(
             was found.
     """
     source = find_source(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-    is_folder = source.folder is not None
-    place = source.shown(subfolder)
-    encoder, adapter_sha256 = None, None
+    is_folder, place = source.folder is not None, source.shown(subfolder)
+    encoder, sha256 = None, None
     if is_folder if with_encoder is None else with_encoder:
-        encoder, adapter_sha256 = read_encoder(source, subfolder)
+        encoder, sha256 = read_encoder(source, subfolder)
     if components is None:
         components = ("unet", *COMPONENTS) if is_folder else ON_THE_HUB
-    parts = {}
-    for component in components:
-        inner = "/".join(filter(None, (subfolder, None if component == "unet" else component)))
-        part = _read_part(source, inner or None, only_ether=only_ether)
-        if part is not None:
-            parts[component] = part
-    if not parts and adapter_sha256 is not None:
-        raise FileNotFoundError(
-            f"{place} has no {CONFIG_NAME}, the adapter that its control encoder was trained with; fetch or "
-            "save both again"
-        )
-    if not parts and encoder is None:
+    places = {c: "/".join(filter(None, (subfolder, "" if c == "unet" else c))) or None for c in components}
+    found = {c: _read_part(source, inner, only_ether=only_ether) for c, inner in places.items()}
+    adapter = Adapter({c: part for c, part in found.items() if part is not None}, encoder, place)
+    if not adapter.parts and (encoder is None or sha256 is not None):
         source.refuse_missing(subfolder, CONFIG_NAME)
-    adapter = Adapter(parts, encoder, place)
-    if encoder is not None and parts and adapter.hashes.get("unet") != adapter_sha256:
-        raise ValueError(
-            f"{place} holds an adapter and a control encoder that were not saved together; fetch or save "
-            "both again"
-        )
-    if len({method_of(part.config).title for part in parts.values()}) > 1:
+    if encoder is not None and adapter.parts and adapter.hashes.get("unet") != sha256:
+        raise ValueError(f"{place} holds an adapter and an encoder that were not saved together")
+    if len({methods.name_of(part.config) for part in adapter.parts.values()}) > 1:
         raise ValueError(f"{place} holds adapters of several methods; save one adapter a folder")
     return adapter
 
@@ -125,75 +87,69 @@ def _read_part(source: "Source", subfolder: str | None, *, only_ether: bool) -> 
     data = source.read(subfolder, CONFIG_NAME, MAX_CONFIG_BYTES)
     if data is None:
         return None
-    place = source.shown(subfolder)
-    config = parse_config(data, f"{place}/{CONFIG_NAME}", only_ether=only_ether)
-    if isinstance(config, EtherConfig) and config.modules_to_save:
-        raise ValueError(
-            f"{place} also carries whole modules (modules_to_save={listed(config.modules_to_save)}), which "
-            "are not vectors of ETHER; use peft.PeftModel.from_pretrained"
-        )
+    config = methods.parse_config(data, f"{source.shown(subfolder)}/{CONFIG_NAME}", only_ether=only_ether)
+    if isinstance(config, EtherConfig):
+        check_no_modules(config, source.shown(subfolder))
     data = source.read(subfolder, TENSORS_NAME, tensor_file.MAX_FILE_BYTES)
     if data is None:
         source.refuse_missing(subfolder, TENSORS_NAME)
-    file = open_tensors(data, f"{place}/{TENSORS_NAME}")
-    names = {name: plain_name(name.removeprefix(PEFT_PREFIX)) for name in file.shapes}
-    if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"{file.where} holds tensors of one projection under two names; save the adapter again"
-        )
-    shapes = {names[name]: shape for name, shape in file.shapes.items()}
-    if not modules_of(config, shapes)[0] and (kind := foreign_kind(shapes)) is not None:
-        raise ValueError(f"{file.where} is no {title_of(config)} adapter: {kind}")
-    modules = check_layout(config, shapes, file.where)
-    if len({name.startswith(PEFT_PREFIX) for name in names}) > 1:
-        raise ValueError(
-            f"{file.where} holds tensors both with and without the prefix {PEFT_PREFIX}; keep one set"
-        )
-    tensors = usable_values(config, {names[n]: tensor for n, tensor in file.tensors().items()}, file.where)
-    metadata = parse_metadata(file.metadata, file.where)
+    file = tensor_file.open_tensors(data, f"{source.shown(subfolder)}/{TENSORS_NAME}")
+    stems = {name: name.removeprefix(tensor_file.PEFT_PREFIX) for name in file.shapes}
+    plain = {name: plain_name(stem) for name, stem in stems.items()}
+    if len(set(plain.values())) < len(plain) or len({name == stem for name, stem in stems.items()}) > 1:
+        raise ValueError(f"{file.where} names tensors both with and without a prefix; save the adapter again")
+    shapes = {plain[name]: shape for name, shape in file.shapes.items()}
+    kind = None if methods.modules_of(config, shapes)[0] else foreign_kind(shapes)
+    if kind is not None:
+        raise ValueError(f"{file.where} is no {methods.title_of(config)} adapter: {kind}")
+    modules = methods.check_layout(config, shapes, file.where)
+    values = {plain[name]: tensor for name, tensor in file.tensors().items()}
+    metadata = names.parse_metadata(file.metadata, file.where)
     base = metadata.base_fingerprint
     if base is not None and len(base.norms) != len(modules):
         raise ValueError(
             f"{file.where} holds {len(modules)} projections and its header speaks of {len(base.norms)}; "
             "it is not whole, fetch or save it again"
         )
-    if any(name.removeprefix(PEFT_PREFIX) != plain for name, plain in names.items()):
+    if any(stems[name] != plain[name] for name in plain):
         # once saved from beneath another adapter; the hash of its base was taken over the wrong names
         metadata = replace(metadata, base_fingerprint=None)
     if not isinstance(config, EtherConfig):
-        metadata = replace(
-            metadata,
-            base_model=metadata.base_model or config.base_model_name_or_path,
-            trigger=metadata.trigger or file.metadata.get("trigger"),
-        )
-    return AdapterPart(config, tensors, metadata)
+        base_model = metadata.base_model or config.base_model_name_or_path
+        trigger = metadata.trigger or file.metadata.get("trigger")
+        metadata = replace(metadata, base_model=base_model, trigger=trigger)
+    return AdapterPart(config, methods.usable_values(config, values, file.where), metadata)
+
+
+def check_no_modules(config: EtherConfig, where: str) -> None:
+    """Refuse an adapter that also holds whole modules."""
+    if config.modules_to_save:
+        held = f"whole modules, too (modules_to_save={listed(config.modules_to_save)})"
+        raise ValueError(f"{where} holds {held}, which are no vectors of ETHER; use PEFT's save_pretrained")
 
 
 def read_encoder(source: "Source", subfolder: str | None) -> "tuple[ControlEncoder | None, str | None]":
     """Read a control encoder, frozen, on the CPU, and the hash of its adapter; None where there is none."""
-    data = source.read(subfolder, CONTROL_CONFIG_NAME, MAX_CONFIG_BYTES)
+    data = source.read(subfolder, names.CONTROL_CONFIG_NAME, MAX_CONFIG_BYTES)
     if data is None:
         return None, None
     # diffusers' own, which takes seconds to import
     from ether_diffusion.adapters.control_encoder import parse_control_config, parse_encoder
 
     place = source.shown(subfolder)
-    config, adapter_sha256 = parse_control_config(data, f"{place}/{CONTROL_CONFIG_NAME}")
-    data = source.read(subfolder, ENCODER_NAME, tensor_file.MAX_FILE_BYTES)
+    config, sha256 = parse_control_config(data, f"{place}/{names.CONTROL_CONFIG_NAME}")
+    data = source.read(subfolder, names.ENCODER_NAME, tensor_file.MAX_FILE_BYTES)
     if data is None:
-        raise FileNotFoundError(f"{place} has no {ENCODER_NAME}; fetch or save the adapter again")
-    return parse_encoder(data, config, f"{place}/{ENCODER_NAME}"), adapter_sha256
+        source.refuse_missing(subfolder, names.ENCODER_NAME)
+    return parse_encoder(data, config, f"{place}/{names.ENCODER_NAME}"), sha256
 
 
-def foreign_kind(shapes: Mapping[str, Shape]) -> str | None:
-    """Say what kind of adapter tensors of these names and shapes are, and what to use; None if not known."""
-    for words, kind, axis, hint in _KINDS:
-        found = [shape for name, shape in shapes.items() if any(word in name for word in words)]
-        if found:
-            ranks = sorted({shape[axis] for shape in found if axis is not None and len(shape) > axis})
-            shown = " to ".join(str(rank) for rank in dict.fromkeys(ranks[:1] + ranks[-1:]))
-            rank = f" of rank{'s' if ranks[1:] else ''} {shown}" if ranks else ""
-            return f"this is {kind}{rank}; {hint}"
+def foreign_kind(found: Iterable[str]) -> str | None:
+    """Say what kind of adapter tensors of these names are, and what to use; None if not known."""
+    held = list(found)
+    for kind, words, hint in _FOREIGN:
+        if any(word in name for word in words.split() for name in held):
+            return f"this is {kind}; {hint}"
     return None
 
 
@@ -239,39 +195,35 @@ class Source:
     def refuse_missing(self, subfolder: str | None, name: str) -> NoReturn:
         """Raise what says that a file of an adapter is missing, and what else there is in its place."""
         place, kind = self.shown(subfolder), None
-        if self.holds(subfolder, PICKLE_NAME):
-            kind = f"{PICKLE_NAME} is a pickle, which can run code and is not read; ask for {TENSORS_NAME}"
+        if self.holds(subfolder, names.PICKLE_NAME):
+            kind = f"{names.PICKLE_NAME} is a pickle, which can run code; ask for {TENSORS_NAME}"
         elif self.folder is not None:
             paths = sorted((self.folder / (subfolder or "")).glob("*.safetensors"))[:8]
-            kind = next(filter(None, (foreign_kind(read_shapes(p)) for p in paths if p.is_file())), None)
-        elif self.holds(subfolder, EXPORT_NAME):
+            kinds = (foreign_kind(tensor_file.read_names(path)) for path in paths if path.is_file())
+            kind = next(filter(None, kinds), None)
+        elif self.holds(subfolder, names.EXPORT_NAME):
             kind = f"this is a LoRA; {_DIFFUSERS}"
         if kind is not None:
             raise ValueError(f"{place} holds no adapter that is read: {kind}")
         if self.folder is None and self.local_files_only:
             raise FileNotFoundError(f"{name} of {place} has not been downloaded; allow access to the Hub")
-        raise FileNotFoundError(
-            f"{place} has no {name}; give the folder of an ETHER adapter, as save_ether writes it"
-        )
+        raise FileNotFoundError(f"{place} has no {name}; give the whole folder of an adapter")
 
     def _fetched(self, subfolder: str | None, name: str, max_bytes: int) -> Path | None:
-        fetch = partial(
-            huggingface_hub.hf_hub_download,
-            self.name,
-            name,
-            subfolder=subfolder,
-            revision=self.revision,
-            local_files_only=self.local_files_only,
-        )
+        is_local = self.local_files_only
+        where = {"subfolder": subfolder, "revision": self.revision, "local_files_only": is_local}
+        fetch = partial(huggingface_hub.hf_hub_download, self.name, name, **where)
         try:
-            if not self.local_files_only:
+            if not is_local:
                 planned = fetch(dry_run=True)
                 assert isinstance(planned, huggingface_hub.DryRunFileInfo)
                 _check_size(f"{printable(self.name)}/{name}", planned.file_size or 0, max_bytes)
             return Path(str(fetch()))
-        except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
-            is_local = isinstance(error, LocalEntryNotFoundError)
-            if self.local_files_only if is_local else isinstance(error, EntryNotFoundError):
+        except (EntryNotFoundError, OSError) as error:
+            if (
+                isinstance(error, EntryNotFoundError)
+                and isinstance(error, LocalEntryNotFoundError) == is_local
+            ):
                 return None
             reason = printable(str(error).strip().partition("\n")[0], 200)
             raise FileNotFoundError(
@@ -282,7 +234,7 @@ class Source:
 
 def find_source(path_or_hub_id: str | Path, *, revision: str | None, local_files_only: bool) -> Source:
     """Tell a folder from a Hub id; what exists on disk is taken from there."""
-    shown = printable(path_or_hub_id, 300)
+    shown = printable(path_or_hub_id, 300) or "(an empty name)"
     try:
         path = Path(path_or_hub_id)
         exists, is_folder = path.exists(), path.is_dir()
@@ -294,11 +246,8 @@ def find_source(path_or_hub_id: str | Path, *, revision: str | None, local_files
         return Source(str(path), path)
     if exists and not is_folder:
         is_tensors = path.is_file() and path.suffix == ".safetensors"
-        kind = foreign_kind(read_shapes(path)) if is_tensors else None
-        also = "" if kind is None else f" ({kind})"
-        raise ValueError(
-            f"{shown} is a file{also}; give the folder that holds {CONFIG_NAME} and {TENSORS_NAME}"
-        )
+        kind = foreign_kind(tensor_file.read_names(path)) if is_tensors else None
+        raise ValueError(f"{shown} is a file{f' ({kind})' if kind else ''}; give the folder that holds it")
     if isinstance(path_or_hub_id, str) and path_or_hub_id.count("/") == 1:
         try:
             validate_repo_id(path_or_hub_id)
@@ -307,10 +256,7 @@ def find_source(path_or_hub_id: str | Path, *, revision: str | None, local_files
         else:
             offline = local_files_only or huggingface_hub.is_offline_mode()
             return Source(path_or_hub_id, None, revision, offline)
-    raise FileNotFoundError(
-        f"there is no folder {shown or '(an empty name)'}; give an adapter's folder or a Hub id like "
-        "name/adapter"
-    )
+    raise FileNotFoundError(f"there is no folder {shown}; give a folder or a Hub id like name/adapter")
 
 
 def _check_size(where: str, size: int, max_bytes: int) -> None:

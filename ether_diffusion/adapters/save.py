@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ether_diffusion.adapters import methods, models
 from ether_diffusion.adapters.card import is_ours, model_card
 from ether_diffusion.adapters.format import (
     CARD_NAME,
@@ -21,28 +21,10 @@ from ether_diffusion.adapters.format import (
     Fact,
     metadata_header,
 )
-from ether_diffusion.adapters.methods import (
-    METHODS,
-    check_layout,
-    config_from,
-    config_json,
-    name_of,
-    usable_values,
-)
-from ether_diffusion.adapters.models import (
-    COMPONENTS,
-    Pipeline,
-    adapter_tensors,
-    base_fingerprint,
-    configs_of,
-    find_parts,
-    layers_with,
-    name_of_base,
-    shareable_name,
-)
+from ether_diffusion.adapters.read import check_no_modules
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, check_size, safetensors_bytes
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.tuner import EtherConfig, EtherLayer
+from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.tuner.other_layers import adapters_of
 from ether_diffusion.wording import listed, printable
 
@@ -50,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_ether(
-    pipeline_or_model: Pipeline | nn.Module,
+    pipeline_or_model: models.Pipeline | nn.Module,
     folder: str | Path,
     *,
     adapter_name: str = "default",
@@ -68,39 +50,29 @@ def save_ether(
         ValueError: there is no such adapter, it cannot be read back, a component carries one of another
             method under that name, or `folder` holds the adapter of a component that this one lacks.
     """
-    everything = find_parts(pipeline_or_model)
-    parts = [
-        part
-        for part in everything
-        if any(isinstance(layer, EtherLayer) for layer in layers_with(part.model, adapter_name).values())
-    ]
-    others = [
-        part.name for part in everything if part not in parts and adapter_name in configs_of(part.model)
-    ]
-    if parts and others:
+    parts = models.find_parts(pipeline_or_model)
+    configs = {part: models.configs_of(part.model).get(adapter_name) for part in parts}
+    carrying = [part for part, config in configs.items() if isinstance(config, EtherConfig)]
+    if not carrying:
+        raise _lacking(parts[0].name, [part.model for part in parts], f"ETHER adapter named {adapter_name!r}")
+    others = [part.name for part, config in configs.items() if config is not None and part not in carrying]
+    if others:
         raise ValueError(
             f"{adapter_name!r} is an adapter of another method in {listed(others)}, which would be left out; "
             "give each model to save by itself"
         )
-    if not parts:
-        layers = [module for part in everything for module in part.model.modules()]
-        held = sorted({name for layer in layers if isinstance(layer, EtherLayer) for name in layer.r})
-        raise ValueError(
-            f"{everything[0].name} carries no ETHER adapter named {adapter_name!r}; "
-            f"it has {listed(held) or 'none'}"
-        )
     written = {}
-    for part in parts:
-        configured = configs_of(part.model)[adapter_name].base_model_name_or_path
-        name = base_model or shareable_name(configured) or name_of_base(pipeline_or_model)
-        metadata = AdapterMetadata(
-            base_model=name or name_of_base(part.model), trigger=trigger, training=dict(training or {})
-        )
+    for part in carrying:
+        config = configs[part]
+        assert config is not None
+        name = base_model or models.shareable_name(config.base_model_name_or_path)
+        name = name or models.name_of_base(pipeline_or_model) or models.name_of_base(part.model)
+        metadata = AdapterMetadata(base_model=name, trigger=trigger, training=dict(training or {}))
         own = detach_adapter(part.model, adapter_name, metadata=metadata)
         written[part.component] = own, adapter_files(own)
-    places = {name: Path(folder, "" if name == "unet" else name) for name in ("unet", *COMPONENTS, *written)}
-    there = {name for name, place in places.items() if (place / CONFIG_NAME).exists()}
-    stale = sorted("the denoiser" if name == "unet" else name for name in there - written.keys())
+    known = ("unet", *models.COMPONENTS, *written)
+    places = {name: Path(folder, "" if name == "unet" else name) for name in known}
+    stale = sorted({n for n, place in places.items() if (place / CONFIG_NAME).exists()} - written.keys())
     if stale:
         raise ValueError(
             f"{printable(folder)} holds adapters of {listed(stale)}, which {adapter_name!r} lacks; loading "
@@ -113,37 +85,29 @@ def save_ether(
 def detach_adapter(
     model: nn.Module, adapter_name: str, *, metadata: AdapterMetadata | None = None
 ) -> AdapterPart:
-    """Return a copy of an adapter that a model carries, of any method, with the fingerprint of its base.
-
-    Raises:
-        ValueError: the model carries no adapter of that name, or it holds whole modules too.
-    """
-    layers = layers_with(model, adapter_name)
+    """Return a copy of an adapter that a model carries, of any method, with the fingerprint of its base."""
+    layers = models.layers_with(model, adapter_name)
     if not layers:
-        held = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in adapters_of(m)}
-        raise ValueError(
-            f"{type(model).__name__} carries no adapter named {adapter_name!r}; "
-            f"it has {listed(sorted(held)) or 'none'}"
-        )
-    metadata = replace(metadata or AdapterMetadata(), base_fingerprint=base_fingerprint(model, list(layers)))
-    config = copy.copy(configs_of(model)[adapter_name])
+        raise _lacking(type(model).__name__, [model], f"adapter named {adapter_name!r}")
+    base = models.base_fingerprint(model, list(layers))
+    metadata = replace(metadata or AdapterMetadata(), base_fingerprint=base)
+    config = copy.copy(models.configs_of(model)[adapter_name])
     # as PEFT's save_pretrained: a loaded adapter is for use until the caller says that it is to be trained
     config.inference_mode = True
     if isinstance(config, EtherConfig):
-        if config.modules_to_save:
-            raise ValueError(
-                f"the adapter {adapter_name!r} also trains whole modules (modules_to_save="
-                f"{listed(config.modules_to_save)}), which are not vectors of ETHER; use save_pretrained"
-            )
+        check_no_modules(config, f"the adapter {adapter_name!r}")
     else:
         config.base_model_name_or_path = metadata.base_model
         if isinstance(config.target_modules, str):  # a regex, which no reader should have to evaluate
             config.target_modules = list(layers)
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in adapter_tensors(model, adapter_name).items()
-    }
+    own = models.adapter_tensors(model, adapter_name)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()}
     return AdapterPart(config, tensors, metadata)
+
+
+def _lacking(name: str, searched: list[nn.Module], what: str) -> ValueError:
+    held = {name for model in searched for layer in models.tuner_layers(model) for name in adapters_of(layer)}
+    return ValueError(f"{name} carries no {what}; it has {listed(sorted(held)) or 'none'}")
 
 
 def write_adapter(folder: str | Path, adapter: AdapterPart, *, card: bool = True) -> None:
@@ -173,21 +137,15 @@ def _write(folder: Path, adapter: AdapterPart, files: dict[str, bytes], *, card:
 
 
 def adapter_files(adapter: AdapterPart) -> dict[str, bytes]:
-    """Return the files of a part of an adapter: equal values give equal bytes.
-
-    Raises:
-        ValueError: `read_adapter` would refuse them.
-    """
+    """Return the files of a part of an adapter: equal values give equal bytes."""
     where, config = "the adapter to be written", adapter.config
-    header, values = metadata_header(adapter.metadata), config_json(config)
-    if name_of(config) in METHODS:  # not full fine-tuning, which is written for its own training only
-        if isinstance(config, EtherConfig) and config.modules_to_save:
-            raise ValueError(
-                f"{where} has modules_to_save, which is not part of the format; use save_pretrained"
-            )
-        config_from(values, where)
-        check_layout(config, {name: tuple(t.shape) for name, t in adapter.tensors.items()}, where)
-        usable_values(config, adapter.tensors, where)
+    header, values = metadata_header(adapter.metadata), methods.config_json(config)
+    if methods.name_of(config) in methods.METHODS:  # not full fine-tuning, which only training reads
+        if isinstance(config, EtherConfig):
+            check_no_modules(config, where)
+        methods.config_from(values, where)
+        methods.check_layout(config, {name: tuple(t.shape) for name, t in adapter.tensors.items()}, where)
+        methods.usable_values(config, adapter.tensors, where)
         check_size(header, where)
     stored = {f"{PEFT_PREFIX}{name}": adapter.tensors[name].contiguous() for name in sorted(adapter.tensors)}
     text = json.dumps(values, indent=2, sort_keys=True) + ("\n" if isinstance(config, EtherConfig) else "")

@@ -14,16 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ether_diffusion.strict_json import Json, StrictModel, parse_json, validate
-from ether_diffusion.wording import listed, printable
+from ether_diffusion.wording import printable
 
 Shape = tuple[int, ...]
 
 MAX_FILE_BYTES = 64 * 2**20
 """An SD 1.5 adapter has 0.4 MB, ETHER+ on SDXL 12 MB. Assign a larger number to read larger files."""
-MAX_HEADER_BYTES = 2**20
-MAX_METADATA_BYTES = 64 * 2**10
-MAX_TENSORS = 4096
-
+MAX_HEADER_BYTES, MAX_METADATA_BYTES, MAX_TENSORS = 2**20, 64 * 2**10, 4096
 PEFT_PREFIX = "base_model.model."
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -50,28 +47,12 @@ class TensorFile:
         except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
             raise _no_file(self.where, printable(error)) from None
 
-    def exactly(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """Return the tensors in float32 of a file that holds exactly those of these names and shapes."""
-        if self.shapes.keys() != shapes.keys():
-            missing, extra = sorted(shapes.keys() - self.shapes), sorted(self.shapes.keys() - shapes)
-            found = f"lacks {listed(missing)}" if missing else f"also holds {listed(extra)}"
-            raise ValueError(f"{self.where} {found}; fetch or save it again")
-        for name, found_shape in self.shapes.items():
-            if found_shape != shapes[name]:
-                raise ValueError(
-                    f"{self.where}: {name} has shape {found_shape} and the configuration says "
-                    f"{shapes[name]}; the two files do not belong together"
-                )
-        return finite({name: tensor.float() for name, tensor in self.tensors().items()}, self.where)
-
 
 def finite(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Return tensors, and refuse those that hold a number that is not finite."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{where}: {name} holds NaN or infinite numbers; the training diverged, use another save"
-            )
+            raise ValueError(f"{where}: {name} holds NaN or infinite numbers; use another save")
     return tensors
 
 
@@ -88,19 +69,12 @@ def open_tensors(data: bytes, where: str) -> TensorFile:
     return TensorFile(data, where, shapes, cast(dict[str, str], metadata))
 
 
-def read_shapes(path: Path) -> dict[str, Shape]:
-    """Return the shapes by name that a safetensors file of any kind speaks of, reading its header only."""
+def read_names(path: Path) -> list[str]:
+    """Return the names of the tensors of a safetensors file of any kind, reading its header only."""
     with path.open("rb") as file:
         start = file.read(8)
         (length,) = struct.unpack("<Q", start.ljust(8, b"\0"))
-        data = start + file.read(min(length, MAX_HEADER_BYTES))
-    entries = _parse_header(data, printable(path)).items()
-    shapes = {name: entry.get("shape") for name, entry in entries if isinstance(entry, dict)}
-    return {
-        name: tuple(number for number in shape if isinstance(number, int))
-        for name, shape in shapes.items()
-        if isinstance(shape, list)
-    }
+        return list(_parse_header(start + file.read(min(length, MAX_HEADER_BYTES)), printable(path)))
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -123,17 +97,13 @@ def check_size(metadata: Mapping[str, str], where: str) -> None:
 
 
 def _parse_header(data: bytes, where: str) -> dict[str, Json]:
-    if len(data) < 8:
-        raise _no_file(where, f"it has {len(data)} bytes")
-    (length,) = struct.unpack("<Q", data[:8])
+    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if data.startswith(_PICKLES):
         raise _no_file(where, "it is a pickle or a zip file, which can run code, under another name")
-    if length > len(data) - 8:
-        raise _no_file(where, f"it promises a header of {length} bytes and has {len(data) - 8}")
+    if len(data) < 8 or length > len(data) - 8:
+        raise _no_file(where, f"it has {len(data)} bytes and promises a header of {length}")
     if length > MAX_HEADER_BYTES:
-        raise ValueError(
-            f"{where} has a header of {length} bytes; an adapter's has at most {MAX_HEADER_BYTES}"
-        )
+        raise ValueError(f"{where} has a header of {length} bytes; it may have {MAX_HEADER_BYTES}")
     header = parse_json(data[8 : 8 + length], f"the header of {where}")
     if not isinstance(header, dict):
         raise _no_file(where, "its header is not an object")

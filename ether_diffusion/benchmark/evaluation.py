@@ -11,8 +11,7 @@ from pydantic import ConfigDict, Field
 from ether_diffusion.metrics.control_scores import ControlPair
 from ether_diffusion.metrics.report import ROWS, DrawnSamples, together
 from ether_diffusion.metrics.scores import MIN_SIDE_PX, Sample, SortedSamples, sort_samples, without_faults
-from ether_diffusion.pipelines.call import MAX_SEED
-from ether_diffusion.pipelines.metadata import png_bytes, read_image_metadata
+from ether_diffusion.pipelines.metadata import MAX_SEED, png_bytes, read_image_metadata
 from ether_diffusion.pipelines.opening import EtherPipeline
 from ether_diffusion.pipelines.sampling import MAX_PICTURES, Sampling, Settings, draw_pictures
 from ether_diffusion.strict_json import StrictModel, Within, checked, read_json
