@@ -222,8 +222,7 @@ def _adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) ->
     if fit.match == "other weights" and not rebake:
         raise ValueError(f"{fit.remark}; use that base, or set rebake (--rebake) to reflect these")
     modules = in_models.plain_modules(model)
-    layers = {name: in_models.base_layer(modules[name]) for name in adapter.modules()}
-    return {name: layer.get_parameter("weight").detach() for name, layer in layers.items()}
+    return {name: in_models.pristine_weight(modules[name]).detach() for name in adapter.modules()}
 
 
 @contextmanager

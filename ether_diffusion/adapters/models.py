@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -17,6 +17,7 @@ from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherLinear, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
 from ether_diffusion.tuner.other_layers import adapters_of
+from ether_diffusion.tuner.quantized import dequantized, is_plain, is_quantized, rounding_of
 from ether_diffusion.wording import listed, printable
 
 DENOISERS = ("unet", "transformer", "prior")
@@ -132,14 +133,19 @@ def base_layer(module: nn.Module) -> nn.Module:
 def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | None:
     """Return the fingerprint of the named modules' own weights, merged or not; None on the meta device."""
     modules = plain_modules(model)
-    return fingerprint({name: _pristine_weight(modules[name]) for name in names})
+    found = fingerprint({name: pristine_weight(modules[name]) for name in names})
+    rounding = max((rounding_of(base_layer(modules[name])) for name in names), default=0.0)
+    return found and replace(found, rounding=max(found.rounding, rounding))
 
 
-def _pristine_weight(module: nn.Module) -> Tensor:
+def pristine_weight(module: nn.Module) -> Tensor:
+    """Return the base's own weight (out, in) under adapters of any method, merged or not; dequantized."""
     while isinstance(module, BaseTunerLayer):
         if isinstance(module, EtherLinear) and module.pristine_weight is not None:
             return module.pristine_weight
         module = cast(nn.Module, module.base_layer)
+    if isinstance(module, nn.Linear) and not is_plain(module):
+        return dequantized(module)
     return cast(Tensor, module.weight)
 
 
@@ -251,12 +257,10 @@ def _problem(name: str, module: nn.Module, config: PeftConfig | None) -> str | N
     if is_other and isinstance(config, EtherConfig):
         return f"{name} already carries an adapter of another method ({type(module).__name__}); unload it"
     linear = base_layer(module)
-    weight = linear.weight.data if isinstance(linear, nn.Linear) else None
-    # quantized weights have types of their own
-    if weight is None or type(weight) is not Tensor or not weight.is_floating_point():
+    if not isinstance(linear, nn.Linear) or not (is_plain(linear) or is_quantized(linear)):
         kind = f"{type(linear).__module__}.{type(linear).__qualname__}"
-        return f"{name} is a {kind}; what is adapted is torch.nn.Linear with floating-point weights"
-    if weight.is_meta:
+        return f"{name} is a {kind}; what is adapted is torch.nn.Linear, also of bitsandbytes or torchao"
+    if linear.weight.is_meta:
         return f"{name} has no weights here (meta device); load the adapter before offloading the model"
     return None
 

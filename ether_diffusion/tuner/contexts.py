@@ -13,6 +13,7 @@ from ether_diffusion.reflections import wide
 from ether_diffusion.tuner.hooked import is_hooked, lies_on_disk, weight_of
 from ether_diffusion.tuner.linear import EtherLinear, Mixture, make_rows
 from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, chosen_others, other_layers
+from ether_diffusion.tuner.quantized import is_plain
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def prepared_adapters(model: nn.Module) -> Iterator[None]:
     """
     layers = _ether_layers(model)
     # where hooks change the weights' dtype or device, or bring them, for a call, rows are made in that call
-    layers = [] if lies_on_disk(model) else [layer for layer in layers if not is_hooked(layer.base_linear)]
+    layers = [] if lies_on_disk(model) else [each for each in layers if _is_at_hand(each.base_linear)]
     keyed: dict[torch.dtype, list[tuple[EtherLinear, str]]] = {}
     for layer in layers:
         weight = layer.base_linear.weight
@@ -43,6 +44,10 @@ def prepared_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, rows in zip(layers, before, strict=True):
             layer.prepared_rows = rows
+
+
+def _is_at_hand(linear: nn.Linear) -> bool:
+    return is_plain(linear) and not is_hooked(linear)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ether_diffusion.reflections import wide
+from ether_diffusion.tuner.quantized import dequantized, is_plain
 
 Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """What is made of x, W and b."""
@@ -44,7 +45,9 @@ def called(base: nn.Linear, x: Tensor, compute: Compute) -> Tensor:
 
 
 def weight_of(base: nn.Linear) -> Tensor:
-    """Return the weight that a Linear computes with: its own, or what its hooks make of that in a call."""
+    """Return the weight that a Linear computes with: its own, dequantized, or what hooks make of it."""
+    if not is_plain(base):
+        return dequantized(base)
     found = [base.weight]
 
     def keep(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from ether_diffusion.reflections import Rows
 from ether_diffusion.tuner.config import EtherConfig
 from ether_diffusion.tuner.hooked import called, is_hooked, weight_of, write_weight
 from ether_diffusion.tuner.layer import EtherLayer
+from ether_diffusion.tuner.quantized import is_plain
 
 SideRows = tuple[Rows | None, Rows | None]
 """The rows of an adapter's input and output side; None where it has none."""
@@ -34,6 +35,25 @@ class Mixture(NamedTuple):
         Raises:
             ValueError: the batch is not the samples, or a multiple of them.
         """
+        tokens, down, up = self._by_row(x)
+        if tokens.shape[1] < 2 * weight.shape[0]:
+            return self.beside(x, F.linear(x, weight, bias))
+        weights = torch.baddbmm(weight.expand(len(x), -1, -1), up, down)
+        y = torch.bmm(tokens, weights.transpose(1, 2))
+        y = y if bias is None else y.add_(bias)
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    def beside(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return x_i W'_iᵀ + b (batch, ..., out) for x (batch, ..., in), given y = x Wᵀ + b.
+
+        Raises:
+            ValueError: as `linear`.
+        """
+        tokens, down, up = self._by_row(x)
+        along = torch.bmm(tokens, down.transpose(1, 2))
+        return torch.baddbmm(y.reshape(len(x), -1, y.shape[-1]), along, up.transpose(1, 2)).view(y.shape)
+
+    def _by_row(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, samples = len(x), len(self.down)
         if batch % samples or (batch != samples and not self.repeats):
             raise ValueError(
@@ -43,15 +63,7 @@ class Mixture(NamedTuple):
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if batch > samples:
             down, up = down.repeat(batch // samples, 1, 1), up.repeat(batch // samples, 1, 1)
-        tokens = x.reshape(batch, -1, weight.shape[1])
-        if tokens.shape[1] >= 2 * weight.shape[0]:
-            weights = torch.baddbmm(weight.expand(batch, -1, -1), up, down)
-            y = torch.bmm(tokens, weights.transpose(1, 2))
-            y = y if bias is None else y.add_(bias)
-        else:
-            along = torch.bmm(tokens, down.transpose(1, 2))
-            y = torch.baddbmm(F.linear(tokens, weight, bias), along, up.transpose(1, 2))
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return x.reshape(batch, -1, x.shape[-1]), down, up
 
 
 class EtherLinear(nn.Module, EtherLayer):
@@ -70,6 +82,8 @@ class EtherLinear(nn.Module, EtherLayer):
         self.pristine_weight: Tensor | None
         self.merged_updates: list[tuple[Tensor, Tensor, float]] = []
         self.merged_content: tuple[int, int] | None = None
+        self.quantized: list[nn.Linear] = []
+        """The base's own layer while adapters are merged into a plain one; no part of the model."""
         self.prepared_rows: dict[str, SideRows] = {}
         self.mixture: Mixture | None = None
         self._active_adapter = adapter_name
@@ -93,9 +107,33 @@ class EtherLinear(nn.Module, EtherLayer):
         if mixture is None and self.training and (p := max(self.dropout[name] for name in active)):
             x = F.dropout(x, p)
         base = self.base_linear
+        if not is_plain(base):
+            return self._around(x, active)
         if is_hooked(base):
             return called(base, x, partial(self._adapted, active=active))
         return self._adapted(x, base.weight, base.bias, active)
+
+    def _around(self, x: Tensor, active: dict[str, float]) -> Tensor:
+        """Reflect what goes into the base's own product and what comes out: so with quantized weights."""
+        if list(active.values()) == [1.0] and self.mixture is None:
+            return self._reflected(x, next(iter(active)))
+        y: Tensor = self.base_layer(x)
+        if self.mixture is not None:
+            return self.mixture.beside(x, y)
+        return y + sum(scale * (self._reflected(x, name) - y) for name, scale in active.items())
+
+    def _reflected(self, x: Tensor, name: str) -> Tensor:
+        input_side, output_side = self.vectors(name)
+        if input_side is not None:
+            x = reflections.reflect(x, reflections.units(input_side))
+        y: Tensor = self.base_layer(x)
+        if output_side is None:
+            return y
+        bias = self.base_linear.bias
+        side = reflections.units(output_side)
+        if bias is None:
+            return reflections.reflect(y, side)
+        return reflections.reflect(y - bias, side) + bias
 
     def _adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, active: dict[str, float]) -> Tensor:
         if self.mixture is not None:
@@ -145,6 +183,8 @@ class EtherLinear(nn.Module, EtherLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Replace the base's weight by W', keeping the weight itself for `unmerge`.
 
+        A quantized base becomes a plain Linear, exact for the numbers that its weights stood for.
+
         Raises:
             ValueError: with `safe_merge`, W' is not finite; or W' would be lost, see `write_weight`.
         """
@@ -158,7 +198,10 @@ class EtherLinear(nn.Module, EtherLayer):
         merged = reflections.merged_weight(weight, updates)
         if safe_merge and not torch.isfinite(reflections.wide(merged)).all():
             raise ValueError(f"merging adapter(s) {', '.join(names)} would give weights that are not finite")
-        write_weight(self, self.base_linear, merged)
+        if is_plain(self.base_linear):
+            write_weight(self, self.base_linear, merged)
+        else:
+            self._unquantize(merged)
         self.pristine_weight = pristine.cpu() if self.base_linear.weight.is_meta else pristine
         self.merged_updates += updates
         self.merged_content = _content(self.base_linear.weight)
@@ -176,6 +219,10 @@ class EtherLinear(nn.Module, EtherLayer):
         if self.pristine_weight is None:
             warnings.warn("no adapter is merged here; nothing to unmerge", stacklevel=2)
             return
+        if self.quantized:
+            self.base_layer = self.quantized.pop().to(self.base_linear.weight.device)
+            self._forget_merging()
+            return
         weight, before = self.base_linear.weight, self.merged_content
         now = _content(weight)
         if before is not None and now is not None and before[0] == now[0] and before != now:
@@ -186,6 +233,16 @@ class EtherLinear(nn.Module, EtherLayer):
             write_weight(self, self.base_linear, reflections.merged_weight(weight.detach(), updates))
         else:
             write_weight(self, self.base_linear, self.pristine_weight)
+        self._forget_merging()
+
+    def _unquantize(self, weight: Tensor) -> None:
+        base = self.base_linear
+        plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
+        plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), base.bias
+        self.quantized.append(base)
+        self.base_layer = plain.train(base.training)
+
+    def _forget_merging(self) -> None:
         self.pristine_weight = self.merged_content = None
         self.merged_updates = []
         self.merged_adapters.clear()

@@ -23,6 +23,7 @@ from ether_diffusion.tuner.contexts import mixed_adapters
 from ether_diffusion.tuner.fused_projections import follow_fusing
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
+from ether_diffusion.tuner.quantized import is_plain, is_quantized
 
 
 class EtherModel(BaseTuner):
@@ -163,10 +164,10 @@ def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
         base = base.base_layer
     if isinstance(base, BaseTunerLayer):
         return f"{name} already carries an adapter of another method ({type(base).__name__}); unload it first"
-    if not isinstance(base, nn.Linear) or not _is_plain(base):
+    if not isinstance(base, nn.Linear) or not (is_plain(base) or is_quantized(base)):
         return (
-            f"{name} is a {_describe(base)}; ETHER adapts torch.nn.Linear with floating-point weights: "
-            "load the base unquantized or leave this module out with exclude_modules"
+            f"{name} is a {_describe(base)}; ETHER adapts torch.nn.Linear, also quantized by bitsandbytes or "
+            "torchao: load the base otherwise or leave this module out with exclude_modules"
         )
     num_blocks = config.blocks_of(name)
     for side, width, wanted in (
@@ -182,16 +183,6 @@ def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
                 "reflection has nothing to learn; use fewer there (num_blocks_pattern), or exclude_modules"
             )
     return None
-
-
-def _is_plain(base: nn.Linear) -> bool:
-    # quantized layers override forward, hold integers, or wrap their weight in a tensor class of their own
-    weight = base.weight.data
-    return (
-        type(base).forward is nn.Linear.forward
-        and type(weight) is torch.Tensor
-        and weight.is_floating_point()
-    )
 
 
 def _describe(module: nn.Module) -> str:
