@@ -11,11 +11,11 @@ import torch
 from photo_files import Array
 from torch import Tensor
 
-from ether_diffusion.training.batches import Batch, BatchSource, Codec
+from ether_diffusion.training.batches import Batch, BatchSource, Codec, SamplePlan
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
-from ether_diffusion.training.crops import Needs, Scaling
-from ether_diffusion.training.dataset import read_class_images, read_training_data
-from ether_diffusion.training.sample_plan import SamplePlan
+from ether_diffusion.training.dataset import read_training_data
+from ether_diffusion.training.photos import Needs, Scaling
+from ether_diffusion.training.prior import read_class_images
 
 FACTOR = 4
 """Pixels of a side that the stand-in VAE makes one latent of."""
@@ -78,9 +78,7 @@ def plan(
     needs: Needs = NEEDS,
     control: ControlConfig | None = None,
 ) -> SamplePlan:
-    scaling, class_images = Scaling.of(data, needs), None
-    if prior.prior_preservation == "class_images":
-        class_images = read_class_images(data, prior, scaling=scaling)
+    scaling = Scaling.of(data, needs)
     without = []
     if control is not None and control.conditioning_data_dir is not None:
         without = [control.conditioning_data_dir]
@@ -88,7 +86,7 @@ def plan(
         data,
         prior,
         read_training_data(data, control=control, scaling=scaling, without=without),
-        class_images,
+        read_class_images(prior, scaling=scaling),
         needs=needs,
         effective_batch=effective_batch,
         seed=seed,

@@ -1,5 +1,6 @@
 """A batch is a pure function of the seed and its samples, however it is come by."""
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -32,11 +33,10 @@ from photo_batches import (
 from PIL import ImageFile
 from torch import Tensor
 
-from ether_diffusion.training.batches import BatchSource, Codec
+from ether_diffusion.training.batches import BatchSource, Codec, Crop, order_photos
 from ether_diffusion.training.config import DataConfig
-from ether_diffusion.training.crops import Needs
+from ether_diffusion.training.photos import Needs
 from ether_diffusion.training.processes import InterruptedRunError, Interrupts, signals_held
-from ether_diffusion.training.sample_plan import SampleOrder
 
 
 @pytest.fixture
@@ -77,7 +77,11 @@ def test_workers_outlive_an_interrupt_that_main_attends_to(data: DataConfig, num
     schedule = [[number] for number in range(12)]
     batches = source(uncached(data, dataloader_num_workers=2)).batches(schedule)
     found = list(islice(batches, num_before))
-    interrupt_workers()
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
     found += list(batches)
     for batch, expected in zip(found, source(uncached(data)).batches(schedule), strict=True):
         assert_equal(batch, expected)
@@ -104,22 +108,12 @@ def test_a_worker_that_is_starting_can_be_terminated(data: DataConfig) -> None:
         list(batches)
 
 
-def interrupt_workers() -> None:
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    for worker in workers:
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGINT)
-
-
 def test_what_workers_run_can_be_sent_to_them(data: DataConfig) -> None:
     samples = plan(uncached(data))
-    sent = pickle.loads(pickle.dumps(samples))
-    found, expected = sent[3], samples[3]
+    found, expected = pickle.loads(pickle.dumps(samples))[3], samples[3]
     assert not isinstance(found, str)
     assert not isinstance(expected, str)
-    assert found[0] == expected[0]
-    assert torch.equal(found[1][0].image, expected[1][0].image)
+    assert_equal(found[0], expected[0])
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
@@ -147,6 +141,21 @@ def test_latents_and_places_are_those_of_the_cut_and_mirrored_photo(tmp_path: Pa
             latents[:3], 2 * torch.from_numpy(areas).permute(2, 0, 1), atol=1e-6, rtol=0
         )
     assert 16 < num_flipped < 48
+    centred = (
+        source(config.replace(center_crop=True, random_flip=False), needs=needs).batch(range(4)).size_ids
+    )
+    assert centred is not None
+    assert centred.unique(dim=0).tolist() == [[64, 88, 0, 12, 64, 64]]
+
+
+def test_every_place_of_a_random_crop_occurs_and_is_as_likely(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo_files.encode(photo_files.noise(67, 64), "PNG"))
+    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
+    made = plan(DataConfig(instance_data_dir=tmp_path, instance_prompt="x"), needs=needs)
+    crops = made.cut([Crop(False, 0, (SIZE, SIZE), number, False) for number in range(2000)])
+    counts = Counter(crop.size_ids[0, 3].item() for crop in crops if crop.size_ids is not None)
+    assert sorted(counts) == [0, 1, 2, 3]
+    assert all(abs(count - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75) for count in counts.values())
 
 
 def test_cached_crops_are_encoded_once_one_by_one_as_far_as_the_run_needs_them(data: DataConfig) -> None:
@@ -194,20 +203,10 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(data: DataConfig) -> No
     assert not torch.equal(noise[0], noise[1])
 
 
-def test_a_centre_crop_is_always_the_middle(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(photo_files.encode(ramp(88, 64), "PNG"))
-    config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", center_crop=True)
-    for each in (config, uncached(config)):
-        needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
-        size_ids = source(each, needs=needs).batch(range(4)).size_ids
-        assert size_ids is not None
-        assert size_ids.unique(dim=0).tolist() == [[64, 88, 0, 12, 64, 64]]
-
-
 def test_about_the_asked_share_of_captions_is_dropped(data: DataConfig) -> None:
     built = source(data, num_samples=1)
     assert set(built.plan.prompts) == {"", *(f"photo {number}" for number in range(5))}
-    prompts = [built.plan.sample(number).prompt for number in range(1000)]
+    prompts = [built.plan.sample(number)[0] for number in range(1000)]
     assert set(prompts) == set(built.plan.prompts)
     assert 0.25 < prompts.count("") / 1000 < 0.35
 
@@ -275,17 +274,12 @@ SOME = [(64, 64), (64, 96), (64, 64), (64, 96), (64, 96), (64, 64), (96, 64)]
 PLANS = st.lists(st.tuples(st.sampled_from(SOME), st.integers(1, 3)), min_size=1, max_size=12)
 
 
-def epoch_of(order: SampleOrder, epoch: int) -> list[int]:
-    start = epoch * order.num_samples
-    return [order.photo(sample) for sample in range(start, start + order.num_samples)]
-
-
 @given(PLANS, st.integers(1, 5), st.integers(0, 2))
 def test_an_epoch_uses_photos_as_often_as_they_are_repeated_and_a_step_one_bucket(
     planned: list[tuple[tuple[int, int], int]], batch: int, epoch: int
 ) -> None:
     buckets, repeats = [size for size, _ in planned], [count for _, count in planned]
-    found = epoch_of(SampleOrder(buckets, repeats, batch, 1), epoch)
+    found = order_photos(buckets, repeats, batch, 1, epoch)
     counts = Counter(found)
     if len(set(buckets)) == 1:
         assert counts == dict(enumerate(repeats))
@@ -301,19 +295,19 @@ def test_an_epoch_uses_photos_as_often_as_they_are_repeated_and_a_step_one_bucke
             assert repeats[photo] <= counts[photo] <= repeats[photo] * (1 + -(-fill // size))
 
 
-@given(st.lists(st.integers(0, 200), max_size=20))
-def test_a_photo_depends_on_nothing_that_was_asked_before(asked: list[int]) -> None:
-    order = SampleOrder(SOME, [1] * 7, 3, 5)
-    assert all(order.photo(sample) == SampleOrder(SOME, [1] * 7, 3, 5).photo(sample) for sample in asked)
+def test_a_sample_depends_on_nothing_that_was_asked_before(data: DataConfig) -> None:
+    data, asked = data.replace(use_aspect_ratio_buckets=True, repeats=2), [70, 3, 120, 4, 71, 0, 3]
+    planned = plan(data, effective_batch=3)
+    assert all(planned.sample(number) == plan(data, effective_batch=3).sample(number) for number in asked)
 
 
 @pytest.mark.parametrize("buckets", [[(64, 64)] * 20, [(64, 64), (64, 96)] * 10])
 def test_epochs_and_seeds_differ_in_order(buckets: list[tuple[int, int]]) -> None:
-    order, other = (SampleOrder(buckets, [1] * 20, 2, seed) for seed in (0, 1))
-    orders = [epoch_of(order, 0), epoch_of(order, 1), epoch_of(other, 0), sorted(epoch_of(order, 0))]
+    orders = [order_photos(buckets, [1] * 20, 2, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders.append(sorted(orders[0]))
     assert all(orders.count(each) == 1 for each in orders)
 
 
 def test_without_buckets_the_order_does_not_depend_on_the_batch() -> None:
-    orders = [SampleOrder([(64, 64)] * 9, [1] * 9, batch, 3) for batch in (1, 4)]
-    assert epoch_of(orders[0], 2) == epoch_of(orders[1], 2)
+    one, four = (order_photos([(64, 64)] * 9, [1] * 9, batch, 3, 2) for batch in (1, 4))
+    assert one == four

@@ -8,12 +8,12 @@ from pathlib import Path
 import photo_files
 import pytest
 import torch
-from photo_batches import SIZE, assert_equal, fill_with_photos, rows, source, uncached
+from photo_batches import SIZE, assert_equal, fill_with_photos, plan, rows, source, uncached
 from PIL import Image
 
 from ether_diffusion.training.config import DataConfig, PriorConfig
-from ether_diffusion.training.crops import Needs
-from ether_diffusion.training.prior import count_missing, generate_class_images
+from ether_diffusion.training.photos import Needs, PhotoFolder
+from ether_diffusion.training.prior import generate_class_images, read_class_images
 
 
 @pytest.fixture
@@ -70,9 +70,14 @@ def test_class_images_take_the_shape_of_the_step(data: DataConfig, class_images:
         assert all(shape[0] == 4 for shape in shapes)
 
 
-def test_all_class_images_are_used(data: DataConfig, class_images: PriorConfig) -> None:
-    batch = source(data, class_images).batch(range(60))
-    assert set(batch.names[60:]) == {"0.png", "1.png", "2.png", "3.png"}
+def test_all_class_images_are_used_and_in_the_fingerprint(
+    data: DataConfig, class_images: PriorConfig
+) -> None:
+    built, names = source(data, class_images), {f"{number}.png" for number in range(4)}
+    assert set(built.batch(range(60)).names[60:]) == names
+    assert set(built.plan.fingerprint) == set(plan(data).fingerprint) | {
+        f"class image {name}" for name in names
+    }
 
 
 def test_masks_leave_the_prior_whole(data: DataConfig, class_images: PriorConfig, tmp_path: Path) -> None:
@@ -106,17 +111,8 @@ def test_frozen_rows_are_the_same_latents_with_the_class_prompt(data: DataConfig
         assert batch.prompts[4:] == ("a dog",) * 4
         assert batch.weights.tolist() == [1] * 4 + [2] * 4
         assert "a dog" in built.plan.prompts
-
-
-def test_a_frozen_prior_without_class_prompt_is_refused(data: DataConfig) -> None:
     with pytest.raises(ValueError, match="prior_preservation=frozen needs class_prompt"):
-        source(data, PriorConfig(prior_preservation="frozen"))
-
-
-def test_a_fingerprint_names_class_images(data: DataConfig, class_images: PriorConfig) -> None:
-    built = source(data, class_images)
-    assert {f"class image {number}.png" for number in range(4)} <= set(built.plan.fingerprint)
-    assert set(source(data).plan.fingerprint) < set(built.plan.fingerprint)
+        source(data, prior.replace(class_prompt=None))
 
 
 @dataclass
@@ -146,9 +142,22 @@ class Painter:
 
 
 def generate(pipeline: Painter, folder: Path, count: int, batch: int = 4) -> int:
-    return generate_class_images(
-        pipeline, folder, class_prompt="a dog", num_class_images=count, sample_batch_size=batch, seed=7
+    prior = wanted(folder, count, batch)
+    return generate_class_images(pipeline, prior, read_class_images(prior), seed=7)
+
+
+def wanted(folder: Path, count: int, batch: int = 4) -> PriorConfig:
+    return PriorConfig(
+        prior_preservation="class_images",
+        class_data_dir=folder,
+        class_prompt="a dog",
+        num_class_images=count,
+        sample_batch_size=batch,
     )
+
+
+def count_usable(folder: Path) -> int:
+    return len(read_class_images(wanted(folder, 1)).photos)
 
 
 def files(folders: Iterable[Path]) -> list[dict[str, bytes]]:
@@ -165,8 +174,7 @@ def test_missing_class_images_are_drawn_and_named(tmp_path: Path) -> None:
     for name in names:
         data = (tmp_path / "class" / name).read_bytes()
         assert name.split("-")[1] == f"{hashlib.sha1(data).hexdigest()}.png"
-    assert count_missing(tmp_path / "class", 10) == 0
-    assert count_missing(tmp_path / "class", 12) == 2
+    assert count_usable(tmp_path / "class") == 10
 
 
 def test_interrupted_drawing_ends_with_the_files_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -185,9 +193,9 @@ def test_own_class_images_count_and_stay(tmp_path: Path) -> None:
     fill_with_photos(tmp_path / "class", [(70, 70)] * 3)
     (tmp_path / "class" / "broken.jpg").write_bytes(b"")
     before = photo_files.snapshot(tmp_path / "class")
-    assert count_missing(tmp_path / "class", 5) == 2
+    assert count_usable(tmp_path / "class") == 3
     assert generate(Painter(), tmp_path / "class", 5) == 2
-    assert count_missing(tmp_path / "class", 5) == 0
+    assert count_usable(tmp_path / "class") == 5
     after = photo_files.snapshot(tmp_path / "class")
     folder = str(tmp_path / "class")
     assert {name: after[name] for name in before if name != folder} == {
@@ -203,6 +211,4 @@ def test_a_black_class_image_is_refused(tmp_path: Path) -> None:
         return Drawn([Image.new("RGB", (64, 64))] * len(prompt))
 
     with pytest.raises(ValueError, match=r"class image 0 .* is black"):
-        generate_class_images(
-            black, tmp_path / "class", class_prompt="x", num_class_images=1, sample_batch_size=1, seed=0
-        )
+        generate_class_images(black, wanted(tmp_path / "class", 1), PhotoFolder(), seed=0)

@@ -137,10 +137,10 @@ def test_good_photos_are_taken_and_every_other_file_has_a_reason(tmp_path: Path)
     }  # fmt: skip
     bad = {
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "cut short"),
-        "page.png": (b"<!doctype html><html>not found</html>", "HTML"),
+        "page.png": (b"<!doctype html><html>not found</html>", "<!doctype html"),
         "empty.png": (b"", "empty"),
         "small.png": (encode(noise(20, 20), "PNG"), "64"),
-        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "vector"),
+        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "<svg"),
         "link.png": (b"", "outside the folder"),
         "pipe.png": (b"", "FIFO"),
         "gone.png": (b"", "gone"),
@@ -219,7 +219,7 @@ def test_photos_have_a_size_a_number_and_a_size_together(
 def test_the_same_photo_is_said_in_one_upload_and_not_taken_again_in_another(tmp_path: Path) -> None:
     first = send(tmp_path, {"a.png": photo(1), "b.png": photo(2), "copy.png": photo(1)})
     assert [each.note for each in first.accepted[:2]] == ["", ""]
-    assert "a.png and copy.png are the same file" in first.accepted[2].note
+    assert "a.png and copy.png are the same picture" in first.accepted[2].note
     more = send(tmp_path, {"c.png": photo(2), "d.png": photo(3)}, first.accepted)
     assert [each.name for each in more.accepted] == ["d.png"]
     assert ["same picture as b.png" in each.reason for each in more.refused] == [True]

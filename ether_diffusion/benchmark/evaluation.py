@@ -103,10 +103,10 @@ def read_caption_file(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of captions {shown}")
     captions: dict[str, str] = {}
-    for where, row in json_rows("\n".join(read_lines(path)), shown):
-        if row.file_name in captions:
-            raise ValueError(f"{where} names {printable(row.file_name)} a second time; leave one line")
-        captions[row.file_name] = row.words
+    for where, name, words in json_rows("\n".join(read_lines(path)), shown):
+        if name in captions:
+            raise ValueError(f"{where} names {printable(name)} a second time; leave one line")
+        captions[name] = words
     return captions
 
 

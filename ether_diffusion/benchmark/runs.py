@@ -38,7 +38,7 @@ from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import NonFiniteError
 from ether_diffusion.training.methods import attach_saved
-from ether_diffusion.training.prior import count_missing
+from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.run_lock import FolderInUseError, locked
@@ -76,7 +76,8 @@ def carry_out(
     class_images = None if config is None else config.prior.class_data_dir
     if config is not None and class_images is not None:
         class_images.mkdir(parents=True, exist_ok=True)
-        places += [class_images] * bool(count_missing(class_images, config.prior.num_class_images))
+        if len(read_class_images(config.prior).photos) < config.prior.num_class_images:
+            places.append(class_images)
     with ExitStack() as held:
         for place in places:
             try:

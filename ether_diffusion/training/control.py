@@ -11,9 +11,9 @@ from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME
 from ether_diffusion.bases import Base, Denoiser
 from ether_diffusion.control import ControlEncoder, control_batch, new_encoder, read_control
 from ether_diffusion.training.config import ControlConfig
+from ether_diffusion.training.dataset import control_finisher, detector_of
 from ether_diffusion.training.decoding import BLACK, WHITE, decode_photo
 from ether_diffusion.training.methods import TrainedPart, adapter_tensors
-from ether_diffusion.training.overlays import detector_of, finish_control
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import printable
 
@@ -58,7 +58,7 @@ def _validation_picture(config: ControlConfig, path: str, *, width: int, height:
     picture, alpha = decode_photo(path, background=background, min_side=1)
     try:
         if detector is None:
-            return finish_control(picture, config)
+            return control_finisher(config)(picture)
         return detector.draw_at(picture, alpha, width=width, height=height)
     except ValueError as reason:
         raise ValueError(f"validation_image {printable(path)}: {reason}") from None

@@ -4,49 +4,41 @@ A folder is read by `find_photos`, a data set by the `datasets` library; all els
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
-from ether_diffusion.training.captions import (
-    TEXT_COLUMNS,
-    FoundCaption,
-    caption_photos,
-    read_caption_files,
-)
-from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
-from ether_diffusion.training.crops import Scaling
-from ether_diffusion.training.decoding import MAX_BYTES
-from ether_diffusion.training.overlays import Find, find_control_images, find_masks
+from PIL import Image
+
+from ether_diffusion.control.detectors import Detector
+from ether_diffusion.control.palette import MAX_CLASSES, Palette, read_palette
+from ether_diffusion.tiny_world.world import PALETTE
+from ether_diffusion.training.captions import TEXT_COLUMNS, FoundCaption, caption_photos, read_caption_files
+from ether_diffusion.training.config import ControlConfig, DataConfig
+from ether_diffusion.training.decoding import BLACK, MAX_BYTES, decode_bytes
 from ether_diffusion.training.photos import (
-    Findings,
+    Overlay,
     Photo,
     PhotoFolder,
     Read,
+    Scaling,
     check_photos,
     choose_samples,
     file_reader,
     find_photos,
-    remarks_on,
 )
-from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError
+from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files
 from ether_diffusion.wording import listed, printable
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp"}
 _TABLE_SUFFIXES = {".parquet", ".arrow", ".tar", ".zip"}
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """All photos in a fixed order, warnings on them, and the SHA-256 of everything read, by name."""
-
-    photos: tuple[Photo, ...]
-    warnings: tuple[str, ...]
-    fingerprint: dict[str, str]
+TrainingData = PhotoFolder
+Files = Mapping[str, tuple[Path, Read]]
+"""Files by name: photos, or what lies over the photos of these names."""
+Open = Callable[[bytes, str], Image.Image]
 
 
 def read_training_data(
@@ -55,7 +47,7 @@ def read_training_data(
     control: ControlConfig | None = None,
     scaling: Scaling | None = None,
     without: Collection[Path] = (),
-) -> TrainingData:
+) -> PhotoFolder:
     """Find and check the photos, captions, masks and control images that a configuration names.
 
     Folders `without`, and that of the masks, are left out where they lie among the photos. Photos of the
@@ -65,80 +57,173 @@ def read_training_data(
         FileNotFoundError: there is no such folder.
         ValueError: anything cannot be used; all problems are listed, one a line.
     """
-    without = (*without, *([] if config.mask_data_dir is None else [config.mask_data_dir]))
-    if config.dataset_name is None:
-        read, column = _read_folder(config, scaling, without), None
-    else:
+    without = [folder for folder in (*without, config.mask_data_dir) if folder is not None]
+    rows, folder, links = None, config.instance_data_dir, config.follow_symlinks
+    if folder is None:
         rows = _Rows(config)
-        read, column = rows.read(scaling), rows.find
-    found, captions, where = read
-    photos: Sequence[Photo] = found.photos
+        found, captions, problems = rows.photos(scaling), rows.captions(), list[str]()
+    else:
+        limit = config.max_train_samples
+        found = find_photos(folder, follow_symlinks=links, limit=limit, without=without, scaling=scaling)
+        captions, problems = read_caption_files(folder, follow_symlinks=links, without=without)
     refused = [refusal.sentence for refusal in found.refused]
-    findings = Findings(refused if config.strict else [], [f"not used: {each}" for each in refused])
-    findings.warnings += found.warnings
-    with findings:
-        photos = caption_photos(photos, *captions(), config, findings, where=where)
-    with findings:
-        masks = find_masks(photos, config, findings, without=without)
-        photos = [replace(photo, mask=each) for photo, each in zip(photos, masks, strict=True)]
-    with findings:
-        controls = find_control_images(photos, config, control, findings, without=without, column=column)
-        photos = [replace(photo, control=each) for photo, each in zip(photos, controls, strict=True)]
-    if findings.problems:
-        lines = "\n  ".join(findings.problems)
+    problems = [*(refused if config.strict else []), *problems]
+    warnings = [*([] if config.strict else [f"not used: {each}" for each in refused]), *found.warnings]
+    photos = caption_photos(found.photos, captions, config, problems, warnings)
+    overlays = _Overlays(photos, config, without, problems, warnings)
+    for lay in (overlays.lay_masks, lambda: overlays.lay_controls(control, rows)):
+        try:
+            lay()
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(str(error))
+    if problems:
+        lines = "\n  ".join(problems)
         raise ValueError(f"the training data cannot be used:\n  {lines}")
-    hashes = {f"prompt of {photo.shown}": _sha256(photo.prompt) for photo in photos}
-    overlays = (each for photo in photos for each in (photo.mask, photo.control) if each is not None)
-    hashes |= {overlay.name: overlay.sha256 for overlay in overlays}
-    return TrainingData(tuple(photos), tuple(findings.warnings), found.fingerprint() | hashes)
+    return replace(found, photos=tuple(overlays.photos), warnings=tuple(warnings))
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+@dataclass
+class _Overlays:
+    """Lays masks and control images over photos, and notes what is wrong with them."""
+
+    photos: list[Photo]
+    config: DataConfig
+    without: Collection[Path]
+    problems: list[str]
+    warnings: list[str]
+
+    @property
+    def opaque(self) -> tuple[list[str], str]:
+        """The photos without transparent parts, and how many of how many they are."""
+        names = [photo.name for photo in self.photos if not photo.has_alpha]
+        return names, f"{len(names)} of {len(self.photos)} photos have no transparent parts"
+
+    def lay_masks(self) -> None:
+        """Lay the folder's masks over the photos; where they are the alpha, say which photos have none."""
+        (opaque, share), folder = self.opaque, self.config.mask_data_dir
+        if folder is not None:
+            self._lay("mask", *self._in_folder(folder, "mask"), partial(_open, mode="L", finish=_not_black))
+        elif self.config.mask_from_alpha and len(opaque) == len(self.photos):
+            self.problems.append(f"mask_from_alpha: {share}; cut one out, or switch it off")
+        elif self.config.mask_from_alpha and opaque:
+            self.warnings.append(f"{share} and count whole: {listed(opaque)}")
+
+    def lay_controls(self, control: ControlConfig | None, rows: "_Rows | None") -> None:
+        """Lay control images of a folder or a column over the photos; a detector's are drawn later."""
+        detector, (opaque, share), word = detector_of(control), self.opaque, "control image"
+        if detector is not None and detector.needs_alpha and opaque:
+            remedy = "cut them out, or draw silhouettes and give conditioning_data_dir"
+            raise ValueError(f"detector={detector.name}: {share}: {listed(opaque)}; {remedy}")
+        if control is None or detector is not None:
+            return
+        if control.conditioning_data_dir is not None:
+            files, where = self._in_folder(control.conditioning_data_dir, word)
+        else:
+            assert rows is not None
+            files, where = rows.files(control.conditioning_image_column)
+        self._lay(word, files, where, partial(_open, mode="RGB", finish=control_finisher(control)))
+
+    def _in_folder(self, folder: Path, word: str) -> tuple[Files, str]:
+        """Return each photo's picture of the same stem and subfolder, and what to call them."""
+        links, shown = self.config.follow_symlinks, printable(folder.name, NAME_LIMIT)
+        files, _ = find_files(folder, f"the {word}s", without=self.without, follow_symlinks=links)
+        by_stem = defaultdict[str, list[str]](list)
+        for name in files:
+            by_stem[_stem(name)].append(name)
+        stems = {_stem(photo.name) for photo in self.photos}
+        for stem in sorted(stems):
+            if len(by_stem[stem]) > 1:
+                self.problems.append(f"{listed(by_stem[stem])} in {shown} are {word}s of one photo; keep one")
+        unused = [name for stem, names in by_stem.items() if stem not in stems for name in names]
+        if unused and self.config.max_train_samples is None:
+            no_photo = f"{len(unused)} {word}s in {shown} belong to no usable photo and are not used"
+            (self.problems if self.config.strict else self.warnings).append(f"{no_photo}: {listed(unused)}")
+        found = {photo.name: by_stem[_stem(photo.name)][:1] for photo in self.photos}
+        paths = {name: files[each] for name, names in found.items() for each in names}
+        read = {name: (path, file_reader(path, None if links else folder)) for name, path in paths.items()}
+        return read, f"{shown}; add files of the same names, such as dog.png for dog.jpg"
+
+    def _lay(self, word: str, files: Files, where: str, opened: Open) -> None:
+        """Give each photo its picture, checked, and note a problem for each photo without a usable one."""
+        missing = [photo.name for photo in self.photos if photo.name not in files]
+        if missing:
+            shown = listed(missing, len(missing))
+            self.problems.append(f"{len(missing)} photos have no {word}: {shown}; looked in {where}")
+        for number, photo in enumerate(self.photos):
+            if photo.name not in files:
+                continue
+            path, read = files[photo.name]
+            try:
+                data = read()
+                width, height = opened(data, path.suffix).size
+                if abs(width * photo.height - height * photo.width) > max(width, height, *photo.size):
+                    sides = f"{width} × {height} px, and its photo {photo.width} × {photo.height} px"
+                    raise UnusableFileError(f"has {sides}; save it at the photo's size")
+            except UnusableFileError as reason:
+                self.problems.append(f"the {word} of {photo.shown} {reason}")
+                continue
+            name, digest = f"{word} of {photo.name}", hashlib.sha256(data).hexdigest()
+            overlay = Overlay(path=path, name=name, sha256=digest, read=read, open=opened)
+            is_mask = word == "mask"
+            laid = replace(photo, mask=overlay) if is_mask else replace(photo, control=overlay)
+            self.photos[number] = laid
 
 
-def read_class_images(
-    data: DataConfig, prior: PriorConfig, *, scaling: Scaling | None = None, without: Collection[Path] = ()
-) -> TrainingData:
-    """Find and check the class images, all with the class prompt; folders `without` are left out.
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _open(
+    data: bytes, suffix: str, *, mode: Literal["L", "RGB"], finish: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Return the picture of a file, what is transparent over black."""
+    return finish(decode_bytes(data, suffix, background=BLACK, min_side=1).rgb.convert(mode))
+
+
+def _not_black(mask: Image.Image) -> Image.Image:
+    """White where the loss sees the photo, and black or transparent where it does not."""
+    if mask.getextrema()[1] == 0:
+        raise UnusableFileError("is black everywhere, so that nothing is learned; paint the subject white")
+    return mask
+
+
+def detector_of(control: ControlConfig | None) -> Detector | None:
+    """Return the detector that draws control images from photos; None where they are given.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: none of them can be used, or with `strict` any cannot.
+        ValueError: what it needs is not installed.
     """
-    assert prior.class_data_dir is not None
-    assert prior.class_prompt is not None
-    found = find_photos(
-        prior.class_data_dir,
-        follow_symlinks=data.follow_symlinks,
-        strict=data.strict,
-        without=without,
-        scaling=None if scaling is None or len(scaling.sizes) > 1 else scaling,  # they take the photos' sizes
-    )
-    warnings = [*(f"not used: {refusal.sentence}" for refusal in found.refused), *found.warnings]
-    named = {each[2]: None for photo in found.photos if (each := photo.named_repeats) is not None}
-    if named:
-        warnings.append(f"{listed(named)}: neither repeats nor words are taken from these names")
-    return TrainingData(
-        tuple(replace(photo, prompt=prior.class_prompt) for photo in found.photos),
-        tuple(f"class images: {warning}" for warning in warnings),
-        {f"class image {name}": digest for name, digest in found.fingerprint().items()},
-    )
+    if control is None or control.detector is None or not control.is_detected:
+        return None
+    return Detector(control.detector, control.canny_low_threshold, control.canny_high_threshold)
 
 
-Captions = Callable[[], tuple[Sequence[FoundCaption], Sequence[str]]]
-_Found = tuple[PhotoFolder, Captions, str]
-"""Photos, what finds their captions and its problems, and what to call the place."""
+def control_finisher(control: ControlConfig) -> Callable[[Image.Image], Image.Image]:
+    """Return what makes a control image (mode RGB) the one that is used: a map in its palette's very colours.
+
+    It raises an UnusableFileError where the map has colours that it must not have.
+    """
+    palette, is_map = None, control.control_type == "palette"
+    if is_map and control.palette == "tiny_world":
+        palette = Palette("the palette of Tiny World", tuple(PALETTE), tuple(PALETTE.values()))
+    elif is_map and control.palette is not None:
+        palette = read_palette(control.palette)
+    return partial(_in_classes, palette=palette) if is_map else Image.Image.copy
 
 
-def _read_folder(config: DataConfig, scaling: Scaling | None, without: Collection[Path]) -> _Found:
-    folder, links = config.instance_data_dir, config.follow_symlinks
-    assert folder is not None
-    found = find_photos(
-        folder, follow_symlinks=links, limit=config.max_train_samples, without=without, scaling=scaling
-    )
-    captions = partial(read_caption_files, folder, follow_symlinks=links, without=without)
-    return found, captions, printable(folder, NAME_LIMIT)
+def _in_classes(picture: Image.Image, palette: Palette | None) -> Image.Image:
+    if palette is None and picture.getcolors(MAX_CLASSES) is None:
+        raise UnusableFileError(
+            f"has more than {MAX_CLASSES} colours, and each would be a class; save the map as PNG without "
+            "smooth edges, or give its palette, to whose colours near ones are moved"
+        )
+    try:
+        return picture if palette is None else palette.snap(picture)
+    except ValueError as error:
+        raise UnusableFileError(str(error)) from None
+
+
+# data sets
 
 
 class _Rows:
@@ -158,78 +243,65 @@ class _Rows:
         if config.caption_column is not None:
             self._check_column("caption_column", config.caption_column)
         self.rows = self._undecoded("image_column", config.image_column)
-        if config.max_train_samples is not None:
-            self.rows = self.rows.select(choose_samples(len(self.rows), config.max_train_samples))
-        names = _row_names(self.rows, config.image_column)
-        self.numbers = {name: number for number, name in enumerate(names)}
+        self.rows = self.rows.select(choose_samples(len(self.rows), config.max_train_samples))
+        paths = [(image or {}).get("path") for image in self.rows[config.image_column]]
+        names = [Path(path).name if path else "" for path in paths]
+        counts = Counter(names)  # without a name, or with one that is there twice, a row has its number
+        self.names = [
+            name if name and counts[name] == 1 else f"row-{number:05d}{'-' if name else ''}{name}"
+            for number, name in enumerate(names)
+        ]
 
-    def read(self, scaling: Scaling | None) -> _Found:
-        """Return the photos that can be used.
-
-        Raises:
-            ValueError: none can.
-        """
-        column = self.config.image_column
-        photos, refused = check_photos(
-            (
-                (Path(name), name, partial(_read_cell, self.rows, number, column, self.inside))
-                for name, number in self.numbers.items()
-            ),
-            scaling=scaling,
-        )
-        if not photos:
-            reasons = ";\n  ".join(refusal.sentence for refusal in refused)
-            raise ValueError(f"no usable photos in the data set {self.shown}:\n  {reasons or 'it is empty'}")
-        warnings, texts = [*remarks_on(photos)], self.config.caption_column
-        if texts is not None and isinstance(self.rows[0][texts], list):
-            warnings.append(
-                f"the column {printable(texts)} holds lists of captions; the first of each is used"
-            )
-        unused = next((name for name in self.rows.column_names if name in TEXT_COLUMNS), None)
+    def photos(self, scaling: Scaling | None) -> PhotoFolder:
+        """Return the photos, and warnings on the columns; a ValueError says that none can be used."""
+        texts, columns, remarks = self.config.caption_column, self.rows.column_names, list[str]()
+        unused = next((name for name in columns if name in TEXT_COLUMNS), None)
         if texts is None and unused is not None:
-            warnings.append(
+            remarks.append(
                 f"the data set's column {unused} is not used; for captions, set caption_column={unused}"
             )
-        captions = [] if texts is None else [*self._captions(photos, texts)]
-        return PhotoFolder(tuple(photos), tuple(refused), tuple(warnings)), lambda: (captions, ()), self.shown
+        if texts is not None and len(self.rows) and isinstance(self.rows[0][texts], list):
+            remarks.append(
+                f"the column {printable(texts)} holds lists of captions; the first of each is used"
+            )
+        column, inside = self.config.image_column, self.inside
+        files = {
+            name: (Path(name), partial(_read_cell, self.rows, number, column, inside))
+            for number, name in enumerate(self.names)
+        }
+        return check_photos(files, f"the data set {self.shown}", remarks, scaling=scaling)
 
-    def _captions(self, photos: Sequence[Photo], column: str) -> Iterator[FoundCaption]:
-        for photo in photos:
-            text = self.rows[self.numbers[photo.name]][column]
-            if isinstance(text, list):
-                text = text[0] if text else None
-            if text is not None:
-                yield FoundCaption(photo.name, str(text), f"row {self.numbers[photo.name]}")
-
-    def find(self, column: str) -> Find:
-        """Return what finds the image of a column that belongs to a photo, or the file that it names.
-
-        Raises:
-            ValueError: there is no such column, or it holds neither images nor names of files.
-        """
-        rows = self._undecoded("conditioning_image_column", column, or_names=True)
-
-        def found(photo: Photo) -> Sequence[tuple[Path, Read]]:
-            number = self.numbers[photo.name]
-            value = rows[number][column]
-            if not value:
-                return []
-            if isinstance(value, Mapping):
-                return [(photo.path, partial(_read_cell, rows, number, column, self.inside))]
-            if not self.folder.is_dir():
-                raise UnusableFileError("is a name, and the data set is no folder that could hold the file")
-            path = self.folder / str(value)
-            return [(path, file_reader(path, self.inside))] if path.exists() else []
-
+    def captions(self) -> list[FoundCaption]:
+        """Return the captions of all rows that have one."""
+        column, found = self.config.caption_column, list[FoundCaption]()
+        for number, name in enumerate(self.names if column else ()):
+            text = self.rows[number][column]
+            text = (text or [None])[0] if isinstance(text, list) else text
+            found += [] if text is None else [FoundCaption(name, str(text), f"row {number}")]
         return found
 
+    def files(self, column: str) -> tuple[Files, str]:
+        """Return each photo's image of a column, or the file that it names, and what to call these.
+
+        A ValueError says that there is no such column, or that it holds neither images nor names of files.
+        """
+        rows, found = self._undecoded("conditioning_image_column", column, or_names=True), dict[str, Any]()
+        for number, (name, value) in enumerate(zip(self.names, rows[column], strict=True)):
+            path = self.folder / value if isinstance(value, str) else Path(name)
+            if isinstance(value, Mapping):
+                found[name] = path, partial(_read_cell, rows, number, column, self.inside)
+            elif value and path.exists():
+                found[name] = path, file_reader(path, self.inside)
+        return found, f"the column {printable(column)} of {self.shown}; add them, or delete the rows"
+
     def _check_column(self, flag: str, column: str) -> None:
-        columns = list(self.rows.column_names)
+        columns = self.rows.column_names
         if column not in columns:
+            known = (
+                f"it has {listed(columns, len(columns))}; metadata.jsonl gives one by its name or by its name"
+            )
             raise ValueError(
-                f'{flag}="{printable(column)}" is no column of {self.shown}; it has '
-                f"{listed(columns, len(columns))}; metadata.jsonl gives one by its name or by its name with "
-                "_file_name"
+                f'{flag}="{printable(column)}" is no column of {self.shown}; {known} with _file_name'
             )
 
     def _undecoded(self, flag: str, column: str, *, or_names: bool = False) -> Any:
@@ -248,70 +320,37 @@ class _Rows:
 
 def _read_cell(rows: Any, number: int, column: str, inside: Path | None) -> bytes:
     """Return the bytes of a row's image, which it holds itself or as the path of a file."""
-    image = rows[number][column]
-    if not isinstance(image, Mapping):
-        raise UnusableFileError("holds no image; delete the row")
+    image = rows[number][column] or {}
     data, path = image.get("bytes"), image.get("path")
-    if isinstance(data, bytes):
-        if len(data) > MAX_BYTES:
-            raise UnusableFileError(f"has more than {MAX_BYTES / 2**20:g} MiB; give a smaller file")
+    if isinstance(data, bytes) and len(data) <= MAX_BYTES:
         return data
-    if not isinstance(path, str):
-        raise UnusableFileError("holds neither bytes nor a path; delete the row")
+    if isinstance(data, bytes) or not isinstance(path, str):
+        raise UnusableFileError(f"holds no image of at most {MAX_BYTES / 2**20:g} MiB; delete the row")
     return file_reader(Path(path), inside)()
 
 
 def _load(name: str, config_name: str | None) -> Any:
     import datasets
 
+    shown, folder = printable(name), Path(name)
+    suffixes = {path.suffix.lower() for path in folder.rglob("*")} if folder.is_dir() else set()
+    # the library takes a folder of images with text files beside them for a set of texts
+    is_image_folder = suffixes & _IMAGE_SUFFIXES and not suffixes & _TABLE_SUFFIXES
+    if is_image_folder and config_name is not None:
+        raise ValueError(f"the data set {shown} is a folder of images; leave dataset_config_name out")
+    counts, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
     try:
-        with _uncounted():
-            if _is_image_folder(Path(name)):
-                if config_name is not None:
-                    raise ValueError("it is a folder of images; leave dataset_config_name out")
-                splits = datasets.load_dataset("imagefolder", config_name, data_dir=name)
-            else:
-                splits = datasets.load_dataset(name, config_name)
-    except FileNotFoundError as error:
-        reason = printable(error, NAME_LIMIT)
-        raise FileNotFoundError(
-            f"the data set {printable(name)} is not found ({reason}); give a folder of images or a hub id"
-        ) from None
+        if is_image_folder:
+            splits = datasets.load_dataset("imagefolder", data_dir=name)
+        else:
+            splits = datasets.load_dataset(name, config_name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = printable(error, NAME_LIMIT)
-        raise ValueError(f"the data set {printable(name)} cannot be loaded ({reason})") from error
+        reason = f"({printable(error, NAME_LIMIT)}); give a folder of images or a hub id"
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"the data set {shown} is not found {reason}") from None
+        raise ValueError(f"the data set {shown} cannot be loaded {reason}") from error
+    finally:  # else the library would have reported to a server what is loaded, even of folders
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
     if "train" not in splits and len(splits) != 1:
-        raise ValueError(f"the data set {printable(name)} has no split train, only {listed(splits)}")
+        raise ValueError(f"the data set {shown} has no split train, only {listed(splits)}")
     return splits["train"] if "train" in splits else next(iter(splits.values()))
-
-
-@contextmanager
-def _uncounted() -> Iterator[None]:
-    """Keep the library from reporting to a server what is loaded, as it does even of folders."""
-    import datasets
-
-    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        yield
-    finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
-
-
-def _is_image_folder(folder: Path) -> bool:
-    """Say whether a folder is one of image files; the library takes one with sidecars for a set of texts."""
-    if not folder.is_dir():
-        return False
-    suffixes = {path.suffix.lower() for path in folder.rglob("*")}
-    return bool(suffixes & _IMAGE_SUFFIXES) and not suffixes & _TABLE_SUFFIXES
-
-
-def _row_names(rows: Any, column: str) -> list[str]:
-    """Return the file names; where there are none or the same twice, with the row's number."""
-    paths = [(image or {}).get("path") for image in rows[column]]
-    names = [Path(path).name if path else "" for path in paths]
-    counts = Counter(names)
-    return [
-        name if name and counts[name] == 1 else f"row-{index:05d}{'-' if name else ''}{name}"
-        for index, name in enumerate(names)
-    ]

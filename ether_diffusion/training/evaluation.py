@@ -24,9 +24,8 @@ from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.curve import MEASURES, Curve, Record, Scores, Stop, draw_curve, estimate
-from ether_diffusion.training.dataset import TrainingData
 from ether_diffusion.training.loop import averaged
-from ether_diffusion.training.photos import Photo
+from ether_diffusion.training.photos import Photo, PhotoFolder
 from ether_diffusion.training.processes import track
 from ether_diffusion.training.result import CURVE_NAME, EVALUATION_NAME, result_files
 from ether_diffusion.training.run_folder import RunFolder
@@ -47,7 +46,7 @@ Pictures = Sequence[Sequence[Image.Image]]
 logger = logging.getLogger(__name__)
 
 
-def open_evaluator(config: DreamBoothConfig, base: Base, training: TrainingData) -> "SubjectEvaluator":
+def open_evaluator(config: DreamBoothConfig, base: Base, training: PhotoFolder) -> "SubjectEvaluator":
     """Return the evaluator of a run, checked but not loaded.
 
     Raises:

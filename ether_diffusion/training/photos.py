@@ -1,43 +1,110 @@
-"""Photos: where their bytes are, each decoded whole, and everything wrong with any of them said at once."""
+"""Photos: where their bytes are, each decoded whole, at what size they are trained, and what is wrong."""
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import torch
 from PIL import Image
 
-from ether_diffusion.training.crops import Scaling, Size, covering_size
-from ether_diffusion.training.decoding import (
-    BLACK,
-    KINDS,
-    LOSSES,
-    MAX_BYTES,
-    MIN_SIDE,
-    Decoded,
-    decode_bytes,
-)
+from ether_diffusion.training.config import DataConfig
+from ether_diffusion.training.decoding import KINDS, LOSSES, MAX_BYTES, MIN_SIDE, Decoded, decode_bytes
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files, read_plain_file
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import listed, printable
 
+Size = tuple[int, int]
+"""(height, width) in px."""
 Read = Callable[[], bytes]
 """Gives a file's bytes, or raises UnusableFileError."""
 KEPT_BYTES = 512 * 2**20
 """Of photos' pixels at the size of training that stay in memory; others are decoded again when needed."""
-
+LARGE = 256
+"""From this resolution (px) on, buckets' sides are multiples of 64, as in other trainers."""
+MAX_STRETCH = 2
+"""Buckets' sides are between the resolution divided and multiplied by this: aspects from 1:4 to 4:1."""
 _NOT_PHOTOS = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TEXT_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".md"}
 _CHECKED_SIDE = 2048
 """Larger JPEGs are checked at reduced scale (px, shorter side): as sure to find damage, in flat memory."""
 _NAMED_REPEATS = re.compile(r"(\d{1,3})_(.+)")
 """A folder's name as kohya's trainers read it, 10_sks dog; of more digits it is a date."""
-_ONE_TOO_MANY = "delete one, or the photo counts twice"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a base asks of photos: its own size and what divides every side (px), the VAE's factor times the
+    UNet's; and whether its UNet is told sizes (SDXL), or sees a mask and what is around it (inpainting).
+    """
+
+    native_size: int
+    size_multiple: int
+    has_size_ids: bool = False
+    is_inpainting: bool = False
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The sizes that photos are trained at, one square or buckets of aspect ratios, and the filter."""
+
+    sizes: tuple[Size, ...]
+    resampling: Image.Resampling
+
+    @classmethod
+    def of(cls, data: DataConfig, needs: Needs) -> "Scaling":
+        """Return what a configuration asks for; `check_sizes` says whether the base can do it."""
+        resolution = data.resolution or needs.native_size
+        sizes = data.bucket_sizes or ((resolution, resolution),)
+        if data.use_aspect_ratio_buckets and not data.bucket_sizes:
+            sizes = automatic_buckets(resolution, needs.size_multiple)
+        name = data.image_interpolation_mode.removesuffix("_exact")  # Pillow's nearest is the exact one
+        return cls(sizes, Image.Resampling[name.upper()])
+
+    def size(self, photo: Size) -> Size:
+        """Return the size that a photo is trained at: of the nearest aspect ratio, of several the largest."""
+        aspect = {each: abs(math.log(photo[1] * each[0] / (photo[0] * each[1]))) for each in self.sizes}
+        return min(self.sizes, key=lambda size: (aspect[size], -size[0] * size[1]))
+
+
+def check_sizes(data: DataConfig, needs: Needs) -> None:
+    """Refuse, by a ValueError, a resolution or buckets with sides that the base cannot halve often enough."""
+    resolution, multiple = data.resolution or needs.native_size, needs.size_multiple
+    for size in data.bucket_sizes or ((resolution, resolution),):
+        for side in (side for side in size if side % multiple):
+            found = f"the bucket {size[0]},{size[1]}" if data.bucket_sizes else f"resolution={resolution}"
+            below = max(side // multiple, 1) * multiple
+            raise ValueError(
+                f"{found} is no multiple of {multiple} px, which the VAE and the UNet of this base need "
+                f"together; use {below}, {below + multiple}, …"
+            )
+
+
+def automatic_buckets(resolution: int, multiple: int) -> tuple[Size, ...]:
+    """Return sizes of at most the square's area, so that none needs more memory, and about that.
+
+    Sides are multiples of 64 px from a resolution of 256 on, below of `multiple`; and always of `multiple`.
+    """
+    step = math.lcm(64, multiple) if resolution >= LARGE else multiple
+    shortest, longest = resolution // MAX_STRETCH, resolution * MAX_STRETCH
+    sizes = {(resolution, resolution)}
+    for side in range(-(-shortest // step) * step, longest + 1, step):
+        other = min(resolution**2 // side, longest) // step * step
+        if other >= shortest:
+            sizes |= {(side, other), (other, side)}
+    return tuple(sorted(sizes))
+
+
+def covering_size(photo: Size, size: Size) -> Size:
+    """Return a photo's size after resizing: one side is that of `size`, the other no less; rounded down."""
+    (photo_height, photo_width), (height, width) = photo, size
+    if photo_width * height >= photo_height * width:
+        return height, photo_width * height // photo_height
+    return photo_height * width // photo_width, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +114,7 @@ class Picture:
     path: Path
     name: str
     sha256: str
-    read: Read | None = field(default=None, repr=False, compare=False)
+    read: Read | None = None
 
     @property
     def shown(self) -> str:
@@ -55,11 +122,7 @@ class Picture:
         return printable(self.name, NAME_LIMIT)
 
     def read_again(self) -> bytes:
-        """Return the same bytes that were checked before.
-
-        Raises:
-            ValueError: they are gone, or others now.
-        """
+        """Return the bytes that were checked before; a ValueError says that they are gone, or others now."""
         assert self.read is not None
         try:
             data = self.read()
@@ -73,35 +136,15 @@ class Picture:
         return data
 
 
-@dataclass(frozen=True)
-class OverlayKind:
-    """What pictures that lie over photos are called, and decoded to.
-
-    `finish` takes one in its mode and returns what is used of it, or raises UnusableFileError.
-    """
-
-    word: str
-    mode: Literal["L", "RGB"]
-    finish: Callable[[Image.Image], Image.Image]
-
-    def decode(self, data: bytes, suffix: str) -> Image.Image:
-        """Return the picture of a file, what is transparent over black."""
-        return self.finish(decode_bytes(data, suffix, background=BLACK, min_side=1).rgb.convert(self.mode))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Overlay(Picture):
-    """A picture that lies over its photo: its mask, or its control image."""
+    """A picture over its photo, its mask or its control image; `open` makes it of bytes and a suffix."""
 
-    kind: OverlayKind
+    open: Callable[[bytes, str], Image.Image]
 
     def decode(self) -> Image.Image:
-        """Return the picture.
-
-        Raises:
-            ValueError: the file is gone, or another than was checked.
-        """
-        return self.kind.decode(self.read_again(), self.path.suffix)
+        """Return the picture; raises as `read_again`."""
+        return self.open(self.read_again(), self.path.suffix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,52 +174,28 @@ class Photo(Picture):
 
     @property
     def named_repeats(self) -> tuple[int, str, str] | None:
-        """What the name of the photo's folder says, as 10_sks dog does, in kohya's trainers.
+        """What the folder's name says in kohya's trainers, as 10_sks dog does.
 
-        That is how often an epoch has the photo, the caption of a photo without one, and the folder's name;
-        None where it says nothing.
+        That is how often an epoch has the photo, the caption of a photo without one, and the name.
         """
-        for folder in PurePosixPath(self.name).parents:
-            match = _NAMED_REPEATS.fullmatch(folder.name)
-            if match is not None:
-                return int(match[1]), match[2], folder.as_posix()
-        return None
-
-    @property
-    def repeats(self) -> int:
-        """Times that the name of its folder asks for in an epoch, or 1."""
-        return self.named_repeats[0] if self.named_repeats else 1
+        matches = [(_NAMED_REPEATS.fullmatch(each.name), each) for each in PurePosixPath(self.name).parents]
+        return next((((int(match[1]), match[2], each.as_posix())) for match, each in matches if match), None)
 
     def decode(self, target_side: int | None = None) -> Decoded:
-        """Decode the photo again, as in `decode_photo`; whole without a target_side (px).
-
-        Raises:
-            ValueError: it is gone, or was changed.
-        """
+        """Decode the photo again, as in `decode_photo`; raises as `read_again`."""
         return decode_bytes(self.read_again(), self.path.suffix, target_side=target_side)
 
     def covering(self, size: Size, resampling: Image.Resampling) -> Decoded:
-        """Return the photo and its alpha, resized until they just cover a size; raises as `decode`."""
+        """Return the photo and its alpha, resized until they just cover a size; raises as `read_again`."""
         resized = covering_size(self.size, size)
         if self.kept and self.kept[0].rgb.size == resized[::-1]:
             return self.kept[0]
         return _resized(self.decode(min(resized)), resized, resampling)
 
 
-@dataclass
-class Findings:
-    """What is wrong, and what is to be known; errors raised inside `with` are problems, and go no further."""
-
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, (ValueError, FileNotFoundError)):
-            self.problems.append(str(error))
-            return True
-        return False
+def _resized(decoded: Decoded, size: Size, resampling: Image.Resampling) -> Decoded:
+    alpha = decoded.mask and decoded.mask.resize(size[::-1], Image.Resampling.BILINEAR)
+    return replace(decoded, rgb=decoded.rgb.resize(size[::-1], resampling), mask=alpha)
 
 
 @dataclass(frozen=True)
@@ -194,27 +213,33 @@ class Refusal:
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """What a folder holds: photos in the order of their names, refused files, and warnings."""
+    """Photos of a folder or a data set in a fixed order, refused files, and warnings."""
 
-    photos: tuple[Photo, ...]
-    refused: tuple[Refusal, ...]
-    warnings: tuple[str, ...]
+    photos: tuple[Photo, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    warnings: tuple[str, ...] = ()
 
+    @property
     def fingerprint(self) -> dict[str, str]:
-        """Return the SHA-256 of each photo's file by its name; plain text, fit for JSON."""
-        return {
-            os.fsencode(photo.name).decode("utf-8", "backslashreplace"): photo.sha256 for photo in self.photos
-        }
+        """The SHA-256 of everything that was read, by name; plain text, fit for JSON."""
+        hashes: dict[str, str] = {}
+        for photo in self.photos:
+            hashes[os.fsencode(photo.name).decode("utf-8", "backslashreplace")] = photo.sha256
+            if photo.prompt:
+                prompt = photo.prompt.encode("utf-8", "surrogatepass")
+                hashes[f"prompt of {photo.shown}"] = hashlib.sha256(prompt).hexdigest()
+            hashes |= {each.name: each.sha256 for each in (photo.mask, photo.control) if each is not None}
+        return hashes
 
 
 def compare_fingerprints(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the files that are new, gone or changed between two fingerprints, by these words."""
     found = {
-        "new": sorted(now.keys() - before.keys()),
-        "gone": sorted(before.keys() - now.keys()),
-        "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
+        "new": now.keys() - before.keys(),
+        "gone": before.keys() - now.keys(),
+        "changed": {name for name in before.keys() & now.keys() if before[name] != now[name]},
     }
-    return {word: names for word, names in found.items() if names}
+    return {word: sorted(names) for word, names in found.items() if names}
 
 
 def find_photos(
@@ -238,23 +263,22 @@ def find_photos(
         FileNotFoundError: there is no such folder.
         ValueError: it is not a folder, no photo in it is usable, or `strict` and any file is refused.
     """
-    inside = None if follow_symlinks else Path(folder)
-    found = find_files(folder, "the photos", without=without, follow_symlinks=follow_symlinks)
-    names = [name for name, path in found.files.items() if not _is_passed_over(path)]
-    sources = [
-        (found.files[names[index]], names[index], file_reader(found.files[names[index]], inside))
-        for index in choose_samples(len(names), limit)
-    ]
-    photos, refused = check_photos(sources, min_side=min_side, scaling=scaling)
-    shown = printable(folder, NAME_LIMIT)
-    if refused and (strict or not photos):
-        reasons = ";\n  ".join(refusal.sentence for refusal in refused)
-        problem = f"{len(refused)} unusable files" if photos else "no usable photos"
-        raise ValueError(f"{problem} in {shown}:\n  {reasons}")
-    if not photos:
-        rest = "; ".join((f"looked for {KINDS}", *found.remarks))
-        raise ValueError(f"no usable photos in {shown} ({rest})")
-    return PhotoFolder(tuple(photos), tuple(refused), (*found.remarks, *remarks_on(photos)))
+    inside, shown = None if follow_symlinks else Path(folder), printable(folder, NAME_LIMIT)
+    files, remarks = find_files(folder, "the photos", without=without, follow_symlinks=follow_symlinks)
+    names = [name for name, path in files.items() if may_be_photo(path)]
+    chosen = {names[index]: files[names[index]] for index in choose_samples(len(names), limit)}
+    read = {name: (path, file_reader(path, inside)) for name, path in chosen.items()}
+    found = check_photos(read, shown, remarks, min_side=min_side, scaling=scaling)
+    if found.refused and strict:
+        reasons = ";\n  ".join(refusal.sentence for refusal in found.refused)
+        raise ValueError(f"{len(found.refused)} unusable files in {shown}:\n  {reasons}")
+    return found
+
+
+def may_be_photo(path: Path) -> bool:
+    """Say whether a file's name is none of captions, metadata or what operating systems leave behind."""
+    name = path.name.lower()
+    return not (name.startswith(".") or name in _NOT_PHOTOS or path.suffix.lower() in _TEXT_SUFFIXES)
 
 
 def file_reader(path: Path, inside: Path | None) -> Read:
@@ -266,89 +290,76 @@ def choose_samples(number: int, limit: int | None) -> list[int]:
     """Return which of so many samples a run trains on, in their order: all, or as many as the limit."""
     if limit is None or limit >= number:
         return list(range(number))
-    drawn = torch.randperm(number, generator=stream(0, "chosen samples", number))
-    return sorted(drawn[:limit].tolist())
-
-
-def _is_passed_over(path: Path) -> bool:
-    name = path.name.lower()
-    return name.startswith(".") or name in _NOT_PHOTOS or path.suffix.lower() in _TEXT_SUFFIXES
+    return sorted(torch.randperm(number, generator=stream(0, "chosen samples", number))[:limit].tolist())
 
 
 def check_photos(
-    sources: Iterable[tuple[Path, str, Read]], *, min_side: int = MIN_SIDE, scaling: Scaling | None = None
-) -> tuple[list[Photo], list[Refusal]]:
-    """Decode the photos of some sources, each with its path and name; return those of use, and the others."""
+    files: Mapping[str, tuple[Path, Read]],
+    place: str,
+    remarks: Sequence[str] = (),
+    *,
+    min_side: int = MIN_SIDE,
+    scaling: Scaling | None = None,
+) -> PhotoFolder:
+    """Decode the photos of a place, which has remarks of its own; a ValueError says that none can be used."""
     photos: list[Photo] = []
     refused: list[Refusal] = []
     room = KEPT_BYTES
-    for path, name, read in sources:
+    for name, (path, read) in files.items():
         try:
-            photo = check_photo(path, read(), name=name, min_side=min_side, scaling=scaling)
+            photo = check_photo(path, read(), min_side=min_side, scaling=scaling)
         except UnusableFileError as reason:
             refused.append(Refusal(name, str(reason)))
             continue
-        for kept in photo.kept:
-            room -= 4 * kept.rgb.width * kept.rgb.height  # Pillow has RGB in four bytes
-        photos.append(replace(photo, read=read, kept=photo.kept if room >= 0 else []))
-    return photos, refused
+        room -= sum(
+            4 * each.rgb.width * each.rgb.height for each in photo.kept
+        )  # Pillow has RGB in four bytes
+        photos.append(replace(photo, name=name, read=read, kept=photo.kept if room >= 0 else []))
+    if not photos:
+        reasons = ";\n  ".join(refusal.sentence for refusal in refused)
+        rest = f":\n  {reasons}" if refused else f" ({'; '.join((f'looked for {KINDS}', *remarks))})"
+        raise ValueError(f"no usable photos in {place}{rest}")
+    return PhotoFolder(tuple(photos), tuple(refused), (*remarks, *remarks_on(photos)))
 
 
 def check_photo(
-    path: Path,
-    data: bytes,
-    *,
-    name: str | None = None,
-    min_side: int = MIN_SIDE,
-    scaling: Scaling | None = None,
+    path: Path, data: bytes, *, min_side: int = MIN_SIDE, scaling: Scaling | None = None
 ) -> Photo:
-    """Decode a photo's bytes whole; `path` names it, unless `name` does, and need not be there.
+    """Decode the bytes of a photo of this name whole, or raise an UnusableFileError."""
 
-    Raises:
-        UnusableFileError: it is not a photo that can be used.
-    """
-    side = _CHECKED_SIDE if scaling is None else lambda *size: min(scaling.covering(size[::-1]))
-    decoded = decode_bytes(data, path.suffix, min_side=min_side, target_side=side)
-    pixels = hashlib.sha256(repr(decoded.size).encode())
-    pixels.update(decoded.rgb.tobytes())
-    pixels.update(b"" if decoded.mask is None else decoded.mask.tobytes())
+    def kept_size(height: int, width: int) -> Size:
+        return (
+            (_CHECKED_SIDE,) * 2
+            if scaling is None
+            else covering_size((height, width), scaling.size((height, width)))
+        )
+
+    decoded = decode_bytes(
+        data, path.suffix, min_side=min_side, target_side=lambda w, h: min(kept_size(h, w))
+    )
     width, height = decoded.size
-    kept = []
-    if scaling is not None:
-        kept = [_resized(decoded, scaling.covering((height, width)), scaling.resampling)]
+    pixels = hashlib.sha256(repr(decoded.size).encode() + decoded.rgb.tobytes())
+    pixels.update(b"" if decoded.mask is None else decoded.mask.tobytes())
     return Photo(
         path=path,
-        name=name or path.name,
+        name=path.name,
         width=width,
         height=height,
         sha256=hashlib.sha256(data).hexdigest(),
         pixels_sha256=pixels.hexdigest(),
         has_alpha=decoded.mask is not None,
         notes=decoded.notes,
-        kept=kept,
-    )
-
-
-def _resized(decoded: Decoded, size: Size, resampling: Image.Resampling) -> Decoded:
-    alpha = decoded.mask
-    return replace(
-        decoded,
-        rgb=decoded.rgb.resize(size[::-1], resampling),
-        mask=None if alpha is None else alpha.resize(size[::-1], Image.Resampling.BILINEAR),
+        kept=[_resized(decoded, kept_size(height, width), scaling.resampling)] if scaling else [],
     )
 
 
 def remarks_on(photos: Sequence[Photo]) -> Iterator[str]:
     """Give warnings on photos that are there twice, or lose something by being decoded."""
-    first_by_bytes: dict[str, Photo] = {}
-    first_by_pixels: dict[str, Photo] = {}
+    firsts: dict[str, Photo] = {}
     for photo in photos:
-        same_file = first_by_bytes.setdefault(photo.sha256, photo)
-        same_pixels = first_by_pixels.setdefault(photo.pixels_sha256, photo)
-        if same_file is not photo:
-            yield f"{same_file.shown} and {photo.shown} are the same file; {_ONE_TOO_MANY}"
-        elif same_pixels is not photo:
-            yield f"{same_pixels.shown} and {photo.shown} have the same pixels; {_ONE_TOO_MANY}"
+        first = firsts.setdefault(photo.pixels_sha256, photo)
+        if first is not photo:
+            yield f"{first.shown} and {photo.shown} are the same picture; delete one, or it counts twice"
     for note in LOSSES:
         names = [photo.name for photo in photos if note in photo.notes]
         if names:

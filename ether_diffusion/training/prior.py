@@ -5,6 +5,7 @@ import io
 import logging
 import re
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ from PIL import Image
 
 from ether_diffusion.bases import decoded_again
 from ether_diffusion.durable_files import delete_unfinished, write_files
-from ether_diffusion.training.photos import Photo, find_photos
+from ether_diffusion.training.config import DataConfig, PriorConfig
+from ether_diffusion.training.photos import PhotoFolder, Scaling, find_photos, may_be_photo
 from ether_diffusion.training.plain_files import NAME_LIMIT, find_files
 from ether_diffusion.training.processes import DTYPES
 from ether_diffusion.training.randomness import stream
-from ether_diffusion.wording import printable
+from ether_diffusion.wording import listed, printable
 
 if TYPE_CHECKING:
     from ether_diffusion.training.setup import Run
@@ -26,26 +28,50 @@ logger = logging.getLogger(__name__)
 _GENERATED = re.compile(r"(\d{5,})-[0-9a-f]{40}\.png")
 
 
-def count_missing(
-    folder: Path, num_class_images: int, *, follow_symlinks: bool = False, without: Collection[Path] = ()
-) -> int:
-    """Return how many class images a folder lacks; only photos that can be used are counted.
+def read_class_images(
+    prior: PriorConfig,
+    data: DataConfig | None = None,
+    *,
+    without: Collection[Path] = (),
+    scaling: Scaling | None = None,
+) -> PhotoFolder:
+    """Find and check class images: none where none are wanted, or nothing that can be used is there yet.
+
+    Folders `without` are left out. Where all photos are of one size, class images are kept at it: `scaling`.
 
     Raises:
-        ValueError: it is not a folder, or may not be read.
+        ValueError: there is no folder that may be read, or of `data` that is strict any file cannot be used.
     """
-    return max(num_class_images - len(_usable(folder, follow_symlinks, without)), 0)
+    folder, links, strict = (
+        prior.class_data_dir,
+        bool(data and data.follow_symlinks),
+        bool(data and data.strict),
+    )
+    if folder is None or prior.prior_preservation != "class_images" or not folder.exists():
+        return PhotoFolder()
+    files, _ = find_files(folder, "the class images", without=without)
+    one_size = None if scaling is None or len(scaling.sizes) > 1 else scaling  # else they take the photos'
+    try:
+        found = find_photos(folder, strict=strict, follow_symlinks=links, without=without, scaling=one_size)
+    except ValueError:
+        if strict and any(map(may_be_photo, files.values())):
+            raise
+        return PhotoFolder()
+    warnings = [*(f"not used: {refusal.sentence}" for refusal in found.refused), *found.warnings]
+    named = {photo.named_repeats[2]: None for photo in found.photos if photo.named_repeats}
+    if named:
+        warnings.append(f"{listed(named)}: neither repeats nor words are taken from these names")
+    return replace(found, warnings=tuple(warnings))
 
 
 def draw_class_images(run: "Run", *, without: Collection[Path]) -> None:
     """Draw the class images that are missing, by the base alone; folders `without` hold none."""
-    config, prior = run.config, run.config.prior
+    prior, data = run.config.prior.replace(class_prompt=run.config.class_prompt), run.config.data
     if prior.class_data_dir is None:
         return
     delete_unfinished(prior.class_data_dir, is_shared=True)
     if not run.num_missing:
         return
-    assert config.class_prompt is not None
     logger.info("drawing %d class images into %s", run.num_missing, prior.class_data_dir)
     precision = prior.prior_generation_precision or run.accelerator.mixed_precision
     pipeline = run.base.load_unchecked_pipeline(DTYPES[precision]).to(run.accelerator.device)
@@ -56,81 +82,54 @@ def draw_class_images(run: "Run", *, without: Collection[Path]) -> None:
         run.check()
 
     with decoded_again(pipeline.vae):
-        generate_class_images(
-            pipeline,
-            prior.class_data_dir,
-            class_prompt=config.class_prompt,
-            num_class_images=prior.num_class_images,
-            sample_batch_size=prior.sample_batch_size,
-            seed=config.compute.seed,
-            follow_symlinks=config.data.follow_symlinks,
-            without=without,
-            on_progress=report,
-        )
+        there = read_class_images(prior, data, without=without)
+        generate_class_images(pipeline, prior, there, seed=run.config.compute.seed, on_progress=report)
 
 
 def generate_class_images(
     pipeline: Any,
-    folder: Path,
+    prior: PriorConfig,
+    there: PhotoFolder,
     *,
-    class_prompt: str,
-    num_class_images: int,
-    sample_batch_size: int,
     seed: int,
-    follow_symlinks: bool = False,
-    without: Collection[Path] = (),
     on_progress: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> int:
-    """Fill a folder up to `num_class_images` usable photos; return how many were drawn.
+    """Fill the folder of class images up, where some are `there`; return how many were drawn.
 
     Image k comes from the stream (seed, "class", k) and is saved as `{k:05d}-{sha1}.png`. It is always drawn
     in the same batch, as a pipeline rounds differently in others; so an interrupted call, made again, ends
     with the files of an uninterrupted one.
 
     Raises:
-        ValueError: the folder cannot be read, or the pipeline draws a black image.
+        ValueError: the pipeline draws a black image.
     """
+    folder, usable, done = prior.class_data_dir, [photo.name for photo in there.photos], 0
+    assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
-    usable = _usable(folder, follow_symlinks, without)
-    drawn_before = {int(match[1]) for photo in usable if (match := _GENERATED.fullmatch(photo.name))}
-    num_wanted = num_class_images - (len(usable) - len(drawn_before))
+    drawn_before = {int(match[1]) for name in usable if (match := _GENERATED.fullmatch(name))}
+    num_wanted = prior.num_class_images - (len(usable) - len(drawn_before))
     missing = [number for number in range(num_wanted) if number not in drawn_before]
-    missing = missing[: max(num_class_images - len(usable), 0)]
-    done = 0
-    for start in range(0, num_wanted, sample_batch_size):
-        batch = range(start, min(start + sample_batch_size, num_wanted))
+    missing = missing[: max(prior.num_class_images - len(usable), 0)]
+    for start in range(0, num_wanted, prior.sample_batch_size):
+        batch = range(start, min(start + prior.sample_batch_size, num_wanted))
         wanted = set(missing) & set(batch)
-        if not wanted:
-            continue
-        generators = [stream(seed, "class", number) for number in batch]
-        images = pipeline([class_prompt] * len(batch), generator=generators).images
-        for number, image in zip(batch, images, strict=True):
-            if number in wanted:
-                _save(folder, number, image)
-        done += len(wanted)
-        on_progress(done, len(missing))
+        if wanted:
+            generators = [stream(seed, "class", number) for number in batch]
+            images = pipeline([prior.class_prompt] * len(batch), generator=generators).images
+            for number in sorted(wanted):
+                _save(folder, number, images[number - start])
+            done += len(wanted)
+            on_progress(done, len(missing))
     return done
 
 
-def _usable(folder: Path, follow_symlinks: bool, without: Collection[Path]) -> tuple[Photo, ...]:
-    """Return the photos that can be used; none where the folder is not there yet, or holds nothing else."""
-    if not folder.exists():
-        return ()
-    find_files(folder, "the class images", without=without)  # a folder that cannot be read is an error
-    try:
-        return find_photos(folder, follow_symlinks=follow_symlinks, without=without).photos
-    except ValueError:  # none is usable; whoever trains is told why when all are gathered
-        return ()
-
-
 def _save(folder: Path, number: int, image: Image.Image) -> None:
-    image = image.convert("RGB")
-    if image.getextrema() == ((0, 0),) * 3:
+    image, buffer = image.convert("RGB"), io.BytesIO()
+    if not image.getbbox():
         raise ValueError(
             f"class image {number} for {printable(folder, NAME_LIMIT)} is black, as float16 or a safety "
             "checker makes it; set prior_generation_precision=fp32, or load the base without the checker"
         )
-    buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    data = buffer.getvalue()
-    write_files(folder, {f"{number:05d}-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.png": data})
+    digest = hashlib.sha1(buffer.getvalue(), usedforsecurity=False).hexdigest()
+    write_files(folder, {f"{number:05d}-{digest}.png": buffer.getvalue()})

@@ -23,20 +23,19 @@ from ether_diffusion.bases import (
     stack_embeddings,
 )
 from ether_diffusion.options import shown
-from ether_diffusion.training.batches import BatchSource, Codec
+from ether_diffusion.training.batches import BatchSource, Codec, SamplePlan
 from ether_diffusion.training.captions import doubt_token, find_cut
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
 from ether_diffusion.training.control import new_control, validation_controls
-from ether_diffusion.training.crops import Needs, Scaling
-from ether_diffusion.training.dataset import TrainingData, read_class_images, read_training_data
+from ether_diffusion.training.dataset import read_training_data
 from ether_diffusion.training.evaluation import SubjectEvaluator, open_evaluator
 from ether_diffusion.training.loop import Progress, Trainer, find_optimizer
 from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
 from ether_diffusion.training.objective import Denoising, Encode
-from ether_diffusion.training.prior import count_missing
+from ether_diffusion.training.photos import Needs, PhotoFolder, Scaling
+from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.processes import DTYPES, tracker_problem
 from ether_diffusion.training.resources import Phases
-from ether_diffusion.training.sample_plan import SamplePlan
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -56,8 +55,9 @@ class Run:
     config: DreamBoothConfig
     accelerator: Accelerator
     base: Base
-    training: TrainingData
+    training: PhotoFolder
     num_missing: int
+    class_images: PhotoFolder = field(default_factory=PhotoFolder)
     controls: tuple[Tensor, ...] = ()
     evaluator: SubjectEvaluator | None = None
     check: Callable[[], None] = lambda: None
@@ -78,16 +78,17 @@ class Run:
         Raises:
             ValueError: a size does not fit the base, or class images cannot be used.
         """
-        config, needs, class_images = self.config, _needs_of(self.base), None
-        prior = config.prior.replace(class_prompt=config.class_prompt)
-        if prior.prior_preservation == "class_images":
+        config, needs = self.config, _needs_of(self.base)
+        if self.num_missing:  # they are drawn since
             scaling = Scaling.of(config.data, needs)
-            class_images = read_class_images(config.data, prior, scaling=scaling, without=config.folders)
+            self.class_images = read_class_images(
+                config.prior, config.data, without=config.folders, scaling=scaling
+            )
         return SamplePlan(
             config.data,
-            prior,
+            config.prior.replace(class_prompt=config.class_prompt),
             self.training,
-            class_images,
+            self.class_images,
             needs=needs,
             effective_batch=math.prod(self._split),
             seed=config.compute.seed,
@@ -132,7 +133,7 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
         ValueError: something cannot be used; all problems are listed, one a line.
     """
     problems: list[str] = []
-    control, prior, without = control_of(config), config.prior, config.folders
+    control = control_of(config)
 
     def collect(find: Callable[[], T]) -> T | None:
         try:
@@ -141,26 +142,23 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
             problems.append(str(error))
             return None
 
-    def missing() -> int:
-        if prior.prior_preservation != "class_images" or prior.class_data_dir is None:
-            return 0
-        follow = config.data.follow_symlinks
-        return count_missing(
-            prior.class_data_dir, prior.num_class_images, follow_symlinks=follow, without=without
-        )
-
     base = collect(lambda: _open(config))
     scaling = None if base is None else Scaling.of(config.data, _needs_of(base))
     training = collect(
-        lambda: read_training_data(config.data, control=control, scaling=scaling, without=without)
+        lambda: read_training_data(config.data, control=control, scaling=scaling, without=config.folders)
     )
-    num_missing = collect(missing) or 0
+    prior, num_missing = config.prior, 0
+    class_images = collect(
+        lambda: read_class_images(prior, config.data, without=config.folders, scaling=scaling)
+    )
+    if prior.prior_preservation == "class_images" and class_images is not None:
+        num_missing = max(0, prior.num_class_images - len(class_images.photos))
     collect(lambda: find_optimizer(config.optimization))
     if base is not None:
         collect(lambda: _try_adapter(base, config))
     problems += _environment_problems(config)
     if base is not None and training is not None:
-        run = Run(config, accelerator, base, training, num_missing)
+        run = Run(config, accelerator, base, training, num_missing, class_images or PhotoFolder())
         run.controls = collect(lambda: validation_controls(control, run.size)) or ()
         drawing = {
             "validation_prompt": config.validation.validation_prompt,
@@ -229,7 +227,7 @@ def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
         logger.warning("allow_tf32 has no effect: there is no CUDA GPU")
 
 
-def _prompt_warnings(config: DreamBoothConfig, base: Base, training: TrainingData) -> list[str]:
+def _prompt_warnings(config: DreamBoothConfig, base: Base, training: PhotoFolder) -> list[str]:
     """Say which prompts are cut, and what is doubtful about the trigger word."""
     tokenizer = base.load_tokenizers()[0]
     prompts = [each.prompt for each in training.photos]
