@@ -5,8 +5,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -106,7 +105,10 @@ def export_lora(
             out, into = layer.get_parameter("weight").shape
             nothing = torch.zeros(1, into, dtype=dtype), torch.zeros(out, 1, dtype=dtype)
             factors[component, sign] = LoraFactors(*nothing)
-    denoiser = _denoiser_name(base)
+    # what a pipeline calls it; of a model, the prefix by which it loads a LoRA
+    denoiser = next((p.name for p in in_models.find_parts(base) if p.component == "unet"), "unet")
+    if isinstance(base, nn.Module):
+        denoiser = "unet" if isinstance(base, UNet2DConditionLoadersMixin) else "transformer"
     keys = kohya_keys(factors, has_two_text_encoders=getattr(base, "text_encoder_2", None) is not None)
     named = keys or {
         (c, n): f"{denoiser}.{n}" if c == "unet" else f"{c}.{_text_path(n) or n}" for c, n in factors
@@ -154,14 +156,18 @@ def export_merged(
             update = (*lora_factors(own[name], *sides), scale)
             weights[model.get_parameter(f"{name}.weight")] = reflections.merged_weight(own[name], [update])
     folder.parent.mkdir(parents=True, exist_ok=True)
+    before = {parameter: parameter.data for parameter in weights}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
-        with _replaced(weights):
-            base.save_pretrained(temporary)
+        for parameter, weight in weights.items():
+            parameter.data = weight
+        base.save_pretrained(temporary)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
     finally:
+        for parameter, own_weight in before.items():
+            parameter.data = own_weight
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
@@ -207,13 +213,6 @@ def _changed_models(base: Base, adapter: Adapter) -> dict[Component, nn.Module]:
     return {component: models[component] for component in adapter.parts}
 
 
-def _denoiser_name(base: Base) -> str:
-    """Return what a pipeline calls its denoiser; of a model, the prefix by which it loads a LoRA."""
-    if isinstance(base, nn.Module):
-        return "unet" if isinstance(base, UNet2DConditionLoadersMixin) else "transformer"
-    return next((part.name for part in in_models.find_parts(base) if part.component == "unet"), "unet")
-
-
 def _adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
     """Return the base's own weight of every module that an adapter changes, by module name."""
     fit = in_models.check_fit(model, adapter, None)
@@ -223,18 +222,6 @@ def _adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) ->
         raise ValueError(f"{fit.remark}; use that base, or set rebake (--rebake) to reflect these")
     modules = in_models.plain_modules(model)
     return {name: in_models.pristine_weight(modules[name]).detach() for name in adapter.modules()}
-
-
-@contextmanager
-def _replaced(weights: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    before = {parameter: parameter.data for parameter in weights}
-    try:
-        for parameter, weight in weights.items():
-            parameter.data = weight
-        yield
-    finally:
-        for parameter, weight in before.items():
-            parameter.data = weight
 
 
 # the factors and the file of a LoRA

@@ -1,30 +1,5 @@
 """Pipelines of diffusers with ETHER adapters, whose pictures say how they were made."""
 
-from ether_diffusion.pipelines.control import EtherControlPipeline, EtherControlXLPipeline
-from ether_diffusion.pipelines.loading import EtherLoaderMixin
-from ether_diffusion.pipelines.metadata import (
-    AdapterUse,
-    ImageMetadata,
-    attach_metadata,
-    parameters_text,
-    parse_metadata,
-    png_bytes,
-    read_image_metadata,
-)
-from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
-from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
+import lazy_loader
 
-__all__ = [
-    "AdapterUse",
-    "EtherControlPipeline",
-    "EtherControlXLPipeline",
-    "EtherLoaderMixin",
-    "EtherStableDiffusionPipeline",
-    "EtherStableDiffusionXLPipeline",
-    "ImageMetadata",
-    "attach_metadata",
-    "parameters_text",
-    "parse_metadata",
-    "png_bytes",
-    "read_image_metadata",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

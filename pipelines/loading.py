@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ether_diffusion.adapters import Adapter, LoadReport, load_any, load_ether
+from ether_diffusion.adapters import load_any, load_ether
 from ether_diffusion.adapters.format import content_hash
-from ether_diffusion.adapters.load import Loading, remove_adapter
+from ether_diffusion.adapters.load import remove_adapter
 from ether_diffusion.adapters.models import Part, Pipeline, adapter_tensors, find_parts, tuner_layers
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.metadata import AdapterUse, Call, attach_metadata, bind_call, fingerprint_of
@@ -67,6 +67,8 @@ class EtherLoaderMixin:
     """Stands before a text-to-image pipeline of diffusers among the bases of a class."""
 
     components: dict[str, Any]
+    load_ether_weights = load_ether
+    load_adapter_weights = load_any
     # diffusers' own would pass over compiled models and over components that LoRA files do not hold
     fuse_lora = _reaching("fuse_lora")
     unfuse_lora = _reaching("unfuse_lora")
@@ -84,17 +86,6 @@ class EtherLoaderMixin:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a pipeline as diffusers does; the alias "tiny_world" is the embedded base's folder."""
         return super().from_pretrained(resolve_base(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]  # diffusers'
-
-    def load_ether_weights(self, path_or_hub_id: str | Path, **how: Unpack[Loading]) -> LoadReport:
-        """Load an adapter from a folder or the Hub, as `load_ether` does; it alone is then active."""
-        return load_ether(self, path_or_hub_id, **how)
-
-    def load_adapter_weights(self, adapter: str | Path | Adapter, **how: Unpack[Loading]) -> LoadReport:
-        """Load an adapter of any method that training saves, as `load_any` does, or one that was read.
-
-        It alone is then active.
-        """
-        return load_any(self, adapter, **how)
 
     @property
     def active_adapters(self) -> list[str]:

@@ -11,6 +11,11 @@ from ether_diffusion.options import Numbers, Options, Wholes, Words, needed, opt
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
+def several(help: str) -> Words:
+    """Declare an option whose values are given one by one."""
+    return option((), help, is_repeated=True)
+
+
 class Inspect(Options):
     """Say what an adapter holds; loads no model."""
 
@@ -57,9 +62,7 @@ class Convert(Options):
 
 class _Drawn(Options):
     title: ClassVar = "what to draw"
-    prompt: Words = option(
-        (), "may be given several times (the trigger that the adapter names)", is_repeated=True
-    )
+    prompt: Words = several("may be given several times (the trigger that the adapter names)")
     negative_prompt: str | None = option(None, "what the pictures should not show")
     seed: Wholes = option((), "of the first picture (0), or several seeds")
     num_images: int = option(1, "pictures per prompt, with seed, seed + 1, … (1)")
@@ -75,7 +78,7 @@ class _Drawn(Options):
 
 class _Strengths(Options):
     title: ClassVar = "adapters"
-    adapter: Words = option((), "folder or hub id; may be given several times", is_repeated=True)
+    adapter: Words = several("folder or hub id; may be given several times")
     strength: Numbers = option(
         (), "1 as trained (default), 0 the base; one per adapter or for all; with --grid, a column each"
     )
@@ -118,18 +121,15 @@ class _Measured(Options):
     )
     generated: Path | None = option(None, "folder of pictures drawn before, instead of an adapter")
     captions: Path | None = option(
-        None,
-        'JSON Lines with their prompts, {"file_name": …, "text": …} (what PNGs of ours say themselves)',
+        None, 'JSON Lines with their prompts, {"file_name": …, "text": …} (what PNGs of ours say themselves)'
     )
 
 
 class _Yardsticks(Options):
     title: ClassVar = "measured with"
-    encoder: Words = option(
-        (),
+    encoder: Words = several(
         "dino, dinov2, clip or tiny_world, a folder or a hub id; may be given several times (tiny_world for "
-        "the embedded base, else dino, dinov2 and clip)",
-        is_repeated=True,
+        "the embedded base, else dino, dinov2 and clip)"
     )
     lpips_weights: Path | None = option(
         None, "file with torchvision's weights of AlexNet (that in torch's cache, or no LPIPS)"
@@ -195,9 +195,7 @@ class _Comparison(Options):
     num_images: int | None = option(None, "pictures of each prompt (4, short 2)")
     inference_steps: int | None = option(None, "of each picture (25, short 15)")
     batch_size: int | None = option(None, "pictures drawn at once (4, short 16)")
-    encoder: Words = option(
-        (), "dino, dinov2, clip, tiny_world, a folder or a hub id; repeatable", is_repeated=True
-    )
+    encoder: Words = several("dino, dinov2, clip, tiny_world, a folder or a hub id; repeatable")
     lpips_weights: Path | None = option(None, "file with torchvision's weights of AlexNet")
     num_processes: int = option(1, "runs at once; one CPU thread each (1)")
     keep_adapters: bool = option(False, "keep what was trained, too")
@@ -239,10 +237,8 @@ class Ui(Options):
 class Bases(Options):
     """List the bases that lie on this machine."""
 
-    folder: Words = option(
-        (),
-        "also look into this folder, for folders and single files; may be given several times",
-        is_repeated=True,
+    folder: Words = several(
+        "also look into this folder, for folders and single files; may be given several times"
     )
     json_: bool = option(False, "print JSON instead of lines")
 
@@ -250,6 +246,4 @@ class Bases(Options):
 class Doctor(Options):
     """Say what this machine has and can do: packages, memory, devices, the Hub, and a step of training."""
 
-    base: Words = option(
-        (), "base to do a step with (tiny_world); may be given several times", is_repeated=True
-    )
+    base: Words = several("base to do a step with (tiny_world); may be given several times")

@@ -106,22 +106,6 @@ def test_the_same_adapter_gives_the_same_bytes_every_time(tmp_path: Path) -> Non
     assert len(written) == 1
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_adapter_that_was_there(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_ether(adapted_unet(), tmp_path)
-    before = files_in(tmp_path)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(*((os, "fsync", full) if failing == "fsync" else (Path, "replace", full)))
-    with pytest.raises(OSError, match="No space left"):
-        save_ether(adapted_unet(variant="ether_plus"), tmp_path)
-    assert files_in(tmp_path) == before
-
-
 @pytest.mark.parametrize("moment", range(6))
 def test_an_interruption_at_any_step_of_writing_leaves_the_old_or_the_new_adapter_whole(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

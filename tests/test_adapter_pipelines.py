@@ -9,19 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, DDPMPipeline, DDPMScheduler, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from hostile_files import state
 from huggingface_hub import DryRunFileInfo
 from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, get_peft_model
-from small_models import (
-    adapted_unet,
-    exactly_equal,
-    output,
-    small_llama,
-    small_text_encoder,
-    small_unet,
-)
+from small_models import adapted_unet, exactly_equal, output, small_llama, small_text_encoder, small_unet
 from tiny_pipelines import tiny_sd
 from torch import Tensor, nn
 
@@ -62,18 +55,6 @@ def of_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("of_unet")
     save_ether(adapted_unet(), folder)
     return folder
-
-
-def test_a_pipeline_of_diffusers_saves_and_loads_as_its_unet_does(tmp_path: Path) -> None:
-    save_ether(DDPMPipeline(adapted_unet(), DDPMScheduler()), tmp_path)
-    pipe = DDPMPipeline(small_unet(), DDPMScheduler())
-    assert load_ether(pipe, tmp_path).components == {"unet": 32}
-    assert exactly_equal(output(pipe.unet), output(adapted_unet()))
-
-
-def test_a_pipeline_with_a_transformer_takes_the_adapter_of_the_folder_into_it(of_unet: Path) -> None:
-    pipe = SimpleNamespace(components={"transformer": small_unet(), "text_encoder": small_text_encoder()})
-    assert load_ether(pipe, of_unet).components == {"transformer": 32}
 
 
 def test_a_pipeline_takes_back_the_adapters_of_unet_and_text_encoder(with_text: Path) -> None:
@@ -281,12 +262,6 @@ def hub(of_unet: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[st
         return fetched
 
     return stand_in
-
-
-def test_a_hub_adapter_is_fetched_file_by_file(hub: Callable[..., list[str]]) -> None:
-    fetched = hub()
-    assert load_ether(pipeline(), "somebody/dog").components == {"unet": 32}
-    assert fetched == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_a_file_of_the_hub_that_is_too_large_is_not_downloaded(hub: Callable[..., list[str]]) -> None:

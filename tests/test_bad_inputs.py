@@ -311,16 +311,10 @@ def test_prompts_that_are_cut_or_may_not_work_are_doubted(place: Place) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (
-            ("--tokenizer_name", "nowhere"),
-            "nowhere is no folder, and the Hub does not give it; give",
-        ),
+        (("--tokenizer_name", "nowhere"), "nowhere is no folder, and the Hub does not give it; give"),
         (("--tokenizer_name", "photos"), "photos holds no tokenizer: it has no tokenizer.json and no vocab"),
         (("--pretrained_vae_model_name_or_path", "no/where"), "no/where is no folder, and the Hub does not"),
-        (
-            ("--pretrained_vae_model_name_or_path", "photos"),
-            "photos holds no VAE: it has no config.json",
-        ),
+        (("--pretrained_vae_model_name_or_path", "photos"), "photos holds no VAE: it has no config.json"),
     ],
 )
 def test_parts_of_the_base_that_cannot_be_had_are_refused(

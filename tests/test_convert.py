@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,23 +28,16 @@ PARTS: dict[Architecture, dict[str, str]] = {
 
 
 def tiny_model(architecture: Architecture, groups: int = HEADS) -> nn.Module:
-    config = {
+    sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": WIDE,
         "num_hidden_layers": 2,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": groups,
         "vocab_size": VOCABULARY,
-        "tie_word_embeddings": False,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
     }
-    model: nn.Module = (
-        LlamaForCausalLM(LlamaConfig(**config))
-        if architecture == "llama"
-        else PhiForCausalLM(PhiConfig(**config))
-    )
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": groups, "tie_word_embeddings": False}
+    config: dict[str, Any] = sizes | heads | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    is_llama = architecture == "llama"
+    model = LlamaForCausalLM(LlamaConfig(**config)) if is_llama else PhiForCausalLM(PhiConfig(**config))
     return model.eval()
 
 
@@ -156,6 +150,7 @@ def is_of_side(name: str, side: Side | None, training: Training) -> bool:
 
 
 ALL_LLAMA = ("attn.proj", "mlp.fc_1", "mlp.fc_2", "mlp.proj")
+OF_PHI = ("attn.proj", "mlp.fc", "mlp.proj")
 CONVERTIBLE: list[tuple[Training, Side | None]] = [
     (Training("ether", letters="qv"), None),
     (Training("ether", 4, letters="qkv"), None),
@@ -164,10 +159,7 @@ CONVERTIBLE: list[tuple[Training, Side | None]] = [
     (Training("etherplus", 2, letters="kv", groups=2), None),
     (Training("ether", parts=ALL_LLAMA, head=True), None),
     (Training("etherplusHH", parts=ALL_LLAMA, letters="qkv", head=True), None),
-    (
-        Training("etherplusHH", parts=("attn.proj", "mlp.fc", "mlp.proj"), letters="qv", architecture="phi"),
-        None,
-    ),
+    (Training("etherplusHH", parts=OF_PHI, letters="qv", architecture="phi"), None),
     (Training("etherplus", parts=ALL_LLAMA, letters="qv"), "input"),
     (Training("etherplus", parts=ALL_LLAMA, letters="qv"), "output"),
     (Training("ether", 4, parts=ALL_LLAMA, letters="kv", groups=2, flip_side=True), "output"),
@@ -197,18 +189,11 @@ def test_a_converted_checkpoint_computes_what_the_authors_code_computes(
             )
 
 
+MIXED = Training("etherplus", parts=("attn.proj",), letters="qv")
 REFUSED: list[tuple[Training, Side | None, str]] = [
     (Training("ether", 4, parts=("attn.proj",)), None, "groups of output rows.*rank num_blocks²"),
-    (
-        Training("etherplusHH", 4, letters="qv"),
-        None,
-        r"attn\.attn\.q is transformed on its input side in 4 blocks",
-    ),
-    (
-        Training("etherplus", parts=("attn.proj",), letters="qv"),
-        None,
-        r"mixes sides \(input, output\).*--side",
-    ),
+    (Training("etherplusHH", 4, letters="qv"), None, r"attn\.attn\.q is transformed .* in 4 blocks"),
+    (MIXED, None, r"mixes sides \(input, output\).*--side"),
     (Training("ether", letters="qv"), "input", "no projection of the checkpoint is transformed on its input"),
     (Training("etherplusHH", letters="qv"), "output", "would drop half"),
     (Training("ether", parts=("mlp.proj",)), None, "adapts mlp.proj alone"),
@@ -233,25 +218,20 @@ def test_the_official_input_side_is_another_map_in_blocks() -> None:
     assert (official_direct(weight, h) - weight @ torch.block_diag(*h)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ({"model": {"transformer.h.0.attn.proj.ether_R": torch.zeros(2, 4, 4)}}, "Htype oft"),
-        ({"model": {"transformer.h.0.attn.attn.ether_Rq": torch.zeros(1, 2, 4, 4)}}, "Htype oft"),
-        ({"model": {"transformer.h.0.attn.proj.linear.weight": torch.zeros(2, 2)}}, "is no vector of ETHER"),
-        ({"model": {"transformer.h.0.mlp.gate.ether_R": torch.ones(1, 8)}}, "has no place in architecture"),
-        ({"model": {"transformer.h.0.attn.proj.ether_R2": torch.ones(1, 8)}}, "some of its vectors only"),
-        ({"model": {}}, "holds no vectors of ETHER"),
-        ([1, 2], "holds no vectors of ETHER"),
-        (
-            {
-                "transformer.h.0.attn.attn.ether_Rq": torch.ones(1, 1, 8),
-                "transformer.h.1.attn.attn.ether_Rq": torch.ones(1, 2, 4),
-            },
-            r"mixes numbers of blocks \(1, 2\)",
-        ),
-    ],
-)
+ONE, FUSED = "transformer.h.0.attn.proj.ether_R", "transformer.h.{}.attn.attn.ether_Rq"
+OTHER: list[tuple[object, str]] = [
+    ({"model": {ONE: torch.zeros(2, 4, 4)}}, "Htype oft"),
+    ({"model": {FUSED.format(0): torch.zeros(1, 2, 4, 4)}}, "Htype oft"),
+    ({"model": {"transformer.h.0.attn.proj.linear.weight": torch.zeros(2, 2)}}, "is no vector of ETHER"),
+    ({"model": {"transformer.h.0.mlp.gate.ether_R": torch.ones(1, 8)}}, "has no place in architecture"),
+    ({"model": {f"{ONE}2": torch.ones(1, 8)}}, "some of its vectors only"),
+    ({"model": {}}, "holds no vectors of ETHER"),
+    ([1, 2], "holds no vectors of ETHER"),
+    ({FUSED.format(n): torch.ones(1, 1 + n, 8 // (1 + n)) for n in (0, 1)}, r"numbers of blocks \(1, 2\)"),
+]
+
+
+@pytest.mark.parametrize(("state", "message"), OTHER)
 def test_other_checkpoints_are_refused(state: object, message: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=message):

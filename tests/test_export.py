@@ -29,14 +29,7 @@ from trained_adapters import (
 )
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapters import (
-    Adapter,
-    AdapterPart,
-    fingerprint,
-    load_ether,
-    read_adapter,
-    save_ether,
-)
+from ether_diffusion.adapters import Adapter, AdapterPart, fingerprint, load_ether, read_adapter, save_ether
 from ether_diffusion.adapters.format import EXPORT_NAME
 from ether_diffusion.export import export_lora, export_merged, lora_header
 

@@ -30,6 +30,7 @@ from hostile_files import (
     written,
 )
 from peft import LoraConfig, OFTConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import save, save_file
 from small_models import small_unet
 
@@ -76,8 +77,7 @@ def length(number: int) -> Spoil:
     """Let the file promise a header of another length."""
 
     def change(folder: Path) -> None:
-        data = (folder / TENSORS).read_bytes()
-        (folder / TENSORS).write_bytes(struct.pack("<Q", number) + data[8:])
+        (folder / TENSORS).write_bytes(struct.pack("<Q", number) + (folder / TENSORS).read_bytes()[8:])
 
     return change
 
@@ -85,10 +85,10 @@ def length(number: int) -> Spoil:
 def twice(folder: Path) -> None:
     """Name a tensor of the header once more."""
     data = (folder / TENSORS).read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    again = json.dumps({FIRST: json.loads(data[8 : 8 + length])[FIRST]})[1:-1].encode()
-    text = data[8 : 8 + length].rstrip()[:-1] + b"," + again + b"}"
-    (folder / TENSORS).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    (size,) = struct.unpack("<Q", data[:8])
+    again = json.dumps({FIRST: json.loads(data[8 : 8 + size])[FIRST]})[1:-1].encode()
+    text = data[8 : 8 + size].rstrip()[:-1] + b"," + again + b"}"
+    (folder / TENSORS).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
 
 
 def pipe(name: str) -> Spoil:
@@ -105,9 +105,8 @@ def forge(h: dict[str, Any]) -> None:
 
 
 def without_one_under_its_header(folder: Path) -> None:
-    data = (folder / TENSORS).read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    found = json.loads(data[8 : 8 + length])["__metadata__"]
+    with safe_open(folder / TENSORS, "pt") as file:
+        found = file.metadata()
     rewrite_tensors(folder, lambda t: t.pop(FIRST), **found)
 
 
@@ -145,13 +144,9 @@ NOT_TOGETHER = "num_blocks=2, sides='input' has; the two files do not belong tog
 SPOILT: dict[str, tuple[Spoil, str]] = {
     # the configuration's text
     "config cut": (written("{", CONFIG), f"{CONFIG} is not valid JSON"),
-    "config empty": (written("", CONFIG), f"{CONFIG} is not valid JSON"),
     "config not UTF-8": (written(b'{"peft_type": "\xff"}', CONFIG), f"{CONFIG} is not valid JSON"),
     "config a list": (written("[]", CONFIG), f"{CONFIG} is not a JSON object"),
-    "config null": (written("null", CONFIG), f"{CONFIG} is not a JSON object"),
     "config NaN": (written(ETHER + '"dropout": NaN}', CONFIG), f"{CONFIG} holds NaN"),
-    "config infinite": (written(ETHER + '"dropout": -Infinity}', CONFIG), f"{CONFIG} holds -Infinity"),
-    "config 1e999": (written(ETHER + '"dropout": 1e999}', CONFIG), f"{CONFIG} holds 1e999"),
     "config long number": (written(ETHER + '"num_blocks": ' + "9" * 5000 + "}", CONFIG), "5000 digits"),
     "config a key twice": (written(ETHER + '"num_blocks": 4, "num_blocks": 2}', CONFIG), "num_blocks twice"),
     "config deep": (written('{"peft_type": ' + "[" * 9 + "]" * 9 + "}", CONFIG), "nested too deeply"),
@@ -162,7 +157,6 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "config a pipe": (pipe(CONFIG), "is not a regular file"),
     # what the header says beside the tensors
     "version 2": (metadata(format_version="2"), "was made by a newer release"),
-    "version of text": (metadata(format_version='"1"'), "format_version is"),
     "version true": (metadata(format_version="true"), "format_version is"),
     "no version": (metadata(trigger='"dog"'), "format_version is null"),
     "metadata not JSON": (metadata(format_version="1", trigger="dog"), r"ether\.trigger"),
@@ -177,16 +171,12 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "offsets beyond the file": (entry(data_offsets=[0, 2**40]), TENSORS),
     "offsets negative": (entry(data_offsets=[-128, 0]), TENSORS),
     "offsets overlapping": (header(overlap), TENSORS),
-    "offsets not a list": (entry(data_offsets="0"), TENSORS),
     "shape too large": (entry(shape=[2**62, 2**62]), TENSORS),
     "shape not the data's": (entry(shape=[4, 9]), TENSORS),
     "shape negative": (entry(shape=[-4, -8]), TENSORS),
-    "shape of text": (entry(shape=["4", "8"]), TENSORS),
     "shape empty": (entry(shape=[0, 8]), TENSORS),
     "shape flat": (entry(shape=[32]), TENSORS),
     "dtype unknown": (entry(dtype="F33"), TENSORS),
-    "dtype a number": (entry(dtype=32), TENSORS),
-    "dtype a list": (entry(dtype=["F32"]), TENSORS),
     "dtype whole numbers": (entry(dtype="I32"), TENSORS),
     "an entry too many": (entry(more=1), TENSORS),
     "no shape": (header(lambda h: h[FIRST].pop("shape")), TENSORS),
@@ -223,10 +213,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
         named("base_model.model.up_blocks.9.to_q.ether_input_u"),
         r"1 of its 33 projections are not in this UNet2DConditionModel \(up_blocks\.9\.to_q\)",
     ),
-    "another variant": (
-        config(variant="ether_plus", sides="input"),
-        r"lacks .*ether_input_v and \d+ more of ETHER\+ with variant='ether_plus', .*sides='input'",
-    ),
+    "another variant": (config(variant="ether_plus", sides="input"), "lacks .*ether_input_v and "),
     "a vector too many": (named(FIRST.replace("input", "output")), "not those of ETHER with .*sides='input'"),
     "another number of blocks": (config(num_blocks=2), f"{MODULE}.*{NOT_TOGETHER}"),
     "a pattern of blocks": (config(num_blocks_pattern={"attn1.to_k": 2}), "files do not belong together"),
@@ -283,22 +270,11 @@ def test_a_field_outside_the_schema_is_refused_by_name(
     assert name.encode("unicode_escape").decode() in message or "task type" in message
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../x.ether_input_u",
-        "conv_out.weight",
-        "a\x1b[2Jb.ether_input_u",
-        "a\u202eb.ether_input_u",
-        "a\nb.ether_input_u",
-        "a\0b.ether_input_u",
-        "ether_input_u",
-        "a..b.ether_input_u",
-        "lin.ether_input_u.default",
-        "x" * 500 + ".ether_input_u",
-    ],
-    ids=ascii,
-)
+STRANGE = ("../../x", "a\x1b[2Jb", "a\u202eb", "a\nb", "a\0b", "a..b", "x" * 500)
+NAMES = ("conv_out.weight", "ether_input_u", "lin.ether_input_u.default")
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.ether_input_u" for name in STRANGE), *NAMES], ids=ascii)
 def test_a_strange_name_is_refused_and_printed_escaped(
     name: str, base: UNet2DConditionModel, folder: Path
 ) -> None:
@@ -309,24 +285,23 @@ def test_a_strange_name_is_refused_and_printed_escaped(
 def test_every_one_of_400_random_changes_is_refused_in_a_sentence_or_harmless(folder: Path) -> None:
     """Bytes changed, cut, inserted and repeated; what still reads must be a whole adapter."""
     original = (folder / TENSORS).read_bytes()
-    (length,) = struct.unpack("<Q", original[:8])
-    chance = random.Random(0)
-    refused = 0
+    (size,) = struct.unpack("<Q", original[:8])
+    chance, refused = random.Random(0), 0
     for _ in range(400):
         data = bytearray(original)
-        place = chance.randrange(8 + length) if chance.random() < 0.8 else chance.randrange(len(data))
+        place = chance.randrange(8 + size) if chance.random() < 0.8 else chance.randrange(len(data))
         span = chance.randrange(1, 64)
-        kind = chance.randrange(5)
-        if kind == 0:
-            data[place] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            del data[place:]
-        elif kind == 2:
-            del data[place : place + span]
-        elif kind == 3:
-            data[place:place] = chance.randbytes(span)
-        else:
-            data[place : place + span] = data[chance.randrange(length) :][:span]
+        match chance.randrange(5):
+            case 0:
+                data[place] ^= 1 << chance.randrange(8)
+            case 1:
+                del data[place:]
+            case 2:
+                del data[place : place + span]
+            case 3:
+                data[place:place] = chance.randbytes(span)
+            case _:
+                data[place : place + span] = data[chance.randrange(size) :][:span]
         (folder / TENSORS).write_bytes(data)
         read = read_or_refusal(folder)
         if isinstance(read, Adapter):
@@ -353,12 +328,9 @@ def test_what_is_not_there_is_named(base: UNet2DConditionModel, folder: Path) ->
     nowhere = folder.parent / "nowhere"
     assert f"there is no folder {nowhere}" in refusal(base, nowhere, FileNotFoundError)
     assert "is a file; give the folder" in refusal(base, folder / TENSORS)
-
-
-@pytest.mark.parametrize("name", [TENSORS, CONFIG])
-def test_a_missing_file_is_named(name: str, base: UNet2DConditionModel, folder: Path) -> None:
-    (folder / name).unlink()
-    assert f"has no {name}" in refusal(base, folder, FileNotFoundError)
+    for name in (TENSORS, CONFIG):
+        (folder / name).unlink()
+        assert f"has no {name}" in refusal(base, folder, FileNotFoundError)
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "a/b/c", "https://example.com/x.safetensors"])
@@ -473,43 +445,30 @@ def test_huge_and_tiny_vectors_keep_their_direction(factor: float, folder: Path)
 # models that cannot take it
 
 
-def test_other_widths_are_refused_by_shape_where_the_base_is_not_known(folder: Path) -> None:
-    rewrite_tensors(folder, lambda tensors: None)
-    message = refusal(small_unet(cross_attention_dim=64), folder)
-    assert "another architecture than this UNet2DConditionModel" in message
-    assert "attn2.to_k: input width 64 here and 32 in the adapter" in message
-
-
-def test_the_same_base_cannot_be_required_of_a_file_that_does_not_know_it(
+def test_a_model_that_cannot_take_it_is_refused_with_the_reason(
     base: UNet2DConditionModel, folder: Path
 ) -> None:
-    rewrite_tensors(folder, lambda tensors: None)
-    assert "carries no fingerprint of its base" in refusal(base, folder, require_same_base=True)
-
-
-def test_a_projection_that_carries_an_oft_is_refused_by_name(folder: Path) -> None:
+    for name in ("", "a.b", "to_q", "0", "x\n", "n" * 101):
+        assert "adapter_name=" in refusal(base, folder, adapter_name=name)
     unet = small_unet()
     unet.add_adapter(OFTConfig(oft_block_size=4, target_modules=["attn1.to_q"]), adapter_name="oft")
     assert "attn1.to_q already carries an adapter of another method" in refusal(unet, folder)
-
-
-@pytest.mark.parametrize("name", ["", "a.b", "to_q", "0", "x\n", "n" * 101])
-def test_a_name_that_cannot_name_an_adapter_is_refused(
-    name: str, base: UNet2DConditionModel, folder: Path
-) -> None:
-    assert "adapter_name=" in refusal(base, folder, adapter_name=name)
-
-
-def test_a_taken_name_and_a_merged_adapter_are_refused(folder: Path) -> None:
     unet = small_unet()
     load_ether(unet, folder)
     assert "already has an adapter named 'default'" in refusal(unet, folder)
     unet.fuse_lora(adapter_names=["default"])
     assert "default is merged into" in refusal(unet, folder, adapter_name="second")
-
-
-def test_a_model_without_weights_is_refused(folder: Path) -> None:
     with torch.device("meta"):
         unet = small_unet()
     with pytest.raises(ValueError, match="has no weights here"):
         load_ether(unet, folder)
+
+
+def test_a_file_that_does_not_know_its_base_is_checked_by_shape(
+    base: UNet2DConditionModel, folder: Path
+) -> None:
+    rewrite_tensors(folder, lambda tensors: None)
+    message = refusal(small_unet(cross_attention_dim=64), folder)
+    assert "another architecture than this UNet2DConditionModel" in message
+    assert "attn2.to_k: input width 64 here and 32 in the adapter" in message
+    assert "carries no fingerprint of its base" in refusal(base, folder, require_same_base=True)

@@ -150,6 +150,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "made by a newer release",
     ),
 }
+USE = {"name": "fox", "strength": 1, "sha256": {"unet": "0" * 64}}
 WRONG: dict[str, list[object]] = {
     "format_version": [0, True, "1", None, 1.0],
     "prompt": [1, ["a"]],
@@ -160,12 +161,8 @@ WRONG: dict[str, list[object]] = {
     "pipeline": [None],
     "scheduler_config": [None, {"a": None}, {"a": [1]}],
     "adapters": [
-        None,
-        [1],
-        [{"name": "fox"}],
-        [{"name": "fox", "strength": "1", "sha256": {}}],
-        [{"name": "fox", "strength": 1, "sha256": {"unet": "00"}}],
-        [{"name": "fox", "strength": 1, "sha256": {"unet": "0" * 64}, "path": "/"}],
+        *(None, [1], [{"name": "fox"}], [USE | {"strength": "1"}]),
+        *([USE | {"sha256": {"unet": "00"}}], [USE | {"path": "/"}]),
     ],
     "unrecorded": [None, [1]],
     "versions": [{"torch": 2}],
@@ -227,29 +224,20 @@ def pipe(tmp_path: Path) -> EtherStableDiffusionPipeline:
     return pipe
 
 
+DRAWN: dict[str, Any] = {"num_inference_steps": 1, "height": 16, "width": 16}
+
+
 def draw(pipe: EtherStableDiffusionPipeline, *arguments: Any, **options: Any) -> list[ImageMetadata]:
-    images = pipe(
-        *arguments, **({"num_inference_steps": 2, "height": 16, "width": 24, "guidance_scale": 2.0} | options)
-    ).images
+    sized = {"num_inference_steps": 2, "height": 16, "width": 24, "guidance_scale": 2.0} | options
+    images = pipe(*arguments, **sized).images
     return [parse_metadata(image.info["ether_diffusion"], "x") for image in images]
 
 
-def test_each_picture_of_a_call_says_its_own(pipe: EtherStableDiffusionPipeline, tmp_path: Path) -> None:
-    prompts, negatives = ["abc", "xyz"], ["no", "not"]
-    made = draw(
-        pipe,
-        prompts,
-        negative_prompt=negatives,
-        num_images_per_prompt=2,
-        seed=5,
-        adapters=[{"fox": 0.5}, None],
-    )
-    assert [(m.prompt, m.negative_prompt, m.seed) for m in made] == [
-        ("abc", "no", 5),
-        ("abc", "no", 6),
-        ("xyz", "not", 7),
-        ("xyz", "not", 8),
-    ]
+def test_each_picture_of_a_call_says_its_own(pipe: EtherStableDiffusionPipeline) -> None:
+    choice = {"adapters": [{"fox": 0.5}, None], "num_images_per_prompt": 2, "seed": 5}
+    made = draw(pipe, ["abc", "xyz"], negative_prompt=["no", "not"], **choice)
+    said = [("abc", "no", 5), ("abc", "no", 6), ("xyz", "not", 7), ("xyz", "not", 8)]
+    assert [(m.prompt, m.negative_prompt, m.seed) for m in made] == said
     assert [[(use.name, use.strength) for use in m.adapters] for m in made] == [[("fox", 0.5)]] * 2 + [[]] * 2
     first = made[0]
     assert (first.width, first.height, first.steps, first.guidance_scale) == (24, 16, 2, 2.0)
@@ -259,19 +247,12 @@ def test_each_picture_of_a_call_says_its_own(pipe: EtherStableDiffusionPipeline,
 
 
 def test_a_picture_can_be_made_again_from_what_it_says(pipe: EtherStableDiffusionPipeline) -> None:
-    options = {"num_inference_steps": 2, "height": 16, "width": 16}
-    image = pipe("abc", adapters={"fox": 0.3}, **options).images[0]  # no seed given: one was drawn
+    image = pipe("abc", adapters={"fox": 0.3}, **DRAWN).images[0]  # no seed given: one was drawn
     said = parse_metadata(image.info["ether_diffusion"], "x")
-    again = pipe(
-        said.prompt,
-        seed=said.seed,
-        num_inference_steps=said.steps,
-        guidance_scale=said.guidance_scale,
-        height=said.height,
-        width=said.width,
-        adapters={use.name: use.strength for use in said.adapters if use.strength is not None},
-    ).images[0]
-    assert again.tobytes() == image.tobytes()
+    assert (said.width, said.height, said.steps) == (16, 16, 1)
+    adapters = {use.name: use.strength for use in said.adapters if use.strength is not None}
+    options: Any = {"seed": said.seed, "guidance_scale": said.guidance_scale, "adapters": adapters}
+    assert pipe(said.prompt, **options, **DRAWN).images[0].tobytes() == image.tobytes()
 
 
 def test_the_scale_of_a_call_counts_and_disabled_adapters_do_not(pipe: EtherStableDiffusionPipeline) -> None:
@@ -282,25 +263,16 @@ def test_the_scale_of_a_call_counts_and_disabled_adapters_do_not(pipe: EtherStab
     (by_layer,) = draw(pipe, "abc")
     assert [use.strength for use in by_layer.adapters] == [None]
     pipe.disable_lora()
-    (base,) = draw(pipe, "abc")
-    assert base.adapters == ()
+    assert draw(pipe, "abc")[0].adapters == ()
 
 
-def test_what_cannot_be_written_down_is_at_least_named(pipe: EtherStableDiffusionPipeline) -> None:
+def test_what_cannot_be_written_down_is_named_and_numbers_of_numpy_are_numbers(
+    pipe: EtherStableDiffusionPipeline,
+) -> None:
     (said,) = draw(pipe, "abc", latents=torch.randn(1, 4, 16, 24), eta=0.5, guidance_rescale=0.1)
-    assert said.unrecorded == ("latents",)
-    assert said.options == {"eta": 0.5, "guidance_rescale": 0.1}
-
-
-def test_numbers_of_numpy_are_written_as_numbers(pipe: EtherStableDiffusionPipeline) -> None:
-    (said,) = draw(
-        pipe,
-        "abc",
-        seed=np.int64(4),
-        adapters={"fox": np.float32(0.5)},
-        num_inference_steps=np.int64(2),
-        guidance_scale=np.float32(2),
-    )
+    assert (said.unrecorded, said.options) == (("latents",), {"eta": 0.5, "guidance_rescale": 0.1})
+    numbers = {"num_inference_steps": np.int64(2), "guidance_scale": np.float32(2)}
+    (said,) = draw(pipe, "abc", seed=np.int64(4), adapters={"fox": np.float32(0.5)}, **numbers)
     assert (said.seed, said.steps, said.guidance_scale) == (4, 2, 2.0)
     assert [use.strength for use in said.adapters] == [0.5]
 
@@ -312,22 +284,16 @@ def test_a_generator_stands_for_its_seed_only_before_it_is_used(
     generator = torch.Generator().manual_seed(9)
     if used:
         torch.rand(1, generator=generator)
-    (said,) = draw(pipe, "abc", generator=generator)
-    assert said.seed == (None if used else 9)
+    assert draw(pipe, "abc", generator=generator)[0].seed == (None if used else 9)
 
 
-def test_arrays_and_latents_come_as_from_diffusers(pipe: EtherStableDiffusionPipeline) -> None:
-    for output_type in ("np", "pt", "latent"):
-        assert (
-            len(pipe("abc", num_inference_steps=1, height=16, width=16, output_type=output_type).images) == 1
-        )
-    images, _ = pipe("abc", num_inference_steps=1, height=16, width=16, return_dict=False)
-    assert "ether_diffusion" in images[0].info
-
-
-def test_metadata_too_large_costs_no_picture(
+def test_arrays_and_latents_come_as_from_diffusers_and_what_is_too_large_costs_no_picture(
     pipe: EtherStableDiffusionPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    image = pipe("abc " * (MAX_TEXT_BYTES // 4), num_inference_steps=1, height=16, width=16).images[0]
+    for output_type in ("np", "pt", "latent"):
+        assert len(pipe("abc", output_type=output_type, **DRAWN).images) == 1
+    images, _ = pipe("abc", return_dict=False, **DRAWN)
+    assert "ether_diffusion" in images[0].info
+    image = pipe("abc " * (MAX_TEXT_BYTES // 4), **DRAWN).images[0]
     assert "ether_diffusion" not in image.info
     assert "shorten its prompt" in caplog.text

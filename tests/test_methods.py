@@ -21,19 +21,8 @@ from training_runs import config, write_base
 from ether_diffusion.adapters import read_adapter
 from ether_diffusion.bases.stable_diffusion import StableDiffusion
 from ether_diffusion.training.config import AdapterConfig
-from ether_diffusion.training.methods import (
-    adapters_off,
-    attach_new,
-    peft_config,
-    restore_adapter,
-)
-from ether_diffusion.training.result import (
-    load_saved,
-    result_files,
-    write_adapters,
-    write_card,
-    write_export,
-)
+from ether_diffusion.training.methods import adapters_off, attach_new, peft_config, restore_adapter
+from ether_diffusion.training.result import load_saved, result_files, write_adapters, write_card, write_export
 from ether_diffusion.training.setup import Run
 
 PEFT_METHODS = ["lora", "oft", "hra", "delora", "boft", "full"]

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_pipelines_adapters import draw, quiet
-from tiny_pipelines import tiny_sd, tiny_sdxl
+from test_pipelines_adapters import KINDS, close, draw, quiet
+from tiny_pipelines import tiny_sd
 from torch import nn
 from trained_adapters import CONFIGS, save_adapter
 
 from ether_diffusion import EtherConfig, load_ether, save_ether
-from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
+from ether_diffusion.pipelines import EtherStableDiffusionPipeline
 from ether_diffusion.tuner import EtherLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own, which change with every release
@@ -39,16 +39,7 @@ def in_place(pipe: Any) -> None:
     pipe.unet.mid_block.compile(backend="eager")
 
 
-WAYS: dict[str, Callable[[Any], None]] = {
-    "whole": whole,
-    "with_text": with_text,
-    "one_block": one_block,
-    "in_place": in_place,
-}
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+WAYS = {"whole": whole, "with_text": with_text, "one_block": one_block, "in_place": in_place}
 
 
 @pytest.fixture
@@ -84,8 +75,9 @@ def untraced() -> Iterator[None]:
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("way", WAYS)
 def test_every_method_does_in_a_compiled_pipeline_what_it_does_in_another(way: str, folder: Path) -> None:
-    pipe, plain = loaded(folder, WAYS[way], first=True), loaded(folder, None, first=True)
-    wrappers = [pipe.unet, pipe.text_encoder]
+    plain = loaded(folder, None, first=True)
+    pipes = [loaded(folder, WAYS[way], first=first) for first in (True, False)]
+    wrappers = [(pipe.unet, pipe.text_encoder) for pipe in pipes]
     base = draw(quiet(tiny_sd()))
     steps: list[Callable[[Any], Any]] = [
         lambda p: p.set_adapters(["fox", "cat"], [0.5, 0.25]),
@@ -98,41 +90,30 @@ def test_every_method_does_in_a_compiled_pipeline_what_it_does_in_another(way: s
         lambda p: p.set_adapters("fox", 0.5),
     ]
     for step in steps:
-        step(pipe)
         step(plain)
-        assert pipe.active_adapters == plain.active_adapters
-        assert pipe.get_list_adapters() == plain.get_list_adapters()
-        close(draw(pipe), draw(plain))
+        expected = draw(plain)
+        for pipe in pipes:
+            step(pipe)
+            assert pipe.active_adapters == plain.active_adapters
+            assert pipe.get_list_adapters() == plain.get_list_adapters()
+            close(draw(pipe), expected)
     for chosen in ({}, {"fox": 0.7}, ["fox"]):
-        close(draw(pipe, adapters=chosen), draw(plain, adapters=chosen))
-    save_ether(pipe, folder / "again", adapter_name="fox")
-    file = "adapter_model.safetensors"
-    assert (folder / "again" / file).stat().st_size > 0
-    pipe.unload()
-    close(draw(pipe), base)
-    assert not any(isinstance(m, EtherLinear) for m in pipe.unet.modules())
-    assert [pipe.unet, pipe.text_encoder] == wrappers
-
-
-@pytest.mark.usefixtures("untraced")
-@pytest.mark.parametrize("way", WAYS)
-def test_what_is_compiled_after_loading_is_chosen_fused_and_unloaded(way: str, folder: Path) -> None:
-    pipe, plain = loaded(folder, WAYS[way], first=False), loaded(folder, None, first=False)
-    close(draw(pipe), draw(plain))
-    pipe.set_adapters("cat")
-    plain.set_adapters("cat")
-    close(draw(pipe), draw(plain))
-    pipe.fuse()
-    close(draw(pipe), draw(plain))
-    pipe.unload()
-    close(draw(pipe), draw(quiet(tiny_sd())))
+        expected = draw(plain, adapters=chosen)
+        for pipe in pipes:
+            close(draw(pipe, adapters=chosen), expected)
+    for pipe, wrapped in zip(pipes, wrappers, strict=True):
+        save_ether(pipe, folder / "again", adapter_name="fox")
+        assert (folder / "again" / "adapter_model.safetensors").stat().st_size > 0
+        pipe.unload()
+        close(draw(pipe), base)
+        assert not any(isinstance(m, EtherLinear) for m in pipe.unet.modules())
+        assert (pipe.unet, pipe.text_encoder) == wrapped
 
 
 def test_a_traced_graph_follows_what_is_chosen_and_unloaded(folder: Path) -> None:
     torch._dynamo.reset()
     pipe, plain = loaded(folder, whole, first=False), loaded(folder, None, first=False)
     once = {"num_inference_steps": 1, "guidance_scale": 1.0}
-    close(draw(pipe, **once), draw(plain, **once))
     for p in (pipe, plain):
         p.set_adapters(["fox", "cat"], [0.5, 0.25])
     close(draw(pipe, **once), draw(plain, **once))
@@ -146,8 +127,7 @@ def test_a_traced_graph_follows_what_is_chosen_and_unloaded(folder: Path) -> Non
 def test_the_adapter_of_any_component_is_weighed_fused_and_unloaded(
     kind: str, component: str, tmp_path: Path
 ) -> None:
-    make: Any = {"sd": tiny_sd, "sdxl": tiny_sdxl}[kind]
-    ours: Any = {"sd": EtherStableDiffusionPipeline, "sdxl": EtherStableDiffusionXLPipeline}[kind]
+    make, _, ours = KINDS[kind]
     targets = {"vae": ["to_q", "to_v"], "text_encoder": ["q_proj"]}[component]
     torch.manual_seed(0)
     pipe = quiet(ours.from_pipe(make()))

@@ -172,26 +172,18 @@ def fingerprint(weights: Mapping[str, Tensor]) -> BaseFingerprint | None:
     """Return the fingerprint of the base weights (out, in) by module name; None on the meta device."""
     if any(weight.is_meta for weight in weights.values()):
         return None
-    ordered = [(name, weights[name].detach()) for name in sorted(weights)]
-    shapes = json.dumps([(name, list(weight.shape)) for name, weight in ordered])
-    return BaseFingerprint(
-        architecture=hashlib.sha256(shapes.encode()).hexdigest()[:12],
-        norms=tuple(float(f"{_norm(weight):.9g}") for _, weight in ordered),
-        rounding=float(f"{max((_rounding(weight) for _, weight in ordered), default=0.0):.3g}"),
-    )
-
-
-def _norm(weight: Tensor) -> float:
-    weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
-    # float8 promotes to nothing
-    return float(torch.linalg.vector_norm(wide(weight), dtype=torch.float64))
-
-
-def _rounding(weight: Tensor) -> float:
-    # Rounding moves each of N entries by up to eps / 2 of itself, independently: the norm then moves by about
-    # 0.35 eps / √N for normally distributed entries. Measured 0.3 to 0.5; 4 leaves room for heavy tails.
-    kind = torch.finfo(weight.dtype)
-    return 0.0 if kind.bits >= 32 else 4 * kind.eps / math.sqrt(weight.numel())
+    shapes, norms, rounding = [], [], 0.0
+    for name in sorted(weights):
+        weight, kind = weights[name].detach(), torch.finfo(weights[name].dtype)
+        shapes.append((name, list(weight.shape)))
+        weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
+        # float8 promotes to nothing
+        norms.append(float(f"{torch.linalg.vector_norm(wide(weight), dtype=torch.float64):.9g}"))
+        # Rounding moves each of N entries by up to eps / 2 of itself, independently: the norm then moves by
+        # about 0.35 eps / √N for normally distributed entries. Measured 0.3 to 0.5; 4 is for heavy tails.
+        rounding = max(rounding, 0.0 if kind.bits >= 32 else 4 * kind.eps / math.sqrt(weight.numel()))
+    architecture = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12]
+    return BaseFingerprint(architecture, tuple(norms), float(f"{rounding:.3g}"))
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -29,6 +29,7 @@ COMPONENTS = (
     *("text_conditioner", "controlnet", "motion_adapter", "image_encoder", "vae"),
 )
 """The subfolders that are known for a component's adapter, where no pipeline says what it has."""
+_ORIGIN = "_name_or_path"
 _WRAPPERS = frozenset({"base_layer", "_orig_mod"})
 """What an adapter of another method on top, and torch.compile of a single block, put into names."""
 
@@ -152,8 +153,9 @@ def pristine_weight(module: nn.Module) -> Tensor:
 def name_of_base(owner: object) -> str | None:
     """Return what a pipeline or a model was loaded from, as `shareable_name`; None where it does not say."""
     config = getattr(bare_model(owner) if isinstance(owner, nn.Module) else owner, "config", None)
-    values = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
-    return shareable_name(values.get("_name_or_path"))
+    if isinstance(config, Mapping):
+        return shareable_name(config.get(_ORIGIN))
+    return shareable_name(getattr(config, _ORIGIN, None))
 
 
 def shareable_name(origin: object) -> str | None:

@@ -9,18 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ether_diffusion.adapters import format as names
 from ether_diffusion.adapters import methods, models
 from ether_diffusion.adapters.card import is_ours, model_card
-from ether_diffusion.adapters.format import (
-    CARD_NAME,
-    CONFIG_NAME,
-    EXPORT_NAME,
-    TENSORS_NAME,
-    AdapterMetadata,
-    AdapterPart,
-    Fact,
-    metadata_header,
-)
+from ether_diffusion.adapters.format import AdapterMetadata, AdapterPart, Fact, metadata_header
 from ether_diffusion.adapters.read import check_no_modules
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, check_size, safetensors_bytes
 from ether_diffusion.durable_files import write_files
@@ -72,7 +64,9 @@ def save_ether(
         written[part.component] = own, adapter_files(own)
     known = ("unet", *models.COMPONENTS, *written)
     places = {name: Path(folder, "" if name == "unet" else name) for name in known}
-    stale = sorted({n for n, place in places.items() if (place / CONFIG_NAME).exists()} - written.keys())
+    stale = sorted(
+        {n for n, place in places.items() if (place / names.CONFIG_NAME).exists()} - written.keys()
+    )
     if stale:
         raise ValueError(
             f"{printable(folder)} holds adapters of {listed(stale)}, which {adapter_name!r} lacks; loading "
@@ -126,12 +120,12 @@ def write_adapter(folder: str | Path, adapter: AdapterPart, *, card: bool = True
 def _write(folder: Path, adapter: AdapterPart, files: dict[str, bytes], *, card: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{printable(folder)} is a file; give a folder to write the adapter into")
-    readme = folder / CARD_NAME
+    readme = folder / names.CARD_NAME
     if card and readme.exists() and not is_ours(readme):
         logger.info("left %s as it is: it was edited, or not written by ether-diffusion", printable(readme))
     elif card:
-        text = model_card(adapter, has_lora_export=(folder / EXPORT_NAME).exists())
-        files = {CARD_NAME: text.encode(), **files}
+        text = model_card(adapter, has_lora_export=(folder / names.EXPORT_NAME).exists())
+        files = {names.CARD_NAME: text.encode(), **files}
     folder.mkdir(parents=True, exist_ok=True)
     write_files(folder, files)
 
@@ -149,4 +143,4 @@ def adapter_files(adapter: AdapterPart) -> dict[str, bytes]:
         check_size(header, where)
     stored = {f"{PEFT_PREFIX}{name}": adapter.tensors[name].contiguous() for name in sorted(adapter.tensors)}
     text = json.dumps(values, indent=2, sort_keys=True) + ("\n" if isinstance(config, EtherConfig) else "")
-    return {CONFIG_NAME: text.encode(), TENSORS_NAME: safetensors_bytes(stored, header)}
+    return {names.CONFIG_NAME: text.encode(), names.TENSORS_NAME: safetensors_bytes(stored, header)}
