@@ -46,7 +46,10 @@ def open_pipeline(
     """Load the pipeline of a base that `open_base` opened; with control, one that takes control images."""
     if base.is_inpainting:
         raise ValueError(f"{base.name} is for inpainting; use diffusers' inpainting pipeline and load_ether")
-    kind = getattr(pipelines, base.drawn_by_with_control if with_control else base.drawn_by)
+    name = base.drawn_by_with_control if with_control else base.drawn_by
+    if name is None:
+        raise ValueError(f"{base.name} is of a family without control images; use Stable Diffusion or SDXL")
+    kind = getattr(pipelines, name)
     pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype)
     # a hub id is a better name for people than its folder in the cache
     pipeline.register_to_config(_name_or_path=base.name)

@@ -1,6 +1,8 @@
 """Small models built from configs, with fixed seeds: nothing here reaches a hub."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +101,17 @@ def predict(unet_inputs: UNetInputs) -> Callable[..., Tensor]:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next(p.dtype for name, p in model.named_parameters() if "ether_" not in name)
+
+
+@pytest.fixture(scope="session")
+def flow_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that gives the folder of a family's tiny base."""
+    from flow_pipelines import flow_pipeline
+
+    @cache
+    def folder(family: str) -> Path:
+        path = tmp_path_factory.mktemp(family) / "base"
+        flow_pipeline(family).save_pretrained(path)
+        return path
+
+    return folder

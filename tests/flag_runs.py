@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from encoder_models import save_clip, save_dino
+from flow_pipelines import flow_pipeline
 from PIL import Image
 from safetensors.torch import load
 from tiny_pipelines import tiny_sd
@@ -51,6 +52,7 @@ CLASS_IMAGES: Flags = {
 }
 DATA_SET: Flags = {"instance_data_dir": None, "dataset_name": "@data set", "dataset_config_name": "one"}
 LORA: Flags = {"adapter": "lora"}
+FLOW: Flags = {"pretrained_model_name_or_path": "@flow base", "resolution": 32}
 DRAWN: Flags = {
     "validation_prompt": ["a sks cat"],
     "num_validation_images": 1,
@@ -220,6 +222,7 @@ def made_world(folder: Path) -> Iterator[World]:
     """Write what runs need into a folder, and give the world to run them in."""
     write_base(folder / "base")
     write_base(folder / "other base", seed=3)
+    flow_pipeline("sd3").save_pretrained(folder / "flow base")
     save_clip(folder / "clip")
     save_dino(folder / "dino")
     tiny_sd(4).save_pretrained(folder / "base", variant="fp16")

@@ -34,3 +34,31 @@ def meta_unet(name: str) -> UNet2DConditionModel:
     """Build one of `CONFIGS` on the meta device: names and shapes, no numbers."""
     with torch.device("meta"):
         return UNet2DConditionModel(**CONFIGS[name])
+
+
+FLOW_CONFIGS: dict[str, dict[str, object]] = {
+    "sd3": {
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "attention_head_dim": 64,
+        "caption_projection_dim": 1536,
+        "joint_attention_dim": 4096,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": tuple(range(13)),
+        "qk_norm": "rms_norm",
+    },
+    "flux": {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
+    "klein": {
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 7680,
+        "guidance_embeds": False,
+    },
+    "z_image": {},
+    "qwen_image": {"num_layers": 60},
+    "chroma": {"num_layers": 19, "num_single_layers": 38},
+    "sana": {"num_layers": 20},
+}
+"""What differs from the defaults of diffusers' classes in the transformers of SD 3.5 medium, FLUX.1 dev,
+FLUX.2 klein 4B, Z-Image, Qwen-Image, Chroma and Sana 1.6B."""

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ether_diffusion.bases import images
@@ -22,26 +23,40 @@ Attention = Literal["auto", "eager", "sdpa", "xformers"]
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What prompts become: sequence (b, tokens, width) and, of some families, pooled (b, width)."""
+    """What prompts become: sequence (b, tokens, width) and, of some families, pooled (b, width).
+
+    mask (b, tokens) is true where the denoiser reads a token; None where it reads them all.
+    """
 
     sequence: Tensor
-    pooled: Tensor | None
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
         """Return them on a device in a dtype."""
         pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return PromptEmbeddings(self.sequence.to(device, dtype), pooled)
+        mask = None if self.mask is None else self.mask.to(device)
+        return PromptEmbeddings(self.sequence.to(device, dtype), pooled, mask)
 
-    def rows(self, chosen: Tensor) -> "PromptEmbeddings":
+    def rows(self, chosen: Tensor | slice) -> "PromptEmbeddings":
         """Return those of the prompts chosen (b,)."""
-        chosen = chosen.to(self.sequence.device)
-        return PromptEmbeddings(self.sequence[chosen], None if self.pooled is None else self.pooled[chosen])
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(self.sequence.device)
+        fields = (self.sequence, self.pooled, self.mask)
+        return PromptEmbeddings(*(None if each is None else each[chosen] for each in fields))  # type: ignore[arg-type]
 
 
 def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
-    """Join embeddings along the batch."""
+    """Join embeddings along the batch; of those with masks, shorter ones are filled up."""
+    longest = max(row.sequence.shape[1] for row in rows)
+    missing = [longest - row.sequence.shape[1] for row in rows]
+    sequences = [pad(row.sequence, (0, 0, 0, n)) for row, n in zip(rows, missing, strict=True)]
     pooled = [row.pooled for row in rows if row.pooled is not None]
-    return PromptEmbeddings(torch.cat([row.sequence for row in rows]), torch.cat(pooled) if pooled else None)
+    masks = [pad(row.mask, (0, n)) for row, n in zip(rows, missing, strict=True) if row.mask is not None]
+    assert masks or not any(missing)
+    return PromptEmbeddings(
+        torch.cat(sequences), torch.cat(pooled) if pooled else None, torch.cat(masks) if masks else None
+    )
 
 
 @dataclass(frozen=True)
@@ -64,8 +79,8 @@ class Noise(ABC):
     """The noise that a base was trained with, and what it predicts of it."""
 
     @abstractmethod
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """Draw a timestep () of the distribution to train with."""
+    def draw_timestep(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
+        """Draw a timestep () of the distribution to train with, for latents of a shape (c, h, w)."""
 
     @abstractmethod
     def add(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -75,9 +90,17 @@ class Noise(ABC):
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return what the denoiser should predict, in the shape of the latents."""
 
+    def weights(self, timesteps: Tensor) -> Tensor:
+        """Return the weights (b,) of the loss that go with the distribution of timesteps."""
+        return torch.ones(len(timesteps))
+
     @abstractmethod
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
-        """Return the weights (b,) of Min-SNR (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
+        """Return the weights (b,) of Min-SNR (Hang et al. 2023, arXiv:2303.09556, section 3.4).
+
+        Raises:
+            ValueError: they have no meaning for this noise.
+        """
 
 
 @dataclass(frozen=True)
@@ -107,14 +130,23 @@ class Base(ABC):
     """The pipeline of diffusers that draws, and writes and reads LoRA files."""
     drawn_by: ClassVar[str]
     """The pipeline of ours that draws."""
-    drawn_by_with_control: ClassVar[str]
-    """The pipeline of ours that draws with control images."""
+    drawn_by_with_control: ClassVar[str | None]
+    """The pipeline of ours that draws with control images, where the family takes any."""
+    mask_argument: ClassVar[str] = "prompt_attention_mask"
+    """What the pipeline calls the mask of embeddings."""
+    attention_kernels: ClassVar[Sequence[Attention]]
+    """The ways in which the denoiser can compute attention."""
     has_size_ids: ClassVar[bool]
     """Whether the denoiser is told the sizes and crops of pictures."""
-    targets: ClassVar[Mapping[str, Sequence[str]]]
-    """The names of projections in the denoiser by presets: "attention" and "attention_and_feedforward"."""
     text_targets: ClassVar[Sequence[str]]
-    """The names of attention projections in the text encoders."""
+    """The names of attention projections in the text encoders; none where these are not trained."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> Mapping[str, str | Sequence[str]]:
+        """The projections of the denoiser, names or a regex, by presets: "attention" and, where its
+        feed-forward layers have projections, "attention_and_feedforward".
+        """
 
     @classmethod
     @abstractmethod
@@ -168,11 +200,11 @@ class Base(ABC):
         return stored_dtype(self.folder / self.denoiser, self.variant)
 
     @abstractmethod
-    def load_noise(self) -> Noise:
-        """Return the noise that the base was trained with.
+    def load_noise(self, weighting_scheme: str = "none", timestep_shift: str = "auto") -> Noise:
+        """Return the noise that the base was trained with; scheme and shift are of flow matching.
 
         Raises:
-            ValueError: it is of a kind that nothing is trained with here.
+            ValueError: it is of a kind that nothing is trained with here, or has no such scheme or shift.
         """
 
     def encode_images(self, vae: Autoencoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,10 +257,9 @@ class Base(ABC):
     def pipeline_around(self, denoiser: Denoiser) -> DiffusionPipeline:
         """Return the base's pipeline around a denoiser, without what embeddings replace."""
 
-    @abstractmethod
     def draw_latents(
         self,
-        pipeline: DiffusionPipeline,
+        pipeline: Any,
         embeddings: PromptEmbeddings,
         *,
         size: tuple[int, int],
@@ -241,6 +272,39 @@ class Base(ABC):
 
         embeddings are those of the prompt and of what it should not show; check may raise between two steps.
         """
+
+        def interruptible(_: object, step: int, timestep: object, values: dict[str, Any]) -> dict[str, Any]:
+            check()
+            return values
+
+        denoiser, (height, width) = pipeline.components[self.denoiser], size
+        found: Tensor = pipeline(
+            **self._drawing(embeddings.to(denoiser.device, denoiser.dtype), guidance_scale),
+            height=height,
+            width=width,
+            num_inference_steps=num_steps,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            callback_on_step_end=interruptible,
+        ).images
+        return self._latents_of(pipeline, found, size)
+
+    def _drawing(self, embeddings: PromptEmbeddings, guidance_scale: float) -> dict[str, Any]:
+        """Return the arguments of the pipeline that say what is drawn, and with which guidance."""
+        mask = None if embeddings.mask is None else embeddings.mask.to(embeddings.sequence.dtype)
+        found = {
+            "prompt_embeds": embeddings.sequence,
+            "pooled_prompt_embeds": embeddings.pooled,
+            self.mask_argument: mask,
+        }
+        given = {name: rows for name, rows in found.items() if rows is not None}
+        arguments: dict[str, Any] = {name: rows[:1] for name, rows in given.items()}
+        arguments |= {f"negative_{name}": rows[1:] for name, rows in given.items()}
+        return {**arguments, "guidance_scale": guidance_scale}
+
+    def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return what the pipeline gives as latents in the denoiser's shape (1, c, h, w)."""
+        return found
 
     def _load(self, kind: Any, subfolder: str, *, dtype: torch.dtype) -> Any:
         part = load_part(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)

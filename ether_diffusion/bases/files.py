@@ -255,6 +255,8 @@ def load_pipeline(
         kind = _known_class(diffusers, index["_class_name"], str(folder))
     taken = inspect.signature(kind.__init__).parameters
     for name, entry in index.items():
+        if entry == [None, None] and name in taken:  # diffusers wants to be told of what a base lacks
+            given.setdefault(name, None)
         model = None if name in given else _model_class(folder / name, entry)
         if model is not None and (name in taken or kind is DiffusionPipeline):
             given[name] = load_part(model, folder / name, dtype=dtype, variant=variant)

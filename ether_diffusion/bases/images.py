@@ -1,20 +1,26 @@
 """Pictures and latents: what the autoencoder makes of one for the other."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    AutoencoderTiny,
+)
 from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
+VAE: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC | AutoencoderKLFlux2 | AutoencoderKLQwenImage
 _FAULT = "ether_diffusion_fault"
 
 logger = logging.getLogger(__name__)
@@ -66,26 +72,37 @@ def encode_images(vae: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Images are (b, 3, height, width) in [-1, 1]; the latents are as the autoencoder gives them, unscaled.
     """
+    images = images.to(vae.device, vae.dtype)
     with _as_stored(vae):
-        encoded = vae.encode(images.to(vae.device, vae.dtype))
-    if isinstance(vae, AutoencoderTiny):  # it has no posterior
-        latents = encoded.latents.float().cpu()
-        return latents, torch.zeros_like(latents)
-    return encoded.latent_dist.mean.float().cpu(), encoded.latent_dist.std.float().cpu()
+        encoded = vae.encode(images.unsqueeze(2) if _is_of_video(vae) else images)
+    if isinstance(vae, AutoencoderTiny | AutoencoderDC):  # they have no posterior
+        mean = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent
+        std = torch.zeros_like(mean)
+    else:
+        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+    if isinstance(vae, AutoencoderKLFlux2):  # whose statistics are those of means, as its pipelines'
+        std = torch.zeros_like(mean)
+    if _is_of_video(vae):
+        mean, std = mean.squeeze(2), std.squeeze(2)
+    return mean.float().cpu(), std.float().cpu()
 
 
 def scale_latents(vae: VAE, latents: Tensor) -> Tensor:
-    """Map latents of the autoencoder to those of the UNet: shifted and scaled as its config says."""
-    scale, shift = _statistics(vae)
+    """Map latents of the autoencoder to those of the denoiser: shifted and scaled as it says."""
+    scale, shift = _statistics(vae, latents)
     return (latents - shift) * scale
 
 
 @torch.no_grad()
 def decode_latents(vae: VAE, latents: Tensor) -> list[Image.Image]:
-    """Return the pictures of latents (b, c, h, w) of the UNet."""
-    scale, shift = _statistics(vae)
+    """Return the pictures of latents (b, c, h, w) of the denoiser."""
+    latents = latents.float().cpu()
+    scale, shift = _statistics(vae, latents)
+    latents = (latents / scale + shift).to(vae.device, vae.dtype)
     with _as_stored(vae), decoded_again(vae):
-        decoded = vae.decode((latents.float().cpu() / scale + shift).to(vae.device, vae.dtype)).sample
+        decoded = vae.decode(latents.unsqueeze(2) if _is_of_video(vae) else latents).sample
+    if _is_of_video(vae):
+        decoded = decoded.squeeze(2)
     return to_pictures(VaeImageProcessor().postprocess(decoded.float(), output_type="np"))
 
 
@@ -122,12 +139,31 @@ def _as_stored(vae: VAE) -> torch.autocast:
     return torch.autocast(vae.device.type, enabled=False)
 
 
-def _statistics(vae: VAE) -> tuple[Tensor, Tensor]:
-    """Return scale and shift, each (1, c or 1, 1, 1): the UNet sees (latents - shift) * scale."""
+def _is_of_video(vae: VAE) -> bool:
+    """Say whether an autoencoder takes a picture as a video of one frame."""
+    return isinstance(vae, AutoencoderKLQwenImage)
+
+
+def _statistics(vae: VAE, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and shift for latents (b, c, h, w): the denoiser sees (latents - shift) * scale."""
     config = vae.config
-    scale = torch.tensor(config.scaling_factor)
+    if isinstance(vae, AutoencoderKLFlux2):  # of each place in a patch of 2 × 2
+        tiles = (1, 1, latents.shape[-2] // 2, latents.shape[-1] // 2)
+        std = (vae.bn.running_var.float().cpu() + config.batch_norm_eps).sqrt()
+        mean = vae.bn.running_mean.float().cpu()
+        std, mean = (each.view(1, -1, 2, 2).repeat(tiles) for each in (std, mean))
+        return 1 / std, mean
+    scale = torch.tensor(config.get("scaling_factor", 1.0))
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         return scale.view(1, 1, 1, 1), torch.tensor(config.get("shift_factor") or 0.0).view(1, 1, 1, 1)
     mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (mean, std))
     return scale / std, mean
+
+
+def vae_scale_factor(config: Mapping[str, Any]) -> int:
+    """Return what an autoencoder of a config divides the sides of pictures by."""
+    if "temperal_downsample" in config:  # diffusers' own spelling, of a video's
+        return int(2 ** len(config["temperal_downsample"]))
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (64,)
+    return int(2 ** (len(blocks) - 1))

@@ -6,11 +6,18 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from ether_diffusion.bases.base import Base
 from ether_diffusion.bases.files import find_folder, find_part, load_part, load_pipeline, read_config
+from ether_diffusion.bases.flux import Chroma, Flux1, Flux2Klein
+from ether_diffusion.bases.qwen_image import QwenImage
+from ether_diffusion.bases.sana import Sana
 from ether_diffusion.bases.single_file import complete_vae, is_single_file, unpack_vae
 from ether_diffusion.bases.stable_diffusion import SDXL, StableDiffusion
+from ether_diffusion.bases.stable_diffusion_3 import StableDiffusion3
+from ether_diffusion.bases.z_image import ZImage
 from ether_diffusion.wording import printable
 
-FAMILIES: tuple[type[Base], ...] = (SDXL, StableDiffusion)
+FAMILIES: tuple[type[Base], ...] = (
+    *(SDXL, StableDiffusion, StableDiffusion3, Flux1, Flux2Klein, ZImage, QwenImage, Chroma, Sana),
+)
 _VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
 
 
@@ -37,7 +44,10 @@ def open_base(
     family = next((each for each in FAMILIES if each.recognises(folder, index)), None)
     if family is None:
         found = printable(index.get("_class_name", "an unknown pipeline"))
-        raise ValueError(f"{folder} is a {found}; use Stable Diffusion 1.x, 2.x or a whole SDXL base")
+        raise ValueError(
+            f"{folder} is a {found}; use Stable Diffusion 1.x, 2.x, 3 or 3.5, a whole SDXL base, FLUX.1, "
+            "FLUX.2 klein, Z-Image, Qwen-Image, Chroma or Sana"
+        )
     vae_folder = tokenizer_folder = None
     if vae is not None and is_single_file(Path(vae)):
         vae_folder = unpack_vae(Path(vae), folder)

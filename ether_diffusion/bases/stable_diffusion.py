@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ether_diffusion.bases.base import Attention, Base, Noise, PromptEmbeddings, TextEncoders
 from ether_diffusion.bases.files import check_variant, find_variant, load_part, read_config
+from ether_diffusion.bases.images import vae_scale_factor
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tuner import TARGET_PRESETS
 from ether_diffusion.wording import listed, printable
@@ -119,7 +120,7 @@ class DiscreteNoise(Noise):
             )
         return cls(scheduler)
 
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+    def draw_timestep(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
         """Draw one, uniform from 0 to below num_train_timesteps."""
         return torch.randint(self.scheduler.config.num_train_timesteps, (), generator=generator)
 
@@ -153,6 +154,7 @@ class UNetBase(Base):
 
     denoiser = "unet"
     targets = TARGET_PRESETS
+    attention_kernels = ("auto", "eager", "sdpa", "xformers")
     text_targets = ("q_proj", "k_proj", "v_proj", "out_proj")  # of transformers' CLIP
 
     usual_guidance: ClassVar[float]
@@ -187,7 +189,7 @@ class UNetBase(Base):
             find_variant(folder / part, variant)
         _check_unet(folder, unet, [read_config(folder, f"{each}/config.json") for each in cls.text_encoders])
         _check_vae(folder / "vae", own_vae)
-        factor = _vae_scale_factor(own_vae)
+        factor = vae_scale_factor(own_vae)
         if vae_folder is not None:
             factor = _factor_of_other(vae_folder, factor)
         size = unet.get("sample_size", 64)
@@ -267,8 +269,14 @@ class UNetBase(Base):
     def _tokenizer_names(self) -> list[str]:
         return [name.replace("text_encoder", "tokenizer") for name in self.text_encoders]
 
-    def load_noise(self) -> DiscreteNoise:
+    def load_noise(self, weighting_scheme: str = "none", timestep_shift: str = "auto") -> DiscreteNoise:
         """Return the noise of the base's own scheduler."""
+        for name, found in (("weighting_scheme", weighting_scheme), ("timestep_shift", timestep_shift)):
+            if found not in ("none", "auto"):
+                raise ValueError(
+                    f"{name}={found} is of flow matching, and the base in {self.folder} was trained with the "
+                    "noise of DDPM; leave it out, or use snr_gamma"
+                )
         return DiscreteNoise.of(self.folder)
 
     @staticmethod
@@ -331,44 +339,6 @@ class UNetBase(Base):
         pipeline: DiffusionPipeline = self.load_pipeline(unet=denoiser, vae=vae, **absent, **self.unchecked)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-    def draw_latents(
-        self,
-        pipeline: Any,
-        embeddings: PromptEmbeddings,
-        *,
-        size: tuple[int, int],
-        num_steps: int,
-        guidance_scale: float,
-        seed: int,
-        check: Callable[[], None],
-    ) -> Tensor:
-        """Return the latents (1, c, h, w) of a picture of size (height, width) in px."""
-
-        def interruptible(_: object, step: int, timestep: object, values: dict[str, Any]) -> dict[str, Any]:
-            check()
-            return values
-
-        embedded = embeddings.to(pipeline.unet.device, pipeline.unet.dtype)
-        arguments: dict[str, Any] = {
-            "prompt_embeds": embedded.sequence[:1],
-            "negative_prompt_embeds": embedded.sequence[1:],
-        }
-        if embedded.pooled is not None:
-            arguments["pooled_prompt_embeds"] = embedded.pooled[:1]
-            arguments["negative_pooled_prompt_embeds"] = embedded.pooled[1:]
-        height, width = size
-        latents: Tensor = pipeline(
-            **arguments,
-            height=height,
-            width=width,
-            num_inference_steps=num_steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="latent",
-            callback_on_step_end=interruptible,
-        ).images
-        return latents
 
 
 class StableDiffusion(UNetBase):
@@ -467,18 +437,12 @@ def _check_vae(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _vae_scale_factor(config: Mapping[str, Any]) -> int:
-    """Return what a VAE divides the sides of pictures by."""
-    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (64,)
-    return int(2 ** (len(blocks) - 1))
-
-
 def _factor_of_other(folder: Path, own_factor: int) -> int:
     """Check a VAE that takes the place of the base's, and return what it divides sides by."""
     _check_there(folder, ("config.json",), "VAE")
     config = read_config(folder, "config.json")
     _check_vae(folder, config)
-    factor = _vae_scale_factor(config)
+    factor = vae_scale_factor(config)
     if factor != own_factor:
         logger.warning(
             "the VAE in %s divides sides by %d, and the base's own by %d: it was made for another base",

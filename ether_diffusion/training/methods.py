@@ -27,6 +27,7 @@ from ether_diffusion.adapters import AdapterMetadata, Pipeline, detach_adapter, 
 from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
 from ether_diffusion.bases import Base
+from ether_diffusion.bases.stable_diffusion import UNetBase
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.tuner import EtherConfig, FullConfig, prepared_adapters
@@ -55,13 +56,14 @@ class TrainedPart:
         return "" if self.part == "unet" else f"{self.part}/"
 
 
-def peft_config(config: AdapterConfig, part: str, base: Base | type[Base]) -> PeftConfig:
+def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -> PeftConfig:
     """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""
     blocks, rank, dropout = config.num_blocks, config.rank, config.dropout
     names = [name.strip() for name in config.target_modules.split(",")]
     targets: str | list[str] = list(base.text_targets)
     if part == "unet" and config.target_modules in base.targets:
-        targets = list(base.targets[config.target_modules])
+        preset = base.targets[config.target_modules]
+        targets = preset if isinstance(preset, str) else list(preset)
     elif part == "unet":  # names with commas between, or a regex
         are_names = all(re.fullmatch(r"[\w.]+", name) for name in names)
         targets = names if are_names else config.target_modules

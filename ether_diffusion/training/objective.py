@@ -39,7 +39,7 @@ class Denoising:
         device = self.unet.device
         rows, offset = (batch.samples, batch.is_frozen_prior), self.config.noise_offset
         noise = draw_noise(batch.latents.shape, *rows, seed=self.seed, offset=offset)
-        timesteps = draw_timesteps(self.noise, *rows, seed=self.seed)
+        timesteps = draw_timesteps(self.noise, *rows, seed=self.seed, shape=batch.latents.shape[1:])
         noisy = self.noise.add(batch.latents, noise, timesteps)
         embeddings = self.encode(batch.prompts)
         target = self.noise.target(batch.latents, noise, timesteps).to(device)
@@ -54,7 +54,7 @@ class Denoising:
                 self.unet, noisy, timesteps, embeddings, size_ids=batch.size_ids, inpainting=batch.inpainting
             )
         masks = None if batch.masks is None else batch.masks.to(device)
-        losses = losses_of(prediction, target, masks)
+        losses = losses_of(prediction, target, masks) * self.noise.weights(timesteps).to(device)
         if self.config.snr_gamma is not None:
             losses = losses * self.noise.min_snr_weights(timesteps, self.config.snr_gamma).to(device)
         return losses
@@ -96,10 +96,12 @@ def draw_noise(
     return torch.stack(rows)
 
 
-def draw_timesteps(noise: Noise, visits: Sequence[int], is_frozen_prior: Tensor, *, seed: int) -> Tensor:
-    """Return timesteps (b,) of the noise's distribution, each a function of its visit."""
+def draw_timesteps(
+    noise: Noise, visits: Sequence[int], is_frozen_prior: Tensor, *, seed: int, shape: Sequence[int] = ()
+) -> Tensor:
+    """Return timesteps (b,) of the noise's distribution, each a function of its visit; see `Noise`."""
     drawn = [
-        noise.draw_timestep(stream(seed, "timestep", visit, kind))
+        noise.draw_timestep(stream(seed, "timestep", visit, kind), shape)
         for visit, kind in _kinds(visits, is_frozen_prior)
     ]
     return torch.stack(drawn)

@@ -115,7 +115,7 @@ def generate_class_images(
         wanted = set(missing) & set(batch)
         if wanted:
             generators = [stream(seed, "class", number) for number in batch]
-            images = pipeline([prior.class_prompt] * len(batch), generator=generators).images
+            images = pipeline(prompt=[prior.class_prompt] * len(batch), generator=generators).images
             for number in sorted(wanted):
                 _save(folder, number, images[number - start])
             done += len(wanted)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ether_diffusion.bases import (
     Base,
     Denoiser,
+    Noise,
     PromptEmbeddings,
     TextEncoders,
     open_base,
@@ -155,6 +156,7 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
         num_missing = max(0, prior.num_class_images - len(class_images.photos))
     collect(lambda: find_optimizer(config.optimization))
     if base is not None:
+        problems += _unfitting_wishes(config, base)
         collect(lambda: _try_adapter(base, config))
     problems += _environment_problems(config)
     if base is not None and training is not None:
@@ -190,8 +192,31 @@ def _open(config: DreamBoothConfig) -> Base:
         tokenizer=settings.tokenizer_name,
         local_files_only=settings.local_files_only,
     )
-    base.load_noise()  # refused now where the base has noise of another kind
+    _load_noise(base, config)  # refused now where the base has noise of another kind
     return base
+
+
+def _load_noise(base: Base, config: DreamBoothConfig) -> Noise:
+    settings = config.optimization
+    noise = base.load_noise(settings.weighting_scheme, settings.timestep_shift)
+    if settings.snr_gamma is not None:
+        noise.min_snr_weights(torch.zeros(1, dtype=torch.long), settings.snr_gamma)
+    return noise
+
+
+def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
+    """Say what a run asks for that its base's family has not."""
+    kind, compute = type(base).__name__, config.compute
+    if control_of(config) is not None and base.drawn_by_with_control is None:
+        yield f"control images are for Stable Diffusion 1.x, 2.x and SDXL, and the base is of {kind}"
+    if config.adapter.train_text_encoder and not base.text_targets:
+        yield f"train_text_encoder is for CLIP's alone, and the base is of {kind}; leave it out"
+    if compute.attention not in base.attention_kernels:
+        known = ", ".join(base.attention_kernels)
+        yield f"attention={compute.attention} is not for a base of {kind}; use one of {known}"
+    is_xformers = compute.enable_xformers_memory_efficient_attention
+    if is_xformers and "xformers" not in base.attention_kernels:
+        yield f"xformers' attention is not for a base of {kind}; leave it out for SDPA"
 
 
 def _needs_of(base: Base) -> Needs:
@@ -207,8 +232,8 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
         attach_new(base.empty_denoiser(), peft_config(config.adapter, "unet", base), seed=0, part="unet")
     except NoMatchingPeftModuleError:
         raise ValueError(
-            f"target_modules={shown(config.adapter.target_modules)} matches no module of the UNet; use "
-            "attention, attention_and_feedforward, or names like to_q,to_v"
+            f"target_modules={shown(config.adapter.target_modules)} matches no module of the base; use "
+            f"{', '.join(base.targets)}, or names like to_q,to_v"
         ) from None
     except RuntimeError:  # BOFT looks at values; its settings are checked before
         assert config.adapter.adapter == "boft"
@@ -266,8 +291,9 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         run.source = BatchSource(
             run.plan, codec, num_samples=num_samples, on_progress=lambda done, of: run.check()
         )
-        if config.data.cache_latents:
-            vae.to("meta")  # its config still says how latents are scaled
+        if config.data.cache_latents:  # what is left of it still says how latents are scaled
+            vae.encoder.to("meta")
+            vae.decoder.to("meta")
     with run.phases.measure("encode prompts"):
         encoders = base.load_text_encoders(dtype).to(device)
         for name, model in encoders.models.items() if config.adapter.train_text_encoder else ():
@@ -296,7 +322,7 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         unet,
         base,
         run.encode,
-        base.load_noise(),
+        _load_noise(base, config),
         settings,
         compute.seed,
         text_encoders=[part.model for part in parts if part.part != "unet"],

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ether_diffusion.control.detectors import CANNY_THRESHOLDS, detector_problem
 from ether_diffusion.options import Count, Options, PathText, Positive, Share, Text, Texts, option, shown
@@ -26,6 +26,9 @@ PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 EncoderRate = Annotated[float, Field(gt=0.0, le=MAX_ENCODER_RATE)]
 AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft", "full", "none"]
+ShiftText = Annotated[
+    Text, BeforeValidator(lambda given: str(given) if type(given) in (int, float) else given)
+]
 Precision = Literal["no", "fp32", "fp16", "bf16"]
 InterpolationMode = Literal["nearest", "nearest_exact", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 LRScheduler = Literal[
@@ -224,9 +227,19 @@ class OptimizationConfig(Options, group="optimization"):
     max_grad_norm: Positive = option(1.0, "Norm that gradients are clipped to.")
     snr_gamma: Positive | None = None
     """Gamma of min-SNR weighting (Hang et al. 2023), e.g. 5; no weighting if not given."""
+    weighting_scheme: Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"] = "none"
+    """Of flow matching: what is drawn more (logit_normal, mode) or weighs more (cosmap, sigma_sqrt)."""
+    timestep_shift: ShiftText = "auto"
+    """Of flow matching: auto: as the base was trained; none; or a number, above 1 for more noise."""
     noise_offset: NotNegative = option(0.0, "Strength of noise that is constant over each channel, e.g. 0.1.")
     use_ema: bool = option(False, "Keep a moving average of the adapter, and save that.")
     ema_decay: ShareBelowOne = option(0.999, "Decay of the moving average.", needs="use_ema")
+
+    def _contradictions(self) -> Iterator[str]:
+        """Say which shift is none."""
+        if not re.fullmatch(r"auto|none|(?=[\d.]*[1-9])\d{0,6}(\.\d{0,6})?", self.timestep_shift):
+            found = shown(self.timestep_shift)
+            yield f"timestep_shift={found} is no shift; use auto, none or a number above 0, as 3.0"
 
 
 class ComputeConfig(Options, group="compute"):

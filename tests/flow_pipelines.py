@@ -1,0 +1,260 @@
+"""Pipelines of every family that is trained by flow matching, tiny and random, built without a hub."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tiny_pipelines import tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+SIDE = 32
+"""Side (px) of what they draw; their autoencoders halve it once, Sana's too."""
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+
+
+def _byte_tokenizer(special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["a photo of a sks cat by wall dog in the snow"], trainer)
+    return tokenizer
+
+
+def _chat_tokenizer() -> Any:
+    ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    tokenizer = _byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends, chat_template=TEMPLATE)
+
+
+def _t5_tokenizer() -> Any:
+    tokenizer = _byte_tokenizer(["<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    ends = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends, model_max_length=512)
+
+
+def _clip(kind: Any) -> Any:
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    words = {"vocab_size": len(tiny_tokenizer()), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return kind(transformers.CLIPTextConfig(**size, **words, projection_dim=16, max_position_embeddings=16))
+
+
+def _t5() -> Any:
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=512, **size))
+
+
+def _qwen3(kind: Any, num_layers: int) -> Any:
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    return kind(transformers.Qwen3Config(**size, head_dim=8, num_hidden_layers=num_layers, vocab_size=512))
+
+
+def _vae(channels: int, **more: Any) -> Any:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    form = {"block_out_channels": (4, 4), "norm_num_groups": 1, "latent_channels": channels}
+    scale = {"scaling_factor": 1.5035, "shift_factor": 0.0609}
+    return diffusers.AutoencoderKL(**blocks, **form, **scale, **more)
+
+
+_HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
+_JOINT = {**_HEADS, "num_layers": 2, "joint_attention_dim": 32, "in_channels": 16}
+_ROPE = {"axes_dims_rope": (4, 4, 8)}
+
+
+def _sd3() -> Any:
+    return diffusers.StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(4),
+        text_encoder=_clip(transformers.CLIPTextModelWithProjection),
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=_clip(transformers.CLIPTextModelWithProjection),
+        tokenizer_2=tiny_tokenizer(),
+        text_encoder_3=_t5(),
+        tokenizer_3=_t5_tokenizer(),
+        transformer=diffusers.SD3Transformer2DModel(
+            **{**_JOINT, "in_channels": 4},
+            sample_size=16,
+            patch_size=2,
+            caption_projection_dim=32,
+            pooled_projection_dim=32,
+            out_channels=4,
+            pos_embed_max_size=16,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        ),
+    )
+
+
+def _flux() -> Any:
+    return diffusers.FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC),
+        vae=_vae(4),
+        text_encoder=_clip(transformers.CLIPTextModel),
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=diffusers.FluxTransformer2DModel(
+            **_JOINT, **_ROPE, num_single_layers=1, pooled_projection_dim=16, guidance_embeds=True
+        ),
+    )
+
+
+def _klein() -> Any:
+    vae = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        norm_num_groups=1,
+        latent_channels=4,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    return diffusers.Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC),
+        vae=vae,
+        text_encoder=_qwen3(transformers.Qwen3ForCausalLM, 27),
+        tokenizer=_chat_tokenizer(),
+        transformer=diffusers.Flux2Transformer2DModel(
+            **{**_JOINT, "joint_attention_dim": 24},
+            num_single_layers=1,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+    )
+
+
+def _z_image() -> Any:
+    return diffusers.ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=_vae(16),
+        text_encoder=_qwen3(transformers.Qwen3Model, 2),
+        tokenizer=_chat_tokenizer(),
+        transformer=diffusers.ZImageTransformer2DModel(
+            dim=48,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=3,
+            n_kv_heads=3,
+            cap_feat_dim=8,
+            axes_dims=[8, 4, 4],
+            axes_lens=[1024, 64, 64],
+        ),
+    )
+
+
+def _qwen_image() -> Any:
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    text = {**size, "num_hidden_layers": 2, "vocab_size": 512, "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return diffusers.QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[-0.8, 0.1, 0.4, 1.0],
+            latents_std=[2.8, 1.6, 2.5, 1.1],
+        ),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=_chat_tokenizer(),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            **{**_JOINT, "joint_attention_dim": 16}, **_ROPE, patch_size=2, out_channels=4
+        ),
+    )
+
+
+def _chroma() -> Any:
+    return diffusers.ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(4),
+        text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(),
+        transformer=diffusers.ChromaTransformer2DModel(
+            **_JOINT,
+            **_ROPE,
+            num_single_layers=1,
+            approximator_num_channels=16,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+    )
+
+
+def _sana() -> Any:
+    gemma = transformers.Gemma2Config(
+        head_dim=8,
+        hidden_size=8,
+        intermediate_size=16,
+        num_attention_heads=1,
+        num_hidden_layers=1,
+        num_key_value_heads=1,
+        vocab_size=512,
+    )
+    sides: dict[str, Any] = {f"{side}_block_types": ("ResBlock",) * 2 for side in ("encoder", "decoder")}
+    sides |= {f"{side}_block_out_channels": (8, 8) for side in ("encoder", "decoder")}
+    sides |= {f"{side}_layers_per_block": (1, 1) for side in ("encoder", "decoder")}
+    sides |= {f"{side}_qkv_multiscales": ((), ()) for side in ("encoder", "decoder")}
+    return diffusers.SanaPipeline(
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+        ),
+        vae=diffusers.AutoencoderDC(latent_channels=4, scaling_factor=0.41407, **sides),
+        text_encoder=transformers.Gemma2Model(gemma),
+        tokenizer=_t5_tokenizer(),
+        transformer=diffusers.SanaTransformer2DModel(
+            **_HEADS,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=8,
+            sample_size=16,
+            patch_size=1,
+        ),
+    )
+
+
+FLOW_PIPELINES: dict[str, Callable[[], Any]] = {
+    "sd3": _sd3,
+    "flux": _flux,
+    "klein": _klein,
+    "z_image": _z_image,
+    "qwen_image": _qwen_image,
+    "chroma": _chroma,
+    "sana": _sana,
+}
+
+
+def flow_pipeline(family: str) -> Any:
+    """Return a family's pipeline in evaluation, always of the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = FLOW_PIPELINES[family]()
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.eval()
+        for parameter in pipeline.transformer.parameters():  # some start at zeros, or at what memory held
+            if not parameter.isfinite().all() or not parameter.any():
+                parameter.data.normal_(std=0.2)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,160 @@
+"""Every transformer family trains, goes on after a kill, is saved, loaded, exported, and is the base at 0."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from flow_pipelines import FLOW_PIPELINES, SIDE, flow_pipeline
+from forked_runs import exit_code, fork, training, wait_for_lines
+from torch import Tensor
+from torch.testing import assert_close
+from training_runs import config, log_of, trained_files, write_photos
+
+from ether_diffusion import load_ether
+from ether_diffusion.strict_json import Json
+from ether_diffusion.training.config import ControlRunConfig
+from ether_diffusion.training.processes import make_accelerator
+from ether_diffusion.training.run import train_dreambooth
+from ether_diffusion.training.setup import check_run
+from ether_diffusion.tuner.contexts import chosen_adapters
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),  # diffusers' own
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+Bases = Callable[[str], Path]
+
+FLAGS: dict[str, Json] = {
+    "resolution": SIDE,
+    "max_train_steps": 5,
+    "checkpointing_steps": 1,
+    "learning_rate": 0.1,  # five steps are to be seen
+    "weighting_scheme": "logit_normal",
+    "validation_prompt": ["a sks cat"],
+    "num_validation_images": 1,
+    "validation_num_inference_steps": 2,
+    "validation_steps": 5,
+    "export_lora": True,
+}
+
+
+class Trained(NamedTuple):
+    """A family, and the folder of a run that was killed on its way."""
+
+    family: str
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=FLOW_PIPELINES)
+def trained(
+    request: pytest.FixtureRequest, flow_base: Bases, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    folder = tmp_path_factory.mktemp("training")
+    flags = FLAGS | {"pretrained_model_name_or_path": str(flow_base(request.param))}
+    run = config(folder, **flags)
+    child = fork(training(run), folder / "messages")
+    wait_for_lines(child, folder / "run" / "log.jsonl", 3)
+    os.kill(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
+    assert exit_code(fork(training(run), folder / "messages")) == 0, (folder / "messages").read_text()
+    return Trained(request.param, folder)
+
+
+def draw(pipe: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    guidance = {"true_cfg_scale": 1.0} if "Qwen" in type(pipe).__name__ else {"guidance_scale": 1.0}
+    generator = torch.Generator().manual_seed(1)
+    images: Tensor = pipe(
+        prompt="a sks cat",
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=2,
+        generator=generator,
+        output_type="pt",
+        **guidance,
+        **({"use_resolution_binning": False} if "Sana" in type(pipe).__name__ else {}),
+    ).images
+    return images
+
+
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(trained: Trained, flow_base: Bases) -> None:
+    whole = trained.folder / "whole"
+    flags = FLAGS | {"pretrained_model_name_or_path": str(flow_base(trained.family))}
+    assert train_dreambooth(config(trained.folder, **flags, output_dir=str(whole))) == 0
+    assert trained_files(trained.folder / "run") == trained_files(whole)
+    assert log_of(trained.folder / "run") == log_of(whole)
+
+
+def test_the_adapter_and_its_lora_draw_the_same_and_no_strength_is_the_base(trained: Trained) -> None:
+    base, native, lora = (flow_pipeline(trained.family) for _ in range(3))
+    plain = draw(base)
+    report = load_ether(native, trained.folder / "run")
+    assert report.base_match == "same"
+    assert report.components.keys() == {"transformer"}
+    lora.load_lora_weights(trained.folder / "run")
+    adapted = draw(native)
+    assert (adapted - plain).abs().max() > 1e-3
+    assert_close(draw(lora), adapted, atol=1e-4, rtol=0)
+    with chosen_adapters(native.transformer, {"default": 0.0}):
+        assert torch.equal(draw(native), plain)
+
+
+def test_another_family_refuses_the_adapter_and_is_as_before(trained: Trained) -> None:
+    # of the same names and widths are FLUX.1's projections and Chroma's, and at this size Qwen-Image's
+    others = {"flux": "klein", "chroma": "z_image", "qwen_image": "z_image"}
+    other = flow_pipeline(others.get(trained.family, "flux"))
+    before = [name for name, _ in other.transformer.named_modules()]
+    with pytest.raises(ValueError, match="load the base it was made for"):
+        load_ether(other, trained.folder / "run")
+    assert [name for name, _ in other.transformer.named_modules()] == before
+
+
+@pytest.mark.parametrize("family", FLOW_PIPELINES)
+def test_priors_masks_buckets_and_captions_train(family: str, flow_base: Bases, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=2)
+    write_photos(tmp_path / "photos", count=2, wide=2)
+    (tmp_path / "masks").mkdir()
+    for photo in photos.glob("*.png"):
+        shutil.copy(photo, tmp_path / "masks")
+    write_photos(tmp_path / "class", count=2, seed=5)
+    flags: dict[str, Json] = FLAGS | {
+        "pretrained_model_name_or_path": str(flow_base(family)),
+        "instance_data_dir": str(photos),
+        "mask_data_dir": str(tmp_path / "masks"),
+        "aspect_ratio_buckets": f"{SIDE},{SIDE};{SIDE},{2 * SIDE}",
+        "use_aspect_ratio_buckets": True,
+        "caption_dropout": 0.5,
+        "class_prompt": "a cat",
+        "max_train_steps": 3,
+        "train_batch_size": 2,
+        "cache_latents": False,
+        "gradient_checkpointing": True,
+        "validation_prompt": [],
+        "weighting_scheme": "cosmap",
+    }
+    losses = []
+    kinds: tuple[dict[str, Json], ...] = ({"prior_preservation": "frozen"}, _class_images(tmp_path))
+    for kind in kinds:
+        run = config(tmp_path, **flags, **kind, output_dir=str(tmp_path / str(kind["prior_preservation"])))
+        assert train_dreambooth(run) == 0
+        losses.append([line["loss"] for line in log_of(run.output.output_dir)])
+    assert len(losses[0]) == len(losses[1]) == 3
+    assert losses[0] != losses[1]
+
+
+def _class_images(folder: Path) -> dict[str, Json]:
+    place: dict[str, Json] = {"class_data_dir": str(folder / "class"), "num_class_images": 2}
+    return {"prior_preservation": "class_images", **place}
+
+
+def test_control_images_are_refused_by_name(flow_base: Bases, tmp_path: Path) -> None:
+    flags: dict[str, Json] = {"pretrained_model_name_or_path": str(flow_base("flux")), "detector": "canny"}
+    flags |= {"instance_data_dir": str(write_photos(tmp_path / "photos")), "resolution": SIDE}
+    run = ControlRunConfig.from_flat({**flags, "output_dir": str(tmp_path / "run")}).resolved()
+    with pytest.raises(ValueError, match=r"control images are for Stable Diffusion .* the base is of Flux1"):
+        check_run(run, make_accelerator(run.compute))
