@@ -11,14 +11,30 @@ from .metadata import (
 )
 from .stable_diffusion import EtherStableDiffusionPipeline
 from .stable_diffusion_xl import EtherStableDiffusionXLPipeline
+from .transformers import (
+    EtherChromaPipeline,
+    EtherFlux2KleinPipeline,
+    EtherFluxPipeline,
+    EtherQwenImagePipeline,
+    EtherSanaPipeline,
+    EtherStableDiffusion3Pipeline,
+    EtherZImagePipeline,
+)
 
 __all__ = [
     "AdapterUse",
+    "EtherChromaPipeline",
     "EtherControlPipeline",
     "EtherControlXLPipeline",
+    "EtherFlux2KleinPipeline",
+    "EtherFluxPipeline",
     "EtherLoaderMixin",
+    "EtherQwenImagePipeline",
+    "EtherSanaPipeline",
+    "EtherStableDiffusion3Pipeline",
     "EtherStableDiffusionPipeline",
     "EtherStableDiffusionXLPipeline",
+    "EtherZImagePipeline",
     "ImageMetadata",
     "attach_metadata",
     "parameters_text",

@@ -244,9 +244,9 @@ class EtherLoaderMixin:
     def _pictures(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> Any:
         """Return an output of arrays (b, height, width, 3) as pictures with metadata, and name faults."""
         images = to_pictures(output[0], output[1] if len(output) > 1 else None)
-        unet = self.components["unet"]
-        if self._fingerprinted is None or self._fingerprinted[0] is not unet:  # reads all of the weights
-            self._fingerprinted = unet, fingerprint_of(unet)
+        denoiser = find_parts(self)[0].model
+        if self._fingerprinted is None or self._fingerprinted[0] is not denoiser:  # reads all of the weights
+            self._fingerprinted = denoiser, fingerprint_of(denoiser)
         describe = call.describe(self, fingerprint=self._fingerprinted[1])
         for index, (image, adapters) in enumerate(zip(images, uses, strict=True)):
             try:

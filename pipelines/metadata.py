@@ -131,7 +131,7 @@ class Call:
         has_own_steps = given.get("timesteps") is not None or given.get("sigmas") is not None
         common: dict[str, Any] = {
             "steps": None if has_own_steps else int(given["num_inference_steps"]),
-            "guidance_scale": float(given["guidance_scale"]),
+            "guidance_scale": float(given["guidance_scale"] or given.get("true_cfg_scale") or 0.0),
             "pipeline": type(pipeline).__name__,
             "scheduler": type(scheduler).__name__,
             "scheduler_config": scheduler_settings(scheduler),
@@ -166,6 +166,10 @@ def bind_call(
     Generators are on the CPU, whose draws are the same on every machine.
     """
     signature = inspect.signature(function)
+    if keywords.get("negative_prompt") is None:
+        keywords = {name: value for name, value in keywords.items() if name != "negative_prompt"}
+    elif "negative_prompt" not in signature.parameters:
+        raise ValueError("this base's pipeline takes no negative prompt; leave it out")
     bound = signature.bind(*arguments, **keywords)
     bound.apply_defaults()
     values = dict(bound.arguments)

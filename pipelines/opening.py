@@ -35,9 +35,9 @@ def default_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype to draw in: float32 on the CPU, where float16 is slow, else float16."""
-    return torch.float32 if device.type == "cpu" else torch.float16
+def default_dtype(device: torch.device, base: Base | None = None) -> torch.dtype:
+    """Return the dtype to draw in: float32 on the CPU, where float16 is slow, else float16 or the base's."""
+    return torch.float32 if device.type == "cpu" else torch.float16 if base is None else base.half_dtype
 
 
 def open_pipeline(
@@ -66,6 +66,8 @@ def check_scheduler(name: str) -> None:
 def make_scheduler(name: str, base_scheduler: Any) -> Any:
     """Return the scheduler of a short name with the base's own noise schedule."""
     check_scheduler(name)
+    if "FlowMatch" in type(base_scheduler).__name__ or base_scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(f"the scheduler {name} is not of flow matching, as the base is; leave it out")
     kind, config = getattr(diffusers, SCHEDULERS[name]), base_scheduler.config
     known = inspect.signature(kind.__init__).parameters
     for setting, default in _MUST_BE_KNOWN.items():

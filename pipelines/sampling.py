@@ -125,19 +125,20 @@ def draw_pictures(
     if control is not None:
         steered = {"control_image": control.image, "control_strength": control.strength}
         steered["control"] = control.control
+    sides = {"width": sampling.width, "height": sampling.height}
+    sides = {name: side for name, side in sides.items() if side is not None}
     places = list(itertools.product(range(len(sampling.prompts)), range(len(sampling.seeds))))
     size, negative, pictures = sampling.batch_size, sampling.negative_prompt, list[Picture]()
     for choice, start in itertools.product(range(len(sampling.choices)), range(0, len(places), size)):
         batch = places[start : start + size]
         images = pipeline(
-            [sampling.prompts[prompt] for prompt, _ in batch],
+            prompt=[sampling.prompts[prompt] for prompt, _ in batch],
             negative_prompt=None if negative is None else [negative] * len(batch),
             seed=[sampling.seeds[seed] for _, seed in batch],
             adapters=sampling.choices[choice],
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
-            width=sampling.width,
-            height=sampling.height,
+            **sides,
             **watched,
             **(steered if sampling.choices[choice] else {}),
         ).images

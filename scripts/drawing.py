@@ -92,7 +92,7 @@ def open_with_adapters(
 
     `controls` are the names of those whose control encoders are loaded with them.
     """
-    numbers = getattr(torch, dtype) if dtype else opening.default_dtype(device)
+    numbers = getattr(torch, dtype) if dtype else opening.default_dtype(device, base)
     pipeline = opening.open_pipeline(base, device=device, dtype=numbers, with_control=bool(controls))
     pipeline.set_progress_bar_config(disable=True)
     if scheduler is not None:

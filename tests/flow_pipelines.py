@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_pipelines import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
+from transformer_families import TRANSFORMERS
 from transformers import PreTrainedTokenizerFast
 
 SIDE = 32
@@ -44,10 +45,12 @@ def _t5_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends, model_max_length=512)
 
 
-def _clip(kind: Any) -> Any:
+def _clip(kind: Any, projected: int) -> Any:
     size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     words = {"vocab_size": len(tiny_tokenizer()), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return kind(transformers.CLIPTextConfig(**size, **words, projection_dim=16, max_position_embeddings=16))
+    return kind(
+        transformers.CLIPTextConfig(**size, **words, projection_dim=projected, max_position_embeddings=16)
+    )
 
 
 def _t5() -> Any:
@@ -55,8 +58,8 @@ def _t5() -> Any:
     return transformers.T5EncoderModel(transformers.T5Config(vocab_size=512, **size))
 
 
-def _qwen3(kind: Any, num_layers: int) -> Any:
-    size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+def _qwen3(kind: Any, width: int, num_layers: int) -> Any:
+    size = {"hidden_size": width, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
     return kind(transformers.Qwen3Config(**size, head_dim=8, num_hidden_layers=num_layers, vocab_size=512))
 
 
@@ -67,46 +70,29 @@ def _vae(channels: int, **more: Any) -> Any:
     return diffusers.AutoencoderKL(**blocks, **form, **scale, **more)
 
 
-_HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
-_JOINT = {**_HEADS, "num_layers": 2, "joint_attention_dim": 32, "in_channels": 16}
-_ROPE = {"axes_dims_rope": (4, 4, 8)}
-
-
 def _sd3() -> Any:
     return diffusers.StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(4),
-        text_encoder=_clip(transformers.CLIPTextModelWithProjection),
+        text_encoder=_clip(transformers.CLIPTextModelWithProjection, 8),
         tokenizer=tiny_tokenizer(),
-        text_encoder_2=_clip(transformers.CLIPTextModelWithProjection),
+        text_encoder_2=_clip(transformers.CLIPTextModelWithProjection, 8),
         tokenizer_2=tiny_tokenizer(),
         text_encoder_3=_t5(),
         tokenizer_3=_t5_tokenizer(),
-        transformer=diffusers.SD3Transformer2DModel(
-            **{**_JOINT, "in_channels": 4},
-            sample_size=16,
-            patch_size=2,
-            caption_projection_dim=32,
-            pooled_projection_dim=32,
-            out_channels=4,
-            pos_embed_max_size=16,
-            dual_attention_layers=(0,),
-            qk_norm="rms_norm",
-        ),
+        transformer=TRANSFORMERS["sd3"](),
     )
 
 
 def _flux() -> Any:
     return diffusers.FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC),
-        vae=_vae(4),
-        text_encoder=_clip(transformers.CLIPTextModel),
+        vae=_vae(1),
+        text_encoder=_clip(transformers.CLIPTextModel, 16),
         tokenizer=tiny_tokenizer(),
         text_encoder_2=_t5(),
         tokenizer_2=_t5_tokenizer(),
-        transformer=diffusers.FluxTransformer2DModel(
-            **_JOINT, **_ROPE, num_single_layers=1, pooled_projection_dim=16, guidance_embeds=True
-        ),
+        transformer=TRANSFORMERS["flux"](),
     )
 
 
@@ -116,22 +102,16 @@ def _klein() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(4, 4),
         norm_num_groups=1,
-        latent_channels=4,
+        latent_channels=1,
     )
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
     return diffusers.Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC),
         vae=vae,
-        text_encoder=_qwen3(transformers.Qwen3ForCausalLM, 27),
+        text_encoder=_qwen3(transformers.Qwen3ForCausalLM, 8, 27),
         tokenizer=_chat_tokenizer(),
-        transformer=diffusers.Flux2Transformer2DModel(
-            **{**_JOINT, "joint_attention_dim": 24},
-            num_single_layers=1,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        ),
+        transformer=TRANSFORMERS["flux2"](),
     )
 
 
@@ -139,26 +119,17 @@ def _z_image() -> Any:
     return diffusers.ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
         vae=_vae(16),
-        text_encoder=_qwen3(transformers.Qwen3Model, 2),
+        text_encoder=_qwen3(transformers.Qwen3Model, 16, 2),
         tokenizer=_chat_tokenizer(),
-        transformer=diffusers.ZImageTransformer2DModel(
-            dim=48,
-            n_layers=2,
-            n_refiner_layers=1,
-            n_heads=3,
-            n_kv_heads=3,
-            cap_feat_dim=8,
-            axes_dims=[8, 4, 4],
-            axes_lens=[1024, 64, 64],
-        ),
+        transformer=TRANSFORMERS["z_image"](),
     )
 
 
 def _qwen_image() -> Any:
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    size = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
     text = {**size, "num_hidden_layers": 2, "vocab_size": 512, "rope_parameters": rope}
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     return diffusers.QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
@@ -175,33 +146,24 @@ def _qwen_image() -> Any:
         ),
         text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
         tokenizer=_chat_tokenizer(),
-        transformer=diffusers.QwenImageTransformer2DModel(
-            **{**_JOINT, "joint_attention_dim": 16}, **_ROPE, patch_size=2, out_channels=4
-        ),
+        transformer=TRANSFORMERS["qwen_image"](),
     )
 
 
 def _chroma() -> Any:
     return diffusers.ChromaPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(4),
+        vae=_vae(1),
         text_encoder=_t5(),
         tokenizer=_t5_tokenizer(),
-        transformer=diffusers.ChromaTransformer2DModel(
-            **_JOINT,
-            **_ROPE,
-            num_single_layers=1,
-            approximator_num_channels=16,
-            approximator_hidden_dim=16,
-            approximator_layers=1,
-        ),
+        transformer=TRANSFORMERS["chroma"](),
     )
 
 
 def _sana() -> Any:
     gemma = transformers.Gemma2Config(
         head_dim=8,
-        hidden_size=8,
+        hidden_size=16,
         intermediate_size=16,
         num_attention_heads=1,
         num_hidden_layers=1,
@@ -219,18 +181,7 @@ def _sana() -> Any:
         vae=diffusers.AutoencoderDC(latent_channels=4, scaling_factor=0.41407, **sides),
         text_encoder=transformers.Gemma2Model(gemma),
         tokenizer=_t5_tokenizer(),
-        transformer=diffusers.SanaTransformer2DModel(
-            **_HEADS,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=16,
-            cross_attention_dim=32,
-            caption_channels=8,
-            sample_size=16,
-            patch_size=1,
-        ),
+        transformer=TRANSFORMERS["sana"](),
     )
 
 
@@ -253,8 +204,5 @@ def flow_pipeline(family: str) -> Any:
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.eval()
-        for parameter in pipeline.transformer.parameters():  # some start at zeros, or at what memory held
-            if not parameter.isfinite().all() or not parameter.any():
-                parameter.data.normal_(std=0.2)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -11,11 +11,14 @@ import pytest
 import torch
 from flow_pipelines import FLOW_PIPELINES, SIDE, flow_pipeline
 from forked_runs import exit_code, fork, training, wait_for_lines
+from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 from training_runs import config, log_of, trained_files, write_photos
 
 from ether_diffusion import load_ether
+from ether_diffusion.pipelines import read_image_metadata
+from ether_diffusion.scripts.ether import main
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import ControlRunConfig
 from ether_diffusion.training.processes import make_accelerator
@@ -112,6 +115,29 @@ def test_another_family_refuses_the_adapter_and_is_as_before(trained: Trained) -
     with pytest.raises(ValueError, match="load the base it was made for"):
         load_ether(other, trained.folder / "run")
     assert [name for name, _ in other.transformer.named_modules()] == before
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_generate_draws_it_beside_the_base(trained: Trained, flow_base: Bases) -> None:
+    base, out = flow_base(trained.family), trained.folder / "drawn"
+    words = [
+        "--adapter",
+        str(trained.folder / "run"),
+        "--prompt",
+        "a sks cat",
+        "--output",
+        str(out),
+        "--grid",
+    ]
+    words += ["--seed", "0", "1", "--strength", "0", "1", "--batch_size", "2", "--steps", "2"]
+    assert main(["generate", "--base", str(base), "--size", str(SIDE), *words]) == 0
+    drawn = [out / "pictures" / f"prompt1_seed1_{name}.png" for name in ("base", "run0", "run1")]
+    pictures = [Image.open(path).tobytes() for path in drawn]
+    assert pictures[0] == pictures[1] != pictures[2]
+    found = read_image_metadata(drawn[2])
+    assert found is not None
+    assert found.pipeline == f"Ether{type(flow_pipeline(trained.family)).__name__}"
+    assert [use.name for use in found.adapters] == ["run"]
 
 
 @pytest.mark.parametrize("family", FLOW_PIPELINES)

@@ -123,7 +123,7 @@ def other_value(name: str) -> tuple[list[str], Json]:
         return [f"--{name}", choice], choice
     if kind.base in (int, float):
         return [f"--{name}", "16" if kind.base is int else "0.125"], 16 if kind.base is int else 0.125
-    text = {"aspect_ratio_buckets": "64,96"}.get(name, "else")
+    text = {"aspect_ratio_buckets": "64,96", "timestep_shift": "2.5"}.get(name, "else")
     return [f"--{name}", text], text
 
 

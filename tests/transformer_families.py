@@ -78,13 +78,21 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
         max_size=(4, 8, 8),
         mlp_ratio=2.0,
     ),
-    "flux": _of("FluxTransformer2DModel", **_MMDIT, **_ROPE, num_single_layers=1, pooled_projection_dim=16),
+    "flux": _of(
+        "FluxTransformer2DModel",
+        **_MMDIT,
+        **_ROPE,
+        num_single_layers=1,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+    ),
     "flux2": _of(
         "Flux2Transformer2DModel",
-        **_MMDIT,
+        **{**_MMDIT, "joint_attention_dim": 24},
         num_single_layers=1,
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
     ),
     "hidream": _of(
         "HiDreamImageTransformer2DModel",
@@ -167,7 +175,9 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
         norm_num_groups=4,
     ),
     "qwen_image": _of(
-        "QwenImageTransformer2DModel", **{**_MMDIT, **_ROPE, "in_channels": 16}, out_channels=4
+        "QwenImageTransformer2DModel",
+        **_MMDIT | _ROPE | {"in_channels": 16, "num_layers": 2},
+        out_channels=4,
     ),
     "sana": _of(
         "SanaTransformer2DModel",
@@ -187,7 +197,7 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
         caption_projection_dim=32,
         pooled_projection_dim=16,
         out_channels=4,
-        pos_embed_max_size=8,
+        pos_embed_max_size=32,
         dual_attention_layers=(0,),
     ),
     "skyreels": _of("SkyReelsV2Transformer3DModel", **_VIDEO),
@@ -195,14 +205,14 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
     "wan_image_to_video": _of("WanTransformer3DModel", **_VIDEO, image_dim=8, added_kv_proj_dim=32),
     "z_image": _of(
         "ZImageTransformer2DModel",
-        dim=32,
+        dim=48,
         n_layers=1,
         n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
+        n_heads=3,
+        n_kv_heads=3,
         cap_feat_dim=16,
         axes_dims=[8, 4, 4],
-        axes_lens=[64, 16, 16],
+        axes_lens=[1024, 64, 64],
     ),
 }
 

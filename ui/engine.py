@@ -264,10 +264,10 @@ class Engine:
         return loaded.result()
 
     def _open(self) -> tuple[Any, str | None]:
-        dtype = default_dtype(self.device)
+        dtype = default_dtype(self.device, self.base)
         pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=True)
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline, fingerprint_of(pipeline.unet)
+        return pipeline, fingerprint_of(pipeline.components[self.base.denoiser])
 
 
 @contextmanager

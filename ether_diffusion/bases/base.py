@@ -132,6 +132,8 @@ class Base(ABC):
     """The pipeline of ours that draws."""
     drawn_by_with_control: ClassVar[str | None]
     """The pipeline of ours that draws with control images, where the family takes any."""
+    half_dtype: ClassVar[torch.dtype] = torch.float16
+    """The half precision that the family holds in."""
     mask_argument: ClassVar[str] = "prompt_attention_mask"
     """What the pipeline calls the mask of embeddings."""
     attention_kernels: ClassVar[Sequence[Attention]]

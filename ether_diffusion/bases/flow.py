@@ -128,6 +128,7 @@ class FlowBase(Base):
 
     denoiser = "transformer"
     has_size_ids = False
+    half_dtype = torch.bfloat16
     drawn_by_with_control = None
     attention_kernels = ("auto", "sdpa")
     text_targets = ()

@@ -180,7 +180,7 @@ def _measure(
 def _draw(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, prompts: list[str]) -> torch.Tensor:
     """Draw prompts: picture k is of seed k, whatever the method."""
     base, device = open_base(settings.base), default_device()
-    pipeline = base.load_unchecked_pipeline(default_dtype(device)).to(device)
+    pipeline = base.load_unchecked_pipeline(default_dtype(device, base)).to(device)
     if run.method != BASE:
         attach_saved(pipeline, run.folder(root) / ADAPTER)
     with decoded_again(pipeline.vae):
