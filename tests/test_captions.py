@@ -56,6 +56,13 @@ def test_metadata_gives_captions_as_datasets_writes_them(column: str, tmp_path: 
     assert read(tmp_path)[0] == ["sks, asleep", 'sks, "awake"']
 
 
+def test_a_row_of_csv_ends_where_its_line_does(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.jpg,sks\u2028\x85 one\nb.jpg,"sks\ntwo"\n')
+    found, warnings = read(tmp_path)
+    assert found == ["sks one", "sks two"]
+    assert "metadata.csv line 4: of several lines, which are read as one caption" in warnings
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_every_encoding_that_says_what_it_is_is_read(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("sks im Café 😀\r\n".encode(encoding))

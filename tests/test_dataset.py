@@ -281,6 +281,7 @@ def test_images_inside_a_data_set_are_decoded_with_all_protection(folder: Path, 
     ]
     assert (found.photos[1].width, found.photos[1].height) == (70, 90)
     assert found.warnings[0].startswith("not used: row-00001 is no image that can be read")
+    assert "belong to no usable photo" not in "\n".join(found.warnings)
     assert "row-00001" in problems(config.replace(strict=True))
 
 

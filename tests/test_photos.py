@@ -10,6 +10,7 @@ import socket
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import photo_files
 import pytest
@@ -20,6 +21,7 @@ from training_runs import config
 
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.dataset import read_training_data
+from ether_diffusion.training.decoding import Decoded, decode_bytes
 from ether_diffusion.training.photos import PhotoFolder, compare_fingerprints, find_photos
 from ether_diffusion.training.plain_files import MAX_DEPTH
 from ether_diffusion.training.prior import read_class_images
@@ -355,7 +357,16 @@ def test_loops_of_links_depth_and_number_have_an_end(tmp_path: Path, monkeypatch
         find_photos(root, without=())
 
 
-def test_what_a_run_reads_and_writes_inside_the_photos_folder_is_no_photo(tmp_path: Path) -> None:
+def test_what_a_run_reads_and_writes_inside_the_photos_folder_is_no_photo_and_all_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def counted(data: bytes, *options: Any, **more: Any) -> Decoded:
+        decoded.append(data)
+        return decode_bytes(data, *options, **more)
+
+    monkeypatch.setattr("ether_diffusion.training.photos.decode_bytes", counted)
     root = write(tmp_path / "photos", "a.png", "masks/a.png", "classes/b.png", "mine/samples/c.png")
     made = config(
         tmp_path,
@@ -370,6 +381,8 @@ def test_what_a_run_reads_and_writes_inside_the_photos_folder_is_no_photo(tmp_pa
     run = check_run(made, Accelerator())
     assert [each.name for each in run.training.photos] == ["a.png"]
     assert run.num_missing == 0
+    assert len(run.plan.class_photos) == 1
+    assert len(decoded) == 2
 
 
 def test_masks_and_control_images_lie_in_folders_of_the_same_names(tmp_path: Path) -> None:

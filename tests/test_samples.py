@@ -52,15 +52,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_base_every_other_step_and_the_end_are_drawn(run: Path) -> None:
-    folders = sorted(path.name for path in (run / "samples").iterdir() if path.is_dir())
+def test_all_are_drawn_and_step_0_of_ether_plus_is_the_base_to_the_last_bit(run: Path) -> None:
+    samples = run / "samples"
+    folders = sorted(path.name for path in samples.iterdir() if path.is_dir())
     assert folders == ["base", "final", "step-000000", "step-000002", "step-000004"]
     for name in folders:
-        drawn(run / "samples", name)
-
-
-def test_step_0_of_ether_plus_is_the_base_to_the_last_bit(run: Path) -> None:
-    samples = run / "samples"
+        drawn(samples, name)
     assert same(drawn(samples, "step-000000"), drawn(samples, "base"))
     assert not same(drawn(samples, "step-000004"), drawn(samples, "base"))
 
@@ -143,8 +140,7 @@ def test_after_a_restart_the_sheet_shows_all_steps_and_half_a_step_is_drawn_agai
 
 
 def test_a_picture_in_the_making_can_be_interrupted(tmp_path: Path) -> None:
-    run = load(config(tmp_path, validation_prompt=["a cat"]))
-    seen = []
+    run, seen = load(config(tmp_path, validation_prompt=["a cat"])), list[int]()
 
     def stop() -> None:
         seen.append(1)

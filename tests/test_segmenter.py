@@ -41,19 +41,13 @@ def images(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def miou(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(MulticlassJaccardIndex(len(CLASSES))(found, expected.long()))
-
-
-def test_the_segmenter_finds_the_classes_of_new_drawings(new: Segments) -> None:
-    found = load_segmenter(WEIGHTS_FOLDER).segment(images(new.drawn))
-    assert miou(found, new.classes) > 0.8
-    assert (found == new.classes).float().mean() > 0.9
-
-
-def test_the_segmenter_finds_the_classes_of_decoded_latents(new: Segments) -> None:
-    found = load_segmenter(WEIGHTS_FOLDER).segment(images(new.decoded))
-    assert miou(found, new.classes) > 0.8
+@pytest.mark.parametrize("kind", ["drawn", "decoded"])
+def test_the_segmenter_finds_the_classes_of_new_drawings_and_decoded_latents(
+    new: Segments, kind: str
+) -> None:
+    found = load_segmenter(WEIGHTS_FOLDER).segment(images(getattr(new, kind)))
+    miou = MulticlassJaccardIndex(len(CLASSES))(found, new.classes.long())
+    assert float(miou) > 0.8
     assert (found == new.classes).float().mean() > 0.9
 
 
@@ -77,18 +71,11 @@ def test_a_picture_alone_has_the_classes_that_it_has_in_a_batch(new: Segments) -
     assert (alone == segmenter.segment(pictures, batch_size=2)).float().mean() > 0.9999  # ties by rounding
 
 
-def test_the_file_is_small() -> None:
-    assert (WEIGHTS_FOLDER / SEGMENTER_FILE).stat().st_size < 1.5e6
-    assert (WEIGHTS_FOLDER / SEGMENTER_FILE).stat().st_size < 2 * (WEIGHTS_FOLDER / JUDGE_FILE).stat().st_size
-
-
-def test_a_folder_without_a_segmenter_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_an_exported_segmenter_is_small_and_finds_what_it_found_before(tmp_path: Path, new: Segments) -> None:
     with pytest.raises(FileNotFoundError, match="--stage segmenter"):
         load_segmenter(tmp_path)
-
-
-def test_an_exported_segmenter_finds_what_it_found_before(tmp_path: Path, new: Segments) -> None:
-    segmenter = load_segmenter(WEIGHTS_FOLDER)
+    segmenter, size = load_segmenter(WEIGHTS_FOLDER), (WEIGHTS_FOLDER / SEGMENTER_FILE).stat().st_size
+    assert size < min(1.5e6, 2 * (WEIGHTS_FOLDER / JUDGE_FILE).stat().st_size)
     export_segmenter(tmp_path, segmenter)
     found = load_segmenter(tmp_path).segment(images(new.drawn))
     assert torch.equal(found, segmenter.segment(images(new.drawn)))
@@ -101,16 +88,12 @@ def test_scenes_have_the_classes_of_their_control_images_and_pictures_of_their_o
     assert 0 < difference < 0.1
 
 
-def test_no_scene_is_on_the_other_side_of_the_split() -> None:
+def test_scenes_have_many_classes_and_none_is_on_the_other_side_of_the_split() -> None:
+    assert len({background_class(scene.background) for scene in SCENES}) >= 12
     assert not any(is_held_out_pair(scene.concept, scene.background) for scene in SCENES)
     held_out = list(segment_scenes(shipped_concepts(), 1, seed=0, held_out_pairs=True))
     assert held_out
     assert all(is_held_out_pair(scene.concept, scene.background) for scene in held_out)
-
-
-def test_scenes_have_many_classes() -> None:
-    found = {background_class(scene.background) for scene in SCENES}
-    assert len(found) >= 12
 
 
 def test_classes_are_shifted_and_mirrored_with_their_pictures() -> None:

@@ -201,11 +201,7 @@ class SamplePlan(Dataset[list[Batch] | str]):
             return str(error)
 
     def cut(self, crops: Sequence[Crop]) -> Iterator[Batch]:
-        """Give crops of one photo at one size, which is decoded at most once.
-
-        Raises:
-            ValueError: the photo or its mask is gone, or was changed.
-        """
+        """Give crops of one photo at one size, which is decoded at most once; raises as `read_again`."""
         is_class, index, size, *_ = crops[0]
         photo, kind = (self.class_photos if is_class else self.photos)[index], "class " if is_class else ""
         shown = photo.covering(size, self._scaling.resampling)
@@ -280,11 +276,7 @@ class Codec:
     scale: Callable[[Tensor], Tensor]
 
     def encode_crop(self, crop: Batch) -> Batch:
-        """Encode a crop by itself, so that it does not depend on its neighbours.
-
-        Raises:
-            ValueError: the VAE gives values that are not finite; the message names the photo.
-        """
+        """Encode a crop by itself, so that it does not depend on its neighbours."""
         latents, masks, inpainting = self._posterior(crop.latents, crop), crop.masks, crop.inpainting
         height, width = latents.shape[-2:]
         if masks is not None:  # the mean of each latent pixel's area
@@ -317,7 +309,8 @@ class BatchSource:
     """Batches of a run. With cached latents, every crop that the samples ask for is encoded here, once.
 
     Raises:
-        ValueError: a photo is gone or was changed since it was checked, or its latents are not finite.
+        ValueError: now, or by each method where latents are not cached: a photo is gone or was changed since
+            it was checked, or its latents are not finite.
     """
 
     def __init__(
@@ -341,21 +334,13 @@ class BatchSource:
             each.kept.clear()  # it is not needed again
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        """Return the batch of some samples, which must be of one size.
-
-        Raises:
-            ValueError: a photo that is not cached is gone or was changed.
-        """
+        """Return the batch of some samples, which must be of one size."""
         if self._cache:
             return self._stack([self.plan.crops(number, self._cache.__getitem__) for number in samples])
         return self._encoded([self.plan[number] for number in samples])
 
     def batches(self, schedule: Iterable[Sequence[int]]) -> Iterator[Batch]:
-        """Return the batches of lists of samples, in their order; workers load what is not cached.
-
-        Raises:
-            ValueError: a photo that is not cached is gone or was changed.
-        """
+        """Return the batches of lists of samples, in their order; workers load what is not cached."""
         num_workers = self.plan.data.dataloader_num_workers
         if self._cache or num_workers == 0:
             return (self.batch(samples) for samples in schedule)

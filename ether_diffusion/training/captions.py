@@ -9,6 +9,7 @@ differ, it is an error. A photo without one gets the words of its folder, where 
 
 import codecs
 import csv
+import io
 import posixpath
 import re
 import unicodedata
@@ -111,7 +112,7 @@ def json_rows(text: str, file: str) -> Rows:
 
 
 def _csv_rows(text: str, file: str) -> Rows:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text), strict=True)
     try:
         columns = next(reader, [])
         for fields in filter(None, reader):

@@ -61,7 +61,8 @@ def read_training_data(
     rows, folder, links = None, config.instance_data_dir, config.follow_symlinks
     if folder is None:
         rows = _Rows(config)
-        found, captions, problems = rows.photos(scaling), rows.captions(), list[str]()
+        found, problems = rows.photos(scaling), list[str]()
+        captions = rows.captions({photo.name for photo in found.photos})
     else:
         limit = config.max_train_samples
         found = find_photos(folder, follow_symlinks=links, limit=limit, without=without, scaling=scaling)
@@ -188,11 +189,7 @@ def _not_black(mask: Image.Image) -> Image.Image:
 
 
 def detector_of(control: ControlConfig | None) -> Detector | None:
-    """Return the detector that draws control images from photos; None where they are given.
-
-    Raises:
-        ValueError: what it needs is not installed.
-    """
+    """Return the detector that draws control images from photos; None where they are given."""
     if control is None or control.detector is None or not control.is_detected:
         return None
     return Detector(control.detector, control.canny_low_threshold, control.canny_high_threshold)
@@ -227,12 +224,7 @@ def _in_classes(picture: Image.Image, palette: Palette | None) -> Image.Image:
 
 
 class _Rows:
-    """The training split of a data set, from a folder or from the Hub.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it cannot be loaded, or has not the columns named.
-    """
+    """The training split of a data set, from a folder or from the Hub, and what its columns hold."""
 
     def __init__(self, config: DataConfig) -> None:
         assert config.dataset_name is not None
@@ -271,11 +263,11 @@ class _Rows:
         }
         return check_photos(files, f"the data set {self.shown}", remarks, scaling=scaling)
 
-    def captions(self) -> list[FoundCaption]:
-        """Return the captions of all rows that have one."""
+    def captions(self, wanted: Collection[str]) -> list[FoundCaption]:
+        """Return the captions of photos, of which some may have none."""
         column, found = self.config.caption_column, list[FoundCaption]()
-        for number, name in enumerate(self.names if column else ()):
-            text = self.rows[number][column]
+        for number, name in enumerate(self.names):
+            text = self.rows[number][column] if column and name in wanted else None
             text = (text or [None])[0] if isinstance(text, list) else text
             found += [] if text is None else [FoundCaption(name, str(text), f"row {number}")]
         return found
@@ -286,7 +278,8 @@ class _Rows:
         A ValueError says that there is no such column, or that it holds neither images nor names of files.
         """
         rows, found = self._undecoded("conditioning_image_column", column, or_names=True), dict[str, Any]()
-        for number, (name, value) in enumerate(zip(self.names, rows[column], strict=True)):
+        for number, name in enumerate(self.names):
+            value = rows[number][column]
             path = self.folder / value if isinstance(value, str) else Path(name)
             if isinstance(value, Mapping):
                 found[name] = path, partial(_read_cell, rows, number, column, self.inside)
@@ -298,11 +291,9 @@ class _Rows:
         columns = self.rows.column_names
         if column not in columns:
             known = (
-                f"it has {listed(columns, len(columns))}; metadata.jsonl gives one by its name or by its name"
+                f"it has {listed(columns, len(columns))}; metadata.jsonl gives one by its name or that with"
             )
-            raise ValueError(
-                f'{flag}="{printable(column)}" is no column of {self.shown}; {known} with _file_name'
-            )
+            raise ValueError(f'{flag}="{printable(column)}" is no column of {self.shown}; {known} _file_name')
 
     def _undecoded(self, flag: str, column: str, *, or_names: bool = False) -> Any:
         """Return the rows with the column's images as bytes: our decoding is proof against hostile files."""
