@@ -5,6 +5,7 @@ They are of a folder, of a data set's rows, in palettes' colours, or detected; a
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def rows_of(folder: Path, **options: Any) -> DataConfig:
     return DataConfig(dataset_name=str(folder), caption_column="text", **options)
 
 
-def write_rows(folder: Path, *rows: dict[str, Json]) -> None:
+def write_rows(folder: Path, *rows: Mapping[str, Json]) -> None:
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -22,18 +22,13 @@ Size = tuple[int, int]
 """(height, width) in px."""
 Read = Callable[[], bytes]
 """Gives a file's bytes, or raises UnusableFileError."""
-KEPT_BYTES = 512 * 2**20
-"""Of photos' pixels at the size of training that stay in memory; others are decoded again when needed."""
-LARGE = 256
-"""From this resolution (px) on, buckets' sides are multiples of 64, as in other trainers."""
-MAX_STRETCH = 2
-"""Buckets' sides are between the resolution divided and multiplied by this: aspects from 1:4 to 4:1."""
+KEPT_BYTES = 512 * 2**20  # of photos' pixels at the size of training; others are decoded again when needed
+LARGE = 256  # from this resolution (px) on, buckets' sides are multiples of 64, as in other trainers
+MAX_STRETCH = 2  # buckets' sides are between the resolution divided and multiplied by this: from 1:4 to 4:1
 _NOT_PHOTOS = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TEXT_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".md"}
-_CHECKED_SIDE = 2048
-"""Larger JPEGs are checked at reduced scale (px, shorter side): as sure to find damage, in flat memory."""
-_NAMED_REPEATS = re.compile(r"(\d{1,3})_(.+)")
-"""A folder's name as kohya's trainers read it, 10_sks dog; of more digits it is a date."""
+_CHECKED_SIDE = 2048  # px: larger JPEGs are checked at reduced scale, as sure to find damage, in flat memory
+_NAMED_REPEATS = re.compile(r"(\d{1,3})_(.+)")  # as kohya's trainers read it; of more digits it is a date
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,10 @@ class Scaling:
         """Return the size that a photo is trained at: of the nearest aspect ratio, of several the largest."""
         aspect = {each: abs(math.log(photo[1] * each[0] / (photo[0] * each[1]))) for each in self.sizes}
         return min(self.sizes, key=lambda size: (aspect[size], -size[0] * size[1]))
+
+    def covering(self, photo: Size) -> Size:
+        """Return a photo's size after resizing."""
+        return covering_size(photo, self.size(photo))
 
 
 def check_sizes(data: DataConfig, needs: Needs) -> None:
@@ -268,11 +267,7 @@ def find_photos(
     names = [name for name, path in files.items() if may_be_photo(path)]
     chosen = {names[index]: files[names[index]] for index in choose_samples(len(names), limit)}
     read = {name: (path, file_reader(path, inside)) for name, path in chosen.items()}
-    found = check_photos(read, shown, remarks, min_side=min_side, scaling=scaling)
-    if found.refused and strict:
-        reasons = ";\n  ".join(refusal.sentence for refusal in found.refused)
-        raise ValueError(f"{len(found.refused)} unusable files in {shown}:\n  {reasons}")
-    return found
+    return check_photos(read, shown, remarks, strict=strict, min_side=min_side, scaling=scaling)
 
 
 def may_be_photo(path: Path) -> bool:
@@ -298,10 +293,11 @@ def check_photos(
     place: str,
     remarks: Sequence[str] = (),
     *,
+    strict: bool = False,
     min_side: int = MIN_SIDE,
     scaling: Scaling | None = None,
 ) -> PhotoFolder:
-    """Decode the photos of a place, which has remarks of its own; a ValueError says that none can be used."""
+    """Decode the photos of a place, which has remarks of its own; raises as `find_photos`."""
     photos: list[Photo] = []
     refused: list[Refusal] = []
     room = KEPT_BYTES
@@ -311,14 +307,14 @@ def check_photos(
         except UnusableFileError as reason:
             refused.append(Refusal(name, str(reason)))
             continue
-        room -= sum(
-            4 * each.rgb.width * each.rgb.height for each in photo.kept
-        )  # Pillow has RGB in four bytes
+        for kept in photo.kept:
+            room -= 4 * kept.rgb.width * kept.rgb.height  # Pillow has RGB in four bytes
         photos.append(replace(photo, name=name, read=read, kept=photo.kept if room >= 0 else []))
-    if not photos:
+    if not photos or (strict and refused):
+        problem = f"{len(refused)} unusable files" if photos else "no usable photos"
         reasons = ";\n  ".join(refusal.sentence for refusal in refused)
         rest = f":\n  {reasons}" if refused else f" ({'; '.join((f'looked for {KINDS}', *remarks))})"
-        raise ValueError(f"no usable photos in {place}{rest}")
+        raise ValueError(f"{problem} in {place}{rest}")
     return PhotoFolder(tuple(photos), tuple(refused), (*remarks, *remarks_on(photos)))
 
 
@@ -327,18 +323,13 @@ def check_photo(
 ) -> Photo:
     """Decode the bytes of a photo of this name whole, or raise an UnusableFileError."""
 
-    def kept_size(height: int, width: int) -> Size:
-        return (
-            (_CHECKED_SIDE,) * 2
-            if scaling is None
-            else covering_size((height, width), scaling.size((height, width)))
-        )
+    def side(width: int, height: int) -> int:
+        return _CHECKED_SIDE if scaling is None else min(scaling.covering((height, width)))
 
-    decoded = decode_bytes(
-        data, path.suffix, min_side=min_side, target_side=lambda w, h: min(kept_size(h, w))
-    )
+    decoded = decode_bytes(data, path.suffix, min_side=min_side, target_side=side)
     width, height = decoded.size
-    pixels = hashlib.sha256(repr(decoded.size).encode() + decoded.rgb.tobytes())
+    pixels = hashlib.sha256(repr(decoded.size).encode())
+    pixels.update(decoded.rgb.tobytes())
     pixels.update(b"" if decoded.mask is None else decoded.mask.tobytes())
     return Photo(
         path=path,
@@ -349,7 +340,7 @@ def check_photo(
         pixels_sha256=pixels.hexdigest(),
         has_alpha=decoded.mask is not None,
         notes=decoded.notes,
-        kept=[_resized(decoded, kept_size(height, width), scaling.resampling)] if scaling else [],
+        kept=[_resized(decoded, scaling.covering((height, width)), scaling.resampling)] if scaling else [],
     )
 
 
