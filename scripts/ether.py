@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, type[Options]]] = {
     "plan": ("benchmark_command", told.Plan),
     "bases": ("doctor_command", told.Bases),
     "doctor": ("doctor_command", told.Doctor),
+    "serve": ("serve_command", told.Serve),
     "ui": ("ui_command", told.Ui),
 }
 """The modules whose functions of these names carry them out, and what these are told."""

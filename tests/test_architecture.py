@@ -26,7 +26,7 @@ LEVELS = [
     {"bases", "control", "export"},
     {"metrics"},
     {"training", "pipelines"},
-    {"benchmark"},
+    {"benchmark", "serving"},
     {"ui", "scripts"},
     {"recipes", "tools"},
     {"research"},
@@ -36,6 +36,7 @@ LEVELS = [
 ONLY_IN = {
     "accelerate": {"training", "recipes"},
     "gradio": {"ui"},
+    "fastapi": {"serving"},
     "argparse": {"scripts", "flags", "recipes", "research", "tools"},
 }
 

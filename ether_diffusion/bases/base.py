@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -37,6 +37,11 @@ class PromptEmbeddings:
         pooled = None if self.pooled is None else self.pooled.to(device, dtype)
         mask = None if self.mask is None else self.mask.to(device)
         return PromptEmbeddings(self.sequence.to(device, dtype), pooled, mask)
+
+    def zeros_like(self) -> "PromptEmbeddings":
+        """Return as many numbers, all zero."""
+        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
+        return replace(self, sequence=torch.zeros_like(self.sequence), pooled=pooled)
 
     def rows(self, chosen: Tensor | slice) -> "PromptEmbeddings":
         """Return those of the prompts chosen (b,)."""

@@ -1,0 +1,336 @@
+"""`ether serve` as its clients see it: OpenAI's images API, events, adapters, keys, limits and figures."""
+
+import base64
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from tiny_pipelines import tiny_sd
+
+from ether_diffusion import EtherConfig, save_ether
+from ether_diffusion.adapters import read_adapter
+from ether_diffusion.bases import open_base
+from ether_diffusion.pipelines import read_image_metadata
+from ether_diffusion.scripts import ether
+from ether_diffusion.serving.api import Limits, make_app
+from ether_diffusion.serving.engine import Engine, Job, Request
+from ether_diffusion.serving.keys import Keys, new_key
+from ether_diffusion.serving.library import Library
+
+ROOT = Path(__file__).parent.parent
+DRAW = "/v1/images/generations"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and a folder of two adapters."""
+    made = tmp_path_factory.mktemp("served")
+    tiny_sd().save_pretrained(made / "base")
+    for seed, name in enumerate(("fox", "cat")):
+        pipe = tiny_sd()
+        torch.manual_seed(seed)
+        pipe.unet.add_adapter(EtherConfig(variant="ether_plus", init_weights=False), "default")
+        save_ether(pipe, made / "adapters" / name)
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    opened = Engine(open_base(folder / "base"), max_rows=4, num_slots=4, max_waiting=6)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path, engine: Engine) -> TestClient:
+    """A client of a server on this machine alone; its end does not close the shared engine."""
+    app = make_app(engine, Library(folder / "adapters", engine), Keys(None), Limits(128, 50))
+    return TestClient(app)
+
+
+def held(gate: threading.Event) -> Callable[[Job], None]:
+    def wait(_: Job) -> None:
+        gate.wait(60)
+
+    return wait
+
+
+def picture(answer: dict[str, Any]) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["b64_json"]))))
+
+
+def test_it_draws_what_the_engine_draws_and_pictures_say_how(client: TestClient, engine: Engine) -> None:
+    body = {"model": "fox", "prompt": "a b", "n": 2, "size": "32x64", "seed": 7, "steps": 3}
+    answer = client.post(DRAW, json=body)
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [each["seed"] for each in data] == [7, 8]
+    own: dict[str, Any] = {"guidance_scale": engine.base.guidance_scale, "adapters": {"fox": 1.0}}
+    request = Request(prompt="a b", seed=8, steps=3, width=32, height=64, **own)
+    expected = np.asarray(engine.submit(request).picture.result(60)).astype(int)
+    assert np.abs(picture(data[1]) - expected).max() <= 1
+    said = read_image_metadata(base64.b64decode(data[1]["b64_json"]))
+    assert said is not None
+    assert (said.prompt, said.seed, said.steps, said.width) == ("a b", 8, 3, 32)
+    assert [(use.name, use.strength) for use in said.adapters] == [("fox", 1.0)]
+    assert said.base == "base"
+
+
+def test_several_adapters_the_base_and_the_list_of_models(client: TestClient) -> None:
+    named = [each["id"] for each in client.get("/v1/models").json()["data"]]
+    assert named == ["base", "cat", "fox"]
+    bodies: list[dict[str, Any]] = [
+        {"adapters": {"fox": 0.5, "cat": 1.0}},
+        {"adapters": {"fox": 1.0}, "negative_adapters": {}},
+        {"model": "base"},
+        {"model": "fox"},
+    ]
+    drawn = [
+        picture(client.post(DRAW, json={"prompt": "a", "seed": 1, "steps": 2, **body}).json()["data"][0])
+        for body in bodies
+    ]
+    assert not any(np.array_equal(x, y) for i, x in enumerate(drawn) for y in drawn[:i])
+
+
+def test_events_tell_every_step_previews_and_the_picture(client: TestClient) -> None:
+    body = {"prompt": "a", "seed": 1, "steps": 4, "n": 2, "stream": True, "partial_images": 1}
+    text = client.post(DRAW, json=body).text
+    events = [
+        json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data")
+    ]
+    for index in (0, 1):
+        mine = [each for each in events if each["image_index"] == index]
+        kinds = [each["type"].removeprefix("image_generation.") for each in mine]
+        assert kinds == ["progress", "progress", "partial_image", "progress", "progress", "completed"]
+        assert [each["step"] for each in mine if "step" in each] == [1, 2, 3, 4]
+    plain = client.post(DRAW, json={"prompt": "a", "seed": 1, "steps": 4, "n": 2}).json()["data"]
+    assert np.array_equal(picture(events[-1]), picture(plain[events[-1]["image_index"]]))
+
+
+BAD: dict[str, tuple[object, int, str]] = {
+    "not JSON": (b"{", 400, "is not valid JSON"),
+    "no prompt": ({}, 400, "prompt is missing"),
+    "unknown key": ({"prompt": "a", "quality": "hd"}, 400, "quality is not a key"),
+    "text for a number": ({"prompt": "a", "steps": "9"}, 400, "steps"),
+    "too many steps": ({"prompt": "a", "steps": 51}, 400, "51 steps are over 50"),
+    "too large": ({"prompt": "a", "size": "256x64"}, 400, "over 128 px"),
+    "a side that does not fit": ({"prompt": "a", "size": "33x64"}, 400, "multiple"),
+    "no size": ({"prompt": "a", "size": "x"}, 400, "size"),
+    "too many pictures": ({"prompt": "a", "n": 9}, 400, "n"),
+    "an unknown model": ({"prompt": "a", "model": "nobody"}, 404, "nobody"),
+    "a path": ({"prompt": "a", "model": "../base"}, 404, "base"),
+    "a URL": ({"prompt": "a", "model": "http://127.0.0.1/x"}, 404, "http"),
+    "NaN": (b'{"prompt": "a", "guidance_scale": NaN}', 400, "NaN"),
+    "a strength without bounds": ({"prompt": "a", "adapters": {"fox": 1e9}}, 400, "from -10 to 10"),
+    "an answer by URL": ({"prompt": "a", "response_format": "url"}, 400, "response_format"),
+    "an unknown scheduler": ({"prompt": "a", "scheduler": "x"}, 400, "no scheduler"),
+    "two ways to name adapters": (
+        {"prompt": "a", "model": "fox", "adapters": {"cat": 1.0}},
+        400,
+        "one of them",
+    ),
+    "too much": (b" " * (2**20 + 1), 413, "over 1 MiB"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_requests_get_one_sentence(client: TestClient, fault: str) -> None:
+    body, status, words = BAD[fault]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(DRAW, content=content)
+    message = answer.json()["error"]["message"]
+    assert (answer.status_code, "\n" in message) == (status, False), message
+    assert words in message
+    assert str(ROOT) not in message
+
+
+def zipped(folder: Path, around: str = "") -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as packed:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                packed.write(path, f"{around}{path.relative_to(folder)}")
+    return data.getvalue()
+
+
+def test_an_uploaded_adapter_draws_and_is_deleted(client: TestClient, folder: Path) -> None:
+    answer = client.put("/v1/adapters/dog", content=zipped(folder / "adapters" / "fox", "my-adapter/"))
+    assert answer.status_code == 201, answer.text
+    body = {"prompt": "a", "seed": 3, "steps": 2}
+    ours, other = (
+        picture(client.post(DRAW, json=body | {"model": name}).json()["data"][0]) for name in ("dog", "fox")
+    )
+    assert np.array_equal(ours, other)
+    assert read_adapter(folder / "adapters" / "dog").parts.keys() == {"unet"}
+    again = client.put("/v1/adapters/dog", content=zipped(folder / "adapters" / "fox"))
+    assert again.status_code == 409
+    assert client.delete("/v1/adapters/dog").json()["deleted"] is True
+    assert client.post(DRAW, json=body | {"model": "dog"}).status_code == 404
+    assert not (folder / "adapters" / "dog").exists()
+    assert client.delete("/v1/adapters/dog").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("x", b"PK", "no zip"),
+        ("x", "empty", "has no adapter_config.json"),
+        (".hidden", "fox", "is no name"),
+        ("x", "slip", "has no adapter_config.json"),
+        ("x", "damaged", "adapter_model.safetensors"),
+    ],
+)
+def test_bad_uploads_leave_nothing(
+    client: TestClient, folder: Path, tmp_path: Path, name: str, data: bytes | str, words: str
+) -> None:
+    before = sorted((folder / "adapters").rglob("*"))
+    if isinstance(data, str):
+        made = tmp_path / "made"
+        made.mkdir()
+        for file in (folder / "adapters" / "fox").iterdir():
+            if data in ("fox", "damaged"):
+                (made / file.name).write_bytes(file.read_bytes())
+        if data == "damaged":
+            (made / "adapter_model.safetensors").write_bytes(b"\xff" * 99)
+        (made / "notes.txt").write_text("x")
+        data = zipped(made, "../../../" if data == "slip" else "")
+    answer = client.put(f"/v1/adapters/{name}", content=data)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+    assert sorted((folder / "adapters").rglob("*")) == before
+
+
+def test_keys_are_asked_for_limited_and_never_kept(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    key, other = new_key(file, "anna"), new_key(file, "ben")
+    assert key not in file.read_text()
+    file.write_text(file.read_text().replace("\n", " 2\n", 1))
+    client = TestClient(make_app(engine, Library(folder / "adapters", engine), Keys.read(file, 16)))
+    paths = [("GET", "/v1/models"), ("POST", DRAW), ("GET", "/metrics"), ("DELETE", "/v1/adapters/fox")]
+    for method, path in paths:
+        for given in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Bearer {key}x"}):
+            assert client.request(method, path, headers=given, json={"prompt": "a"}).status_code == 401
+    assert client.get("/health").json()["status"] == "ok"
+    body = {"prompt": "a", "n": 3, "steps": 1}
+    statuses = [client.post(DRAW, json=body, headers={"Authorization": f"Bearer {k}"}) for k in (key, other)]
+    assert [each.status_code for each in statuses] == [429, 200]
+    assert "at most 2 pictures of a key" in statuses[0].json()["error"]["message"]
+    with pytest.raises(ValueError, match="anna has a key"):
+        new_key(file, "anna")
+    file.write_text("anna secret\n")
+    with pytest.raises(ValueError, match=r"line 1 .* is not NAME SHA256"):
+        Keys.read(file, 16)
+
+
+def test_without_keys_no_other_name_of_this_machine_is_answered(client: TestClient) -> None:
+    assert client.get("/v1/models", headers={"Host": "rebound.example"}).status_code == 400
+
+
+def test_a_full_queue_is_429_and_says_when_to_ask_again(client: TestClient, engine: Engine) -> None:
+    gate = threading.Event()
+    waiting = [engine.submit(Request(prompt="a", steps=2), on_step=held(gate))]
+    while engine.num_running == 0:
+        time.sleep(0.01)
+    waiting += [engine.submit(Request(prompt="a", steps=1)) for _ in range(engine.max_waiting)]
+    try:
+        answer = client.post(DRAW, json={"prompt": "a"})
+        assert answer.status_code == 429
+        assert int(answer.headers["Retry-After"]) >= 1
+    finally:
+        gate.set()
+    for job in waiting:
+        job.picture.result(60)
+
+
+def test_what_breaks_while_drawing_is_500_in_a_sentence_and_the_server_goes_on(
+    client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.pipeline.vae, "decode", spoil)
+        answer = client.post(DRAW, json={"prompt": "a", "steps": 1})
+    assert answer.status_code == 500
+    assert "ZeroDivisionError: of the device" in answer.json()["error"]["message"]
+    assert client.post(DRAW, json={"prompt": "a", "steps": 1}).status_code == 200
+
+
+def test_figures_for_prometheus(client: TestClient) -> None:
+    lines = client.get("/metrics").text.splitlines()
+    assert all(re.fullmatch(r'ether_diffusion_\w+(\{\w+="\w+"\})? [\d.e+-]+', line) for line in lines)
+    figures = dict(line.rsplit(" ", 1) for line in lines)
+    assert float(figures['ether_diffusion_requests_total{result="done"}']) > 0
+    assert float(figures["ether_diffusion_slot_fills_total"]) > 0
+
+
+def test_the_command_serves_and_frees_rows_of_clients_that_left(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "serve", "--base", str(folder / "base")]
+    command += ["--adapters", str(folder / "adapters"), "--port", str(port), "--max_steps", "1000"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                httpx.get(f"{address}/health")
+                break
+            except httpx.ConnectError:
+                time.sleep(0.1)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}{DRAW}", json={"prompt": "a", "steps": 900, "n": 8}, timeout=1.0)
+        for _ in range(100):
+            if httpx.get(f"{address}/health").json()["running"] == 0:
+                break
+            time.sleep(0.1)
+        assert 'result="cancelled"} 8' in httpx.get(f"{address}/metrics").text
+        done = httpx.post(f"{address}{DRAW}", json={"prompt": "a", "steps": 1, "model": "fox"}, timeout=60)
+        assert done.status_code == 200
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=60)[0].decode()
+    assert f"serving {folder / 'base'} at {address}/v1" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no --adapters"),
+        (["--adapters", "nowhere"], "nowhere is no folder"),
+        (["--adapters", ".", "--host", "0.0.0.0"], "give --api_keys"),
+        (["--new_key", "anna"], "name it with --api_keys"),
+        (["--new_key", "a b", "--api_keys", "keys"], "is no name of a key"),
+        (["--adapters", ".", "--api_keys", "nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ether.main(["serve", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
