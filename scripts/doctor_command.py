@@ -26,7 +26,7 @@ from ether_diffusion.scripts.drawing import hush_libraries
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training import run as training_run
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.ui.cost import machine_memory
+from ether_diffusion.ui.drawing import machine_memory
 from ether_diffusion.wording import printable
 
 MIB, GIB = 2**20, 2**30

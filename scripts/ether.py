@@ -24,9 +24,9 @@ COMMANDS: dict[str, tuple[str, type[Options]]] = {
     "bases": ("doctor_command", told.Bases),
     "doctor": ("doctor_command", told.Doctor),
     "serve": ("serve_command", told.Serve),
-    "ui": ("ui_command", told.Ui),
+    "ui": (".ui.server", told.Ui),
 }
-"""The modules whose functions of these names carry them out, and what these are told."""
+"""The modules, seen from here, whose functions of these names carry them out, and what these are told."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def _run(parsed: argparse.Namespace) -> int:
     module, options = COMMANDS[parsed.command]
     given = options(**{n: value for n, value in vars(parsed).items() if n not in ("debug", "command")})
     # what it works with takes seconds to import, for which no help waits
-    work = getattr(import_module(f"ether_diffusion.scripts.{module}"), parsed.command)
+    work = getattr(import_module(f".{module}", "ether_diffusion.scripts"), parsed.command)
     return work(given) or 0
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from photo_files import photo
 
-from ether_diffusion.ui.run_status import REQUEST_NAME, Run, write_facts
-from ether_diffusion.ui.runs import Runs, TrainRequest
+from ether_diffusion.ui.runs import REQUEST_NAME, Run, Runs, TrainRequest, write_facts
 from ether_diffusion.ui.uploads import take_photos
 
 TRAINER = """
@@ -76,7 +75,7 @@ def request(runs: Runs, *, num_steps: int = 5, name: str = "Fox") -> TrainReques
     sent = runs.temp.parent / "sent"
     sent.mkdir(parents=True, exist_ok=True)
     (sent / "a.png").write_bytes(photo())
-    (photo_taken,) = take_photos([sent / "a.png"], runs.photos).accepted
+    (photo_taken,), _ = take_photos([sent / "a.png"], runs.photos)
     return TrainRequest((photo_taken.path,), "animal", name, steps=num_steps)
 
 

@@ -293,7 +293,7 @@ def test_what_is_too_much_or_no_number_is_said_before_anything_is_drawn(page: Pa
     cost = page.locator("#compare-cost")
     expect(cost).to_contain_text("This grid has 600 pictures; at most 400 are drawn at once.")
     write(page, "compare-seeds", "0, seven")
-    expect(cost).to_contain_text("Seven is no seed")
+    expect(cost).to_contain_text("must be a whole number; found seven")
     write(page, "compare-seeds", "0")
     write(page, "compare-strengths", "1, 1")
     expect(cost).to_contain_text("found 1.0 twice among the strengths", ignore_case=True)

@@ -16,12 +16,10 @@ from torch.nn import functional as F
 
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines.sampling import Sampling
-from ether_diffusion.ui import cost as costs
-from ether_diffusion.ui.cost import MAX_SECONDS, Cost, Pace, machine_memory
-from ether_diffusion.ui.drawing import StopInside
+from ether_diffusion.ui import drawing
+from ether_diffusion.ui.drawing import MAX_SECONDS, Cost, Pace, StopInside, machine_memory
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.facts import state_words
-from ether_diffusion.ui.jobs import Finished, Previewing, StopToken
+from ether_diffusion.ui.jobs import Finished, StopToken, Working
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -40,10 +38,10 @@ def test_a_large_picture_stops_within_a_second(studio: Studio, wish: dict[str, A
     stop = StopToken()
     events = studio.engine.draw(replace(QUICK, **wish), stop)
     for event in events:
-        if isinstance(event, Previewing) and not event.is_loading:
+        if isinstance(event, Working) and event.words.startswith(
+            f"Step 0 of {wish.get('steps', QUICK.steps)}"
+        ):
             break
-    assert isinstance(event, Previewing)
-    assert state_words(event)[1].startswith(f"Step 0 of {wish.get('steps', QUICK.steps)}")
     time.sleep(1)
     asked = time.monotonic()
     stop.stop()
@@ -129,8 +127,7 @@ def test_who_stops_while_the_models_are_loaded_need_not_wait_for_them(tmp_path: 
     engine, stop = SlowEngine("tiny_world", outputs=tmp_path, folder_of=Path), StopToken()
     events = engine.draw(QUICK, stop)
     state, start = next(events), time.monotonic()
-    assert isinstance(state, Previewing)
-    assert state_words(state)[1] == "Loading the models …"
+    assert state == Working("Loading the models …")
     stop.stop()
     assert last(events).stopped
     assert time.monotonic() - start < 1
@@ -189,7 +186,7 @@ def test_the_operations_of_a_step_are_those_of_its_layers() -> None:
 
     with Attention(), torch.no_grad():
         unet(torch.zeros(2, 4, 16, 24), 1, torch.zeros(2, 77, unet.config.cross_attention_dim))
-    found = Cost(base, CPU).of_step(replace(SAMPLING, width=96, height=64))
+    found = Cost(base, CPU).of_step(96, 64, True)
     assert found == pytest.approx(counted[0], rel=0.01)
 
 
@@ -200,5 +197,5 @@ def test_memory_is_that_of_the_machine_or_of_its_container(
     paths = [str(tmp_path / str(number)) for number in range(len(limits))]
     for path, text in zip(paths, limits, strict=True):
         Path(path).write_text(text + "\n")
-    monkeypatch.setattr(costs, "_LIMITS", (*paths, "/is/not/there"))
+    monkeypatch.setattr(drawing, "_LIMITS", (*paths, "/is/not/there"))
     assert machine_memory() == (most or psutil.virtual_memory().total)

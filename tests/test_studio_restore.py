@@ -226,10 +226,10 @@ def test_a_file_that_is_no_picture_of_ours_is_refused_in_words(studio: Studio, t
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(65 * 2**20)
     for name, words in (
-        ("none.png", "no longer there"),
+        ("none.png", "is gone"),
         ("page.png", "is not a PNG"),
         ("photo.jpg", "is not a PNG"),
-        ("large.png", "larger than 64 MiB"),
+        ("large.png", "more than 64 MiB"),
     ):
         (difference,) = restore(tmp_path / name, studio).differences
         assert words in difference

@@ -24,9 +24,9 @@ from photo_files import photo
 
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.ui.errors import handler, without_paths
 from ether_diffusion.ui.jobs import RunningJobs
 from ether_diffusion.ui.server import read_login, serve
+from ether_diffusion.ui.words import handler, without_paths
 
 NO_UI = "the extra ui is not installed; with it, and in CI, this runs"
 gr = pytest.importorskip("gradio", reason=NO_UI)
@@ -95,27 +95,29 @@ def posted(studio: RunningStudio, path: str, declared: int, sent: bytes = b"") -
         return line.recv(100)
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example:7860", "localhost.evil:1", "", "192.168.1.7"]
-)
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:7860", "localhost.evil:1", ""])
 def test_another_name_for_this_machine_is_not_answered(studio: RunningStudio, host: str) -> None:
     for path in ("/", "/config", "/gradio_api/info"):
-        status, said, _ = ask(studio.url + path, Host=host)
+        status, said, headers = ask(studio.url + path, Host=host)
         assert (status, b"--auth" in said) == (403, True)
+        assert (
+            headers["x-frame-options"],
+            "frame-ancestors 'self'" in headers["content-security-policy"],
+        ) == (
+            "SAMEORIGIN",
+            True,
+        )
     for own in ("localhost", "LOCALHOST:1", "127.0.0.1:99"):
         assert ask(f"{studio.url}/config", Host=own)[0] == 200
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "http://evil.example"},
-        {"Origin": "null"},
-        {"Origin": "http://localhost:3000"},
-        {"Sec_Fetch_Site": "cross-site"},
-        {"Sec_Fetch_Site": "same-site", "Origin": "http://127.0.0.1:1"},
-    ],
-)
+OTHER_SITES = [
+    {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:3000"},
+    {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site", "Origin": "http://127.0.0.1:1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("headers", OTHER_SITES)
 def test_the_page_of_another_site_uploads_and_starts_nothing(
     studio: RunningStudio, headers: dict[str, str]
 ) -> None:
@@ -124,13 +126,6 @@ def test_the_page_of_another_site_uploads_and_starts_nothing(
     assert ask(generate, question("a fox"), Content_Type="text/plain", **headers)[0] == 403
     for own in ({"Origin": studio.url}, {"Sec_Fetch_Site": "same-origin"}):
         assert upload(studio, b"hello", **own)[0] == 200
-
-
-def test_no_other_site_shows_the_studio_in_a_frame(studio: RunningStudio) -> None:
-    for path in ("/", "/config", "/gradio_api/file=/etc/passwd", "/nowhere"):
-        headers = ask(studio.url + path)[2]
-        assert headers["x-frame-options"] == "SAMEORIGIN"
-        assert "frame-ancestors 'self'" in headers["content-security-policy"]
 
 
 def was_asked(server: socket.socket) -> bool:
@@ -230,11 +225,8 @@ def test_a_login_or_port_that_is_none_is_refused_in_one_sentence(
         serve(tmp_path / "studio", port=70000)
     (tmp_path / "login").write_text(f"{USER}:{PASSWORD}\nnot this\n")
     login = read_login(f"@{tmp_path / 'login'}")
-    assert (login(USER, PASSWORD), login(USER, "correct horsf"), login("Anna", PASSWORD)) == (
-        True,
-        False,
-        False,
-    )
+    answers = [login(USER, PASSWORD), login(USER, "correct horsf"), login("Anna", PASSWORD)]
+    assert answers == [True, False, False]
     assert "horse" not in repr(login)
     assert ether.main(["ui", "--folder", str(tmp_path / "studio"), "--listen"]) == 2
     assert re.fullmatch(r"ether ui: --listen .*--auth.*\n", capsys.readouterr().err)
@@ -306,12 +298,7 @@ def test_it_listens_on_this_machine_alone_and_hands_out_no_file_but_pictures(stu
     assert not config.get("is_space")
     assert not config.get("run_history")
     assert config["analytics_enabled"] is False
-    for path in (
-        "/etc/passwd",
-        studio.folder / "studio.log",
-        studio.folder / "..",
-        studio.folder / "adapters",
-    ):
+    for path in ("/etc/passwd", *(studio.folder / name for name in ("studio.log", "..", "adapters"))):
         assert ask(f"{studio.url}/gradio_api/file={path}")[0] in (403, 404)
     # a handler is given a path by hand: it must lie among the visitor's uploads
     (generate,) = [each for each in config["dependencies"] if each["api_name"] == "generate"]
@@ -358,9 +345,7 @@ def test_an_error_of_ours_is_a_sentence_and_any_other_an_id_in_the_log(
     assert without_paths("there is no /home/anna/studio/x.png here") == "there is no x.png here"
     with pytest.raises(gr.Error) as caught:
         handler(fail)()
-    found = re.fullmatch(
-        r"Something went wrong \(id ([0-9a-f]{4})\)\..* the log\.", str(caught.value.message)
-    )
+    found = re.fullmatch(r"Something went wrong \(id ([0-9a-f]{4})\)\..*", str(caught.value.message))
     assert found
     assert found[1] in caplog.text
     assert "secret at /home/anna" in caplog.text
@@ -403,7 +388,7 @@ def draw(width, height):
 studio, process = Studio(Path(sys.argv[1])), psutil.Process()
 draw(64, 64)
 before = process.memory_info().rss
-for number in range(40):
+for number in range(20):
     draw(64 + 8 * (7 * number % 23), 64 + 8 * (5 * number % 19))
 print(process.memory_info().rss - before)
 """
@@ -413,20 +398,22 @@ def test_pictures_of_many_sizes_leave_little_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MANY_SIZES, str(tmp_path / "studio")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 100 << 20
+    assert int(done.stdout.split()[-1]) < 50 << 20
 
 
 def test_sessions_leave_little_behind(studio: RunningStudio) -> None:
     process, url = psutil.Process(studio.process.pid), f"{studio.url}/gradio_api/call/adapters"
-    for number in range(430):
+    for number in range(300):
         if number == 130:
             before = process.memory_info().rss
         event = json.loads(ask(url, question(session_hash=f"visitor{number}"))[1])["event_id"]
         assert b"complete" in ask(f"{url}/{event}")[1]
-    assert process.memory_info().rss - before < 60 << 20  # of 145 MB if all were kept
+    assert process.memory_info().rss - before < 34 << 20  # of 82 MB if all were kept
 
 
-def test_it_starts_behind_proxies_on_a_base_and_a_folder_that_are_relative(tmp_path: Path) -> None:
+def test_it_starts_behind_proxies_on_relative_folders_and_ends_within_seconds_while_it_draws(
+    tmp_path: Path,
+) -> None:
     proxies = {
         "HTTP_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "a.example",
         "ALL_PROXY": "socks5://127.0.0.1:9",
@@ -443,16 +430,11 @@ def test_it_starts_behind_proxies_on_a_base_and_a_folder_that_are_relative(tmp_p
         )
         script.predict("a fox", steps=1, compare_with_base=False, api_name="/generate")
         assert not list((place / "mine" / "temp" / "empty").iterdir())
-    assert list((place / "mine" / "outputs").rglob("*.png"))
-
-
-def test_it_ends_within_seconds_while_it_draws(tmp_path: Path) -> None:
-    with running_studio(tmp_path / "studio") as running:
-        script = gradio_client.Client(running.url, verbose=False, analytics_enabled=False)
         drawing = script.submit("a fox", width=512, height=512, api_name="/generate")
-        time.sleep(6)
+        time.sleep(2)
         assert not drawing.done()
         started = time.monotonic()
         assert running.stop(signal.SIGINT) == 0
         assert time.monotonic() - started < 10
-        assert not list((running.folder / "temp").glob("server-*"))
+        assert not list((place / "mine" / "temp").glob("server-*"))
+    assert list((place / "mine" / "outputs").rglob("*.png"))

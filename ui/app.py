@@ -6,11 +6,9 @@ import gradio as gr
 from gradio.themes.utils import sizes
 from gradio.themes.utils.colors import Color
 
-from ether_diffusion.ui.errors import handler
-from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs import compare, control, create, history, library, train
-from ether_diffusion.ui.tabs.parts import QUIET, TabParts, TakingParts, Updates
+from ether_diffusion.ui.tabs.page import Page
 
 TITLE = "Ether studio"
 CACHE_SECONDS = (3600, 86400)
@@ -18,101 +16,56 @@ CACHE_SECONDS = (3600, 86400)
 _STEPS = ("c50", *(f"c{number}00" for number in range(1, 10)), "c950")
 _LAGOON = "#eef8f8 #d5eeee #aedcdd #79c3c6 #45a3a8 #26868c #176b72 #14575d #13464b #10393e #072528"
 _PAPER = "#fafaf8 #f3f3f0 #e6e6e1 #d3d3cd #a1a19b #6b6b66 #53534f #3c3d3b #262827 #1b1d1d #131515"
-_COLOURS: dict[str, tuple[str, str]] = {
-    "body_background_fill": ("*neutral_50", "*neutral_950"),
-    "body_text_color": ("#22252a", "#e9e9e4"),
-    "body_text_color_subdued": ("#5c5d58", "#a9aaa4"),
-    "background_fill_primary": ("#ffffff", "*neutral_900"),
-    "background_fill_secondary": ("*neutral_100", "*neutral_800"),
-    "border_color_primary": ("*neutral_200", "#303332"),
-    "block_background_fill": ("#ffffff", "*neutral_900"),
-    "block_border_color": ("*neutral_200", "#2b2e2d"),
-    "block_shadow": ("none", "none"),
-    "link_text_color": ("*primary_700", "*primary_300"),
-    "color_accent_soft": ("*primary_50", "*primary_950"),
-    "block_label_background_fill": ("#ffffff", "*neutral_900"),
-    "block_label_text_color": ("#4a4b47", "#b9bab4"),
-    "block_title_text_color": ("#3c3d3b", "#d3d3cd"),
-    "block_info_text_color": ("#5c5d58", "#a9aaa4"),
-    "accordion_text_color": ("#3c3d3b", "#d3d3cd"),
-    "input_background_fill": ("*neutral_50", "*neutral_950"),
-    "input_border_color": ("*neutral_300", "*neutral_700"),
-    "input_border_color_focus": ("*primary_500", "*primary_400"),
-    "input_placeholder_color": ("#6b6b66", "#93948e"),
-    "input_shadow_focus": ("0 0 0 2px *primary_200", "0 0 0 2px *primary_800"),
-    "slider_color": ("*primary_500", "*primary_400"),
-    "checkbox_label_background_fill": ("transparent", "transparent"),
-    "checkbox_background_color_selected": ("*primary_600", "*primary_500"),
-    "checkbox_border_color": ("*neutral_400", "*neutral_600"),
-    "button_primary_background_fill": ("*primary_600", "*primary_600"),
-    "button_primary_background_fill_hover": ("*primary_700", "*primary_700"),
-    "button_primary_text_color": ("#ffffff", "#ffffff"),
-    "button_primary_border_color": ("transparent", "transparent"),
-    "button_secondary_background_fill": ("#ffffff", "*neutral_800"),
-    "button_secondary_background_fill_hover": ("*neutral_100", "*neutral_700"),
-    "button_secondary_border_color": ("*neutral_300", "*neutral_700"),
-    "button_cancel_background_fill": ("#fff5f3", "#3a1c17"),
-    "button_cancel_background_fill_hover": ("#fde4df", "#4d241d"),
-    "button_cancel_text_color": ("#9a2a17", "#f5b8ab"),
-    "button_cancel_border_color": ("#efb9ae", "#6e352b"),
-}
+_COLOURS = {
+    "body_background_fill": "*neutral_50 *neutral_950", "body_text_color": "#22252a #e9e9e4",
+    "body_text_color_subdued": "#5c5d58 #a9aaa4", "background_fill_primary": "#ffffff *neutral_900",
+    "background_fill_secondary": "*neutral_100 *neutral_800",
+    "border_color_primary": "*neutral_200 #303332", "block_background_fill": "#ffffff *neutral_900",
+    "block_border_color": "*neutral_200 #2b2e2d", "block_shadow": "none none",
+    "link_text_color": "*primary_700 *primary_300", "color_accent_soft": "*primary_50 *primary_950",
+    "block_label_background_fill": "#ffffff *neutral_900", "block_label_text_color": "#4a4b47 #b9bab4",
+    "block_title_text_color": "#3c3d3b #d3d3cd", "block_info_text_color": "#5c5d58 #a9aaa4",
+    "accordion_text_color": "#3c3d3b #d3d3cd", "input_background_fill": "*neutral_50 *neutral_950",
+    "input_border_color": "*neutral_300 *neutral_700",
+    "input_border_color_focus": "*primary_500 *primary_400", "input_placeholder_color": "#6b6b66 #93948e",
+    "slider_color": "*primary_500 *primary_400",
+    "checkbox_label_background_fill": "transparent transparent",
+    "checkbox_background_color_selected": "*primary_600 *primary_500",
+    "checkbox_border_color": "*neutral_400 *neutral_600",
+    "button_primary_background_fill": "*primary_600 *primary_600",
+    "button_primary_background_fill_hover": "*primary_700 *primary_700",
+    "button_primary_text_color": "#ffffff #ffffff",
+    "button_primary_border_color": "transparent transparent",
+    "button_secondary_background_fill": "#ffffff *neutral_800",
+    "button_secondary_background_fill_hover": "*neutral_100 *neutral_700",
+    "button_secondary_border_color": "*neutral_300 *neutral_700",
+    "button_cancel_background_fill": "#fff5f3 #3a1c17",
+    "button_cancel_background_fill_hover": "#fde4df #4d241d",
+    "button_cancel_text_color": "#9a2a17 #f5b8ab", "button_cancel_border_color": "#efb9ae #6e352b",
+}  # fmt: skip
 """Of the light and the dark scheme."""
 _REST = {
     "block_border_width": "1px", "block_title_text_weight": "500", "button_border_width": "1px",
     "button_large_radius": "10px", "button_large_text_weight": "600", "checkbox_label_border_width": "0px",
     "checkbox_label_padding": "4px 0", "layout_gap": "14px", "loader_color": "*primary_500",
+    "input_shadow_focus": "0 0 0 2px *primary_200", "input_shadow_focus_dark": "0 0 0 2px *primary_800",
 }  # fmt: skip
 
 
 def build_app(studio: Studio) -> gr.Blocks:
     """Build the page for a studio; nothing is served yet."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True) as app:
-        _lay_out_heading(studio)
+        with gr.Row(elem_classes="heading", equal_height=True):
+            base = escape(studio.engine.base_name)
+            gr.HTML(f'<h1>{TITLE}</h1><p class="quiet">Base: {base}</p>', elem_id="heading")
+            dark = gr.Button("Dark or light", size="sm", min_width=110, scale=0, elem_id="scheme")
+            dark.click(None, js="() => { window.etherStudio.switchScheme(); }", api_visibility="private")
+        page = Page(studio)
         with gr.Tabs(elem_id="tabs") as tabs:
-            create_parts = create.build(studio)
-            drawing: list[TabParts] = [create_parts, compare.build(studio), train.build(studio)]
-            control_parts = control.build(studio)
-            keeping: list[TabParts] = [library.build(studio), history.build(studio)]
-        _refresh(app, [*drawing, control_parts, *keeping])
-        _send([*drawing, *keeping], tabs, create_parts, control_parts)
+            for tab in (create, compare, train, control, library, history):
+                tab.build(page)
+        page.tie(app, tabs)
     return app
-
-
-def _lay_out_heading(studio: Studio) -> None:
-    with gr.Row(elem_classes="heading", equal_height=True):
-        gr.HTML(
-            f'<h1>{TITLE}</h1><p class="quiet">Base: {escape(studio.engine.base_name)}</p>', elem_id="heading"
-        )
-        dark = gr.Button("Dark or light", size="sm", min_width=110, scale=0, elem_id="scheme")
-        dark.click(None, js="() => { window.etherStudio.switchScheme(); }", api_visibility="private")
-
-
-def _refresh(app: gr.Blocks, all_parts: list[TabParts]) -> None:
-    """Refresh tabs when the page loads, when they are opened, and when adapters change."""
-    changes = [change for parts in all_parts for change in parts.adapter_changes]
-    for parts in all_parts:
-        if parts.refresh is not None:
-            function, outputs = parts.refresh.function, list(parts.refresh.outputs)
-            app.load(function, None, outputs, **QUIET)
-            parts.tab.select(function, None, outputs, **QUIET)
-            for change in changes:
-                change.success(function, None, outputs, **QUIET)
-
-
-def _send(all_parts: list[TabParts], tabs: gr.Tabs, create: TakingParts, control: TakingParts) -> None:
-    """Bring settings to Create, or to Control where a control image was followed."""
-
-    def take(restored: Restored) -> Updates:
-        return (control if restored.followed_control else create).take(restored)
-
-    def show(restored: Restored) -> gr.Tabs:
-        return gr.Tabs(selected="control" if restored.followed_control else "create")
-
-    for parts in all_parts:
-        for sending in parts.sendings:
-            outputs = [*create.taken, *control.taken]
-            taken = sending.event.success(handler(take), [sending.restored], outputs, **QUIET)
-            taken.success(handler(show), [sending.restored], [tabs], **QUIET)
 
 
 def studio_theme() -> gr.themes.Base:
@@ -129,6 +82,6 @@ def studio_theme() -> gr.themes.Base:
         font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
     )
     theme.name = "ether-studio"
-    light = {name: value for name, (value, _) in _COLOURS.items()}
-    dark = {f"{name}_dark": value for name, (_, value) in _COLOURS.items()}
+    light = {name: pair.split()[0] for name, pair in _COLOURS.items()}
+    dark = {f"{name}_dark": pair.split()[1] for name, pair in _COLOURS.items()}
     return theme.set(**light, **dark, **_REST)

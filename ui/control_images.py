@@ -21,12 +21,9 @@ DETECTORS = {
     "palette": "A map of classes (palette)",
 }
 """What an upload can be, by the name of the detector."""
-MAX_PIXELS = 50_000_000
-"""Of an upload: a phone's photo, and three times the largest picture that is drawn."""
-MAX_DRAWING = 8 * 2**20
-"""Characters of a drawing as it comes from a page."""
-MAX_SIDE_PX = 1024
-"""Of the canvas; a larger picture's drawing is enlarged."""
+MAX_PIXELS = 50_000_000  # of an upload: a phone's photo, and three times the largest picture that is drawn
+MAX_DRAWING = 8 * 2**20  # characters of a drawing as it comes from a page
+MAX_SIDE_PX = 1024  # of the canvas; a larger picture's drawing is enlarged
 _PREFIX = "data:image/png;base64,"
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _CANVAS = Markup(
@@ -37,14 +34,13 @@ _CANVAS = Markup(
     '<button type="button" data-do="fill">Fill all</button>'
     '<button type="button" data-do="clear">Clear</button></div>{groups}</div>'
 )
-_GROUP = Markup("<fieldset><legend>{}</legend>{}</fieldset>")
 _CLASS = Markup(
     '<label class="swatch"><input type="radio" name="sketch-class" value="{shade}"{chosen}>'
     '<span style="background:{shade}"></span>{name}</label>'
 )
 
 
-def classes_of(control_type: str | None) -> dict[str, dict[str, Colour]]:
+def _classes_of(control_type: str | None) -> dict[str, dict[str, Colour]]:
     """Return what is drawn with for images of a type: classes with their colours, in groups by title."""
     if control_type == "palette":
         groups = {"Things": OBJECT_CLASSES, "Places": BACKGROUND_CLASSES}
@@ -58,30 +54,22 @@ def canvas_html(control_type: str | None, *, width: int, height: int) -> str:
 
     The first class draws at first; what is not drawn is beach, or nothing.
     """
-    shrink, groups, is_first = min(1.0, MAX_SIDE_PX / max(width, height)), Markup(""), True
-    for title, classes in classes_of(control_type).items():
+    shrink, groups, chosen = min(1.0, MAX_SIDE_PX / max(width, height)), Markup(""), Markup(" checked")
+    for title, classes in _classes_of(control_type).items():
         swatches = Markup("")
         for name, colour in classes.items():
-            chosen = Markup(" checked") if is_first else ""
             swatches += _CLASS.format(shade=_hex(colour), chosen=chosen, name=name)
-            is_first = False
-        groups += _GROUP.format(title, swatches)
+            chosen = Markup("")
+        groups += Markup("<fieldset><legend>{}</legend>{}</fieldset>").format(title, swatches)
     is_palette = control_type == "palette"
     return _CANVAS.format(
-        kind="palette" if is_palette else "mask",
-        ground=_hex(PALETTE["beach"] if is_palette else _BLACK),
-        width=round(width * shrink),
-        height=round(height * shrink),
-        groups=groups,
-    )
+        kind="palette" if is_palette else "mask", ground=_hex(PALETTE["beach"] if is_palette else _BLACK),
+        width=round(width * shrink), height=round(height * shrink), groups=groups,
+    )  # fmt: skip
 
 
 def read_drawing(text: str, control_type: str | None) -> Image.Image:
-    """Return a drawing that a page sent, in exactly the colours of its classes (mode RGB).
-
-    Raises:
-        ValueError: it is none, is too large, or other colours are in it.
-    """
+    """Return a drawing that a page sent, in exactly the colours of its classes (mode RGB)."""
     if not text.startswith(_PREFIX):
         raise ValueError("there is no drawing yet; draw something, or upload a control image")
     if len(text) > MAX_DRAWING:
@@ -91,27 +79,24 @@ def read_drawing(text: str, control_type: str | None) -> Image.Image:
         decoded = decode_bytes(data, ".png", background=_BLACK, max_pixels=MAX_SIDE_PX**2, min_side=1)
     except (UnusableFileError, binascii.Error):
         raise ValueError("the drawing came damaged from the page; draw again") from None
-    classes = {name: colour for group in classes_of(control_type).values() for name, colour in group.items()}
+    classes = {name: colour for group in _classes_of(control_type).values() for name, colour in group.items()}
     return _snapped(decoded.rgb, classes, "what can be drawn with here", "drawing")
 
 
 def read_control_upload(path: Path, detector: str, *, width: int, height: int) -> Image.Image:
-    """Return the control image of an upload for pictures of a size (px), decoded under our limits.
-
-    Raises:
-        ValueError: it is no image, has other proportions, or the detector cannot use it.
-    """
+    """Return the control image of an upload for pictures of a size (px), decoded under our limits."""
     if detector not in DETECTORS:
         raise ValueError("there is no such detector; choose one of those offered")
+    background = _WHITE if detector else _BLACK
+    photo, alpha = decode_photo(path, background=background, min_side=1, max_pixels=MAX_PIXELS)
     if not detector:
-        return decode_photo(path, background=_BLACK, min_side=1, max_pixels=MAX_PIXELS)[0]
-    photo, alpha = decode_photo(path, background=_WHITE, min_side=1, max_pixels=MAX_PIXELS)
+        return photo
     try:
         found = Detector(detector).draw_at(photo, alpha, width=width, height=height)
     except ValueError as error:
         said = str(error)
-        words = said if said.startswith("a control") else f"the upload {said.removeprefix('it ')}"
-        raise ValueError(words) from None
+        is_whole = said.startswith("a control")
+        raise ValueError(said if is_whole else f"the upload {said.removeprefix('it ')}") from None
     is_map = detector == "palette"
     return _snapped(found, PALETTE, "the palette of Tiny World", "upload") if is_map else found
 

@@ -1,68 +1,162 @@
-"""One job's pictures, drawn one by one: looked at now and then, timed, and stopped at any operation."""
+"""One job's pictures: what they cost; drawn one by one, looked at now and then, stopped at any operation."""
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from ether_diffusion.bases import decode_latents
+from ether_diffusion.bases import Base, Denoiser, decode_latents
 from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling, draw_pictures
-from ether_diffusion.ui.cost import Cost, Pace
-from ether_diffusion.ui.jobs import Emit, Previewing, Stopped, StopToken
+from ether_diffusion.ui.jobs import Emit, Stopped, StopToken, Working
+from ether_diffusion.ui.words import counted, duration
 
-MAX_SIDE_LATENTS = 32
-"""Larger latents are shrunk before a look: 256 px for a VAE that divides sides by 8."""
-REST = 4.0
-"""After a look of t seconds the next comes REST · t later or more: a fifth of the time at most."""
-MIN_REST_SECONDS = 0.2
-LONG_FLOP = 4e9
-"""For each thread: a longer operation on a CPU is done in parts of about that much, a tenth of a second."""
-_BLOCK, _FEWEST = 256, 768
-"""Queries that torch's attention on a CPU takes at a time, and the fewest for which it does."""
+MAX_SECONDS = 3600.0  # of one job: others wait for it
+MAX_SIDE_LATENTS = 32  # larger ones are shrunk before a look: 256 px for a VAE that divides sides by 8
+REST, MIN_REST_SECONDS = (
+    4.0,
+    0.2,
+)  # the next look comes after REST · t of the last: a fifth of the time at most
+LONG_FLOP = 4e9  # for each thread: longer operations on a CPU are done in parts, each of a tenth of a second
+_TENSORS = 8  # that a VAE has in memory at a time, as large as the largest; 7 on the embedded base
+_HELD_BYTES = 6  # of each pixel of each picture until a job ends: the picture, and its place on a sheet
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_PROBE_SIDE = 768
+_BLOCK, _FEWEST = 256, 768  # queries that torch's attention on a CPU takes at a time, and the fewest for that
+_Kind = tuple[int, int, bool]  # width and height (px), and whether it is guided, which is twice the work
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per denoising step, and per picture beside its steps."""
+
+    step: float
+    picture: float
+
+
+class Cost:
+    """What pictures of a base cost on a device; the last measured pace is kept by size and guidance."""
+
+    def __init__(self, base: Base, device: torch.device) -> None:
+        self._base, self._device = base, device
+        self.of_step = lru_cache(maxsize=64)(self._count_step)
+        self._paces: dict[_Kind, Pace] = {}
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what needs over half of this machine's memory, or longer than a job may."""
+        self.check_memory(sampling, machine_memory() // 2)
+        seconds = self.seconds(sampling)
+        if seconds is None and self._device.type == "cpu":  # then as long as at best
+            num_steps = sampling.num_pictures * sampling.steps
+            seconds = num_steps * self.of_step(*self._kind(sampling)) / self._flop_per_second
+        if seconds is not None and seconds > MAX_SECONDS:
+            takes = f"with {sampling.steps} steps would take about {duration(seconds)} on this machine"
+            most = f"up to {duration(MAX_SECONDS)} is drawn at once"
+            self._refuse(sampling, takes, f"{most}; choose smaller or fewer ones, or fewer steps")
+
+    def check_memory(self, sampling: Sampling, room: int) -> None:
+        """Refuse pictures that do not fit into `room` bytes; accelerators say so themselves."""
+        width, height, _ = self._kind(sampling)
+        needed = width * height * (self._vae_bytes + _HELD_BYTES * sampling.num_pictures)
+        if self._device.type == "cpu" and needed > room:
+            takes = f"would take about {needed / 2**30:.1f} GiB of memory"
+            most = f"{room / 2**30:.1f} GiB can be had here; choose smaller or fewer ones"
+            self._refuse(sampling, takes, most)
+
+    def seconds(self, sampling: Sampling) -> float | None:
+        """Return how long pictures take; None before anything was measured."""
+        pace = self.pace(sampling)
+        return None if pace is None else sampling.num_pictures * (sampling.steps * pace.step + pace.picture)
+
+    def measured(self, sampling: Sampling, pace: Pace) -> None:
+        """Remember what was measured."""
+        self._paces[self._kind(sampling)] = pace
+
+    def pace(self, sampling: Sampling) -> Pace | None:
+        """Return the pace to expect, scaled from the nearest size by the operations of a step."""
+        kind = self._kind(sampling)
+        if kind in self._paces or not self._paces:
+            return self._paces.get(kind)
+        pixels = kind[0] * kind[1]
+        nearest = min(self._paces, key=lambda known: abs(known[0] * known[1] - pixels))
+        known, ratio = self._paces[nearest], self.of_step(*kind) / self.of_step(*nearest)
+        return Pace(known.step * ratio, known.picture * pixels / (nearest[0] * nearest[1]))
+
+    def _kind(self, sampling: Sampling) -> _Kind:
+        native = self._base.native_size
+        return sampling.width or native, sampling.height or native, sampling.guidance_scale > 1
+
+    def _refuse(self, sampling: Sampling, takes: str, most: str) -> None:
+        width, height, _ = self._kind(sampling)
+        pictures = f"{counted(sampling.num_pictures, 'picture')} of {width} × {height} px"
+        raise ValueError(f"{pictures} {takes}, and {most}")
+
+    def _count_step(self, width: int, height: int, is_guided: bool) -> float:
+        """Return the floating-point operations of a denoising step."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._base.predict_nothing(self._denoiser, batch=1 + is_guided, size=(height, width))
+        return float(counter.get_total_flops())
+
+    @cached_property
+    def _denoiser(self) -> Denoiser:
+        return self._base.empty_denoiser()
+
+    @cached_property
+    def _vae_bytes(self) -> int:
+        """Of each pixel while the VAE decodes: of float32 channels that come to the full size."""
+        config = json.loads((self._base.vae_folder / "config.json").read_bytes())
+        return 4 * _TENSORS * int(max(config.get("block_out_channels", [128, 256])[:2]))
+
+    @cached_property
+    def _flop_per_second(self) -> float:
+        """What this CPU does at best: no picture is drawn faster."""
+        matrix, best = torch.ones(_PROBE_SIDE, _PROBE_SIDE), math.inf
+        for _ in range(5):
+            start = time.perf_counter()
+            matrix @ matrix
+            best = min(best, time.perf_counter() - start)
+        return 2 * _PROBE_SIDE**3 / best
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or of the container that this process is in."""
+    limits = [Path(name).read_text().strip() for name in _LIMITS if Path(name).is_file()]
+    # "max" is no limit
+    return min([int(psutil.virtual_memory().total), *(int(text) for text in limits if text.isdecimal())])
 
 
 class Drawing:
     """Draws single pictures: none depends on what is drawn beside it, so each can be made again alone."""
 
     def __init__(
-        self,
-        pipeline: Any,
-        sampling: Sampling,
-        control: ControlUse | None,
-        *,
-        cost: Cost,
-        stop: StopToken,
-        emit: Emit,
-    ) -> None:
-        self._pipeline, self._sampling, self._control = pipeline, sampling, control
+        self, pipeline: Any, sampling: Sampling, control: ControlUse | None, *, cost: Cost, stop: StopToken,
+        emit: Emit, what: str = "picture",
+    ) -> None:  # fmt: skip
+        self._what, self._pipeline, self._sampling, self._control = what, pipeline, sampling, control
         self._cost, self._stop, self._emit = cost, stop, emit
         self._num_done, self._next_look = 0, 0.0
         self._image: Image.Image | None = None
 
     def draw(self, prompt: int, seed: int, choice: int) -> Picture:
-        """Draw the picture of a place in the sampling.
-
-        Raises:
-            Stopped: the token was stopped.
-        """
+        """Draw the picture of a place in the sampling, or raise Stopped."""
         self._stop.check()
         every = self._sampling
-        one = replace(
-            every,
-            prompts=(every.prompts[prompt],),
-            seeds=(every.seeds[seed],),
-            choices=(every.choices[choice],),
-            batch_size=1,
-        )
+        places = {"prompts": prompt, "seeds": seed, "choices": choice}
+        named: dict[str, Any] = {name: (getattr(every, name)[index],) for name, index in places.items()}
+        one = replace(every, **named, batch_size=1)
         self._tell(0, None)
         begun = last = time.monotonic()
         steps, looked = list[float](), 0.0
@@ -91,14 +185,17 @@ class Drawing:
         return replace(picture, prompt=prompt, seed=seed, choice=choice)
 
     def _tell(self, step: int, per_step: float | None) -> None:
-        known, every = self._cost.pace(self._sampling), self._sampling
-        pictures, left = every.num_pictures - self._num_done, None
+        known, every, done = self._cost.pace(self._sampling), self._sampling, self._num_done
+        words, number = [f"Step {step} of {every.steps}"], every.num_pictures
+        if number > 1:
+            words.append(f"{self._what} {min(done + 1, number)} of {number}")
         per_step = known.step if per_step is None and known is not None else per_step
         if per_step is not None:
-            beside = 0.0 if known is None else known.picture
-            left = (pictures * every.steps - step) * per_step + pictures * beside
-        done = self._num_done
-        self._emit(Previewing(step, every.steps, left, self._image, done, every.num_pictures))
+            left = ((number - done) * every.steps - step) * per_step
+            left += 0.0 if known is None else (number - done) * known.picture
+            words.append(f"about {duration(left)} left")
+        share = (done + step / every.steps) / number
+        self._emit(Working(" · ".join(words), share, self._image, step))
 
     def _look(self, latents: Tensor) -> None:
         start = time.monotonic()
@@ -150,11 +247,7 @@ class StopInside(TorchFunctionMode):
         self._long = long_flop * torch.get_num_threads()
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self._check()
         if func is F.scaled_dot_product_attention and not torch.is_grad_enabled():
@@ -197,8 +290,7 @@ class StopInside(TorchFunctionMode):
             return F.conv2d(x, weight, bias, stride, padding, *rest)
         (above, beside), reach = padding, weight.shape[-2] - 1
         height = x.shape[-2] + 2 * above - reach
-        rows = max(1, math.ceil(height * self._long / flop))
-        parts = []
+        rows, parts = max(1, math.ceil(height * self._long / flop)), []
         for top in range(0, height, rows):
             self._check()
             first, last = top - above, min(top + rows, height) + reach - above

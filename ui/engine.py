@@ -3,107 +3,79 @@
 import ctypes
 import gc
 import itertools
+import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.adapters.models import shareable_name
+from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters.methods import name_of
+from ether_diffusion.adapters.models import find_parts, shareable_name
 from ether_diffusion.bases import open_base
 from ether_diffusion.console import ran_short
 from ether_diffusion.control import holds_control
+from ether_diffusion.pipelines import sampling as grids
 from ether_diffusion.pipelines.metadata import fingerprint_of
 from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
-from ether_diffusion.pipelines.sampling import (
-    MANIFEST_NAME,
-    PICTURES_FOLDER,
-    SHEET_NAME,
-    ControlUse,
-    Picture,
-    Sampling,
-    draw_grid,
-    sheet_files,
-)
+from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling
 from ether_diffusion.training import find_cut
-from ether_diffusion.ui.attached import MAX_LOADED, AttachedAdapters
-from ether_diffusion.ui.cost import Cost
-from ether_diffusion.ui.drawing import Drawing
-from ether_diffusion.ui.jobs import (
-    POLL_SECONDS,
-    CellDone,
-    Emit,
-    Event,
-    Finished,
-    Line,
-    Previewing,
-    SavedPicture,
-    Stopped,
-    StopToken,
-    Waiting,
-    stream,
-)
+from ether_diffusion.tuner.other_layers import adapters_of
+from ether_diffusion.ui import jobs
+from ether_diffusion.ui.drawing import Cost, Drawing
+from ether_diffusion.ui.jobs import Emit, Finished, Stopped, StopToken, Working
 from ether_diffusion.ui.outputs import BASE_SUFFIX, Outputs, plain_png
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.wording import printable
 
 Request = GenerateRequest | GridRequest
+MAX_LOADED, MAX_NAME = 16, 80  # adapters in the pipeline, and characters of the name of one there
+_DOUBTS = {
+    "other weights": "{} was made for another base of this architecture; results may differ.",
+    "unknown": "{} does not say which base it was made for; its shapes fit.",
+}
 
 
 class Engine:
     """Draws pictures and grids with one base and the adapters of a library.
 
-    Every picture is drawn by itself, so that each is made again bit for bit from what its file says.
-
-    Attributes:
-        line: in which jobs wait; only who has the turn may use `pipeline` and `attached`.
-        base_name: what pictures call the base.
-        default_steps: that a form starts with.
+    Every picture is drawn by itself, so that each is made again bit for bit from what its file says. Only who
+    has the turn in `line` may use `pipeline` and `attached`.
     """
 
-    default_steps = 20
+    default_steps = 20  # that a form starts with
 
     def __init__(
-        self,
-        base: str | Path,
-        *,
-        outputs: Path,
-        folder_of: Callable[[str], Path],
-        name_of: Callable[[str], str] = str,
-        max_loaded: int = MAX_LOADED,
+        self, base: str | Path, *, outputs: Path, folder_of: Callable[[str], Path],
+        name_of: Callable[[str], str] = str, max_loaded: int = MAX_LOADED,
         check_free: Callable[[torch.device], None] = lambda device: None,
-    ) -> None:
-        """Open a base, whose weights the first job loads.
+    ) -> None:  # fmt: skip
+        """Open a base, whose weights the first job loads; pictures are written to `outputs`.
 
-        Args:
-            outputs: where pictures are written.
-            folder_of: the folder of an adapter by its library id; it raises where there is none.
-            name_of: what people call it, and pictures say.
-            check_free: raises ValueError where a job must not start beside what else uses the device.
-
-        Raises:
-            FileNotFoundError, OSError, ValueError: as `open_base`, or the base is for inpainting.
+        `folder_of` and `name_of` say where an adapter of a library id lies, and what people call it;
+        `check_free` refuses a job beside what else uses the device.
         """
         self.base = open_base(base)
         if self.base.is_inpainting:
-            raise ValueError(
-                f"{self.base.name} is a base for inpainting; the studio needs one that draws from text alone"
-            )
+            needed = "the studio needs one that draws from text alone"
+            raise ValueError(f"{self.base.name} is a base for inpainting; {needed}")
         self.base_name = shareable_name(self.base.name) or self.base.name
         self.native_size, self.default_guidance = self.base.native_size, self.base.guidance_scale
-        self.device, self.line, self.outputs = default_device(), Line(), Outputs(outputs)
+        self.device, self.line, self.outputs = default_device(), jobs.Line(), Outputs(outputs)
         self.cost = Cost(self.base, self.device)
-        self._folder_of, self._name_of = folder_of, name_of
-        self._max_loaded, self._check_free = max_loaded, check_free
-        self._loading = threading.Lock()
+        self._folder_of, self._name_of, self._check_free = folder_of, name_of, check_free
+        self._max_loaded, self._loading = max_loaded, threading.Lock()
         self._loaded: Future[tuple[Any, str | None]] | None = None
         self._running: dict[threading.Thread, StopToken] = {}
 
@@ -123,18 +95,14 @@ class Engine:
         return self._load()[1]
 
     @cached_property
-    def attached(self) -> AttachedAdapters:
+    def attached(self) -> "AttachedAdapters":
         """The adapters in the pipeline."""
-        return AttachedAdapters(self.pipeline, max_loaded=self._max_loaded)
+        return AttachedAdapters(self.pipeline, self._max_loaded)
 
-    def draw(self, request: Request, stop: StopToken) -> Iterator[Event]:
-        """Draw pictures, or a grid row by row; Finished is the last event, told when the lock is free again.
+    def draw(self, request: Request, stop: StopToken) -> Iterator[jobs.Event]:
+        """Draw pictures, or a grid row by row, or refuse it before the first step; Finished comes last.
 
-        CellDone comes as soon as a cell's file is there. Closing the iterator stops the job.
-
-        Raises:
-            FileNotFoundError, ValueError: an adapter is not there or does not fit, or the base or this
-                machine cannot draw what is asked for; before the first step.
+        Closing the iterator stops the job.
         """
         self.cost.check(request.sampling())
         folders = {each: self._folder_of(each) for each in request.adapters}
@@ -142,8 +110,8 @@ class Engine:
         if isinstance(request, GenerateRequest):
             following = [each for each, folder in folders.items() if holds_control(folder)]
             if request.control_image is None:
-                names = [printable(self._name_of(each)) for each in following]
-                notes = [f"{name} follows a control image, and none was given." for name in names]
+                none = "follows a control image, and none was given."
+                notes = [f"{printable(self._name_of(each))} {none}" for each in following]
             elif len(following) == 1:
                 control = ControlUse(request.control_image, request.control_strength, following[0])
             else:
@@ -157,7 +125,7 @@ class Engine:
             finally:
                 del self._running[threading.current_thread()]
 
-        return stream(work, stop)
+        return jobs.stream(work, stop)
 
     def close(self, timeout: float = 10.0) -> None:
         """Stop all jobs and wait until they have stopped, `timeout` seconds at most."""
@@ -172,12 +140,10 @@ class Engine:
     ) -> Finished:
         """Draw each place in a job's turn: a seed's picture and the base's right after it, or grid cells."""
         start, touched, stopped, keep = time.monotonic(), 0, False, request.keep_metadata
-        is_grid, job = isinstance(request, GridRequest), self.outputs.new_job()
-        day = self.outputs.day_folder(job)
-        folder = day / job / PICTURES_FOLDER if is_grid else day
-        pictures, of_base = list[SavedPicture](), list[SavedPicture]()
-        drawn: dict[str, Picture] = {}
-        files: list[Path | None] = [None, None]
+        is_grid, (job, day) = isinstance(request, GridRequest), self.outputs.new_job()
+        folder = day / job / grids.PICTURES_FOLDER if is_grid else day
+        pictures, of_base = list[jobs.SavedPicture](), list[jobs.SavedPicture]()
+        drawn, files = dict[str, Picture](), list[Path | None]()
         try:
             with self._turn(request.sampling(), stop, emit):
                 sampling, control = self._attach(request, control, notes)
@@ -185,7 +151,10 @@ class Engine:
                 touched = self.attached.num_touched(used)
                 if control is not None and keep:
                     self.outputs.keep_control(control.image)
-                drawing = Drawing(self.pipeline, sampling, control, cost=self.cost, stop=stop, emit=emit)
+                what = "cell" if is_grid else "picture"
+                drawing = Drawing(
+                    self.pipeline, sampling, control, cost=self.cost, stop=stop, emit=emit, what=what
+                )
                 sides = (sampling.prompts, sampling.seeds, sampling.choices)
                 for prompt, seed, choice in itertools.product(*(range(len(side)) for side in sides)):
                     picture = drawing.draw(prompt, seed, choice)
@@ -196,10 +165,17 @@ class Engine:
                     saved = self.outputs.save(picture, folder, name, keep_metadata=keep)
                     (of_base if choice and not is_grid else pictures).append(saved)
                     if is_grid:
-                        drawn[f"{PICTURES_FOLDER}/{name}.png"] = picture
-                        emit(CellDone(prompt, seed, choice, saved))
-            if is_grid:
-                files = self._write_sheet(sampling, day / job, drawn, keep=keep)
+                        drawn[f"{grids.PICTURES_FOLDER}/{name}.png"] = picture
+                        emit(saved)
+            if is_grid and not keep:
+                sheet = plain_png(grids.draw_grid(sampling, list(drawn.values())))
+                files = [self.outputs.write(day / job, grids.SHEET_NAME, sheet)]
+            elif is_grid:
+                made = grids.sheet_files(sampling, drawn)
+                files = [
+                    self.outputs.write(day / job, name, made[name])
+                    for name in (grids.SHEET_NAME, grids.MANIFEST_NAME)
+                ]
         except Stopped:
             stopped = True
         seconds = time.monotonic() - start
@@ -208,11 +184,12 @@ class Engine:
     @contextmanager
     def _turn(self, sampling: Sampling, stop: StopToken, emit: Emit) -> Iterator[None]:
         """Wait for the lock, load what is missing, and hold the lock inside."""
-        waiting = self.line.turn(stop, lambda place: emit(Waiting(place)))
-        with waiting, _memory_given_back(), _shortage_explained():
+        words = {1: "yours is next"}
+        waiting = lambda n: emit(Working(f"Waiting: {words.get(n, f'number {n} in line')}"))  # noqa: E731
+        with self.line.turn(stop, waiting), _memory_minded():
             self._check_free(self.device)
             if self._loaded is None or not self._loaded.done():
-                emit(Previewing(0, sampling.steps, None, None, 0, sampling.num_pictures, is_loading=True))
+                emit(Working("Loading the models …"))
             self._load(stop)
             self.cost.check_memory(sampling, psutil.virtual_memory().available)
             yield
@@ -221,12 +198,17 @@ class Engine:
         self, request: Request, control: ControlUse | None, notes: list[str]
     ) -> tuple[Sampling, ControlUse | None]:
         """Return what to draw, with adapters by their names in the pipeline; notes get what is doubtful."""
-        sampling, ids = request.sampling(), list(request.adapters)
-        names = {
-            each: self.attached.attach(each, self._folder_of(each), self._name_of(each), keep=ids)
-            for each in ids
-        }
-        notes += self.attached.doubts(ids, allow_other_base=request.allow_other_base)
+        sampling, ids, names = request.sampling(), list(request.adapters), dict[str, str]()
+        for each in ids:
+            one = self.attached.attach(each, self._folder_of(each), self._name_of(each), keep=ids)
+            names[each] = one.name
+            if one.match == "other weights" and not request.allow_other_base:
+                raise ValueError(
+                    f"{printable(one.name)} was made for a base of the same architecture with other weights "
+                    "than this one; results may differ: it is used only where that is allowed expressly"
+                )
+            if one.match in _DOUBTS:
+                notes.append(_DOUBTS[one.match].format(printable(one.name)))
         prompts = [*sampling.prompts, *filter(None, [sampling.negative_prompt])]
         cuts = [find_cut(prompt, self.pipeline.tokenizer) for prompt in dict.fromkeys(prompts)]
         notes += [str(cut) for cut in cuts if cut is not None]
@@ -234,16 +216,6 @@ class Engine:
         if control is not None and control.control is not None:
             control = replace(control, control=names[control.control])
         return replace(sampling, choices=choices), control
-
-    def _write_sheet(
-        self, sampling: Sampling, folder: Path, drawn: dict[str, Picture], *, keep: bool
-    ) -> list[Path | None]:
-        if not keep:
-            sheet = plain_png(draw_grid(sampling, list(drawn.values())))
-            return [self.outputs.write(folder, SHEET_NAME, sheet), None]
-        for name, data in sheet_files(sampling, drawn).items():
-            self.outputs.write(folder, name, data)
-        return [folder / SHEET_NAME, folder / MANIFEST_NAME]
 
     def _load(self, stop: StopToken | None = None) -> tuple[Any, str | None]:
         """Return what is loaded once; who stops waiting for it leaves the loading to go on for the next."""
@@ -259,7 +231,7 @@ class Engine:
                 self._loaded = Future()
                 threading.Thread(target=fill, args=(self._loaded,), daemon=True).start()
             loaded = self._loaded
-        while stop is not None and not wait([loaded], timeout=POLL_SECONDS).done:
+        while stop is not None and not wait([loaded], timeout=jobs.POLL_SECONDS).done:
             stop.check()
         return loaded.result()
 
@@ -271,18 +243,8 @@ class Engine:
 
 
 @contextmanager
-def _memory_given_back() -> Iterator[None]:
-    """Return to the system what glibc keeps between blocks that are in use: 500 MB after 100 sizes."""
-    try:
-        yield
-    finally:
-        with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextmanager
-def _shortage_explained() -> Iterator[None]:
-    """Turn a lack of memory into a ValueError on what to do, and give back what was taken."""
+def _memory_minded() -> Iterator[None]:
+    """Turn a lack of memory into a ValueError on what to do, and give back to the system what was taken."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -294,6 +256,80 @@ def _shortage_explained() -> Iterator[None]:
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
         text = printable(str(error).splitlines()[0] if str(error) else "MemoryError", 200)
-        raise ValueError(
-            f"memory ran out ({text}); choose smaller pictures, or end what else uses it"
-        ) from None
+        said = f"memory ran out ({text}); choose smaller pictures, or end what else uses it"
+        raise ValueError(said) from None
+    finally:
+        # glibc keeps memory between blocks that are in use: 500 MB after 100 sizes
+        with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An adapter in the pipeline under a name there, the files it came from, and how its base compares."""
+
+    name: str
+    stamp: tuple[tuple[Path, int, int], ...]
+    match: str
+    method: str | None
+    """As PEFT names it; None of a control encoder by itself."""
+
+
+class AttachedAdapters:
+    """Holds the adapters that were used last, none of them in force; calls choose among them."""
+
+    def __init__(self, pipeline: Any, max_loaded: int) -> None:
+        self._pipeline, self._max_loaded = pipeline, max_loaded
+        self._loaded: dict[str, Attached] = {}  # the least recently used first
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What is loaded, the least recently used first."""
+        return tuple(self._loaded)
+
+    def attach(self, adapter_id: str, folder: Path, name: str, *, keep: Collection[str]) -> Attached:
+        """Load an adapter that is not, under a name for people; where it does not fit, the others stay."""
+        files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+        stamp = tuple((path, status.st_mtime_ns, status.st_size) for path, status in files)
+        if adapter_id in self._loaded and self._loaded[adapter_id].stamp != stamp:
+            self._unload(adapter_id)  # it was renamed, or is another by now
+        if adapter_id not in self._loaded:
+            adapter = read_adapter(folder)
+            method, follows = name_of(adapter.config) if adapter.parts else None, adapter.encoder is not None
+            self._make_room(method, keep)
+            name = self._free_name(name)
+            load = self._pipeline.load_control_weights if follows else self._pipeline.load_adapter_weights
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the one on other weights, which the engine says itself
+                report = load(adapter, adapter_name=name, activate=False)
+            match = "unknown" if report is None else str(report.base_match)  # an encoder says nothing
+            self._loaded[adapter_id] = Attached(name, stamp, match, method)
+        self._loaded[adapter_id] = self._loaded.pop(adapter_id)
+        return self._loaded[adapter_id]
+
+    def num_touched(self, names: Iterable[str]) -> int:
+        """Return how many modules of the models carry at least one adapter of these names in the pipeline."""
+        wanted = set(names)
+        layers = [m for part in find_parts(self._pipeline) for m in part.model.modules()]
+        return sum(isinstance(m, BaseTunerLayer) and bool(wanted & {*adapters_of(m)}) for m in layers)
+
+    def _free_name(self, name: str) -> str:
+        """Return a name that is no other adapter's and no part's of a model."""
+        models = [part.model for part in find_parts(self._pipeline)]
+        taken = {word for model in models for path, _ in model.named_modules() for word in path.split(".")}
+        taken |= {one.name for one in self._loaded.values()}
+        plain = re.sub(r"[.\x00-\x1f\x7f]+", "_", name)[:MAX_NAME].strip() or "adapter"
+        candidates = itertools.chain([plain], (f"{plain} ({n})" for n in itertools.count(2)))
+        return next(candidate for candidate in candidates if candidate not in taken)
+
+    def _make_room(self, method: str | None, keep: Collection[str]) -> None:
+        """Unload adapters of other methods, and those used longest ago where there are too many."""
+        spare = [each for each in self._loaded if each not in keep]
+        others = [each for each in spare if method and self._loaded[each].method not in (None, method)]
+        rest = [each for each in spare if each not in others]
+        room = len(self._loaded) - len(others) + 1 - self._max_loaded
+        for each in [*others, *rest[: max(0, room)]]:
+            self._unload(each)
+
+    def _unload(self, adapter_id: str) -> None:
+        self._pipeline.unload(self._loaded.pop(adapter_id).name)

@@ -4,9 +4,8 @@ import asyncio
 import json
 import os
 import re
-from collections import OrderedDict
+from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,18 +16,14 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_QUESTION = 16 << 20
-"""Bytes of what is no upload; a drawing of 4096 px is among it."""
-MAX_LOGIN = 64 << 10
+MAX_QUESTION, MAX_LOGIN = 16 << 20, 64 << 10
+"""Bytes of what is no upload (a drawing of 4096 px is among it), and of a login."""
 MAX_UPLOADS = 2 << 30
 """Bytes in Gradio's cache, where uploads are deleted after a day; more are refused."""
-FREE_FAILURES = 5
-PAUSE = 3.0
-"""Seconds that each login of a client takes after so many wrong ones in a row."""
-MAX_IN_PAUSE = 4
-"""Logins of one client that wait at a time."""
-MAX_CLIENTS = 10_000
-"""Whose wrong logins are remembered."""
+FREE_FAILURES, PAUSE = 5, 3.0
+"""After so many wrong logins of a client in a row, each of its next takes so many seconds."""
+MAX_IN_PAUSE, MAX_CLIENTS = 4, 10_000
+"""Logins of one client that wait at a time, and clients whose wrong logins are remembered."""
 _HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _ELSEWHERE = re.compile(r"(file[=/]|proxy=)\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _FETCHES_NOTHING = "The studio fetches nothing from other places"
@@ -43,15 +38,6 @@ _HEADERS: Final = {
 }
 
 
-@dataclass
-class _Client:
-    """One that logs in: wrong ones in a row, and those that wait."""
-
-    failures: int = 0
-    num_waiting: int = 0
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class Gate:
     """A middleware of Gradio's app that lets through what its pages, and scripts, have a reason to ask.
 
@@ -62,7 +48,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, *, has_login: bool, uploads: Path) -> None:
         self._app, self._has_login, self._uploads = app, has_login, uploads
-        self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self._failures, self._pausing = dict[str, int](), Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
@@ -102,7 +88,7 @@ class Gate:
             await self._app(scope, _counted(headers, receive, room), send)
         else:
             body, again = await _read(_counted(headers, receive, MAX_QUESTION))
-            _check_files(body, self._uploads)
+            _check_files(body, self._uploads.resolve())
             await self._app(scope, again, send)
 
     async def _log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,26 +96,26 @@ class Gate:
 
         Guessing is slow for whoever guesses: nobody else waits, and the right password is never refused.
         """
-        name = (scope.get("client") or ("",))[0]
-        client = self._clients.setdefault(name, _Client())
-        self._clients.move_to_end(name)
-        if len(self._clients) > MAX_CLIENTS:
-            self._clients.popitem(last=False)
+        client = (scope.get("client") or ("",))[0]
+        failures = self._failures.pop(client, 0)
+        self._failures[client] = failures  # the last one to be forgotten
+        if len(self._failures) > MAX_CLIENTS:
+            del self._failures[next(iter(self._failures))]
 
         async def listening(message: Message) -> None:
             if message["type"] == "http.response.start":
-                client.failures = 0 if message["status"] < 400 else client.failures + 1
+                is_wrong = message["status"] >= 400
+                self._failures[client] = self._failures.get(client, 0) + 1 if is_wrong else 0
             await send(message)
 
-        if client.failures >= FREE_FAILURES:
-            if client.num_waiting >= MAX_IN_PAUSE:
+        if failures >= FREE_FAILURES:
+            if self._pausing[client] >= MAX_IN_PAUSE:
                 raise HTTPException(429, "Too many logins at once; wait a moment and try again.")
-            client.num_waiting += 1
+            self._pausing[client] += 1
             try:
-                async with client.turn:
-                    await asyncio.sleep(PAUSE)
+                await asyncio.sleep(PAUSE * self._pausing[client])  # one after the other
             finally:
-                client.num_waiting -= 1
+                self._pausing[client] -= 1
         await self._app(scope, receive, listening)
 
 
@@ -161,7 +147,7 @@ def _check_files(body: bytes, uploads: Path) -> None:
             path, is_uploaded = value.get("path"), False
             with suppress(OSError, ValueError):  # no path at all
                 is_uploaded = not isinstance(path, str) or (
-                    os.path.isabs(path) and Path(path).resolve().is_relative_to(uploads.resolve())  # noqa: PTH117
+                    os.path.isabs(path) and Path(path).resolve().is_relative_to(uploads)  # noqa: PTH117
                 )
             if not is_uploaded:
                 message = f"{_FETCHES_NOTHING}; upload the file first."
@@ -171,23 +157,19 @@ def _check_files(body: bytes, uploads: Path) -> None:
 
 def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
     """Give what is received, and refuse it when it is, or says it is, more than there is room for."""
-    declared = headers.get("content-length", "")
-    received = 0
-
-    def check(num_bytes: int) -> None:
-        if num_bytes > room:
-            raise HTTPException(
-                413,
-                f"This is more than the {max(0, room) >> 20} MiB that the studio takes now; send less, or "
-                "wait until older uploads are deleted after a day.",
-            )
+    declared, received = headers.get("content-length", ""), 0
 
     async def counting() -> Message:
         nonlocal received
         message = await receive()
-        received += len(message.get("body", b""))
-        check(received)
+        check(received := received + len(message.get("body", b"")))
         return message
+
+    def check(num_bytes: int) -> None:
+        if num_bytes > room:
+            most = f"This is more than the {max(0, room) >> 20} MiB that the studio takes now"
+            rest = "send less, or wait until older uploads are deleted after a day."
+            raise HTTPException(413, f"{most}; {rest}")
 
     check(int(declared) if declared.isdecimal() else 0)
     return counting

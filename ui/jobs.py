@@ -11,10 +11,8 @@ from PIL import Image
 
 from ether_diffusion.pipelines.metadata import ImageMetadata
 
-HEARTBEAT_SECONDS = 0.5
-"""After this long without news the last state is told again, so that a closed page is noticed."""
-MAX_WAITING = 32
-POLL_SECONDS = 0.05
+HEARTBEAT_SECONDS = 0.5  # without news the last state is told again, so that a closed page is noticed
+MAX_WAITING, POLL_SECONDS = 32, 0.05
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
@@ -26,14 +24,11 @@ class StopToken:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-
-    def stop(self) -> None:
-        """Ask the job to stop; it does so once, and for good."""
-        self._event.set()
+        self.stop = self._event.set
 
     @property
     def stopped(self) -> bool:
-        """Whether it was asked to."""
+        """Whether the job was asked to stop."""
         return self._event.is_set()
 
     def check(self) -> None:
@@ -52,37 +47,13 @@ class SavedPicture:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """Others are at work; place 1 is next."""
+class Working:
+    """How far a job is, `done` of 1 and in words; the last look at what is being drawn, and its step."""
 
-    place: int
-
-
-@dataclass(frozen=True)
-class Previewing:
-    """A picture is being drawn: step of num_steps of picture num_done + 1 of num_images, base ones included.
-
-    `seconds_left` are those of the whole job, None before a step was measured; `image` is the last look at
-    the picture; while `is_loading` the models are read, before anything is drawn.
-    """
-
-    step: int
-    num_steps: int
-    seconds_left: float | None
-    image: Image.Image | None
-    num_done: int
-    num_images: int
-    is_loading: bool = False
-
-
-@dataclass(frozen=True)
-class CellDone:
-    """A cell of a grid: its place as indices into the request's prompts, seeds and choices."""
-
-    prompt: int
-    seed: int
-    choice: int
-    picture: SavedPicture
+    words: str
+    done: float = 0.0
+    image: Image.Image | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +61,7 @@ class Finished:
     """The end of a job, stopped or not. A grid that was stopped keeps its cells, and has no sheet.
 
     Attributes:
-        pictures: all cells of a grid; otherwise those with the adapters.
+        pictures: all cells of a grid, by prompt, then seed, then choice; otherwise those with the adapters.
         base_pictures: by the base alone, on the seeds of `pictures`, in the same order.
         touched_layers: modules of the models that carry one of the adapters in force.
         notes: sentences on what one should know, e.g. the part of a prompt that was not read.
@@ -107,7 +78,8 @@ class Finished:
     manifest: Path | None = None
 
 
-Event = Waiting | Previewing | CellDone | Finished
+Event = Working | SavedPicture | Finished
+"""A picture is told of alone where it is a cell of a grid."""
 Emit = Callable[[Event], None]
 
 
@@ -139,11 +111,9 @@ def stream(work: Callable[[Emit], None], stop: StopToken) -> Iterator[Event]:
                 return
             if isinstance(event, BaseException):
                 raise event
-            if isinstance(event, Waiting | Previewing):
-                state = event
-                if not told.empty():
-                    continue
-            yield event
+            state = event if isinstance(event, Working) else state
+            if event is not state or told.empty():
+                yield event
     finally:
         stop.stop()
 
@@ -162,12 +132,7 @@ class Line:
 
     @contextmanager
     def turn(self, stop: StopToken, on_wait: Callable[[int], None] = lambda place: None) -> Iterator[None]:
-        """Wait until all who came before are done and hold the lock inside; `on_wait` hears one's place.
-
-        Raises:
-            Stopped: the token was stopped while waiting.
-            ValueError: MAX_WAITING wait already.
-        """
+        """Wait until all who came before are done and hold the lock inside; `on_wait` hears one's place."""
         ticket, told = object(), 0
         with self._changed:
             if len(self._tickets) > MAX_WAITING:
@@ -178,8 +143,7 @@ class Line:
                 while (place := self._tickets.index(ticket)) > 0:
                     stop.check()
                     if place != told:
-                        told = place
-                        on_wait(place)
+                        on_wait(told := place)
                     self._changed.wait(POLL_SECONDS)
             yield
         finally:
@@ -197,8 +161,7 @@ class RunningJobs:
     @contextmanager
     def hold(self, visitor: str | None) -> Iterator[StopToken]:
         """Give a token for a job of the visitor's; leaving the block, a closed tab included, stops it."""
-        job = visitor, StopToken()
-        self._jobs.append(job)
+        self._jobs.append(job := (visitor, StopToken()))
         try:
             yield job[1]
         finally:

@@ -1,12 +1,16 @@
 """The adapters of a studio: one folder each, listed as cards, taken in, named, given out and deleted."""
 
 import hashlib
+import io
 import logging
 import os
+import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+import unicodedata
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,52 +23,46 @@ from safetensors import safe_open
 from torch import nn
 
 from ether_diffusion.adapters import Adapter, AdapterPart, read_adapter
-from ether_diffusion.adapters.format import (
-    CONFIG_NAME,
-    CONTROL_CONFIG_NAME,
-    EXPORT_NAME,
-    TENSORS_NAME,
-    content_hash,
-)
-from ether_diffusion.adapters.models import Fit, Match, check_fit
+from ether_diffusion.adapters import format as named
+from ether_diffusion.adapters.card import model_card
+from ether_diffusion.adapters.control_encoder import control_files
+from ether_diffusion.adapters.models import COMPONENTS, Fit, Match, check_fit
+from ether_diffusion.adapters.save import adapter_files
 from ether_diffusion.bases import Base, Denoiser, load_base
 from ether_diffusion.control.conditioning import check_encoder
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.export import export_lora
-from ether_diffusion.ui.adapter_files import (
-    LABEL_NAME,
-    THUMBNAIL_NAME,
-    Label,
-    check_name,
-    file_stem,
-    files_in,
-    files_of,
-    read_label,
-    read_upload,
-    thumbnail,
-    told,
-    zip_bytes,
-)
-from ether_diffusion.ui.errors import disk_explained
-from ether_diffusion.wording import printable
+from ether_diffusion.strict_json import StrictModel, read_json
+from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
+from ether_diffusion.training.result import FINAL, SAMPLES_FOLDER
+from ether_diffusion.ui.uploads import MAX_PHOTO_BYTES, read_sent, thumbnail_png
+from ether_diffusion.ui.words import disk_explained
+from ether_diffusion.wording import listed, printable
 
+LABEL_NAME, THUMBNAIL_NAME = "studio.json", "thumbnail.png"
+MAX_CHARACTERS = 80  # of a name
+MAX_SECONDS = 253e9  # since 1970, until the end of 9986
 GONE = "this adapter is no longer in the library: it was deleted meanwhile; refresh the list"
+_NEEDED = (
+    f"give a zip of its folder, or its {named.TENSORS_NAME} together with its {named.CONFIG_NAME} "
+    f"(and {named.CONTROL_CONFIG_NAME} with {named.ENCODER_NAME} for control)"
+)
 logger = logging.getLogger(__name__)
+Kind = Literal["subject", "control"]
 
 
 @dataclass(frozen=True)
 class Card:
     """What a library shows of an adapter.
 
-    `name`, `base_name`, `trigger` and `why_not` are escaped for terminals and hold no invisible characters;
-    a page escapes them for HTML as any text. `fits_base` is true where the adapter can be applied as it is;
-    `why_not` says why otherwise. With `match` "other weights" it could be applied, to doubtful effect. A
-    damaged adapter has no method and no hash. `num_bytes` are those of its files.
+    Its texts hold no invisible characters; a page escapes them for HTML. `why_not` says why it does not fit
+    the base; with `match` "other weights" it could be applied, to doubtful effect. A damaged adapter has no
+    method and no hash. `num_bytes` are those of its files.
     """
 
     id: str
     name: str
-    kind: Literal["subject", "control"]
+    kind: Kind
     created: datetime
     num_bytes: int
     thumbnail: Path | None
@@ -83,40 +81,188 @@ class Card:
         return self.match in ("same", "unknown")
 
 
-class BaseFit:
-    """Compares adapters with a base that is opened and not loaded."""
+class Label(StrictModel):
+    """The file with an adapter's name, whose invisible characters are escaped, and when it came."""
 
-    def __init__(self, base: Base) -> None:
-        self.base = base
-        self._lock = threading.RLock()
+    name: str
+    created: datetime
 
-    def fit(self, adapter: Adapter) -> Fit:
-        """Say how the base compares with that of an adapter and its control encoder, if it has one.
 
-        Of a text encoder's adapter, only whether the base has that text encoder is looked at.
+class Library:
+    """The adapters in a folder that any number of servers may use, for a base that need not be loaded.
 
-        Raises:
-            ValueError: they do not fit; the message says why.
-        """
+    `temp` takes uploads while they are read, and the files that visitors fetch. FileNotFoundError where there
+    is no adapter of an id; ValueError where the disk is full or may not be written to.
+    """
+
+    def __init__(self, root: Path, temp: Path, base: Base) -> None:
+        self.root, self.temp, self.base = root, temp, base
+        self._known: dict[str, tuple[object, Card]] = {}
+        self._writing, self._fitting = threading.RLock(), threading.RLock()
+
+    def cards(self) -> list[Card]:
+        """Return the cards of all adapters, the newest first; damaged ones say what is wrong."""
+        cards = []
+        for folder in self._folders().values():
+            with suppress(FileNotFoundError):  # deleted while we look
+                cards.append(self._card(folder))
+        return sorted(cards, key=lambda card: (card.created, card.id), reverse=True)
+
+    def card(self, adapter_id: str) -> Card:
+        """Return the card of an adapter."""
+        return self._card(self.folder(adapter_id))
+
+    def folder(self, adapter_id: str) -> Path:
+        """Return the folder of an adapter, found among those that are there."""
+        folders = self._folders()
+        if adapter_id not in folders:
+            raise FileNotFoundError(GONE)
+        return folders[adapter_id]
+
+    def rename(self, adapter_id: str, name: str) -> Card:
+        """Give an adapter another name, which may not be empty or too long; its folder and id stay."""
+        folder, checked = self.folder(adapter_id), check_name(name)
+        with self._writing, disk_explained(folder, "renaming the adapter"):
+            write_files(folder, _label_file(checked, self._card(folder).created))
+        return self._card(folder)
+
+    def delete(self, adapter_id: str) -> None:
+        """Delete an adapter with its files."""
+        folder = self.folder(adapter_id)
+        aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.deleted")
+        with disk_explained(folder, "deleting the adapter"):
+            try:
+                folder.rename(aside)
+            except FileNotFoundError:
+                raise FileNotFoundError(GONE) from None
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def import_upload(self, paths: Sequence[Path]) -> Card:
+        """Take an uploaded adapter, a zip or its files, which is written anew: nothing else of it is kept."""
+        self.temp.mkdir(parents=True, exist_ok=True)
+        explained = disk_explained(self.root, "taking the adapter")
+        with explained, TemporaryDirectory(prefix="upload-", dir=self.temp) as staged:
+            adapter, folder = _read_upload(paths, Path(staged))
+            name = paths[0].stem
+            if (folder / LABEL_NAME).is_file():
+                name = read_label(folder).name
+            elif name.startswith((Path(named.TENSORS_NAME).stem, Path(named.CONFIG_NAME).stem)):
+                name = adapter.metadata.trigger or "uploaded adapter"
+            return self._add(_files_of(adapter) | thumbnail(folder), printable(name)[:60])
+
+    def add_run_result(self, folder: Path, name: str) -> Card:
+        """Copy the adapter that a training run ended with into the library."""
+        with disk_explained(self.root, "keeping the adapter"):
+            return self._add(_files_in(folder), name)
+
+    def native_zip(self, adapter_id: str) -> Path:
+        """Write an adapter that is whole as one zip, which studios read; return its path."""
+        folder, data = self.folder(adapter_id), io.BytesIO()
+        label = read_label(folder)
+        stem = _file_stem(label.name, adapter_id)
+        read_adapter(folder)
+        with zipfile.ZipFile(data, "w") as archive:  # the same files give the same bytes
+            for name, content in (_files_in(folder) | _label_file(label.name, label.created)).items():
+                archive.writestr(zipfile.ZipInfo(f"{stem}/{name}"), content, zipfile.ZIP_DEFLATED)
+        return self._offer(adapter_id, f"{stem}.zip", data.getvalue())
+
+    def lora_file(self, adapter_id: str) -> Path:
+        """Write an adapter as one LoRA file for other tools, exact on its base; return its path."""
+        folder = self.folder(adapter_id)
+        adapter, exported = read_adapter(folder), folder / named.EXPORT_NAME
+        if adapter.encoder is not None:
+            raise ValueError("it follows a control image, and is more than a LoRA; download it as a zip")
+        with self._writing, disk_explained(folder, "writing the LoRA file"):
+            if not exported.is_file() and adapter.parts.keys() == {"unet"}:
+                with self._adapted_unet(adapter.first) as unet:
+                    export_lora(adapter, unet, folder)
+            elif not exported.is_file():
+                export_lora(adapter, load_base(self.base.folder), folder)
+        name = f"{_file_stem(read_label(folder).name, adapter_id)}.safetensors"
+        return self._offer(adapter_id, name, exported.read_bytes())
+
+    def _add(self, files: Mapping[str, bytes], name: str) -> Card:
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = self.root / f"a{secrets.token_hex(6)}"
+        write_folder(folder, {**files, **_label_file(check_name(name), datetime.now(UTC))})
+        try:
+            read_adapter(folder)
+        except (ValueError, OSError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return self._card(folder)
+
+    def _offer(self, adapter_id: str, name: str, data: bytes) -> Path:
+        target = self.temp / "adapters" / adapter_id
+        with self._writing, disk_explained(self.temp, "preparing the download"):
+            target.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_files(target, {name: data})
+        return target / name
+
+    def _folders(self) -> dict[str, Path]:
+        """Return the folders with adapters by id: its name, or what stands for one that a hand put there."""
+        found, ours = dict[str, Path](), (named.CONFIG_NAME, named.TENSORS_NAME, named.CONTROL_CONFIG_NAME)
+        for path in self.root.glob("*"):
+            is_own = path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+            if is_own and any((path / name).exists() for name in ours):
+                found[_id_of(path.name)] = path
+        return found
+
+    def _card(self, folder: Path) -> Card:
+        """Return the card of a folder, read once until one of its files changes."""
+        if not folder.is_dir():
+            raise FileNotFoundError(GONE)
+        stamp = None
+        with suppress(OSError):
+            status = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+            stamp = [(path, each.st_mtime_ns, each.st_size) for path, each in status]
+        if folder.name not in self._known or self._known[folder.name][0] != stamp:
+            self._known[folder.name] = (stamp, self._read_card(folder))
+        return self._known[folder.name][1]
+
+    def _read_card(self, folder: Path) -> Card:
+        """Read the card of an adapter, damaged or not."""
+        label, picture = read_label(folder), folder / THUMBNAIL_NAME
+        num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        unread, thumb = "it cannot be read; details are in the log", picture if picture.is_file() else None
+        kind: Kind = "control" if (folder / named.CONTROL_CONFIG_NAME).exists() else "subject"
+        card = Card(_id_of(folder.name), label.name, kind, label.created, num_bytes, thumb, unread)
+        try:
+            adapter = read_adapter(folder)
+            steps, encoder = adapter.metadata.training.get("steps"), adapter.encoder
+            alone = "" if encoder is None else named.content_hash(encoder.state_dict())
+            said, hashed = adapter.metadata, next(iter(adapter.hashes.values()), alone)
+            card = replace(
+                card, method=adapter.method, hash=hashed, num_parameters=adapter.num_parameters,
+                base_name=printable(said.base_model or ""), trigger=printable(said.trigger or "", 300),
+                steps=steps if isinstance(steps, int) and not isinstance(steps, bool) else None,
+            )  # fmt: skip
+            fit = self._fit(adapter)
+            return replace(card, match=fit.match, why_not=fit.remark)
+        except (ValueError, OSError) as error:
+            return replace(card, why_not=_told(error, folder, label.name))
+        except Exception:  # whatever is wrong with one adapter, the others are listed
+            logger.exception("the adapter in %s cannot be read", folder)
+            return card
+
+    def _fit(self, adapter: Adapter) -> Fit:
+        """Say how the base compares with an adapter's; of a text encoder's, whether the base has one."""
         lacking = [name for name in adapter.parts if not (self.base.folder / name).is_dir()]
         if lacking:
             raise ValueError(f"the adapter changes the {lacking[0]}, which {self.base.name} has not")
         if adapter.encoder is not None:
-            with self._lock:
+            with self._fitting:
                 check_encoder(self._skeleton, adapter.encoder)
         if "unet" not in adapter.parts:
             return Fit("unknown")
-        with self.adapted_unet(adapter.parts["unet"]) as unet:
+        with self._adapted_unet(adapter.parts["unet"]) as unet:
             return check_fit(unet, adapter.parts["unet"], "asked")
 
     @contextmanager
-    def adapted_unet(self, adapter: AdapterPart) -> Iterator[Denoiser]:
-        """Give the UNet with the weights that an adapter changes, as they are stored, and no others.
-
-        One visitor has it at a time.
-        """
+    def _adapted_unet(self, adapter: AdapterPart) -> Iterator[Denoiser]:
+        """Give the UNet with the weights that an adapter changes, as stored; to one visitor at a time."""
         changed, variant = adapter.modules(), self.base.variant
-        with self._lock, ExitStack() as stack:
+        with self._fitting, ExitStack() as stack:
             modules = {name: m for name, m in self._skeleton.named_modules() if name in changed}
             weights = {f"{name}.weight": m for name, m in modules.items() if isinstance(m, nn.Linear)}
             pattern = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
@@ -134,197 +280,119 @@ class BaseFit:
         return unet
 
 
-class Library:
-    """The adapters in a folder, for a base that is opened and need not be loaded.
-
-    `temp` takes uploads while they are read, and the files that visitors fetch. Any number of servers may
-    use one folder. Wherever an id is given: FileNotFoundError where there is no such adapter, or no longer.
-    What writes raises ValueError where the disk is full or may not be written to.
-    """
-
-    def __init__(self, root: Path, temp: Path, base: Base) -> None:
-        self.root, self.temp = root, temp
-        self._fit = BaseFit(base)
-        self._known: dict[str, tuple[object, Card]] = {}
-        self._writing = threading.RLock()
-
-    def cards(self) -> list[Card]:
-        """Return the cards of all adapters, the newest first; damaged ones say what is wrong."""
-        cards = []
-        for folder in self._folders().values():
-            with suppress(FileNotFoundError):  # deleted while we look
-                cards.append(self._card(folder))
-        return sorted(cards, key=lambda card: (card.created, card.id), reverse=True)
-
-    def card(self, adapter_id: str) -> Card:
-        """Return the card of an adapter."""
-        return self._card(self.folder(adapter_id))
-
-    def folder(self, adapter_id: str) -> Path:
-        """Return the folder of an adapter, found among those that are there."""
-        found = self._folders().get(adapter_id)
-        if found is None:
-            raise FileNotFoundError(GONE)
-        return found
-
-    def rename(self, adapter_id: str, name: str) -> Card:
-        """Give an adapter another name, which may not be empty or too long; its folder and id stay."""
-        folder, checked = self.folder(adapter_id), check_name(name)
-        with self._writing, disk_explained(folder, "renaming the adapter"):
-            label = Label(name=checked, created=self._card(folder).created)
-            write_files(folder, {LABEL_NAME: label.to_bytes()})
-        return self._card(folder)
-
-    def delete(self, adapter_id: str) -> None:
-        """Delete an adapter with its files."""
-        folder = self.folder(adapter_id)
-        aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.deleted")
-        with disk_explained(folder, "deleting the adapter"):
-            try:
-                folder.rename(aside)
-            except FileNotFoundError:
-                raise FileNotFoundError(GONE) from None
-        shutil.rmtree(aside, ignore_errors=True)
-
-    def import_upload(self, paths: Sequence[Path]) -> Card:
-        """Take an uploaded adapter: a zip, or its .safetensors with its .json (four files with control).
-
-        It is read as strictly as everywhere, and written anew: nothing else that was uploaded is kept.
-
-        Raises:
-            ValueError: it is no whole adapter.
-        """
-        self.temp.mkdir(parents=True, exist_ok=True)
-        with (
-            disk_explained(self.root, "taking the adapter"),
-            TemporaryDirectory(prefix="upload-", dir=self.temp) as staged,
-        ):
-            adapter, folder = read_upload(paths, Path(staged))
-            name = paths[0].stem
-            if (folder / LABEL_NAME).is_file():
-                name = read_label(folder).name
-            elif name.startswith((Path(TENSORS_NAME).stem, Path(CONFIG_NAME).stem)):
-                name = adapter.metadata.trigger or "uploaded adapter"
-            return self._add(files_of(adapter) | thumbnail(folder), printable(name)[:60])
-
-    def add_run_result(self, folder: Path, name: str) -> Card:
-        """Copy the adapter that a training run ended with into the library.
-
-        Raises:
-            ValueError, FileNotFoundError: the folder holds no whole adapter.
-        """
-        with disk_explained(self.root, "keeping the adapter"):
-            return self._add(files_in(folder), name)
-
-    def native_zip(self, adapter_id: str) -> Path:
-        """Write an adapter that is whole as one zip, which studios read; return its path."""
-        folder = self.folder(adapter_id)
-        label = read_label(folder)
-        stem = file_stem(label.name, adapter_id)
-        read_adapter(folder)
-        files = {**files_in(folder), LABEL_NAME: label.to_bytes()}
-        return self._offer(adapter_id, f"{stem}.zip", zip_bytes(files, stem))
-
-    def lora_file(self, adapter_id: str) -> Path:
-        """Write an adapter as one LoRA file for other tools, exact on its base; return its path.
-
-        Raises:
-            ValueError: it was trained on another base, or LoRA files cannot say what it does.
-        """
-        folder = self.folder(adapter_id)
-        adapter, exported = read_adapter(folder), folder / EXPORT_NAME
-        if adapter.encoder is not None:
-            raise ValueError("it follows a control image, and is more than a LoRA; download it as a zip")
-        with self._writing, disk_explained(folder, "writing the LoRA file"):
-            if not exported.is_file() and adapter.parts.keys() == {"unet"}:
-                with self._fit.adapted_unet(adapter.first) as unet:
-                    export_lora(adapter, unet, folder)
-            elif not exported.is_file():
-                export_lora(adapter, load_base(self._fit.base.folder), folder)
-        name = f"{file_stem(read_label(folder).name, adapter_id)}.safetensors"
-        return self._offer(adapter_id, name, exported.read_bytes())
-
-    def _add(self, files: dict[str, bytes], name: str) -> Card:
-        self.root.mkdir(parents=True, exist_ok=True)
-        folder = self.root / f"a{secrets.token_hex(6)}"
-        label = Label(name=check_name(name), created=datetime.now(UTC))
-        write_folder(folder, {**files, LABEL_NAME: label.to_bytes()})
-        try:
-            read_adapter(folder)
-        except (ValueError, OSError):
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return self._card(folder)
-
-    def _offer(self, adapter_id: str, name: str, data: bytes) -> Path:
-        target = self.temp / "adapters" / adapter_id
-        with self._writing, disk_explained(self.temp, "preparing the download"):
-            target.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_files(target, {name: data})
-        return target / name
-
-    def _folders(self) -> dict[str, Path]:
-        return {_id_of(path): path for path in self.root.glob("*") if _is_adapter(path)}
-
-    def _card(self, folder: Path) -> Card:
-        """Return the card of a folder, read once until one of its files changes."""
-        if not folder.is_dir():
-            raise FileNotFoundError(GONE)
-        stamp = None
-        with suppress(OSError):
-            status = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
-            stamp = [(path, each.st_mtime_ns, each.st_size) for path, each in status]
-        known = self._known.get(folder.name)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        card = _read_card(folder, self._fit)
-        self._known[folder.name] = (stamp, card)
-        return card
+def check_name(name: str) -> str:
+    """Return a name as it is kept: without outer spaces, with invisible characters escaped, not too long."""
+    plain = printable(" ".join(unicodedata.normalize("NFC", name).split()), 10 * MAX_CHARACTERS)
+    if not 1 <= len(plain) <= MAX_CHARACTERS:
+        raise ValueError(f"the name has {len(plain)} characters; use 1 to {MAX_CHARACTERS}")
+    return plain
 
 
-def _read_card(folder: Path, base: BaseFit) -> Card:
-    """Read the card of an adapter, damaged or not."""
-    label, picture = read_label(folder), folder / THUMBNAIL_NAME
-    card = Card(
-        id=_id_of(folder),
-        name=label.name,
-        kind="control" if (folder / CONTROL_CONFIG_NAME).exists() else "subject",
-        created=label.created,
-        num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        thumbnail=picture if picture.is_file() else None,
-        why_not="it cannot be read; details are in the log",
-    )
+def read_label(folder: Path) -> Label:
+    """Return the label of an adapter; one without is called as its folder, and as old as its files."""
     try:
-        adapter = read_adapter(folder)
-        steps, encoder = adapter.metadata.training.get("steps"), adapter.encoder
-        alone = "" if encoder is None else content_hash(encoder.state_dict())
-        card = replace(
-            card,
-            method=adapter.method,
-            base_name=printable(adapter.metadata.base_model or ""),
-            trigger=printable(adapter.metadata.trigger or "", 300),
-            steps=steps if isinstance(steps, int) and not isinstance(steps, bool) else None,
-            hash=next(iter(adapter.hashes.values()), alone),
-            num_parameters=adapter.num_parameters,
-        )
-        fit = base.fit(adapter)
-        return replace(card, match=fit.match, why_not=fit.remark)
-    except (ValueError, OSError) as error:
-        return replace(card, why_not=told(error, folder, label.name))
-    except Exception:  # whatever is wrong with one adapter, the others are listed
-        logger.exception("the adapter in %s cannot be read", folder)
-        return card
+        data = read_plain_file(folder / LABEL_NAME, inside=folder, max_bytes=4096)
+        found = read_json(data, Label, LABEL_NAME)
+        name, seconds = check_name(found.name), found.created.timestamp()
+    except (OSError, ValueError, OverflowError):  # not there, or nobody's label
+        dated = next((path for path in (folder / named.CONFIG_NAME, folder) if path.exists()), None)
+        name, seconds = printable(folder.name), 0 if dated is None else dated.stat().st_mtime
+    return Label(name=name, created=datetime.fromtimestamp(min(max(seconds, 0), MAX_SECONDS), UTC))
 
 
-def _id_of(folder: Path) -> str:
-    """Return the id of a folder: its name, or for one that a hand put there what stands for the name."""
-    name = folder.name
-    if name.isascii() and name.isidentifier() and len(name) <= 64:
-        return name
-    return f"x{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
+def thumbnail(folder: Path) -> dict[str, bytes]:
+    """Return a thumbnail of an adapter, which for a run is of its first picture; none where there is none."""
+    samples = folder / SAMPLES_FOLDER
+    folders = [samples / FINAL, *sorted(samples.glob("step-*"), reverse=True)]
+    drawn = next(filter(None, (sorted(each.glob("*.png")) for each in folders)), [])
+    for path in (folder / THUMBNAIL_NAME, *drawn[:1]):
+        with suppress(UnusableFileError):  # it is an ornament
+            data = read_plain_file(path, inside=folder, max_bytes=MAX_PHOTO_BYTES)
+            return {THUMBNAIL_NAME: thumbnail_png(data, path.suffix)}
+    return {}
 
 
-def _is_adapter(path: Path) -> bool:
-    if path.name.startswith(".") or path.is_symlink() or not path.is_dir():
-        return False
-    return any((path / name).exists() for name in (CONFIG_NAME, TENSORS_NAME, CONTROL_CONFIG_NAME))
+def _label_file(name: str, created: datetime) -> dict[str, bytes]:
+    return {LABEL_NAME: Label(name=name, created=created).model_dump_json().encode()}
+
+
+def _id_of(name: str) -> str:
+    is_plain = name.isascii() and name.isidentifier() and len(name) <= 64
+    return name if is_plain else f"x{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
+
+
+def _file_stem(name: str, otherwise: str) -> str:
+    """Return the name of a download: the plain letters and digits of a name, or another word."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or otherwise
+
+
+def _files_in(folder: Path) -> dict[str, bytes]:
+    """Return the files in a folder that make an adapter, with its card, LoRA file and thumbnail."""
+    parts = ("", *(f"{name}/" for name in COMPONENTS))
+    names = [f"{part}{name}" for part in parts for name in (named.CONFIG_NAME, named.TENSORS_NAME)]
+    names += [named.CONTROL_CONFIG_NAME, named.ENCODER_NAME, named.CARD_NAME, named.EXPORT_NAME]
+    found = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    return found | thumbnail(folder)
+
+
+def _files_of(adapter: Adapter) -> dict[str, bytes]:
+    """Return the files of an adapter and its encoder as we write them, with a card of ours."""
+    files: dict[str, bytes] = {}
+    for component, part in adapter.parts.items():
+        prefix = "" if component == "unet" else f"{component}/"
+        files |= {f"{prefix}{name}": data for name, data in adapter_files(part).items()}
+    unet = adapter.parts.get("unet")
+    if adapter.encoder is not None:
+        files |= control_files(adapter.encoder, None if unet is None else unet.tensors)
+    if unet is not None:
+        files[named.CARD_NAME] = model_card(unet, has_lora_export=False).encode()
+    return files
+
+
+def _read_upload(paths: Sequence[Path], staged: Path) -> tuple[Adapter, Path]:
+    """Read an adapter that was sent, as a zip or as files, and say where in `staged` it lies."""
+    if not paths:
+        raise ValueError(f"nothing was uploaded; {_NEEDED}")
+    files: dict[str, bytes] = {}
+    for path in paths:
+        try:
+            sent = read_sent(path, lambda name: name.suffix in (".json", ".safetensors", ".png"))
+            if files.keys() & sent.keys():
+                raise UnusableFileError("was sent twice; send each file once")
+            files |= sent
+        except UnusableFileError as reason:
+            raise ValueError(f"{printable(path.name)} {reason}") from None
+    by_suffix = {Path(name).suffix: data for name, data in files.items()}
+    is_canonical = files.keys() <= {
+        named.CONFIG_NAME,
+        named.TENSORS_NAME,
+        named.CONTROL_CONFIG_NAME,
+        named.ENCODER_NAME,
+    }
+    is_pair = files.keys() == {path.name for path in paths} and len(files) == 2
+    if is_pair and by_suffix.keys() == {".json", ".safetensors"} and not is_canonical:  # named by a browser
+        files = {named.CONFIG_NAME: by_suffix[".json"], named.TENSORS_NAME: by_suffix[".safetensors"]}
+    for name, data in files.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).write_bytes(data)
+    configs = [
+        staged / name for name in files if Path(name).name in (named.CONFIG_NAME, named.CONTROL_CONFIG_NAME)
+    ]
+    held = {path.parent for path in configs or staged.rglob("*.safetensors")} or {staged}
+    tops = sorted(folder for folder in held if not held & set(folder.parents))
+    if len(tops) > 1 and configs:
+        names = listed(top.relative_to(staged).as_posix() for top in tops)
+        raise ValueError(f"the upload holds {len(tops)} adapters ({names}); upload them one by one")
+    try:
+        return read_adapter(tops[0]), tops[0]
+    except FileNotFoundError:
+        names = listed(path.name for path in paths)
+        raise ValueError(f"{names} is no whole adapter; {_NEEDED}") from None
+    except ValueError as error:
+        raise ValueError(_told(error, staged, "the upload")) from None
+
+
+def _told(error: Exception, folder: Path, name: str) -> str:
+    """Return what is wrong with the files in a folder, without saying where that is."""
+    return printable(str(error).replace(f"{folder}/", "").replace(str(folder), name), 1000)

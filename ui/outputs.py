@@ -18,16 +18,14 @@ from ether_diffusion.control.images import as_picture
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.pipelines.metadata import read_image_metadata
 from ether_diffusion.pipelines.sampling import Picture
-from ether_diffusion.ui.errors import disk_explained
+from ether_diffusion.training.plain_files import read_plain_file
 from ether_diffusion.ui.jobs import SavedPicture
+from ether_diffusion.ui.words import disk_explained
 
 ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{6}(-i\d{2}|-i\d{2}-base|-c\d{3})")
 """Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""
-BASE_SUFFIX = "-base"
-CONTROL_FOLDER = "control-images"
-MAX_CONTROL_BYTES = 64 * 2**20
-_DEPTH = 3
-"""Folders below outputs: day, grid, pictures."""
+BASE_SUFFIX, CONTROL_FOLDER, MAX_CONTROL_BYTES = "-base", "control-images", 64 * 2**20
+_DEPTH = 3  # folders below outputs: day, grid, pictures
 
 
 class Outputs:
@@ -41,14 +39,11 @@ class Outputs:
         self._known: dict[tuple[Path, int, int], SavedPicture] = {}
         self._lock = threading.Lock()
 
-    def new_job(self) -> str:
-        """Return the first part of the ids of a job's pictures, which sorts by time."""
+    def new_job(self) -> tuple[str, Path]:
+        """Return the first part of the ids of a job's pictures, which sorts by time, and its day's folder."""
         now = datetime.now()
-        return f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{secrets.token_hex(3)}"
-
-    def day_folder(self, job: str) -> Path:
-        """Return the folder of a job's day."""
-        return self.folder / f"{job[:4]}-{job[4:6]}-{job[6:8]}"
+        job = f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{secrets.token_hex(3)}"
+        return job, self.folder / f"{now:%Y-%m-%d}"
 
     def save(self, picture: Picture, folder: Path, picture_id: str, *, keep_metadata: bool) -> SavedPicture:
         """Write a picture as a PNG, which says how it was made unless that is not wanted."""
@@ -57,11 +52,7 @@ class Outputs:
         return SavedPicture(picture_id, path, picture.metadata if keep_metadata else None)
 
     def write(self, folder: Path, name: str, data: bytes) -> Path:
-        """Write a file whole or not at all, and return its path.
-
-        Raises:
-            ValueError: the disk is full or cannot be written to.
-        """
+        """Write a file whole or not at all, and return its path."""
         with disk_explained(self.folder, "saving a picture"):
             folder.mkdir(parents=True, exist_ok=True)
             write_files(folder, {name: data})
@@ -75,21 +66,20 @@ class Outputs:
 
     def find_control(self, sha256: str) -> Image.Image | None:
         """Return the control image of a hash; None where it was never kept, or is another by now."""
-        path = self.folder / CONTROL_FOLDER / f"{sha256}.png"
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256) or path.is_symlink() or not path.is_file():
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             return None
+        folder = self.folder / CONTROL_FOLDER
         with suppress(OSError, ValueError, Image.DecompressionBombError):
-            if path.stat().st_size <= MAX_CONTROL_BYTES:
-                with Image.open(path, formats=["PNG"]) as image:
-                    picture = image.convert("RGB")
-                return picture if control_image_sha256(picture) == sha256 else None
+            data = read_plain_file(folder / f"{sha256}.png", inside=folder, max_bytes=MAX_CONTROL_BYTES)
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                picture = image.convert("RGB")
+            return picture if control_image_sha256(picture) == sha256 else None
         return None
 
     def pictures(self, *, text: str = "", adapter: str = "", with_base: bool = True) -> list[SavedPicture]:
         """Return the pictures for which all of it holds, the newest first, each seed's own before the base's.
 
-        All words of `text` stand in the prompts, in any case and order; `adapter` was in force, by name;
-        `with_base` leaves in those that were drawn by the base beside others.
+        All words of `text` stand in the prompts; `adapter` was in force, by name.
         """
         words = text.casefold().split()
 
@@ -107,20 +97,17 @@ class Outputs:
             return picture.id.removesuffix(BASE_SUFFIX), not picture.id.endswith(BASE_SUFFIX)
 
         with self._lock:
-            files = _files(self.folder, _DEPTH)
-            self._known = {key: self._known.get(key) or _read(key[0]) for key in files}
+            self._known = {key: self._known.get(key) or _read(key[0]) for key in _files(self.folder, _DEPTH)}
             return sorted(filter(is_found, self._known.values()), key=order, reverse=True)
 
     def picture(self, picture_id: str) -> SavedPicture:
-        """Return the picture of an id.
-
-        Raises:
-            FileNotFoundError: there is none, or no longer.
-        """
-        for picture in self.pictures():
-            if picture.id == picture_id:
-                return picture
-        raise FileNotFoundError("this picture is no longer there: it was deleted meanwhile; refresh the page")
+        """Return the picture of an id."""
+        found = next((picture for picture in self.pictures() if picture.id == picture_id), None)
+        if found is None:
+            raise FileNotFoundError(
+                "this picture is no longer there: it was deleted meanwhile; refresh the page"
+            )
+        return found
 
     def adapters(self) -> list[str]:
         """Return the names of all adapters that pictures were drawn with, sorted."""
@@ -128,11 +115,7 @@ class Outputs:
         return sorted({use.name for each in said if each is not None for use in each.adapters})
 
     def write_zip(self, pictures: Sequence[SavedPicture], target: Path) -> Path:
-        """Write pictures into one zip, by day; those deleted meanwhile are left out.
-
-        Raises:
-            ValueError: there is none, or the disk is full.
-        """
+        """Write pictures into one zip, by day; those deleted meanwhile are left out."""
         aside = target.with_name(f".{target.name}.part")
         with disk_explained(target.parent, "writing the zip"):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,69 +1,67 @@
-"""Training runs of a studio: each a process of its own that needs no server, watched through its files."""
+"""Training runs of a studio: each a process of its own that needs no server, known from its files alone."""
 
 import logging
+import math
 import os
 import re
 import secrets
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field
 
 import ether_diffusion
-from ether_diffusion.strict_json import Within
+from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.durable_files import write_files
+from ether_diffusion.strict_json import StrictModel, Within, checked, read_json
 from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.training import run_lock
+from ether_diffusion.training.checkpoint import MANIFEST
 from ether_diffusion.training.config.presets import PRESET_VALUES, PresetName
-from ether_diffusion.training.run_lock import guarded, holder_of, write_holder
-from ether_diffusion.ui.errors import disk_explained
-from ether_diffusion.ui.library import Card, Library
-from ether_diffusion.ui.requests import SEED
-from ether_diffusion.ui.run_status import (
-    GONE,
-    LIBRARY_NAME,
-    OUTPUT_NAME,
-    PROCESS_NAME,
-    REQUEST_NAME,
-    WISH_NAME,
-    LibraryEntry,
-    Record,
-    Run,
-    Wanted,
-    Wish,
-    living_process,
-    read_facts,
-    write_facts,
-)
+from ether_diffusion.training.result import SAMPLES_FOLDER
+from ether_diffusion.training.run_folder import LOG_NAME
+from ether_diffusion.training.validation import BASE_FOLDER
+from ether_diffusion.ui.library import MAX_SECONDS, Card, Library
+from ether_diffusion.ui.requests import PageSeed, read_whole
+from ether_diffusion.ui.words import disk_explained
 from ether_diffusion.wording import printable
 
-STEPS = Within(1, 100_000)
-MAX_PROMPT_CHARACTERS = 1000
-MAX_NAME_CHARACTERS = 60
+REQUEST_NAME, WISH_NAME, LIBRARY_NAME = "request.json", "wish.json", "library.json"
+PROCESS_NAME, OUTPUT_NAME = "process.json", "output.log"
+GONE = "this run is no longer in the studio: its folder was deleted; refresh the page"
+MAX_PROMPT, MAX_NAME = 1000, 60
+MAX_POINTS = 300  # of a plotted loss
 TINY_WORLD_OPTIONS: Mapping[str, Any] = {"train_batch_size": 6, "random_flip": True}
 """What a subject of the embedded base is learned with, in the short presets."""
-NICENESS = 10
-"""Added to a trainer's, so that the page and pictures in between stay quick."""
+NICENESS = 10  # added to a trainer's, so that the page and pictures in between stay quick
+State = Literal["starting", "running", "paused", "stopped", "crashed", "finished"]
+Wanted = Literal["running", "paused", "stopped"]
+_RESULT = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)  # what a finished run has; the card is written last
+_SECONDS_UNTIL_FORGOTTEN, _TAIL_BYTES, _PACE_STEPS = 600, 16 * 2**10, 50
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+_ERROR_LINE = re.compile(r"(?:\w+\.)*(?P<kind>\w*(?:Error|Exception|Interrupt))(?:: (?P<text>.*))?")
+_PROGRAM = "train-dreambooth: "
+_STOPPED = re.compile(r"stopped by SIG(?:INT|TERM);")
+M = TypeVar("M", bound=StrictModel)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@checked()
 class TrainRequest:
     """A subject to be learned: photos that were checked, what it is ("dog"), and how long.
 
-    `name` is what people call it, the subject if not given. `instance_prompt` may hold {token}; without it,
-    it is made of token and subject. `steps` outranks the preset's number of updates. Without
-    `validation_prompts` the instance prompt and the subject on a beach are drawn in between.
-
-    Raises:
-        ValueError: something cannot be used; all problems are said.
+    `name` is what people call it; `instance_prompt` may hold {token}; `steps` outranks the preset's number.
     """
 
     photos: tuple[Path, ...]
@@ -72,43 +70,26 @@ class TrainRequest:
     token: str = "sks"
     instance_prompt: str = ""
     preset: PresetName = "fast"
-    steps: int | None = None
-    seed: int = 0
+    steps: Annotated[int, BeforeValidator(read_whole), Within(1, 100_000)] | None = None
+    seed: PageSeed = 0
     validation_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names, prompts = (self.subject, self.name), (self.instance_prompt, *self.validation_prompts)
         is_word = self.token.isprintable() and len(self.token.split()) == 1 and len(self.token) <= 32
         strange = [printable(text) for text in (*names, *prompts) if not text.isprintable()]
-        *presets, last = PRESET_VALUES
+        most = {"name": (names, MAX_NAME), "prompt": (prompts, MAX_PROMPT)}
+        long = [f"a {what} is longer than {n} characters; shorten it" for what, (texts, n) in most.items()
+                if max(map(len, texts)) > n]  # fmt: skip
         problems = {
             "there are no photos; add at least one, better four to ten": not self.photos,
             "the subject has no name; say what it is, as dog or teapot": not self.subject.strip(),
             "the trigger word must be one word of at most 32 characters, as sks": not is_word,
             f"{', '.join(strange)} holds control or invisible characters; type it again": strange,
-            f"the name is longer than {MAX_NAME_CHARACTERS} characters; shorten it": (
-                max(map(len, names)) > MAX_NAME_CHARACTERS
-            ),
-            f"a prompt is longer than {MAX_PROMPT_CHARACTERS} characters; shorten it": (
-                max(map(len, prompts)) > MAX_PROMPT_CHARACTERS
-            ),
-            f"there is no preset {printable(self.preset)}; choose {', '.join(presets)} or {last}": (
-                self.preset not in [*presets, last]
-            ),
-            f"{self.steps} steps are out of range; choose {STEPS.least} to {STEPS.most}": (
-                self.steps is not None and not STEPS.holds(self.steps)
-            ),
-            f"the seed {self.seed} is out of range; choose {SEED.least} to {SEED.most}": (
-                not SEED.holds(self.seed)
-            ),
+            "; ".join(long): long,
         }
         if any(problems.values()):
             raise ValueError("; ".join(sentence for sentence, is_one in problems.items() if is_one))
-
-    @property
-    def shown_name(self) -> str:
-        """What people call it."""
-        return self.name.strip() or self.subject.strip()
 
     def trigger(self, base: str) -> str:
         """Return the prompt that calls the subject."""
@@ -116,28 +97,20 @@ class TrainRequest:
 
     def options(self, folder: Path, base: str) -> dict[str, Any]:
         """Return the options of train-dreambooth by name; its files lie in a run's folder."""
-        preset, prompt, trigger = PRESET_VALUES[self.preset], self._prompt(base), self.trigger(base)
+        prompt, trigger = self._prompt(base), self.trigger(base)
         options: dict[str, Any] = {
-            "preset": self.preset,
-            "pretrained_model_name_or_path": base,
-            "instance_data_dir": folder / "photos",
-            "token": self.token,
-            "instance_prompt": prompt,
-            "output_dir": folder / "run",
-            "seed": self.seed,
-        }
-        if preset.get("prior_preservation") == "class_images":
+            "preset": self.preset, "pretrained_model_name_or_path": base, "token": self.token,
+            "instance_data_dir": folder / "photos", "instance_prompt": prompt,
+            "output_dir": folder / "run", "seed": self.seed,
+        }  # fmt: skip
+        if PRESET_VALUES[self.preset].get("prior_preservation") == "class_images":
             options["class_data_dir"] = folder / "class_images"
             options["class_prompt"] = prompt.replace("{token} ", "").replace("{token}", "thing")
         elif base == ALIAS:
             options |= TINY_WORLD_OPTIONS
         if self.steps is not None:
-            often = max(1, self.steps // 4)
-            options |= {
-                "max_train_steps": self.steps,
-                "checkpointing_steps": often,
-                "validation_steps": often,
-            }
+            often = dict.fromkeys(("checkpointing_steps", "validation_steps"), max(1, self.steps // 4))
+            options |= {"max_train_steps": self.steps, **often}
         options["validation_prompt"] = self.validation_prompts or (trigger, f"{trigger} on the beach")
         return options
 
@@ -148,10 +121,7 @@ class TrainRequest:
 
 
 def train_command(request: TrainRequest, folder: Path, base: str) -> list[str]:
-    """Return the command that trains: a program and its arguments, for no shell.
-
-    Each value stands in one word with its flag, so that none is taken for a flag.
-    """
+    """Return the command that trains, for no shell; each value shares a word with its flag."""
     words = [sys.executable, "-m", "ether_diffusion.scripts.train_dreambooth"]
     for name, value in request.options(folder, base).items():
         for each in value if isinstance(value, tuple) else [value]:
@@ -159,17 +129,190 @@ def train_command(request: TrainRequest, folder: Path, base: str) -> list[str]:
     return words
 
 
-class Runs:
-    """The runs in a folder; `temp` takes photos until a run has its own copies, and `base` is learned on.
+class Record(StrictModel):
+    """What a run was asked to do; it never changes. `batch_size` counts the images of an update."""
 
-    Any number of servers may look after one folder: what is known lies on disk. Wherever an id is given:
-    FileNotFoundError where there is no such run, or no longer. Whatever writes raises ValueError where the
-    disk is full.
+    name: str
+    trigger: str
+    num_steps: int
+    batch_size: int
+    command: list[str]
+    created: Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+
+
+class Wish(StrictModel):
+    """What is wanted of a run, since its process began."""
+
+    wanted: Wanted = "running"
+    asked: int = 0  # how often it was asked to end
+    began: float = 0.0  # in seconds since 1970
+    output_from: int = 0  # where in the output's file (bytes) the process began to write
+
+
+class LibraryEntry(StrictModel):
+    """As what a run's adapter is, or was, in the library."""
+
+    id: str
+
+
+class LogLine(BaseModel):
+    """One update: its number from 1, its loss (None where it overflowed), images per second."""
+
+    step: int
+    loss: float | None
+    images_per_second: float
+
+
+class Run:
+    """How the run in a folder stands: every fact is read from its files once, when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        record = read_facts(folder / REQUEST_NAME, Record)
+        if record is None:
+            if not folder.is_dir():
+                raise FileNotFoundError(GONE)
+            lost = f"the run {folder.name} has lost its {REQUEST_NAME}, so that it cannot go on"
+            raise ValueError(f"{lost}; delete it and train again")
+        self.folder, self.output, self.id, self.record = folder, folder / "run", folder.name, record
+        self.name, self.trigger, self.num_steps = record.name, record.trigger, record.num_steps
+        self.created, self.command = datetime.fromtimestamp(record.created, UTC), record.command
+        self.process = living_process(folder)
+        self.wish = read_facts(folder / WISH_NAME, Wish) or Wish()
+
+    @property
+    def library_id(self) -> str | None:
+        """Names the adapter in the library, once it was put there."""
+        entry = read_facts(self.folder / LIBRARY_NAME, LibraryEntry)
+        return None if entry is None else entry.id
+
+    @cached_property
+    def state(self) -> State:
+        if self.process is not None:
+            log = self.output / LOG_NAME
+            has_trained = log.is_file() and log.stat().st_size > 0 and log.stat().st_mtime >= self.wish.began
+            return "running" if has_trained else "starting"
+        if all((self.output / name).is_file() for name in _RESULT):
+            return "finished"
+        if self.wish.wanted != "running":
+            return self.wish.wanted
+        return "stopped" if any(_STOPPED.search(line) for line in self.tail[-3:]) else "crashed"
+
+    @property
+    def can_stop(self) -> bool:
+        return self.process is not None or self.state == "paused"
+
+    @property
+    def can_pause(self) -> bool:
+        return self.process is not None and self.wish.asked == 0
+
+    @property
+    def can_resume(self) -> bool:
+        return self.process is None and self.state != "finished"
+
+    @property
+    def adapter(self) -> Path | None:
+        """The result's folder, once there is one."""
+        return self.output if self.state == "finished" else None
+
+    @cached_property
+    def lines(self) -> list[LogLine]:
+        """The whole lines of the trainer's log; one that a crash cut off is passed over."""
+        lines = []
+        with suppress(OSError):
+            for text in (self.output / LOG_NAME).read_bytes().splitlines():
+                with suppress(ValueError):
+                    lines.append(LogLine.model_validate_json(text))
+        return lines
+
+    @property
+    def step(self) -> int:
+        return self.lines[-1].step if self.lines else 0
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """At most MAX_POINTS means of the loss over equal stretches, at each stretch's last step."""
+        known = [(line.step, line.loss) for line in self.lines if line.loss is not None]
+        width = max(1, math.ceil(len(known) / MAX_POINTS))
+        stretches = [known[start : start + width] for start in range(0, len(known), width)]
+        return [(part[-1][0], statistics.fmean(loss for _, loss in part)) for part in stretches]
+
+    @cached_property
+    def samples(self) -> list[tuple[int, Path]]:
+        """The pictures with the updates that they were drawn after, several of a step by their names."""
+        found = self.output.glob(f"{SAMPLES_FOLDER}/step-*/[!.]*.png")
+        return sorted((int(n), path) for path in found if (n := path.parent.name[5:]).isdecimal())
+
+    @property
+    def base_samples(self) -> list[Path]:
+        """The same pictures by the base."""
+        return sorted(self.output.glob(f"{SAMPLES_FOLDER}/{BASE_FOLDER}/[!.]*.png"))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the updates that are left take: by the pace between two pictures, or of the last ones."""
+        if self.state != "running" or not self.lines:
+            return None
+        left = max(0, self.num_steps - self.step)
+        times = {step: path.stat().st_mtime for step, path in reversed(self.samples)}
+        drawn = sorted(step for step, written in times.items() if written >= self.wish.began)
+        if len(drawn) >= 2:
+            return left * (times[drawn[-1]] - times[drawn[0]]) / (drawn[-1] - drawn[0])
+        rates = [line.images_per_second for line in self.lines[-_PACE_STEPS:] if line.images_per_second > 0]
+        return left * self.record.batch_size / statistics.median(rates) if rates else None
+
+    @cached_property
+    def sentence(self) -> str:
+        """How it stands, in words, with what can be done."""
+        state, step, of = self.state, self.step, self.num_steps
+        if state in ("starting", "running") and self.wish.asked:
+            verb = "Pausing" if self.wish.wanted == "paused" else "Stopping"
+            return f"{verb}: the step in progress is finished and saved. Press Stop again to end it at once."
+        training = f"Training, step {step} of {of}."
+        going_on: dict[State, str] = {
+            "starting": "Loading the base and looking at the photos.",
+            "running": training if step < of else "Drawing the last pictures and writing the adapter.",
+            "finished": f"Done: {self.name} was learned in {step} steps. Call it by “{self.trigger}”.",
+        }
+        if state in going_on:
+            return going_on[state]
+        whole = (path.parent.name[11:] for path in self.output.glob(f"checkpoint-*/{MANIFEST}"))
+        saved = max((int(number) for number in whole if number.isdecimal()), default=0)
+        onward = f"Resume goes on from step {saved}." if saved else "Resume begins with the first step."
+        if state == "paused":
+            return f"Paused at step {saved} of {of}. {onward}"
+        if state == "stopped":
+            kept = f"Stopped at step {saved} of {of}. What was learned until then is kept."
+            return f"{kept if saved else 'Stopped before anything was saved; the photos are kept.'} {onward}"
+        said = last_error(self.tail)
+        reason = f": {said.rstrip('.')}" if said else (
+            " without a word: it was killed, or the memory or the machine gave out"
+        )  # fmt: skip
+        studio, home = self.folder.parent.parent, os.path.expanduser("~")  # noqa: PTH111 (raises without one)
+        words = {self.output: "the run's folder", self.folder: "the run", studio: "the studio", home: "~"}
+        for path, word in words.items():  # of this machine, and nobody's business
+            reason = reason.replace(str(path), word)
+        return f"Training ended at step {step}{reason}. {onward}"
+
+    @cached_property
+    def tail(self) -> list[str]:
+        """The last lines of what its process wrote; progress bars are lines, too."""
+        with suppress(OSError), (self.folder / OUTPUT_NAME).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(min(self.wish.output_from, size), size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+            return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+        return []
+
+
+class Runs:
+    """The runs in a folder, which any number of servers may look after; `temp` takes photos before.
+
+    FileNotFoundError where there is no run of an id; ValueError where the disk is full, or a run stands
+    otherwise than what is asked of it.
     """
 
     def __init__(self, root: Path, temp: Path, *, base: str) -> None:
-        self.root, self.temp = root, temp
-        self.photos = temp / "photos"
+        self.root, self.temp, self.photos = root, temp, temp / "photos"
         # a run that goes on later may be started from another working directory
         self.base = str(Path(base).resolve()) if Path(base).is_dir() else base
 
@@ -179,11 +322,7 @@ class Runs:
         return sorted(found, reverse=True)
 
     def status(self, run_id: str) -> Run:
-        """Return how a run stands now.
-
-        Raises:
-            ValueError: its request is damaged.
-        """
+        """Return how a run stands now."""
         return Run(self._folder(run_id))
 
     def all(self) -> list[Run]:
@@ -195,26 +334,19 @@ class Runs:
         return found
 
     def start(self, request: TrainRequest) -> str:
-        """Start a run in a process of its own and return its id.
-
-        Raises:
-            ValueError: another run is training, or a photo is none that was checked here.
-        """
-        own = self.temp.resolve()
-        if not all(photo.resolve().is_relative_to(own) for photo in request.photos):
+        """Start a run in a process of its own and return its id."""
+        photos, own = request.photos, self.temp.resolve()
+        if not all(photo.resolve().is_relative_to(own) for photo in photos):
             raise ValueError("there is a photo that was not uploaded here; add the photos again")
-        gone = [photo for photo in request.photos if not photo.is_file()]
-        if gone:
-            raise ValueError(
-                f"{len(gone)} of {len(request.photos)} photos are gone, as uploads are kept for a while; "
-                "add them again"
-            )
+        if gone := sum(not photo.is_file() for photo in photos):
+            kept = "as uploads are kept for a while; add them again"
+            raise ValueError(f"{gone} of {len(photos)} photos are gone, {kept}")
         now = datetime.now(UTC)
         folder = self.root / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         with ExitStack() as held:
             held.enter_context(disk_explained(self.root, "starting the training"))
             self.root.mkdir(parents=True, exist_ok=True)
-            held.enter_context(guarded(self.root))
+            held.enter_context(run_lock.guarded(self.root))
             self._check_alone()
             try:
                 self._prepare(folder, request, now)
@@ -225,13 +357,9 @@ class Runs:
         return folder.name
 
     def stop(self, run_id: str, *, wanted: Wanted = "stopped") -> None:
-        """Ask a run to save and end. Asked again, it ends at once; asked a third time, it is killed.
-
-        Raises:
-            ValueError: its process is on another machine.
-        """
+        """Ask a run to save and end. Asked again, it ends at once; asked a third time, it is killed."""
         folder = self._folder(run_id)
-        with disk_explained(folder, "stopping the training"), guarded(self.root):
+        with disk_explained(folder, "stopping the training"), run_lock.guarded(self.root):
             process, wish = living_process(folder), read_facts(folder / WISH_NAME, Wish) or Wish()
             if process is None and wish.wanted != "paused":  # it ended by itself just now
                 return
@@ -244,33 +372,24 @@ class Runs:
                 os.kill(process.pid, signal.SIGKILL if asked > 2 else signal.SIGINT)
 
     def pause(self, run_id: str) -> None:
-        """Ask a run to save and end, meaning to go on; errors are as `stop`'s."""
+        """Ask a run to save and end, meaning to go on."""
         self.stop(run_id, wanted="paused")
 
     def resume(self, run_id: str) -> None:
-        """Go on with a run that ended before its last step, by the same command.
-
-        Raises:
-            ValueError: it is training or finished, or another one is training.
-        """
+        """Go on with a run that ended before its last step, by the same command."""
         folder = self._folder(run_id)
-        with disk_explained(folder, "going on with the training"), guarded(self.root):
+        with disk_explained(folder, "going on with the training"), run_lock.guarded(self.root):
             run = Run(folder)
-            if run.process is not None:
-                raise ValueError(f"{run.name} is training already")
-            if run.state == "finished":
-                raise ValueError(f"{run.name} is finished; there is nothing to go on with")
+            if not run.can_resume:
+                ended = "training already" if run.process else "finished; there is nothing to go on with"
+                raise ValueError(f"{run.name} is {ended}")
             self._check_alone()
             _launch(folder)
 
     def adopt(self, run_id: str, library: Library) -> Card:
-        """Put the adapter that a finished run made into a library, once however often it is asked for.
-
-        Raises:
-            ValueError: it is not finished.
-        """
+        """Put the adapter that a finished run made into a library, once however often it is asked for."""
         folder = self._folder(run_id)
-        with disk_explained(folder, "keeping the adapter"), guarded(self.root):
+        with disk_explained(folder, "keeping the adapter"), run_lock.guarded(self.root):
             run = Run(folder)
             if run.adapter is None:
                 raise ValueError(f"{run.name} is not finished; wait for its last step")
@@ -282,14 +401,10 @@ class Runs:
             return card
 
     def delete(self, run_id: str) -> None:
-        """Delete a run with its photos, pictures and checkpoints.
-
-        Raises:
-            ValueError: it is training.
-        """
+        """Delete a run with its photos, pictures and checkpoints."""
         folder = self._folder(run_id)
         aside = folder.with_name(f".{folder.name}.deleted")
-        with disk_explained(folder, "deleting the run"), guarded(self.root):
+        with disk_explained(folder, "deleting the run"), run_lock.guarded(self.root):
             if living_process(folder) is not None:
                 raise ValueError("this run is training; stop it first")
             folder.rename(aside)
@@ -301,13 +416,10 @@ class Runs:
             shutil.copyfile(photo, folder / "photos" / f"photo-{number:03d}{photo.suffix}")
         options = PRESET_VALUES[request.preset] | request.options(folder, self.base)
         record = Record(
-            name=printable(request.shown_name),
-            trigger=request.trigger(self.base),
-            num_steps=options["max_train_steps"],
-            batch_size=options["train_batch_size"],
-            command=train_command(request, folder, self.base),
-            created=now.timestamp(),
-        )
+            name=printable(request.name.strip() or request.subject.strip()), created=now.timestamp(),
+            trigger=request.trigger(self.base), command=train_command(request, folder, self.base),
+            num_steps=options["max_train_steps"], batch_size=options["train_batch_size"],
+        )  # fmt: skip
         write_facts(folder, REQUEST_NAME, record)
 
     def _check_alone(self) -> None:
@@ -316,9 +428,8 @@ class Runs:
             if living_process(folder) is not None:
                 record = read_facts(folder / REQUEST_NAME, Record)
                 name = "another subject" if record is None else record.name
-                raise ValueError(
-                    f"{name} is being trained, and one training runs at a time; wait for it, or pause it"
-                )
+                alone = "is being trained, and one training runs at a time; wait for it, or pause it"
+                raise ValueError(f"{name} {alone}")
 
     def _folder(self, run_id: str) -> Path:
         folder = self.root / run_id
@@ -338,18 +449,44 @@ def _launch(folder: Path) -> None:
     if (root / "pyproject.toml").is_file():  # a checkout is found where it is
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     with output.open("ab") as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=variables,
-            start_new_session=True,
-        )
-    write_holder(folder / PROCESS_NAME, holder_of(process.pid))
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, env=variables, start_new_session=True, **streams)
+    run_lock.write_holder(folder / PROCESS_NAME, run_lock.holder_of(process.pid))
     with suppress(OSError, AttributeError):  # Windows has no such priorities
         own = os.getpriority(os.PRIO_PROCESS, 0)
         os.setpriority(os.PRIO_PROCESS, process.pid, min(own + NICENESS, 19))
     # a child that nobody waits for stays in the table of processes
     threading.Thread(target=process.wait, name=f"wait for {folder.name}", daemon=True).start()
     logger.info("training %s in process %d", folder.name, process.pid)
+
+
+def living_process(folder: Path) -> run_lock.Holder | None:
+    """Return the process that trains in a run's folder; one of another machine while the files change."""
+    holder, run = run_lock.read_holder(folder / PROCESS_NAME), folder / "run"
+    if holder is not None and not holder.is_gone():
+        paths = (folder / OUTPUT_NAME, run / LOG_NAME, run / run_lock.LOCK_NAME)
+        changed = max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+        if holder.is_here or time.time() - changed < _SECONDS_UNTIL_FORGOTTEN:
+            return holder
+    return run_lock.current_holder(run)
+
+
+def last_error(lines: Sequence[str]) -> str | None:
+    """Return the sentence that a trainer ended with, or the last line of its traceback, escaped."""
+    ours = [line.removeprefix(_PROGRAM) for line in lines if line.startswith(_PROGRAM)]
+    if ours:
+        return printable(" ".join(ours), 1000)
+    found = [match for line in lines if (match := _ERROR_LINE.fullmatch(line))]
+    return printable(found[-1]["text"] or found[-1]["kind"], 500) if found else None
+
+
+def write_facts(folder: Path, name: str, facts: StrictModel) -> None:
+    """Write one of a run's small files."""
+    write_files(folder, {name: facts.model_dump_json(indent=1).encode() + b"\n"})
+
+
+def read_facts(path: Path, model: type[M]) -> M | None:
+    """Read one of a run's small files; None where it is not there or damaged."""
+    with suppress(OSError, ValueError):
+        return read_json(path.read_bytes(), model, path.name)
+    return None

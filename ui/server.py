@@ -11,6 +11,7 @@ import threading
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, chdir, contextmanager
+from importlib.util import find_spec
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,27 +24,39 @@ from ether_diffusion.wording import printable
 if TYPE_CHECKING:
     import gradio as gr
 
+    from ether_diffusion.scripts import command_options as told
+
 Login = Callable[[str, str], bool]
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 MAX_UPLOAD = "64mb"
-MAX_WAITING = 64
-"""Requests in Gradio's queue; the next visitor is told that it is full."""
-MAX_SESSIONS = 128
-"""Pages and scripts whose state is kept, the last ones used; each costs half a MB."""
+MAX_WAITING = 64  # requests in Gradio's queue; the next visitor is told that it is full
+MAX_SESSIONS = 128  # pages and scripts whose state is kept, the last ones used; each costs half a MB
 MIN_PASSWORD_LENGTH = 8
 _UNPROXIED = {"NO_PROXY": "*", "no_proxy": "*"}
 _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TORCH_HOME")
 """Variables that name folders, perhaps from the working directory."""
 
 
+def ui(options: "told.Ui") -> None:
+    """Carry out the command `ether ui`: serve the studio until it is interrupted."""
+    if find_spec("gradio") is None:
+        raise ValueError('the studio needs Gradio; install it with pip install "ether-diffusion[ui]"')
+    try:
+        folder = options.folder.expanduser()
+    except RuntimeError:
+        none = f"there is no home folder here for {options.folder}"
+        raise ValueError(f"{none}; say with --folder where to keep all") from None
+    login = None if options.auth is None else read_login(options.auth)
+    serve(
+        folder, base=options.base, port=options.port, listen=options.listen, login=login,
+        open_browser=options.open,
+    )  # fmt: skip
+
+
 def read_login(text: str) -> Login:
     """Return what answers whether a name and password are those of NAME:PASSWORD; `ui.gate` slows guessing.
 
     @FILE reads them from the first line of a file, which no list of processes shows.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no colon, no name, or the password is shorter than 8 characters.
     """
     if text.startswith("@"):
         file = Path(text[1:]).expanduser()
@@ -52,10 +65,8 @@ def read_login(text: str) -> Login:
         text = file.read_text(encoding="utf-8").partition("\n")[0]
     own_name, _, own_password = text.partition(":")
     if not own_name.strip() or len(own_password) < MIN_PASSWORD_LENGTH:
-        raise ValueError(
-            f"auth needs a name and a password of {MIN_PASSWORD_LENGTH} characters or more; give it as "
-            "NAME:PASSWORD"
-        )
+        needed = f"a name and a password of {MIN_PASSWORD_LENGTH} characters or more"
+        raise ValueError(f"auth needs {needed}; give it as NAME:PASSWORD")
 
     def is_right(name: str, password: str) -> bool:
         right = hmac.compare_digest(name.encode(), own_name.strip().encode())
@@ -65,26 +76,17 @@ def read_login(text: str) -> Login:
 
 
 def serve(
-    folder: Path,
-    *,
-    base: str = ALIAS,
-    port: int | None = None,
-    listen: bool = False,
-    login: Login | None = None,
-    open_browser: bool = False,
-) -> None:
+    folder: Path, *, base: str = ALIAS, port: int | None = None, listen: bool = False,
+    login: Login | None = None, open_browser: bool = False,
+) -> None:  # fmt: skip
     """Serve a studio until Ctrl-C or a TERM signal; what was uploaded and cached is deleted at the end.
 
-    Raises:
-        ValueError: it would let the network in without a login; the port is none or taken; or the folder or
-            the base cannot be used.
-        OSError: all of Gradio's own ports are taken.
+    What would let the network in without a login, a port that is taken and what cannot be used are refused.
     """
     host = EVERYWHERE if listen else LOOPBACK
     if listen and login is None:
-        raise ValueError(
-            "--listen lets the whole network in; add --auth NAME:PASSWORD, or leave --listen out"
-        )
+        remedy = "add --auth NAME:PASSWORD, or leave --listen out"
+        raise ValueError(f"--listen lets the whole network in; {remedy}")
     if port is not None:
         _check_port(host, port)
     folder = folder.expanduser().resolve()
@@ -123,8 +125,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError:
-            said = f"port {port} is taken; choose another with --port, or leave it out"
-            raise ValueError(said) from None
+            raise ValueError(f"port {port} is taken; choose another with --port, or leave it out") from None
 
 
 def _launch(app: "gr.Blocks", folder: Path, **options: Any) -> None:
@@ -169,17 +170,12 @@ def _surroundings(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     own.mkdir(mode=0o700)
     empty.mkdir(mode=0o700, exist_ok=True)
-    wanted = {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GRADIO_TEMP_DIR": str(own / "cache"),
-    }
     given = {name: Path(os.environ[name]) for name in _FOLDERS if os.environ.get(name)}
-    wanted |= {name: str(path.expanduser().absolute()) for name, path in given.items()}
-    log, root = (
-        RotatingFileHandler(folder / "studio.log", "a", 1 << 20, 1, "utf-8", True),
-        logging.getLogger(),
-    )
+    wanted = {name: str(path.expanduser().absolute()) for name, path in given.items()}
+    wanted |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    wanted["GRADIO_TEMP_DIR"] = str(own / "cache")
+    root = logging.getLogger()
+    log = RotatingFileHandler(folder / "studio.log", "a", 1 << 20, 1, "utf-8", True)
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log.setLevel(logging.WARNING)
     with ExitStack() as stack:

@@ -10,38 +10,29 @@ import torch
 
 from ether_diffusion.tiny_world import control_adapter_path, tiny_world_path
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.errors import disk_explained
 from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs, TrainRequest
+from ether_diffusion.ui.words import disk_explained
 
 logger = logging.getLogger(__name__)
 
 ADAPTERS, OUTPUTS, RUNS, TEMP = "adapters", "outputs", "runs", "temp"
-SHIPPED = "Shapes"
-"""What the shipped control adapter is called."""
+SHIPPED = "Shapes"  # what the shipped control adapter is called
 
 
 class Studio:
-    """Everything that a page offers, without the page.
+    """Everything that a page offers, without the page; nobody else may read `temp`.
 
-    Attributes:
-        temp: for uploads and downloads; nobody else may read it.
-        reading: held while what visitors upload is decoded, one after the other: the largest photo that is
-            taken needs 1.4 GB meanwhile.
+    `reading` is held while an upload is decoded, as the largest photo that is taken needs 1.4 GB meanwhile.
     """
 
     def __init__(self, folder: Path, *, base: str = "tiny_world", temp: Path | None = None) -> None:
-        """Open a studio in a folder, which is made where it is not there; `temp` is inside it if not given.
-
-        Raises:
-            FileNotFoundError, OSError, ValueError: the base or the folder cannot be used.
-        """
+        """Open a studio in a folder, which is made where there is none; `temp` is inside it if not given."""
         self.folder = folder.expanduser().absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; name a folder for the studio")
-        self.reading = threading.Lock()
-        self.temp = temp or self.folder / TEMP
+        self.reading, self.temp = threading.Lock(), temp or self.folder / TEMP
         self.engine = Engine(
             base,
             outputs=self.folder / OUTPUTS,
@@ -68,16 +59,12 @@ class Studio:
         self.engine.close()
 
     def train(self, request: TrainRequest) -> str:
-        """Start a training run and return its id.
-
-        Raises:
-            ValueError: as `Runs.start`, or pictures are being drawn on the accelerator.
-        """
+        """Start a training run and return its id, where no pictures are being drawn on the accelerator."""
         with self._accelerator_free():
             return self.runs.start(request)
 
     def resume(self, run_id: str) -> None:
-        """Go on with a training run; errors are those of `Runs.resume` and `train`."""
+        """Go on with a training run, as `train`."""
         with self._accelerator_free():
             self.runs.resume(run_id)
 
@@ -88,12 +75,11 @@ class Studio:
         """
         new = []
         for run in self.runs.all():
-            if run.adapter is None or run.library_id is not None:
-                continue
-            try:
-                new.append(self.runs.adopt(run.id, self.library).id)
-            except (ValueError, FileNotFoundError) as error:
-                logger.warning("%s is not in the library yet: %s", run.name, error)
+            if run.adapter is not None and run.library_id is None:
+                try:
+                    new.append(self.runs.adopt(run.id, self.library).id)
+                except (ValueError, FileNotFoundError) as error:
+                    logger.warning("%s is not in the library yet: %s", run.name, error)
         return new
 
     @contextmanager
@@ -101,21 +87,17 @@ class Studio:
         """Keep pictures from being drawn while a run starts on the same accelerator."""
         if self.engine.device.type == "cpu":
             yield
-            return
-        if not self.engine.is_free:
-            raise ValueError(
-                "pictures are being drawn on the accelerator; wait until they are done, or stop them, "
-                "and start again"
-            )
-        with self.engine.line.turn(StopToken()):
-            yield
+        elif not self.engine.is_free:
+            drawing = "pictures are being drawn on the accelerator"
+            raise ValueError(f"{drawing}; wait until they are done, or stop them, and start again")
+        else:
+            with self.engine.line.turn(StopToken()):
+                yield
 
     def _check_free(self, device: torch.device) -> None:
         """Let pictures be drawn beside training on the CPU, where it yields; an accelerator has no room."""
-        if device.type == "cpu":
-            return
         training = [run.name for run in self.runs.all() if run.state in ("starting", "running")]
-        if training:
+        if training and device.type != "cpu":
             raise ValueError(
                 f"{training[0]} is training on the accelerator; wait until it is done, or pause it"
             )

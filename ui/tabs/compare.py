@@ -1,111 +1,125 @@
 """The tab Compare: a grid over prompts, seeds, adapters and strengths, whose cells stream in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import gradio as gr
+from markupsafe import Markup
 
-from ether_diffusion.ui.errors import handler, sentence
-from ether_diffusion.ui.facts import counted, duration, notes_html, quiet_html
-from ether_diffusion.ui.grid_page import grid_html, labels_of
 from ether_diffusion.ui.jobs import Finished, SavedPicture
 from ether_diffusion.ui.requests import GridRequest
-from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.drawing_tab import EMPTY, MAX_AT_ONCE, Cells, DrawingTab
-from ether_diffusion.ui.tabs.form import GridForm, Values, choices
+from ether_diffusion.ui.tabs.create import MAX_VISITORS, DrawingTab
 from ether_diffusion.ui.tabs.history import PictureDetail
-from ether_diffusion.ui.tabs.parts import QUIET, Refresh, TabParts, Updates
+from ether_diffusion.ui.tabs.page import EMPTY, QUIET, Form, Page, Updates, Values
+from ether_diffusion.ui.words import counted, duration, handler, notes_html, quiet_html, sentence
+from ether_diffusion.wording import printable
 
 ON_CLICK = """element.addEventListener("click", (event) => {
   const cell = event.target.closest("[data-cell]");
   if (cell) trigger("click", { cell: Number(cell.dataset.cell) });
 });"""
+_SHOWN = 80  # characters of a prompt that label a row
+_EMPTY = EMPTY.format("The grid appears here, cell by cell.")
+_TABLE = Markup(
+    '<div class="grid-scroll" role="region" aria-label="Grid of pictures" tabindex="0">'
+    '<table class="{look}" style="--columns: {width}"><thead><tr>{head}</tr></thead>'
+    "<tbody>{rows}</tbody></table></div>"
+)
+_ROW = Markup('<tr class="row-label"><th scope="rowgroup" colspan="{}"><span>{}</span></th></tr>')
+_DONE = Markup(
+    '<td><button type="button" data-cell="{}" aria-label="{}"><img src="gradio_api/file={}" alt="" '
+    'decoding="sync"></button></td>'  # a relative source holds behind a proxy, too
+)
+_LATER = Markup('<td><div class="cell {}"><span>{}</span>{}</div></td>')
 
 
-def build(studio: Studio) -> TabParts:
+def build(page: Page) -> None:
     """Lay out the tab and tie its events."""
     with gr.Tab("Compare", id="compare") as tab:
-        page = CompareTab(GridForm(studio, "compare"))
-    adapters = page.form["adapters"]
+        form = CompareTab(page, GridForm(page.studio, "compare")).form
+    page.refreshes(tab, lambda: {form["adapters"]: form.offer()}, [form["adapters"]])
 
-    @handler
-    def refresh() -> Updates:
-        return {adapters: gr.update(choices=choices(page.form.names()))}
 
-    return TabParts(tab, refresh=Refresh(refresh, [adapters]), sendings=[page.detail.sending])
+class GridForm(Form):
+    """What a grid is made of."""
+
+    def read(self, named: Mapping[str, Any]) -> GridRequest:
+        return GridRequest(**named)
+
+    def shown(self, named: Mapping[str, Any]) -> Updates:
+        chosen, names = named["adapters"] or [], self.names()
+        offered = self.offer(value=[each for each in chosen if each in names])
+        return {**super().shown(named), self["adapters"]: offered}
 
 
 class CompareTab(DrawingTab):
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
-    form: GridForm
-    go_label, what, has_looks = "Draw grid", "cell", False
-    empty = EMPTY.format("The grid appears here, cell by cell.")
+    first, go_label, has_looks = "prompts", "Draw grid", False
 
     def lay_out_head(self) -> None:
-        words = "Write a prompt to see what the grid costs."
-        self.cost = gr.HTML(quiet_html(words), elem_id="compare-cost")
+        self.cost = gr.HTML(quiet_html("Write a prompt to see what the grid costs."), elem_id="compare-cost")
 
     def lay_out_settings(self) -> None:
-        self.form.put_rest()
+        form = self.form
+        with gr.Group():
+            form.put("adapters", label="Adapters", info="Each has a column for every strength.")
+            form.put("strengths", "with_base", "seeds")
+        with gr.Group():
+            form.put_sampling()
+        form.put_advanced()
 
     def lay_out_results(self) -> None:
         self.status = gr.HTML(visible=False, elem_id="compare-status")
-        self.grid = gr.HTML(self.empty, js_on_load=ON_CLICK, elem_id="compare-grid")
+        self.grid = gr.HTML(_EMPTY, js_on_load=ON_CLICK, elem_id="compare-grid")
         with gr.Row(visible=False, elem_classes="tool-row") as self.files:
             self.sheet = gr.DownloadButton("Sheet (PNG)", elem_id="compare-sheet")
             self.manifest = gr.DownloadButton("Manifest (JSON)", elem_id="compare-manifest")
         self.notes = gr.HTML(visible=False, elem_id="compare-notes")
-        self.detail = PictureDetail("compare", self.studio)
+        self.detail = PictureDetail("compare", self.page)
         self.cells: gr.State = gr.State(())
 
     def tie(self) -> None:
-        fields = self.form.all()
-        drawn = [self.cost, self.status, self.grid, self.files, self.sheet, self.manifest, self.notes]
-        self.go.click(
-            handler(self.draw), fields, [self.go, self.stop, *drawn, self.cells, *self.detail.all()],
-            concurrency_limit=MAX_AT_ONCE, **QUIET,
-        )  # fmt: skip
-        gr.on(
-            [widget.change for widget in self.form.widgets.values()],
-            handler(self.show_cost), fields, [self.cost], trigger_mode="always_last", queue=False, **QUIET,
-        )  # fmt: skip
-        self.grid.click(handler(self.select), [self.cells], self.detail.all(), **QUIET)
+        fields, detail = self.form.all(), self.detail.shown
+        shown = [self.go, self.stop, self.cost, self.status, self.grid, self.files, self.sheet, self.manifest]
+        drawn = [*shown, self.notes, self.cells, *detail]
+        self.go.click(handler(self.draw), fields, drawn, concurrency_limit=MAX_VISITORS, **QUIET)
+        changes: list[Any] = [widget.change for widget in self.form.widgets.values()]
+        often: dict[str, Any] = {"trigger_mode": "always_last", "queue": False, **QUIET}
+        gr.on(changes, handler(self._show_cost), fields, [self.cost], **often)
+        self.grid.click(handler(self._select), [self.cells], detail, **QUIET)
 
-    def show_cost(self, values: Values) -> Updates:
+    def _show_cost(self, values: Values) -> Updates:
         """Say what the grid of the form would cost, or why it cannot be drawn."""
         try:
-            request = self.form.read(values)
+            request = self.form.read(self.form.named(values))
             self.studio.engine.cost.check(request.sampling())
             return {self.cost: self._cost(request)}
         except ValueError as error:
             return {self.cost: notes_html(sentence(error), kind="warning")}
 
-    def _cost(self, request: GridRequest) -> str:
+    def _cost(self, request: GridRequest) -> Markup:
         sampling = request.sampling()
-        seconds = self.studio.engine.cost.seconds(sampling)
-        how_long = "how long is known after the first picture"
-        how_long = how_long if seconds is None else f"about {duration(seconds)}"
-        cells = sampling.num_pictures
-        words = [counted(cells, "picture"), counted(cells * request.steps, "step"), how_long]
-        return quiet_html(" · ".join(words))
+        seconds, cells = self.studio.engine.cost.seconds(sampling), sampling.num_pictures
+        long = (
+            "how long is known after the first picture" if seconds is None else f"about {duration(seconds)}"
+        )
+        return quiet_html(f"{counted(cells, 'picture')} · {counted(cells * request.steps, 'step')} · {long}")
 
-    def starting(self, request: GridRequest) -> Updates:
+    def begun(self, request: GridRequest) -> Updates:
         return {self.files: gr.update(visible=False), **self.detail.hide()}
 
-    def cells_of(self, request: GridRequest) -> Cells:
+    def drawn(self, request: GridRequest, cells: Sequence[SavedPicture], *, is_running: bool) -> Updates:
         labels = labels_of(request, self.form.names())
-
-        def show(cells: Sequence[SavedPicture], is_running: bool) -> Updates:
-            page = grid_html(labels, cells, is_running=is_running, is_small=self.is_small)
-            cost: Updates = {} if is_running else {self.cost: self._cost(request)}
-            return {self.grid: page, self.cells: tuple(cells), **cost}
-
-        return show
+        table = grid_html(labels, cells, is_running=is_running, is_small=self.page.is_small)
+        cost: Updates = {} if is_running else {self.cost: self._cost(request)}
+        return {self.grid: table, self.cells: tuple(cells), **cost}
 
     def failed(self) -> Updates:
-        return {self.status: gr.update(visible=False), self.grid: self.empty, self.cells: ()}
+        return {self.status: gr.update(visible=False), self.grid: _EMPTY, self.cells: ()}
 
-    def finished(self, event: Finished) -> Updates:
+    def ended(self, event: Finished) -> Updates:
         words = f"{counted(len(event.pictures), 'picture')} in {duration(event.seconds)}"
         if event.stopped:
             words = f"Stopped: {words}, which History keeps; no sheet was made"
@@ -118,9 +132,47 @@ class CompareTab(DrawingTab):
             self.manifest: gr.update(value=event.manifest, visible=event.manifest is not None),
         }
 
-    def select(self, cells: tuple[SavedPicture, ...], chosen: gr.EventData) -> Updates:
-        """Show a cell large."""
-        number = (chosen._data or {}).get("cell")
-        if not isinstance(number, int) or not 0 <= number < len(cells):
-            return {}
-        return self.detail.show(cells[number])
+    def _select(self, cells: tuple[SavedPicture, ...], chosen: gr.EventData) -> Updates:
+        number: Any = (chosen._data or {}).get("cell")
+        return self.detail.show(cells[number]) if number in range(len(cells)) else {}
+
+
+class Labels(NamedTuple):
+    """The rows and columns of a grid, whose cells come row by row."""
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+
+
+def labels_of(request: GridRequest, names: Mapping[str, str]) -> Labels:
+    """Return the labels: a column per choice; with one choice, a column per seed. `names` are adapters'."""
+    prompts = [printable(prompt, _SHOWN) for prompt in request.prompts]
+    seeds = [f"Seed {seed}" for seed in request.seeds]
+    if len(request.choices) == 1 and len(seeds) > 1:
+        return Labels(prompts if len(prompts) > 1 else [""], seeds)
+    columns = [
+        " + ".join(f"{printable(names.get(name, name))} {s:g}" for name, s in choice.items()) or "Base"
+        for choice in request.choices
+    ]
+    if len(prompts) > 1:
+        seeds = [f"{prompt} · {seed.lower()}" for prompt in prompts for seed in seeds]
+    return Labels(seeds, columns)
+
+
+def grid_html(labels: Labels, cells: Sequence[SavedPicture], *, is_running: bool, is_small: bool) -> Markup:
+    """Return the table: done cells are buttons that carry their number, the next one is being drawn."""
+    width, rows = len(labels.columns), Markup("")
+    for row, label in enumerate(labels.rows):
+        rows += _ROW.format(width, label) if label else ""
+        rows += Markup("<tr>")
+        for column, words in enumerate(labels.columns):
+            number, called = row * width + column, ", ".join(filter(None, [words, label]))
+            if number < len(cells):
+                rows += _DONE.format(number, called, quote(str(cells[number].path)))
+            elif is_running and number == len(cells):
+                rows += _LATER.format("now", called, "drawing …")
+            else:
+                rows += _LATER.format("later", called, "waiting" if is_running else "not drawn")
+        rows += Markup("</tr>")
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(label) for label in labels.columns)
+    return _TABLE.format(look="cells sharp" if is_small else "cells", width=width, head=head, rows=rows)

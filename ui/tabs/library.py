@@ -1,24 +1,19 @@
 """The tab Library: the adapters there are, to look at, name, fetch, add and delete; also /adapters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from ether_diffusion.ui.adapter_files import MAX_CHARACTERS
-from ether_diffusion.ui.errors import handler, sentence, without_paths
-from ether_diffusion.ui.facts import facts_html, notes_html
-from ether_diffusion.ui.library import GONE, Card
+from ether_diffusion.ui.library import GONE, MAX_CHARACTERS, Card
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.history import SAVE_AS
-from ether_diffusion.ui.tabs.parts import QUIET, SMALL, DeleteButton, Sending, TabParts, Updates
+from ether_diffusion.ui.tabs.page import EMPTY, QUIET, SAVE_AS, DeleteButton, Page, Updates
 from ether_diffusion.ui.uploads import data_address
+from ether_diffusion.ui.words import facts_html, handler, notes_html, sentence, without_paths
 
 THUMBNAIL_SIDE = 144
-EMPTY = '<div class="empty"><p>No adapters yet. Train one, or add one that you have.</p></div>'
 SHOW_DETAIL = """() => { if (window.innerWidth <= 760) document.getElementById("library-detail")
   .scrollIntoView({ behavior: "smooth" }); }"""
 CHOOSE = """element.addEventListener("click", (event) => {
@@ -32,67 +27,60 @@ _CARD = Markup(
 )
 
 
-def build(studio: Studio) -> TabParts:
+def build(page: Page) -> None:
     """Lay out the tab and tie its events."""
     with gr.Tab("Library", id="library") as tab:
-        page = LibraryTab(studio)
-        gr.api(page.adapters, api_name="adapters")
+        library = LibraryTab(page)
+        gr.api(library.adapters, api_name="adapters")
     for event in (gr.context.Context.root_block.load, tab.select):
-        event(handler(page.refresh), [page.chosen], [page.empty, page.cards], **QUIET)
-    return TabParts(
-        tab,
-        sendings=[Sending(page.used, page.restored)],
-        adapter_changes=[page.renamed, page.deleted, page.added],
-    )
+        event(handler(library.refresh), [library.chosen], [library.empty, library.cards], **QUIET)
 
 
 class LibraryTab:
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+    def __init__(self, page: Page) -> None:
+        self._page, self._studio, library = page, page.studio, page.studio.library
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=3, min_width=300, elem_classes="settings"):
-                self.empty = gr.HTML(EMPTY, elem_id="library-empty")
+                none_yet = EMPTY.format("No adapters yet. Train one, or add one that you have.")
+                self.empty = gr.HTML(none_yet, elem_id="library-empty")
                 self.cards = gr.HTML(js_on_load=CHOOSE, visible=False, elem_id="library-cards")
                 self.dropped = gr.File(
                     label="Add an adapter: its zip, or its .safetensors with its .json",
                     file_count="multiple", file_types=[".zip", ".safetensors", ".json"], height=104,
                     elem_id="library-drop", elem_classes="drop",
                 )  # fmt: skip
-            with gr.Column(
-                scale=2, min_width=300, visible=False, elem_classes="results", elem_id="library-detail"
-            ) as self.detail:
+            beside: dict[str, Any] = {"elem_classes": "results", "elem_id": "library-detail"}
+            with gr.Column(scale=2, min_width=300, visible=False, **beside) as self.detail:
                 self.head = gr.HTML(elem_id="library-head")
                 self.use = gr.Button("Use in Create", variant="primary", elem_id="library-use")
                 with gr.Row(elem_classes="tool-row"):
                     native = gr.Button("Zip file", size="md", elem_id="library-zip")
                     self.lora = gr.Button("LoRA file", size="md", elem_id="library-lora")
                 with gr.Row(elem_classes="seed-row"):
-                    self.name = gr.Textbox(
-                        label="Name", max_lines=1, max_length=MAX_CHARACTERS, min_width=140, scale=3,
-                        elem_id="library-name",
-                    )  # fmt: skip
+                    one: dict[str, Any] = {"max_lines": 1, "max_length": MAX_CHARACTERS, "min_width": 140}
+                    self.name = gr.Textbox(label="Name", scale=3, elem_id="library-name", **one)
                     rename = gr.Button("Rename", size="sm", min_width=84, scale=1, elem_id="library-rename")
                 self.delete = DeleteButton("library", "Delete …")
-        self.chosen, self.restored = gr.State(""), gr.State()
+        self.chosen = gr.State("")
         file, chosen = gr.DownloadButton(visible="hidden"), [self.chosen]
-        shown = [
+        shown: list[Any] = [
             self.empty, self.cards, self.chosen, self.detail, self.head, self.use, self.lora, self.name,
             self.delete.box,
         ]  # fmt: skip
-        opened = self.cards.click(handler(self.choose), None, shown, **QUIET)
+        opened = self.cards.click(handler(self._choose), None, shown, **QUIET)
         opened.success(None, js=SHOW_DETAIL, api_visibility="private")
-        self.used = self.use.click(handler(self.take), chosen, [self.restored], **QUIET)
+        page.sends(self.use.click(handler(self._take), chosen, [page.restored], **QUIET))
         named, renaming = [self.chosen, self.name], [rename.click, self.name.submit]
-        self.renamed = gr.on(renaming, handler(self.give_name), named, shown, **QUIET)
-        self.deleted = self.delete.tie(self.ask, self.remove, self.chosen, shown)
-        self.added = self.dropped.upload(handler(self.add), [self.dropped], [*shown, self.dropped], **QUIET)
-        for button, write in ((native, studio.library.native_zip), (self.lora, studio.library.lora_file)):
-            written = button.click(
-                handler(write), chosen, [file], api_visibility="private", show_progress="minimal",
-                show_progress_on=[button],
-            )  # fmt: skip
+        page.changes_adapters(
+            gr.on(renaming, handler(self._rename), named, shown, **QUIET),
+            self.delete.tie(self._ask, self._remove, self.chosen, shown),
+            self.dropped.upload(handler(self._add), [self.dropped], [*shown, self.dropped], **QUIET),
+        )
+        for button, write in ((native, library.native_zip), (self.lora, library.lora_file)):
+            told: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [button]}
+            written = button.click(handler(write), chosen, [file], api_visibility="private", **told)
             written.success(None, [file], None, js=SAVE_AS, api_visibility="private")
 
     @handler
@@ -112,14 +100,12 @@ class LibraryTab:
         return self._list(chosen)
 
     def _list(self, chosen: str) -> Updates:
-        cards = self._studio.library.cards()
-        look = "cards sharp" if self._studio.engine.native_size < SMALL else "cards"
+        cards, look = self._studio.library.cards(), "cards" + " sharp" * self._page.is_small
         listing = Markup("").join(_card_html(card, is_chosen=card.id == chosen) for card in cards)
+        page = Markup('<div class="{}">{}</div>').format(look, listing)
         return {
             self.empty: gr.update(visible=not cards),
-            self.cards: gr.update(
-                value=Markup('<div class="{}">{}</div>').format(look, listing), visible=bool(cards)
-            ),
+            self.cards: gr.update(value=page, visible=bool(cards)),
         }
 
     def _show(self, card: Card) -> Updates:
@@ -132,40 +118,35 @@ class LibraryTab:
             notes = notes_html("It follows a control image: choose it in the tab Control.")
         elif card.why_not:
             notes = notes_html("Good to know", [sentence(card.why_not)])
-        head = Markup("<h2>{}</h2>{}{}").format(card.name, facts_html(_facts(card)), notes)
         return {
             **self._list(card.id),
             self.chosen: card.id,
             self.detail: gr.update(visible=True),
-            self.head: head,
+            self.head: Markup("<h2>{}</h2>{}{}").format(card.name, facts_html(_facts(card)), notes),
             self.use: gr.update(visible=can_draw),
             self.lora: gr.update(visible=can_draw),
             self.name: card.name,
             self.delete.box: gr.update(visible=False),
         }
 
-    def choose(self, event: gr.EventData) -> Updates:
-        """Show the adapter whose card was clicked."""
+    def _choose(self, event: gr.EventData) -> Updates:
         adapter_id = event._data.get("adapter") if isinstance(event._data, dict) else None
         if not isinstance(adapter_id, str):
             raise FileNotFoundError(GONE)
         return self._show(self._studio.library.card(adapter_id))
 
-    def give_name(self, adapter_id: str, name: str) -> Updates:
-        """Rename the adapter on show."""
+    def _rename(self, adapter_id: str, name: str) -> Updates:
         return self._show(self._studio.library.rename(adapter_id, name))
 
-    def ask(self, adapter_id: str) -> str:
-        """Ask whether the adapter on show shall be deleted."""
+    def _ask(self, adapter_id: str) -> str:
         name = self._studio.library.card(adapter_id).name
         return f"Delete {name}? Its files are gone then; pictures drawn with it stay."
 
-    def remove(self, adapter_id: str) -> Updates:
-        """Delete the adapter on show."""
+    def _remove(self, adapter_id: str) -> Updates:
         self._studio.library.delete(adapter_id)
         return {**self._list(""), self.detail: gr.update(visible=False), self.chosen: ""}
 
-    def add(self, files: list[str] | None) -> Iterator[Updates]:
+    def _add(self, files: list[str] | None) -> Iterator[Updates]:
         """Take an uploaded adapter, or say why it cannot be taken."""
         try:
             card = self._studio.library.import_upload([Path(file) for file in files or []])
@@ -174,7 +155,7 @@ class LibraryTab:
             raise
         yield {**self._show(card), self.dropped: None}
 
-    def take(self, adapter_id: str) -> Restored:
+    def _take(self, adapter_id: str) -> Restored:
         """Return what draws with the adapter on show, for the tab Create."""
         card = self._studio.library.card(adapter_id)
         if not card.fits_base:
@@ -185,47 +166,34 @@ class LibraryTab:
 def _card_html(card: Card, *, is_chosen: bool) -> Markup:
     """Return a card as a button that bears the id of its adapter."""
     address = None if card.thumbnail is None else data_address(card.thumbnail, THUMBNAIL_SIDE)
-    initial = card.name[:1].upper()
-    picture = initial if address is None else Markup('<img alt="" src="{}">').format(address)
+    picture = card.name[:1].upper() if address is None else Markup('<img alt="" src="{}">').format(address)
     mark = Markup("")
     if not card.fits_base:
         other = "For other weights" if card.match == "other weights" else "For another base"
         mark = Markup('<span class="mark unfit">{}</span>').format(other if card.method else "Cannot be read")
     elif card.kind == "control":
         mark = Markup('<span class="mark">Control</span>')
-    return _CARD.format(
-        id=card.id,
-        pressed="true" if is_chosen else "false",
-        picture=picture,
-        name=card.name,
-        lines=Markup("").join(Markup('<span class="line">{}</span>').format(line) for line in _lines(card)),
-        mark=mark,
-    )
-
-
-def _lines(card: Card) -> Sequence[str]:
-    """Return what stands on a card under the name."""
     size, day = _kilobytes(card.num_bytes), f"{card.created.astimezone():%d %b %Y}"
-    if not card.method:
-        return [f"{size} · {day}"]
-    learned = card.method if card.steps is None else f"{card.method} · {card.steps} steps"
-    call, base = f"“{card.trigger}”" * bool(card.trigger), [card.base_name, size]
-    return [*filter(None, (learned, call)), " · ".join(filter(None, base)), f"{day} · {card.hash[:8]}"]
+    lines = [f"{size} · {day}"]
+    if card.method:
+        learned = card.method if card.steps is None else f"{card.method} · {card.steps} steps"
+        of_base = " · ".join(filter(None, [card.base_name, size]))
+        called = f"“{card.trigger}”" * bool(card.trigger)
+        lines = [*filter(None, (learned, called)), of_base, f"{day} · {card.hash[:8]}"]
+    spans = Markup("").join(Markup('<span class="line">{}</span>').format(line) for line in lines)
+    pressed = "true" if is_chosen else "false"
+    return _CARD.format(id=card.id, pressed=pressed, picture=picture, name=card.name, lines=spans, mark=mark)
 
 
 def _facts(card: Card) -> list[tuple[str, str]]:
     """Return everything that is known of an adapter."""
     facts = {
-        "Kind": card.kind.capitalize(),
-        "Method": card.method,
-        "Base": card.base_name,
-        "Call it by": card.trigger,
-        "Steps": "" if card.steps is None else str(card.steps),
+        "Kind": card.kind.capitalize(), "Method": card.method, "Base": card.base_name,
+        "Call it by": card.trigger, "Steps": "" if card.steps is None else str(card.steps),
         "Size": _kilobytes(card.num_bytes),
         "Numbers in it": f"{card.num_parameters:,}" if card.num_parameters else "",
-        "Hash": card.hash[:16],
-        "Added": f"{card.created.astimezone():%d %b %Y, %H:%M}",
-    }
+        "Hash": card.hash[:16], "Added": f"{card.created.astimezone():%d %b %Y, %H:%M}",
+    }  # fmt: skip
     return [(name, value) for name, value in facts.items() if value]
 
 
