@@ -15,6 +15,8 @@ from typing import Any, TextIO, TypeVar
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 NOBODY_READS = 128 + 13  # as the shell says of a command that SIGPIPE ended
+_SHORT = ("allocate memory", "out of memory", "alloc_failed", "bad_alloc", "map segment",
+          "without exception set", "start new thread", "resource temporarily unavailable")  # fmt: skip
 
 T = TypeVar("T")
 
@@ -71,13 +73,17 @@ def run_command(
                     raise _UnsaidError(error.strerror) from error
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        _give_up_stdout()
-        return NOBODY_READS
-    except _UnsaidError as error:
-        _give_up_stdout()
+    except (BrokenPipeError, _UnsaidError) as error:
+        with suppress(OSError, ValueError):  # or Python would try once more at its end, and say so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return NOBODY_READS
         print(f"{name}: what it says cannot be written to stdout ({error})", file=sys.stderr)
         return USER_ERROR
+
+
+class _UnsaidError(Exception):
+    """Why stdout takes no more."""
 
 
 def share_machine() -> None:
@@ -101,10 +107,6 @@ def use_one_thread() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-class _UnsaidError(Exception):
-    """Why stdout takes no more."""
-
-
 def _worked(
     name: str, parsed: T, work: Callable[[T], int | None], say: Callable[[ValueError | OSError], str]
 ) -> int:
@@ -112,24 +114,19 @@ def _worked(
         return work(parsed) or 0
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
-        problem: BaseException = error
-        sentence = say(error)
+    except BaseException as error:  # MemoryError, RuntimeError, ImportError, a library's own panic …
+        is_users = isinstance(error, ValueError | OSError)
+        if getattr(parsed, "debug", False) or not (is_users or ran_short(error)):
+            raise
         if isinstance(error, UnicodeEncodeError):
             found = error.object[error.start : error.end]
             sentence = f"{found!a} cannot be said in {error.encoding}, as this system does; set PYTHONUTF8=1"
-    except BaseException as error:  # MemoryError, RuntimeError, ImportError, a library's own panic …
-        problem = error
-        if not ran_short(error):
-            raise
-        sentence = (
-            f"memory or threads ran out ({str(error) or 'MemoryError'}); free some, or raise the limits of "
-            "this shell (ulimit -v, ulimit -u)"
-        )
-    if getattr(parsed, "debug", False):
-        raise problem
-    command = getattr(parsed, "command", None)
-    rank = os.environ.get("LOCAL_RANK", "0")
+        elif isinstance(error, ValueError | OSError):
+            sentence = say(error)
+        else:
+            what = f"memory or threads ran out ({str(error) or 'MemoryError'})"
+            sentence = f"{what}; free some, or raise the limits of this shell (ulimit -v, ulimit -u)"
+    command, rank = getattr(parsed, "command", None), os.environ.get("LOCAL_RANK", "0")
     for line in sentence.splitlines():
         if rank == "0" or not rank.isdigit():  # of several processes one speaks
             print(f"{name} {command}: {line}" if command else f"{name}: {line}", file=sys.stderr)
@@ -138,9 +135,7 @@ def _worked(
 
 def ran_short(error: BaseException) -> bool:
     """Say whether an error tells of too little memory, on the CPU or an accelerator, or too few threads."""
-    words = ["allocate memory", "out of memory", "alloc_failed", "bad_alloc", "map segment"]
-    words += ["without exception set", "start new thread", "resource temporarily unavailable"]
-    is_said = any(each in str(error).lower() for each in words)
+    is_said = any(each in str(error).lower() for each in _SHORT)
     return is_said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
 
 
@@ -162,12 +157,6 @@ def mend_streams() -> None:
             stream.reconfigure(errors="replace")
     if sys.stderr is sys.__stderr__:
         sys.stderr = Unbroken(sys.stderr)  # it has all that a stream has
-
-
-def _give_up_stdout() -> None:
-    """Let what is left for stdout go nowhere, or Python would try once more at its end, and say so."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-LABEL_PX = 16
-TITLE_PX = 22
+LABEL_PX, TITLE_PX = 16, 22
 LABEL_LINES = 6
 MIN_CELL_PX = 176
 MAX_ROW_LABEL_PX = 230
 MAX_SHEET_PX = 64_000_000
 """Width × height; larger sheets are drawn with smaller pictures."""
-GAP_PX = 6
-MARGIN_PX = 18
+GAP_PX, MARGIN_PX = 6, 18
 PAPER, INK = "white", "#1c1c1e"
 _GLYPHS = frozenset("«°±·»‘’“”‹›")
 """What Pillow's font draws beyond ASCII; anything else would be a box."""
@@ -34,7 +32,7 @@ def draw_contact_sheet(
     accents or become question marks. Pictures may differ in size: each is fitted into a cell. There is a
     label for each row, and one for each of its pictures.
     """
-    cell_width, cell_height = _cell([picture for row in rows for picture in row], len(rows), len(rows[0]))
+    cell_width, cell_height = _cell([picture for row in rows for picture in row], len(rows) * len(rows[0]))
     lines_beside = max(1, min(LABEL_LINES, cell_height // math.ceil(LABEL_PX * 1.3)))
     beside = [_Label(label, LABEL_PX, MAX_ROW_LABEL_PX, lines_beside) for label in row_labels]
     above = [_Label(label, LABEL_PX, cell_width) for label in column_labels]
@@ -42,9 +40,8 @@ def draw_contact_sheet(
     width = left + len(column_labels) * (cell_width + GAP_PX) - GAP_PX + MARGIN_PX
     heading = _Label(title or "", TITLE_PX, width - 2 * MARGIN_PX)
     top = MARGIN_PX + _room([heading.height], 2 * GAP_PX) + _room([label.height for label in above], GAP_PX)
-    height = top + len(rows) * (cell_height + GAP_PX) - GAP_PX + MARGIN_PX
 
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = Image.new("RGB", (width, top + len(rows) * (cell_height + GAP_PX) - GAP_PX + MARGIN_PX), PAPER)
     draw = ImageDraw.Draw(sheet)
     heading.write(draw, MARGIN_PX, MARGIN_PX)
     for column, label in enumerate(above):
@@ -54,29 +51,27 @@ def draw_contact_sheet(
         y = top + index * (cell_height + GAP_PX)
         label.write(draw, MARGIN_PX, y + (cell_height - label.height) // 2)
         for column, picture in enumerate(row):
-            fitted = _fitted(picture, cell_width, cell_height)
+            fitted = _fitted(picture.convert("RGB"), cell_width, cell_height)
             x = left + column * (cell_width + GAP_PX) + (cell_width - fitted.width) // 2
             sheet.paste(fitted, (x, y + (cell_height - fitted.height) // 2))
     return sheet
 
 
-def _cell(pictures: list[Image.Image], num_rows: int, num_columns: int) -> tuple[int, int]:
+def _cell(pictures: list[Image.Image], number: int) -> tuple[int, int]:
     """Return the width and height of a picture's place, px."""
-    width = max(picture.width for picture in pictures)
-    height = max(picture.height for picture in pictures)
-    zoom = math.ceil(MIN_CELL_PX / max(width, height))
-    width, height = width * zoom, height * zoom
-    shrink = min(1.0, math.sqrt(MAX_SHEET_PX / (width * height * num_rows * num_columns)))
-    return max(1, int(width * shrink)), max(1, int(height * shrink))
+    sides = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    zoom = math.ceil(MIN_CELL_PX / max(sides))
+    shrink = min(1.0, math.sqrt(MAX_SHEET_PX / (sides[0] * sides[1] * zoom * zoom * number)))
+    return max(1, int(sides[0] * zoom * shrink)), max(1, int(sides[1] * zoom * shrink))
 
 
 def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     scale = min(width / picture.width, height / picture.height)
-    if scale >= 1:
-        size = picture.width * int(scale), picture.height * int(scale)
-        return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    zoom, resampling = (
+        int(scale) or scale,
+        Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS,
+    )
+    return picture.resize([max(1, round(zoom * side)) for side in picture.size], resampling)
 
 
 class _Label:

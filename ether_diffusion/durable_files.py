@@ -29,10 +29,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make a folder that holds these files, all or none; names may have subfolders.
 
-    What an earlier crash left unfinished is deleted.
-
-    Raises:
-        FileExistsError: there is such a folder.
+    What an earlier crash left unfinished is deleted; a folder that is there is a FileExistsError.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; it is not replaced")
@@ -56,9 +53,8 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
     At every instant one of the two is on the disk, whole; for an instant the older one has another name.
     """
-    before = folder.with_name(f".{folder.name}.before.unfinished")
+    before, fresh = (folder.with_name(f".{folder.name}.{name}.unfinished") for name in ("before", "new"))
     delete(before)
-    fresh = folder.with_name(f".{folder.name}.new.unfinished")
     delete(fresh)
     write_folder(fresh, files)
     if folder.exists():

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar, cast, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -16,8 +16,6 @@ MAX_DEPTH = 8
 MAX_DIGITS = 20
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
-
 T = TypeVar("T")
 
 
@@ -53,14 +51,15 @@ def checked(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
 
 @dataclass(frozen=True)
 class Within:
-    """Bounds of a number, both of them allowed: an annotation of a field that pydantic checks."""
+    """Bounds of a number, both of them allowed: an annotation of a field that pydantic checks.
+
+    `meaning` stands behind them in the sentence: a unit, or what the numbers mean. `multiple` divides it.
+    """
 
     least: float
     most: float
     meaning: str = ""
-    """What stands behind the bounds in the sentence: a unit, or what the numbers mean."""
     multiple: int | None = None
-    """What divides it, where something must."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
@@ -70,11 +69,7 @@ class Within:
         return self.least <= value <= self.most and not (self.multiple and value % self.multiple)
 
     def check(self, value: float) -> float:
-        """Return a number that is within.
-
-        Raises:
-            ValueError: it is not.
-        """
+        """Return a number that is within; another is a ValueError."""
         if not self.holds(value):
             what = f"a multiple of {self.multiple} " if self.multiple else ""
             raise ValueError(f"must be {what}from {self.least} to {self.most}{self.meaning}; found {value}")
@@ -91,11 +86,7 @@ def read_json(text: str | bytes, model: type[T], where: str) -> T:
 
 
 def validate(value: Json, model: type[T], where: str) -> T:
-    """Return parsed JSON as a type that pydantic knows; `where` opens the messages.
-
-    Raises:
-        ValueError: the first wrong key, what it holds, and what it should.
-    """
+    """Return parsed JSON as a type that pydantic knows; else a ValueError of the first wrong key."""
     try:
         return TypeAdapter(model).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
@@ -117,8 +108,7 @@ def _sentence(refusal: ValidationError, value: object) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name} is not a key that is known; take it out, or use the version that wrote it"
     needed = " or ".join(dict.fromkeys(e["msg"].partition("should ")[2] or e["msg"] for e in same))
-    found = printable(json.dumps(error["input"], default=str))
-    return f"{name} is {found}; it should {needed}"
+    return f"{name} is {printable(json.dumps(error['input'], default=str))}; it should {needed}"
 
 
 def _keys(error: ErrorDetails, value: object) -> tuple[str, ...]:
@@ -143,8 +133,8 @@ def parse_json(text: str | bytes, where: str) -> Json:
         value: Json = json.loads(
             text,
             object_pairs_hook=_without_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite,
+            parse_constant=_number,
+            parse_float=_number,
             parse_int=_whole,
         )
         json.dumps(value, ensure_ascii=False).encode()
@@ -166,20 +156,15 @@ class _JsonError(Exception):
 
 
 def _without_duplicates(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    seen: dict[str, Json] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise _JsonError(f"gives the key {printable(key)} twice; a key may stand once")
-        seen[key] = value
+    seen = dict(pairs)
+    if len(seen) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise _JsonError(f"gives the key {printable(twice)} twice; a key may stand once")
     return seen
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise _JsonError(f"holds {name}, which is not a JSON number; use a finite one")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
+def _number(digits: str) -> float:
+    number = float(digits)  # NaN and Infinity, too
     if not math.isfinite(number):
         raise _JsonError(f"holds {printable(digits, 20)}, which is out of range; use a finite number")
     return number

@@ -9,8 +9,8 @@ def printable(text: object, limit: int = 120) -> str:
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}…"
 
 
-def listed(names: Iterable[object], limit: int = 5) -> str:
-    """Return the first names and how many more there are."""
-    shown = [printable(name) for name in names]
+def listed(names: Iterable[object], limit: int = 5, separator: str = ", ") -> str:
+    """Return the first names, or sentences with "; " between, and how many more there are."""
+    shown = [printable(name, 120 if separator == ", " else 500) for name in names]
     rest = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + rest
+    return separator.join(shown[:limit]) + rest

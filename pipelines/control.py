@@ -22,8 +22,8 @@ from ether_diffusion.control import (
     controlled,
     load_control,
 )
+from ether_diffusion.control.conditioning import encoder_of
 from ether_diffusion.control.images import listed_images
-from ether_diffusion.control.loading import encoder_of
 from ether_diffusion.pipelines.loading import Choice, EtherLoaderMixin, loaded_adapters
 from ether_diffusion.pipelines.metadata import attach_metadata, metadata_of, num_prompts_of
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline

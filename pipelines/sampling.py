@@ -72,12 +72,13 @@ class Sampling(Settings):
 class ControlUse:
     """An image that says where, for all pictures but the base's, and how strongly.
 
-    `control` names the encoder where several are loaded.
+    `control` names the encoder where several are loaded; `by_prompt` has an image of its own for each prompt.
     """
 
     image: Image.Image
     strength: Strength = 1.0
     control: str | None = None
+    by_prompt: tuple[Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def draw_pictures(
     size, negative, pictures = sampling.batch_size, sampling.negative_prompt, list[Picture]()
     for choice, start in itertools.product(range(len(sampling.choices)), range(0, len(places), size)):
         batch = places[start : start + size]
+        if control is not None and control.by_prompt:
+            steered["control_image"] = [control.by_prompt[prompt] for prompt, _ in batch]
         images = pipeline(
             prompt=[sampling.prompts[prompt] for prompt, _ in batch],
             negative_prompt=None if negative is None else [negative] * len(batch),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ether_diffusion.tiny_world.recognition import OBJECT
+from ether_diffusion.tiny_world.pictures import OBJECT
 from research.measured import Measured, NotMeasuredError, difference_of, paired_difference
 
 Verdict = Literal["reproduced", "not reproduced", "not testable here", "not measured yet"]

@@ -14,13 +14,13 @@ from ether_diffusion.metrics.control_scores import (
     OBJECT_IOU,
     ControlPair,
     ControlYardsticks,
+    load_finder,
     score_control,
+    tiny_palette,
 )
 from ether_diffusion.metrics.encoders import load_encoder
-from ether_diffusion.metrics.likeness import Estimate
-from ether_diffusion.metrics.overlap import load_finder, tiny_palette
-from ether_diffusion.metrics.plots import new_figure, png_of
-from ether_diffusion.metrics.scores import Sample, Scores, sort_samples
+from ether_diffusion.metrics.report import new_figure, png_of
+from ether_diffusion.metrics.scores import Estimate, Sample, Scores, sort_samples
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import load_concepts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.metrics.scores import PROMPT
-from ether_diffusion.tiny_world.recognition import OBJECT
+from ether_diffusion.tiny_world.pictures import OBJECT
 
 FILES = ("benchmark", "learning_rates", "photos", "blocks", "energy", "transforms", "cost", "control")
 """Names of the studies' files in docs/results, without .json."""

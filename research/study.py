@@ -12,7 +12,7 @@ from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
 
 if TYPE_CHECKING:
-    from ether_diffusion.metrics.likeness import Estimate
+    from ether_diffusion.metrics.scores import Estimate
     from ether_diffusion.strict_json import Json
 
 SCORES_FILE = "scores.json"
@@ -62,7 +62,7 @@ def run_study(
     """Parse the arguments and carry out a study. Return 0, or 2 for what the user can mend, in a sentence."""
 
     def run(parsed: argparse.Namespace) -> None:
-        from ether_diffusion.metrics.plots import check_plotting
+        from ether_diffusion.metrics.report import check_plotting
         from ether_diffusion.tiny_world.concepts import find_concept
 
         logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -126,7 +126,7 @@ def summarise(results: Sequence[tuple[Training, Scores]]) -> Cells:
 
     What any run of a cell lacks, the cell lacks: there it came to nothing.
     """
-    from ether_diffusion.metrics.likeness import estimate
+    from ether_diffusion.metrics.scores import estimate
 
     group = "seed" if len({training.asked["subject"] for training, _ in results}) == 1 else "subject"
     cells: dict[Any, dict[Any, list[tuple[str, Scores]]]] = {}
@@ -171,8 +171,8 @@ def draw_curves(
 
     With `ticks` the axis is logarithmic to the base 2 and has them alone.
     """
-    from ether_diffusion.benchmark.results import LABELS
-    from ether_diffusion.metrics.plots import new_figure, png_of
+    from ether_diffusion.benchmark.plan import LABELS
+    from ether_diffusion.metrics.report import new_figure, png_of
 
     figure = new_figure(*size)
     figure.suptitle(title)

@@ -80,7 +80,7 @@ def _run(parsed: argparse.Namespace) -> None:
 
 def draw_bars(cells: Cells) -> bytes:
     """Return a PNG: for each score a group of bars by variant, a bar by number of blocks."""
-    from ether_diffusion.metrics.plots import new_figure, png_of
+    from ether_diffusion.metrics.report import new_figure, png_of
 
     figure = new_figure(4.8 * len(PANELS), 3.6)
     blocks = sorted({num_blocks for row in cells.values() for num_blocks in row})

@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
-from ether_diffusion.metrics.plots import new_figure, png_of
+from ether_diffusion.metrics.report import new_figure, png_of
 from ether_diffusion.strict_json import Json
 from research.study import run_study, study_parser, write_study
 

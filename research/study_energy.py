@@ -21,9 +21,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.benchmark.results import LABELS
-from ether_diffusion.metrics.likeness import Estimate, estimate
-from ether_diffusion.metrics.plots import new_figure, png_of
+from ether_diffusion.benchmark.plan import LABELS
+from ether_diffusion.metrics.report import new_figure, png_of
+from ether_diffusion.metrics.scores import Estimate, estimate
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.training.methods import attach_saved

@@ -29,7 +29,7 @@ from research.study import (
 )
 
 if TYPE_CHECKING:
-    from ether_diffusion.metrics.likeness import Estimate
+    from ether_diffusion.metrics.scores import Estimate
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def base_of(parsed: argparse.Namespace) -> tuple[Scores, float]:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.benchmark.results import LABELS
+    from ether_diffusion.benchmark.plan import LABELS
 
     base, least = base_of(parsed)
     trainings = plan(parsed.methods, parsed.learning_rates, parsed.subjects, parsed.seeds, parsed.steps)

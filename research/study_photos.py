@@ -23,7 +23,7 @@ from research.study import (
 )
 
 if TYPE_CHECKING:
-    from ether_diffusion.metrics.likeness import Estimate
+    from ether_diffusion.metrics.scores import Estimate
 
 SUBJECTS = ("panda", "sailboat")
 PANELS = {
@@ -77,8 +77,7 @@ def enough_steps(row: "Mapping[int, Mapping[str, Estimate]]", least_prompt: floa
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.benchmark.plan import TINY_LEARNING_RATES
-    from ether_diffusion.benchmark.results import LABELS
+    from ether_diffusion.benchmark.plan import LABELS, TINY_LEARNING_RATES
     from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
     from research.study_learning_rate import base_of
 

@@ -28,17 +28,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.contact_sheet import draw_contact_sheet
-from ether_diffusion.metrics.likeness import Estimate, estimate, likeness_of_pairs
-from ether_diffusion.metrics.plots import new_figure, png_of
+from ether_diffusion.metrics.report import new_figure, png_of
+from ether_diffusion.metrics.scores import Estimate, estimate, likeness_of_pairs
 from ether_diffusion.reflections import Vectors, factors, merged_weight, rows
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.concepts import load_concepts, shipped_concepts
 from ether_diffusion.tiny_world.networks import TinyClip, load_tiny_clip
-from ether_diffusion.tiny_world.pictures import generate, to_images
-from ether_diffusion.tiny_world.recognition import recognise
-from ether_diffusion.tiny_world.world import Scene
+from ether_diffusion.tiny_world.pictures import generate, recognise, to_images
+from ether_diffusion.tiny_world.world import Background, Scene
 from research.distances import distance_to_identity
 from research.study import run_study, study_parser, write_study
 

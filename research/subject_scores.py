@@ -10,19 +10,18 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
-from ether_diffusion.metrics.likeness import relative_drift
 from ether_diffusion.metrics.scores import (
     PhotoReference,
     Sample,
     other_tiny_prompts,
+    relative_drift,
     score_samples,
     sort_samples,
 )
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, tiny_world_path
 from ether_diffusion.tiny_world.concepts import Concept, find_concept
-from ether_diffusion.tiny_world.pictures import generate, to_images
-from ether_diffusion.tiny_world.recognition import OBJECT, score_against_truth
+from ether_diffusion.tiny_world.pictures import OBJECT, generate, score_against_truth, to_images
 from ether_diffusion.tiny_world.subjects import (
     IDENTIFIER,
     NUM_PHOTOS,

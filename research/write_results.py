@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.benchmark.advice import CURVES_FILE
-from ether_diffusion.benchmark.results import LABELS, table
+from ether_diffusion.benchmark.plan import CURVES_FILE, LABELS
+from ether_diffusion.benchmark.runs import table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.metrics.likeness import Estimate
-from ether_diffusion.metrics.report import shown_estimate
+from ether_diffusion.metrics.scores import Estimate
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world.recognition import OBJECT, RECOGNISED
+from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
 from research.claims import CLAIMS
 from research.measured import FILES, Measured, NotMeasuredError, paired_difference
 
@@ -171,7 +170,7 @@ def _photos(measured: Measured) -> str:
 def _cell(scores: Mapping[str, Any]) -> str:
     if OBJECT not in scores:
         return "nothing to see"
-    return f"{shown_estimate(Estimate(**scores[OBJECT]))}, {scores[RECOGNISED]['mean']:.0%}"
+    return f"{Estimate(**scores[OBJECT])}, {scores[RECOGNISED]['mean']:.0%}"
 
 
 def _pictures(folder: Path) -> str:

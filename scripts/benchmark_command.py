@@ -5,27 +5,20 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import get_args
 
-from ether_diffusion.benchmark.advice import advise, read_curves
-from ether_diffusion.benchmark.plan import (
-    BASE,
-    METHODS,
-    PAPER_TRAINING,
-    TINY_SUBJECTS,
-    TINY_TRAINING,
-    BenchmarkRun,
-    BenchmarkSettings,
-    Subject,
-    check_settings,
-    keep_plan,
-    plan_benchmark,
-    read_dreambooth,
-    tiny_subjects,
+from ether_diffusion.benchmark import plan as planned
+from ether_diffusion.benchmark.plan import BASE, LABELS, BenchmarkRun, BenchmarkSettings, advise, read_curves
+from ether_diffusion.benchmark.runs import (
+    benchmark_sheet,
+    do_all,
+    find_result,
+    shown,
+    summarise,
+    training_config,
 )
-from ether_diffusion.benchmark.results import LABELS, benchmark_sheet, shown, summarise
-from ether_diffusion.benchmark.runs import do_all, find_result, training_config
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts.drawing import hush_libraries
@@ -35,19 +28,29 @@ from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training import find_photos
 from ether_diffusion.training.config import AdapterMethod
+from ether_diffusion.wording import listed
 
 BENCHMARK_FILE, SHEET_FILE = "benchmark.json", "sheet.png"
 
 
 def benchmark(options: told.Benchmark) -> None:
     """Do what is left of a benchmark, or say what that is; then write and print the results."""
-    methods, settings = cast(Sequence[AdapterMethod], options.methods) or METHODS, _settings(options)
-    check_settings(methods, settings)
+    methods, settings = options.methods or planned.METHODS, _settings(options)
+    known = get_args(AdapterMethod)
+    unknown = [name for name in (*methods, *settings.learning_rates) if name not in known]
+    if unknown:
+        raise ValueError(f"{listed(unknown)} is no method; the methods are {', '.join(known)}")
+    unused = settings.learning_rates.keys() - methods
+    if unused:
+        raise ValueError(f"--learning_rates names {listed(sorted(unused))}, which is not compared")
     if options.num_processes < 1:
         raise ValueError(f"--num_processes is from 1; found {options.num_processes}")
     root = options.output_dir.absolute()
-    subjects = _subjects(options, root)
-    runs = plan_benchmark(methods, subjects, options.seeds)
+    if options.data is not None:
+        subjects = planned.read_dreambooth(options.data.absolute(), options.subjects or None)
+    else:
+        subjects = planned.tiny_subjects(options.subjects or planned.TINY_SUBJECTS, root / "photos")
+    runs = planned.plan_benchmark(methods, subjects, options.seeds)
     for run in runs[: len(methods) + 1]:  # the settings of a method are those of all its runs
         if run.method != BASE:
             training_config(run, root, settings)
@@ -56,7 +59,7 @@ def benchmark(options: told.Benchmark) -> None:
         print(_described(runs, settings, done))
         return
     hush_libraries()
-    keep_plan(root, settings)
+    planned.keep_plan(root, settings)
     if options.data is None:
         for subject in subjects:
             write_photos(find_concept(subject.name), subject.photos)
@@ -87,67 +90,54 @@ def _settings(options: told.Benchmark) -> BenchmarkSettings:
     is_short, is_tiny = options.data is None, options.base == ALIAS
     if is_short and not is_tiny:
         raise ValueError(f"the short form is of tiny_world; give --data with photographs for {options.base}")
+    training: dict[str, Json] = dict(planned.TINY_TRAINING if is_short else planned.PAPER_TRAINING)
+    for name, text in _pairs(options.train, "--train"):
+        try:  # a value as JSON has it, e.g. 600, 0.5, true; anything else is text
+            training[name] = json.loads(text)
+        except ValueError:
+            training[name] = text
     rates: dict[str, float] = {}
     for name, text in _pairs(options.learning_rates, "--learning_rates"):
         try:
             rates[name] = float(text)
         except ValueError:
             raise ValueError(f"--learning_rates {name}={text} is no number") from None
-    training: dict[str, Json] = dict(TINY_TRAINING if is_short else PAPER_TRAINING)
-    for name, text in _pairs(options.train, "--train"):
-        try:  # a value as JSON has it, e.g. 600, 0.5, true; anything else is text
-            training[name] = json.loads(text)
-        except ValueError:
-            training[name] = text
-    num_images, num_steps, batch_size = (2, 15, 16) if is_short else (4, 25, 4)
+    usual = {"num_images": 2, "inference_steps": 15, "batch_size": 16} if is_short else {}
+    told_counts = {name: getattr(options, name) for name in ("num_images", "inference_steps", "batch_size")}
     return BenchmarkSettings(
-        base=options.base,
-        training=training,
-        learning_rates=rates,
-        num_images=num_images if options.num_images is None else options.num_images,
-        num_inference_steps=num_steps if options.inference_steps is None else options.inference_steps,
-        batch_size=batch_size if options.batch_size is None else options.batch_size,
+        options.base,
+        training,
+        rates,
         encoders=options.encoder or ((ALIAS,) if is_tiny else ("dino", "clip")),
         lpips_weights=options.lpips_weights,
         keep_adapters=options.keep_adapters,
+        **{**usual, **{name: value for name, value in told_counts.items() if value is not None}},
     )
 
 
 def _pairs(values: Sequence[str], flag: str) -> list[tuple[str, str]]:
-    pairs = []
-    for value in values:
-        name, _, text = value.partition("=")
-        if not name or not text:
+    pairs = [(name, text) for name, _, text in (value.partition("=") for value in values)]
+    for value, pair in zip(values, pairs, strict=True):
+        if not all(pair):
             raise ValueError(f"{flag} takes NAME=VALUE; found {value}")
-        pairs.append((name, text))
     return pairs
-
-
-def _subjects(options: told.Benchmark, root: Path) -> list[Subject]:
-    if options.data is not None:
-        return read_dreambooth(options.data.absolute(), options.subjects or None)
-    names = list(dict.fromkeys(options.subjects or TINY_SUBJECTS))
-    return tiny_subjects(names, root / "photos")
 
 
 def _described(runs: list[BenchmarkRun], settings: BenchmarkSettings, done: int) -> str:
     """Return what is to be done, a line a matter."""
     methods = [method for method in dict.fromkeys(run.method for run in runs) if method != BASE]
-    subjects = {run.subject.name: run.subject for run in runs}
-    seeds = dict.fromkeys(run.seed for run in runs)
-    num_prompts = max(len(subject.prompts) for subject in subjects.values())
+    subjects = list({run.subject.name: run.subject for run in runs}.values())
+    num_prompts = max(len(subject.prompts) for subject in subjects)
     num_pictures = sum(len(run.subject.prompts) for run in runs) * settings.num_images
     lines = [
         f"{len(runs)} runs, {done} of them done: ({len(methods)} methods and the base alone) × "
-        f"{len(subjects)} subjects × {len(seeds)} seeds, on {settings.base}",
+        f"{len(subjects)} subjects × {len({run.seed for run in runs})} seeds, on {settings.base}",
         f"{num_prompts} prompts × {settings.num_images} pictures of each: {num_pictures} pictures in all",
         "training: " + ", ".join(f"{name}={value}" for name, value in settings.training.items()),
     ]
-    for method in methods:
-        lines.append(f"{LABELS[method]}: learning rate {settings.learning_rate(method):g}")
-    for subject in subjects.values():
-        trained_as = subject.instance_prompt or "captions of its own"
-        lines.append(f"{subject.name}: {trained_as}; {subject.prompts[0]}, …")
+    lines += [f"{LABELS[method]}: learning rate {settings.learning_rate(method):g}" for method in methods]
+    for each in subjects:
+        lines.append(f"{each.name}: {each.instance_prompt or 'captions of its own'}; {each.prompts[0]}, …")
     return "\n".join(lines)
 
 
@@ -158,12 +148,12 @@ def plan(options: told.Plan) -> None:
     count = int(photos) if is_number else len(find_photos(Path(photos), without=()).photos)
     advice = advise(count, base, read_curves())
     if options.json_:
-        print(json.dumps(advice.to_json(), indent=1))
+        print(json.dumps(asdict(advice), indent=1))
         return
     # what only the user knows, in capitals where it was not said
     own = [
         f"--pretrained_model_name_or_path {shlex.quote(base)}",
-        f"--instance_data_dir {'PHOTOS' if photos.isdecimal() else shlex.quote(photos)}",
+        f"--instance_data_dir {'PHOTOS' if is_number else shlex.quote(photos)}",
         "--instance_prompt 'a photo of sks THING'",
         "--token sks",
     ]
@@ -171,11 +161,6 @@ def plan(options: told.Plan) -> None:
         own += ["--class_prompt 'a photo of THING'", "--class_data_dir CLASS_IMAGES"]
     print(f"{LABELS[advice.method]} at learning rate {advice.learning_rate:g}:")
     print("  train-dreambooth " + " ".join([*own, "--output_dir RUN", *advice.flags()]))
-    for title, sentences in (
-        ("expect", advice.expected),
-        ("because", advice.basis),
-        ("not known", advice.doubts),
-    ):
-        for sentence in sentences:
-            print(f"{title}: {sentence}")
+    told_of = {"expect": advice.expected, "because": advice.basis, "not known": advice.doubts}
+    print("\n".join(f"{title}: {sentence}" for title, each in told_of.items() for sentence in each))
     print("to stop sooner: add --eval_steps 50 --stop_when_good --eval_prompt with prompts of yours")

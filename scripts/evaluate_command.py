@@ -1,42 +1,51 @@
-"""The command `ether evaluate`: is the subject there, is the prompt followed, and what was harmed?"""
+"""`ether evaluate`: is the subject there, is the prompt or control image followed, and what was harmed?"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters import Adapter, read_adapter
 from ether_diffusion.bases import Base, open_base
-from ether_diffusion.benchmark.evaluation import (
-    draw_samples,
-    picture_files,
-    read_caption_file,
-    read_generated,
-    read_lines,
-    read_photos,
-)
+from ether_diffusion.benchmark import evaluation
+from ether_diffusion.control.conditioning import encoder_of
+from ether_diffusion.control.palette import read_palette
 from ether_diffusion.durable_files import write_files, write_folder
-from ether_diffusion.metrics.encoders import load_encoder
+from ether_diffusion.metrics.control_scores import (
+    MIOU,
+    PALETTE,
+    SILHOUETTE,
+    ControlYardsticks,
+    check_classes,
+    load_face_finder,
+    load_finder,
+    tiny_palette,
+)
+from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.lpips import find_lpips
-from ether_diffusion.metrics.plots import check_plotting, draw_report
-from ether_diffusion.metrics.report import OTHER, Report, Yardsticks, report_drawn, report_generated
-from ether_diffusion.metrics.scores import OTHER_PROMPTS, SortedSamples, other_tiny_prompts
-from ether_diffusion.pipelines.opening import check_scheduler
+from ether_diffusion.metrics.report import (
+    OTHER,
+    Report,
+    Yardsticks,
+    check_maps,
+    check_plotting,
+    draw_report,
+    report_control,
+    report_subject,
+)
+from ether_diffusion.metrics.scores import (
+    OTHER_PROMPTS,
+    Sample,
+    SortedSamples,
+    other_tiny_prompts,
+    sort_samples,
+)
+from ether_diffusion.pipelines.opening import EtherPipeline, check_scheduler
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.scripts import command_options as told
-from ether_diffusion.scripts.drawing import (
-    adapter_names,
-    check_new,
-    drawing,
-    find_base,
-    find_device,
-    hush_libraries,
-    open_with_adapters,
-    show_progress,
-    warn_of_cuts,
-)
+from ether_diffusion.scripts import drawing
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.wording import printable
@@ -48,31 +57,20 @@ CONTROL = ("control_type", "segmenter", "palette", "landmarks")
 """Those that mean nothing without --control_pairs."""
 NOT_CONTROL = ("photos", "prompts", "other_prompts", "captions", "identifier", "lpips_weights")
 """Those that mean nothing with it."""
-OUTSIDE_ENCODERS = ("dino", "dinov2", "clip")
 
-Files = Mapping[str, bytes]
+Measured = tuple[Report, Mapping[str, Sequence[Sample]]]
+"""A report, and what was drawn for it by row."""
 
 
 def evaluate(options: told.Evaluate) -> None:
     """Measure, write what was asked for, and print the table."""
     _check(options)
-    hush_libraries()
+    drawing.hush_libraries()
     if options.plot is not None:
         check_plotting()
-    if options.encoder_batch_size < 1:
-        raise ValueError(f"--encoder_batch_size is from 1; found {options.encoder_batch_size}")
-    pictures: Files = {}
-    if options.control_pairs is not None:
-        from ether_diffusion.scripts.evaluate_control import measure_control
-
-        report, pictures = measure_control(options, options.control_pairs)
-    else:
-        assert options.photos is not None
-        photos, device = read_photos(options.photos), find_device(options.device)
-        if options.generated is not None:
-            report = _measure_generated(options, options.generated, photos, device)
-        else:
-            report, pictures = _draw_and_measure(options, photos, device)
+    device = drawing.find_device(options.device)
+    follows = options.control_pairs is not None
+    report, drawn = _measure_control(options, device) if follows else _measure_subject(options, device)
     files: list[tuple[Path, bytes]] = []  # all of it is made first: a report that fails leaves nothing
     if options.json_ is not None:
         text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
@@ -82,122 +80,149 @@ def evaluate(options: told.Evaluate) -> None:
     for path, data in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_files(path.parent, {path.name: data})
-    if pictures and options.pictures is not None:
+    if options.pictures is not None:
         options.pictures.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(options.pictures, pictures)
+        write_folder(options.pictures, evaluation.picture_files(drawn))
     print(report.table())
 
 
 def _check(options: told.Evaluate) -> None:
     """Refuse what does not go together, and outputs that are there or cannot be written."""
-    follows = options.control_pairs is not None
-
-    def given(names: tuple[str, ...]) -> str:
-        return ", ".join(f"--{name}" for name in names if getattr(options, name) is not None)
-
-    if follows and given(NOT_CONTROL):
-        raise ValueError(f"{given(NOT_CONTROL)} would change nothing with --control_pairs; leave out")
-    if not follows and given(CONTROL):
-        raise ValueError(f"{given(CONTROL)} would change nothing without --control_pairs")
-    if (options.adapter is None) == (options.generated is None):
+    follows, is_drawn = options.control_pairs is not None, options.generated is None
+    for names, without, when in (
+        (NOT_CONTROL, not follows, "with --control_pairs"),
+        (CONTROL, follows, "without --control_pairs"),
+        (DRAWING, is_drawn, "where pictures of --generated are drawn already"),
+        (("captions",), not is_drawn, "without --generated: they are of pictures drawn before"),
+    ):
+        given = ", ".join(f"--{name}" for name in names if getattr(options, name) is not None)
+        if given and not without:
+            raise ValueError(f"{given} would change nothing {when}; leave out")
+    if (options.adapter is None) == is_drawn:
         raise ValueError("give either an adapter to draw with, or --generated with pictures drawn before")
     if not follows and options.photos is None:
         raise ValueError("found nothing to compare with; give --photos, or --control_pairs")
-    if options.generated is not None and given(DRAWING):
-        raise ValueError(f"{given(DRAWING)} would change nothing: pictures of --generated are drawn")
-    if options.generated is None and options.captions is not None:
-        raise ValueError("--captions are of pictures drawn before, and there are none; give --generated")
-    if options.generated is None and not follows and not options.prompts:
+    if is_drawn and not follows and not options.prompts:
         raise ValueError("found no --prompts; give a file with one a line, or some")
+    for flag, number in (
+        ("encoder_batch_size", options.encoder_batch_size),
+        ("num_images", options.num_images),
+    ):
+        if number is not None and number < 1:
+            raise ValueError(f"--{flag} is from 1; found {number}")
     outputs = [each for each in (options.json_, options.plot, options.pictures) if each is not None]
     for output in outputs:
-        check_new(output)
+        drawing.check_new(output)
     if len({output.absolute() for output in outputs}) < len(outputs):
         raise ValueError(f"{outputs[0].absolute()} is named for two results; name two files")
 
 
-def _measure_generated(
-    options: told.Evaluate, folder: Path, photos: SortedSamples, device: torch.device
-) -> Report:
-    captions = None if options.captions is None else read_caption_file(options.captions)
-    generated = read_generated(folder, captions)
-    facts: dict[str, Json] = _photo_facts(options, photos) | {
-        "generated": folder.name,
-        "num_pictures": len(generated.usable),
+def _measure_subject(options: told.Evaluate, device: torch.device) -> Measured:
+    """Measure pictures drawn before against photos, or draw with an adapter and without, and do the same."""
+    assert options.photos is not None
+    photos = evaluation.read_photos(options.photos)
+    facts: dict[str, Json] = {
+        "photos": options.photos.name,
+        "num_photos": len(photos.usable),
+        "identifier": options.identifier,
     }
-    return report_generated(photos, generated, _yardsticks(options, OUTSIDE_ENCODERS, device), facts)
+    if options.adapter is not None:
+        return _draw_subject(options, options.adapter, photos, facts, device)
+    assert options.generated is not None
+    captions = None if options.captions is None else evaluation.read_caption_file(options.captions)
+    generated = evaluation.read_generated(options.generated, captions)
+    facts |= {"generated": options.generated.name, "num_pictures": len(generated.usable)}
+    yardsticks = _yardsticks(options, is_tiny=False, device=device)
+    return report_subject(photos, {"generated": generated}, yardsticks, facts), {}
 
 
-def _draw_and_measure(
-    options: told.Evaluate, photos: SortedSamples, device: torch.device
-) -> tuple[Report, Files]:
-    """Draw what is asked for and return its report, with the pictures as files where these are wanted."""
-    assert options.adapter is not None
-    assert options.prompts is not None
-    prompts = _read_prompts(options.prompts, "--prompts")
-    (name,) = adapter_names([options.adapter])
-    chosen = read_adapter(options.adapter)
-    if not chosen.parts:
-        raise ValueError(f"{options.adapter} is a control encoder by itself; give --control_pairs")
-    if options.scheduler is not None:
-        check_scheduler(options.scheduler)
-    base = open_base(find_base(options.base, {options.adapter: chosen}))
-    how = read_drawing(options, base, num_images=4)
+def _draw_subject(
+    options: told.Evaluate, path: str, photos: SortedSamples, facts: dict[str, Json], device: torch.device
+) -> Measured:
+    prompts = _read_prompts(options.prompts or (), "--prompts")
+    adapter = read_adapter(path)
+    if not adapter.parts:
+        raise ValueError(f"{path} is a control encoder by itself; give --control_pairs")
+    base, is_tiny, how = _planned(options, path, adapter, num_images=4)
     if len(prompts) * len(how["seeds"]) < 2:
         raise ValueError("this would be one picture; give more prompts or --num_images")
-    others = other_tiny_prompts() if is_tiny_world(base) else OTHER_PROMPTS
+    others = other_tiny_prompts() if is_tiny else OTHER_PROMPTS
     if options.other_prompts:
         others = _read_prompts(options.other_prompts, "--other_prompts")
     both = set(prompts) & set(others)
     if both:
         raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
+    (name,) = drawing.adapter_names([path])
     sampling = Sampling(prompts=(*prompts, *others), choices=({}, {name: 1.0}), **how)
-    yardsticks = _yardsticks(options, (ALIAS,) if is_tiny_world(base) else OUTSIDE_ENCODERS, device)
-    warn_of_cuts(base, sampling.prompts)
-    pipeline = open_with_adapters(
-        base, {name: chosen}, device=device, dtype=options.dtype, scheduler=options.scheduler
-    )
-    drawn = draw_samples(pipeline, sampling, len(prompts), on_progress=show_progress)
-    other = {f"{OTHER}_{row}": samples for row, samples in drawn.other.items()}
-    files = {} if options.pictures is None else picture_files({**drawn.subject, **other})
-    facts = base_facts(options, base, sampling) | _photo_facts(options, photos)
+    yardsticks = _yardsticks(options, is_tiny=is_tiny, device=device)
+    drawing.warn_of_cuts(base, sampling.prompts)
+    pipeline = _opened(options, base, name, adapter, device)
+    own, other = evaluation.draw_samples(pipeline, sampling, len(prompts), on_progress=drawing.show_progress)
+    drawn = {**own, **{f"{OTHER}_{row}": each for row, each in other.items()}}
+    size: dict[str, Json] = {"width": sampling.width, "height": sampling.height}
     facts |= {
         "prompts": list(prompts),
         "other_prompts": list(others),
-        "width": sampling.width,
-        "height": sampling.height,
         "batch_size": sampling.batch_size,
+        **size,
     }
-    return report_drawn(photos, drawn, yardsticks, facts), files
+    facts |= _facts_of(options, path, base, sampling)
+    rows = {row: sort_samples(samples) for row, samples in own.items()}
+    return report_subject(photos, rows, yardsticks, facts, other=other), drawn
 
 
-def _photo_facts(options: told.Evaluate, photos: SortedSamples) -> dict[str, Json]:
-    assert options.photos is not None
-    return {
-        "photos": options.photos.name,
-        "num_photos": len(photos.usable),
-        "identifier": options.identifier,
+def _measure_control(options: told.Evaluate, device: torch.device) -> Measured:
+    """Measure how pictures drawn before, or by an adapter, follow the control images of pairs."""
+    assert options.control_pairs is not None
+    pairs = evaluation.read_control_pairs(options.control_pairs)
+    facts: dict[str, Json] = {
+        "control_pairs": options.control_pairs.name,
+        "num_pairs": len(pairs),
+        "control_type": options.control_type,
+        "generated": None if options.generated is None else options.generated.name,
     }
+    if options.generated is not None:
+        rows = {"generated": evaluation.read_pictures_of(pairs, options.generated)}
+        yardsticks = _control_yardsticks(options, options.control_type, is_tiny=False, device=device)
+        check_maps(pairs, yardsticks)
+        return report_control(rows, pairs, yardsticks, facts), {}
+    assert options.adapter is not None
+    adapter = read_adapter(options.adapter, with_encoder=True)
+    kind = options.control_type or encoder_of(adapter).config.control_type
+    base, is_tiny, how = _planned(options, options.adapter, adapter, num_images=1)
+    sampling = Sampling(prompts=("",), choices=({},), **how)
+    yardsticks = _control_yardsticks(options, kind, is_tiny=is_tiny, device=device)
+    check_maps(pairs, yardsticks)
+    (name,) = drawing.adapter_names([options.adapter])
+    pipeline = _opened(options, base, name, adapter, device, controls=[name])
+    rows = evaluation.draw_pairs(pipeline, pairs, sampling, name, on_progress=drawing.show_progress)
+    facts |= _facts_of(options, options.adapter, base, sampling) | {"control_type": kind}
+    return report_control(rows, pairs, yardsticks, facts), rows
 
 
-def is_tiny_world(base: Base) -> bool:
-    """Say whether a base is the embedded one, which has an encoder of its own."""
-    return base.folder.resolve() == WEIGHTS_FOLDER.resolve()
+def _planned(
+    options: told.Evaluate, path: str, adapter: Adapter, *, num_images: int
+) -> tuple[Base, bool, dict[str, Any]]:
+    """Return an adapter's base, whether that is the embedded one, and how pictures are drawn."""
+    if options.scheduler is not None:
+        check_scheduler(options.scheduler)
+    base = open_base(drawing.find_base(options.base, {path: adapter}))
+    first, number = options.seed or 0, options.num_images or num_images
+    how = {"seeds": tuple(range(first, first + number)), **drawing.drawing(options, base)}
+    return base, base.folder.resolve() == WEIGHTS_FOLDER.resolve(), how
 
 
-def read_drawing(options: told.Evaluate, base: Base, *, num_images: int) -> dict[str, Any]:
-    """Return how pictures are drawn, `num_images` where nothing else was asked for."""
-    number = num_images if options.num_images is None else options.num_images
-    if number < 1:
-        raise ValueError(f"--num_images is from 1; found {number}")
-    first = options.seed or 0
-    return {"seeds": tuple(range(first, first + number)), **drawing(options, base)}
+def _opened(
+    options: told.Evaluate, base: Base, name: str, adapter: Adapter, device: torch.device, **how: list[str]
+) -> EtherPipeline:
+    choice = {"device": device, "dtype": options.dtype, "scheduler": options.scheduler}
+    return drawing.open_with_adapters(base, {name: adapter}, **choice, **how)  # type: ignore[arg-type]
 
 
-def base_facts(options: told.Evaluate, base: Base, drawn: Any) -> dict[str, Json]:
+def _facts_of(options: told.Evaluate, path: str, base: Base, drawn: Sampling) -> dict[str, Json]:
     """Return what a report says of what was drawn, and how."""
     return {
-        "adapter": Path(options.adapter or "").name,
+        "adapter": Path(path).name,
         "base": Path(base.name).name if Path(base.name).is_absolute() else base.name,
         "seeds": list(drawn.seeds),
         "steps": drawn.steps,
@@ -210,7 +235,7 @@ def _read_prompts(values: tuple[str, ...], flag: str) -> tuple[str, ...]:
     """Return prompts: those of a file, one a line without empty lines, or the values themselves."""
     prompts = [value.strip() for value in values]
     if len(values) == 1 and Path(values[0]).is_file():
-        prompts = [line.strip() for line in read_lines(Path(values[0])) if line.strip()]
+        prompts = [line.strip() for line in evaluation.read_text(Path(values[0])).split("\n") if line.strip()]
     elif len(values) == 1 and values[0].endswith(".txt"):
         raise FileNotFoundError(f"there is no file of prompts {printable(values[0])}")
     if not prompts or "" in prompts:
@@ -221,14 +246,40 @@ def _read_prompts(values: tuple[str, ...], flag: str) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def _yardsticks(options: told.Evaluate, defaults: tuple[str, ...], device: torch.device) -> Yardsticks:
-    encoders = [
-        load_encoder(name, device=device, batch_size=options.encoder_batch_size)
-        for name in options.encoder or defaults
-    ]
+def _encoders(options: told.Evaluate, usual: tuple[str, ...], device: torch.device) -> list[Encoder]:
+    size, names = options.encoder_batch_size, options.encoder or usual
+    return [load_encoder(name, device=device, batch_size=size) for name in names]
+
+
+def _yardsticks(options: told.Evaluate, *, is_tiny: bool, device: torch.device) -> Yardsticks:
+    encoders = _encoders(options, (ALIAS,) if is_tiny else ("dino", "dinov2", "clip"), device)
     kinds = [encoder.kind for encoder in encoders]
     twice = [kind for kind in kinds if kinds.count(kind) > 1]
     if twice:
         raise ValueError(f"found several encoders of the kind {twice[0]}; measure with one at a time")
     lpips, problem = find_lpips(options.lpips_weights, device=device)
     return Yardsticks(encoders, lpips, options.identifier, {} if problem is None else {"lpips": problem})
+
+
+def _control_yardsticks(
+    options: told.Evaluate, control_type: str | None, *, is_tiny: bool, device: torch.device
+) -> ControlYardsticks:
+    """Load what control images of a type are measured with; of what is not named, say why it is left out."""
+    faces = load_face_finder(device=device) if options.landmarks else None
+    wanted, left_out = options.segmenter or (ALIAS if is_tiny else None), {}
+    finder, palette = None, None
+    if control_type not in (PALETTE, SILHOUETTE):
+        left_out[MIOU] = f"control images of the type {control_type} have no classes"
+    elif wanted is None:
+        left_out[MIOU] = "no --segmenter is named"
+    else:
+        finder = load_finder(wanted, device=device, batch_size=options.encoder_batch_size)
+        if control_type == PALETTE:
+            if options.palette is None and finder.source != ALIAS:
+                raise ValueError("control images of a palette need its colours; give --palette")
+            palette = tiny_palette() if options.palette is None else read_palette(options.palette)
+            check_classes(palette, finder.classes)
+        elif not finder.things:
+            raise ValueError("a silhouette needs a segmenter that tells things from background: tiny_world")
+    encoders = _encoders(options, (ALIAS,) if is_tiny else (), device)
+    return ControlYardsticks(control_type, finder, palette, encoders, faces, left_out)

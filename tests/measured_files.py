@@ -24,24 +24,11 @@ def benchmark(likeness: Mapping[str, tuple[float, ...]] = LIKENESS) -> dict[str,
     methods: dict[str, Any] = {"real": {"scores": {"object": estimate(0.9)}, "num_diverged": 0}}
     for number, (method, values) in enumerate(likeness.items()):
         scores = {"object": estimate(sum(values) / len(values)), "tiny_t": estimate(0.5)}
-        methods[method] = {
-            "scores": scores,
-            "num_runs": len(values),
-            "num_diverged": 0,
-            "parameters": 1000 - 100 * number,
-            "bytes": 4096,
-            "seconds": 40.0,
-            "learning_rate": 0.006,
-        }
-        runs += [
-            {
-                "method": method,
-                "subject": f"subject{place}",
-                "seed": 0,
-                "scores": {"object": value, "tiny_t": 0.5},
-            }
-            for place, value in enumerate(values)
-        ]
+        cost = {"parameters": 1000 - 100 * number, "bytes": 4096, "seconds": 40.0, "learning_rate": 0.006}
+        methods[method] = {"scores": scores, "num_runs": len(values), "num_diverged": 0, **cost}
+        for place, value in enumerate(values):
+            run = {"method": method, "subject": f"subject{place}", "seed": 0}
+            runs.append({**run, "scores": {"object": value, "tiny_t": 0.5}})
     settings = {
         "base": "tiny_world",
         "training": {"max_train_steps": 200, "train_batch_size": 4, "random_flip": True},
@@ -74,14 +61,8 @@ def learning_rates() -> dict[str, Any]:
             for method, values in distances.items()
         },
         "usable_range": {
-            method: {
-                "lowest": low,
-                "highest": high,
-                "best": low,
-                "ratio": high / low,
-                "missed": [],
-                "is_open": False,
-            }
+            method: {"lowest": low, "highest": high, "best": low, "ratio": high / low}
+            | {"missed": [], "is_open": False}
             for method, (low, high) in ranges.items()
         }
         | {"lora": None},
@@ -141,12 +122,11 @@ def others() -> dict[str, Any]:
         "cost": {
             "methods": {
                 name: {"parameters": count}
-                for name, count in {
-                    "ETHER": 99_456,
-                    "ETHER+": 398_592,
-                    "PEFT LoRA r=4": 797_184,
-                    "PEFT OFT 4 blocks": 11_602_368,
-                }.items()
+                for name, count in zip(
+                    ("ETHER", "ETHER+", "PEFT LoRA r=4", "PEFT OFT 4 blocks"),
+                    (99_456, 398_592, 797_184, 11_602_368),
+                    strict=True,
+                )
             }
         },
         "control": {

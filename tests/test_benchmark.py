@@ -24,14 +24,12 @@ from ether_diffusion.benchmark.plan import (
     PAPER_TRAINING,
     TINY_SUBJECTS,
     TINY_TRAINING,
-    BenchmarkRun,
     BenchmarkSettings,
     plan_benchmark,
     read_dreambooth,
 )
-from ether_diffusion.benchmark.results import shown, summarise, table
+from ether_diffusion.benchmark.runs import shown, summarise, table
 from ether_diffusion.scripts import ether
-from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.run_lock import LOCK_NAME, Holder
@@ -63,6 +61,7 @@ prompt_list = [
 TRAINED = ["--train", "max_train_steps=2", "train_batch_size=1", "checkpointing_steps=1"]
 DRAWN = ["--num_images", "1", "--inference_steps", "1"]
 QUICK = [*TRAINED, *DRAWN]
+TWO_METHODS = ["--methods", "full", "ether_plus", "--subjects", "fox", *QUICK]
 
 
 def dreambooth(folder: Path, *subjects: str) -> Path:
@@ -85,9 +84,6 @@ def results(folder: Path) -> dict[str, Any]:
         str(file.parent.relative_to(folder)): json.loads(file.read_text())["scores"]
         for file in sorted(folder.glob("runs/*/*/result.json"))
     }
-
-
-TWO_METHODS = ["--methods", "full", "ether_plus", "--subjects", "fox", *QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -123,43 +119,39 @@ def test_a_folder_that_is_no_data_set_gets_a_sentence(tmp_path: Path) -> None:
         read_dreambooth(data)
 
 
-def test_the_short_form_has_eight_subjects_that_the_base_never_saw() -> None:
+def test_the_forms_are_the_papers_setting_and_subjects_that_the_base_never_saw() -> None:
     held_out = {concept.name for concept in load_concepts("held_out")}
     assert len(set(TINY_SUBJECTS)) == 8
     assert set(TINY_SUBJECTS) <= held_out
-
-
-def test_the_paper_form_is_its_setting() -> None:
     settings = BenchmarkSettings("sd", PAPER_TRAINING)
     assert (settings.num_images, PAPER_TRAINING["num_class_images"]) == (4, 200)
-    assert settings.learning_rate("ether_plus") == 6e-3
-    assert settings.learning_rate("full") == 5e-6
+    assert (settings.learning_rate("ether_plus"), settings.learning_rate("full")) == (6e-3, 5e-6)
     assert AdapterConfig().num_blocks == AdapterConfig().rank == 4
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "words"),
     [
-        (["--methods", "lokr"], "lokr is no method"),
-        (["--learning_rates", "lora"], "--learning_rates takes NAME=VALUE; found lora"),
-        (["--learning_rates", "lora=much"], "--learning_rates lora=much is no number"),
-        (["--learning_rates", "lora=-1"], "the learning rate of lora is to be above 0; found -1"),
-        (["--methods", "ether", "--learning_rates", "lora=1"], "names lora, which is not compared"),
-        (["--train", "steps=5"], "steps"),
-        (["--train", "max_train_steps=0"], "max_train_steps=0"),
-        (["--num_images", "0"], "--num_images is from 1; found 0"),
-        (["--num_processes", "0"], "--num_processes is from 1; found 0"),
-        (["--subjects", "nothing"], "no concept is named 'nothing'"),
-        (["--base", "elsewhere"], "the short form is of tiny_world; give --data"),
-        (["--data", "nowhere"], "prompts_and_classes.txt"),
+        ("--methods lokr", "lokr is no method"),
+        ("--learning_rates lora", "--learning_rates takes NAME=VALUE; found lora"),
+        ("--learning_rates lora=much", "--learning_rates lora=much is no number"),
+        ("--learning_rates lora=-1", "learning_rate=-1"),
+        ("--methods ether --learning_rates lora=1", "names lora, which is not compared"),
+        ("--train steps=5", "steps"),
+        ("--train max_train_steps=0", "max_train_steps=0"),
+        ("--num_images 0", "num_images must be from 1"),
+        ("--num_processes 0", "--num_processes is from 1; found 0"),
+        ("--subjects nothing", "no concept is named 'nothing'"),
+        ("--base elsewhere", "the short form is of tiny_world; give --data"),
+        ("--data nowhere", "prompts_and_classes.txt"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, words: str
 ) -> None:
-    assert benchmark(tmp_path / "out", *arguments) == 2
+    assert benchmark(tmp_path / "out", *arguments.split()) == 2
     error = capsys.readouterr().err
-    assert sentence in error
+    assert words in error
     assert error.startswith("ether benchmark: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -189,33 +181,33 @@ def test_the_runs_compare_all_methods_subject_by_subject(tmp_path: Path) -> None
 def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(
     done: Path, tmp_path: Path
 ) -> None:
-    whole = results(done)
+    whole, root = results(done), tmp_path / "killed"
     assert set(whole) == {f"runs/{method}/fox_0" for method in ("base", "full", "ether_plus")}
-
     command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "benchmark"]
-    command += ["--output_dir", str(tmp_path / "killed"), *TWO_METHODS]
+    command += ["--output_dir", str(root), *TWO_METHODS]
+    run = root / "runs" / "full" / "fox_0"
     with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
-        checkpoint = tmp_path / "killed" / "runs" / "full" / "fox_0" / "adapter" / "checkpoint-1"
         limit = time.monotonic() + 100
-        while not checkpoint.exists() and process.poll() is None and time.monotonic() < limit:
+        while not (run / "adapter/checkpoint-1").exists() and process.poll() is None:
+            assert time.monotonic() < limit
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "runs" / "full" / "fox_0" / "result.json").exists()
-    base = tmp_path / "killed" / "runs" / "base" / "fox_0" / "result.json"
+    assert not (run / "result.json").exists()
+    base = root / "runs" / "base" / "fox_0" / "result.json"
     before = base.stat().st_mtime_ns
-    assert benchmark(tmp_path / "killed", *TWO_METHODS, "--num_processes", "2") == 0
-    assert results(tmp_path / "killed") == whole
+    assert benchmark(root, *TWO_METHODS, "--num_processes", "2") == 0
+    assert results(root) == whole
     assert base.stat().st_mtime_ns == before
-    assert not list((tmp_path / "killed").rglob("adapter_model.safetensors"))
+    assert not list(root.rglob("adapter_model.safetensors"))
 
-    found = json.loads((tmp_path / "killed" / "benchmark.json").read_text())
+    found = json.loads((root / "benchmark.json").read_text())
     assert found["num_done"] == found["num_runs"] == 3
     full, plus = found["methods"]["full"], found["methods"]["ether_plus"]
     assert full["parameters"] > 10 * plus["parameters"] > 0
     assert full["seconds"] > 0
     assert set(plus["scores"]) == {"object", "tiny_i", "tiny_t", "recognised"}
-    with Image.open(tmp_path / "killed" / "sheet.png") as sheet:
+    with Image.open(root / "sheet.png") as sheet:
         assert sheet.format == "PNG"
 
 
@@ -224,24 +216,22 @@ def test_a_benchmark_that_waits_for_others_says_once_for_whom_and_then_ends(
 ) -> None:
     run = done / "runs" / "full" / "fox_0"
     (run / "result.json").rename(tmp_path / "result.json")
-    holder = Holder(7, "elsewhere", "then", "Monday")
-    (run / LOCK_NAME).write_text(json.dumps(asdict(holder)))
+    (run / LOCK_NAME).write_text(json.dumps(asdict(Holder(7, "elsewhere", "then", "Monday"))))
     with (run / LOCK_NAME).open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as a process of another host holds it
-        give_back = threading.Timer(4, lambda: (tmp_path / "result.json").rename(run / "result.json"))
-        give_back.start()
+        threading.Timer(3, lambda: (tmp_path / "result.json").rename(run / "result.json")).start()
         assert benchmark(done, *TWO_METHODS) == 0
     assert caplog.text.count(f"{run} is in use by process 7 on elsewhere since Monday") == 1
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "notes.txt").touch()
-    assert benchmark(tmp_path, *QUICK) == 2
-    assert "holds notes.txt, which belong to no benchmark" in capsys.readouterr().err
-    (tmp_path / "notes.txt").unlink()
-    (tmp_path / "plan.json").write_text(json.dumps({"base": "sd"}))
-    assert benchmark(tmp_path, *QUICK) == 2
-    assert "holds a benchmark with other settings (base, " in capsys.readouterr().err
+    for name, text, words in (
+        ("notes.txt", "", "holds notes.txt, which belong to no benchmark"),
+        ("plan.json", '{"base": "sd"}', "holds a benchmark with other settings (base, "),
+    ):
+        (tmp_path / name).write_text(text)
+        assert benchmark(tmp_path, *QUICK) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
@@ -265,25 +255,19 @@ def test_photographs_and_a_base_of_ones_own_give_the_papers_columns(
 
 
 def test_means_and_errors_are_over_subjects(tmp_path: Path) -> None:
-    subjects = read_dreambooth(dreambooth(tmp_path / "data", "red_vase", "cat2", "bear"))
-    runs = plan_benchmark(["lora"], subjects, [0])
-    values = dict(zip(("bear", "cat2", "red_vase"), (0.2, 0.5, 0.9), strict=True))
+    values = {"bear": 0.2, "cat2": 0.5, "red_vase": 0.9}
+    runs = plan_benchmark(["lora"], read_dreambooth(dreambooth(tmp_path / "data", *values)), [0])
     for run in runs:
-        write_result(run, tmp_path, values[run.subject.name])
-    write_result(runs[-1], tmp_path, math.nan)
-    settings = BenchmarkSettings("tiny_world", TINY_TRAINING)
-    summary = summarise(runs, tmp_path, settings, form="short")
+        result = {"method": run.method, "subject": run.subject.name, "seed": run.seed}
+        found = {"scores": {"dino": values[run.subject.name]}}
+        if run is runs[-1]:
+            found = {"scores": {}, "diverged": {}}
+        run.folder(tmp_path).mkdir(parents=True, exist_ok=True)
+        (run.folder(tmp_path) / "result.json").write_text(json.dumps(result | found))
+    summary = summarise(runs, tmp_path, BenchmarkSettings("tiny_world", TINY_TRAINING), form="short")
     base, lora = summary["methods"][BASE]["scores"]["dino"], summary["methods"]["lora"]
     assert base["mean"] == pytest.approx(statistics.mean(values.values()))
     assert base["standard_error"] == pytest.approx(statistics.stdev(values.values()) / math.sqrt(3))
     assert (lora["num_runs"], lora["num_diverged"], lora["scores"]["dino"]["num_values"]) == (3, 1, 2)
     assert "LoRA r=4 (1 diverged)" in shown(summary)
     assert len({len(line) for line in table(summary)}) == 1
-
-
-def write_result(run: BenchmarkRun, root: Path, value: float) -> None:
-    scores: dict[str, Json] = {} if math.isnan(value) else {"dino": value}
-    result: dict[str, Json] = {"method": run.method, "subject": run.subject.name, "seed": run.seed}
-    result |= {"scores": scores} | ({"diverged": "the loss is not finite"} if not scores else {})
-    run.folder(root).mkdir(parents=True, exist_ok=True)
-    (run.folder(root) / "result.json").write_text(json.dumps(result))

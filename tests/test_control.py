@@ -30,9 +30,11 @@ def test_the_encoder_gives_what_diffusers_conditioning_embedding_gives() -> None
     assert torch.equal(encoder(images), theirs(images))
 
 
-def test_the_encoder_of_sd15_has_1_09_million_parameters_as_the_paper_code() -> None:
-    encoder = ControlEncoder(ControlConfig(320))
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == 1_086_480
+def test_the_encoder_has_the_papers_1_09_million_parameters_for_sd15_and_fits_tiny_world() -> None:
+    assert sum(each.numel() for each in ControlEncoder(ControlConfig(320)).parameters()) == 1_086_480
+    base = open_base("tiny_world")
+    encoder = new_encoder(base.load_denoiser(), vae_scale_factor=base.vae_scale_factor)
+    assert encoder(control_images(1, side=64)).shape == (1, 96, 16, 16)
 
 
 @torch.no_grad()
@@ -45,12 +47,6 @@ def test_a_fresh_encoder_brings_a_shape_to_its_last_convolution_undimmed() -> No
     encoder(shape)
     contrast = seen[0].std((2, 3)).mean()  # with torch's own initial weights it is 0.0006
     assert 0.03 < contrast < 1
-
-
-def test_the_encoder_of_tiny_world_brings_64_px_to_its_16_latents() -> None:
-    base = open_base("tiny_world")
-    encoder = new_encoder(base.load_denoiser(), vae_scale_factor=base.vae_scale_factor)
-    assert encoder(control_images(1, side=64)).shape == (1, 96, 16, 16)
 
 
 def test_a_seed_decides_an_encoder_and_the_global_generator_is_left_alone() -> None:
@@ -140,15 +136,11 @@ def test_gradients_reach_the_encoder_also_where_activations_are_recomputed() -> 
         assert plain is not None
         assert plain.abs().sum() > 0
         torch.testing.assert_close(recomputed, plain)
-
-
-def test_a_fresh_encoder_learns_at_its_last_convolution_first() -> None:
-    unet = fresh_unet()
-    encoder = new_encoder(unet, vae_scale_factor=FACTOR)
-    with controlled(unet, encoder, control_images()):
+    fresh = new_encoder(unet, vae_scale_factor=FACTOR)  # which learns at its last convolution first
+    with controlled(unet, fresh, control_images()):
         predict(unet, unet_inputs()).square().mean().backward()
-    assert encoder.conv_out.weight.grad.abs().sum() > 0
-    assert encoder.conv_in.weight.grad.abs().sum() == 0
+    assert fresh.conv_out.weight.grad.abs().sum() > 0
+    assert fresh.conv_in.weight.grad.abs().sum() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -222,11 +214,8 @@ def test_images_and_strengths_that_do_not_fit_are_refused(words: str) -> None:
 
 def test_an_encoder_of_another_base_is_refused_with_both_widths() -> None:
     encoder = ControlEncoder(ControlConfig(320, (16, 32)))
-    with (
-        pytest.raises(ValueError, match="gives 320 channels and the UNet's conv_in 32"),
-        controlled(fresh_unet(), encoder, control_images()),
-    ):
-        pass
+    with pytest.raises(ValueError, match="gives 320 channels and the UNet's conv_in 32"):
+        controlled(fresh_unet(), encoder, control_images()).__enter__()
 
 
 def _controlled(unet: UNet2DConditionModel, encoder: ControlEncoder) -> torch.Tensor:

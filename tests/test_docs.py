@@ -158,8 +158,10 @@ def test_every_module_of_the_checkout_that_a_page_runs_starts(module: str) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_fits_on_a_few_screens() -> None:
+def test_the_readme_fits_on_a_few_screens_and_an_example_on_one() -> None:
     assert len(TEXTS["README"].splitlines()) <= 150
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path
 
 
 def test_the_tree_names_what_is_there() -> None:
@@ -201,10 +203,8 @@ def test_the_snippet_of_the_pipelines_draws_weighs_and_gives_the_base_back(folde
 
 
 def test_the_configuration_of_the_page_is_accepted() -> None:
-    scope: dict[str, Any] = {}
-    exec(
-        snippet("adapters", "num_blocks_pattern").replace("\nEtherConfig(", "\nconfig = EtherConfig("), scope
-    )
+    code, scope = snippet("adapters", "num_blocks_pattern"), dict[str, Any]()
+    exec(code.replace("\nEtherConfig(", "\nconfig = EtherConfig("), scope)
     tiny_unet().add_adapter(scope["config"])
 
 
@@ -263,15 +263,6 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     scope: dict[str, Any] = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            code = (
-                "".join(cell["source"])
-                .replace('_steps": 200', '_steps": 1')
-                .replace('_steps": 20,', '_steps": 2,')
-            )
-            exec(code, scope)
+            code = "".join(cell["source"]).replace('_steps": 200', '_steps": 1')
+            exec(code.replace('_steps": 20,', '_steps": 2,'), scope)
     assert scope["pair"].size == (128, 64)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
-def test_an_example_is_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60

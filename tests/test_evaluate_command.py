@@ -16,18 +16,8 @@ from ether_diffusion.tiny_world.concepts import find_concept
 from recipes.tiny_world.learned_subject import learn_subject
 
 PROMPTS = ["a sks animal on a red background", "a sks animal in the snow"]
-QUICK = [
-    "--steps",
-    "2",
-    "--num_images",
-    "2",
-    "--batch_size",
-    "8",
-    "--other_prompts",
-    "a cat",
-    "--device",
-    "cpu",
-]
+QUICK = ["--steps", "2", "--num_images", "2", "--batch_size", "8", "--device", "cpu"]
+QUICK += ["--other_prompts", "a cat"]
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +99,15 @@ def test_an_adapter_is_measured_beside_the_base(work: Path, capsys: pytest.Captu
     assert "drift from the base on other prompts: tiny " in table
 
 
-def test_the_pictures_that_were_kept_score_the_same_when_read_again(work: Path) -> None:
+def test_the_same_command_and_the_pictures_that_it_kept_score_the_same(work: Path) -> None:
     assert draw("--prompts", *PROMPTS, "--json", "drawn.json", "--pictures", "pictures") == 0
     again = ["--generated", "pictures/adapter", "--encoder", "tiny_world", "--json", "again.json"]
     assert measure(*again) == 0
     drawn, found = read("drawn.json"), read("again.json")
     for column, expected in drawn["scores"]["adapter"].items():
         assert found["scores"]["generated"][column] == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_same_command_gives_the_same_numbers(work: Path) -> None:
-    for name in ("one.json", "two.json"):
-        assert draw("--prompts", *PROMPTS, "--json", name) == 0
-    assert read("one.json") == read("two.json")
+    assert draw("--prompts", *PROMPTS, "--json", "same.json") == 0
+    assert read("same.json") == drawn
 
 
 def test_pictures_drawn_before_are_measured_by_named_encoders_and_lpips(work: Path) -> None:
@@ -190,7 +176,7 @@ MEASURE = ["--photos", "photos", "--generated", "photos", "--encoder", "tiny_wor
         ([*MEASURE, "adapter"], "give either an adapter to draw with, or --generated"),
         (["adapter", "--photos", "photos"], "found no --prompts"),
         ([*MEASURE, "--steps", "3", "--seed", "0"], "--seed, --steps would change nothing"),
-        ([*DRAW, "--captions", "c.jsonl"], "--captions are of pictures drawn before"),
+        ([*DRAW, "--captions", "c.jsonl"], "--captions would change nothing without --generated"),
         (["adapter", "--photos", "nothing", "--prompts", "a"], "there is no folder nothing"),
         (["nothing", "--photos", "photos", "--prompts", "a"], "nothing"),
         (["adapter", "--photos", "photos", "--prompts", "none.txt"], "there is no file of prompts none.txt"),
@@ -201,7 +187,7 @@ MEASURE = ["--photos", "photos", "--generated", "photos", "--encoder", "tiny_wor
         ([*DRAW, "--seed", "-1"], "must be from 0 to 9223372036854775807"),
         ([*DRAW, "--steps", "0"], "steps must be from 1"),
         ([*DRAW, "--other_prompts", "a sks animal"], "among the prompts with and without the subject"),
-        ([*DRAW, "--encoder", "./nothing"], "there is no encoder in ./nothing"),
+        ([*DRAW, "--encoder", "./nothing"], "found no encoder ./nothing"),
         ([*DRAW, "--encoder", "./bert"], "model_type bert"),
         ([*DRAW, "--encoder", "./dino", "--encoder", "./dino"], "several encoders of the kind dino"),
         ([*DRAW, "--lpips_weights", "nothing.pth"], "are not in nothing.pth"),
@@ -222,28 +208,19 @@ def test_what_cannot_be_measured_ends_in_a_sentence(
 
 
 def test_folders_that_cannot_be_scored_end_in_a_sentence(
-    work: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    black = Image.new("RGB", (64, 64))
+    mixed, black = [photo(0), photo(1, 32)], [Image.new("RGB", (side, side)) for side in (64, 32)]
     cases = {
         folder_of("none"): "no usable photos",
         folder_of("one", photo(0)): "found one picture to score in one; give at least two",
-        folder_of(
-            "mixed", photo(0), photo(1, 32)
-        ): "of the sizes 32x32, 64x64 px; score pictures of one size",
-        folder_of("black", black, Image.new("RGB", (32, 32))): "no picture to score: 0.png is black",
+        folder_of("mixed", *mixed): "of the sizes 32x32, 64x64 px; score pictures of one size",
+        folder_of("black", *black): "no picture to score: 0.png is black",
     }
     for name, words in cases.items():
-        measured = ("--photos", "photos", "--generated", name, "--encoder", "tiny_world")
-        assert words in refused(capsys, *measured)
-    assert "found 1 photo to compare with in one" in refused(
-        capsys, "--photos", "one", "--generated", "photos", "--encoder", "tiny_world"
-    )
-
-
-def test_encoders_that_are_not_here_end_in_a_sentence(
-    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+        assert words in refused(capsys, "--photos", "photos", "--generated", name, "--encoder", "tiny_world")
+    found = refused(capsys, "--photos", "one", "--generated", "photos", "--encoder", "tiny_world")
+    assert "found 1 photo to compare with in one" in found
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     line = refused(capsys, "--photos", "photos", "--generated", "photos")
     assert "found no encoder facebook/dino-vits16" in line

@@ -8,32 +8,28 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.metrics.encoders import load_encoder
-from ether_diffusion.metrics.plots import draw_report
-from ether_diffusion.metrics.report import DrawnSamples, Report, Yardsticks, report_drawn, report_generated
-from ether_diffusion.metrics.scores import OTHER_PROMPTS, Sample, SortedSamples, other_tiny_prompts
+from ether_diffusion.metrics.report import Report, Yardsticks, draw_report, report_subject
+from ether_diffusion.metrics.scores import (
+    OTHER_PROMPTS,
+    Sample,
+    SortedSamples,
+    other_tiny_prompts,
+    sort_samples,
+)
 from ether_diffusion.tiny_world.concepts import load_concepts
 
 PROMPTS = ("a $5 fox", "a 狐", "an owl")
+OTHERS = ("a car", "a house")
 
 
-def noise(seed: int) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-
-
-def row(start: int, prompts: tuple[str, ...] = PROMPTS) -> list[Sample]:
-    """Two pictures of each prompt."""
-    return [
-        Sample(f"prompt{number + 1}_seed{seed}", noise(start + 10 * number + seed), prompt, seed)
-        for number, prompt in enumerate(prompts)
-        for seed in range(2)
-    ]
-
-
-def blackened(samples: list[Sample], place: int) -> list[Sample]:
-    sample = samples[place]
-    black = Sample(sample.name, Image.new("RGB", (64, 64)), sample.prompt, sample.seed)
-    return [black if each is sample else each for each in samples]
+def row(start: int, prompts: tuple[str, ...] = PROMPTS, *, black: int | None = None) -> list[Sample]:
+    """Two pictures of each prompt, one of them black."""
+    rng, samples = np.random.default_rng(start), []
+    for place in range(2 * len(prompts)):
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) * (place != black)
+        name = f"prompt{place // 2 + 1}_seed{place % 2}"
+        samples.append(Sample(name, Image.fromarray(pixels), prompts[place // 2], place % 2))
+    return samples
 
 
 @pytest.fixture(scope="module")
@@ -48,40 +44,27 @@ def photos() -> SortedSamples:
 
 @pytest.fixture(scope="module")
 def report(yardsticks: Yardsticks, photos: SortedSamples) -> Report:
-    drawn = DrawnSamples(
-        {"base": row(0), "adapter": blackened(row(100), 1)},
-        {"base": row(200, ("a car",) * 1), "adapter": row(200, ("a car",) * 1)},
-    )
-    return report_drawn(photos, drawn, yardsticks, {"seeds": [0, 1]})
+    rows = {"base": sort_samples(row(0)), "adapter": sort_samples(row(100, black=1))}
+    other = {"base": row(200, OTHERS), "adapter": row(200, OTHERS, black=2)}
+    return report_subject(photos, rows, yardsticks, {"seeds": [0, 1]}, other=other)
 
 
-def test_a_black_picture_is_named_and_not_averaged_in(report: Report, photos: SortedSamples) -> None:
+def test_black_pictures_are_named_and_not_averaged_in(report: Report) -> None:
     assert report.rows["adapter"].columns["tiny_i"].num_values == 5
     assert report.rows["base"].columns["tiny_i"].num_values == 6
-    found = report.to_json()["set_aside"]
-    assert found == {"photos": {"dark.png": "is black"}, "adapter": {"prompt1_seed1": "is black"}}
-    table = report.table()
-    assert "not scored of adapter: prompt1_seed1 is black" in table
-    assert "not scored of photos: dark.png is black" in table
+    assert report.to_json()["set_aside"] == {
+        "photos": {"dark.png": "is black"},
+        "adapter": {"prompt1_seed1": "is black"},
+        "other": {"prompt2_seed0 (adapter)": "is black"},
+    }
+    assert "not scored of adapter: prompt1_seed1 is black" in report.table()
 
 
-def test_an_adapter_that_changes_nothing_has_no_drift(report: Report) -> None:
-    assert report.drift["tiny"].mean == pytest.approx(0, abs=1e-6)
-    assert report.drift["pixels"].mean == 0
-
-
-def test_a_black_picture_leaves_its_pair_out_of_the_drift(
-    yardsticks: Yardsticks, photos: SortedSamples
+def test_an_adapter_that_changes_nothing_has_no_drift_and_a_black_picture_leaves_its_pair_out(
+    report: Report,
 ) -> None:
-    prompts = ("a car", "a house")
-    base = row(200, prompts)
-    drawn = DrawnSamples(
-        {"base": row(0), "adapter": row(0)}, {"base": base, "adapter": blackened(row(200, prompts), 2)}
-    )
-    found = report_drawn(photos, drawn, yardsticks, {})
-    assert found.drift["pixels"].mean == 0
-    assert found.drift["pixels"].num_values == 3
-    assert found.to_json()["set_aside"]["other"] == {"prompt2_seed0 (adapter)": "is black"}  # type: ignore[index,call-overload]
+    assert report.drift["tiny"].mean == pytest.approx(0, abs=1e-6)
+    assert (report.drift["pixels"].mean, report.drift["pixels"].num_values) == (0, 3)
 
 
 def test_the_json_is_strict_and_says_what_is_left_out(report: Report) -> None:
@@ -104,30 +87,24 @@ def test_the_table_has_the_numbers_of_the_json(report: Report) -> None:
     assert lines[1].split()[-1] == "-"
 
 
-def test_the_plot_is_a_png_of_any_prompts(report: Report) -> None:
-    data = draw_report(report)
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.format == "PNG"
-        assert picture.width > 1000
-    assert draw_report(report) == data
-
-
-def test_pictures_without_prompts_are_plotted_without_them(
-    yardsticks: Yardsticks, photos: SortedSamples
+def test_the_plot_is_a_png_of_any_prompts_or_of_none(
+    report: Report, yardsticks: Yardsticks, photos: SortedSamples
 ) -> None:
     generated = SortedSamples(tuple(Sample(each.name, each.image) for each in row(0)), {})
-    found = report_generated(photos, generated, yardsticks, {})
-    assert found.reasons()["tiny_t"] == "the prompts of the pictures are not known"
-    with Image.open(io.BytesIO(draw_report(found))) as picture:
-        assert picture.width < 1000
+    without = report_subject(photos, {"generated": generated}, yardsticks, {})
+    assert without.reasons()["tiny_t"] == "the prompts of the pictures are not known"
+    for made, is_wide in ((report, True), (without, False)):
+        data = draw_report(made)
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.format == "PNG"
+            assert (picture.width > 1000) == is_wide
+        assert draw_report(made) == data
 
 
 def test_the_prompts_without_the_subject_are_distinct_and_of_things_that_the_base_knows() -> None:
     assert len(set(OTHER_PROMPTS)) == len(OTHER_PROMPTS)
     tiny = other_tiny_prompts()
     assert len(set(tiny)) == len(tiny) == 8
-    trained, held_out = (
-        [concept.phrase for concept in load_concepts(split)] for split in ("trained", "held_out")
-    )
+    trained, held_out = ([each.phrase for each in load_concepts(split)] for split in ("trained", "held_out"))
     assert all(any(prompt.startswith(f"{phrase} ") for phrase in trained) for prompt in tiny)
     assert not any(prompt.startswith(f"{phrase} ") for phrase in held_out for prompt in tiny)

@@ -31,7 +31,6 @@ def write(folder: Path, **images: Image.Image) -> Path:
         (Image.new("RGB", (8, 8)), "is black"),
         (Image.new("RGB", (8, 8), (2, 1, 0)), "is black"),
         (Image.new("RGB", (8, 8), (9, 8, 7)), "is empty: one colour throughout"),
-        (Image.new("RGB", (8, 8), "white"), "is empty: one colour throughout"),
         (Image.new("RGB", (0, 8)), "has no pixels"),
         (Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)), "has values that are not finite"),
         (Image.fromarray(np.full((8, 8), np.inf, dtype=np.float32)), "has values that are not finite"),
@@ -45,20 +44,14 @@ def test_what_shows_nothing_or_has_another_size_is_set_aside_by_name() -> None:
     images = {"a": noise(), "b": Image.new("RGB", (16, 16)), "c": noise(8), "d": noise(), "e": noise()}
     found = sort_samples(Sample(name, image) for name, image in images.items())
     assert [each.name for each in found.usable] == ["a", "d", "e"]
-    assert dict(found.set_aside) == {
-        "b": "is black",
-        "c": "is 8x8 px, and most are 16x16",
-    }
+    assert found.set_aside == {"b": "is black", "c": "is 8x8 px, and most are 16x16"}
 
 
-def test_sizes_without_a_majority_are_refused() -> None:
-    with pytest.raises(ValueError, match="of the sizes 16x16, 8x8 px; score pictures of one size"):
-        sort_samples([Sample("a", noise()), Sample("b", noise(8))])
-
-
-def test_nothing_but_black_pictures_is_refused_by_name() -> None:
+def test_nothing_but_black_pictures_or_sizes_without_a_majority_are_refused() -> None:
     with pytest.raises(ValueError, match="no picture to score: a is black"):
         sort_samples([Sample("a", Image.new("RGB", (8, 8)))])
+    with pytest.raises(ValueError, match="of the sizes 16x16, 8x8 px; score pictures of one size"):
+        sort_samples([Sample("a", noise()), Sample("b", noise(8))])
 
 
 def test_photos_may_differ_in_size_and_bad_ones_are_set_aside(tmp_path: Path) -> None:
@@ -66,54 +59,40 @@ def test_photos_may_differ_in_size_and_bad_ones_are_set_aside(tmp_path: Path) ->
     (folder / "d.png").write_bytes(b"")
     found = read_photos(folder)
     assert [each.name for each in found.usable] == ["a.png", "b.png"]
-    reasons = dict(found.set_aside)
-    assert reasons["c.png"] == "is black"
-    assert "0 bytes" in reasons["d.png"]
+    assert found.set_aside["c.png"] == "is black"
+    assert "0 bytes" in found.set_aside["d.png"]
 
 
-def test_one_photo_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"found 1 photo to compare with .* give at least two"):
-        read_photos(write(tmp_path, a=noise()))
-
-
-def test_one_photo_beside_a_black_one_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"give at least two; b\.png is black"):
-        read_photos(write(tmp_path, a=noise(), b=Image.new("RGB", (16, 16))))
-
-
-def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
+def test_fewer_than_two_pictures_are_refused_with_what_is_wrong_with_others(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no usable photos"):
         read_photos(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         read_photos(tmp_path / "nothing")
+    write(tmp_path, a=noise())
+    with pytest.raises(ValueError, match=r"found 1 photo to compare with .* give at least two"):
+        read_photos(tmp_path)
+    with pytest.raises(ValueError, match=r"found one picture to score .* give at least two"):
+        read_generated(tmp_path)
+    with pytest.raises(ValueError, match=r"give at least two; b\.png is black"):
+        read_photos(write(tmp_path, b=Image.new("RGB", (16, 16))))
 
 
-def test_generated_pictures_take_their_prompts_from_the_captions(tmp_path: Path) -> None:
-    folder = write(tmp_path, a=noise(), b=noise(seed=1))
+def test_generated_pictures_have_the_prompts_of_captions_or_their_own_and_their_own_seeds(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path / "others", a=noise(), b=noise(seed=1))
     found = read_generated(folder, {"a.png": "a cat", "b.png": "an owl"})
     assert [(each.prompt, each.seed) for each in found.usable] == [("a cat", None), ("an owl", None)]
-
-
-def test_generated_pictures_of_ours_say_their_own_prompts_and_seeds(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
     for seed in (4, 5):
         image = noise(seed=seed)
-        attach_metadata(
-            image,
-            ImageMetadata(
-                prompt="a fox", negative_prompt=None, seed=seed, steps=2, guidance_scale=3.0, width=16,
-                height=16, pipeline="P", scheduler="S",
-            ),
-        )  # fmt: skip
-        (tmp_path / f"{seed}.png").write_bytes(png_bytes(image))
-    found = read_generated(tmp_path)
-    assert [(each.prompt, each.seed) for each in found.usable] == [("a fox", 4), ("a fox", 5)]
-    captioned = read_generated(tmp_path, {"4.png": "an owl", "5.png": "an owl"})
-    assert [(each.prompt, each.seed) for each in captioned.usable] == [("an owl", 4), ("an owl", 5)]
-
-
-def test_one_generated_picture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"found one picture to score .* give at least two"):
-        read_generated(write(tmp_path, a=noise()))
+        about = {"prompt": "a fox", "negative_prompt": None, "seed": seed, "steps": 2, "guidance_scale": 3.0}
+        size = {"width": 16, "height": 16, "pipeline": "P", "scheduler": "S"}
+        attach_metadata(image, ImageMetadata(**about, **size))  # type: ignore[arg-type]
+        (tmp_path / "ours" / f"{seed}.png").write_bytes(png_bytes(image))
+    for captions, prompt in ((None, "a fox"), ({"4.png": "an owl", "5.png": "an owl"}, "an owl")):
+        found = read_generated(tmp_path / "ours", captions)
+        assert [(each.prompt, each.seed) for each in found.usable] == [(prompt, 4), (prompt, 5)]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +114,8 @@ def test_a_file_of_captions_is_read_line_by_line(tmp_path: Path) -> None:
     file = tmp_path / "captions.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     assert read_caption_file(file) == {"a.png": "a cat", "b.png": "an owl"}
+    with pytest.raises(FileNotFoundError, match="no file of captions"):
+        read_caption_file(tmp_path / "nothing.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -155,8 +136,3 @@ def test_a_line_that_is_no_caption_is_refused(tmp_path: Path, text: str) -> None
     file.write_text(text)
     with pytest.raises(ValueError, match=r"captions\.jsonl line [12]"):
         read_caption_file(file)
-
-
-def test_captions_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no file of captions"):
-        read_caption_file(tmp_path / "captions.jsonl")

@@ -1,6 +1,8 @@
 """Scores agree with their definitions in numpy's float64 and in torchmetrics, in any order."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +17,18 @@ from torchmetrics.functional.image.lpips import _LPIPS, NetLinLayer, ScalingLaye
 from torchmetrics.functional.pairwise import pairwise_cosine_similarity
 
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
-from ether_diffusion.metrics.likeness import (
-    estimate,
-    frechet_distance,
-    likeness_among,
-    likeness_of_pairs,
-    likeness_to,
-    relative_drift,
-)
 from ether_diffusion.metrics.lpips import Lpips, distances_among, distances_to, load_lpips
 from ether_diffusion.metrics.scores import (
     PhotoReference,
     Sample,
     Scores,
+    estimate,
+    frechet_distance,
+    likeness_among,
+    likeness_of_pairs,
+    likeness_to,
     pixel_distance,
+    relative_drift,
     score_drift,
     score_photos,
     score_samples,
@@ -71,12 +71,16 @@ def unit(count: int, size: int = 6) -> Tensor:
     return vectors / vectors.norm(dim=1, keepdim=True)
 
 
-def test_likeness_is_the_mean_cosine_over_all_pairs() -> None:
-    photos, drawn = unit(5), unit(7)
+def test_likeness_is_the_mean_cosine_to_all_to_the_others_or_of_pairs() -> None:
+    photos, drawn, second = unit(5), unit(7), unit(5)
     expected = pairwise_cosine_similarity(drawn, photos)
     torch.testing.assert_close(likeness_to(photos, drawn), expected.mean(1))
-    loops = [float(a @ b) for a in drawn.numpy() for b in photos.numpy()]
-    assert float(likeness_to(photos, drawn).mean()) == pytest.approx(np.mean(loops), abs=1e-12)
+    expected = pairwise_cosine_similarity(photos, second).diagonal()
+    torch.testing.assert_close(likeness_of_pairs(photos, second), expected)
+    pairs = [float(photos[i] @ photos[j]) for i in range(5) for j in range(5) if i != j]
+    assert float(likeness_among(photos).mean()) == pytest.approx(np.mean(pairs), abs=1e-12)
+    with pytest.raises(ValueError, match="at least two; found 1"):
+        likeness_among(photos[:1])
 
 
 def test_drift_is_in_units_of_the_distance_between_the_bases_prompts() -> None:
@@ -94,39 +98,16 @@ def test_drift_is_in_units_of_the_distance_between_the_bases_prompts() -> None:
     assert float(relative_drift(others, base, prompts).mean()) == pytest.approx(1, abs=0.3)
 
 
-def test_likeness_among_photos_leaves_out_a_photo_and_itself() -> None:
-    photos = unit(5)
-    pairs = [float(photos[i] @ photos[j]) for i in range(5) for j in range(5) if i != j]
-    assert float(likeness_among(photos).mean()) == pytest.approx(np.mean(pairs), abs=1e-12)
-    with pytest.raises(ValueError, match="at least two; found 1"):
-        likeness_among(photos[:1])
-
-
-def test_likeness_of_pairs_is_the_diagonal_of_all_pairs() -> None:
-    first, second = unit(5), unit(5)
-    expected = pairwise_cosine_similarity(first, second).diagonal()
-    torch.testing.assert_close(likeness_of_pairs(first, second), expected)
-
-
-def test_the_standard_error_is_that_of_the_groups_means() -> None:
+def test_the_standard_error_is_that_of_the_groups_means_in_any_order() -> None:
     values = np.random.default_rng(1).normal(size=(4, 6))
-    found = estimate(values.ravel().tolist(), [group for group in range(4) for _ in range(6)])
+    numbers, groups = values.ravel().tolist(), [group for group in range(4) for _ in range(6)]
+    found = estimate(numbers, groups)
     means = values.mean(axis=1)
     assert found.mean == pytest.approx(values.mean(), abs=1e-12)
     assert found.standard_error == pytest.approx(means.std(ddof=1) / 2, abs=1e-12)
     assert (found.num_values, found.num_groups) == (24, 4)
-
-
-def test_an_estimate_does_not_depend_on_the_order() -> None:
-    values, groups = [0.1, 0.7, 0.3, 0.9, 0.2], [0, 0, 1, 2, 2]
-    assert estimate(values, groups) == estimate(values[::-1], groups[::-1])
-
-
-def test_one_group_gives_no_standard_error() -> None:
+    assert estimate(numbers[:9][::-1], groups[:9][::-1]) == estimate(numbers[:9], groups[:9])
     assert estimate([0.1, 0.3], ["fox", "fox"]).standard_error is None
-
-
-def test_an_estimate_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no values"):
         estimate([], [])
 
@@ -142,17 +123,12 @@ def reference_frechet(first: Array, second: Array) -> float:
     return float(difference @ difference + traces - 2 * np.sqrt(product.clip(0)).sum())
 
 
-def test_the_frechet_distance_is_its_formula() -> None:
+def test_the_frechet_distance_is_its_formula_in_any_order_and_zero_of_equal_sets() -> None:
     first, second = torch.randn(40, 6).double(), 0.7 * torch.randn(30, 6).double() + 0.5
     expected = reference_frechet(first.numpy(), second.numpy())
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
-    shuffled = first[torch.randperm(40)]
-    assert frechet_distance(shuffled, second) == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_frechet_distance_of_a_set_and_itself_is_zero() -> None:
-    features = torch.randn(40, 6).double()
-    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(first[torch.randperm(40)], second) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
 
 
 class Slices(nn.Module):
@@ -181,20 +157,13 @@ class Slices(nn.Module):
         return found
 
 
-def torchmetrics_lpips(alexnet: Path) -> nn.Module:
+def torchmetrics_lpips(alexnet: Path) -> Any:
     """torchmetrics' LPIPS, put together without torchvision, which it would take AlexNet from."""
-    network: nn.Module = _LPIPS.__new__(_LPIPS)
+    network: Any = _LPIPS.__new__(_LPIPS)
     nn.Module.__init__(network)
     weights = torch.load(alexnet, weights_only=True)
-    parts = {
-        "spatial": False,
-        "resize": None,
-        "L": 5,
-        "scaling_layer": ScalingLayer(),
-        "net": Slices(weights),
-    }
-    for name, part in parts.items():
-        setattr(network, name, part)
+    network.spatial, network.resize, network.L = False, None, 5
+    network.scaling_layer, network.net = ScalingLayer(), Slices(weights)
     channels = (64, 192, 384, 256, 256)
     network.lins = nn.ModuleList(NetLinLayer(count, use_dropout=True) for count in channels)
 
@@ -217,37 +186,26 @@ def test_lpips_is_that_of_torchmetrics(lpips: Lpips, alexnet: Path) -> None:
     assert distances_to(lpips, photos, drawn) == pytest.approx(np.mean(expected, axis=1).tolist(), rel=1e-5)
 
 
-def test_lpips_among_pictures_is_the_mean_over_their_pairs(lpips: Lpips) -> None:
+def test_lpips_among_pictures_is_the_mean_over_their_pairs_and_zero_of_equal_ones(lpips: Lpips) -> None:
     drawn = pictures(3)
     pairs = [distances_to(lpips, [drawn[i]], [drawn[j]])[0] for i, j in ((0, 1), (0, 2), (1, 2))]
     among = distances_among(lpips, drawn)
     assert np.mean(among) == pytest.approx(np.mean(pairs), rel=1e-5)
     assert distances_among(lpips, drawn[::-1]) == pytest.approx(among[::-1], rel=1e-5)
+    assert distances_to(lpips, drawn[:1], drawn[:1]) == [0.0]
     with pytest.raises(ValueError, match="at least two; found 1"):
         distances_among(lpips, drawn[:1])
-
-
-def test_lpips_of_a_picture_and_itself_is_zero(lpips: Lpips) -> None:
-    (picture,) = pictures(1)
-    assert distances_to(lpips, [picture], [picture]) == [0.0]
-    assert distances_among(lpips, [picture, picture]) == [0.0, 0.0]
-
-
-def test_lpips_refuses_pictures_that_alexnet_pools_away(lpips: Lpips) -> None:
     with pytest.raises(ValueError, match="at least 32 px; found 16x16"):
-        distances_to(lpips, pictures(1), pictures(1, side=16))
+        distances_to(lpips, drawn[:1], pictures(1, side=16))
 
 
-def test_lpips_takes_the_weights_of_alexnet_from_safetensors_too(
+def test_lpips_takes_the_weights_of_alexnet_from_safetensors_too_and_says_where_they_are_to_be_had(
     lpips: Lpips, alexnet: Path, tmp_path: Path
 ) -> None:
     save_file(torch.load(alexnet, weights_only=True), tmp_path / "alexnet.safetensors")
     photos, drawn = pictures(2), pictures(1, seed=1)
     again = load_lpips(tmp_path / "alexnet.safetensors")
     assert distances_to(again, photos, drawn) == distances_to(lpips, photos, drawn)
-
-
-def test_lpips_without_its_weights_says_where_they_are_to_be_had(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"fetch https://download\.pytorch\.org/.*alexnet"):
         load_lpips(tmp_path / "nothing.pth")
 
@@ -315,20 +273,18 @@ def test_scores_do_not_depend_on_the_order_of_pictures_and_photos(
         assert back.columns[column].standard_error == pytest.approx(found.standard_error, abs=1e-6)
 
 
-def test_the_identifier_is_left_out_of_the_text_compared_with(encoders: list[Encoder]) -> None:
+def test_prompts_are_compared_without_the_identifier_and_not_at_all_where_unknown(
+    encoders: list[Encoder],
+) -> None:
     drawn = samples(4)
-    plain = [Sample(s.name, s.image, str(s.prompt).replace("sks ", ""), s.seed) for s in drawn]
+    plain = [replace(each, prompt=str(each.prompt).replace("sks ", "")) for each in drawn]
     reference = PhotoReference.of(drawn, encoders)
     with_it = score_samples(reference, drawn, encoders, None, identifier="sks").columns["clip_t"]
     assert with_it == score_samples(reference, plain, encoders, None).columns["clip_t"]
     assert with_it != score_samples(reference, drawn, encoders, None).columns["clip_t"]
-
-
-def test_pictures_without_prompts_have_no_prompt_fidelity(encoders: list[Encoder]) -> None:
-    drawn = [Sample(each.name, each.image) for each in samples(4)]
-    scores = score_samples(PhotoReference.of(drawn, encoders), drawn, encoders, None)
-    assert set(scores.columns) == {"dino", "clip_i"}
-    assert scores.columns["dino"].num_groups == 4
+    unknown = score_samples(reference, [Sample(each.name, each.image) for each in drawn], encoders, None)
+    assert set(unknown.columns) == {"dino", "clip_i"}
+    assert unknown.columns["dino"].num_groups == 4
 
 
 def test_a_frechet_distance_is_given_where_there_are_pictures_enough(encoders: list[Encoder]) -> None:
@@ -341,22 +297,12 @@ def test_a_frechet_distance_is_given_where_there_are_pictures_enough(encoders: l
 
 
 def test_drift_is_one_minus_the_cosine_and_the_mean_difference_of_pixels(encoders: list[Encoder]) -> None:
-    base, adapter = (
-        samples(4),
-        [
-            Sample(s.name, image, s.prompt, s.seed)
-            for s, image in zip(samples(4), pictures(4, seed=9), strict=True)
-        ],
-    )
-    dino = encoders[0]
+    base, dino = samples(4), encoders[0]
+    adapter = [replace(each, image=image) for each, image in zip(base, pictures(4, seed=9), strict=True)]
     found = score_drift(base, adapter, encoders)
     sides = [dino.embed_images([each.image for each in side]) for side in (base, adapter)]
     assert found["dino"].mean == pytest.approx(float((1 - (sides[0] * sides[1]).sum(1)).mean()), abs=1e-6)
     arrays = [np.stack([np.asarray(each.image) for each in side]).astype(float) for side in (base, adapter)]
     assert found["pixels"].mean == pytest.approx(np.abs(arrays[0] - arrays[1]).mean() / 255)
-
-
-def test_black_and_white_are_one_apart() -> None:
     black, white = (Image.new("RGB", (8, 8), colour) for colour in ("black", "white"))
-    assert pixel_distance(black, white) == 1
-    assert pixel_distance(white, white) == 0
+    assert (pixel_distance(black, white), pixel_distance(white, white)) == (1, 0)

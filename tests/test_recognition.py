@@ -1,51 +1,76 @@
-"""Recognition by crops: true pictures are named, and the background does not decide."""
+"""Which concept a picture shows, and scores against the true picture: 1 for it, less for another object."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 import torch
+from PIL import Image
 
-from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.backgrounds import Background
-from ether_diffusion.tiny_world.concepts import find_concept, load_concepts, shipped_concepts
-from ether_diffusion.tiny_world.networks import load_tiny_clip
-from ether_diffusion.tiny_world.pictures import draw_scenes
-from ether_diffusion.tiny_world.recognition import object_crops, recognise
-from ether_diffusion.tiny_world.subjects import unseen_scenes
+from ether_diffusion.metrics.encoders import Encoder, TinyEncoder, load_encoder
+from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.tiny_world.pictures import MARGIN, draw_scenes, score_against_truth, to_images
+from ether_diffusion.tiny_world.subjects import photos_of, unseen_scenes
+from ether_diffusion.tiny_world.world import NATIVE_SIZE
 
-
-def test_crops_are_the_middle_at_full_size() -> None:
-    images = torch.zeros(2, 3, 66, 66)
-    images[..., 11:55, 11:55] = 1
-    torch.testing.assert_close(object_crops(images), torch.ones(2, 3, 66, 66))
+UNSEEN = unseen_scenes(find_concept("sailboat"))[:4]
 
 
-def test_all_held_out_concepts_are_among_those_shipped() -> None:
-    assert set(load_concepts("held_out")) < set(shipped_concepts())
+@pytest.fixture(scope="module")
+def encoder() -> TinyEncoder:
+    found = load_encoder("tiny_world")
+    assert isinstance(found, TinyEncoder)
+    return found
 
 
-def test_the_shipped_image_tower_names_true_pictures_of_concepts_it_never_saw() -> None:
-    clip = load_tiny_clip(tiny_world_path())
-    hits = []
-    for concept in load_concepts("held_out"):
-        scene = replace(unseen_scenes(concept)[1], rotation=6.0, light=0.94, scale=0.67, shift_x=0.02)
-        (found,) = recognise(clip.embed_images, draw_scenes([scene]), [scene], shipped_concepts())
-        hits.append(found == concept)
-    assert sum(hits) >= 0.9 * len(hits)
+def test_the_true_pictures_have_all_that_can_be_had() -> None:
+    found = score_against_truth(draw_scenes(UNSEEN), UNSEEN)
+    assert found["object"] == pytest.approx(1, abs=1e-6)
+    assert found["recognised"] == 1
 
 
-def test_a_subject_is_told_from_another_on_the_same_background() -> None:
-    clip = load_tiny_clip(tiny_world_path())
-    fox, owl = find_concept("fox"), find_concept("owl")
-    scenes = [
-        replace(unseen_scenes(fox)[0], background=Background("plain", "red"), concept=c) for c in (fox, owl)
-    ]
-    found = recognise(clip.embed_images, draw_scenes(scenes), scenes, shipped_concepts())
-    assert found == [fox, owl]
+def test_another_object_in_the_same_places_has_less() -> None:
+    others = [replace(scene, concept=find_concept("taxi")) for scene in UNSEEN]
+    found = score_against_truth(draw_scenes(others), UNSEEN)
+    assert found["object"] < 0.6
+    assert found["recognised"] == 0
 
 
-def test_captions_find_their_true_pictures_by_the_shipped_towers() -> None:
-    clip = load_tiny_clip(tiny_world_path())
-    concepts = [concept for concept in load_concepts("trained") if concept in shipped_concepts()]
-    scenes = [replace(unseen_scenes(concepts[0])[0], concept=concept) for concept in concepts]
-    likeness = clip.embed_images(draw_scenes(scenes)) @ clip.embed_texts([s.caption() for s in scenes]).T
-    assert torch.equal(likeness.argmax(1), torch.arange(len(concepts)))
+def test_pictures_of_nothing_are_not_recognised_and_not_averaged_in() -> None:
+    pictures = draw_scenes(UNSEEN)
+    pictures[1] = -1
+    found = score_against_truth(pictures, UNSEEN, usable=[0, 2, 3])
+    assert found["object"] == pytest.approx(1, abs=1e-6)
+    assert found["recognised"] == 0.75
+
+
+def test_the_embedded_encoder_compares_with_photos_what_is_in_the_middle(encoder: TinyEncoder) -> None:
+    pictures = draw_scenes(UNSEEN)
+    framed = pictures.clone()
+    margin = NATIVE_SIZE // MARGIN
+    framed[..., :margin, :] = framed[..., -margin:, :] = framed[..., :margin] = framed[..., -margin:] = 1
+    before, after = (encoder.view(to_images(each)) for each in (pictures, framed))
+    torch.testing.assert_close(before.subjects, after.subjects, atol=0, rtol=0)
+    assert float((before.whole - after.whole).norm()) > 0.1
+
+
+def test_its_likeness_to_photos_tells_the_subject_from_another(encoder: TinyEncoder) -> None:
+    for name, other in (("sailboat", "helicopter"), ("panda", "fox")):
+        scenes = unseen_scenes(find_concept(name))
+        others = [replace(scene, concept=find_concept(other)) for scene in scenes]
+        photos, true, wrong = (
+            encoder.view(to_images(draw_scenes(each)))
+            for each in ([photo.scene for photo in photos_of(find_concept(name))], scenes, others)
+        )
+        assert float((true.subjects @ photos.subjects.T).mean()) > 0.1 + float(
+            (wrong.subjects @ photos.subjects.T).mean()
+        )
+
+
+def test_encoders_of_the_published_tables_compare_whole_pictures() -> None:
+    class Whole(Encoder):
+        def _see(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+            return torch.eye(2)[: len(pictures)]
+
+    found = Whole("dino", "", None, None).view([Image.new("RGB", (8, 8))] * 2)
+    assert found.subjects is found.whole

@@ -12,15 +12,8 @@ from safetensors.torch import load_file
 from ether_diffusion.tiny_world.concepts import load_concepts
 from recipes.tiny_world.control_pairs import VALIDATION_CONCEPTS, training_concepts
 from research import study_control
-from research.control_results import score_runs, study_sheet, tiny_yardsticks, title_of, true_run
-from research.study_control import (
-    DrawnRun,
-    StudyRun,
-    StudySettings,
-    carry_out,
-    draw_base,
-    validation_pairs,
-)
+from research.control_results import score_runs, tiny_yardsticks, title_of, true_run
+from research.study_control import StudyRun, StudySettings, carry_out, draw_base, validation_pairs
 
 QUICK = StudySettings(num_pairs=4, steps=2, batch_size=2, scenes_per_concept=1, inference_steps=2)
 
@@ -41,33 +34,25 @@ def test_no_concept_is_both_learned_from_and_drawn() -> None:
     assert not drawn & {concept.name for concept in training_concepts()}
 
 
-def test_a_run_that_is_drawn_is_read_and_not_done_again(root: Path) -> None:
+def test_a_run_that_is_drawn_is_read_and_not_done_again_nor_mixed_with_others(root: Path) -> None:
     file = root / "ether_plus_0" / "drawn.safetensors"
     before = file.stat().st_mtime_ns
     found = carry_out(StudyRun("ether_plus", None, 0), root, QUICK)
     assert file.stat().st_mtime_ns == before
     assert torch.equal(found.pictures, load_file(file)["pictures"].float() / 127.5 - 1)
+    assert found.learning_rate == 1e-3  # the paper's, of ETHER
+    with pytest.raises(ValueError, match="holds a run of other settings; name another folder"):
+        carry_out(StudyRun("lora", None, 0), root, replace(QUICK, steps=3))
 
 
 def test_a_run_says_its_rate_and_its_parameters_as_its_files_have_them(root: Path) -> None:
     folder = root / "lora_0" / "adapter"
     found = carry_out(StudyRun("lora", None, 0), root, QUICK)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    assert found.parameters == sum(tensor.numel() for tensor in tensors.values())
-    encoder = load_file(folder / "control_encoder.safetensors")
-    assert found.encoder_parameters == sum(tensor.numel() for tensor in encoder.values())
+    for name, number in (("adapter_model", found.parameters), ("control_encoder", found.encoder_parameters)):
+        assert number == sum(each.numel() for each in load_file(folder / f"{name}.safetensors").values())
     assert found.learning_rate == 6e-4
     assert found.seconds is not None
     assert found.seconds > 0
-
-
-def test_the_papers_rate_is_that_of_ether(root: Path) -> None:
-    assert carry_out(StudyRun("ether_plus", None, 0), root, QUICK).learning_rate == 1e-3
-
-
-def test_runs_of_other_settings_are_not_mixed(root: Path) -> None:
-    with pytest.raises(ValueError, match="holds a run of other settings; name another folder"):
-        carry_out(StudyRun("lora", None, 0), root, replace(QUICK, steps=3))
 
 
 def test_all_methods_learn_from_the_same_pairs(root: Path) -> None:
@@ -85,28 +70,21 @@ def test_true_pictures_score_higher_than_the_base_without_control(root: Path) ->
         assert true.scores.columns[column].mean > base.scores.columns[column].mean
     assert true.scores.columns["object_iou"].num_groups == len(VALIDATION_CONCEPTS)
     assert true.scores.columns["canny_iou"].mean == 1.0
+    unseen = {"fox", "taxi", "doughnut", "guitar", "snowman"}  # which the base, too, never saw
+    assert unseen == {concept.name for concept in load_concepts("held_out")} & set(VALIDATION_CONCEPTS)
+    assert true.unseen.num_values == len(unseen)
+    assert 0 < true.unseen.mean < 1
+    assert true.cost["seconds"] is None
 
 
-def test_black_pictures_are_reported_and_not_averaged_in() -> None:
+def test_two_seeds_are_one_row_and_black_pictures_are_reported_and_not_averaged_in() -> None:
     true = true_run(QUICK)
     pictures = true.pictures.clone()
     pictures[2] = -1
-    row = score_runs([replace(true, pictures=pictures)], QUICK, tiny_yardsticks())
+    row = score_runs([replace(true, pictures=pictures), true], QUICK, tiny_yardsticks())
     assert row.set_aside == {"0_2": "is black"}
-    assert row.scores.columns["miou"].num_values == len(VALIDATION_CONCEPTS) - 1
-
-
-def test_two_seeds_of_a_method_are_one_row() -> None:
-    true = true_run(QUICK)
-    row = score_runs([true, true], QUICK, tiny_yardsticks())
-    assert row.scores.columns["miou"].num_values == 2 * len(VALIDATION_CONCEPTS)
+    assert row.scores.columns["miou"].num_values == 2 * len(VALIDATION_CONCEPTS) - 1
     assert row.cost["num_seeds"] == 2
-
-
-def test_the_sheet_has_a_row_for_the_maps_and_one_for_each_method() -> None:
-    true = true_run(QUICK)
-    one, two = (study_sheet(runs, QUICK) for runs in ({"true": true}, {"true": true, "base": true}))
-    assert two.height > one.height
 
 
 def test_the_command_writes_numbers_a_plot_and_a_sheet(
@@ -137,30 +115,14 @@ def test_a_method_that_is_none_is_refused_before_anything_is_made(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_rate_is_read_behind_the_method() -> None:
+def test_a_rate_is_read_behind_the_method_and_rows_have_names_for_people() -> None:
     assert study_control.read_entry("oft@1e-4") == ("oft", 1e-4)
     assert study_control.read_entry("none") == ("none", None)
     assert StudyRun("oft", 1e-4, 0).row == "oft_0.0001"
-
-
-def test_concepts_that_the_base_never_saw_have_a_score_of_their_own() -> None:
-    true = true_run(QUICK)
-    unseen = {"fox", "taxi", "doughnut", "guitar", "snowman"}
-    assert unseen == {concept.name for concept in load_concepts("held_out")} & set(VALIDATION_CONCEPTS)
-    row = score_runs([true], QUICK, tiny_yardsticks())
-    assert row.unseen.num_values == len(unseen)
-    assert 0 < row.unseen.mean < 1
-
-
-def test_rows_have_names_for_people() -> None:
-    assert [title_of(row) for row in ("none", "ether_plus", "oft_0.0001", "boft")] == [
-        "encoder-only",
-        "ETHER+ n=4",
-        "OFT n=4, 0.0001",
-        "boft",
-    ]
-
-
-def test_a_run_without_any_cost_is_shown_without() -> None:
-    row = score_runs([DrawnRun(true_run(QUICK).pictures, None, None, None, None)], QUICK, tiny_yardsticks())
-    assert row.cost["seconds"] is None
+    names = {
+        "none": "encoder-only",
+        "ether_plus": "ETHER+ n=4",
+        "oft_0.0001": "OFT n=4, 0.0001",
+        "boft": "boft",
+    }
+    assert {row: title_of(row) for row in names} == names

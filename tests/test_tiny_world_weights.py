@@ -8,10 +8,9 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from safetensors import safe_open
 
 from ether_diffusion.tiny_world import resolve_base, tiny_world_path
-from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
-from ether_diffusion.tiny_world.world import Scene
+from ether_diffusion.tiny_world.world import Background, Scene
 from recipes.tiny_world.autoencoder import psnr, reconstruct
 from recipes.tiny_world.background_colours import background_accuracy
 from recipes.tiny_world.judge import load_judge, rank_concepts, top_accuracy

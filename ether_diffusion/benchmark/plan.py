@@ -1,17 +1,20 @@
-"""What a benchmark is to do: its subjects and settings, and one run for each method, subject and seed."""
+"""What a benchmark is to do, by method, subject and seed; and `ether plan`: what to train with."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
+from ether_diffusion.bases.distilled import distilled_doubt
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.strict_json import Json, read_json
+from ether_diffusion.metrics.scores import Estimate
+from ether_diffusion.strict_json import Json, Within, checked, read_json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
-from ether_diffusion.tiny_world.subjects import IDENTIFIER, unseen_prompts
+from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
+from ether_diffusion.tiny_world.subjects import IDENTIFIER, NUM_PHOTOS, unseen_prompts
 from ether_diffusion.training import find_photos
 from ether_diffusion.training.captions import decode_text
 from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMethod
@@ -25,14 +28,27 @@ LIVE_CLASSES = frozenset({"cat", "dog"})
 """The data set's classes of live subjects, which have prompts of their own."""
 TINY_SUBJECTS = ("fox", "owl", "taxi", "helicopter", "cupcake", "teapot", "guitar", "robot")
 """Two animals, two vehicles, a food, two objects and a character: held out whole, fixed before any run."""
-
-_PROMPT = re.compile(r"""^\s*['"](.+?)['"]\.format\(""")
-_ROW = re.compile(r"^(\w[\w-]*),([\w -]+)$")
+_PROMPT = re.compile(r"""^\s*['"](.+?)['"]\.format\(""", re.MULTILINE)
+_ROW = re.compile(r"^\s*(\w[\w-]*),([\w -]+?)\s*$", re.MULTILINE)
 
 METHODS: tuple[AdapterMethod, ...] = ("full", "lora", "oft", "hra", "delora", "ether", "ether_plus")
 """The rows of the table; full is DreamBooth, which trains every weight of the UNet."""
 BASE = "base"
 """The method of the runs that train nothing: what the base draws from the same prompts."""
+REAL = "real"
+"""The row of the photos themselves."""
+LABELS = {
+    REAL: "real images",
+    BASE: "no adapter",
+    "full": "DreamBooth (full)",
+    "lora": "LoRA r=4",
+    "oft": "OFT n=4",
+    "hra": "HRA r=4",
+    "delora": "DeLoRA r=4",
+    "boft": "BOFT n=4",
+    "ether": "ETHER",
+    "ether_plus": "ETHER+",
+}
 PLAN_FILE = "plan.json"
 
 TINY_TRAINING: Mapping[str, Json] = {
@@ -42,15 +58,8 @@ TINY_TRAINING: Mapping[str, Json] = {
     "checkpointing_steps": 100,
 }
 """The short form, for Tiny World: about twenty-five seconds on one core of a CPU."""
-TINY_LEARNING_RATES: Mapping[str, float] = {
-    "full": 1e-4,
-    "lora": 3e-3,
-    "oft": 1e-3,
-    "hra": 1e-1,
-    "delora": 1e-3,
-    "ether": 3e-2,
-    "ether_plus": 3e-3,
-}
+TINY_LEARNING_RATES: Mapping[str, float] = {"full": 1e-4, "lora": 3e-3, "oft": 1e-3, "hra": 1e-1,
+                                             "delora": 1e-3, "ether": 3e-2, "ether_plus": 3e-3}  # fmt: skip
 """The best of docs/results/learning_rates.json for Tiny World, on subjects that the benchmark has not."""
 PAPER_TRAINING: Mapping[str, Json] = {
     # ETHER, Bini et al. 2024, arXiv:2405.20271, 5.1.1 and C.1; 1200 is where its best runs were
@@ -66,10 +75,7 @@ PAPER_TRAINING: Mapping[str, Json] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject to learn, and what it is asked for.
-
-    class_name is None where each photo has a caption of its own, beside it.
-    """
+    """A subject to learn, and what it is asked for; without a class its photos have captions of their own."""
 
     name: str
     photos: Path
@@ -89,23 +95,17 @@ class Subject:
 
 
 def tiny_subjects(names: Sequence[str], folder: Path) -> list[Subject]:
-    """Return subjects of Tiny World, whose photos are to be drawn into a folder.
-
-    Raises:
-        ValueError: there is no such concept.
-    """
+    """Return subjects of Tiny World, whose photos are to be drawn into a folder."""
     return [
         Subject(name, folder / name.replace(" ", "_"), unseen_prompts(find_concept(name)), IDENTIFIER, None)
-        for name in names
+        for name in dict.fromkeys(names)
     ]
 
 
 def read_dreambooth(folder: Path, names: Sequence[str] | None = None) -> list[Subject]:
     """Return the subjects of a folder laid out as the DreamBooth data set: those named, or all there are.
 
-    Raises:
-        FileNotFoundError: there is no such folder, or no file of prompts in it.
-        ValueError: the file has no prompts, or a subject lacks its class or its photos; all are listed.
+    All that is wrong with them is said at once, in a ValueError.
     """
     file = folder / PROMPTS_FILE
     if not file.is_file():
@@ -118,87 +118,71 @@ def read_dreambooth(folder: Path, names: Sequence[str] | None = None) -> list[Su
     except UnusableFileError as reason:
         raise ValueError(f"{printable(file)} {reason}") from None
     head, _, rest = text.partition("Object Prompts")
-    objects, live = (_templates(part) for part in rest.partition("Live Subject Prompts")[::2])
-    rows = [match for line in head.splitlines() if (match := _ROW.match(line.strip())) is not None]
-    classes = {row[1]: row[2].strip() for row in rows if row[1] != "subject_name"}
+    objects, live = (_PROMPT.findall(part) for part in rest.partition("Live Subject Prompts")[::2])
+    classes = {name: class_name for name, class_name in _ROW.findall(head) if name != "subject_name"}
     if not classes or not objects or not live:
         raise ValueError(f"{printable(file)} lacks classes or prompts; take the file of the data set")
     there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     subjects, problems = [], []
+    for prompt in (*objects, *live):
+        if re.findall(r"\{(.*?)\}", prompt) != ["0", "1"]:
+            problems.append(f"the prompt {printable(prompt)} does not hold {{0}} and {{1}}")
     for name in dict.fromkeys(there if names is None else names):
-        shown = printable(name)
-        if name not in there:
-            problems.append(f"{shown} has no folder in {printable(folder)}")
+        if name not in there or name not in classes:
+            lacks = f"class in {PROMPTS_FILE}" if name in there else f"folder in {printable(folder)}"
+            problems.append(f"{printable(name)} has no {lacks}")
             continue
-        if name not in classes:
-            problems.append(f"{shown} has no class in {PROMPTS_FILE}")
         try:
             find_photos(folder / name)
         except ValueError as reason:
             problems.append(str(reason))
-        class_name = classes.get(name, "")
-        templates = live if class_name in LIVE_CLASSES else objects
-        prompts = tuple(each.format(UNIQUE_TOKEN, class_name) for each in templates)
-        subjects.append(Subject(name, folder / name, prompts, UNIQUE_TOKEN, class_name))
+        templates = live if classes[name] in LIVE_CLASSES else objects
+        prompts = [each.format(UNIQUE_TOKEN, classes[name]) for each in templates if not problems]
+        subjects.append(Subject(name, folder / name, tuple(prompts), UNIQUE_TOKEN, classes[name]))
     if problems or not subjects:
         raise ValueError("; ".join(problems) or f"{printable(folder)} holds no folders of subjects")
     return subjects
 
 
-def _templates(text: str) -> list[str]:
-    found = [match[1] for line in text.splitlines() if (match := _PROMPT.match(line)) is not None]
-    for each in found:
-        if re.findall(r"\{(.*?)\}", each) != ["0", "1"]:
-            raise ValueError(
-                f"the prompt {printable(each)} does not hold {{0}} and {{1}}; mend {PROMPTS_FILE}"
-            )
-    return found
-
-
-@dataclass(frozen=True)
+@checked()
 class BenchmarkSettings:
     """How every run is trained, drawn and measured.
 
-    Attributes:
-        base: folder, hub id or tiny_world.
-        training: options of train-dreambooth that all methods share.
-        learning_rates: by method, where it is neither the published one nor, on Tiny World, the best there.
-        num_images: pictures of each prompt.
-        encoders: what likeness is measured with, by name, folder or hub id.
-        lpips_weights: AlexNet's; None takes those in torch's cache, and leaves LPIPS out without.
+    `training` are options of train-dreambooth that all methods share; `learning_rates` are by method, where
+    they are neither the published one nor, on Tiny World, the best there. `lpips_weights` are AlexNet's; None
+    takes those in torch's cache, and leaves LPIPS out without.
     """
 
     base: str
-    training: Mapping[str, Json]
+    training: Mapping[str, Any]
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    num_images: int = 4
-    num_inference_steps: int = 25
-    batch_size: int = 4
+    num_images: Annotated[int, Within(1, 1024)] = 4
+    inference_steps: Annotated[int, Within(1, 1000)] = 25
+    batch_size: Annotated[int, Within(1, 1024)] = 4
     encoders: tuple[str, ...] = ("dino", "clip")
     lpips_weights: Path | None = None
     keep_adapters: bool = False
 
     def learning_rate(self, method: str) -> float:
         """Return the rate that a method is trained at."""
-        published: Mapping[Any, float] = DEFAULT_LEARNING_RATES
         own = TINY_LEARNING_RATES if self.base == ALIAS else {}
-        return self.learning_rates.get(method) or own.get(method) or published[method]
+        usual: dict[Any, float] = {**DEFAULT_LEARNING_RATES, **own, **self.learning_rates}
+        return usual[method]
 
     def to_json(self) -> dict[str, Json]:
         """Return what results depend on."""
+        shown = [
+            Path(each).name if Path(each).is_absolute() else each for each in (self.base, *self.encoders)
+        ]
         return {
-            "base": _shown_source(self.base),
+            "base": shown[0],
             "training": dict(self.training),
             "learning_rates": {method: self.learning_rate(method) for method in METHODS},
             "num_images": self.num_images,
-            "num_inference_steps": self.num_inference_steps,
+            "num_inference_steps": self.inference_steps,
             "batch_size": self.batch_size,
-            "encoders": [_shown_source(name) for name in self.encoders],
+            "encoders": list(shown[1:]),
         }
-
-
-def _shown_source(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 @dataclass(frozen=True)
@@ -226,50 +210,122 @@ def plan_benchmark(
     ]
 
 
-def check_settings(methods: Sequence[str], settings: BenchmarkSettings) -> None:
-    """Refuse what cannot be used, all at once.
-
-    Raises:
-        ValueError: as said.
-    """
-    known = get_args(AdapterMethod)
-    problems = [f"{printable(name)} is no method" for name in methods if name not in known]
-    for name, rate in settings.learning_rates.items():
-        if name not in methods:
-            problems.append(f"--learning_rates names {printable(name)}, which is not compared")
-        if not 0 < rate < float("inf"):
-            problems.append(f"the learning rate of {printable(name)} is to be above 0; found {rate:g}")
-    counts = {
-        "num_images": settings.num_images,
-        "inference_steps": settings.num_inference_steps,
-        "batch_size": settings.batch_size,
-    }
-    problems += [f"--{name} is from 1; found {count}" for name, count in counts.items() if count < 1]
-    if problems:
-        raise ValueError(f"{'; '.join(problems)}; the methods are {listed(known, len(known))}")
-
-
 def keep_plan(root: Path, settings: BenchmarkSettings) -> None:
-    """Write what this folder's runs have in common, or compare with what is there.
-
-    Raises:
-        ValueError: the folder holds a benchmark of other settings, or something else.
-    """
+    """Write what a folder's runs have in common; one of other settings, or of other things, is refused."""
     root.mkdir(parents=True, exist_ok=True)
     file, asked = root / PLAN_FILE, settings.to_json()
     if file.is_file():
         stored = read_json(file.read_bytes(), dict[str, Any], printable(file))
-        changed = sorted(name for name in asked if stored.get(name) != asked[name])
-        if changed:
-            raise ValueError(
-                f"{printable(root)} holds a benchmark with other settings ({listed(changed)}); give another "
-                "--output_dir, or the settings of its plan.json"
-            )
-        return
-    others = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    if others:
-        raise ValueError(
-            f"{printable(root)} holds {listed(others)}, which belong to no benchmark; give another "
-            "--output_dir"
-        )
+        wrong = [name for name in sorted(asked) if stored.get(name) != asked[name]]
+        found = f"a benchmark with other settings ({listed(wrong)})"
+    else:
+        wrong = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        found = f"{listed(wrong)}, which belong to no benchmark"
+    if wrong:
+        raise ValueError(f"{printable(root)} holds {found}; give another --output_dir, or its own settings")
     write_files(root, {PLAN_FILE: f"{json.dumps(asked, indent=1)}\n".encode()})
+
+
+CURVES_FILE = Path(__file__).with_name("curves.json")
+FALLBACK: AdapterMethod = "ether_plus"
+PAPER_PHOTOS = (4, 6)
+"""How many photos the subjects of the DreamBooth data set have."""
+
+Curves = Mapping[str, Any]
+"""What advice rests on, as `research/write_results.py` writes it: the benchmark, usable rates, and photos."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to train with; `expected` and `basis` are sentences, `doubts` what was never measured."""
+
+    method: str
+    learning_rate: float
+    options: Mapping[str, Json]
+    expected: tuple[str, ...]
+    basis: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+    def flags(self) -> list[str]:
+        """Return the flags of train-dreambooth that it comes to."""
+        values = {"adapter": self.method, "learning_rate": f"{self.learning_rate:g}", **self.options}
+        shown = {name: "" if value is True else f" {value}" for name, value in values.items()}
+        return [f"--{name}{text}" for name, text in shown.items() if values[name] is not False]
+
+
+def read_curves(file: Path = CURVES_FILE) -> Curves:
+    """Read what was measured when this package was made."""
+    found: Curves = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def advise(num_photos: int, base: str, curves: Curves) -> Advice:
+    """Return what to do with so many photos on a base.
+
+    On the base that was measured it is the adapter with the fewest parameters of those that are not clearly
+    behind the best adapter; elsewhere it is the paper's.
+    """
+    if num_photos < 1:
+        raise ValueError(f"a subject needs photos; found {num_photos}")
+    if curves["benchmark"] is not None and base == curves["benchmark"]["base"]:
+        return _measured_advice(num_photos, curves["benchmark"], curves)
+    doubts = [f"nothing was measured here on {base}: no fidelity and no time can be promised"]
+    distilled = distilled_doubt(base, Path(base) if Path(base).is_dir() else None)
+    doubts += [] if distilled is None else [distilled]
+    training, basis = TINY_TRAINING, "the short form's setting; its benchmark was not done for this package"
+    if base != ALIAS:
+        training = PAPER_TRAINING
+        basis = "the setting of the ETHER paper (arXiv:2405.20271, 5.1.1, C.1), 1200 steps on SD 1.5"
+        doubts.append("train-dreambooth --dry_run does one step here; multiply its time by the steps")
+        doubts += _doubts_of_photos(num_photos, *PAPER_PHOTOS)
+    return Advice(FALLBACK, DEFAULT_LEARNING_RATES[FALLBACK], training, (), (basis,), tuple(doubts))
+
+
+def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) -> Advice:
+    rows, best = found["methods"], found["best"]
+    method = min((name for name in rows if not rows[name]["is_behind"]), key=lambda n: rows[n]["parameters"])
+    row, training = rows[method], dict(found["training"])
+    likeness = {name: Estimate(**rows[name]["likeness"]) for name in (method, best)}
+    basis = [
+        f"{found['num_done']} of {found['num_runs']} runs of the benchmark, {found['num_subjects']} subjects "
+        f"with {NUM_PHOTOS} photos each: likeness {likeness[method]}"
+    ]
+    if method != best:
+        cost = f"{rows[best]['parameters']:,} parameters, which is not clearly more"
+        basis.append(f"{LABELS[best]} had {likeness[best]} with {cost}")
+    seconds = row["seconds"] / training["max_train_steps"]
+    studied = curves["photos"] if curves["photos"] and curves["photos"]["method"] == method else {}
+    enough = {int(number): steps for number, steps in studied.get("enough_steps", {}).items() if steps}
+    if not enough:
+        expected = [f"likeness to the subject {likeness[method]} by {found['column']}"]
+        if row["recognised"] is not None:
+            expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
+        doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
+    else:  # the trainings with as many photos, or the next fewer
+        number = max((each for each in enough if each <= num_photos), default=min(enough))
+        training["max_train_steps"] = enough[number]
+        scores, base = studied["cells"][str(number)][str(enough[number])], studied["base"]
+        expected = [
+            f"likeness of the object to the true picture {Estimate(**scores[OBJECT])}; the base alone "
+            f"{base[OBJECT]:.3f}",
+            f"{scores[RECOGNISED]['mean']:.0%} of the pictures recognised as the subject; the base alone "
+            f"{base[RECOGNISED]:.0%}",
+        ]
+        photos = "one photo" if number == 1 else f"{number} photos"
+        basis.append(f"the fewest steps within 5 % of the best, of trainings with {photos}")
+        doubts = _doubts_of_photos(num_photos, min(enough), max(enough))
+    time = seconds * training["max_train_steps"]
+    expected.append(f"{time:.0f} s of training steps on the machine that was measured")
+    expected.append(f"a file of {row['bytes'] / 1024:.0f} KiB, {row['parameters']:,} parameters")
+    usable = (curves["usable_range"] or {}).get(method)
+    if usable is not None:
+        basis.append(f"rates from {usable['lowest']:g} to {usable['highest']:g} came within 5 % of its best")
+    return Advice(method, row["learning_rate"], training, tuple(expected), tuple(basis), tuple(doubts))
+
+
+def _doubts_of_photos(num_photos: int, least: int, most: int) -> list[str]:
+    if least <= num_photos <= most:
+        return []
+    measured = f"{least}" if least == most else f"{least} to {most}"
+    less = "; expect less variety" if num_photos < least else ""
+    return [f"{num_photos} photos: what this rests on had {measured}, and the steps are kept{less}"]

@@ -1,29 +1,37 @@
-"""The runs of a benchmark: each trained, drawn, measured and kept as result.json, by several processes."""
+"""The runs of a benchmark: trained, drawn, measured and kept, by several processes; and what they came to."""
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
-from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings
+from ether_diffusion.benchmark.plan import BASE, LABELS, REAL, BenchmarkRun, BenchmarkSettings
+from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.lpips import Lpips, find_lpips
+from ether_diffusion.metrics.report import aligned
 from ether_diffusion.metrics.scores import (
+    COLUMNS,
+    Estimate,
     PhotoReference,
     Sample,
+    estimate,
     score_photos,
     score_samples,
     without_faults,
@@ -32,8 +40,7 @@ from ether_diffusion.pipelines.metadata import png_bytes
 from ether_diffusion.pipelines.opening import default_device, default_dtype
 from ether_diffusion.strict_json import Json, read_json
 from ether_diffusion.tiny_world.concepts import find_concept
-from ether_diffusion.tiny_world.pictures import generate, to_images
-from ether_diffusion.tiny_world.recognition import score_against_truth
+from ether_diffusion.tiny_world.pictures import generate, score_against_truth, to_images
 from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import NonFiniteError
@@ -48,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 PICTURES, ADAPTER = "pictures", "adapter"
-REAL = "real"
 _WAIT_SECONDS = 1.0
 
 
@@ -58,26 +64,45 @@ def find_result(run: BenchmarkRun, root: Path) -> dict[str, Any] | None:
     return read_json(file.read_bytes(), dict[str, Any], printable(file)) if file.is_file() else None
 
 
-def carry_out(
+def training_config(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) -> DreamBoothConfig:
+    """Return the configuration of a run's training; a ValueError where the settings cannot be used."""
+    subject, prior = run.subject, settings.training.get("prior_preservation", "none")
+    values: dict[str, Json] = {
+        **settings.training,
+        "pretrained_model_name_or_path": settings.base,
+        "instance_data_dir": str(subject.photos),
+        "output_dir": str(run.folder(root) / ADAPTER),
+        "adapter": run.method,
+        "learning_rate": settings.learning_rate(run.method),
+        "seed": run.seed,
+        "token": subject.identifier,
+        "export_lora": False,
+    }
+    if subject.class_name is not None:
+        values["instance_prompt"] = subject.instance_prompt
+        if prior == "class_images":
+            values["class_data_dir"] = str(root / "class_images" / subject.class_name.replace(" ", "_"))
+        if prior != "none":
+            values["class_prompt"] = subject.class_prompt
+    return DreamBoothConfig.from_flat(values)
+
+
+def _carry_out(
     run: BenchmarkRun, root: Path, settings: BenchmarkSettings, encoders: list[Encoder], lpips: Lpips | None
 ) -> FolderInUseError | None:
     """Do a run, going on where an earlier call was killed; where another process is at it, return that.
 
     Where training diverged there are no scores, and the result says so.
-
-    Raises:
-        ValueError: the settings cannot be used.
-        InterruptedError: a signal stopped the training.
     """
     folder = run.folder(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = None if run.method == BASE else training_config(run, root, settings)
     places = [folder]  # where nobody else may write meanwhile
+    config = None if run.method == BASE else training_config(run, root, settings)
     class_images = None if config is None else config.prior.class_data_dir
     if config is not None and class_images is not None:
         class_images.mkdir(parents=True, exist_ok=True)
         if len(read_class_images(config.prior).photos) < config.prior.num_class_images:
             places.append(class_images)
+    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         for place in places:
             try:
@@ -103,50 +128,18 @@ def carry_out(
     return None
 
 
-def training_config(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) -> DreamBoothConfig:
-    """Return the configuration of a run's training.
-
-    Raises:
-        ValueError: the settings cannot be used.
-    """
-    subject = run.subject
-    values: dict[str, Json] = {
-        **settings.training,
-        "pretrained_model_name_or_path": settings.base,
-        "instance_data_dir": str(subject.photos),
-        "output_dir": str(run.folder(root) / ADAPTER),
-        "adapter": run.method,
-        "learning_rate": settings.learning_rate(run.method),
-        "seed": run.seed,
-        "token": subject.identifier,
-        "export_lora": False,
-    }
-    if subject.class_name is not None:
-        values["instance_prompt"] = subject.instance_prompt
-        prior = settings.training.get("prior_preservation", "none")
-        if prior == "class_images":
-            values["class_data_dir"] = str(root / "class_images" / subject.class_name.replace(" ", "_"))
-        if prior != "none":
-            values["class_prompt"] = subject.class_prompt
-    return DreamBoothConfig.from_flat(values)
-
-
 def _cost(adapter: Path, batch_size: int) -> dict[str, Json]:
     """Return what an adapter took: numbers trained, bytes of its files, seconds of its steps.
 
     The log knows how fast each step was, so an interruption counts nothing.
     """
-    files = [
-        file
-        for file in adapter.glob(f"**/{TENSORS_NAME}")
-        if not any(part.startswith("checkpoint-") for part in file.relative_to(adapter).parts)
-    ]
+    found = adapter.glob(f"**/{TENSORS_NAME}")
+    files = [file for file in found if "checkpoint-" not in str(file.relative_to(adapter))]
     lines = [json.loads(line) for line in (adapter / LOG_NAME).read_text(encoding="utf-8").splitlines()]
-    seconds = sum(batch_size / line["images_per_second"] for line in lines)
     return {
         "parameters": sum(tensor.numel() for file in files for tensor in load_file(file).values()),
         "bytes": sum(file.stat().st_size for file in files),
-        "seconds": round(seconds, 3),
+        "seconds": round(sum(batch_size / line["images_per_second"] for line in lines), 3),
     }
 
 
@@ -187,7 +180,7 @@ def _draw(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, prompts: l
         pictures, _ = generate(
             pipeline,
             prompts,
-            num_steps=settings.num_inference_steps,
+            num_steps=settings.inference_steps,
             guidance_scale=base.guidance_scale,
             seed=run.seed * 1_000_000,
             batch_size=settings.batch_size,
@@ -206,19 +199,14 @@ def do_all(
     """Do all runs that are not done, in this process and in num_processes − 1 more.
 
     On a CPU, several processes have one thread each. Further ones, of the same command in another shell or
-    on another machine with the same folder, take their share.
-
-    Raises:
-        ValueError, OSError: a run cannot be done.
-        InterruptedError: a signal stopped a training; called again, it goes on.
+    on another machine with the same folder, take their share. An InterruptedError says that a signal stopped
+    a training; called again, it goes on.
     """
-    context, processes = multiprocessing.get_context("spawn"), []
-    if num_processes > 1 and default_device().type == "cpu":
-        torch.set_num_threads(1)
-    for _ in range(num_processes - 1):
-        helping = (list(runs), root, settings, None, (), os.getpid())
-        processes.append(context.Process(target=_work, args=helping, daemon=True))
-        processes[-1].start()
+    helping = (list(runs), root, settings, None, (), os.getpid())
+    spawn = multiprocessing.get_context("spawn").Process
+    processes = [spawn(target=_work, args=helping, daemon=True) for _ in range(num_processes - 1)]
+    for process in processes:
+        process.start()
     try:
         _work(runs, root, settings, on_progress, [each.pid for each in processes], None)
     finally:
@@ -241,7 +229,7 @@ def _work(
     Nobody needs to be told that helpers are at what is left.
     """
     device, told = default_device(), parent is not None
-    if parent is not None and device.type == "cpu":
+    if (told or helpers) and device.type == "cpu":
         torch.set_num_threads(1)
     encoders = [load_encoder(name, device=device) for name in settings.encoders]
     lpips, problem = find_lpips(settings.lpips_weights, device=device)
@@ -251,7 +239,7 @@ def _work(
         for run in left:
             if parent not in (None, os.getppid()):
                 return
-            in_use = carry_out(run, root, settings, encoders, lpips)
+            in_use = _carry_out(run, root, settings, encoders, lpips)
             if in_use is None:
                 if on_progress is not None:
                     on_progress(sum(find_result(each, root) is not None for each in runs), len(runs))
@@ -262,3 +250,105 @@ def _work(
                 logger.warning("waiting for others, who are at what is left: %s", in_use.sentence)
                 told = True
             time.sleep(_WAIT_SECONDS)
+
+
+FORMAT_VERSION = 1
+MAX_SUBJECTS = 8
+"""Columns of a contact sheet."""
+
+
+def summarise(
+    runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings, *, form: str
+) -> dict[str, Any]:
+    """Return the results of all runs that are done, as an object for JSON.
+
+    Errors are over subjects, or over seeds of one subject; a run that diverged has no scores, and is counted.
+    """
+    results = [result for run in runs if (result := find_result(run, root)) is not None]
+    by_method = {REAL: [{**result, "scores": result[REAL]} for result in results if REAL in result]}
+    for run in runs:
+        by_method.setdefault(run.method, [each for each in results if each["method"] == run.method])
+    return {
+        "format_version": FORMAT_VERSION,
+        "form": form,
+        "settings": settings.to_json(),
+        "subjects": list(dict.fromkeys(run.subject.name for run in runs)),
+        "num_prompts": max(len(run.subject.prompts) for run in runs),
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
+        "num_runs": len(runs),
+        "num_done": len(results),
+        "methods": {method: _row(found) for method, found in by_method.items() if found},
+        "runs": results,
+    }
+
+
+def _row(results: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
+    scored = [result for result in results if result["scores"]]
+    names = [name for name in COLUMNS if scored and all(name in result["scores"] for result in scored)]
+    several = len({result["subject"] for result in scored}) > 1
+    groups = [result["subject" if several else "seed"] for result in scored]
+    row: dict[str, Json] = {
+        "scores": {n: asdict(estimate([each["scores"][n] for each in scored], groups)) for n in names},
+        "num_runs": len(results),
+        "num_diverged": sum("diverged" in result for result in results),
+    }
+    for name in ("parameters", "bytes", "seconds", "learning_rate"):
+        values = [result[name] for result in results if name in result]
+        if values:
+            row[name] = values[0] if name != "seconds" else round(math.fsum(values) / len(values), 1)
+    return row
+
+
+def table(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the paper's table, the first their head."""
+    rows = summary["methods"]
+    names = [name for name in COLUMNS if any(name in row["scores"] for row in rows.values())]
+    lines = [["", "parameters", *(COLUMNS[name] for name in names), "rate", "seconds", "KiB"]]
+    for method, row in rows.items():
+        scores = {name: str(Estimate(**found)) for name, found in row["scores"].items()}
+        diverged = f" ({row['num_diverged']} diverged)" if row["num_diverged"] else ""
+        cost = {"parameters": ",", "learning_rate": "g", "seconds": ".1f", "bytes": ".0f"}
+        shown = {n: format(row[n] / 1024 if n == "bytes" else row[n], f) for n, f in cost.items() if n in row}
+        lines.append(
+            [
+                f"{LABELS.get(method, method)}{diverged}",
+                shown.get("parameters", "-"),
+                *(scores.get(name, "-") for name in names),
+                *(shown.get(name, "-") for name in ("learning_rate", "seconds", "bytes")),
+            ]
+        )
+    return lines
+
+
+def shown(summary: Mapping[str, Any]) -> str:
+    """Return the table as lines, with what it is of."""
+    done = f"{summary['num_done']} of {summary['num_runs']} runs, "
+    num_images = summary["settings"]["num_images"]
+    what = f"{len(summary['subjects'])} subjects × {summary['num_prompts']} prompts × {num_images} pictures"
+    errors = "± is the standard error over subjects" if len(summary["subjects"]) > 1 else "± is over seeds"
+    return "\n".join([f"{done}{what}; {errors}", *aligned(table(summary))])
+
+
+def benchmark_sheet(runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings) -> bytes:
+    """Return a PNG of a picture by each method (rows) of each subject (columns, eight at most).
+
+    Subject k is drawn from its prompt k, so that the prompts differ; a run without pictures is a gray field.
+    """
+    subjects = list({run.subject.name: run.subject for run in runs}.values())[:MAX_SUBJECTS]
+    methods = list(dict.fromkeys(run.method for run in runs))
+    places = [k % len(each.prompts) for k, each in enumerate(subjects)]
+    rows = []
+    for method in methods:
+        folders = [BenchmarkRun(method, each, runs[0].seed).folder(root) / PICTURES for each in subjects]
+        numbers = [f"{place * settings.num_images:04d}.png" for place in places]
+        rows.append([_opened(f / number) for f, number in zip(folders, numbers, strict=True)])
+    above = [f"{each.name}: {each.prompts[place]}" for each, place in zip(subjects, places, strict=True)]
+    beside = [LABELS.get(method, method) for method in methods]
+    return png_bytes(draw_contact_sheet(rows, row_labels=beside, column_labels=above))
+
+
+def _opened(path: Path) -> Image.Image:
+    if not path.is_file():
+        return Image.new("RGB", (64, 64), "gray")
+    with Image.open(path) as image:
+        return image.convert("RGB")

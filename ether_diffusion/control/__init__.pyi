@@ -1,16 +1,16 @@
-from .conditioning import controlled
-from .detectors import Detector
-from .images import ControlImage, control_batch, control_image_sha256
-from .loading import (
+from .conditioning import (
     ControlConfig,
     ControlEncoder,
     LoadedControl,
+    controlled,
     holds_control,
     load_control,
     new_encoder,
     read_control,
     save_control,
 )
+from .detectors import Detector
+from .images import ControlImage, control_batch, control_image_sha256
 from .palette import Palette, read_palette
 
 __all__ = [

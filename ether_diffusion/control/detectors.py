@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ether_diffusion.wording import printable
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL.Image import Image
 
 OWN_DETECTORS = ("canny", "silhouette", "palette")
 """What needs no model: edges; the shape that the alpha channel shows; segmentation colours as they are."""
@@ -27,8 +27,6 @@ MODEL_DETECTORS = (
 """Those of controlnet-aux, under its names, that give the same for the same photo."""
 CANNY_THRESHOLDS = (100.0, 200.0)
 """Of ControlNet's models and of the measurements in OFT's and ETHER's papers."""
-_HALF = 128
-"""Of an alpha channel, from which on a pixel is inside: the object covers at least half of it."""
 
 
 def detector_problem(name: str) -> str | None:
@@ -48,11 +46,7 @@ def control_type_of(detector: str) -> str:
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector by its name; the thresholds are those of canny.
-
-    Raises:
-        ValueError: there is none of this name, or what it needs is not installed.
-    """
+    """A detector by its name, with canny's thresholds; a ValueError if it or what it needs is not here."""
 
     name: str
     low_threshold: float = CANNY_THRESHOLDS[0]
@@ -75,45 +69,38 @@ class Detector:
         """Whether it can do nothing with a photo that is opaque everywhere."""
         return self.name == "silhouette"
 
-    def draw(self, photo: "Image.Image", alpha: "Image.Image | None") -> "Image.Image":
-        """Return the control image (mode RGB) of a photo of the same size.
+    def draw(self, photo: "Image", alpha: "Image | None") -> "Image":
+        """Return the control image (mode RGB) of a photo of the same size and mode.
 
-        The photo is of mode RGB; `alpha` is its alpha channel (mode L), None where it is opaque.
-
-        Raises:
-            ValueError: the photo has no alpha channel and the detector needs one, or its model cannot be had.
+        `alpha` is its alpha channel (mode L), None where it is opaque, which a silhouette cannot be taken of.
         """
         if self.name == "palette":
             return photo
         if self.name == "canny":
-            from ether_diffusion.control.canny import draw_edges
+            from ether_diffusion.control.images import draw_edges
 
             return draw_edges(photo, self.low_threshold, self.high_threshold)
         if self.name == "silhouette":
             if alpha is None:
                 raise ValueError("it has no transparent parts to take a silhouette from; cut the subject out")
-            return alpha.point([0] * _HALF + [255] * (256 - _HALF)).convert("RGB")
-        from PIL import Image
+            # the object covers at least half of a pixel that is inside
+            return alpha.point([0] * 128 + [255] * 128).convert("RGB")
+        from PIL.Image import Resampling
 
-        found: Image.Image = self._model(photo)
-        return found.convert("RGB").resize(photo.size, Image.Resampling.BILINEAR)
+        found: Image = self._model(photo)
+        return found.convert("RGB").resize(photo.size, Resampling.BILINEAR)
 
-    def draw_at(
-        self, photo: "Image.Image", alpha: "Image.Image | None", *, width: int, height: int
-    ) -> "Image.Image":
+    def draw_at(self, photo: "Image", alpha: "Image | None", *, width: int, height: int) -> "Image":
         """Return the control image of a photo at the size (px) of the picture that is to follow it.
 
-        The photo is brought to that size first, as in training, so that lines are as thin as there.
-
-        Raises:
-            ValueError: the photo has other proportions, or as `draw`.
+        The photo, of the same proportions, is brought to it first: lines are as thin as in training.
         """
-        from PIL import Image
+        from PIL.Image import Resampling
 
-        from ether_diffusion.control.images import check_shape, resampling_of
+        from ether_diffusion.control.images import check_shape
 
         check_shape(photo, width=width, height=height)
-        resampling = resampling_of("palette") if self.name == "palette" else Image.Resampling.LANCZOS
+        resampling = Resampling.NEAREST if self.name == "palette" else Resampling.LANCZOS
         resized = photo.resize((width, height), resampling)
         return self.draw(resized, None if alpha is None else alpha.resize((width, height), resampling))
 

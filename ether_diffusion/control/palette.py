@@ -20,16 +20,11 @@ TOLERANCE = 8
 """How far, of 255 in each channel, a colour may be from its class's, as lossy files leave it."""
 MAX_CLASSES = 1024
 MAX_BYTES = 1 << 20
-_SHOWN_COLOURS = 3
 
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of classes, each of one class.
-
-    Raises:
-        ValueError: there are none or too many, or two classes share a colour.
-    """
+    """The colours of classes, each of one class, from 1 to MAX_CLASSES of them."""
 
     name: str
     classes: tuple[str, ...]
@@ -43,50 +38,37 @@ class Palette:
             other = owners.setdefault(colour, name)
             if other != name:
                 both = f"{printable(other)} and {printable(name)}"
-                raise ValueError(
-                    f"{self.name} gives {both} the same colour {_hex(colour)}; give each its own"
-                )
+                raise ValueError(f"{self.name} gives {both} the same colour {_hex(colour)}; give each one")
 
     def snap(self, picture: Image.Image) -> Image.Image:
         """Return an RGB map in exactly the palette's colours: each pixel's nearest within `TOLERANCE`.
 
-        Raises:
-            ValueError: other colours are in it; the message follows the file's name.
+        Other colours in it are a ValueError, whose message follows the file's name.
         """
         pixels = np.asarray(picture).reshape(-1, 3).astype(np.int32)
         packed = (pixels[:, 0] << 16) | (pixels[:, 1] << 8) | pixels[:, 2]
         found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
-        unpacked = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=-1)
-        table = np.array(self.colours, dtype=np.int32)
-        nearest = np.empty(len(found), dtype=np.int64)
-        is_off = np.empty(len(found), dtype=bool)
+        unpacked, table = np.stack([found >> 16, found >> 8 & 255, found & 255], -1), np.array(self.colours)
+        nearest, is_off = np.empty(len(found), dtype=np.int64), np.empty(len(found), dtype=bool)
         for start in range(0, len(found), 4096):  # a photo in place of a map has a million colours
             part = slice(start, start + 4096)
             distance = np.abs(unpacked[part, None] - table).max(-1)
-            nearest[part] = distance.argmin(-1)
-            is_off[part] = distance.min(-1) > TOLERANCE
+            nearest[part], is_off[part] = distance.argmin(-1), distance.min(-1) > TOLERANCE
         if is_off.any():
             colours, times = unpacked[is_off], counts[is_off]
-            most = [f"{_hex(colours[i])} ({times[i]} px)" for i in np.argsort(-times, kind="stable")]
-            rest = f" and {len(most) - _SHOWN_COLOURS} more" if len(most) > _SHOWN_COLOURS else ""
+            most = [f"{_hex(colours[i])} ({times[i]} px)" for i in np.argsort(-times, kind="stable")[:3]]
+            shown = ", ".join(most) + (f" and {len(times) - 3} more" if len(times) > 3 else "")
             raise ValueError(
-                f"has {len(most)} colours off {self.name}, in {times.sum()} of {len(pixels)} px: "
-                f"{', '.join(most[:_SHOWN_COLOURS])}{rest}; paint in its colours, to within {TOLERANCE} of "
-                "255, without smooth edges"
+                f"has {len(times)} colours off {self.name}, in {times.sum()} of {len(pixels)} px: "
+                f"{shown}; paint in its colours, to within {TOLERANCE} of 255, without smooth edges"
             )
         snapped = table[nearest][places].astype(np.uint8)
         return Image.fromarray(snapped.reshape(picture.height, picture.width, 3))
 
 
 def read_palette(path: str | Path) -> Palette:
-    """Read a JSON file of class names and their colours, [red, green, blue] or "#rrggbb".
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none, or holds something else.
-    """
-    path, shown = Path(path), printable(path)
-    where = f"the palette {shown}"
+    """Read a JSON file of class names and their colours, [red, green, blue] or "#rrggbb"."""
+    path, where = Path(path), f"the palette {printable(path)}"
     if not path.exists():
         raise FileNotFoundError(f"{where} does not exist; give a JSON file of class names and colours")
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
@@ -95,11 +77,7 @@ def read_palette(path: str | Path) -> Palette:
 
 
 def palette_of(values: Mapping[str, Json], name: str) -> Palette:
-    """Return the palette of class names and colours.
-
-    Raises:
-        ValueError: a colour is none, or the palette cannot be used.
-    """
+    """Return the palette of class names and colours."""
     colours = validate(dict(values), dict[str, Annotated[Colour, BeforeValidator(_channels)]], name)
     return Palette(name, tuple(colours), tuple(colours.values()))
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,34 +15,42 @@ from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Mod
 
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.networks import load_tiny_clip
-from ether_diffusion.tiny_world.pictures import at_native_size
-from ether_diffusion.tiny_world.recognition import object_crops
+from ether_diffusion.tiny_world.pictures import at_native_size, object_crops
 from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
 
 EncoderKind = Literal["dino", "dinov2", "clip", "tiny"]
-
 BATCH_SIZE = 16
+# DINO and CLIP as in the code behind the published tables, DINOv2 as in PEFT's benchmark of image generation
 DEFAULT_SOURCES = {
     "dino": "facebook/dino-vits16",
     "dinov2": "facebook/dinov2-base",
     "clip": "openai/clip-vit-large-patch14",
     ALIAS: ALIAS,
 }
-"""What short names stand for: DINO and CLIP as in the code behind the published tables, DINOv2 as in PEFT's
-benchmark of image generation."""
-
 _KINDS: dict[Any, EncoderKind] = {"vit": "dino", "dinov2": "dinov2", "clip": "clip"}
 _MODELS: dict[EncoderKind, Any] = {"dino": ViTModel, "dinov2": Dinov2Model, "clip": CLIPModel}
+
+
+class Views(NamedTuple):
+    """Pictures as unit vectors (num_pictures, size): `whole`, and what their likeness to photos is taken of.
+
+    `subjects` are the whole pictures, too, as in the published tables, but their middles for Tiny World's
+    encoder: of whole pictures it sees the background first, and true pictures of a sailboat are then less
+    like its photos (0.159) than the base's, which knows no sailboat (0.172); of middles, 0.471 against 0.323.
+    """
+
+    whole: Tensor
+    subjects: Tensor
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A network from pictures, and with a tokenizer texts, to unit vectors of `size` numbers.
 
-    `kind` names the columns of its scores, `source` says where it came from. DINO's and DINOv2's picture is
-    the last hidden state of its class token; CLIP projects pictures and texts into one space.
+    `kind` names the columns of its scores. DINO's and DINOv2's picture is the last hidden state of its class
+    token; CLIP projects pictures and texts into one space.
     """
 
     kind: EncoderKind
@@ -57,15 +65,14 @@ class Encoder:
         """Whether prompts can be compared with."""
         return self.tokenizer is not None
 
-    @property
-    def size(self) -> int:
-        """How many numbers a picture or a text becomes."""
-        config = self.model.config
-        return int(config.projection_dim if self.kind == "clip" else config.hidden_size)
-
     def embed_images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return unit vectors (num_pictures, size), float64 on the CPU."""
         return self._in_batches(pictures, self._see)
+
+    def view(self, pictures: Sequence[Image.Image]) -> Views:
+        """Embed pictures, and what their likeness to photos is taken of."""
+        whole = self.embed_images(pictures)
+        return Views(whole, whole)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors (num_texts, size), float64 on the CPU; what is too long is cut, and said."""
@@ -79,15 +86,14 @@ class Encoder:
     def _in_batches(self, items: Sequence[Any], embed: Callable[[Sequence[Any]], Tensor]) -> Tensor:
         starts = range(0, len(items), self.batch_size)
         pieces = [embed(items[start : start + self.batch_size]).cpu().double() for start in starts]
-        return F.normalize(torch.cat(pieces) if pieces else torch.empty(0, self.size).double(), dim=-1)
+        return F.normalize(torch.cat(pieces), dim=-1)
 
     def _see(self, pictures: Sequence[Image.Image]) -> Tensor:
         found = self.processor(images=[each.convert("RGB") for each in pictures], return_tensors="pt")
         pixels = found.pixel_values.to(self.model.device, torch.float32)
         if self.kind != "clip":
             return cast(Tensor, self.model(pixel_values=pixels).last_hidden_state[:, 0])
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        return cast(Tensor, self.model.visual_projection(pooled))
+        return cast(Tensor, self.model.visual_projection(self.model.vision_model(pixels).pooler_output))
 
     def _read(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
@@ -98,16 +104,11 @@ class Encoder:
 class TinyEncoder(Encoder):
     """Tiny World's CLIP, for the embedded base: pictures are scaled to its 64 px."""
 
-    @property
-    def size(self) -> int:
-        """How many numbers a picture or a text becomes."""
-        return int(self.model.text_projection.shape[0])
-
-    def embed_middles(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return unit vectors (num_pictures, size) of what is in the middle of each."""
-        return self._in_batches(
-            pictures, lambda part: self.model.embed_images(object_crops(at_native_size(part)))
-        )
+    def view(self, pictures: Sequence[Image.Image]) -> Views:
+        """Embed pictures and their middles."""
+        embed = self.model.embed_images
+        middles = self._in_batches(pictures, lambda part: embed(object_crops(at_native_size(part))))
+        return Views(self.embed_images(pictures), middles)
 
     def _see(self, pictures: Sequence[Image.Image]) -> Tensor:
         return cast(Tensor, self.model.embed_images(at_native_size(pictures)))
@@ -116,112 +117,63 @@ class TinyEncoder(Encoder):
         return cast(Tensor, self.model.embed_texts(texts))
 
 
-@dataclass(frozen=True)
-class Views:
-    """Pictures as unit vectors (num_pictures, size): `whole`, and what their likeness to photos is taken of.
-
-    `subjects` are the whole pictures, too, as in the published tables, but their middles for Tiny World's
-    encoder: of whole pictures it sees the background first, and the true pictures of a sailboat on new
-    backgrounds are then less like its photos (0.159) than what the base draws, which knows no sailboat
-    (0.172); of middles they are more so (0.471 against 0.323).
-    """
-
-    whole: Tensor
-    subjects: Tensor
-
-    @classmethod
-    def of(cls, encoder: Encoder, pictures: Sequence[Image.Image]) -> "Views":
-        """Embed pictures."""
-        whole = encoder.embed_images(pictures)
-        return cls(whole, encoder.embed_middles(pictures) if isinstance(encoder, TinyEncoder) else whole)
-
-
 def load_encoder(
     name: str, *, device: torch.device | None = None, batch_size: int = BATCH_SIZE, offline: bool = False
 ) -> Encoder:
     """Load an encoder by a short name ("dino", "dinov2", "clip", "tiny_world"), a folder or a hub id.
 
-    `offline` takes hub ids from the cache alone.
-
-    Raises:
-        FileNotFoundError: it is not here, and the Hub does not give it.
-        ValueError: it is of another kind, or does not have all its weights.
+    `offline` takes hub ids from the cache alone. What is not here is a FileNotFoundError; what is of another
+    kind or not whole, a ValueError.
     """
     kind, source = check_encoder(name, offline=offline), DEFAULT_SOURCES.get(name, name)
     if kind == "tiny":
         clip = load_tiny_clip(WEIGHTS_FOLDER)
         return TinyEncoder(kind, ALIAS, clip, None, clip.tokenizer, batch_size)
     pooling = {"add_pooling_layer": False} if kind == "dino" else {}
-    try:
-        model = load_whole(_MODELS[kind], source, "encoder", device=device, offline=offline, **pooling)
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil", local_files_only=offline)
-        reader = CLIPTokenizer.from_pretrained(source, local_files_only=offline) if kind == "clip" else None
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = printable(str(error).strip().split("\n")[0])
-        raise ValueError(
-            f"the encoder {printable(source)} is incomplete or damaged; fetch it again ({reason})"
-        ) from error
-    return Encoder(kind, source, model, processor, reader, batch_size)
+    network, processor = load_whole(
+        _MODELS[kind], source, "encoder", device=device, offline=offline, **pooling
+    )
+    reader = CLIPTokenizer.from_pretrained(source, local_files_only=offline) if kind == "clip" else None
+    return Encoder(kind, source, network, processor, reader, batch_size)
 
 
 def check_encoder(name: str, *, offline: bool = False) -> EncoderKind:
-    """Return what kind of encoder a name stands for, without loading it.
-
-    Raises:
-        FileNotFoundError: it is not here, and the Hub does not give it.
-        ValueError: it is no encoder that can be used.
-    """
+    """Return what kind of encoder a name stands for, without loading it; errors as in `load_encoder`."""
     source = DEFAULT_SOURCES.get(name, name)
-    if is_tiny_world(source):
-        return "tiny"
     found = read_model_type(source, "encoder", DEFAULT_SOURCES, offline=offline)
-    if found not in _KINDS:
-        raise ValueError(
-            f"{printable(source)} is no encoder that can be used (model_type {printable(found)}); "
-            "give a DINO ViT (vit), DINOv2 (dinov2) or CLIP (clip)"
-        )
-    return _KINDS[found]
+    if found not in ("tiny", *_KINDS):
+        known = "give a DINO ViT (vit), DINOv2 (dinov2) or CLIP (clip)"
+        raise ValueError(f"{printable(source)} is no encoder (model_type {printable(found)}); {known}")
+    return _KINDS.get(found, "tiny")
 
 
-def is_tiny_world(source: str) -> bool:
-    """Say whether a name or a folder is that of the embedded base."""
-    return source == ALIAS or Path(source) == WEIGHTS_FOLDER
-
-
-def read_model_type(source: str, what: str, names: Collection[str], *, offline: bool) -> Any:
-    """Return what the config.json of a folder or hub id says that it is.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    shown = printable(source)
+def read_model_type(source: str, what: str, names: Collection[str], *, offline: bool = False) -> Any:
+    """Return what the config.json of a folder or hub id says that it is, "tiny" of the embedded base's."""
+    if source in (ALIAS, str(WEIGHTS_FOLDER)):
+        return "tiny"
     is_path = Path(source).is_absolute() or source.startswith(".") or source.count("/") > 1
-    if is_path and not Path(source).is_dir():
-        raise FileNotFoundError(f"there is no {what} in {shown}; give its folder or a hub id")
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=offline)
+    try:  # the Hub is not asked for a path
+        config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=offline or is_path)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"found no {what} {shown}: no folder here with its config.json, and the Hub does not give it; "
-            f"name a folder, a hub id, or one of {', '.join(names)}"
+            f"found no {what} {printable(source)}: no folder here with its config.json, and the Hub does not "
+            f"give it; name a folder, a hub id, or one of {', '.join(names)}"
         ) from error
     return config.get("model_type")
 
 
 def load_whole(
-    kind: Any, source: str, what: str, *, device: torch.device | None, offline: bool, **options: Any
-) -> Any:
-    """Load a frozen model of transformers in float32.
-
-    Raises:
-        ValueError: it lacks weights, which transformers would draw at random.
-    """
-    model, found = kind.from_pretrained(
-        source, dtype=torch.float32, local_files_only=offline, output_loading_info=True, **options
-    )
-    if found["missing_keys"]:
-        raise ValueError(
-            f"the {what} {printable(source)} has no weights for {listed(sorted(found['missing_keys']), 2)}; "
-            "fetch it again"
+    kind: Any, source: str, what: str, *, device: torch.device | None, offline: bool = False, **options: Any
+) -> tuple[Any, Any]:
+    """Load a frozen model of transformers in float32 and its processor of pictures; ValueError if damaged."""
+    try:
+        model, found = kind.from_pretrained(
+            source, dtype=torch.float32, local_files_only=offline, output_loading_info=True, **options
         )
-    return model.to(device or "cpu").requires_grad_(False).eval()
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", local_files_only=offline)
+        if found["missing_keys"]:  # transformers would draw them at random
+            raise ValueError(f"it has no weights for {listed(sorted(found['missing_keys']), 2)}")
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        reason = printable(str(error).strip().split("\n")[0], 300)
+        raise ValueError(f"the {what} {printable(source)} is not whole; fetch it again ({reason})") from error
+    return model.to(device or "cpu").requires_grad_(False).eval(), processor

@@ -6,7 +6,7 @@ that it was made for; from torchmetrics come the weights of the channels.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,20 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ether_diffusion.metrics.likeness import NEEDS_TORCHMETRICS
 from ether_diffusion.tiny_world.pictures import to_tensor
 from ether_diffusion.wording import printable
 
+NEEDS_TORCHMETRICS = "it needs torchmetrics, which is not installed; pip install 'ether-diffusion[evaluate]'"
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 ALEXNET_URL = f"https://download.pytorch.org/models/{ALEXNET_FILE}"
-_MIN_SIDE_PX = 32
-"""Below, AlexNet's pooling leaves nothing."""
-_MEAN, _SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Of ImageNet, for pixels in [-1, 1]."""
-_EPSILON = 1e-8
-
-Activations = list[Tensor]
-"""Of the five layers, each (b, channels, h, w), of unit length along the channels."""
+_MIN_SIDE_PX = 32  # below, AlexNet's pooling leaves nothing
+_MEAN, _SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet, for pixels in [-1, 1]
+# (in, out, kernel, stride, padding) of AlexNet's convolutions, by their names in torchvision's file
+_CONVOLUTIONS = {"0": (3, 64, 11, 4, 2), "3": (64, 192, 5, 1, 2), "6": (192, 384, 3, 1, 1),
+                 "8": (384, 256, 3, 1, 1), "10": (256, 256, 3, 1, 1)}  # fmt: skip
 
 
 class Lpips(nn.Module):
@@ -37,25 +34,13 @@ class Lpips(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict(
-            {
-                "0": nn.Conv2d(3, 64, 11, stride=4, padding=2),
-                "3": nn.Conv2d(64, 192, 5, padding=2),
-                "6": nn.Conv2d(192, 384, 3, padding=1),
-                "8": nn.Conv2d(384, 256, 3, padding=1),
-                "10": nn.Conv2d(256, 256, 3, padding=1),
-            }
-        )
-        self.channels = nn.ParameterList(torch.zeros(1, size, 1, 1) for size in (64, 192, 384, 256, 256))
+        self.layers = nn.ModuleDict({name: nn.Conv2d(*shape) for name, shape in _CONVOLUTIONS.items()})
+        self.channels = nn.ParameterList(torch.zeros(1, out, 1, 1) for _, out, *_ in _CONVOLUTIONS.values())
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def activations(self, picture: Image.Image, size: tuple[int, int]) -> Activations:
-        """Return the layers' unit activations for a picture scaled to a size.
-
-        Raises:
-            ValueError: the size is too small.
-        """
+    def activations(self, picture: Image.Image, size: tuple[int, int]) -> list[Tensor]:
+        """Return each layer's activations for a picture at a size: (1, channels, h, w), unit by place."""
         if min(size) < _MIN_SIDE_PX:
             raise ValueError(f"LPIPS needs pictures of at least {_MIN_SIDE_PX} px; found {size[0]}x{size[1]}")
         rgb = picture.convert("RGB")
@@ -67,10 +52,10 @@ class Lpips(nn.Module):
             if number in (1, 2):
                 state = F.max_pool2d(state, kernel_size=3, stride=2)
             state = F.relu(layer(state))
-            found.append(state / torch.sqrt(_EPSILON + state.square().sum(dim=1, keepdim=True)))
+            found.append(state / torch.sqrt(1e-8 + state.square().sum(dim=1, keepdim=True)))
         return found
 
-    def distance(self, first: Activations, second: Activations) -> float:
+    def distance(self, first: list[Tensor], second: list[Tensor]) -> float:
         """Return Σ_l mean_hw w_l · (y_l − z_l)² of the activations of two pictures."""
         layers = zip(first, second, self.channels, strict=True)
         return float(torch.stack([((y - z).square() * w).sum(1).mean((1, 2)) for y, z, w in layers]).sum(0))
@@ -86,17 +71,20 @@ def load_lpips(path: Path | None = None, *, device: torch.device | None = None) 
     file = path or Path(torch.hub.get_dir(), "checkpoints", ALEXNET_FILE)
     if not file.is_file():
         where = "torch's cache" if path is None else printable(path)
-        raise FileNotFoundError(
-            f"LPIPS needs the weights of AlexNet, which are not in {where}; fetch {ALEXNET_URL} "
-            "and name the file"
-        )
+        sought = f"LPIPS needs the weights of AlexNet, which are not in {where}"
+        raise FileNotFoundError(f"{sought}; fetch {ALEXNET_URL} and name the file")
     module = find_spec("torchmetrics")
     if module is None or module.origin is None:
         raise ValueError(f"there is no LPIPS: {NEEDS_TORCHMETRICS}")
-    channels = _read(Path(module.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth")
+    theirs = Path(module.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
     lpips = Lpips()
     try:
-        weights = _read(file)
+        weights, channels = (
+            load_file(each)
+            if each.suffix == ".safetensors"
+            else torch.load(each, map_location="cpu", weights_only=True)
+            for each in (file, theirs)
+        )
         state = {f"layers.{key}": weights[f"features.{key}"] for key in lpips.layers.state_dict()}
         state |= {f"channels.{number}": channels[f"lin{number}.model.1.weight"] for number in range(5)}
         lpips.load_state_dict(state)
@@ -108,11 +96,7 @@ def load_lpips(path: Path | None = None, *, device: torch.device | None = None) 
 def find_lpips(
     weights: Path | None, *, device: torch.device | None = None
 ) -> tuple[Lpips | None, str | None]:
-    """Load LPIPS; where it is not here and no weights were named, return why not instead.
-
-    Raises:
-        OSError, ValueError: the weights that were named cannot be used.
-    """
+    """Load LPIPS; where it is not here and no weights were named, return why not instead."""
     try:
         return load_lpips(weights, device=device), None
     except (OSError, ValueError) as problem:
@@ -126,22 +110,15 @@ def distances_to(lpips: Lpips, photos: Sequence[Image.Image], pictures: Sequence
 
     The reading of the code behind the published tables, where more means further from the references.
     """
-    size = pictures[0].size
-    references = [lpips.activations(photo, size) for photo in photos]
-    found = []
-    for picture in pictures:
-        own = lpips.activations(picture, size)
-        found.append(math.fsum(lpips.distance(own, each) for each in references) / len(references))
-    return found
+    references = [lpips.activations(photo, pictures[0].size) for photo in photos]
+    seen = (lpips.activations(picture, pictures[0].size) for picture in pictures)
+    return [math.fsum(lpips.distance(own, each) for each in references) / len(references) for own in seen]
 
 
 def distances_among(lpips: Lpips, pictures: Sequence[Image.Image]) -> list[float]:
-    """Return each picture's mean LPIPS to the others, all scaled to the size of the first.
+    """Return each picture's mean LPIPS to the others, two or more, all scaled to the size of the first.
 
     The reading of the papers' text: diversity, if the pictures are of one prompt.
-
-    Raises:
-        ValueError: there are fewer than two.
     """
     if len(pictures) < 2:
         raise ValueError(f"LPIPS among pictures needs at least two; found {len(pictures)}")
@@ -152,12 +129,3 @@ def distances_among(lpips: Lpips, pictures: Sequence[Image.Image]) -> list[float
         rows[i].append(distance)
         rows[j].append(distance)
     return [math.fsum(row) / len(row) for row in rows]
-
-
-def _read(file: Path) -> Mapping[str, Tensor]:
-    loaded: Mapping[str, Tensor] = (
-        load_file(file)
-        if file.suffix == ".safetensors"
-        else torch.load(file, map_location="cpu", weights_only=True)
-    )
-    return loaded

@@ -1,7 +1,11 @@
-"""What an evaluation found: pictures scored by row, as JSON and as a table."""
+"""What an evaluation found: pictures scored by row, as JSON, as a table and as a figure."""
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any
 
 from ether_diffusion.metrics.control_scores import (
     PALETTE,
@@ -11,9 +15,9 @@ from ether_diffusion.metrics.control_scores import (
     score_control,
 )
 from ether_diffusion.metrics.encoders import Encoder
-from ether_diffusion.metrics.likeness import Estimate
 from ether_diffusion.metrics.lpips import Lpips
 from ether_diffusion.metrics.scores import (
+    Estimate,
     PhotoReference,
     Sample,
     Scores,
@@ -29,20 +33,15 @@ from ether_diffusion.wording import listed, printable
 FORMAT_VERSION = 1
 ROWS = ("base", "adapter")
 OTHER = "other"
-_SHOWN_PROBLEMS = 8
 
 
 @dataclass(frozen=True)
 class Report:
     """Scores by row ("photos", "base", "adapter" or "generated"), and how they were come by.
 
-    Attributes:
-        settings: what was drawn or read, and how.
-        encoders: where each came from, by its kind.
-        drift: of the adapter from the base on prompts without the subject.
-        set_aside: by row, then name, what is wrong with pictures that were not scored; "other" are those of
-            prompts without the subject.
-        left_out: why a score is not there, by its column.
+    `settings` are what was drawn or read, `encoders` where each came from, `drift` the adapter's from the
+    base on prompts without the subject. `set_aside` says by row, then name, what is wrong with pictures that
+    were not scored, "other" of those without the subject; `left_out` why a score is not there, by column.
     """
 
     settings: Mapping[str, Json]
@@ -59,26 +58,20 @@ class Report:
 
     def reasons(self) -> dict[str, str]:
         """Return why scores are not there, by column: for all rows, or for one."""
-        found = dict(self.left_out)
-        for scores in self.rows.values():
-            found |= scores.left_out
-        return found
+        reasons = [self.left_out, *(scores.left_out for scores in self.rows.values())]
+        return {column: reason for each in reasons for column, reason in each.items()}
 
     def to_json(self) -> dict[str, Json]:
         """Return it as an object for JSON."""
-        rows = self.rows.items()
+        rows = {row: asdict(scores) for row, scores in self.rows.items()}
         return {
             "format_version": FORMAT_VERSION,
             "settings": dict(self.settings),
             "encoders": dict(self.encoders),
-            "scores": {row: _estimates(scores.columns) for row, scores in rows},
-            "sets": {row: dict(scores.sets) for row, scores in rows if scores.sets},
-            "by_prompt": {
-                row: {prompt: dict(found) for prompt, found in scores.by_prompt.items()}
-                for row, scores in rows
-                if scores.by_prompt
-            },
-            "drift": _estimates(self.drift),
+            "scores": {row: found["columns"] for row, found in rows.items()},
+            "sets": {row: found["sets"] for row, found in rows.items() if found["sets"]},
+            "by_prompt": {row: found["by_prompt"] for row, found in rows.items() if found["by_prompt"]},
+            "drift": {name: asdict(found) for name, found in self.drift.items()},
             "set_aside": {row: dict(found) for row, found in self.set_aside.items() if found},
             "left_out": dict(self.reasons()),
         }
@@ -86,51 +79,28 @@ class Report:
     def table(self) -> str:
         """Return it as lines: a row for each kind of picture, then drift, and what is not in it."""
         rows = [
-            [row, *(shown_estimate(scores.columns.get(column)) for column in self.columns)]
+            [row, *(str(scores.columns.get(column, "-")) for column in self.columns)]
             for row, scores in self.rows.items()
         ]
         lines = aligned([["", *self.columns], *rows])
         for row, scores in self.rows.items():
             if scores.sets:
-                sets = ", ".join(f"{name} {value:.4g}" for name, value in scores.sets.items())
-                lines.append(f"{row}: {sets}")
+                sets = (f"{name} {value:.4g}" for name, value in scores.sets.items())
+                lines.append(f"{row}: {', '.join(sets)}")
         if self.drift:
-            drift = ", ".join(f"{name} {shown_estimate(value)}" for name, value in self.drift.items())
+            drift = ", ".join(f"{name} {value}" for name, value in self.drift.items())
             lines.append(f"drift from the base on other prompts: {drift}")
         for row, aside in self.set_aside.items():
             if aside:
-                reasons = [f"{printable(name)} {reason}" for name, reason in aside.items()]
-                lines.append(f"not scored of {row}: {listed(reasons)}")
-        lines += [f"{column} is left out: {reason}" for column, reason in self.reasons().items()]
+                lines.append(f"not scored of {row}: {listed(' '.join(each) for each in aside.items())}")
+        lines += [f"{name} is left out: {reason}" for name, reason in self.reasons().items()]
         return "\n".join(lines)
-
-
-def _estimates(columns: Mapping[str, Estimate]) -> dict[str, Json]:
-    return {name: asdict(found) for name, found in columns.items()}
-
-
-def shown_estimate(found: Estimate | None) -> str:
-    """Return a mean and its standard error, where there are such."""
-    if found is None:
-        return "-"
-    error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
-    return f"{found.mean:.3f}{error}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows of a table as lines with equal columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-@dataclass(frozen=True)
-class DrawnSamples:
-    """Pictures of the subject's prompts and of others by row, "base" and "adapter", on equal seeds."""
-
-    subject: Mapping[str, Sequence[Sample]]
-    other: Mapping[str, Sequence[Sample]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 @dataclass(frozen=True)
@@ -143,70 +113,48 @@ class Yardsticks:
     left_out: Mapping[str, str]
 
 
-def report_drawn(
-    photos: SortedSamples, drawn: DrawnSamples, yardsticks: Yardsticks, settings: Mapping[str, Json]
-) -> Report:
-    """Score an adapter's pictures beside the base's, and the drift between them on prompts of others.
-
-    Raises:
-        ValueError: none of a row's pictures can be scored.
-    """
-    rows = {row: sort_samples(samples) for row, samples in drawn.subject.items()}
-    if not drawn.other["base"]:
-        return _report(photos, rows, yardsticks, settings, {}, {})
-    sorted_rows = {row: sort_samples(drawn.other[row]) for row in ROWS}
-    kept = set.intersection(*({each.name for each in found.usable} for found in sorted_rows.values()))
-    if not kept:
-        raise ValueError("of the prompts without the subject, no picture can be scored in both rows")
-    base, adapter = ([each for each in sorted_rows[row].usable if each.name in kept] for row in ROWS)
-    lost = {
-        f"{name} ({row})": reason
-        for row, found in sorted_rows.items()
-        for name, reason in found.set_aside.items()
-    }
-    drift = score_drift(base, adapter, yardsticks.encoders)
-    return _report(photos, rows, yardsticks, settings, drift, {OTHER: lost})
-
-
-def report_generated(
-    photos: SortedSamples, generated: SortedSamples, yardsticks: Yardsticks, settings: Mapping[str, Json]
-) -> Report:
-    """Score pictures that were generated before."""
-    return _report(photos, {"generated": generated}, yardsticks, settings, {}, {})
-
-
-def _report(
+def report_subject(
     photos: SortedSamples,
     rows: Mapping[str, SortedSamples],
     yardsticks: Yardsticks,
     settings: Mapping[str, Json],
-    drift: Mapping[str, Estimate],
-    other: Mapping[str, Mapping[str, str]],
+    *,
+    other: Mapping[str, Sequence[Sample]] | None = None,
 ) -> Report:
+    """Score rows of pictures against a subject's photos; `other` are those of prompts without the subject.
+
+    These are on equal seeds by ROWS, and say how far the adapter drifts from the base.
+    """
     encoders, lpips, identifier = yardsticks.encoders, yardsticks.lpips, yardsticks.identifier
-    reference = PhotoReference.of(photos.usable, encoders)
+    aside = {"photos": photos.set_aside}
+    reference, drift = PhotoReference.of(photos.usable, encoders), dict[str, Estimate]()
     scores = {"photos": score_photos(reference, encoders, lpips)}
     for row, found in rows.items():
         scores[row] = score_samples(reference, found.usable, encoders, lpips, identifier=identifier)
+        aside[row] = found.set_aside
+    if other:
+        sides = {row: sort_samples(other[row]) for row in ROWS}
+        kept = set.intersection(*({each.name for each in side.usable} for side in sides.values()))
+        if not kept:
+            raise ValueError("of the prompts without the subject, no picture can be scored in both rows")
+        base, adapter = ([each for each in side.usable if each.name in kept] for side in sides.values())
+        drift |= score_drift(base, adapter, encoders)
+        lost = ((row, each) for row, side in sides.items() for each in side.set_aside.items())
+        aside[OTHER] = {f"{name} ({row})": reason for row, (name, reason) in lost}
     sources: dict[str, str] = {encoder.kind: encoder.source for encoder in encoders}
-    aside = {row: found.set_aside for row, found in {"photos": photos, **rows}.items()}
-    return Report(settings, sources, scores, drift, {**aside, **other}, yardsticks.left_out)
+    return Report(settings, sources, scores, drift, aside, yardsticks.left_out)
 
 
 def check_maps(pairs: Sequence[ControlPair], yardsticks: ControlYardsticks) -> None:
-    """Refuse control images of a palette with other colours, before anything is drawn.
-
-    Raises:
-        ValueError: some have; all are named.
-    """
+    """Refuse control images of a palette with other colours, all of them named, before anything is drawn."""
     problems = []
     for pair in pairs if yardsticks.finder is not None and yardsticks.control_type == PALETTE else ():
         try:
             expected_classes(pair, yardsticks)
         except ValueError as problem:
-            problems.append(str(problem))
+            problems.append(problem)
     if problems:
-        raise ValueError(together(problems))
+        raise ValueError(listed(problems, 8, "; "))
 
 
 def report_control(
@@ -218,24 +166,78 @@ def report_control(
     """Score rows of pictures beside the photos themselves, which say what the yardsticks make of the truth.
 
     Pictures go by their names: that of their pair, and what follows it after "_seed".
-
-    Raises:
-        ValueError: none of a row's pictures can be scored.
     """
-    by_name = {pair.name: pair for pair in pairs}
-    photos = [Sample(pair.name, pair.photo) for pair in pairs]
-    found = {row: sort_samples(samples) for row, samples in {"photos": photos, **rows}.items()}
-    scores = {}
-    for row, samples in found.items():
-        chosen = [by_name[sample.name.rpartition("_seed")[0] or sample.name] for sample in samples.usable]
-        scores[row] = score_control([sample.image for sample in samples.usable], chosen, yardsticks)
+    by_name, scores, aside = {pair.name: pair for pair in pairs}, {}, {}
+    for row, samples in {"photos": [Sample(pair.name, pair.photo) for pair in pairs], **rows}.items():
+        found = sort_samples(samples)
+        chosen = [by_name[sample.name.rpartition("_seed")[0] or sample.name] for sample in found.usable]
+        scores[row] = score_control([sample.image for sample in found.usable], chosen, yardsticks)
+        aside[row] = found.set_aside
     sources = {} if yardsticks.finder is None else {"segmenter": yardsticks.finder.source}
     sources |= {encoder.kind: encoder.source for encoder in yardsticks.encoders}
-    aside = {row: samples.set_aside for row, samples in found.items()}
     return Report(settings, sources, scores, {}, aside, yardsticks.left_out)
 
 
-def together(problems: Sequence[str]) -> str:
-    """Return the first problems as one sentence, and how many more there are."""
-    rest = len(problems) - _SHOWN_PROBLEMS
-    return "; ".join(problems[:_SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else "")
+COLOURS = {"photos": "#9a9aa0", "base": "#5b8ff9", "adapter": "#e8684a", "generated": "#e8684a"}
+_LABEL_CHARACTERS = 42
+_BAR_WIDTH = 0.26
+
+
+def check_plotting() -> None:
+    """Raise ValueError if there is no matplotlib."""
+    if find_spec("matplotlib") is None:
+        needed = "pip install 'ether-diffusion[evaluate]'"
+        raise ValueError(f"a plot needs matplotlib, which is not installed; {needed}")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure of so many inches, as long as `check_plotting` has no objection."""
+    check_plotting()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png_of(figure: Any) -> bytes:
+    """Return a figure as a PNG."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():  # a script that the font has not is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def draw_report(report: Report) -> bytes:
+    """Return a PNG: a bar for every score with its standard error, and prompt by prompt the first score."""
+    prompts = list(dict.fromkeys(prompt for scores in report.rows.values() for prompt in scores.by_prompt))
+    figure = new_figure(12 if prompts else 6, max(3.6, 1.2 + 0.3 * len(prompts)))
+    bars, *dots = figure.subplots(1, 2 if prompts else 1, squeeze=False)[0]
+    for number, (row, scores) in enumerate(report.rows.items()):
+        shift = (number - (len(report.rows) - 1) / 2) * _BAR_WIDTH
+        found = {k + shift: scores.columns[c] for k, c in enumerate(report.columns) if c in scores.columns}
+        errors = [each.standard_error or 0.0 for each in found.values()]
+        means, look = [each.mean for each in found.values()], {"label": row, "color": COLOURS.get(row)}
+        bars.bar(list(found), means, _BAR_WIDTH, yerr=errors, capsize=3, **look)
+        by = scores.by_prompt
+        rows = {place: by[prompt] for place, prompt in enumerate(prompts) if prompt in by}
+        if rows:
+            dots[0].plot([each[report.columns[0]] for each in rows.values()], list(rows), "o", **look)
+    bars.set_xticks(range(len(report.columns)), report.columns, rotation=20, ha="right")
+    bars.axhline(0, color="black", linewidth=0.6)
+    bars.set_title("means and standard errors")
+    bars.legend()
+    for axes in dots:
+        axes.set_yticks(range(len(prompts)), [printable(prompt, _LABEL_CHARACTERS) for prompt in prompts])
+        for label in axes.get_yticklabels():
+            label.set_parse_math(False)  # a prompt may have dollars
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_title(f"{report.columns[0]}, prompt by prompt")
+        axes.legend()
+    if report.drift:
+        drift = ", ".join(f"{name} {found.mean:.3f}" for name, found in report.drift.items())
+        figure.suptitle(f"drift from the base on other prompts: {drift}", fontsize="medium")
+    return png_of(figure)

@@ -8,30 +8,20 @@ CONTROL_ADAPTER_FOLDER = Path(__file__).with_name("control_adapter")
 
 
 def tiny_world_path() -> Path:
-    """Return the folder of the shipped pipeline, in diffusers' layout.
-
-    Raises:
-        FileNotFoundError: this copy of the package carries no weights.
-    """
-    if not (WEIGHTS_FOLDER / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{WEIGHTS_FOLDER} has no model_index.json; install a wheel that carries the weights, "
-            "or train them with python -m recipes.tiny_world and export them there"
-        )
-    return WEIGHTS_FOLDER
+    """Return the folder of the shipped pipeline, in diffusers' layout."""
+    needed = "install a wheel that carries the weights, or train them with python -m recipes.tiny_world"
+    return _found(WEIGHTS_FOLDER, "model_index.json", needed)
 
 
 def control_adapter_path() -> Path:
-    """Return the folder of the shipped adapter that fills silhouettes, made by `make demo-control`.
+    """Return the folder of the shipped adapter that fills silhouettes, made by `make demo-control`."""
+    return _found(CONTROL_ADAPTER_FOLDER, "control_config.json", "train one with make demo-control")
 
-    Raises:
-        FileNotFoundError: this copy of the package carries none.
-    """
-    if not (CONTROL_ADAPTER_FOLDER / "control_config.json").is_file():
-        raise FileNotFoundError(
-            f"{CONTROL_ADAPTER_FOLDER} has no control_config.json; train one with make demo-control"
-        )
-    return CONTROL_ADAPTER_FOLDER
+
+def _found(folder: Path, file: str, needed: str) -> Path:
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"{folder} has no {file}; {needed}")
+    return folder
 
 
 def resolve_base(name_or_path: str | Path) -> str:

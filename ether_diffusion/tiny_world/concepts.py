@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL.Image import Image
 
 CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
 RENDERS_FOLDER = Path(__file__).with_name("renders")
+PLURALS = ("cherries", "grapes", "blueberries", "pancakes", "fries")
 
 Split = Literal["trained", "held_out"]
 
@@ -34,9 +35,6 @@ class Concept:
         return with_article(self.name)
 
 
-PLURALS = ("cherries", "grapes", "blueberries", "pancakes", "fries")
-
-
 def with_article(noun: str) -> str:
     """Put "a" or "an" before a singular noun; plural names of the world stay bare."""
     if noun.split()[-1] in PLURALS:
@@ -56,33 +54,21 @@ def all_concepts() -> tuple[Concept, ...]:
 
 
 def find_concept(name: str) -> Concept:
-    """Find a concept of either split by its name.
-
-    Raises:
-        ValueError: no concept has this name.
-    """
-    concepts = all_concepts()
-    for concept in concepts:
-        if concept.name == name:
-            return concept
-    names = ", ".join(concept.name for concept in concepts)
-    raise ValueError(f"no concept is named {name!r}; the concepts of Tiny World are {names}")
+    """Find a concept of either split by its name."""
+    concepts = {concept.name: concept for concept in all_concepts()}
+    if name not in concepts:
+        raise ValueError(f"no concept is named {name!r}; Tiny World has {', '.join(concepts)}")
+    return concepts[name]
 
 
 def shipped_concepts() -> tuple[Concept, ...]:
     """Return the concepts whose renders are shipped: the held-out ones, and some that were trained."""
-    return tuple(
-        concept for concept in all_concepts() if (RENDERS_FOLDER / f"{concept.render}.webp").is_file()
-    )
+    return tuple(each for each in all_concepts() if (RENDERS_FOLDER / f"{each.render}.webp").is_file())
 
 
 @lru_cache(maxsize=256)
-def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> "Image.Image":
-    """Read one render as RGBA, cropped to its opaque box.
-
-    Raises:
-        FileNotFoundError: the folder has no such render.
-    """
+def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> "Image":
+    """Read one render as RGBA, cropped to its opaque box."""
     path = renders_folder / f"{render}.webp"
     if not path.is_file():
         raise FileNotFoundError(
@@ -93,5 +79,4 @@ def read_render(render: str, renders_folder: Path = RENDERS_FOLDER) -> "Image.Im
 
     with Image.open(path) as picture:
         rgba = picture.convert("RGBA")
-    box = rgba.getchannel("A").point(lambda alpha: 255 if alpha > 16 else 0).getbbox()
-    return rgba.crop(box)
+    return rgba.crop(rgba.getchannel("A").point(lambda alpha: 255 if alpha > 16 else 0).getbbox())

@@ -13,6 +13,7 @@ from ether_diffusion.tiny_world.world import CLASSES
 
 IMAGE_TOWER_FOLDER = "image_tower"
 PROJECTION_FILE = "text_projection.safetensors"
+SEGMENTER_FILE = "segmenter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,7 @@ class TinyClip:
     @torch.no_grad()
     def embed_texts(self, captions: Sequence[str]) -> torch.Tensor:
         """Return unit embeddings (b, width) of captions."""
-        tokens = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
+        tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
         pooled = self.text_encoder(input_ids=tokens.input_ids).pooler_output
         return F.normalize(pooled @ self.text_projection.T, dim=-1)
 
@@ -44,17 +39,11 @@ class TinyClip:
 
 
 def load_tiny_clip(folder: Path) -> TinyClip:
-    """Load the CLIP of an exported pipeline.
-
-    Raises:
-        FileNotFoundError: the folder has no image tower.
-    """
-    if not (folder / IMAGE_TOWER_FOLDER).is_dir():
-        raise FileNotFoundError(
-            f"{folder} has no folder {IMAGE_TOWER_FOLDER}; run python -m recipes.tiny_world "
-            "--stage image_tower and --stage export"
-        )
+    """Load the CLIP of an exported pipeline."""
     tower = folder / IMAGE_TOWER_FOLDER
+    if not tower.is_dir():
+        needed = "run python -m recipes.tiny_world --stage image_tower and --stage export"
+        raise FileNotFoundError(f"{folder} has no folder {IMAGE_TOWER_FOLDER}; {needed}")
     return TinyClip(
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
@@ -63,7 +52,6 @@ def load_tiny_clip(folder: Path) -> TinyClip:
     )
 
 
-SEGMENTER_FILE = "segmenter.safetensors"
 WIDTHS = (16, 32, 64, 96)
 """Channels from 64 × 64 px down to 8 × 8."""
 
@@ -71,11 +59,8 @@ WIDTHS = (16, 32, 64, 96)
 def _convolutions(channels_in: int, channels_out: int) -> torch.nn.Sequential:
     layers: list[torch.nn.Module] = []
     for channels in (channels_in, channels_out):
-        layers += [
-            torch.nn.Conv2d(channels, channels_out, 3, padding=1, bias=False),
-            torch.nn.BatchNorm2d(channels_out),
-            torch.nn.ReLU(),
-        ]
+        layers.append(torch.nn.Conv2d(channels, channels_out, 3, padding=1, bias=False))
+        layers += [torch.nn.BatchNorm2d(channels_out), torch.nn.ReLU()]
     return torch.nn.Sequential(*layers)
 
 
@@ -96,8 +81,7 @@ class Segmenter(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (b, num_classes, h, w) of images (b, 3, h, w) in [-1, 1]; 8 divides h and w."""
-        passed: list[torch.Tensor] = []
-        values = images
+        passed, values = list[torch.Tensor](), images
         for level, convolutions in enumerate(self.down):
             values = convolutions(values if level == 0 else F.max_pool2d(values, 2))
             passed.append(values)
@@ -115,19 +99,12 @@ class Segmenter(torch.nn.Module):
 
 
 def load_segmenter(folder: Path) -> Segmenter:
-    """Load the segmenter that the training stage of the same name left in a folder.
-
-    Raises:
-        FileNotFoundError: the folder has no segmenter.
-    """
+    """Load the segmenter that the training stage of the same name left in a folder."""
     path = folder / SEGMENTER_FILE
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; train it: python -m recipes.tiny_world --stage segmenter"
-        )
+        needed = "train it: python -m recipes.tiny_world --stage segmenter"
+        raise FileNotFoundError(f"{path} does not exist; {needed}")
     segmenter = Segmenter()
-    tensors = load_file(path)
-    segmenter.load_state_dict(
-        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    )
+    stored = load_file(path).items()
+    segmenter.load_state_dict({n: each.float() if each.is_floating_point() else each for n, each in stored})
     return segmenter.eval().requires_grad_(False)

@@ -1,16 +1,31 @@
-"""Pictures as tensors: from PIL, from scenes, and from a Tiny World pipeline."""
+"""Pictures as tensors: from PIL, from scenes and from a pipeline; and which concept they show."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER
+from ether_diffusion.tiny_world import tiny_world_path
+from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, shipped_concepts
+from ether_diffusion.tiny_world.networks import load_tiny_clip
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene, draw
+
+MARGIN = 6
+"""One pixel in so many is cut off on each side. What is left is the object in the middle, and little of the
+background, which else decides likeness."""
+
+
+def object_crops(images: torch.Tensor) -> torch.Tensor:
+    """Return the middles of images (b, 3, h, h), enlarged to the size they came from."""
+    size, margin = images.shape[-1], images.shape[-1] // MARGIN
+    middle = images[..., margin : size - margin, margin : size - margin]
+    return F.interpolate(middle, size=size, mode="bicubic", align_corners=False)
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -21,13 +36,9 @@ def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
 
 def at_native_size(pictures: Sequence[Image.Image]) -> torch.Tensor:
     """Turn pictures of any sizes into a tensor (b, 3, NATIVE_SIZE, NATIVE_SIZE) in [-1, 1]."""
-    native = (NATIVE_SIZE, NATIVE_SIZE)
-    return to_tensor(
-        [
-            each if each.size == native else each.convert("RGB").resize(native, Image.Resampling.LANCZOS)
-            for each in pictures
-        ]
-    )
+    native, smooth = (NATIVE_SIZE, NATIVE_SIZE), Image.Resampling.LANCZOS
+    rgb = (each.convert("RGB") for each in pictures)
+    return to_tensor([each if each.size == native else each.resize(native, smooth) for each in rgb])
 
 
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:
@@ -38,7 +49,7 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
 
 def draw_scenes(scenes: Sequence[Scene], *, renders_folder: Path = RENDERS_FOLDER) -> torch.Tensor:
     """Draw scenes as they really are: (b, 3, NATIVE_SIZE, NATIVE_SIZE) in [-1, 1]."""
-    return to_tensor([draw(scene, size=NATIVE_SIZE, renders_folder=renders_folder) for scene in scenes])
+    return to_tensor([draw(scene, renders_folder=renders_folder) for scene in scenes])
 
 
 def generate(
@@ -58,13 +69,63 @@ def generate(
     pieces, started = [], time.perf_counter()
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
-        generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
         output = pipeline(
             part,
             num_inference_steps=num_steps,
             guidance_scale=guidance_scale,
-            generator=generators,
+            generator=[torch.Generator().manual_seed(seed + start + index) for index in range(len(part))],
             output_type="np",
         )
         pieces.append(torch.from_numpy(output.images).permute(0, 3, 1, 2) * 2 - 1)
     return torch.cat(pieces), (time.perf_counter() - started) / len(prompts)
+
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+"""From images (b, 3, 64, 64) in [-1, 1] to unit features (b, d)."""
+
+OBJECT, RECOGNISED = "object", "recognised"
+"""The scores against the true picture of a scene, which only a world that can be drawn has."""
+
+
+def recognise(
+    features: Features,
+    pictures: torch.Tensor,
+    scenes: Sequence[Scene],
+    concepts: Sequence[Concept],
+    *,
+    cropped: bool = True,
+    renders_folder: Path = RENDERS_FOLDER,
+) -> list[Concept]:
+    """Name the concept of each picture (b, 3, h, h): the likeliest of `concepts` drawn into the same scene.
+
+    Background, size and place are the scene's in all of them, so that only the object decides. `cropped`
+    compares the middles, for scenes with their objects there.
+    """
+    found = []
+    for picture, scene in zip(pictures, scenes, strict=True):
+        true = draw_scenes([replace(scene, concept=each) for each in concepts], renders_folder=renders_folder)
+        views = [object_crops(each) if cropped else each for each in (true, picture[None])]
+        likeness = features(views[0]) @ features(views[1])[0]
+        found.append(concepts[int(likeness.argmax())])
+    return found
+
+
+def score_against_truth(
+    pictures: torch.Tensor, scenes: Sequence[Scene], usable: Sequence[int] | None = None
+) -> dict[str, float]:
+    """Score pictures (b, 3, 64, 64) in [-1, 1] of scenes with their objects in the middle.
+
+    `object` is the mean cosine of a picture's middle with that of its scene's true picture, in the features
+    of Tiny World's image tower, over the pictures at `usable` (all). `recognised` is the share of all
+    pictures whose object is likest to the scene's own among all shipped concepts'. Unlike likeness to the
+    photos it is not higher where a photo is shown whatever is asked, and the best that can be reached is 1.
+    """
+    clip = load_tiny_clip(tiny_world_path())
+    chosen = list(range(len(scenes)) if usable is None else usable)
+    drawn, true = (
+        F.normalize(clip.embed_images(object_crops(each)).double(), dim=-1)
+        for each in (pictures[chosen], draw_scenes([scenes[number] for number in chosen]))
+    )
+    named = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
+    hits = [name == scene.concept for name, scene in zip(named, scenes, strict=True)]
+    return {OBJECT: float((drawn * true).sum(dim=1).mean()), RECOGNISED: sum(hits) / len(hits)}

@@ -5,27 +5,23 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.tiny_world.backgrounds import Background, BackgroundKind
 from ether_diffusion.tiny_world.concepts import Concept
-from ether_diffusion.tiny_world.world import NATIVE_SIZE, SCALES, Scene, Size, draw
+from ether_diffusion.tiny_world.world import COLOURS, NATIVE_SIZE, SCALES, Background, Scene, Size, draw
 
 NUM_PHOTOS = 6
 IDENTIFIER = "sks"
 PHOTO_SIZES: tuple[Size, ...] = ("medium", "big", "medium", "small", "medium", "big")
 
 
-def _plain_and_scene(*pairs: tuple[str, str]) -> tuple[Background, ...]:
-    kinds: tuple[BackgroundKind, BackgroundKind] = ("plain", "scene")
-    return tuple(Background(*each) for pair in pairs for each in zip(kinds, pair, strict=True))
+def _backgrounds(*names: str) -> tuple[Background, ...]:
+    return tuple(Background("plain" if name in COLOURS else "scene", name) for name in names)
 
 
 # Photos and prompts take their backgrounds from disjoint lists.
-PHOTO_BACKGROUNDS = _plain_and_scene(
-    ("white", "meadow"), ("gray", "city"), ("teal", "desert"), ("purple", "room"), ("pink", "mountains")
+PHOTO_BACKGROUNDS = _backgrounds(
+    *("white", "meadow", "gray", "city", "teal", "desert", "purple", "room", "pink", "mountains")
 )
-PROMPT_BACKGROUNDS = _plain_and_scene(
-    ("red", "beach"), ("blue", "snow"), ("yellow", "space"), ("green", "forest")
-)
+PROMPT_BACKGROUNDS = _backgrounds("red", "beach", "blue", "snow", "yellow", "space", "green", "forest")
 
 
 @dataclass(frozen=True)
@@ -44,13 +40,12 @@ def subject_noun(concept: Concept) -> str:
 def photos_of(concept: Concept) -> tuple[Photo, ...]:
     """Compose the photos of a subject: background, size, rotation, light and flip differ."""
     rng = random.Random(f"subject/{concept.name}")
-    backgrounds = rng.sample(PHOTO_BACKGROUNDS, NUM_PHOTOS)
     photos = []
-    for background, size in zip(backgrounds, PHOTO_SIZES, strict=True):
+    for background, size in zip(rng.sample(PHOTO_BACKGROUNDS, NUM_PHOTOS), PHOTO_SIZES, strict=True):
         scene = Scene(
-            concept=concept,
-            background=background,
-            size=size,
+            concept,
+            background,
+            size,
             scale=rng.uniform(*SCALES[size]) * (0.92 if size == "big" else 1.0),
             shift_x=rng.uniform(-0.03, 0.03),
             shift_y=rng.uniform(-0.03, 0.03),
@@ -78,11 +73,11 @@ def write_photos(
 ) -> list[Path]:
     """Write a subject's first photos as PNG files of size x size px, and metadata.jsonl with captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows, paths = [], []
-    for number, photo in enumerate(photos_of(concept)[:count]):
-        path = folder / f"{concept.name.replace(' ', '_')}_{number}.png"
+    photos, stem = photos_of(concept)[:count], concept.name.replace(" ", "_")
+    paths = [folder / f"{stem}_{number}.png" for number in range(len(photos))]
+    rows = []
+    for path, photo in zip(paths, photos, strict=True):
         draw(photo.scene, size=size).save(path)
         rows.append(json.dumps({"file_name": path.name, "text": photo.caption}) + "\n")
-        paths.append(path)
     (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
     return paths

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from ether_diffusion.metrics.plots import COLOURS, new_figure, png_of
+from ether_diffusion.metrics.report import COLOURS, new_figure, png_of
 from ether_diffusion.training.config import EvaluationConfig
 
 MEASURES = {

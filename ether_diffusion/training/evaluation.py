@@ -16,9 +16,15 @@ from PIL import Image
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import Base
 from ether_diffusion.durable_files import replace_folder, write_files
-from ether_diffusion.metrics.encoders import Views, check_encoder, load_encoder
-from ether_diffusion.metrics.likeness import likeness_of_pairs, likeness_to, relative_drift
-from ether_diffusion.metrics.scores import OTHER_PROMPTS, other_tiny_prompts, without_identifier
+from ether_diffusion.metrics.encoders import check_encoder, load_encoder
+from ether_diffusion.metrics.scores import (
+    OTHER_PROMPTS,
+    likeness_of_pairs,
+    likeness_to,
+    other_tiny_prompts,
+    relative_drift,
+    without_identifier,
+)
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.checkpoint import Checkpoint
@@ -115,14 +121,14 @@ class SubjectEvaluator:
             self._reader = load_encoder(self.reader_name, offline=self.offline)
         texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
         with self._at_work():
-            self._seen = Views.of(self._viewer, [each.decode().rgb for each in self.photos]).subjects
+            self._seen = self._viewer.view([each.decode().rgb for each in self.photos]).subjects
             self._texts = self._reader.embed_texts(texts)
 
     def measure(self, subject: Pictures, other: Pictures, base_other: Pictures) -> Scores:
         """Score pictures, one a prompt and seed."""
         pictures = [picture for row in subject for picture in row]
         with self._at_work():
-            seen = Views.of(self._viewer, pictures)
+            seen = self._viewer.view(pictures)
             read = seen.whole if self._reader is self._viewer else self._reader.embed_images(pictures)
             drawn, base = (
                 self._viewer.embed_images([each for row in rows for each in row])

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ether_diffusion.tiny_world.backgrounds import COLOURS
-from ether_diffusion.tiny_world.world import Scene
+from ether_diffusion.tiny_world.world import COLOURS, Scene
 
 
 def background_colours(images: torch.Tensor) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ether_diffusion.tiny_world.backgrounds import Background
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, find_concept, shipped_concepts
 from ether_diffusion.tiny_world.world import (
     BACKGROUND_CLASSES,
@@ -19,6 +18,7 @@ from ether_diffusion.tiny_world.world import (
     NATIVE_SIZE,
     PALETTE,
     SUPERSAMPLING,
+    Background,
     Scene,
     draw,
     draw_object,

@@ -15,11 +15,10 @@ from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_batch, controlled, load_control
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
-from ether_diffusion.tiny_world.backgrounds import COLOURS, Background
 from ether_diffusion.tiny_world.concepts import Concept, find_concept, with_article
 from ether_diffusion.tiny_world.pictures import generate, to_images, to_tensor
 from ether_diffusion.tiny_world.subjects import subject_noun
-from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene
+from ether_diffusion.tiny_world.world import COLOURS, NATIVE_SIZE, Background, Scene
 from ether_diffusion.training.config import ControlRunConfig
 from ether_diffusion.training.run import train_dreambooth
 from recipes.tiny_world.control_pairs import (

@@ -13,8 +13,7 @@ from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
 from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, load_tiny_clip
-from ether_diffusion.tiny_world.pictures import draw_scenes, generate
-from ether_diffusion.tiny_world.recognition import recognise
+from ether_diffusion.tiny_world.pictures import draw_scenes, generate, recognise
 from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.autoencoder import psnr, reconstruct
 from recipes.tiny_world.background_colours import background_accuracy

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
 from ether_diffusion.tiny_world.networks import TinyClip
-from ether_diffusion.tiny_world.recognition import Features
+from ether_diffusion.tiny_world.pictures import Features
 from ether_diffusion.tiny_world.world import Scene
 
 JUDGE_FILE = "judge.safetensors"

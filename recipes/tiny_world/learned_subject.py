@@ -13,8 +13,7 @@ from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import Concept
-from ether_diffusion.tiny_world.pictures import generate, to_images
-from ether_diffusion.tiny_world.recognition import RECOGNISED, score_against_truth
+from ether_diffusion.tiny_world.pictures import RECOGNISED, generate, score_against_truth, to_images
 from ether_diffusion.tiny_world.subjects import (
     IDENTIFIER,
     NUM_PHOTOS,

@@ -4,9 +4,20 @@ import hashlib
 import random
 from pathlib import Path
 
-from ether_diffusion.tiny_world.backgrounds import COLOURS, SCENE_PHRASES, Background, BackgroundKind
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept
-from ether_diffusion.tiny_world.world import NATIVE_SIZE, PLACES, SCALES, Place, Scene, Size, draw_object
+from ether_diffusion.tiny_world.world import (
+    COLOURS,
+    NATIVE_SIZE,
+    PLACES,
+    SCALES,
+    SCENE_PHRASES,
+    Background,
+    BackgroundKind,
+    Place,
+    Scene,
+    Size,
+    draw_object,
+)
 
 HELD_OUT_PAIRS_PER_CENT = 5
 HYPERNYM_PER_CENT = 4
