@@ -19,6 +19,13 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+UNBINNED = {"use_resolution_binning": False}
+UNGUIDED: dict[str, dict[str, Any]] = {
+    "z_image": {"guidance_scale": 0.0},
+    "qwen_image": {"true_cfg_scale": 1.0},
+    "sana": {"guidance_scale": 1.0, **UNBINNED},
+}
+"""What a family's pipeline is told to draw without guidance, where it is not a guidance_scale of 1."""
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 
 
@@ -48,9 +55,8 @@ def _t5_tokenizer() -> Any:
 def _clip(kind: Any, projected: int) -> Any:
     size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     words = {"vocab_size": len(tiny_tokenizer()), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return kind(
-        transformers.CLIPTextConfig(**size, **words, projection_dim=projected, max_position_embeddings=16)
-    )
+    words |= {"max_position_embeddings": 16, "projection_dim": projected}
+    return kind(transformers.CLIPTextConfig(**size, **words))
 
 
 def _t5() -> Any:
@@ -63,11 +69,12 @@ def _qwen3(kind: Any, width: int, num_layers: int) -> Any:
     return kind(transformers.Qwen3Config(**size, head_dim=8, num_hidden_layers=num_layers, vocab_size=512))
 
 
-def _vae(channels: int, **more: Any) -> Any:
+def _vae(channels: int, *, is_flux2: bool = False) -> Any:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    form = {"block_out_channels": (4, 4), "norm_num_groups": 1, "latent_channels": channels}
-    scale = {"scaling_factor": 1.5035, "shift_factor": 0.0609}
-    return diffusers.AutoencoderKL(**blocks, **form, **scale, **more)
+    form = {"block_out_channels": (4, 4), "norm_num_groups": 1, "latent_channels": channels, **blocks}
+    if is_flux2:
+        return diffusers.AutoencoderKLFlux2(**form)
+    return diffusers.AutoencoderKL(**form, scaling_factor=1.5035, shift_factor=0.0609)
 
 
 def _sd3() -> Any:
@@ -97,13 +104,7 @@ def _flux() -> Any:
 
 
 def _klein() -> Any:
-    vae = diffusers.AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 4),
-        norm_num_groups=1,
-        latent_channels=1,
-    )
+    vae = _vae(1, is_flux2=True)
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
     return diffusers.Flux2KleinPipeline(
@@ -161,19 +162,11 @@ def _chroma() -> Any:
 
 
 def _sana() -> Any:
-    gemma = transformers.Gemma2Config(
-        head_dim=8,
-        hidden_size=16,
-        intermediate_size=16,
-        num_attention_heads=1,
-        num_hidden_layers=1,
-        num_key_value_heads=1,
-        vocab_size=512,
-    )
-    sides: dict[str, Any] = {f"{side}_block_types": ("ResBlock",) * 2 for side in ("encoder", "decoder")}
-    sides |= {f"{side}_block_out_channels": (8, 8) for side in ("encoder", "decoder")}
-    sides |= {f"{side}_layers_per_block": (1, 1) for side in ("encoder", "decoder")}
-    sides |= {f"{side}_qkv_multiscales": ((), ()) for side in ("encoder", "decoder")}
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    gemma = transformers.Gemma2Config(**size, head_dim=8, num_hidden_layers=1, vocab_size=512)
+    blocks: dict[str, Any] = {"block_types": ("ResBlock",) * 2, "block_out_channels": (8, 8)}
+    blocks |= {"layers_per_block": (1, 1), "qkv_multiscales": ((), ())}
+    sides = {f"{side}_{name}": blocks[name] for side in ("encoder", "decoder") for name in blocks}
     return diffusers.SanaPipeline(
         scheduler=diffusers.DPMSolverMultistepScheduler(
             use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"

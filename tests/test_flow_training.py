@@ -1,6 +1,5 @@
 """Every transformer family trains, goes on after a kill, is saved, loaded, exported, and is the base at 0."""
 
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -9,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from flow_pipelines import FLOW_PIPELINES, SIDE, flow_pipeline
-from forked_runs import exit_code, fork, training, wait_for_lines
+from flow_pipelines import FLOW_PIPELINES, SIDE, UNGUIDED, flow_pipeline
+from forked_runs import exit_code, fork, training, training_until_change
 from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
@@ -25,6 +24,9 @@ from ether_diffusion.training.processes import make_accelerator
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import check_run
 from ether_diffusion.tuner.contexts import chosen_adapters
+from ether_diffusion.ui.jobs import Finished, StopToken, Working
+from ether_diffusion.ui.requests import GenerateRequest
+from ether_diffusion.ui.studio import Studio
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),  # diffusers' own
@@ -60,28 +62,16 @@ def trained(
     folder = tmp_path_factory.mktemp("training")
     flags = FLAGS | {"pretrained_model_name_or_path": str(flow_base(request.param))}
     run = config(folder, **flags)
-    child = fork(training(run), folder / "messages")
-    wait_for_lines(child, folder / "run" / "log.jsonl", 3)
-    os.kill(child, signal.SIGKILL)
-    assert exit_code(child) == -signal.SIGKILL
+    assert exit_code(fork(training_until_change(run, 90))) == -signal.SIGKILL
+    assert 0 < len(log_of(folder / "run")) < 5
     assert exit_code(fork(training(run), folder / "messages")) == 0, (folder / "messages").read_text()
     return Trained(request.param, folder)
 
 
-def draw(pipe: Any) -> Tensor:
-    pipe.set_progress_bar_config(disable=True)
-    guidance = {"true_cfg_scale": 1.0} if "Qwen" in type(pipe).__name__ else {"guidance_scale": 1.0}
-    generator = torch.Generator().manual_seed(1)
-    images: Tensor = pipe(
-        prompt="a sks cat",
-        height=SIDE,
-        width=SIDE,
-        num_inference_steps=2,
-        generator=generator,
-        output_type="pt",
-        **guidance,
-        **({"use_resolution_binning": False} if "Sana" in type(pipe).__name__ else {}),
-    ).images
+def draw(pipe: Any, family: str) -> Tensor:
+    how = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "pt"}
+    how |= UNGUIDED.get(family, {"guidance_scale": 1.0})
+    images: Tensor = pipe(prompt="a sks cat", generator=torch.Generator().manual_seed(1), **how).images
     return images
 
 
@@ -95,16 +85,16 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(trained: Trained, flow
 
 def test_the_adapter_and_its_lora_draw_the_same_and_no_strength_is_the_base(trained: Trained) -> None:
     base, native, lora = (flow_pipeline(trained.family) for _ in range(3))
-    plain = draw(base)
+    plain = draw(base, trained.family)
     report = load_ether(native, trained.folder / "run")
     assert report.base_match == "same"
     assert report.components.keys() == {"transformer"}
     lora.load_lora_weights(trained.folder / "run")
-    adapted = draw(native)
+    adapted = draw(native, trained.family)
     assert (adapted - plain).abs().max() > 1e-3
-    assert_close(draw(lora), adapted, atol=1e-4, rtol=0)
+    assert_close(draw(lora, trained.family), adapted, atol=1e-4, rtol=0)
     with chosen_adapters(native.transformer, {"default": 0.0}):
-        assert torch.equal(draw(native), plain)
+        assert torch.equal(draw(native, trained.family), plain)
 
 
 def test_another_family_refuses_the_adapter_and_is_as_before(trained: Trained) -> None:
@@ -120,17 +110,9 @@ def test_another_family_refuses_the_adapter_and_is_as_before(trained: Trained) -
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_generate_draws_it_beside_the_base(trained: Trained, flow_base: Bases) -> None:
     base, out = flow_base(trained.family), trained.folder / "drawn"
-    words = [
-        "--adapter",
-        str(trained.folder / "run"),
-        "--prompt",
-        "a sks cat",
-        "--output",
-        str(out),
-        "--grid",
-    ]
-    words += ["--seed", "0", "1", "--strength", "0", "1", "--batch_size", "2", "--steps", "2"]
-    assert main(["generate", "--base", str(base), "--size", str(SIDE), *words]) == 0
+    words = f"--size {SIDE} --seed 0 1 --strength 0 1 --batch_size 2 --steps 2 --grid --prompt".split()
+    words += ["a sks cat", "--adapter", str(trained.folder / "run"), "--output", str(out)]
+    assert main(["generate", "--base", str(base), *words]) == 0
     drawn = [out / "pictures" / f"prompt1_seed1_{name}.png" for name in ("base", "run0", "run1")]
     pictures = [Image.open(path).tobytes() for path in drawn]
     assert pictures[0] == pictures[1] != pictures[2]
@@ -138,6 +120,17 @@ def test_generate_draws_it_beside_the_base(trained: Trained, flow_base: Bases) -
     assert found is not None
     assert found.pipeline == f"Ether{type(flow_pipeline(trained.family)).__name__}"
     assert [use.name for use in found.adapters] == ["run"]
+
+
+def test_the_studio_draws_and_looks_at_its_steps(trained: Trained, flow_base: Bases) -> None:
+    studio = Studio(trained.folder / "studio", base=str(flow_base(trained.family)))
+    adapter = studio.library.add_run_result(trained.folder / "run", "cat").id
+    asked = GenerateRequest("a cat", adapters={adapter: 1.0}, steps=2, width=SIDE, height=SIDE)
+    *events, end = studio.engine.draw(asked, StopToken())
+    studio.close()
+    assert isinstance(end, Finished)
+    seen = [event.image for event in events if isinstance(event, Working) and event.image]
+    assert {image.size for image in seen} == {(SIDE, SIDE)}
 
 
 @pytest.mark.parametrize("family", FLOW_PIPELINES)

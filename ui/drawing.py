@@ -99,6 +99,11 @@ class Cost:
         native = self._base.native_size
         return sampling.width or native, sampling.height or native, sampling.guidance_scale > 1
 
+    def unpacked(self, sampling: Sampling, latents: Tensor) -> Tensor:
+        """Return latents between two steps as (b, c, h, w)."""
+        width, height, _ = self._kind(sampling)
+        return self._base.unpacked(latents, (height, width))
+
     def _refuse(self, sampling: Sampling, takes: str, most: str) -> None:
         width, height, _ = self._kind(sampling)
         pictures = f"{counted(sampling.num_pictures, 'picture')} of {width} × {height} px"
@@ -170,7 +175,7 @@ class Drawing:
             self._stop.check()
             now = time.monotonic()
             steps.append(now - last)
-            self._look(latents)
+            self._look(self._cost.unpacked(one, latents))
             self._tell(step, per_step())
             last = time.monotonic()
             looked += last - now

@@ -237,7 +237,8 @@ class Engine:
 
     def _open(self) -> tuple[Any, str | None]:
         dtype = default_dtype(self.device, self.base)
-        pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=True)
+        takes_control = self.base.drawn_by_with_control is not None
+        pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=takes_control)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline, fingerprint_of(pipeline.components[self.base.denoiser])
 

@@ -310,8 +310,12 @@ class Base(ABC):
         return {**arguments, "guidance_scale": guidance_scale}
 
     def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return what the pipeline gives as latents in the denoiser's shape (1, c, h, w)."""
-        return found
+        """Return what the pipeline gives at the end as latents of the denoiser (1, c, h, w)."""
+        return self.unpacked(found, size)
+
+    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return latents as the pipeline holds them between two steps of a size as (b, c, h, w)."""
+        return latents
 
     def _load(self, kind: Any, subfolder: str, *, dtype: torch.dtype) -> Any:
         part = load_part(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)

@@ -30,8 +30,9 @@ class PackedBase(FlowBase):
     packed = 2
     num_text_tokens = 512
 
-    def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
-        return unpack(found, [side // self.vae_scale_factor for side in size])
+    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return tokens as latents (b, c, h, w)."""
+        return unpack(latents, [side // self.vae_scale_factor for side in size])
 
 
 class Flux1(PackedBase):

@@ -210,7 +210,9 @@ def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
     if control_of(config) is not None and base.drawn_by_with_control is None:
         yield f"control images are for Stable Diffusion 1.x, 2.x and SDXL, and the base is of {kind}"
     if config.adapter.train_text_encoder and not base.text_targets:
-        yield f"train_text_encoder is for CLIP's alone, and the base is of {kind}; leave it out"
+        yield f"train_text_encoder is for Stable Diffusion 1.x, 2.x and SDXL, and the base is of {kind}"
+    if compute.torch_compile and not getattr(base.empty_denoiser(), "_repeated_blocks", None):
+        yield f"torch_compile is not for a base of {kind}, whose blocks diffusers does not name; leave it out"
     if compute.attention not in base.attention_kernels:
         known = ", ".join(base.attention_kernels)
         yield f"attention={compute.attention} is not for a base of {kind}; use one of {known}"
