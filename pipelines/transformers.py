@@ -23,6 +23,12 @@ class EtherStableDiffusion3Pipeline(EtherLoaderMixin, StableDiffusion3Pipeline):
 class EtherFluxPipeline(EtherLoaderMixin, FluxPipeline):
     """diffusers' FluxPipeline, with adapters to load, weigh, fuse and choose per call."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make pictures as the others do; a negative prompt is for true_cfg_scale."""
+        if kwargs.get("negative_prompt") is not None and kwargs.get("true_cfg_scale", 1.0) <= 1:
+            raise ValueError("FLUX.1 takes no negative prompt but with true_cfg_scale above 1; leave it out")
+        return super().__call__(*args, **kwargs)
+
 
 class EtherFlux2KleinPipeline(EtherLoaderMixin, Flux2KleinPipeline):
     """diffusers' Flux2KleinPipeline, with adapters to load, weigh, fuse and choose per call."""

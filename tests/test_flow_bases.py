@@ -295,6 +295,7 @@ def test_sd_3_may_lack_its_largest_text_encoder(tmp_path: Path) -> None:
 UNFITTING: dict[str, tuple[str, dict[str, Any], str]] = {
     "min-SNR": ("flux", {"snr_gamma": 5.0}, "snr_gamma .* flow matching"),
     "text encoder": ("sd3", {"train_text_encoder": True}, "train_text_encoder is for Stable Diffusion"),
+    "negative": ("flux", {"validation_negative_prompt": "x"}, "negative_prompt has no effect .* Flux1"),
     "compiled": ("sd3", {"torch_compile": True}, "torch_compile is not for a base of StableDiffusion3"),
     "eager": ("klein", {"attention": "eager"}, "attention=eager .* use one of auto, sdpa"),
     "tokenizer": ("sana", {"tokenizer_name": "@photos"}, "leave tokenizer_name out"),

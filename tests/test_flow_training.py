@@ -120,6 +120,9 @@ def test_generate_draws_it_beside_the_base(trained: Trained, flow_base: Bases) -
     assert found is not None
     assert found.pipeline == f"Ether{type(flow_pipeline(trained.family)).__name__}"
     assert [use.name for use in found.adapters] == ["run"]
+    words[-1] = str(trained.folder / "negative")
+    is_refused = trained.family in ("flux", "klein")
+    assert main(["generate", "--base", str(base), *words, "--negative_prompt", "snow"]) == 2 * is_refused
 
 
 def test_the_studio_draws_and_looks_at_its_steps(trained: Trained, flow_base: Bases) -> None:
@@ -153,6 +156,7 @@ def test_priors_masks_buckets_and_captions_train(family: str, flow_base: Bases, 
         "train_batch_size": 2,
         "cache_latents": False,
         "gradient_checkpointing": True,
+        "mixed_precision": "bf16",
         "validation_prompt": [],
         "weighting_scheme": "cosmap",
     }

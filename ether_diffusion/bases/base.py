@@ -139,6 +139,8 @@ class Base(ABC):
     """The pipeline of ours that draws with control images, where the family takes any."""
     half_dtype: ClassVar[torch.dtype] = torch.float16
     """The half precision that the family holds in."""
+    takes_negative_prompts: ClassVar[bool] = True
+    """Whether pictures are drawn away from what they should not show."""
     mask_argument: ClassVar[str] = "prompt_attention_mask"
     """What the pipeline calls the mask of embeddings."""
     attention_kernels: ClassVar[Sequence[Attention]]

@@ -41,6 +41,7 @@ class Flux1(PackedBase):
     pipeline_class = FluxPipeline
     drawn_by = "EtherFluxPipeline"
     usual_guidance = 3.5
+    takes_negative_prompts = False  # its guidance was distilled into it
     classes: ClassVar = {
         "transformer": FluxTransformer2DModel,
         "vae": AutoencoderKL,

@@ -211,6 +211,8 @@ def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
         yield f"control images are for Stable Diffusion 1.x, 2.x and SDXL, and the base is of {kind}"
     if config.adapter.train_text_encoder and not base.text_targets:
         yield f"train_text_encoder is for Stable Diffusion 1.x, 2.x and SDXL, and the base is of {kind}"
+    if config.validation.validation_negative_prompt and not base.takes_negative_prompts:
+        yield f"validation_negative_prompt has no effect on a base of {kind}; leave it out"
     if compute.torch_compile and not getattr(base.empty_denoiser(), "_repeated_blocks", None):
         yield f"torch_compile is not for a base of {kind}, whose blocks diffusers does not name; leave it out"
     if compute.attention not in base.attention_kernels:
