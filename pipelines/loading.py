@@ -326,6 +326,16 @@ class EtherLoaderMixin:
             self.__dict__ |= wrapped | {"_lora_loadable_modules": before}
 
 
+def check_clip_skip(clip_skip: object, most: int) -> None:
+    """Refuse to leave out what are no layers of the text encoders, of which `most` can be left out.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not isinstance(clip_skip, int) or isinstance(clip_skip, bool) or not 0 <= clip_skip <= most:
+        raise ValueError(f"clip_skip is from 0 to {most} with this base; found {clip_skip!r}")
+
+
 def _strength(layer: BaseTunerLayer, name: str, scale: float) -> float:
     if not isinstance(layer, EtherLayer):
         return 1.0 if name in layer.merged_adapters else strength_of(layer, name) * scale

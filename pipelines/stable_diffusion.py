@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from ether_diffusion.pipelines.loading import EtherLoaderMixin
+from ether_diffusion.pipelines.loading import EtherLoaderMixin, check_clip_skip
 
 
 class EtherStableDiffusionPipeline(EtherLoaderMixin, StableDiffusionPipeline):
@@ -30,8 +30,7 @@ class EtherStableDiffusionPipeline(EtherLoaderMixin, StableDiffusionPipeline):
             # diffusers looks for a text_model in the encoder, which transformers 5 no longer nests there
             encoder = self.text_encoder.encoder
             layers = encoder.layers
-            if not 0 <= clip_skip <= len(layers):
-                raise ValueError(f"clip_skip is from 0 to {len(layers)} with this base; found {clip_skip}")
+            check_clip_skip(clip_skip, len(layers))
             encoder.layers = layers[: len(layers) - clip_skip]
             try:
                 prompt_embeds, _ = super().encode_prompt(prompt, device, 1, False, **further)

@@ -283,3 +283,18 @@ def test_a_shared_adapter_names_its_base_but_not_where_it_lay(
     save_ether(pipe, tmp_path / "adapter")
     assert read_adapter(tmp_path / "adapter").metadata.base_model == "my-base"
     assert str(tmp_path).encode() not in b"".join(files_in(tmp_path / "adapter").values())
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link to a fifo"])
+def test_a_card_that_is_no_file_is_left_alone_and_never_waited_for(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "adapter" / "README.md"
+    place.parent.mkdir()
+    if kind == "folder":
+        place.mkdir()
+    else:
+        os.mkfifo(tmp_path / "fifo" if "link" in kind else place)
+        if "link" in kind:
+            place.symlink_to(tmp_path / "fifo")
+    save_ether(adapted_unet(), place.parent)
+    assert not place.is_file()
+    assert load_ether(small_unet(), place.parent).base_match == "same"

@@ -302,6 +302,21 @@ def test_loading_beside_a_lora_gives_the_same_in_either_order(targets: list[str]
 
 @ACROSS
 @A_SECOND
+def test_an_adapter_that_is_loaded_over_a_lora_is_alone_in_force(targets: list[str], saved: Path) -> None:
+    unet = small_unet()
+    unet.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), "lora")
+    of_lora = output(unet)
+    load_ether(unet, saved, adapter_name="quiet", activate=False)
+    assert exactly_equal(output(unet), of_lora)
+    load_ether(unet, saved, adapter_name="ether")
+    assert unet.active_adapters() == ["ether"]
+    assert exactly_equal(output(unet), output(adapted_unet()))
+    unet.set_adapters("lora")
+    assert exactly_equal(output(unet), of_lora)
+
+
+@ACROSS
+@A_SECOND
 def test_an_adapter_beneath_a_lora_is_saved_under_the_names_of_the_model(
     targets: list[str], tmp_path: Path
 ) -> None:

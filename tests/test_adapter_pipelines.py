@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -280,3 +281,17 @@ def test_a_lora_of_the_hub_is_named(
     )
     with pytest.raises(ValueError, match=r"this is a LoRA; use pipe\.load_lora_weights"):
         load_ether(small_unet(), "somebody/lora")
+
+
+def test_a_model_within_several_is_named_rather_than_left_out(tmp_path: Path) -> None:
+    base = tiny_sd()
+    make = partial(ControlNetModel.from_unet, tiny_sd().unet, conditioning_embedding_out_channels=(8, 16))
+    pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=[make(), make()])
+    pipe.unet.add_adapter(EtherConfig(), "default")
+    pipe.controlnet.nets[1].add_adapter(EtherConfig(), "default")
+    with pytest.raises(ValueError, match=r"carried by a model within controlnet, .* save by itself"):
+        save_ether(pipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+    save_ether(pipe.controlnet.nets[1], tmp_path)
+    other = make()
+    assert load_ether(other, tmp_path).base_match == "same"

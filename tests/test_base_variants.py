@@ -83,6 +83,18 @@ def test_every_path_finds_the_weights_that_are_there(tmp_path: Path, layout: str
             assert torch.equal(getattr(drawing, name).state_dict()[key], weight.to(FULL)), (name, key)
 
 
+def test_pickled_weights_are_loaded_without_words_of_alarm(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, tiny_sd(), safe_serialization=False)
+    base = open_base(tmp_path)
+    capfd.readouterr()
+    base.load_denoiser(), base.load_vae(), base.load_text_encoders()
+    said = capfd.readouterr().err + caplog.text
+    assert "error" not in said.lower()
+    assert "unsafe" not in said
+
+
 def test_the_variant_that_is_wanted_comes_before_plain_files(tmp_path: Path) -> None:
     saved(saved(tmp_path, tiny_sd()), tiny_sd(seed=5), variant="other")
     wanted, plain = open_base(tmp_path, variant="other").load_denoiser(), open_base(tmp_path).load_denoiser()

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import tiny_sd
+from tiny_pipelines import tiny_sd, tiny_sdxl
 
-from ether_diffusion.pipelines import EtherStableDiffusionPipeline
+from ether_diffusion.pipelines import EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline
 
 DRAWN = {"num_inference_steps": 1, "height": 16, "width": 16, "seed": 3}
 
@@ -37,13 +37,19 @@ def test_clip_skip_leaves_the_last_layers_out_for_the_prompt_alone(tmp_path: Pat
     assert torch.equal(found[0], plain[0]) == (count == 0)
 
 
-def test_clip_skip_beyond_the_layers_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    tiny_sd().save_pretrained(tmp_path)
-    pipe = EtherStableDiffusionPipeline.from_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("make", "kind", "most"),
+    [(tiny_sd, EtherStableDiffusionPipeline, 2), (tiny_sdxl, EtherStableDiffusionXLPipeline, 1)],
+)
+def test_clip_skip_beyond_the_layers_is_refused_and_changes_nothing(
+    make: Any, kind: Any, most: int, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path)
+    pipe = kind.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     before = np.asarray(pipe("a fox", **DRAWN).images[0])
-    for wrong in (-1, 3):
-        with pytest.raises(ValueError, match=f"clip_skip is from 0 to 2 with this base; found {wrong}"):
+    for wrong in (-1, most + 1, "1", True, 1.0):
+        with pytest.raises(ValueError, match=f"clip_skip is from 0 to {most} .* found {wrong!r}"):
             pipe("a fox", clip_skip=wrong, **DRAWN)
     skipped = np.asarray(pipe("a fox", clip_skip=1, guidance_scale=9.0, **DRAWN).images[0])
     plain = np.asarray(pipe("a fox", guidance_scale=9.0, **DRAWN).images[0])

@@ -140,7 +140,7 @@ def _card(
 def is_ours(path: Path) -> bool:
     """Say whether a README.md was written here and not edited since, so that it may be replaced."""
     try:
-        found = _MARKED.fullmatch(path.read_text(encoding="utf-8"))
+        found = _MARKED.fullmatch(path.read_text(encoding="utf-8")) if path.is_file() else None
     except UnicodeDecodeError:
         return False
     return found is not None and _digest(found[1]) == found[2]

@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 
 import torch
 from peft import PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -244,7 +245,10 @@ def _attach_part(
             put_in_force(layer, names_in_force, trainable=trainable)
     elif not activate:
         before.restore(is_frozen=True)
-    elif isinstance(peft_model, PeftModel):
+    else:
+        for layer in other_layers(root):  # a LoRA's; diffusers reads what is active off any of them
+            put_in_force(layer, [adapter_name] if isinstance(layer, LoraLayer) else [])
+    if activate and isinstance(config, EtherConfig) and isinstance(peft_model, PeftModel):
         peft_model.set_adapter(adapter_name, inference_mode=not trainable)
     if hasattr(root, "_hf_peft_config_loaded"):
         root.__dict__["_hf_peft_config_loaded"] = True

@@ -53,6 +53,14 @@ def save_ether(
             f"{adapter_name!r} is an adapter of another method in {listed(others)}, which would be left out; "
             "give each model to save by itself"
         )
+    within = [
+        part.name for part in parts if part not in carrying and models.layers_with(part.model, adapter_name)
+    ]
+    if within:
+        raise ValueError(
+            f"{adapter_name!r} is carried by a model within {listed(within)}, which would be left out; give "
+            "each of its models to save by itself"
+        )
     written = {}
     for part in carrying:
         config = configs[part]

@@ -107,6 +107,8 @@ def load_part(
     options: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
     if issubclass(kind, PreTrainedModel):  # its report then names keys of another shape
         options["ignore_mismatched_sizes"] = True
+    if not any(place.glob("*.safetensors")):  # diffusers would look for one, and alarm of none
+        options["use_safetensors"] = False
     try:
         options["dtype"] = dtype or stored_dtype(place, found)
         model, report = kind.from_pretrained(str(folder), variant=found, output_loading_info=True, **options)

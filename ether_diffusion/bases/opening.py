@@ -75,6 +75,11 @@ def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
     """
     folder = find_folder(name)
     if (folder / "model_index.json").is_file():
+        index = read_config(folder, "model_index.json")
+        for family in FAMILIES:  # parts that are not handled are refused before anything is loaded
+            is_its_own = index.get("_class_name") == family.pipeline_class.__name__
+            if is_its_own and family.recognises(folder, index):
+                family.open(str(name), folder, variant=None, vae_folder=None, tokenizer_folder=None)
         return load_pipeline(folder)
     is_model = (folder / "config.json").is_file()
     if is_model and read_config(folder, "config.json").get("_class_name") == UNet2DConditionModel.__name__:
