@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,20 @@ from torch import Tensor
 from ether_diffusion.training.batches import Batch, BatchSource, Codec, SamplePlan
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.dataset import read_training_data
-from ether_diffusion.training.photos import Needs, Scaling
+from ether_diffusion.training.photos import Scaling
 from ether_diffusion.training.prior import read_class_images
 
 FACTOR = 4
 """Pixels of a side that the stand-in VAE makes one latent of."""
 SIZE = 64
 NO_PRIOR = PriorConfig()
-NEEDS = Needs(native_size=SIZE, size_multiple=8)
 NUM_SAMPLES = 64
+
+
+def base_like(size_multiple: int = 8, *, has_size_ids: bool = False, is_inpainting: bool = False) -> Any:
+    """What a plan asks of a base, whose own size is SIZE."""
+    facts = {"has_size_ids": has_size_ids, "is_inpainting": is_inpainting}
+    return SimpleNamespace(native_size=SIZE, size_multiple=size_multiple, **facts)
 
 
 def fill_with_photos(folder: Path, sizes: Sequence[tuple[int, int]], *, first_seed: int = 0) -> None:
@@ -75,10 +81,11 @@ def plan(
     *,
     effective_batch: int = 4,
     seed: int = 0,
-    needs: Needs = NEEDS,
+    needs: Any = None,
     control: ControlConfig | None = None,
 ) -> SamplePlan:
-    scaling = Scaling.of(data, needs)
+    base = needs or base_like()
+    scaling = Scaling.of(data, base)
     without = []
     if control is not None and control.conditioning_data_dir is not None:
         without = [control.conditioning_data_dir]
@@ -87,7 +94,7 @@ def plan(
         prior,
         read_training_data(data, control=control, scaling=scaling, without=without),
         read_class_images(prior, scaling=scaling),
-        needs=needs,
+        base=base,
         effective_batch=effective_batch,
         seed=seed,
         control=control,

@@ -20,6 +20,7 @@ from photo_batches import (
     SIZE,
     CountingVae,
     assert_equal,
+    base_like,
     double,
     encode,
     encode_without_noise,
@@ -35,7 +36,6 @@ from torch import Tensor
 
 from ether_diffusion.training.batches import BatchSource, Codec, Crop, order_photos
 from ether_diffusion.training.config import DataConfig
-from ether_diffusion.training.photos import Needs
 from ether_diffusion.training.processes import InterruptedRunError, Interrupts, signals_held
 
 
@@ -123,7 +123,7 @@ def test_latents_and_places_are_those_of_the_cut_and_mirrored_photo(tmp_path: Pa
     (tmp_path / "a.png").write_bytes(photo_files.encode(picture, "PNG"))
     config = DataConfig(instance_data_dir=tmp_path, instance_prompt="x", crops_per_photo=50, random_flip=True)
     config = config if is_cached else uncached(config)
-    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
+    needs = base_like(has_size_ids=True)
     batch = source(config, vae=encode_without_noise, needs=needs).batch(range(64))
     assert batch.size_ids is not None
     assert batch.size_ids[:, [0, 1, 2, 4, 5]].unique(dim=0).tolist() == [[64, 88, 0, 64, 64]]
@@ -150,7 +150,7 @@ def test_latents_and_places_are_those_of_the_cut_and_mirrored_photo(tmp_path: Pa
 
 def test_every_place_of_a_random_crop_occurs_and_is_as_likely(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(photo_files.encode(photo_files.noise(67, 64), "PNG"))
-    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True)
+    needs = base_like(has_size_ids=True)
     made = plan(DataConfig(instance_data_dir=tmp_path, instance_prompt="x"), needs=needs)
     crops = made.cut([Crop(False, 0, (SIZE, SIZE), number, False) for number in range(2000)])
     counts = Counter(crop.size_ids[0, 3].item() for crop in crops if crop.size_ids is not None)
@@ -251,7 +251,7 @@ def test_latents_that_are_not_finite_name_their_photo(data: DataConfig) -> None:
 
 
 def test_an_inpainting_unet_is_shown_a_hole_and_what_is_around_it(data: DataConfig) -> None:
-    needs = Needs(native_size=SIZE, size_multiple=8, is_inpainting=True)
+    needs = base_like(is_inpainting=True)
     for config in (data, uncached(data)):
         batch = source(config, vae=encode_without_noise, needs=needs).batch(range(20))
         assert batch.inpainting is not None

@@ -8,11 +8,11 @@ from pathlib import Path
 import photo_files
 import pytest
 import torch
-from photo_batches import SIZE, assert_equal, fill_with_photos, plan, rows, source, uncached
+from photo_batches import assert_equal, base_like, fill_with_photos, plan, rows, source, uncached
 from PIL import Image
 
 from ether_diffusion.training.config import DataConfig, PriorConfig
-from ether_diffusion.training.photos import Needs, PhotoFolder
+from ether_diffusion.training.photos import PhotoFolder
 from ether_diffusion.training.prior import generate_class_images, read_class_images
 
 
@@ -97,7 +97,7 @@ def test_masks_leave_the_prior_whole(data: DataConfig, class_images: PriorConfig
 
 def test_frozen_rows_are_the_same_latents_with_the_class_prompt(data: DataConfig) -> None:
     prior = PriorConfig(prior_preservation="frozen", class_prompt="a dog", prior_loss_weight=2)
-    needs = Needs(native_size=SIZE, size_multiple=8, has_size_ids=True, is_inpainting=True)
+    needs = base_like(has_size_ids=True, is_inpainting=True)
     for config in (data, uncached(data)):
         built = source(config, prior, needs=needs)
         batch = built.batch(range(4))

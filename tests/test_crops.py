@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from photo_batches import base_like
 from PIL import Image
 
 from ether_diffusion.training.config import DataConfig
-from ether_diffusion.training.photos import Needs, Scaling, automatic_buckets, check_sizes, covering_size
+from ether_diffusion.training.photos import Scaling, automatic_buckets, check_sizes, covering_size
 from ether_diffusion.training.randomness import draw_inpainting_mask
 
 SIDES = st.integers(64, 5000)
@@ -83,7 +84,7 @@ def test_a_side_that_the_base_cannot_halve_is_refused_with_what_can() -> None:
             use_aspect_ratio_buckets=buckets is not None,
             aspect_ratio_buckets=buckets,
         )
-        check_sizes(data, Needs(64, multiple))
+        check_sizes(data, base_like(size_multiple=multiple))
 
     check(32, 504, "96,64")
     with pytest.raises(ValueError, match=r"resolution=504 is no multiple of 64 px.*use 448, 512") as caught:

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ether_diffusion.bases import Base
 from ether_diffusion.control.images import resampling_of
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.dataset import detector_of
-from ether_diffusion.training.photos import Needs, PhotoFolder, Scaling, Size, check_sizes, covering_size
+from ether_diffusion.training.photos import PhotoFolder, Scaling, Size, check_sizes, covering_size
 from ether_diffusion.training.processes import release_signals, signals_held
 from ether_diffusion.training.randomness import draw_inpainting_mask, draw_int, happens, shuffled, stream
 from ether_diffusion.wording import listed, printable
@@ -106,14 +107,15 @@ class SamplePlan(Dataset[list[Batch] | str]):
         training: PhotoFolder,
         class_images: PhotoFolder,
         *,
-        needs: Needs,
+        base: Base,
         effective_batch: int,
         seed: int,
         control: ControlConfig | None = None,
     ) -> None:
-        check_sizes(data, needs)
-        self.data, self.prior, self.needs, self.seed = data, prior, needs, seed
-        self.effective_batch, self._scaling = effective_batch, Scaling.of(data, needs)
+        check_sizes(data, base)
+        self.data, self.prior, self.seed = data, prior, seed
+        self._has_size_ids, self._is_inpainting = base.has_size_ids, base.is_inpainting
+        self.effective_batch, self._scaling = effective_batch, Scaling.of(data, base)
         self.detector, self.control_dropout = (
             detector_of(control),
             control.control_dropout if control else 0.0,
@@ -223,13 +225,13 @@ class SamplePlan(Dataset[list[Batch] | str]):
             if mask is not None and not _cut(mask, corner, crop).any():
                 corner = self._onto_mask(mask, corner, size, generator, photo.name)
             pixels = _cut(shown.rgb, corner, crop).float() / 127.5 - 1
-            if self.needs.is_inpainting:
+            if self._is_inpainting:
                 place = (index, crop.number, int(crop.is_flipped))
                 hole = draw_inpainting_mask(size, stream(self.seed, f"{kind}hole", *place))[None]
                 holes = torch.cat((hole, pixels * (hole < 0.5)), dim=1)
             # mirrored before it is cropped, as in diffusers' train_dreambooth_lora_sdxl.py
             left = whole[0] - corner[1] - size[1] if crop.is_flipped else corner[1]
-            ids = torch.tensor([(*photo.size, corner[0], left, *size)]) if self.needs.has_size_ids else None
+            ids = torch.tensor([(*photo.size, corner[0], left, *size)]) if self._has_size_ids else None
             yield Batch(
                 latents=pixels,
                 prompts=(),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -17,6 +18,9 @@ from ether_diffusion.training.decoding import KINDS, LOSSES, MAX_BYTES, MIN_SIDE
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files, read_plain_file
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import listed, printable
+
+if TYPE_CHECKING:
+    from ether_diffusion.bases import Base
 
 Size = tuple[int, int]
 """(height, width) in px."""
@@ -32,18 +36,6 @@ _NAMED_REPEATS = re.compile(r"(\d{1,3})_(.+)")  # as kohya's trainers read it; o
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a base asks of photos: its own size and what divides every side (px), the VAE's factor times the
-    UNet's; and whether its UNet is told sizes (SDXL), or sees a mask and what is around it (inpainting).
-    """
-
-    native_size: int
-    size_multiple: int
-    has_size_ids: bool = False
-    is_inpainting: bool = False
-
-
-@dataclass(frozen=True)
 class Scaling:
     """The sizes that photos are trained at, one square or buckets of aspect ratios, and the filter."""
 
@@ -51,12 +43,12 @@ class Scaling:
     resampling: Image.Resampling
 
     @classmethod
-    def of(cls, data: DataConfig, needs: Needs) -> "Scaling":
-        """Return what a configuration asks for; `check_sizes` says whether the base can do it."""
-        resolution = data.resolution or needs.native_size
+    def of(cls, data: DataConfig, base: "Base") -> "Scaling":
+        """Return what a configuration asks for, at the base's own size if at none; see `check_sizes`."""
+        resolution = data.resolution or base.native_size
         sizes = data.bucket_sizes or ((resolution, resolution),)
         if data.use_aspect_ratio_buckets and not data.bucket_sizes:
-            sizes = automatic_buckets(resolution, needs.size_multiple)
+            sizes = automatic_buckets(resolution, base.size_multiple)
         name = data.image_interpolation_mode.removesuffix("_exact")  # Pillow's nearest is the exact one
         return cls(sizes, Image.Resampling[name.upper()])
 
@@ -70,9 +62,9 @@ class Scaling:
         return covering_size(photo, self.size(photo))
 
 
-def check_sizes(data: DataConfig, needs: Needs) -> None:
+def check_sizes(data: DataConfig, base: "Base") -> None:
     """Refuse, by a ValueError, a resolution or buckets with sides that the base cannot halve often enough."""
-    resolution, multiple = data.resolution or needs.native_size, needs.size_multiple
+    resolution, multiple = data.resolution or base.native_size, base.size_multiple
     for size in data.bucket_sizes or ((resolution, resolution),):
         for side in (side for side in size if side % multiple):
             found = f"the bucket {size[0]},{size[1]}" if data.bucket_sizes else f"resolution={resolution}"

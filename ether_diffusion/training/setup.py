@@ -33,7 +33,7 @@ from ether_diffusion.training.evaluation import SubjectEvaluator, open_evaluator
 from ether_diffusion.training.loop import Progress, Trainer, find_optimizer
 from ether_diffusion.training.methods import TrainedPart, attach_new, peft_config
 from ether_diffusion.training.objective import Denoising, Encode
-from ether_diffusion.training.photos import Needs, PhotoFolder, Scaling
+from ether_diffusion.training.photos import PhotoFolder, Scaling
 from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.processes import DTYPES, tracker_problem
 from ether_diffusion.training.resources import Phases
@@ -79,9 +79,9 @@ class Run:
         Raises:
             ValueError: a size does not fit the base, or class images cannot be used.
         """
-        config, needs = self.config, _needs_of(self.base)
+        config = self.config
         if self.num_missing:  # they are drawn since
-            scaling = Scaling.of(config.data, needs)
+            scaling = Scaling.of(config.data, self.base)
             self.class_images = read_class_images(
                 config.prior, config.data, without=config.folders, scaling=scaling
             )
@@ -90,7 +90,7 @@ class Run:
             config.prior.replace(class_prompt=config.class_prompt),
             self.training,
             self.class_images,
-            needs=needs,
+            base=self.base,
             effective_batch=math.prod(self._split),
             seed=config.compute.seed,
             control=control_of(config),
@@ -144,7 +144,7 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
             return None
 
     base = collect(lambda: _open(config))
-    scaling = None if base is None else Scaling.of(config.data, _needs_of(base))
+    scaling = None if base is None else Scaling.of(config.data, base)
     training = collect(
         lambda: read_training_data(config.data, control=control, scaling=scaling, without=config.folders)
     )
@@ -221,11 +221,6 @@ def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
     is_xformers = compute.enable_xformers_memory_efficient_attention
     if is_xformers and "xformers" not in base.attention_kernels:
         yield f"xformers' attention is not for a base of {kind}; leave it out for SDPA"
-
-
-def _needs_of(base: Base) -> Needs:
-    has = {"has_size_ids": base.has_size_ids, "is_inpainting": base.is_inpainting}
-    return Needs(base.native_size, base.size_multiple, **has)
 
 
 def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
