@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import photo_files
 import pytest
@@ -251,20 +250,3 @@ def command(world: World, **flags: Json) -> int:
         words += [f"--{'' if value is not False else 'no-'}{name}"]
         words += [] if isinstance(value, bool) else [str(placed)]
     return main(words)
-
-
-class StandInHub:
-    """Takes uploads, and remembers what it was asked for."""
-
-    asked: ClassVar[set[object]] = set()
-
-    def __init__(self, token: str | None) -> None:
-        self.asked.add(token)
-
-    def create_repo(self, name: str, *, private: bool | None, exist_ok: bool) -> SimpleNamespace:
-        self.asked.add((name, private))
-        return SimpleNamespace(repo_id=name)
-
-    def upload_folder(self, *, repo_id: str, **_: object) -> SimpleNamespace:
-        self.asked.add(f"upload {repo_id}")
-        return SimpleNamespace(commit_url="https://hub/commit/1")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import photo_files
 import pytest
-from flag_runs import DRAWN, Outcome, StandInHub, World, command, listening, made_world
-from training_runs import contents
+from flag_runs import DRAWN, Outcome, World, command, listening, made_world
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +52,3 @@ def test_changes_are_refused_unless_allowed(world: World, capsys: pytest.Capture
     assert command(world, output_dir="@changed", seed=1, max_train_steps=4, allow_changes=True) == 0
     with pytest.raises(ValueError, match=r"seed +1 -> 2"):
         command(world, output_dir="@changed", seed=2, max_train_steps=4, debug=True)
-
-
-def test_a_token_reaches_the_hub_and_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ether_diffusion.training.result.HfApi", StandInHub)
-    monkeypatch.setattr(StandInHub, "asked", set())
-    assert command(world, output_dir="@pushed", push_to_hub=True, hub_token="secret") == 0
-    assert StandInHub.asked == {"secret", ("pushed", None), "upload pushed"}
-    assert b"secret" not in b"".join(contents(world.folder / "pushed").values())

@@ -149,7 +149,7 @@ def test_only_what_the_manifest_names_belongs_to_a_checkpoint(tmp_path: Path) ->
     path = save(tmp_path, 1)
     for name in ("average.safetensors", "text_encoder/adapter_model.safetensors"):
         (path / name).write_bytes(b"foreign")
-    assert not newest(tmp_path).has("average.safetensors")
+    assert not newest(tmp_path).tensors("average.safetensors")
     assert newest(tmp_path).inside("text_encoder") == {"adapter_config.json": b"{}"}
 
 

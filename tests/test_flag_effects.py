@@ -21,7 +21,6 @@ from flag_runs import (
     MASKED,
     MEASURED,
     Flags,
-    StandInHub,
     World,
     listening,
     made_world,
@@ -95,6 +94,8 @@ TRAINS_OTHERWISE: list[tuple[str, Json, Flags]] = [
 """Options that make other adapters: name, value, and what is given beside it in both runs."""
 
 SHOWN = {name for name, _, _ in TRAINS_OTHERWISE}
+SHOWN |= {"report_to", "logging_dir", "tracker_project_name"}  # in test_trackers
+SHOWN |= {"push_to_hub", "hub_model_id", "hub_private_repo"}  # in test_hub_upload
 
 
 def shows(*names: str) -> Callable[[Test], Test]:
@@ -433,50 +434,6 @@ def test_checkpoints_are_kept_where_and_as_often_as_asked(world: World) -> None:
 def test_a_lora_file_is_written_where_asked(world: World) -> None:
     assert world.run().names("*lora*") == []
     assert world.run(export_lora=True).names("*lora*") == ["pytorch_lora_weights.safetensors"]
-
-
-TENSORBOARD = """
-from pathlib import Path
-
-class SummaryWriter:
-    def __init__(self, folder):
-        Path(folder).mkdir(parents=True)
-        self.file = Path(folder, "events.txt").open("w")
-    def add_scalar(self, name, value, global_step=None):
-        print(name, global_step, file=self.file)
-    def add_hparams(self, *_, **__): pass
-    def flush(self): self.file.flush()
-    def close(self): self.file.close()
-"""
-
-
-@shows("report_to", "logging_dir", "tracker_project_name")
-def test_a_tracker_gets_the_numbers_where_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    about = world.folder / "packages" / "tensorboardX-1.dist-info" / "METADATA"
-    about.parent.mkdir(parents=True)
-    about.write_text("Name: tensorboardX\nVersion: 1\n")
-    (world.folder / "packages" / "tensorboardX.py").write_text(TENSORBOARD)
-    tracked: Flags = {"report_to": "tensorboard", "logging_dir": "diary", "tracker_project_name": "cats"}
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ValueError, match="report_to=tensorboard needs the package tensorboard; pip install"):
-        world.run_anew(**tracked)
-    monkeypatch.syspath_prepend(world.folder / "packages")
-    events = (world.run_anew(**tracked, output_dir="@tracked").folder / "diary/cats/events.txt").read_text()
-    assert {"loss 1", "loss 3", "grad_norm 2", "learning_rate 3"} <= set(events.splitlines())
-
-
-@shows("push_to_hub", "hub_model_id", "hub_private_repo")
-def test_the_result_is_uploaded_where_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ether_diffusion.training.result.HfApi", StandInHub)
-    monkeypatch.setattr(StandInHub, "asked", set())
-    world.run_anew(output_dir="@kept")
-    assert StandInHub.asked == set()
-    run = world.run_anew(output_dir="@pushed", push_to_hub=True)
-    assert "uploaded to https://hub/commit/1" in run.said
-    assert StandInHub.asked == {None, ("pushed", None), "upload pushed"}
-    StandInHub.asked.clear()
-    world.run_anew(output_dir="@pushed too", push_to_hub=True, hub_model_id="me/cat", hub_private_repo=True)
-    assert StandInHub.asked == {None, ("me/cat", True), "upload me/cat"}
 
 
 def test_an_old_flag_trains_what_its_option_does(world: World) -> None:

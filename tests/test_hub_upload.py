@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import config, contents
+from training_runs import command, config, contents
 
+from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
@@ -93,7 +94,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
 
 def test_the_result_goes_up_and_nothing_else(tmp_path: Path, hub: StandInHub) -> None:
     flags: dict[str, Json] = {"train_text_encoder": True, "report_to": "tensorboard", "logging_dir": "tb"}
-    assert train_dreambooth(config(tmp_path, **(FLAGS | flags)), hub_token=TOKEN) == 0
+    assert main([*command(config(tmp_path, **(FLAGS | flags)))[2:], "--hub_token", TOKEN]) == 0
     here = contents(tmp_path / "run")
     assert {"checkpoint-1/manifest.json", "run.json", "training_config.yaml", "log.jsonl"} <= here.keys()
     assert any(name.startswith("tb/") for name in here)

@@ -74,14 +74,6 @@ def test_what_is_not_finite_leaves_the_adapter_as_it_was(tmp_path: Path, what: s
         assert all(torch.equal(tensors[file][name], stored[name]) for name in stored)
 
 
-def test_a_rate_is_scaled_by_what_one_update_sees(tmp_path: Path) -> None:
-    flags: dict[str, Json] = {"train_batch_size": 2, "gradient_accumulation_steps": 3, "learning_rate": 0.01}
-    for scaled, rate in ((False, 0.01), (True, 0.06)):
-        run = load(config(tmp_path, scale_lr=scaled, max_train_steps=1, **flags))
-        (report,) = run.trainer.steps(batches(run))
-        assert report.learning_rate == pytest.approx(rate)
-
-
 def test_the_text_encoder_has_a_rate_of_its_own(tmp_path: Path) -> None:
     run = load(config(tmp_path, train_text_encoder=True, learning_rate=0.01, text_encoder_lr=0.002))
     groups = run.trainer.optimizer.param_groups

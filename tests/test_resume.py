@@ -107,24 +107,6 @@ def test_the_same_command_goes_on_by_itself_and_says_so(
     assert parts == trained_files(tmp_path / "whole")
 
 
-def test_changed_settings_are_listed_and_refused_and_nothing_changes(trained: Path) -> None:
-    before, caption = contents(trained / "run"), trained / "photos" / "photo_1_0.txt"
-    whole = caption.read_text()
-    caption.write_text("another caption")
-    changed = config(trained, learning_rate=1e-3, seed=5, max_train_steps=2)
-    with pytest.raises(ValueError, match="begun otherwise") as refusal:
-        train_dreambooth(changed)
-    assert [line.split() for line in str(refusal.value).splitlines()[1:-1]] == [
-        ["learning_rate", "0.006", "->", "0.001"],
-        ["max_train_steps", "4", "->", "2"],
-        ["seed", "0", "->", "5"],
-        ["data:", "changed", "prompt", "of", "photo_1_0.png"],
-    ]
-    assert "give --allow_changes to go on with it as it is now" in str(refusal.value)
-    assert contents(trained / "run") == before
-    caption.write_text(whole)
-
-
 def test_a_learning_rate_that_may_change_is_the_one_that_trains(tmp_path: Path) -> None:
     train_dreambooth(config(tmp_path, max_train_steps=2, lr_scheduler="linear", adam_beta2=0.9))
     later = config(tmp_path, lr_scheduler="linear", learning_rate=1e-3, adam_beta2=0.99)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from forked_runs import exit_code, fork, training
 from safetensors.torch import load_file, save_file
-from training_runs import command, config, contents, environment, log_of, trained_files
+from training_runs import command, config, environment, log_of, trained_files
 
 from ether_diffusion.scripts.train_dreambooth import main
 from ether_diffusion.training.checkpoint import newest_checkpoint
@@ -27,15 +27,6 @@ def refusal(run: DreamBoothConfig, capsys: pytest.CaptureFixture[str]) -> str:
     said = capsys.readouterr().err
     assert "Traceback" not in said
     return said
-
-
-def test_a_folder_of_something_else_is_refused_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"mine")
-    assert "holds adapter_model.safetensors, which belong to no run" in refusal(config(tmp_path), capsys)
-    assert contents(tmp_path / "run") == {"adapter_model.safetensors": b"mine"}
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "read-only", "a long name", "a long path"])

@@ -113,7 +113,7 @@ def test_the_last_pictures_come_from_the_files_that_were_saved(
 
     short = DRAWN | {"max_train_steps": 2}
     assert train_dreambooth(config(tmp_path / "other", **(short | {"learning_rate": 0.3}))) == 0
-    monkeypatch.setattr("ether_diffusion.training.run.write_adapters", spoil)
+    monkeypatch.setattr("ether_diffusion.training.result.write_adapters", spoil)
     assert train_dreambooth(config(tmp_path, **short)) == 0
     samples, others = tmp_path / "run" / "samples", tmp_path / "other" / "run" / "samples"
     assert same(drawn(samples, "final"), drawn(others, "final"))

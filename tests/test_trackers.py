@@ -37,14 +37,18 @@ def pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tracked")
-    flags: dict[str, Json] = {"report_to": "tensorboard", "tracker_project_name": "cats"}
+    flags: dict[str, Json] = {
+        "report_to": "tensorboard",
+        "logging_dir": "diary",
+        "tracker_project_name": "cats",
+    }
     for num_steps in (2, 4):  # a run that goes on adds to what the tracker has
         assert train_dreambooth(config(folder, max_train_steps=num_steps, **(DRAWN | flags))) == 0
     return folder / "run"
 
 
 def test_tensorboard_gets_the_numbers_of_the_log(run: Path) -> None:
-    found = events(run / "logs" / "cats")
+    found = events(run / "diary" / "cats")
     log = log_of(run)
     for name in ("loss", "grad_norm", "learning_rate"):
         scalars = [(event.step, event.value) for event in found.Scalars(name)]
@@ -53,7 +57,7 @@ def test_tensorboard_gets_the_numbers_of_the_log(run: Path) -> None:
 
 
 def test_tensorboard_gets_the_images_of_each_validation(run: Path, tmp_path: Path) -> None:
-    found = events(run / "logs" / "cats")
+    found = events(run / "diary" / "cats")
     shown = found.Images("validation")
     assert [event.step for event in shown] == [0, 2, 4]
     for event in shown:
@@ -65,7 +69,9 @@ def test_tensorboard_gets_the_images_of_each_validation(run: Path, tmp_path: Pat
 
 
 def test_tensorboard_gets_the_settings(run: Path) -> None:
-    *_, settings = sorted((run / "logs" / "cats").rglob("hparams.yml"), key=lambda path: path.stat().st_mtime)
+    *_, settings = sorted(
+        (run / "diary" / "cats").rglob("hparams.yml"), key=lambda path: path.stat().st_mtime
+    )
     text = settings.read_text()
     assert "max_train_steps: 4" in text
     assert "adapter: ether_plus" in text

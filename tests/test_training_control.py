@@ -18,10 +18,9 @@ from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.adapters.models import adapter_tensors
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import load_control, new_encoder, read_control
-from ether_diffusion.options import OptionsError
 from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.config import ControlRunConfig, DreamBoothConfig
+from ether_diffusion.training.config import ControlRunConfig
 from ether_diffusion.training.config.files import read_config_file
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.training.run import train_dreambooth
@@ -236,50 +235,6 @@ def test_a_rehearsal_counts_the_encoders_parameters(place: Path, caplog: pytest.
     count = sum(parameter.numel() for parameter in fresh_encoder(place).parameters())
     assert f"the encoder of control images, {count:,} parameters, learning rate 0.0001" in caplog.text
     assert "trained: none" not in caplog.text
-
-
-def test_encoder_only_has_no_text_encoder_to_adapt() -> None:
-    values: dict[str, Json] = {"instance_data_dir": "photos", "conditioning_data_dir": "maps"}
-    with pytest.raises(OptionsError, match=r"adapter=none trains the encoder .* train_text_encoder"):
-        ControlRunConfig.from_flat({**values, "adapter": "none", "train_text_encoder": True})
-
-
-def test_encoder_only_is_nothing_for_a_subject() -> None:
-    with pytest.raises(OptionsError, match=r"adapter=none .* nothing is trained; choose a method"):
-        DreamBoothConfig.from_flat({"instance_data_dir": "photos", "adapter": "none"})
-
-
-def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
-    values = {"instance_data_dir": "photos", "conditioning_data_dir": "maps"}
-    rates = {}
-    for adapter in ("ether", "ether_plus", "oft"):
-        made = ControlRunConfig.from_flat({**values, "adapter": adapter}).resolved()
-        rates[adapter] = made.optimization.learning_rate
-        assert made.adapter.target_modules == "attention_and_feedforward"
-        assert made.control.control_learning_rate == 1e-4
-    assert rates == {"ether": 1e-3, "ether_plus": 1e-3, "oft": 1e-5}
-    assert DreamBoothConfig.from_flat({"instance_data_dir": "photos"}).learning_rate == 6e-3
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ({"conditioning_data_dir": None}, "there is nothing to follow"),
-        ({"control_learning_rate": 2e-4}, "control_learning_rate=0.0002 is out of range"),
-        ({"control_dropout": 1.5}, "control_dropout=1.5 is out of range"),
-        ({"control_type": "a b"}, "control_type='a b' is no name"),
-        ({"validation_prompt": ["a cat"]}, "found 0 of validation_image and 1 of validation_prompt"),
-        ({"conditioning_data": "x"}, "did you mean conditioning_data_dir"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, flags: dict[str, Json], words: str) -> None:
-    with pytest.raises(OptionsError, match=words):
-        config(tmp_path, **flags)
-
-
-def test_a_subject_run_knows_no_option_of_control() -> None:
-    with pytest.raises(OptionsError, match="conditioning_data_dir"):
-        DreamBoothConfig.from_flat({"instance_data_dir": "photos", "conditioning_data_dir": "maps"})
 
 
 def test_missing_control_images_are_said_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.world import PALETTE
 from ether_diffusion.training.batches import BatchSource
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
-from ether_diffusion.training.control import validation_controls
 from ether_diffusion.training.dataset import read_training_data
 from ether_diffusion.training.photos import PhotoFolder
+from ether_diffusion.training.validation import validation_controls
 from recipes.tiny_world.control_pairs import sample_pairs, training_concepts, write_pairs
 
 COLUMN = "conditioning_image"

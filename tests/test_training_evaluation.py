@@ -17,7 +17,6 @@ from training_runs import config, contents, log_of, trained_files
 
 from ether_diffusion.adapters import load_any
 from ether_diffusion.adapters.format import TENSORS_NAME
-from ether_diffusion.scripts.train_control import main as train_control
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig, EvaluationConfig
 from ether_diffusion.training.curve import Curve, Record
@@ -271,15 +270,3 @@ def test_encoders_that_are_missing_or_none_are_one_sentence_each(tmp_path: Path)
     broken = tmp_path / "clip" / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
     refused(measured(tmp_path), "is incomplete or damaged; fetch it again")
-
-
-def test_what_lacks_something_is_said_before_anything_is_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(ValueError, match="stop_when_good needs to know what is good; give eval_steps"):
-        config(tmp_path, stop_when_good=True)
-    with pytest.raises(ValueError, match="eval_steps needs prompts with the subject; give eval_prompt"):
-        config(tmp_path, eval_steps=2)
-    control = ["--instance_data_dir", "a", "--conditioning_data_dir", "b", "--eval_steps", "2"]
-    assert train_control([*control, "--instance_prompt", "a cat"]) == 2
-    assert "eval_steps measures likeness to a subject's photos" in capsys.readouterr().err

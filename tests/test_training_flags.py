@@ -187,12 +187,6 @@ def test_an_old_flag_keeps_its_meaning_with_one_line(words: list[str], option: s
     assert line.startswith(f"{words[0][2:]} is deprecated; use {option}")
 
 
-def test_a_folder_of_training_data_is_a_data_set() -> None:
-    made = call_control("--train_data_dir", "pairs")
-    assert made.config.data.dataset_name == "pairs"
-    assert made.warnings[0].startswith("train_data_dir is deprecated; use dataset_name")
-
-
 def test_a_flag_that_has_nothing_to_do_here_is_accepted_with_one_line() -> None:
     for name, old in OLD_NAMES.items():
         if old.sets is None:
@@ -200,6 +194,12 @@ def test_a_flag_that_has_nothing_to_do_here_is_accepted_with_one_line() -> None:
             assert made.config == call().config
             (line,) = made.warnings
             assert line.startswith(f"{name} is accepted and has no effect: ")
+
+
+def test_a_folder_of_training_data_is_a_data_set() -> None:
+    made = call_control("--train_data_dir", "pairs")
+    assert made.config.data.dataset_name == "pairs"
+    assert made.warnings[0].startswith("train_data_dir is deprecated; use dataset_name")
 
 
 def test_an_old_switch_is_on_or_off_and_no_other_wish() -> None:

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +40,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
-        """Read its manifest and compare its files with that.
-
-        Raises:
-            ValueError: it is not whole; the message says which file is missing or damaged.
-        """
+        """Read its manifest and compare its files with that; a ValueError names one missing or damaged."""
         try:
-            data = read_plain_file(folder / MANIFEST, inside=None, max_bytes=MAX_MANIFEST)
-            hashes = read_json(data, dict[str, str], MANIFEST)
+            manifest = read_plain_file(folder / MANIFEST, inside=None, max_bytes=MAX_MANIFEST)
+            hashes = read_json(manifest, dict[str, str], MANIFEST)
             hashes[STATE]
         except (ValueError, KeyError):
             raise ValueError(f"{MANIFEST} is missing or damaged") from None
@@ -59,17 +56,15 @@ class Checkpoint:
         """Return what `save_checkpoint` was given as state."""
         return read_json((self.folder / STATE).read_bytes(), dict[str, JsonValue], str(self.folder / STATE))
 
-    def has(self, name: str) -> bool:
-        """Say whether a file of this name belongs to it."""
-        return name in self.names
-
     def inside(self, subfolder: str) -> dict[str, bytes]:
         """Return the files of a subfolder by their names in it; none where there is no such folder."""
         inner = {name.removeprefix(f"{subfolder}/"): name for name in sorted(self.names)}
         return {short: (self.folder / name).read_bytes() for short, name in inner.items() if short != name}
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one of its files."""
+        """Return the tensors of one of its files; none where that is no file of its."""
+        if name not in self.names:
+            return {}
         loaded: dict[str, Tensor] = safetensors.torch.load((self.folder / name).read_bytes())
         return loaded
 
@@ -127,18 +122,13 @@ def forget_checkpoints_after(folder: Path, step: int) -> None:
 def named_checkpoint(folder: Path, wanted: str | None) -> Checkpoint | None:
     """Return the checkpoint that a run is to go on from, if one was asked for by name.
 
-    Raises:
-        FileNotFoundError: there is none of that name in the run's folder.
-        ValueError: it is not whole.
+    A ValueError or a FileNotFoundError says that it is not whole, or none of this folder.
     """
     if wanted is None or wanted == "latest":
         return None
     path = Path(wanted) if Path(wanted).is_dir() else folder / wanted
     if path.resolve().parent != folder.resolve():
-        raise ValueError(
-            f"{path} is no checkpoint of {folder}; give that run's folder as --output_dir, or a checkpoint "
-            "in this one"
-        )
+        raise ValueError(f"{path} is no checkpoint of {folder}; give its run's folder as --output_dir")
     if not _NAME.fullmatch(path.name) or not path.is_dir():
         raise FileNotFoundError(f"{path} is no checkpoint; name a folder like checkpoint-500 of this run")
     try:
@@ -168,10 +158,8 @@ def _step_of(path: Path) -> int:
 
 
 def _sha256(path: Path) -> str | None:
-    try:
+    with suppress(OSError, ValueError):  # a name that no file can have
         if path.is_file():  # a FIFO is never opened
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):  # a name that no file can have
-        pass
     return None

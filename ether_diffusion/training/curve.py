@@ -39,6 +39,10 @@ class Record:
         """Return the mean over pictures."""
         return fmean(self.scores[measure])
 
+    def estimates(self) -> dict[str, dict[str, float | None]]:
+        """Return each measure's mean and standard error."""
+        return {name: estimate(values) for name, values in self.scores.items()}
+
     def rises_above(self, before: "Record") -> bool:
         """Say whether fidelity gained more than the standard error of the gain, picture by picture."""
         pairs = zip(self.scores["fidelity"], before.scores["fidelity"], strict=True)
@@ -90,13 +94,10 @@ class Curve:
             elif mark is not base:
                 waited += 1
             if waited == self.config.eval_patience:
-                evaluations = "evaluation" if waited == 1 else f"{waited} evaluations"
-                return Stop(
-                    record.step,
-                    f"fidelity rose from the base's {base.mean('fidelity'):.3f} to "
-                    f"{mark.mean('fidelity'):.3f} at step {mark.step} and by no more than its standard "
-                    f"error in the {evaluations} since",
-                )
+                rise = f"{base.mean('fidelity'):.3f} to {mark.mean('fidelity'):.3f} at step {mark.step}"
+                since = "evaluation" if waited == 1 else f"{waited} evaluations"
+                reason = f"fidelity rose from the base's {rise} and by no more than its standard error in"
+                return Stop(record.step, f"{reason} the {since} since")
         return None
 
 
@@ -137,20 +138,15 @@ def _draw_panel(axes: Any, curve: Curve, name: str) -> None:
     begin, end = forbidden.get(name, (0.0, 0.0))
     if begin < end:
         axes.axhspan(begin, end, color=BOUND, alpha=0.6, linewidth=0, label="out of bounds")
-    best = curve.best()
-    if best is not None:
-        step, mean, is_late = best.step, best.mean(name), best.step > steps[-1] / 2
+    if (best := curve.best()) is not None:
+        step, mean = best.step, best.mean(name)
         axes.axvline(step, color=BEST, linewidth=1, alpha=0.6)
         axes.plot([step], [mean], "*", color=BEST, markersize=15, label="the best step", zorder=3)
-        axes.annotate(
-            f"{mean:.3f}",
-            (step, mean),
-            xytext=(-10 if is_late else 10, 8),
-            textcoords="offset points",
-            ha="right" if is_late else "left",
-            color=BEST,
-            fontweight="bold",
+        place = (
+            {"ha": "right", "xytext": (-10, 8)} if step > steps[-1] / 2 else {"ha": "left", "xytext": (10, 8)}
         )
+        place |= {"textcoords": "offset points", "color": BEST, "fontweight": "bold"}
+        axes.annotate(f"{mean:.3f}", (step, mean), **place)
     axes.margins(x=0.03)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -29,10 +29,9 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.curve import MEASURES, Curve, Record, Scores, Stop, draw_curve, estimate
+from ether_diffusion.training.curve import MEASURES, Curve, Record, Scores, Stop, draw_curve
 from ether_diffusion.training.loop import averaged
 from ether_diffusion.training.photos import Photo, PhotoFolder
-from ether_diffusion.training.processes import track
 from ether_diffusion.training.result import CURVE_NAME, EVALUATION_NAME, result_files
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.validation import draw
@@ -41,8 +40,7 @@ if TYPE_CHECKING:
     from ether_diffusion.training.setup import Run
 
 BEST = "best"
-MAX_PHOTOS = 32
-NUM_OTHER = 4
+MAX_PHOTOS, NUM_OTHER = 32, 4
 PLACES = ("in the snow", "on a beach", "on a red background", "in a forest")
 """Contexts like those of DreamBooth's own prompts, of which Tiny World draws each, too."""
 
@@ -55,24 +53,19 @@ logger = logging.getLogger(__name__)
 def open_evaluator(config: DreamBoothConfig, base: Base, training: PhotoFolder) -> "SubjectEvaluator":
     """Return the evaluator of a run, checked but not loaded.
 
-    Raises:
-        FileNotFoundError: there is no such encoder.
-        ValueError: no encoder was given for a base that has none of its own, or it is none that can be used.
+    A ValueError or a FileNotFoundError says which encoder is missing, or cannot be used.
     """
-    is_tiny = base.folder.resolve() == WEIGHTS_FOLDER.resolve()
+    is_tiny, offline = base.folder.resolve() == WEIGHTS_FOLDER.resolve(), config.base.local_files_only
     encoders = config.evaluation.eval_encoder or ((ALIAS,) if is_tiny else ())
     if not encoders:
         raise ValueError(
             "eval_steps needs eval_encoder with this base: clip, or a folder or hub id of one, and before it "
             "dino or dinov2 for the likeness to the photos"
         )
-    offline = config.base.local_files_only
     readers = [name for name in encoders if check_encoder(name, offline=offline) in ("clip", "tiny")]
     if not readers:
-        raise ValueError(
-            f"eval_encoder {', '.join(encoders)} reads no texts, which likeness to prompts needs; "
-            "give a further eval_encoder, as clip"
-        )
+        found = f"eval_encoder {', '.join(encoders)} reads no texts"
+        raise ValueError(f"{found}, which likeness to prompts needs; give a further eval_encoder, as clip")
     if find_spec("matplotlib") is None:
         logger.warning("no curve is drawn: pip install 'ether-diffusion[evaluate]' for matplotlib")
     others = other_tiny_prompts() if is_tiny else OTHER_PROMPTS
@@ -102,23 +95,15 @@ class SubjectEvaluator:
 
     def facts(self) -> dict[str, Json]:
         """Return what scores depend on besides the pictures."""
-        return {
-            "likeness_by": shareable_name(self.viewer_name),
-            "prompts_by": shareable_name(self.reader_name),
-            "identifier": self.identifier,
-            "num_photos": len(self.photos),
-        }
+        names = {"likeness_by": self.viewer_name, "prompts_by": self.reader_name}
+        shared = {name: shareable_name(each) for name, each in names.items()}
+        return {**shared, "identifier": self.identifier, "num_photos": len(self.photos)}
 
     def load(self, device: torch.device) -> None:
-        """Load the encoders; embed the photos and the prompts.
-
-        Raises:
-            ValueError: an encoder is incomplete, or a photo is gone.
-        """
-        self._device = device
-        self._viewer = self._reader = load_encoder(self.viewer_name, offline=self.offline)
-        if self.reader_name != self.viewer_name:
-            self._reader = load_encoder(self.reader_name, offline=self.offline)
+        """Load the encoders; embed the photos and the prompts."""
+        self._device, names = device, (self.viewer_name, self.reader_name)
+        loaded = {name: load_encoder(name, offline=self.offline) for name in dict.fromkeys(names)}
+        self._viewer, self._reader = (loaded[name] for name in names)
         texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
         with self._at_work():
             self._seen = self._viewer.view([each.decode().rgb for each in self.photos]).subjects
@@ -130,10 +115,8 @@ class SubjectEvaluator:
         with self._at_work():
             seen = self._viewer.view(pictures)
             read = seen.whole if self._reader is self._viewer else self._reader.embed_images(pictures)
-            drawn, base = (
-                self._viewer.embed_images([each for row in rows for each in row])
-                for rows in (other, base_other)
-            )
+            flat = ([each for row in rows for each in row] for rows in (other, base_other))
+            drawn, base = map(self._viewer.embed_images, flat)
             drift = relative_drift(drawn, base, torch.arange(len(base)) // len(other[0]))
         texts = self._texts.repeat_interleave(len(subject[0]), dim=0)
         found = (likeness_to(self._seen, seen.subjects), likeness_of_pairs(read, texts), drift)
@@ -174,8 +157,8 @@ class Evaluations:
             "max_prompt_loss": self.config.eval_max_prompt_loss,
             **self.evaluator.facts(),
         }
-        facts = self.facts | {"photos": run.training.fingerprint}
-        self._of = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        facts = json.dumps(self.facts | {"photos": run.training.fingerprint}, sort_keys=True)
+        self._of = hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def measure_base(self) -> Scores:
         """Score the base alone."""
@@ -184,13 +167,13 @@ class Evaluations:
 
     def _draw(self, own: tuple[str, ...], *, with_adapter: bool = True) -> tuple[Pictures, Pictures]:
         """Return the pictures of prompts with the subject, and of those without."""
-        seed = self.run.config.compute.seed
+        seed, guidance = self.run.config.compute.seed, self.run.base.guidance_scale
         rows = draw(
             self.run,
             (*own, *self.evaluator.other_prompts),
             seeds=range(seed, seed + self.config.num_eval_images),
             num_steps=self.config.eval_num_inference_steps,
-            guidance_scale=self.run.base.guidance_scale,
+            guidance_scale=guidance,
             with_adapter=with_adapter,
         )
         return rows[: len(own)], rows[len(own) :]
@@ -218,7 +201,7 @@ class Evaluations:
         line: dict[str, Json] = {"of": self._of, **scores}  # type: ignore[dict-item]  # lists of floats
         means = {f"eval_{name}": round(record.mean(name), 6) for name in MEASURES}
         self.folder.log({"step": step, **means, "evaluation": line})
-        track(self.run.accelerator, means, step)
+        self.run.accelerator.log(means, step=step)
         self.curve = replace(self.curve, records=(*self.curve.records, record))
         is_best = " (the best so far)" if self.curve.best() is record else ""
         told = ", ".join(f"{name} {record.mean(name):.3f}" for name in MEASURES)
@@ -255,10 +238,10 @@ class Evaluations:
         return Record(step, {name: found[name] for name in MEASURES})  # type: ignore[misc]  # it has our mark
 
     @property
-    def result(self) -> dict[str, bytes] | None:
-        """The files of the best step's adapter, if that was asked for; None for the last step's."""
+    def result(self) -> dict[str, bytes]:
+        """The files of the best step's adapter, if that was asked for; none for the last step's."""
         files = {name: data for name, data in self.best_files.items() if name != EVALUATION_NAME}
-        return files if files and self.config.stop_when_good else None
+        return files if self.config.stop_when_good else {}
 
     def told(self) -> list[str]:
         """Return lines for the model card on what was found."""
@@ -281,32 +264,29 @@ class Evaluations:
 
     def _keep(self) -> None:
         """Bring best/ and the report to what the records say."""
-        best, path = self.curve.best(), self.folder.path / BEST
-        if best is None:
+        best, path, step = self.curve.best(), self.folder.path / BEST, self.run.trainer.step
+        if best is None or _described(self.best_files).get("step") != best.step:
             self.best_files = {}
-        elif _described(self.best_files).get("step") != best.step:
-            self.best_files = {}
-            if best.step == self.run.trainer.step:
-                with averaged(self.run.trainer):
-                    files = result_files(self.run)
-                about = {"step": best.step, "of": self._of, **_estimates(best)}
-                self.best_files = files | {EVALUATION_NAME: json.dumps(about, indent=1).encode()}
-            else:  # measured, and never kept: best/ is of later steps then
-                logger.warning("the adapter of step %d, the best so far, is not there any more", best.step)
-                self.curve = replace(self.curve, records=self.curve.records[:1])
-                self.folder.keep_lines(lambda line: "evaluation" not in line or line["step"] == 0)
+        if best is not None and not self.best_files and best.step == step:
+            with averaged(self.run.trainer):
+                files = result_files(self.run)
+            about = {"step": step, "of": self._of, **best.estimates()}
+            self.best_files = files | {EVALUATION_NAME: json.dumps(about, indent=1).encode()}
+        elif best is not None and not self.best_files:  # best/ is of later steps then
+            logger.warning("the adapter of step %d, the best so far, is not there any more", best.step)
+            self.curve = replace(self.curve, records=self.curve.records[:1])
+            self.folder.keep_lines(lambda line: "evaluation" not in line or line["step"] == 0)
+        there = {str(each.relative_to(path)): each.read_bytes() for each in path.rglob("*") if each.is_file()}
         if not self.best_files:
             shutil.rmtree(path, ignore_errors=True)
-        elif self.best_files != {
-            str(each.relative_to(path)): each.read_bytes() for each in path.rglob("*") if each.is_file()
-        }:
+        elif self.best_files != there:
             replace_folder(path, self.best_files)
         curve, best, stop = self.curve, self.curve.best(), self.stop
         report = {
             "format": 1,
             "settings": self.facts,
             "curve": [
-                {"step": record.step, **_estimates(record), "is_candidate": curve.is_candidate(record)}
+                {"step": record.step, **record.estimates(), "is_candidate": curve.is_candidate(record)}
                 for record in curve.records
             ],
             "best_step": None if best is None else best.step,
@@ -316,10 +296,6 @@ class Evaluations:
         if find_spec("matplotlib") is not None:
             files[CURVE_NAME] = draw_curve(curve)
         write_files(self.folder.path, files)
-
-
-def _estimates(record: Record) -> dict[str, dict[str, float | None]]:
-    return {name: estimate(values) for name, values in record.scores.items()}
 
 
 def _described(files: Mapping[str, bytes]) -> dict[str, Json]:

@@ -31,11 +31,8 @@ OPTIMIZER, AVERAGE = STATE_FILES = ("optimizer.safetensors", "average.safetensor
 """The files of a trainer's tensors beside the adapter; the second is there if an average is kept."""
 CONFIGURED = ("lr", "initial_lr", "betas", "eps", "weight_decay")
 """Entries of a parameter group that are settings of the run; the others are what the optimizer found."""
-_OTHER_OPTIMIZERS = {
-    "prodigy": ("prodigyopt", "prodigyopt", "Prodigy"),
-    "adamw8bit": ("bitsandbytes", "bitsandbytes.optim", "AdamW8bit"),
-}
-"""Package, module and class."""
+_OTHER_OPTIMIZERS = {"prodigy": ("prodigyopt", "Prodigy"), "adamw8bit": ("bitsandbytes.optim", "AdamW8bit")}
+"""Module and class."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +114,12 @@ class Trainer:
         self.prepared_optimizer = accelerator.prepare(self.optimizer)
 
     def steps(self, batches: Iterator[Batch]) -> Iterator[StepReport]:
-        """Do one update after another, up to the last; batches are this process's, from this step on.
-
-        Raises:
-            NonFiniteError: a loss or a gradient is not finite.
-        """
+        """Do one update after another, up to the last; batches are this process's, from this step on."""
         while self.step < self.progress.num_steps:
             yield self.train_step([next(batches) for _ in range(self.progress.num_accumulations)])
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepReport:
-        """Do one update with the gradients of the micro-batches, or none where they are not finite.
-
-        Raises:
-            NonFiniteError: a loss or a gradient is not finite.
-        """
+        """Do one update with the gradients of the micro-batches; a NonFiniteError leaves all as it was."""
         shares, losses = zip(*(self._backward(*each) for each in enumerate(micro_batches)), strict=True)
         self._share_gradients()
         loss = self.accelerator.reduce(torch.stack(shares).sum(), reduction="mean").item()
@@ -145,10 +134,9 @@ class Trainer:
             photos = dict.fromkeys(gather_object(own) or gather_object(names))  # whichever process has them
             raise NonFiniteError(
                 f"the {'gradient' if math.isfinite(loss) else 'loss'} of step {self.step + 1} is not finite, "
-                f"at learning rate {rate:g}, with {listed(photos, len(photos))}; the adapter is as before "
-                "that step: go on from an older checkpoint with a lower learning rate "
-                "(--resume_from_checkpoint, --allow_changes), or look at "
-                f"{'these photos' if len(photos) > 1 else 'this photo'}"
+                f"at learning rate {rate:g}, with {listed(photos, len(photos))}; the adapter is as before; "
+                "go on from an older checkpoint with a lower learning rate (--resume_from_checkpoint, "
+                "--allow_changes), or look at what was shown"
             )
         self.prepared_optimizer.step()
         self.schedule.step()
@@ -240,17 +228,14 @@ def averaged(trainer: Trainer) -> Iterator[None]:
 
 
 def find_optimizer(config: OptimizationConfig) -> Any:
-    """Return the class of the optimizer, so that a missing package is said before anything slow.
-
-    Raises:
-        ValueError: its package is not installed, or it needs a GPU.
-    """
+    """Return the class of the optimizer; a ValueError says what package or GPU is missing."""
     name = config.optimizer
     if name == "adamw":
         return torch.optim.AdamW
     if name == "adamw8bit" and not torch.cuda.is_available():
         raise ValueError("optimizer=adamw8bit needs a CUDA GPU, and there is none; use adamw")
-    package, module, kind = _OTHER_OPTIMIZERS[name]
+    module, kind = _OTHER_OPTIMIZERS[name]
+    package = module.partition(".")[0]
     try:
         return getattr(import_module(module), kind)
     except ImportError:

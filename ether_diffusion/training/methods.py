@@ -8,17 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import (
-    BOFTConfig,
-    DeloraConfig,
-    HRAConfig,
-    LoraConfig,
-    OFTConfig,
-    PeftConfig,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
-)
+from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -59,41 +51,29 @@ class TrainedPart:
 def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -> PeftConfig:
     """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""
     blocks, rank, dropout = config.num_blocks, config.rank, config.dropout
-    names = [name.strip() for name in config.target_modules.split(",")]
     targets: str | list[str] = list(base.text_targets)
     if part == "unet" and config.target_modules in base.targets:
         preset = base.targets[config.target_modules]
         targets = preset if isinstance(preset, str) else list(preset)
     elif part == "unet":  # names with commas between, or a regex
+        names = [name.strip() for name in config.target_modules.split(",")]
         are_names = all(re.fullmatch(r"[\w.]+", name) for name in names)
         targets = names if are_names else config.target_modules
+    own: dict[str, Any] = {"target_modules": targets}
     match config.adapter:
         case "ether" | "ether_plus" as variant:
-            return EtherConfig(
-                variant=variant,
-                num_blocks=blocks,
-                sides=config.sides,
-                target_modules=targets,
-                dropout=dropout,
-            )
+            return EtherConfig(variant=variant, num_blocks=blocks, sides=config.sides, dropout=dropout, **own)
         case "lora":
-            return LoraConfig(
-                r=rank,
-                lora_alpha=config.lora_alpha or rank,
-                lora_dropout=dropout,
-                init_lora_weights="gaussian",  # as diffusers' scripts
-                target_modules=targets,
-            )
+            own["init_lora_weights"] = "gaussian"  # as diffusers' scripts
+            return peft.LoraConfig(r=rank, lora_alpha=config.lora_alpha or rank, lora_dropout=dropout, **own)
         case "oft":
-            return OFTConfig(r=blocks, oft_block_size=0, module_dropout=dropout, target_modules=targets)
+            return peft.OFTConfig(r=blocks, oft_block_size=0, module_dropout=dropout, **own)
         case "boft":
-            return BOFTConfig(
-                boft_block_num=blocks, boft_block_size=0, boft_dropout=dropout, target_modules=targets
-            )
+            return peft.BOFTConfig(boft_block_num=blocks, boft_block_size=0, boft_dropout=dropout, **own)
         case "hra":
-            return HRAConfig(r=rank, target_modules=targets)
+            return peft.HRAConfig(r=rank, **own)
         case "delora":
-            return DeloraConfig(r=rank, module_dropout=dropout, target_modules=targets)
+            return peft.DeloraConfig(r=rank, module_dropout=dropout, **own)
         case "full":
             return FullConfig()
     raise AssertionError("there is nothing to configure")
@@ -102,8 +82,7 @@ def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -
 def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: str) -> list[nn.Parameter]:
     """Add a new adapter to a frozen model and return its parameters, float32 whatever the model's dtype.
 
-    Raises:
-        ValueError: the model has no such modules, or their widths do not fit the method.
+    A ValueError says that the model has no such modules, or that their widths do not fit the method.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, f"adapter of {part}").initial_seed())
@@ -113,10 +92,8 @@ def attach_new(model: nn.Module, config: PeftConfig, *, seed: int, part: str) ->
                 inject_adapter_in_model(config, model, ADAPTER_NAME)
             except UserWarning as adjusted:
                 widths = sorted({m.in_features for m in model.modules() if isinstance(m, nn.Linear)})
-                raise ValueError(
-                    f"num_blocks={config.r} does not divide every width of the {part} ({listed(widths, 9)}); "
-                    "use one that does, as 4"
-                ) from adjusted
+                found = f"num_blocks={config.r} does not divide every width of the {part}"
+                raise ValueError(f"{found} ({listed(widths, 9)}); use one that does, as 4") from adjusted
     if hasattr(model, "_hf_peft_config_loaded"):
         model.__dict__["_hf_peft_config_loaded"] = True  # as diffusers' and transformers' add_adapter
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -159,10 +136,6 @@ def attach_saved(pipeline: Pipeline, folder: Path) -> None:
     """Attach what a training saved to a pipeline's models, and put it in force.
 
     Full fine-tuning, whose files only training writes and reads, is no method of `load_any`.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter.
-        ValueError: it does not fit.
     """
     is_there = (folder / CONFIG_NAME).is_file()
     if not is_there or not isinstance(PeftConfig.from_pretrained(str(folder)), FullConfig):
@@ -178,5 +151,5 @@ def attach_saved(pipeline: Pipeline, folder: Path) -> None:
 def restore_adapter(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str = ADAPTER_NAME) -> None:
     """Give a model's adapter the values that `adapter_files` stored."""
     named = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in tensors.items()}
-    result = set_peft_model_state_dict(model, named, name)
+    result = peft.set_peft_model_state_dict(model, named, name)
     assert not result.unexpected_keys, result.unexpected_keys

@@ -3,26 +3,18 @@
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import TypeVar
 
+import accelerate.utils
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedType,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    broadcast_object_list,
-    is_comet_ml_available,
-    is_tensorboard_available,
-    is_trackio_available,
-    is_wandb_available,
-)
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from PIL import Image
 
 from ether_diffusion.training.config import ComputeConfig, DreamBoothConfig, OutputConfig
@@ -33,10 +25,8 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 AVAILABLE = {
-    "tensorboard": is_tensorboard_available,
-    "wandb": is_wandb_available,
-    "trackio": is_trackio_available,
-    "comet_ml": is_comet_ml_available,
+    name: getattr(accelerate.utils, f"is_{name}_available")
+    for name in ("tensorboard", "wandb", "trackio", "comet_ml")
 }
 _OF_LAUNCHERS = re.compile("ACCELERATE_.*|(LOCAL_|NODE_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)")
 
@@ -54,10 +44,6 @@ class InterruptedRunError(Exception):
 
 class StoppedAtOnceError(InterruptedRunError):
     """It was asked twice: what is in memory may be half done, and is not saved."""
-
-
-class MainStoppedError(ValueError):
-    """The main process cannot go on, and says why itself."""
 
 
 class Interrupts:
@@ -79,11 +65,7 @@ class Interrupts:
         self._before.close()
 
     def check(self) -> None:
-        """Stop here if a signal came.
-
-        Raises:
-            InterruptedRunError: one came.
-        """
+        """Raise InterruptedRunError if a signal came."""
         if self.signal_number is not None:
             raise InterruptedRunError(self.signal_number)
 
@@ -118,9 +100,8 @@ def release_signals() -> None:
 def make_accelerator(compute: ComputeConfig, output: OutputConfig | None = None) -> Accelerator:
     """Return accelerate's view of this process, with the trackers that the output asks for.
 
-    Raises:
-        ValueError: it was launched for FSDP or DeepSpeed, which split models that are whole here, or a
-            variable of the environment says what accelerate cannot do.
+    A ValueError says that it was launched for FSDP or DeepSpeed, which split models that are whole here, or
+    which variable of the environment accelerate stumbles over.
     """
     AcceleratorState._reset_state()  # else the precision of an earlier run in this process would stay
     # a missing tracker is refused with all else that is wrong; accelerate would warn before
@@ -129,56 +110,36 @@ def make_accelerator(compute: ComputeConfig, output: OutputConfig | None = None)
     if output is not None:
         folder = str(output.output_dir)
         project = ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/{output.logging_dir}")
-    # the others wait while the main process draws class or validation images
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    with _variables_named():
+    try:
         accelerator = Accelerator(
             mixed_precision=compute.mixed_precision,
             log_with=log_with,
-            kwargs_handlers=[patience],
+            # the others wait while the main process draws class or validation images
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
             project_config=project,
         )
         if accelerator.mixed_precision not in DTYPES:
             raise ValueError(f"{accelerator.mixed_precision} is no precision of {', '.join(DTYPES)}")
+    except Exception as error:  # KeyError, RuntimeError, ImportError …: accelerate raises anything
+        variables = sorted(f"{n}={v}" for n, v in os.environ.items() if v and _OF_LAUNCHERS.fullmatch(n))
+        if not variables:
+            raise
+        found = f"accelerate cannot start with the environment's {listed(variables, 20)}"
+        raise ValueError(f"{found} ({printable(error, 300)}); correct what is wrong, or unset it") from error
     unsuitable = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if accelerator.distributed_type in unsuitable:
-        raise ValueError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which splits models; "
-            "launch without: only an adapter is trained, and its optimizer is small"
-        )
+        kind = accelerator.distributed_type.value
+        told = f"accelerate is set up for {kind}, which splits models"
+        raise ValueError(f"{told}; launch without: only an adapter is trained")
     if compute.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     return accelerator
 
 
-@contextmanager
-def _variables_named() -> Iterator[None]:
-    """Name the variables of the environment that accelerate stumbles over, which it raises anything at."""
-    try:
-        yield
-    except Exception as error:  # KeyError, RuntimeError, ImportError …; nothing but accelerate runs inside
-        said = str(error)
-        given = {n: v for n, v in sorted(os.environ.items()) if v and _OF_LAUNCHERS.fullmatch(n)}
-        if not given:
-            raise
-        meant = {
-            name: value
-            for name, value in given.items()
-            if name in said or re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said, re.IGNORECASE)
-        }
-        shown = listed(f"{name}={value}" for name, value in (meant or given).items())
-        raise ValueError(
-            f"accelerate cannot start with the environment's {shown} ({printable(said, 300)}); "
-            "correct what is wrong, or unset it"
-        ) from error
-
-
 def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
     """Let the main process work while the others wait; all of them stop where it is stopped.
 
-    Raises:
-        InterruptedRunError: a signal stopped the main process.
-        MainStoppedError: in the others, it raised anything else.
+    The others raise the InterruptedRunError of a signal that stopped it, or a ValueError of what it raised.
     """
     stop: Exception | None = None
     if accelerator.is_main_process:
@@ -188,7 +149,7 @@ def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
             stop = error
     told = stop
     if stop is not None and not isinstance(stop, InterruptedRunError):
-        told = MainStoppedError(f"the main process stopped: {stop}")
+        told = ValueError(f"the main process stopped: {stop}")
     told = from_main(accelerator, told)
     if told is not None:
         raise stop or told
@@ -196,16 +157,13 @@ def do_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
 
 def from_main(accelerator: Accelerator, value: T) -> T:
     """Return the main process's value in all of them."""
-    told: T = broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+    several = accelerator.num_processes > 1
+    told: T = accelerate.utils.broadcast_object_list([value])[0] if several else value
     return told
 
 
 def stop_all_if_any(accelerator: Accelerator, signal_number: int | None) -> None:
-    """Stop all processes after the same step, whichever got a signal.
-
-    Raises:
-        InterruptedRunError: one did.
-    """
+    """Raise InterruptedRunError in all processes after the same step, whichever got a signal."""
     number = signal_number or 0
     if accelerator.num_processes > 1:
         everywhere = torch.tensor([number], device=accelerator.device)
@@ -227,10 +185,8 @@ def tracker_problem(name: str | None) -> str | None:
 def tracked(accelerator: Accelerator, config: DreamBoothConfig) -> Iterator[None]:
     """Open the trackers with the run's settings, and close them after."""
     if config.output.report_to is not None:
-        settings = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in config.flat().items()
-        }
+        plain = (bool, int, float, str)
+        settings = {name: v if isinstance(v, plain) else str(v) for name, v in config.flat().items()}
         accelerator.init_trackers(config.output.tracker_project_name, config=settings)
     try:
         yield
@@ -238,12 +194,6 @@ def tracked(accelerator: Accelerator, config: DreamBoothConfig) -> Iterator[None
         for tracker in accelerator.trackers:  # end_training would also part the processes
             tracker.finish()
         accelerator.trackers = []
-
-
-def track(accelerator: Accelerator, values: Mapping[str, float], step: int) -> None:
-    """Give numbers to every tracker."""
-    if accelerator.trackers:
-        accelerator.log(dict(values), step=step)
 
 
 def track_images(accelerator: Accelerator, rows: Sequence[Sequence[Image.Image]], step: int) -> None:

@@ -9,39 +9,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi
-from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ether_diffusion.adapters import AdapterMetadata, read_adapter
 from ether_diffusion.adapters.card import encoder_card, is_ours, model_card, plain_card
-from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, EXPORT_NAME, TENSORS_NAME
+from ether_diffusion.adapters.control_encoder import control_files
+from ether_diffusion.adapters.format import (
+    CARD_NAME,
+    CONFIG_NAME,
+    CONTROL_CONFIG_NAME,
+    ENCODER_NAME,
+    EXPORT_NAME,
+    TENSORS_NAME,
+)
 from ether_diffusion.adapters.load import remove_adapter
 from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
+from ether_diffusion.control import ControlEncoder, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.export import export_lora
 from ether_diffusion.training.config import OutputConfig
-from ether_diffusion.training.control import CONTROL_FILES, control_result_files, restore_control
-from ether_diffusion.training.methods import ADAPTER_NAME, adapter_files, attach_saved
+from ether_diffusion.training.methods import ADAPTER_NAME, adapter_files, adapter_tensors, attach_saved
 
 if TYPE_CHECKING:
     from ether_diffusion.training.setup import Run
 
 logger = logging.getLogger(__name__)
 
+CONTROL_FILES = (CONTROL_CONFIG_NAME, ENCODER_NAME)
 SAMPLES_FOLDER, FINAL = "samples", "final"
 EVALUATION_NAME, CURVE_NAME = "evaluation.json", "evaluation.png"
 _FOLDERS = ("", *(f"{each}/" for each in TEXT_ENCODERS))
-UPLOADED = [
-    CARD_NAME,
-    EXPORT_NAME,
-    *CONTROL_FILES,
-    *(f"{part}{name}" for part in _FOLDERS for name in (CONFIG_NAME, TENSORS_NAME)),
-    f"{SAMPLES_FOLDER}/*.png",
-    CURVE_NAME,
-    EVALUATION_NAME,
-]
+UPLOADED = [CARD_NAME, EXPORT_NAME, *CONTROL_FILES, f"{SAMPLES_FOLDER}/*.png", CURVE_NAME, EVALUATION_NAME]
+UPLOADED += [f"{part}{name}" for part in _FOLDERS for name in (CONFIG_NAME, TENSORS_NAME)]
 """All of a run's folder that is for others: its settings name folders of this machine."""
 
 
@@ -70,7 +71,8 @@ def result_files(run: "Run") -> dict[str, bytes]:
         own = adapter_files(part.model, metadata_of_run(run))
         files |= {f"{part.prefix}{name}": data for name, data in own.items()}
     if run.trainer.control is not None:
-        files |= control_result_files(run.trainer.control, run.trainer.parts)
+        unet = next((part.model for part in run.trainer.parts if part.part == "unet"), None)
+        files |= control_files(run.trainer.control, None if unet is None else adapter_tensors(unet))
     return files
 
 
@@ -104,14 +106,11 @@ def _save_lora(folder: Path, run: "Run") -> Path:
     """Write PEFT's LoRA as diffusers' own scripts do."""
     arguments: dict[str, object] = {}
     for part in run.trainer.parts:
-        assert isinstance(part.config, LoraConfig)
-        tensors = load_file(folder / f"{part.prefix}{TENSORS_NAME}")
+        tensors, config = load_file(folder / f"{part.prefix}{TENSORS_NAME}"), part.config.to_dict()
         name = run.base.denoiser if part.part == "unet" else part.part
         arguments[f"{name}_lora_layers"] = {key.removeprefix(PEFT_PREFIX): t for key, t in tensors.items()}
-        arguments[f"{name}_lora_adapter_metadata"] = {
-            key: sorted(value) if isinstance(value, set) else value
-            for key, value in part.config.to_dict().items()
-        }
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        arguments[f"{name}_lora_adapter_metadata"] = plain
     with TemporaryDirectory() as temporary:
         run.base.pipeline_class.save_lora_weights(temporary, weight_name=EXPORT_NAME, **arguments)
         with safe_open(Path(temporary) / EXPORT_NAME, framework="pt") as file:
@@ -119,6 +118,14 @@ def _save_lora(folder: Path, run: "Run") -> Path:
         tensors = load_file(Path(temporary) / EXPORT_NAME)
     write_files(folder, {EXPORT_NAME: safetensors_bytes(tensors, header)})  # whole, equal bytes each time
     return folder / EXPORT_NAME
+
+
+def restore_control(encoder: ControlEncoder, folder: Path) -> None:
+    """Give the encoder the values of one that was written; a ValueError says that it is of another form."""
+    found = read_control(folder)
+    if found.config != encoder.config:
+        raise ValueError(f"{folder} holds no control encoder of this form; give another --output_dir")
+    encoder.load_state_dict(found.state_dict())
 
 
 def load_saved(folder: Path, run: "Run") -> None:
@@ -157,26 +164,15 @@ def write_card(
 
 
 def open_repository(config: OutputConfig, token: str | None) -> str:
-    """Make the repository on the hub unless it is there, and return its id.
-
-    Raises:
-        OSError: the hub does not let us.
-    """
+    """Make the repository on the hub unless it is there, and return its id."""
     name = config.hub_model_id or config.output_dir.resolve().name
     private = config.hub_private_repo or None  # what the account makes of new ones, unless asked
     return str(HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id)
 
 
 def upload(folder: Path, config: OutputConfig, token: str | None) -> str:
-    """Upload a result to the hub and return its address; checkpoints, logs and settings stay here.
-
-    Raises:
-        OSError: the hub does not take it.
-    """
-    commit = HfApi(token=token).upload_folder(
-        repo_id=open_repository(config, token),
-        folder_path=folder,
-        commit_message="Upload the adapter",
-        allow_patterns=UPLOADED,
-    )
+    """Upload a result to the hub and return its address; checkpoints, logs and settings stay here."""
+    where, said = open_repository(config, token), "Upload the adapter"
+    send = HfApi(token=token).upload_folder
+    commit = send(repo_id=where, folder_path=folder, commit_message=said, allow_patterns=UPLOADED)
     return str(commit.commit_url)

@@ -1,5 +1,6 @@
 """A training run from its configuration to its result folder, going on where an earlier call stopped."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -8,7 +9,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import diffusers
 import transformers
@@ -17,52 +19,26 @@ from tqdm.auto import tqdm
 from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.adapters.models import base_fingerprint
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
-from ether_diffusion.console import Unbroken
+from ether_diffusion.console import Unbroken, ran_short
 from ether_diffusion.strict_json import Json
-from ether_diffusion.training.checkpoint import (
-    Checkpoint,
-    forget_checkpoints_after,
-    named_checkpoint,
-    newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from ether_diffusion.training import checkpoint as checkpoints
+from ether_diffusion.training import processes, result
+from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import DreamBoothConfig, control_of
 from ether_diffusion.training.config.files import write_config_file
-from ether_diffusion.training.control import CONTROL_FILES, restore_control
 from ether_diffusion.training.evaluation import Evaluations
 from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
 from ether_diffusion.training.methods import adapter_tensors, restore_adapter
 from ether_diffusion.training.prior import draw_class_images
-from ether_diffusion.training.processes import (
-    InterruptedRunError,
-    Interrupts,
-    StoppedAtOnceError,
-    do_on_main,
-    from_main,
-    make_accelerator,
-    stop_all_if_any,
-    track,
-    tracked,
-)
-from ether_diffusion.training.resources import MIB, shortages_explained
-from ether_diffusion.training.result import (
-    load_saved,
-    open_repository,
-    result_files,
-    upload,
-    write_adapters,
-    write_card,
-    write_export,
-)
 from ether_diffusion.training.run_folder import RunFolder
-from ether_diffusion.training.setup import Run, check_run, load_run
+from ether_diffusion.training.setup import MIB, Run, check_run, load_run
 from ether_diffusion.training.validation import Validation
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "training_config.yaml"
+TRAIN, DRAW, MEASURE = "one step", "one image", "one evaluation"
 
 
 def train_dreambooth(
@@ -75,35 +51,55 @@ def train_dreambooth(
     """Train an adapter and write it; return the exit code: 0, or 130 or 143 where a signal stopped it.
 
     A run that was stopped or killed goes on where it was, to the same bytes. `allow_changes` lets it go on
-    with other settings or photos; `dry_run` does one step and one image and writes nothing.
-
-    Raises:
-        ValueError: something cannot be used, or training cannot go on; the message says what to do.
-        OSError: a file cannot be read or written.
+    with other settings or photos; `dry_run` does one step and one image and writes nothing. A ValueError or
+    an OSError says what cannot be used, or why training cannot go on, and what to do.
     """
     config = config.resolved()
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # the run shows its own
-    run = check_run(config, make_accelerator(config.compute, config.output))
-    with Interrupts() as interrupts, shortages_explained(config.output.output_dir):
+    run = check_run(config, processes.make_accelerator(config.compute, config.output))
+    with processes.Interrupts() as interrupts, shortages_explained(config.output.output_dir):
         run.check = interrupts.check
         try:
             if dry_run:
                 _rehearse(run)
             else:
                 _train(run, interrupts, allow_changes=allow_changes, hub_token=hub_token)
-        except InterruptedRunError as stop:
+        except processes.InterruptedRunError as stop:
             logger.warning("%s; the same command goes on from here", stop)
             return stop.exit_code
     return 0
 
 
-def _train(run: Run, interrupts: Interrupts, *, allow_changes: bool, hub_token: str | None) -> None:
+@contextmanager
+def shortages_explained(folder: Path) -> Iterator[None]:
+    """Turn a lack of memory, or of space in a run's folder, into a ValueError on what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code == errno.ENOMEM or ran_short(error):
+            text = str(error).splitlines()[0][:200] if str(error) else "MemoryError"
+            raise ValueError(
+                f"memory ran out ({text}); the last checkpoint is kept. Try --gradient_checkpointing, "
+                "--mixed_precision bf16, a lower --resolution, or a smaller --train_batch_size with more "
+                "--gradient_accumulation_steps, and --allow_changes to go on; --dry_run shows what it takes"
+            ) from error
+        if not isinstance(error, OSError) or code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(folder).free / MIB
+        raise ValueError(
+            f"{error.strerror}, with {free:.1f} MiB free in {printable(folder)}; the "
+            "checkpoints in it are whole: free some space, and the same command goes on from the newest"
+        ) from error
+
+
+def _train(run: Run, interrupts: processes.Interrupts, *, allow_changes: bool, hub_token: str | None) -> None:
     config, accelerator, path = run.config, run.accelerator, run.config.output.output_dir
     settings = config.flat() | {"num_processes": accelerator.num_processes}
     folder = RunFolder(path, settings, {"data": run.training.fingerprint}, allow_changes=allow_changes)
     wanted = config.output.resume_from_checkpoint
-    named_checkpoint(path, wanted)  # refused before anything is written
+    checkpoints.named_checkpoint(path, wanted)  # refused before anything is written
     with ExitStack() as held:
 
         def begin() -> None:
@@ -112,21 +108,21 @@ def _train(run: Run, interrupts: Interrupts, *, allow_changes: bool, hub_token: 
             held.enter_context(folder)
             write_config_file(path / CONFIG_NAME, config)
             if config.output.push_to_hub:  # refused now rather than after hours
-                open_repository(config.output, hub_token)
+                result.open_repository(config.output, hub_token)
             draw_class_images(run, without=config.folders)
 
-        do_on_main(accelerator, begin)
+        processes.do_on_main(accelerator, begin)
         session = Session(load_run(run), interrupts, folder)
-        checkpoint = named_checkpoint(path, wanted) or newest_checkpoint(path)
+        checkpoint = checkpoints.named_checkpoint(path, wanted) or checkpoints.newest_checkpoint(path)
         if checkpoint is None and wanted is not None:
             logger.warning("%s holds no checkpoint yet; the run begins with the first step", path)
         session.restore(checkpoint, allow_changes=allow_changes)
-        with tracked(accelerator, config), run.phases.measure("train"):
+        with processes.tracked(accelerator, config), run.phases.measure("train"):
             session.train()
         with run.phases.measure("write the result"):
-            do_on_main(accelerator, lambda: session.finish(hub_token))
-        for phase in run.phases.found if accelerator.is_main_process else ():
-            logger.info("%s", phase)
+            processes.do_on_main(accelerator, lambda: session.finish(hub_token))
+        for line in run.phases.lines if accelerator.is_main_process else ():
+            logger.info("%s", line)
     accelerator.end_training()
 
 
@@ -136,7 +132,7 @@ class Session:
     What it writes, the main process writes.
     """
 
-    def __init__(self, run: Run, interrupts: Interrupts, folder: RunFolder) -> None:
+    def __init__(self, run: Run, interrupts: processes.Interrupts, folder: RunFolder) -> None:
         self.run, self.interrupts, self.folder = run, interrupts, folder
         self.config, self.trainer, self.accelerator = run.config, run.trainer, run.accelerator
         self.saved_step: int | None = None
@@ -146,19 +142,18 @@ class Session:
     def restore(self, checkpoint: Checkpoint | None, *, allow_changes: bool) -> None:
         """Go on from a checkpoint, if there is one.
 
-        Raises:
-            ValueError: it was made on other base weights or other class images, or is of another form.
+        A ValueError says that it was made on other base weights or class images, or is of another form.
         """
-        trainer = self.trainer
         if checkpoint is not None:
             self._load(checkpoint, allow_changes=allow_changes)
             logger.info("going on from step %d of %s", checkpoint.step, checkpoint.folder)
         if self.accelerator.is_main_process:
-            forget_checkpoints_after(self.folder.path, trainer.step)
+            path, step = self.folder.path, self.trainer.step
+            checkpoints.forget_checkpoints_after(path, step)
             # a process that was killed right after a save has left older ones
-            prune_checkpoints(self.folder.path, trainer.step, self.config.output.checkpoints_total_limit)
-            self.folder.rewind(trainer.step)
-            self.validation.forget(trainer.step)
+            checkpoints.prune_checkpoints(path, step, self.config.output.checkpoints_total_limit)
+            self.folder.rewind(step)
+            self.validation.forget(step)
             if self.evaluations is not None:
                 self.evaluations.restore(checkpoint)
 
@@ -171,8 +166,7 @@ class Session:
                     raise ValueError(f"{sentence}; give --allow_changes to go on, or another --output_dir")
                 logger.warning("%s; the run goes on with what is there now", sentence)
         for part in trainer.parts:
-            name = f"{part.prefix}{TENSORS_NAME}"
-            tensors = checkpoint.tensors(name) if checkpoint.has(name) else {}
+            tensors = checkpoint.tensors(f"{part.prefix}{TENSORS_NAME}")
             shapes = {key.removeprefix(PEFT_PREFIX): tensor.shape for key, tensor in tensors.items()}
             if shapes != {key: tensor.shape for key, tensor in adapter_tensors(part.model).items()}:
                 raise ValueError(
@@ -181,10 +175,10 @@ class Session:
                 )
             restore_adapter(part.model, tensors)
         if trainer.control is not None:
-            if not all(map(checkpoint.has, CONTROL_FILES)):
+            if not checkpoint.names.issuperset(result.CONTROL_FILES):
                 raise ValueError(f"{checkpoint.folder} holds no control encoder; give another --output_dir")
-            restore_control(trainer.control, checkpoint.folder)
-        files = [name for name in STATE_FILES if checkpoint.has(name)]
+            result.restore_control(trainer.control, checkpoint.folder)
+        files = checkpoint.names.intersection(STATE_FILES)
         trainer.load_state({name: checkpoint.tensors(name) for name in files}, state)
         self.saved_step = checkpoint.step
 
@@ -202,14 +196,12 @@ class Session:
     def train(self) -> None:
         """Do all updates that are left; checkpoints, images and evaluations as often as configured.
 
-        Where that was asked for, it ends once the run is good.
-
-        Raises:
-            InterruptedRunError: a signal came; what was learned is saved.
+        Where that was asked for, it ends once the run is good. What was learned is saved where an
+        InterruptedRunError says that a signal came.
         """
-        trainer = self.trainer
-        do_on_main(self.accelerator, self._check_space)
-        samples = trainer.progress.samples(trainer.step, self.accelerator.process_index)
+        trainer, index = self.trainer, self.accelerator.process_index
+        processes.do_on_main(self.accelerator, self._check_space)
+        batches = self.run.source.batches(trainer.progress.samples(trainer.step, index))
         last = trainer.progress.num_steps
         bar = tqdm(
             total=last,
@@ -222,25 +214,25 @@ class Session:
         try:
             is_good = self._look()
             began = time.monotonic()
-            for report in () if is_good else trainer.steps(self.run.source.batches(samples)):
+            for report in () if is_good else trainer.steps(batches):
                 self._report(report, bar, time.monotonic() - began)
                 if report.step % self.config.output.checkpointing_steps == 0 or report.step == last:
                     self.save()
-                stop_all_if_any(self.accelerator, self.interrupts.signal_number)
+                processes.stop_all_if_any(self.accelerator, self.interrupts.signal_number)
                 if self._look():
                     self.save()
                     break
                 began = time.monotonic()
-        except StoppedAtOnceError:
+        except processes.StoppedAtOnceError:
             raise
-        except (InterruptedRunError, NonFiniteError):
+        except (processes.InterruptedRunError, NonFiniteError):
             self.save()
             raise
         finally:
             bar.close()
 
     def _check_space(self) -> None:
-        size = sum(map(len, result_files(self.run).values()))
+        size = sum(map(len, result.result_files(self.run).values()))
         # weights and two moments, the average if there is one, and the result; the best there and as best/
         num_copies = 4 + (self.trainer.average is not None) + 2 * (self.evaluations is not None)
         path, needed = self.folder.path, num_copies * size / MIB
@@ -256,11 +248,11 @@ class Session:
         step, progress, evaluations = self.trainer.step, self.trainer.progress, self.evaluations
         apart = self.config.validation.steps_between(progress.steps_per_epoch(self.run.plan.num_samples))
         if self.validation.prompts and (step % apart == 0 or step == progress.num_steps):
-            do_on_main(self.accelerator, lambda: self.validation.draw_step(step))
+            processes.do_on_main(self.accelerator, lambda: self.validation.draw_step(step))
         if evaluations is None or not evaluations.is_due(step):
             return False
-        do_on_main(self.accelerator, evaluations.evaluate)
-        stop = from_main(self.accelerator, evaluations.stop)
+        processes.do_on_main(self.accelerator, evaluations.evaluate)
+        stop = processes.from_main(self.accelerator, evaluations.stop)
         if stop is not None:
             logger.info("the run is finished at step %d: %s", stop.step, stop.reason)
         return stop is not None
@@ -269,15 +261,11 @@ class Session:
         if not self.accelerator.is_main_process:
             return
         rate = self.trainer.progress.effective_batch / max(seconds, 1e-9)
-        numbers = {
-            "loss": report.loss,
-            "grad_norm": report.grad_norm,
-            "learning_rate": report.learning_rate,
-        }
+        numbers = {name: getattr(report, name) for name in ("loss", "grad_norm", "learning_rate")}
         # an overflow that float16's scaler passes over is no number of JSON
         logged = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.folder.log({"step": report.step, **logged, "images_per_second": round(rate, 3)})
-        track(self.accelerator, numbers, report.step)
+        self.accelerator.log(numbers, step=report.step)
         bar.set_postfix_str(f"loss {report.loss:.4f}, {rate:.1f} images/s", refresh=False)
         bar.update()
 
@@ -285,17 +273,17 @@ class Session:
         """Write a checkpoint of this step, unless there is one."""
         step = self.trainer.step
         if self.saved_step != step and step > 0:
-            do_on_main(self.accelerator, self._write_checkpoint)
+            processes.do_on_main(self.accelerator, self._write_checkpoint)
         self.saved_step = step
 
     def _write_checkpoint(self) -> None:
         tensors, state = self.trainer.state()
         best = {} if self.evaluations is None else self.evaluations.files_of_checkpoint()
         self.folder.sync()
-        save_checkpoint(
+        checkpoints.save_checkpoint(
             self.folder.path,
             self.trainer.step,
-            adapter_files=result_files(self.run) | best,
+            adapter_files=result.result_files(self.run) | best,
             tensors=tensors,
             state=state | self._marks(),
             num_kept=self.config.output.checkpoints_total_limit,
@@ -303,24 +291,21 @@ class Session:
 
     def finish(self, hub_token: str | None) -> None:
         """Write the result folder; the last images are drawn from the files that were written."""
-        path, step, told = self.folder.path, self.trainer.step, list[str]()
+        path, step, told, output = self.folder.path, self.trainer.step, list[str](), self.config.output
         with averaged(self.trainer):
-            files = result_files(self.run)
+            files = result.result_files(self.run)
         if self.evaluations is not None:
             told, best = self.evaluations.told(), self.evaluations.curve.best()
-            if self.evaluations.result is not None and best is not None:
+            if self.evaluations.result and best is not None:
                 files, step = self.evaluations.result, best.step
-        write_adapters(path, files)
-        if self.config.output.export_lora:
-            write_export(path, self.run)
-        load_saved(path, self.run)
-        write_card(path, self.run, self.validation.draw_final(), step, told)
+        result.write_adapters(path, files)
+        if output.export_lora:
+            result.write_export(path, self.run)
+        result.load_saved(path, self.run)
+        result.write_card(path, self.run, self.validation.draw_final(), step, told)
         logger.info("the adapter of step %d is in %s", step, path)
-        if self.config.output.push_to_hub:
-            logger.info("uploaded to %s", upload(path, self.config.output, hub_token))
-
-
-TRAIN, DRAW, MEASURE = "one step", "one image", "one evaluation"
+        if output.push_to_hub:
+            logger.info("uploaded to %s", result.upload(path, output, hub_token))
 
 
 def _rehearse(run: Run) -> None:
@@ -355,23 +340,23 @@ def _rehearse(run: Run) -> None:
 
 def _costs(run: Run) -> Iterator[str]:
     """Say what was trained, and what a whole run takes of time and disk."""
-    config, progress, trainer = run.config, run.progress, run.trainer
+    config, progress, trainer, control = run.config, run.progress, run.trainer, control_of(run.config)
     yield "dry run: nothing was written"
-    trained = [
-        (f"{config.adapter.adapter} on the {part.part}", list(part.parameters), part.learning_rate)
-        for part in trainer.parts
-    ]
-    control = control_of(config)
+    method = config.adapter.adapter
+    trained = [(f"{method} on the {p.part}", [*p.parameters], p.learning_rate) for p in trainer.parts]
     if control is not None and trainer.control is not None:
-        parameters = list(trainer.control.parameters())
-        trained.append(("the encoder of control images", parameters, control.control_learning_rate))
+        own, rate = list(trainer.control.parameters()), control.control_learning_rate
+        trained.append(("the encoder of control images", own, rate))
     for what, parameters, rate in trained:
         yield f"trained: {what}, {sum(p.numel() for p in parameters):,} parameters, learning rate {rate:g}"
     num_steps, batch, num_samples = progress.num_steps, progress.effective_batch, run.plan.num_samples
     yield f"steps: {num_steps} of {batch} photos, {num_steps * batch / num_samples:.1f} passes over them"
-    yield from map(str, run.phases.found)
-    validation, num_kept = config.validation, config.output.checkpoints_total_limit
-    seconds = {phase.name: phase.seconds for phase in run.phases.found}
+    yield from run.phases.lines
+    validation, num_kept, seconds = (
+        config.validation,
+        config.output.checkpoints_total_limit,
+        run.phases.seconds,
+    )
     # before the first step, every so many steps and after the last; also the base, and the saved adapter
     drawn = -(-num_steps // validation.steps_between(progress.steps_per_epoch(num_samples))) + 3
     images = drawn * len(validation.validation_prompt) * validation.num_validation_images
@@ -384,5 +369,5 @@ def _costs(run: Run) -> Iterator[str]:
         total, included = total + cost, f"{included} and {evaluations} evaluations ({cost / 60:.1f} minutes)"
         num_copies += num_kept + 1  # the best step's, in each checkpoint and as best/
     yield f"time: about {total / 60:.1f} minutes, at the pace of a first step, {included} included"
-    size = sum(map(len, result_files(run).values())) / MIB
+    size = sum(map(len, result.result_files(run).values())) / MIB
     yield f"disk: {size:.1f} MiB the adapter, {num_copies * size:.1f} MiB with checkpoints; images beside"

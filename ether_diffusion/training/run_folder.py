@@ -19,8 +19,7 @@ from ether_diffusion.training.plain_files import UnusableFileError, read_plain_f
 from ether_diffusion.training.run_lock import locked
 from ether_diffusion.wording import listed, printable
 
-RUN_NAME = "run.json"
-LOG_NAME = "log.jsonl"
+RUN_NAME, LOG_NAME = "run.json", "log.jsonl"
 SPLIT = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
 """Settings that may change as long as their product, the photos of an update, stays."""
 FORM = frozenset({"adapter", "num_blocks", "rank", "sides", "target_modules", "train_text_encoder"})
@@ -52,25 +51,24 @@ class RunFolder:
         *,
         allow_changes: bool,
     ) -> None:
-        self.path, self.allow_changes = path, allow_changes
-        self.settings, self.fingerprints = dict(settings), {k: dict(v) for k, v in fingerprints.items()}
+        self.path, self.allow_changes, self._shown = path, allow_changes, printable(path)
+        photos = {name: dict(each) for name, each in fingerprints.items()}
+        self.now = RunFile(settings={**settings}, fingerprints=photos)
         self._held = ExitStack()
         self._log: BinaryIO | None = None
 
     def __enter__(self) -> Self:
-        shown = printable(self.path)
         with ExitStack() as held:
             try:
                 if self.path.exists() and not self.path.is_dir():
-                    raise ValueError(f"{shown} is a file; give a folder as --output_dir")
+                    raise ValueError(f"{self._shown} is a file; give a folder as --output_dir")
                 self.path.mkdir(parents=True, exist_ok=True)
                 if not os.access(self.path, os.W_OK | os.X_OK):
-                    raise ValueError(f"{shown} cannot be written to; give another --output_dir")
+                    raise OSError(None, "no permission")
                 held.enter_context(locked(self.path))
             except OSError as error:
-                raise ValueError(
-                    f"{shown} cannot be written to ({error.strerror}); give another --output_dir"
-                ) from None
+                why = f"cannot be written to ({error.strerror}); give another --output_dir"
+                raise ValueError(f"{self._shown} {why}") from None
             self._recognise()
             delete_unfinished(self.path)
             held.callback(self._close_log)
@@ -126,9 +124,9 @@ class RunFolder:
             self._log = None
 
     def _recognise(self) -> None:
+        """Compare run.json with this run, or begin one where there is nothing yet."""
         path = self.path / RUN_NAME
-        is_new = not path.exists()
-        if not is_new:
+        if path.exists():
             try:
                 before = read_json(_read(path), RunFile, printable(path))
             except ValueError as error:
@@ -136,17 +134,16 @@ class RunFolder:
             self._compare(before)
         elif others := sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")):
             raise ValueError(
-                f"{printable(self.path)} holds {listed(others)}, which belong to no run; give another "
-                "--output_dir, or empty this one"
+                f"{self._shown} holds {listed(others)}, which belong to no run; give another --output_dir, "
+                "or empty this one"
             )
-        run = {"format": 1, "settings": self.settings, "fingerprints": self.fingerprints}
-        data = json.dumps(run, indent=1, allow_nan=False).encode() + b"\n"
-        if is_new or path.read_bytes() != data:
+        data = json.dumps(self.now.model_dump(), indent=1, allow_nan=False).encode() + b"\n"
+        if not path.exists() or path.read_bytes() != data:
             write_files(self.path, {RUN_NAME: data})
 
     def _compare(self, run: RunFile) -> None:
         """Refuse what makes it another run, unless changes are allowed; say what else differs."""
-        before, now, nothing = run.settings, self.settings, object()
+        before, now, nothing = run.settings, self.now.settings, object()
         names = sorted(before.keys() | now.keys())
         differing = [name for name in names if before.get(name, nothing) != now.get(name, nothing)]
         width = max(map(len, differing), default=0)
@@ -155,30 +152,26 @@ class RunFolder:
             old, new = (printable(each[name]) if name in each else "not recorded" for each in (before, now))
             lines = allowed if _may_change(name, before, now) else refused
             lines.append(f"{name:{width}}  {old} -> {new}")
-        for group in sorted(run.fingerprints.keys() | self.fingerprints.keys()):
-            changes = compare_fingerprints(run.fingerprints.get(group, {}), self.fingerprints.get(group, {}))
+        then, photos = run.fingerprints, self.now.fingerprints
+        for group in sorted(then.keys() | photos.keys()):
+            changes = compare_fingerprints(then.get(group, {}), photos.get(group, {}))
             if found := [f"{word} {listed(files)}" for word, files in changes.items()]:
                 refused.append(f"{group}: {'; '.join(found)}")
-        of_form = sorted(before.keys() & now.keys() & FORM & set(differing))
+        remedy = "give --allow_changes to go on with it as it is now, or another --output_dir"
+        if of_form := sorted(before.keys() & now.keys() & FORM & set(differing)):
+            form = f"{listed(of_form, len(of_form))} would make another"
+            remedy = f"a run trains one adapter, and {form}; give another --output_dir"
         if of_form or (refused and not self.allow_changes):
-            remedy = "give --allow_changes to go on with it as it is now, or another --output_dir"
-            if of_form:
-                remedy = (
-                    f"a run trains one adapter, and {listed(of_form, len(of_form))} would make another; give "
-                    "another --output_dir"
-                )
-            told = f"{printable(self.path)} holds a run that was begun otherwise (then -> now):"
+            told = f"{self._shown} holds a run that was begun otherwise (then -> now):"
             raise ValueError("\n  ".join((told, *refused)) + f"\n{remedy}")
         for line in (*refused, *allowed):
-            logger.info("the run in %s goes on with a change: %s", printable(self.path), line)
+            logger.info("the run in %s goes on with a change: %s", self._shown, line)
 
 
 def _may_change(name: str, before: Mapping[str, Json], now: Mapping[str, Json]) -> bool:
     if name in SPLIT:
-        photos = [
-            [each for n in SPLIT if isinstance(each := settings.get(n), int)] for settings in (before, now)
-        ]
-        return math.prod(photos[0]) == math.prod(photos[1])
+        counts = ([each for n in SPLIT if isinstance(each := s.get(n), int)] for s in (before, now))
+        return len(set(map(math.prod, counts))) == 1
     if name not in before or name not in now:  # an option that another release has or had
         return True
     if name == "max_train_steps":

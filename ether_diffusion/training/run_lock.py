@@ -22,7 +22,6 @@ from ether_diffusion.wording import printable
 LOCK_NAME = ".lock"
 PATIENCE_SECONDS = 2.0
 """A process that was killed holds its lock until the system has taken its memory apart."""
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ class FolderInUseError(ValueError):
     def __init__(self, folder: Path, holder: Holder | None, option: str) -> None:
         self.holder, who = holder, "another process"
         if holder is not None:
-            who = f"process {holder.pid} on {printable(holder.host)}"
-            who += f" since {printable(holder.since)}" if holder.since else ""
+            since = f" since {printable(holder.since)}" if holder.since else ""
+            who = f"process {holder.pid} on {printable(holder.host)}{since}"
         self.sentence = f"{printable(folder)} is in use by {who}"
         super().__init__(f"{self.sentence}; wait for it, or give another {option}")
 
@@ -65,35 +64,23 @@ def locked(
     """Hold the lock of a folder; `option` is where the message says that another one can be given.
 
     The system ends it with the process, however that ends, and other containers and hosts see it where their
-    file system shares locks. Who holds it is a word in the file, and decides nothing. Waits `patience`
-    seconds for it.
-
-    Raises:
-        FolderInUseError: another process holds it.
-        ValueError: something else has the lock's name.
-        OSError: there can be no such file.
+    file system shares locks. Who holds it is a word in the file, and decides nothing. A FolderInUseError says
+    that somebody held it for `patience` seconds.
     """
     path, own = folder / LOCK_NAME, holder_of(os.getpid())
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ValueError(
-            f"{printable(path)} is no plain file, as the lock of the folder has to be; delete it"
-        )
+        raise ValueError(f"{printable(path)} is no plain file, as the folder's lock has to be; delete it")
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=patience)
     except Timeout:
         raise FolderInUseError(folder, read_holder(path), option) from None
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
-        logger.warning(
-            "%s is on a file system without locks (%s); start no second run in it",
-            printable(folder),
-            error.strerror,
-        )
+        logger.warning("%s has no locks (%s); start no second run in it", printable(folder), error.strerror)
     try:
-        before = read_holder(path)
-        if before is not None:
+        if (before := read_holder(path)) is not None:
             logger.info("took over %s from process %d, which is gone", printable(folder), before.pid)
         with suppress(OSError):  # a disk may be full: the lock holds all the same
             path.write_text(json.dumps(asdict(own)), encoding="utf-8")  # into the very file that is locked
@@ -119,16 +106,14 @@ def current_holder(folder: Path) -> Holder | None:
 def process_start(pid: int) -> str | None:
     """Return when a process of this host started, as text to compare, or None where there is none."""
     try:
-        process = psutil.Process(pid)
+        process, stat = psutil.Process(pid), Path(f"/proc/{pid}/stat")
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        stat = Path(f"/proc/{pid}/stat")
         if not stat.exists():
             return str(process.create_time())
         # seconds since 1970 move with the clock; field 22, behind the name in brackets, is ticks since boot
-        fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {fields[19]}"
+        ticks = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()} {ticks}"
     except psutil.AccessDenied:
         return ""
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
@@ -159,11 +144,9 @@ def guarded(folder: Path) -> Iterator[None]:
     if os.name != "posix":
         yield
         return
-    import fcntl
-
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_descriptor(descriptor, blocking=True)
         yield
     finally:
         os.close(descriptor)

@@ -2,32 +2,28 @@
 
 import logging
 import math
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
-from ether_diffusion.bases import (
-    Base,
-    Denoiser,
-    Noise,
-    PromptEmbeddings,
-    TextEncoders,
-    open_base,
-    recompute_activations,
-    stack_embeddings,
-)
+from ether_diffusion import bases
+from ether_diffusion.bases import Base, Denoiser, Noise, PromptEmbeddings, TextEncoders, open_base
+from ether_diffusion.control import new_encoder
 from ether_diffusion.options import shown
 from ether_diffusion.training.batches import BatchSource, Codec, SamplePlan
 from ether_diffusion.training.captions import doubt_token, find_cut
 from ether_diffusion.training.config import DEFAULT_STEPS, DreamBoothConfig, control_of
-from ether_diffusion.training.control import new_control, validation_controls
 from ether_diffusion.training.dataset import read_training_data
 from ether_diffusion.training.evaluation import SubjectEvaluator, open_evaluator
 from ether_diffusion.training.loop import Progress, Trainer, find_optimizer
@@ -36,12 +32,55 @@ from ether_diffusion.training.objective import Denoising, Encode
 from ether_diffusion.training.photos import PhotoFolder, Scaling
 from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.processes import DTYPES, tracker_problem
-from ether_diffusion.training.resources import Phases
+from ether_diffusion.training.randomness import stream
+from ether_diffusion.training.validation import validation_controls
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MIB = 2**20
+_INTERVAL_SECONDS = 0.02
+
+
+class Phases:
+    """Measures phases one after the other: their seconds by name, and a line on each.
+
+    Memory is the peak of the GPU's, or of the process's where there is none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds, self.lines = device, dict[str, float](), list[str]()
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Measure what is done inside."""
+        began, peak, is_over, process = time.monotonic(), 0, threading.Event(), psutil.Process()
+
+        def watch() -> None:
+            nonlocal peak
+            while not is_over.wait(_INTERVAL_SECONDS):
+                peak = max(peak, process.memory_info().rss)
+
+        has_gpu = self.device.type == "cuda"
+        watcher = threading.Thread(target=watch, daemon=True)
+        if has_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            watcher.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            if has_gpu:
+                torch.cuda.synchronize(self.device)
+                peak = torch.cuda.max_memory_allocated(self.device)
+            else:
+                watcher.join()
+                peak = max(peak, process.memory_info().rss)
+            self.seconds[name] = time.monotonic() - began
+            self.lines.append(f"{name}: {self.seconds[name]:.1f} s, peak memory {peak / MIB:.0f} MiB")
 
 
 @dataclass(eq=False)
@@ -74,17 +113,11 @@ class Run:
 
     @cached_property
     def plan(self) -> SamplePlan:
-        """What every sample shows; class images must be there by now.
-
-        Raises:
-            ValueError: a size does not fit the base, or class images cannot be used.
-        """
+        """What every sample shows; class images must be there by now, and a ValueError says what is not."""
         config = self.config
         if self.num_missing:  # they are drawn since
-            scaling = Scaling.of(config.data, self.base)
-            self.class_images = read_class_images(
-                config.prior, config.data, without=config.folders, scaling=scaling
-            )
+            scaling, without = Scaling.of(config.data, self.base), config.folders
+            self.class_images = read_class_images(config.prior, config.data, without=without, scaling=scaling)
         return SamplePlan(
             config.data,
             config.prior.replace(class_prompt=config.class_prompt),
@@ -121,20 +154,19 @@ class Run:
     @property
     def prompts(self) -> list[str]:
         """All prompts that are trained on or drawn in between, with no words at all among them."""
-        validation = self.config.validation
+        validation, evaluator = self.config.validation, self.evaluator
         drawn = {*validation.validation_prompt, "", validation.validation_negative_prompt or ""}
-        measured = self.evaluator and {*self.evaluator.prompts, *self.evaluator.other_prompts}
-        return sorted({*self.plan.prompts} | drawn | (measured or set()))
+        measured = () if evaluator is None else (*evaluator.prompts, *evaluator.other_prompts)
+        return sorted({*self.plan.prompts, *drawn, *measured})
 
 
 def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
     """Open the base, decode every photo, read every caption, and look for what the settings need.
 
-    Raises:
-        ValueError: something cannot be used; all problems are listed, one a line.
+    All that cannot be used is one ValueError, a problem a line.
     """
     problems: list[str] = []
-    control = control_of(config)
+    control, prior, data = control_of(config), config.prior, config.data
 
     def collect(find: Callable[[], T]) -> T | None:
         try:
@@ -144,14 +176,12 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
             return None
 
     base = collect(lambda: _open(config))
-    scaling = None if base is None else Scaling.of(config.data, base)
+    scaling = None if base is None else Scaling.of(data, base)
     training = collect(
-        lambda: read_training_data(config.data, control=control, scaling=scaling, without=config.folders)
+        lambda: read_training_data(data, control=control, scaling=scaling, without=config.folders)
     )
-    prior, num_missing = config.prior, 0
-    class_images = collect(
-        lambda: read_class_images(prior, config.data, without=config.folders, scaling=scaling)
-    )
+    class_images = collect(lambda: read_class_images(prior, data, without=config.folders, scaling=scaling))
+    num_missing = 0
     if prior.prior_preservation == "class_images" and class_images is not None:
         num_missing = max(0, prior.num_class_images - len(class_images.photos))
     collect(lambda: find_optimizer(config.optimization))
@@ -162,16 +192,12 @@ def check_run(config: DreamBoothConfig, accelerator: Accelerator) -> Run:
     if base is not None and training is not None:
         run = Run(config, accelerator, base, training, num_missing, class_images or PhotoFolder())
         run.controls = collect(lambda: validation_controls(control, run.size)) or ()
-        drawing = {
-            "validation_prompt": config.validation.validation_prompt,
-            "eval_steps": config.evaluation.eval_steps,
-        }
-        asked = [name for name, value in drawing.items() if value]
+        prompts, every = config.validation.validation_prompt, config.evaluation.eval_steps
+        asked = ["validation_prompt"] * bool(prompts) + ["eval_steps"] * bool(every)
         if base.is_inpainting and asked:
-            problems.append(
-                f"an inpainting base draws no picture from a prompt alone; leave {' and '.join(asked)} out"
-            )
-        elif config.evaluation.eval_steps:
+            found = "an inpainting base draws no picture from a prompt alone"
+            problems.append(f"{found}; leave {' and '.join(asked)} out")
+        elif every:
             run.evaluator = collect(lambda: open_evaluator(config, base, training))
         plan = None if num_missing else collect(lambda: run.plan)
         warnings = () if plan is None else plan.warnings
@@ -230,10 +256,9 @@ def _try_adapter(base: Base, config: DreamBoothConfig) -> None:
     try:
         attach_new(base.empty_denoiser(), peft_config(config.adapter, "unet", base), seed=0, part="unet")
     except NoMatchingPeftModuleError:
-        raise ValueError(
-            f"target_modules={shown(config.adapter.target_modules)} matches no module of the base; use "
-            f"{', '.join(base.targets)}, or names like to_q,to_v"
-        ) from None
+        found = f"target_modules={shown(config.adapter.target_modules)} matches no module of the base"
+        remedy = f"use {', '.join(base.targets)}, or names like to_q,to_v"
+        raise ValueError(f"{found}; {remedy}") from None
     except RuntimeError:  # BOFT looks at values; its settings are checked before
         assert config.adapter.adapter == "boft"
 
@@ -244,8 +269,7 @@ def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
         yield "xformers has kernels on CUDA only, and there is no CUDA GPU; leave it out for SDPA"
     elif compute.enable_xformers_memory_efficient_attention and find_spec("xformers") is None:
         yield "xformers is not installed; pip install 'ether-diffusion[xformers]', or leave it out"
-    problem = tracker_problem(config.output.report_to)
-    if problem is not None:
+    if (problem := tracker_problem(config.output.report_to)) is not None:
         yield problem
     if compute.allow_tf32 and not has_gpu:
         logger.warning("allow_tf32 has no effect: there is no CUDA GPU")
@@ -253,22 +277,20 @@ def _environment_problems(config: DreamBoothConfig) -> Iterator[str]:
 
 def _prompt_warnings(config: DreamBoothConfig, base: Base, training: PhotoFolder) -> list[str]:
     """Say which prompts are cut, and what is doubtful about the trigger word."""
-    tokenizer = base.load_tokenizers()[0]
+    tokenizer, token = base.load_tokenizers()[0], config.data.token
     prompts = [each.prompt for each in training.photos]
     prompts += [prompt for prompt in (config.class_prompt, *config.validation.validation_prompt) if prompt]
     cuts = {prompt: find_cut(prompt, tokenizer) for prompt in dict.fromkeys(prompts)}
     found = [f'"{printable(prompt[:40])}…": {cut}' for prompt, cut in cuts.items() if cut is not None]
-    doubt = None if config.data.token is None else doubt_token(config.data.token, tokenizer)
-    return [*found, *([] if doubt is None else [doubt])]
+    doubt = None if token is None else doubt_token(token, tokenizer)
+    return [*found, *filter(None, [doubt])]
 
 
 def load_run(run: Run, *, num_steps: int | None = None) -> Run:
     """Encode photos and prompts, then load the UNet and attach the adapters; num_steps may cut the run short.
 
-    The parts are loaded one at a time, used, and leave memory again.
-
-    Raises:
-        ValueError: a photo's latents are not finite, or an adapter does not fit the model.
+    The parts are loaded one at a time, used, and leave memory again. A ValueError says that a photo's latents
+    are not finite, or that an adapter does not fit the model.
     """
     config, base, accelerator = run.config, run.base, run.accelerator
     settings, compute, wanted = config.optimization, config.compute, control_of(config)
@@ -299,10 +321,9 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
             parts.append(attach(name, model, config.text_encoder_learning_rate))
             model.train()
             if compute.gradient_checkpointing:
-                recompute_activations(model)
-        run.encode = encoders.encode
-        if config.data.pre_compute_text_embeddings:
-            run.encode = remember(encoders, run.prompts)
+                bases.recompute_activations(model)
+        is_kept = config.data.pre_compute_text_embeddings
+        run.encode = remember(encoders, run.prompts) if is_kept else encoders.encode
         del encoders
     run.check()
     with run.phases.measure("load the UNet"):
@@ -317,6 +338,12 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         unet.train()
         if compute.torch_compile:
             unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
+    encoder, rate = None, 0.0
+    if wanted is not None:
+        seed, factor = stream(compute.seed, "control encoder").initial_seed(), base.vae_scale_factor
+        encoder = new_encoder(unet, vae_scale_factor=factor, seed=seed, control_type=wanted.control_type)
+        encoder.train()
+        rate = wanted.control_learning_rate
     denoising = Denoising(
         unet,
         base,
@@ -325,9 +352,8 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         settings,
         compute.seed,
         text_encoders=[part.model for part in parts if part.part != "unet"],
-        control=None if wanted is None else new_control(wanted, base, unet, seed=compute.seed),
+        control=encoder,
     )
-    rate = 0.0 if wanted is None else wanted.control_learning_rate
     run.trainer = Trainer(accelerator, parts, denoising, progress, control_learning_rate=rate)
     return run
 
@@ -338,6 +364,6 @@ def remember(encoders: TextEncoders, prompts: Sequence[str]) -> Encode:
     table = {prompt: encoders.encode([prompt]).to(torch.device("cpu"), torch.float32) for prompt in prompts}
 
     def recall(wanted: Sequence[str]) -> PromptEmbeddings:
-        return stack_embeddings([table[prompt] for prompt in wanted])
+        return bases.stack_embeddings([table[prompt] for prompt in wanted])
 
     return recall

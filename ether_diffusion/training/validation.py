@@ -1,13 +1,12 @@
 """Validation images: the same prompts and seeds each time, base and steps side by side on one sheet."""
 
 import hashlib
-import io
 import json
 import logging
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -16,12 +15,17 @@ from torch import Tensor
 
 from ether_diffusion.bases import fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
-from ether_diffusion.control import controlled
+from ether_diffusion.control import control_batch, controlled
 from ether_diffusion.durable_files import delete, write_files
+from ether_diffusion.pipelines.metadata import png_bytes
+from ether_diffusion.training.config import ControlConfig
+from ether_diffusion.training.dataset import control_finisher, detector_of
+from ether_diffusion.training.decoding import BLACK, WHITE, decode_photo
 from ether_diffusion.training.loop import averaged
 from ether_diffusion.training.methods import adapters_off
 from ether_diffusion.training.processes import track_images
 from ether_diffusion.training.result import FINAL, SAMPLES_FOLDER
+from ether_diffusion.wording import printable
 
 if TYPE_CHECKING:
     from ether_diffusion.training.setup import Run
@@ -52,8 +56,14 @@ def draw(
     controls are a control image (1, 3, height, width) for each prompt, or none. Dropout is off, nothing is
     compiled, and the run's `check` may raise between two denoising steps.
     """
-    rows = []
+    rows, base, encoder = [], run.base, run.trainer.control
     models = [run.unet, *(part.model for part in run.trainer.parts if part.part != "unet")]
+    how: dict[str, Any] = {
+        "size": run.size,
+        "num_steps": num_steps,
+        "guidance_scale": guidance_scale,
+        "check": run.check,
+    }
     with ExitStack() as rest:
         rest.enter_context(run.accelerator.autocast())
         rest.enter_context(torch.compiler.set_stance("force_eager"))
@@ -62,30 +72,42 @@ def draw(
         for model in models:
             rest.callback(model.train, model.training)
             model.eval()
-        pipeline = run.base.pipeline_around(run.unet)
+        pipeline = base.pipeline_around(run.unet)
         for number, prompt in enumerate(prompts):
             with ExitStack() as stack:
-                if controls:
-                    assert run.trainer.control is not None
-                    stack.enter_context(controlled(run.unet, run.trainer.control, controls[number]))
-                latents = [
-                    run.base.draw_latents(
-                        pipeline,
-                        run.encode([prompt, negative_prompt]),
-                        size=run.size,
-                        num_steps=num_steps,
-                        guidance_scale=guidance_scale,
-                        seed=seed,
-                        check=run.check,
-                    )
-                    for seed in seeds
-                ]
-            rows.append([image for each in latents for image in run.base.decode_latents(pipeline.vae, each)])
+                if controls and encoder is not None:
+                    stack.enter_context(controlled(run.unet, encoder, controls[number]))
+                texts = run.encode([prompt, negative_prompt])
+                latents = [base.draw_latents(pipeline, texts, seed=seed, **how) for seed in seeds]
+            rows.append([image for each in latents for image in base.decode_latents(pipeline.vae, each)])
             for seed, image in zip(seeds, rows[-1], strict=True):
-                fault = fault_of(image)
-                if fault is not None:
+                if (fault := fault_of(image)) is not None:
                     logger.warning('the picture of "%s" with seed %d %s', prompt, seed, fault)
     return rows
+
+
+def validation_controls(config: ControlConfig | None, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Return the control image (1, 3, height, width) of each validation prompt; none without control.
+
+    A ValueError says that one cannot be read, or has other proportions than what is drawn.
+    """
+    if config is None:
+        return ()
+    (height, width), detector = size, detector_of(config)
+    background = BLACK if detector is None else WHITE  # photos lie over white in training, too
+    found = []
+    for path in config.validation_image:
+        picture, alpha = decode_photo(path, background=background, min_side=1)
+        try:
+            if detector is None:
+                picture = control_finisher(config)(picture)
+            else:
+                picture = detector.draw_at(picture, alpha, width=width, height=height)
+        except ValueError as reason:
+            raise ValueError(f"validation_image {printable(path)}: {reason}") from None
+        kind = config.control_type
+        found.append(control_batch(picture, height=height, width=width, control_type=kind))
+    return tuple(found)
 
 
 class Validation:
@@ -116,12 +138,12 @@ class Validation:
 
     def draw_step(self, step: int) -> None:
         """Draw what was learned after so many updates, unless that is there, and show it to the trackers."""
-        name = f"step-{step:06d}"
+        name, controls = f"step-{step:06d}", self.run.controls
         if self._has(name):
             return
-        if self.run.controls and not self._has(CONTROL_FOLDER):
+        if controls and not self._has(CONTROL_FOLDER):
             processor = VaeImageProcessor(do_normalize=False)
-            images = [processor.postprocess(image, do_denormalize=[False])[0] for image in self.run.controls]
+            images = [processor.postprocess(image, do_denormalize=[False])[0] for image in controls]
             self._save([[image] * len(self.seeds) for image in images], CONTROL_FOLDER)
         if not self._has(BASE_FOLDER):
             self._save(self.draw(of_base=True), BASE_FOLDER)
@@ -137,16 +159,14 @@ class Validation:
             return []
         self._save(self.draw(), FINAL)
         prompts = [prompt for prompt in self.prompts for _ in self.seeds]
-        return [
-            (prompt, f"{SAMPLES_FOLDER}/{FINAL}/{f}") for prompt, f in zip(prompts, self.files, strict=True)
-        ]
+        paths = [f"{SAMPLES_FOLDER}/{FINAL}/{file}" for file in self.files]
+        return list(zip(prompts, paths, strict=True))
 
     def forget(self, step: int) -> None:
         """Delete the pictures of later steps, and all where they were drawn of other prompts or otherwise."""
-        if not self.root.is_dir():
-            return
-        is_same = (self.root / DRAWN).is_file() and (self.root / DRAWN).read_bytes() == self._drawn()
-        for path in sorted(self.root.iterdir()):
+        facts = self.root / DRAWN
+        is_same = facts.is_file() and facts.read_bytes() == self._drawn()
+        for path in sorted(self.root.iterdir()) if self.root.is_dir() else ():
             match = _STEP.fullmatch(path.name)
             is_later = match is not None and int(match[1]) > step
             if is_later or (not is_same and (match or path.name in (BASE_FOLDER, CONTROL_FOLDER))):
@@ -159,9 +179,9 @@ class Validation:
     def _save(self, rows: Pictures, name: str) -> None:
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
-        images = [image for row in rows for image in row]
+        images = [png_bytes(image) for row in rows for image in row]
         write_files(self.root, {DRAWN: self._drawn()})
-        write_files(folder, {file: _png(image) for file, image in zip(self.files, images, strict=True)})
+        write_files(folder, dict(zip(self.files, images, strict=True)))
 
     def _drawn(self) -> bytes:
         """Say what a picture depends on besides the adapter and its name."""
@@ -178,20 +198,13 @@ class Validation:
 
     def _write_sheet(self) -> None:
         """Draw all there is: a row for each prompt and seed, a column for the base and each step."""
-        matches = [match for path in self.root.iterdir() if (match := _STEP.fullmatch(path.name))]
-        steps = sorted((int(match[1]), match[0]) for match in matches)
-        columns = [(CONTROL_FOLDER, "control"), (BASE_FOLDER, "base")]
-        columns += [(name, f"step {step}") for step, name in steps]
-        columns = [(name, label) for name, label in columns if self._has(name)]
+        steps = sorted(int(match[1]) for path in self.root.iterdir() if (match := _STEP.fullmatch(path.name)))
+        columns = {CONTROL_FOLDER: "control", BASE_FOLDER: "base"}
+        columns |= {f"step-{step:06d}": f"step {step}" for step in steps}
+        columns = {name: label for name, label in columns.items() if self._has(name)}
         sheet = draw_contact_sheet(
-            [[Image.open(self.root / name / file) for name, _ in columns] for file in self.files],
+            [[Image.open(self.root / name / file) for name in columns] for file in self.files],
             row_labels=[f"{prompt} · seed {seed}" for prompt in self.prompts for seed in self.seeds],
-            column_labels=[label for _, label in columns],
+            column_labels=list(columns.values()),
         )
-        write_files(self.root, {SHEET: _png(sheet)})
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, format="PNG")
-    return data.getvalue()
+        write_files(self.root, {SHEET: png_bytes(sheet)})
