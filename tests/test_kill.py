@@ -64,7 +64,10 @@ def test_a_run_killed_at_many_instants_ends_as_if_it_had_not_been(tmp_path: Path
         assert_as_if_alive(tmp_path, run)
 
 
-def test_a_measured_run_killed_before_changes_of_the_disk_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_measured_run_killed_before_changes_of_the_disk_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ether_diffusion.training.evaluation.draw_curve", lambda curve: b"slow to draw")
     flags: dict[str, Json] = {
         "max_train_steps": 2,
         "eval_steps": 1,

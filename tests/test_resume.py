@@ -130,12 +130,9 @@ def test_another_form_of_adapter_is_refused_even_with_allow_changes(trained: Pat
     assert contents(trained / "run") == before
 
 
-def test_an_average_and_an_optimizer_may_begin_with_a_later_part(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_average_may_begin_with_a_later_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train_dreambooth(config(tmp_path, max_train_steps=2))
-    later = config(tmp_path, use_ema=True, ema_decay=0.5)
-    assert train_dreambooth(later, allow_changes=True) == 0
+    assert train_dreambooth(config(tmp_path, use_ema=True, ema_decay=0.5), allow_changes=True) == 0
     assert "no average was kept then; it begins with the adapter of step 2" in caplog.text
 
 

@@ -210,26 +210,19 @@ def test_every_difference_is_in_the_refusal(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_allowed_changes_are_said_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    begin(tmp_path)
-    with caplog.at_level(logging.INFO):
-        assert not begin(tmp_path, allow_changes=True, learning_rate=1e-4)
-    assert "learning_rate" in caplog.text
-    assert not begin(tmp_path, learning_rate=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("max_train_steps", 900), ("validation_steps", 5), ("report_to", "wandb"), ("newer_option", 1)],
-)
-def test_what_does_not_change_the_training_is_said_and_not_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: Json
+def test_what_does_not_change_the_training_and_what_is_allowed_is_said_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin(tmp_path, report_to=None)
+    changes: dict[str, Json] = {"max_train_steps": 900, "validation_steps": 5, "report_to": "wandb"}
+    changes |= {"newer_option": 1}
     with caplog.at_level(logging.INFO):
-        assert not begin(tmp_path, **{"report_to": None, name: value})  # type: ignore[arg-type]
-    assert name in caplog.text
-    assert json.loads((tmp_path / "run.json").read_text())["settings"][name] == value
+        assert not begin(tmp_path, **changes)  # type: ignore[arg-type]
+        assert not begin(tmp_path, allow_changes=True, learning_rate=1e-4, **changes)
+    settings = json.loads((tmp_path / "run.json").read_text())["settings"]
+    for name, value in (changes | {"learning_rate": 1e-4}).items():
+        assert name in caplog.text
+        assert settings[name] == value
 
 
 def test_no_number_of_steps_means_the_default(tmp_path: Path) -> None:
