@@ -1,6 +1,5 @@
 """Pipelines of every family that is trained by flow matching, tiny and random, built without a hub."""
 
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -10,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_pipelines import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
-from transformer_families import TRANSFORMERS
+from transformer_families import PIPELINES, TRANSFORMERS
 from transformers import PreTrainedTokenizerFast
 
 SIDE = 32
@@ -77,123 +76,79 @@ def _vae(channels: int, *, is_flux2: bool = False) -> Any:
     return diffusers.AutoencoderKL(**form, scaling_factor=1.5035, shift_factor=0.0609)
 
 
-def _sd3() -> Any:
-    return diffusers.StableDiffusion3Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(4),
-        text_encoder=_clip(transformers.CLIPTextModelWithProjection, 8),
-        tokenizer=tiny_tokenizer(),
-        text_encoder_2=_clip(transformers.CLIPTextModelWithProjection, 8),
-        tokenizer_2=tiny_tokenizer(),
-        text_encoder_3=_t5(),
-        tokenizer_3=_t5_tokenizer(),
-        transformer=TRANSFORMERS["sd3"](),
-    )
-
-
-def _flux() -> Any:
-    return diffusers.FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC),
-        vae=_vae(1),
-        text_encoder=_clip(transformers.CLIPTextModel, 16),
-        tokenizer=tiny_tokenizer(),
-        text_encoder_2=_t5(),
-        tokenizer_2=_t5_tokenizer(),
-        transformer=TRANSFORMERS["flux"](),
-    )
-
-
-def _klein() -> Any:
+def _flux2_vae() -> Any:
     vae = _vae(1, is_flux2=True)
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
-    return diffusers.Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC),
-        vae=vae,
-        text_encoder=_qwen3(transformers.Qwen3ForCausalLM, 8, 27),
-        tokenizer=_chat_tokenizer(),
-        transformer=TRANSFORMERS["flux2"](),
-    )
+    return vae
 
 
-def _z_image() -> Any:
-    return diffusers.ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-        vae=_vae(16),
-        text_encoder=_qwen3(transformers.Qwen3Model, 16, 2),
-        tokenizer=_chat_tokenizer(),
-        transformer=TRANSFORMERS["z_image"](),
-    )
-
-
-def _qwen_image() -> Any:
+def _qwen_image_parts() -> tuple[Any, Any]:
     size = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
     text = {**size, "num_hidden_layers": 2, "vocab_size": 512, "rope_parameters": rope}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
-    return diffusers.QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
-        ),
-        vae=diffusers.AutoencoderKLQwenImage(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[-0.8, 0.1, 0.4, 1.0],
-            latents_std=[2.8, 1.6, 2.5, 1.1],
-        ),
-        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
-        tokenizer=_chat_tokenizer(),
-        transformer=TRANSFORMERS["qwen_image"](),
-    )
+    form = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2], "num_res_blocks": 1}
+    form |= {"latents_mean": [-0.8, 0.1, 0.4, 1.0], "latents_std": [2.8, 1.6, 2.5, 1.1]}
+    vae = diffusers.AutoencoderKLQwenImage(**form, temperal_downsample=[False])
+    return vae, transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _chroma() -> Any:
-    return diffusers.ChromaPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(1),
-        text_encoder=_t5(),
-        tokenizer=_t5_tokenizer(),
-        transformer=TRANSFORMERS["chroma"](),
-    )
-
-
-def _sana() -> Any:
+def _sana_parts() -> tuple[Any, Any]:
     size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
     gemma = transformers.Gemma2Config(**size, head_dim=8, num_hidden_layers=1, vocab_size=512)
     blocks: dict[str, Any] = {"block_types": ("ResBlock",) * 2, "block_out_channels": (8, 8)}
     blocks |= {"layers_per_block": (1, 1), "qkv_multiscales": ((), ())}
     sides = {f"{side}_{name}": blocks[name] for side in ("encoder", "decoder") for name in blocks}
-    return diffusers.SanaPipeline(
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
-        ),
-        vae=diffusers.AutoencoderDC(latent_channels=4, scaling_factor=0.41407, **sides),
-        text_encoder=transformers.Gemma2Model(gemma),
-        tokenizer=_t5_tokenizer(),
-        transformer=TRANSFORMERS["sana"](),
-    )
+    vae = diffusers.AutoencoderDC(latent_channels=4, scaling_factor=0.41407, **sides)
+    return vae, transformers.Gemma2Model(gemma)
 
 
-FLOW_PIPELINES: dict[str, Callable[[], Any]] = {
-    "sd3": _sd3,
-    "flux": _flux,
-    "klein": _klein,
-    "z_image": _z_image,
-    "qwen_image": _qwen_image,
-    "chroma": _chroma,
-    "sana": _sana,
+def _parts(family: str) -> tuple[Any, list[Any], list[Any]]:
+    """Return a family's autoencoder, text encoders and tokenizers."""
+    projected = transformers.CLIPTextModelWithProjection
+    match family:
+        case "sd3":
+            clips = [_clip(projected, 8), _clip(projected, 8)]
+            return _vae(4), [*clips, _t5()], [tiny_tokenizer(), tiny_tokenizer(), _t5_tokenizer()]
+        case "flux":
+            texts = [_clip(transformers.CLIPTextModel, 16), _t5()]
+            return _vae(1), texts, [tiny_tokenizer(), _t5_tokenizer()]
+        case "flux2":
+            return _flux2_vae(), [_qwen3(transformers.Qwen3ForCausalLM, 8, 27)], [_chat_tokenizer()]
+        case "z_image":
+            return _vae(16), [_qwen3(transformers.Qwen3Model, 16, 2)], [_chat_tokenizer()]
+        case "chroma":
+            return _vae(1), [_t5()], [_t5_tokenizer()]
+    vae, text_encoder = _qwen_image_parts() if family == "qwen_image" else _sana_parts()
+    return vae, [text_encoder], [_chat_tokenizer() if family == "qwen_image" else _t5_tokenizer()]
+
+
+_QWEN_SHIFT = {"max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+FLOW_PIPELINES: dict[str, dict[str, Any]] = {
+    "sd3": {"shift": 3.0},
+    "flux": {"shift": 3.0, **DYNAMIC},
+    "flux2": {"shift": 3.0, **DYNAMIC},
+    "z_image": {"shift": 6.0},
+    "qwen_image": {**DYNAMIC, **_QWEN_SHIFT},
+    "chroma": {},
+    "sana": {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
 }
+"""The schedulers of the families."""
 
 
 def flow_pipeline(family: str) -> Any:
     """Return a family's pipeline in evaluation, always of the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipeline = FLOW_PIPELINES[family]()
+        is_solver, (vae, *texts) = family == "sana", _parts(family)
+        scheduler = diffusers.DPMSolverMultistepScheduler if is_solver else FlowMatchEulerDiscreteScheduler
+        parts = {"scheduler": scheduler(**FLOW_PIPELINES[family]), "vae": vae}
+        for number, (text_encoder, tokenizer) in enumerate(zip(*texts, strict=True)):
+            end = f"_{number + 1}" if number else ""
+            parts |= {f"text_encoder{end}": text_encoder, f"tokenizer{end}": tokenizer}
+        pipeline: Any = getattr(diffusers, PIPELINES[family])(transformer=TRANSFORMERS[family](), **parts)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.eval()

@@ -36,25 +36,12 @@ def meta_unet(name: str) -> UNet2DConditionModel:
         return UNet2DConditionModel(**CONFIGS[name])
 
 
+_SD35 = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "qk_norm": "rms_norm"}
+_KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
 FLOW_CONFIGS: dict[str, dict[str, object]] = {
-    "sd3": {
-        "num_layers": 24,
-        "num_attention_heads": 24,
-        "attention_head_dim": 64,
-        "caption_projection_dim": 1536,
-        "joint_attention_dim": 4096,
-        "pos_embed_max_size": 384,
-        "dual_attention_layers": tuple(range(13)),
-        "qk_norm": "rms_norm",
-    },
+    "sd3": {**_SD35, "joint_attention_dim": 4096, "dual_attention_layers": tuple(range(13))},
     "flux": {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
-    "klein": {
-        "num_layers": 5,
-        "num_single_layers": 20,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 7680,
-        "guidance_embeds": False,
-    },
+    "flux2": {**_KLEIN, "guidance_embeds": False},
     "z_image": {},
     "qwen_image": {"num_layers": 60},
     "chroma": {"num_layers": 19, "num_single_layers": 38},

@@ -37,7 +37,7 @@ Bases = Callable[[str], Path]
 PROMPT = "a sks cat"
 GUIDED: dict[str, dict[str, Any]] = {
     "flux": {"guidance_scale": 3.0},
-    "klein": {"guidance_scale": 3.0},  # its negative prompt is empty
+    "flux2": {"guidance_scale": 3.0},  # its negative prompt is empty
     "qwen_image": {"negative_prompt": "snow", "true_cfg_scale": 3.0},
     "sana": {"negative_prompt": "", "guidance_scale": 3.0, **UNBINNED},  # others would be enhanced here
 }
@@ -58,7 +58,7 @@ def stock(folder: Path) -> Any:
 def unpacked(pipe: Any, family: str, tokens: Tensor) -> Tensor:
     """Return what a pipeline's scheduler sees as latents (b, c, h, w), by the pipeline's own methods."""
     side = SIDE // pipe.vae_scale_factor
-    if family == "klein":
+    if family == "flux2":
         ids = pipe._prepare_latent_ids(torch.empty(1, 1, side // 2, side // 2))
         return pipe._unpatchify_latents(pipe._unpack_latents_with_ids(tokens, ids))
     if tokens.ndim == 3:
@@ -88,7 +88,7 @@ def test_what_is_predicted_is_what_the_pipeline_gets_and_steps_along(
             noisy = unpacked(pipe, family, latents)
             found = base.predict(base.load_denoiser(), noisy, timestep[None], embeddings)
             # klein's pipeline hands on a transposed view, which matrices are multiplied with otherwise
-            assert_close(found, unpacked(pipe, family, velocity), atol=1e-5 * (family == "klein"), rtol=0)
+            assert_close(found, unpacked(pipe, family, velocity), atol=1e-5 * (family == "flux2"), rtol=0)
     assert len(seen) == 3
 
 
@@ -130,7 +130,7 @@ def test_the_latents_of_a_picture_decode_as_the_autoencoder_would_have_it(
     (picture,) = base.decode_latents(vae, latents)
     expected = (plain[0].permute(1, 2, 0) * 127.5 + 127.5).clamp(0, 255).round()
     assert (torch.from_numpy(np.array(picture)).float() - expected).abs().max() <= 1
-    if family == "klein":
+    if family == "flux2":
         pipe = flow_pipeline(family)
         own = pipe._unpatchify_latents(pipe._encode_vae_image(pixels, torch.Generator()))
         assert_close(latents, own)
@@ -183,7 +183,7 @@ def test_auto_shifts_as_the_base_was_trained_and_a_number_by_that(flow_base: Bas
     static = {"sd3": 3.0, "z_image": 6.0, "chroma": 1.0, "sana": 3.0}
     for name, shift in static.items():
         assert [shift_of(found[name], side) for side in (512, 1024)] == pytest.approx([shift] * 2)
-    for name in ("flux", "klein"):  # 1,024 and 4,096 tokens
+    for name in ("flux", "flux2"):  # 1,024 and 4,096 tokens
         shifts = [shift_of(found[name], side) for side in (512, 1024)]
         assert shifts == pytest.approx([math.exp(0.63), math.exp(1.15)], rel=1e-4)
     sigmas, x = found["qwen_image"].sigmas((4, 128, 128)), torch.arange(1000, 0, -1) / 1000
@@ -229,7 +229,7 @@ def test_every_adapted_projection_has_a_gradient(
 COUNTS = {
     "sd3": (371_712, 1_486_848),
     "flux": (817_152, 3_268_608),
-    "klein": (430_080, 2_334_720),
+    "flux2": (430_080, 2_334_720),
     "z_image": (522_240, 2_088_960),
     "qwen_image": (1_468_416, 5_873_664),
     "chroma": (817_152, 3_268_608),
@@ -297,7 +297,7 @@ UNFITTING: dict[str, tuple[str, dict[str, Any], str]] = {
     "text encoder": ("sd3", {"train_text_encoder": True}, "train_text_encoder is for Stable Diffusion"),
     "negative": ("flux", {"validation_negative_prompt": "x"}, "negative_prompt has no effect .* Flux1"),
     "compiled": ("sd3", {"torch_compile": True}, "torch_compile is not for a base of StableDiffusion3"),
-    "eager": ("klein", {"attention": "eager"}, "attention=eager .* use one of auto, sdpa"),
+    "eager": ("flux2", {"attention": "eager"}, "attention=eager .* use one of auto, sdpa"),
     "tokenizer": ("sana", {"tokenizer_name": "@photos"}, "leave tokenizer_name out"),
     "scheme": ("tiny_world", {"weighting_scheme": "mode"}, "weighting_scheme=mode is of flow matching"),
     "shift": ("tiny_world", {"timestep_shift": "3"}, "timestep_shift=3 is of flow matching"),

@@ -99,7 +99,7 @@ def test_the_adapter_and_its_lora_draw_the_same_and_no_strength_is_the_base(trai
 
 def test_another_family_refuses_the_adapter_and_is_as_before(trained: Trained) -> None:
     # of the same names and widths are FLUX.1's projections and Chroma's, and at this size Qwen-Image's
-    others = {"flux": "klein", "chroma": "z_image", "qwen_image": "z_image"}
+    others = {"flux": "flux2", "chroma": "z_image", "qwen_image": "z_image"}
     other = flow_pipeline(others.get(trained.family, "flux"))
     before = [name for name, _ in other.transformer.named_modules()]
     with pytest.raises(ValueError, match="load the base it was made for"):
@@ -121,7 +121,7 @@ def test_generate_draws_it_beside_the_base(trained: Trained, flow_base: Bases) -
     assert found.pipeline == f"Ether{type(flow_pipeline(trained.family)).__name__}"
     assert [use.name for use in found.adapters] == ["run"]
     words[-1] = str(trained.folder / "negative")
-    is_refused = trained.family in ("flux", "klein")
+    is_refused = trained.family in ("flux", "flux2")
     assert main(["generate", "--base", str(base), *words, "--negative_prompt", "snow"]) == 2 * is_refused
 
 
@@ -161,18 +161,14 @@ def test_priors_masks_buckets_and_captions_train(family: str, flow_base: Bases, 
         "weighting_scheme": "cosmap",
     }
     losses = []
-    kinds: tuple[dict[str, Json], ...] = ({"prior_preservation": "frozen"}, _class_images(tmp_path))
-    for kind in kinds:
-        run = config(tmp_path, **flags, **kind, output_dir=str(tmp_path / str(kind["prior_preservation"])))
+    images: dict[str, Json] = {"class_data_dir": str(tmp_path / "class"), "num_class_images": 2}
+    for kind, further in (("frozen", {}), ("class_images", images)):
+        flags |= {"prior_preservation": kind, "output_dir": str(tmp_path / kind)}
+        run = config(tmp_path, **flags, **further)
         assert train_dreambooth(run) == 0
         losses.append([line["loss"] for line in log_of(run.output.output_dir)])
     assert len(losses[0]) == len(losses[1]) == 3
     assert losses[0] != losses[1]
-
-
-def _class_images(folder: Path) -> dict[str, Json]:
-    place: dict[str, Json] = {"class_data_dir": str(folder / "class"), "num_class_images": 2}
-    return {"prior_preservation": "class_images", **place}
 
 
 def test_control_images_are_refused_by_name(flow_base: Bases, tmp_path: Path) -> None:
