@@ -1,5 +1,6 @@
 """The engine against our pipelines, which draw a request at a time; and what rows owe each other."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -137,6 +138,34 @@ def test_what_is_drawn_does_not_depend_on_who_else_is_in_the_batch(engine: Engin
     ]
     first, second = (draw(engine, mine, *others)[0] for others in company)
     assert np.array_equal(first, second)
+
+
+def test_requests_of_every_kind_in_any_order_are_each_as_alone(engine: Engine, pipeline: Any) -> None:
+    """Of other adapters, strengths, sizes, steps, schedulers and guidance, some of them cancelled."""
+    dice = random.Random(0)
+    jobs: list[Job] = []
+    for seed in range(40):
+        names = dice.sample(sorted(CONFIGS), dice.randint(0, 2))
+        width, height = dice.choice([(None, None), (32, 32), (16, 32)])
+        request = Request(
+            prompt=dice.choice(["a", "a b c", "e d"]),
+            seed=seed,
+            steps=dice.randint(1, 5),
+            adapters={name: dice.choice([1.0, -0.5, 0.3]) for name in names},
+            guidance_scale=dice.choice([1.0, 3.0, 7.5]),
+            width=width,
+            height=height,
+            scheduler=dice.choice([None, "euler", "dpm++", "unipc", "euler_a"]),
+            negative_prompt=dice.choice([None, "b"]),
+        )
+        while engine.num_waiting == engine.max_waiting:
+            time.sleep(0.005)
+        jobs.append(engine.submit(request, on_step=Job.cancel if dice.random() < 0.2 else None))
+    assert sum(isinstance(job.picture.exception(60), CancelledError) for job in jobs) >= 3
+    for job in jobs:
+        if job.picture.exception() is None:
+            found = np.asarray(job.picture.result()).astype(int)
+            assert np.abs(found - alone(pipeline, job.request)).max() <= 1, job.request
 
 
 def test_a_row_without_guidance_takes_other_adapters_than_its_prompt(engine: Engine) -> None:
