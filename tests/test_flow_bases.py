@@ -292,6 +292,11 @@ def test_sd_3_may_lack_its_largest_text_encoder(tmp_path: Path) -> None:
     assert torch.equal(found.pooled, pooled)
 
 
+def test_cuts_are_said_of_the_tokenizer_that_reads_most(flow_base: Bases) -> None:
+    limits = {name: opened(flow_base(name)).load_tokenizers()[0].model_max_length for name in ("sd3", "flux")}
+    assert limits == {"sd3": 512, "flux": 512}
+
+
 UNFITTING: dict[str, tuple[str, dict[str, Any], str]] = {
     "min-SNR": ("flux", {"snr_gamma": 5.0}, "snr_gamma .* flow matching"),
     "text encoder": ("sd3", {"train_text_encoder": True}, "train_text_encoder is for Stable Diffusion"),

@@ -225,12 +225,12 @@ class FlowBase(Base):
         return int(self.settings["num_layers"])
 
     def load_tokenizers(self) -> list[Any]:
-        """Load the tokenizers alone."""
+        """Load the tokenizers alone; the first is that of the text encoder that reads most."""
         index = read_config(self.folder, "model_index.json")
         found = {part: _class_of(index, part) for part in index if part.startswith("tokenizer")}
         return [
             getattr(transformers, kind, transformers.AutoTokenizer).from_pretrained(str(self.folder / part))
-            for part, kind in found.items()
+            for part, kind in sorted(found.items(), reverse=True)
             if kind is not None
         ]
 
