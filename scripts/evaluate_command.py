@@ -1,14 +1,14 @@
 """`ether evaluate`: is the subject there, is the prompt or control image followed, and what was harmed?"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ether_diffusion.adapters import Adapter, read_adapter
-from ether_diffusion.bases import Base, open_base
+from ether_diffusion.bases import open_base
 from ether_diffusion.benchmark import evaluation
 from ether_diffusion.control.conditioning import encoder_of
 from ether_diffusion.control.palette import read_palette
@@ -143,92 +143,82 @@ def _draw_subject(
     adapter = read_adapter(path)
     if not adapter.parts:
         raise ValueError(f"{path} is a control encoder by itself; give --control_pairs")
-    base, is_tiny, how = _planned(options, path, adapter, num_images=4)
-    if len(prompts) * len(how["seeds"]) < 2:
+    plan = _Plan(options, path, adapter, num_images=4)
+    if len(prompts) * len(plan.sampling.seeds) < 2:
         raise ValueError("this would be one picture; give more prompts or --num_images")
-    others = other_tiny_prompts() if is_tiny else OTHER_PROMPTS
+    others = other_tiny_prompts() if plan.is_tiny else OTHER_PROMPTS
     if options.other_prompts:
         others = _read_prompts(options.other_prompts, "--other_prompts")
     both = set(prompts) & set(others)
     if both:
         raise ValueError(f"{min(both)!r} is among the prompts with and without the subject; take one away")
-    (name,) = drawing.adapter_names([path])
-    sampling = Sampling(prompts=(*prompts, *others), choices=({}, {name: 1.0}), **how)
-    yardsticks = _yardsticks(options, is_tiny=is_tiny, device=device)
-    drawing.warn_of_cuts(base, sampling.prompts)
-    pipeline = _opened(options, base, name, adapter, device)
-    own, other = evaluation.draw_samples(pipeline, sampling, len(prompts), on_progress=drawing.show_progress)
+    sampling = replace(plan.sampling, prompts=(*prompts, *others))
+    yardsticks = _yardsticks(options, is_tiny=plan.is_tiny, device=device)
+    drawing.warn_of_cuts(plan.base, sampling.prompts)
+    own, other = evaluation.draw_samples(
+        plan.open(device), sampling, len(prompts), on_progress=drawing.show_progress
+    )
     drawn = {**own, **{f"{OTHER}_{row}": each for row, each in other.items()}}
-    size: dict[str, Json] = {"width": sampling.width, "height": sampling.height}
-    facts |= {
-        "prompts": list(prompts),
-        "other_prompts": list(others),
-        "batch_size": sampling.batch_size,
-        **size,
-    }
-    facts |= _facts_of(options, path, base, sampling)
+    facts |= {"prompts": list(prompts), "other_prompts": list(others)}
+    facts |= {name: getattr(sampling, name) for name in ("width", "height", "batch_size")}
     rows = {row: sort_samples(samples) for row, samples in own.items()}
-    return report_subject(photos, rows, yardsticks, facts, other=other), drawn
+    return report_subject(photos, rows, yardsticks, facts | plan.facts(), other=other), drawn
 
 
 def _measure_control(options: told.Evaluate, device: torch.device) -> Measured:
     """Measure how pictures drawn before, or by an adapter, follow the control images of pairs."""
     assert options.control_pairs is not None
     pairs = evaluation.read_control_pairs(options.control_pairs)
-    facts: dict[str, Json] = {
-        "control_pairs": options.control_pairs.name,
-        "num_pairs": len(pairs),
-        "control_type": options.control_type,
-        "generated": None if options.generated is None else options.generated.name,
-    }
+    facts: dict[str, Json] = {"control_pairs": options.control_pairs.name, "num_pairs": len(pairs)}
+    facts |= {"control_type": options.control_type, "generated": None}
     if options.generated is not None:
         rows = {"generated": evaluation.read_pictures_of(pairs, options.generated)}
         yardsticks = _control_yardsticks(options, options.control_type, is_tiny=False, device=device)
         check_maps(pairs, yardsticks)
-        return report_control(rows, pairs, yardsticks, facts), {}
+        return report_control(rows, pairs, yardsticks, facts | {"generated": options.generated.name}), {}
     assert options.adapter is not None
     adapter = read_adapter(options.adapter, with_encoder=True)
     kind = options.control_type or encoder_of(adapter).config.control_type
-    base, is_tiny, how = _planned(options, options.adapter, adapter, num_images=1)
-    sampling = Sampling(prompts=("",), choices=({},), **how)
-    yardsticks = _control_yardsticks(options, kind, is_tiny=is_tiny, device=device)
+    plan = _Plan(options, options.adapter, adapter, num_images=1)
+    yardsticks = _control_yardsticks(options, kind, is_tiny=plan.is_tiny, device=device)
     check_maps(pairs, yardsticks)
-    (name,) = drawing.adapter_names([options.adapter])
-    pipeline = _opened(options, base, name, adapter, device, controls=[name])
-    rows = evaluation.draw_pairs(pipeline, pairs, sampling, name, on_progress=drawing.show_progress)
-    facts |= _facts_of(options, options.adapter, base, sampling) | {"control_type": kind}
-    return report_control(rows, pairs, yardsticks, facts), rows
+    pipeline = plan.open(device, controls=[plan.name])
+    rows = evaluation.draw_pairs(pipeline, pairs, plan.sampling, plan.name, on_progress=drawing.show_progress)
+    return report_control(rows, pairs, yardsticks, facts | plan.facts() | {"control_type": kind}), rows
 
 
-def _planned(
-    options: told.Evaluate, path: str, adapter: Adapter, *, num_images: int
-) -> tuple[Base, bool, dict[str, Any]]:
-    """Return an adapter's base, whether that is the embedded one, and how pictures are drawn."""
-    if options.scheduler is not None:
-        check_scheduler(options.scheduler)
-    base = open_base(drawing.find_base(options.base, {path: adapter}))
-    first, number = options.seed or 0, options.num_images or num_images
-    how = {"seeds": tuple(range(first, first + number)), **drawing.drawing(options, base)}
-    return base, base.folder.resolve() == WEIGHTS_FOLDER.resolve(), how
+class _Plan:
+    """An adapter to draw with, its base, and how pictures are drawn."""
 
+    def __init__(self, options: told.Evaluate, path: str, adapter: Adapter, *, num_images: int) -> None:
+        if options.scheduler is not None:
+            check_scheduler(options.scheduler)
+        self.options, self.adapter = options, adapter
+        (self.name,) = drawing.adapter_names([path])
+        self.base = open_base(drawing.find_base(options.base, {path: adapter}))
+        self.is_tiny = self.base.folder.resolve() == WEIGHTS_FOLDER.resolve()
+        first, number = options.seed or 0, options.num_images or num_images
+        how = {"seeds": tuple(range(first, first + number)), **drawing.drawing(options, self.base)}
+        self.sampling = Sampling(prompts=("",), choices=({}, {self.name: 1.0}), **how)
 
-def _opened(
-    options: told.Evaluate, base: Base, name: str, adapter: Adapter, device: torch.device, **how: list[str]
-) -> EtherPipeline:
-    choice = {"device": device, "dtype": options.dtype, "scheduler": options.scheduler}
-    return drawing.open_with_adapters(base, {name: adapter}, **choice, **how)  # type: ignore[arg-type]
+    def open(self, device: torch.device, controls: Collection[str] = ()) -> EtherPipeline:
+        """Load the base and the adapter."""
+        dtype, scheduler, adapters = self.options.dtype, self.options.scheduler, {self.name: self.adapter}
+        return drawing.open_with_adapters(
+            self.base, adapters, device=device, dtype=dtype, scheduler=scheduler, controls=controls
+        )
 
-
-def _facts_of(options: told.Evaluate, path: str, base: Base, drawn: Sampling) -> dict[str, Json]:
-    """Return what a report says of what was drawn, and how."""
-    return {
-        "adapter": Path(path).name,
-        "base": Path(base.name).name if Path(base.name).is_absolute() else base.name,
-        "seeds": list(drawn.seeds),
-        "steps": drawn.steps,
-        "guidance_scale": drawn.guidance_scale,
-        "scheduler": options.scheduler,
-    }
+    def facts(self) -> dict[str, Json]:
+        """Return what a report says of what was drawn, and how."""
+        name = self.base.name
+        return {
+            "adapter": Path(self.options.adapter or "").name,
+            "base": Path(name).name if Path(name).is_absolute() else name,
+            "seeds": list(self.sampling.seeds),
+            "steps": self.sampling.steps,
+            "guidance_scale": self.sampling.guidance_scale,
+            "scheduler": self.options.scheduler,
+        }
 
 
 def _read_prompts(values: tuple[str, ...], flag: str) -> tuple[str, ...]:
