@@ -66,7 +66,7 @@ def test_several_subjects_are_learned_and_scored(tmp_path: Path) -> None:
 
 
 FLOOR = 0.55
-"""Of the mean IoU after the short training below, which gave 0.61, where the base has 0.45."""
+"""Of the mean IoU after the short training below, which gave 0.67, where the base has 0.45."""
 
 
 def test_the_shapes_are_those_of_plane_geometry_in_black_and_white_off_the_border() -> None:
@@ -132,7 +132,7 @@ def mean_ious(adapter: Path) -> tuple[float, float]:
 def test_unseen_concepts_fill_drawn_shapes_after_a_short_training_and_far_better_by_the_shipped_adapter(
     tmp_path: Path,
 ) -> None:
-    base, learned = mean_ious(learn_control(tmp_path, {"max_train_steps": 75, "train_batch_size": 8}))
+    base, learned = mean_ious(learn_control(tmp_path, {"max_train_steps": 75, "train_batch_size": 4}))
     assert learned > FLOOR > base
     shipped = mean_ious(control_adapter_path())[1]
     assert shipped > 0.8
