@@ -11,15 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
@@ -59,7 +52,7 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_as_text)]
+Text = Annotated[str, pydantic.AfterValidator(_as_text)]
 PathText = Annotated[Path, BeforeValidator(_as_path)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -146,7 +139,7 @@ class Options(BaseModel):
         except ValidationError as error:
             raise OptionsError(tuple(_sentences(type(self), error))) from None
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _are_consistent(self) -> Self:
         if problems := list(self._contradictions()):
             raise OptionsError(problems)

@@ -16,15 +16,8 @@ from PIL import Image
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import Base
 from ether_diffusion.durable_files import replace_folder, write_files
+from ether_diffusion.metrics import scores as metrics
 from ether_diffusion.metrics.encoders import check_encoder, load_encoder
-from ether_diffusion.metrics.scores import (
-    OTHER_PROMPTS,
-    likeness_of_pairs,
-    likeness_to,
-    other_tiny_prompts,
-    relative_drift,
-    without_identifier,
-)
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.checkpoint import Checkpoint
@@ -68,7 +61,7 @@ def open_evaluator(config: DreamBoothConfig, base: Base, training: PhotoFolder) 
         raise ValueError(f"{found}, which likeness to prompts needs; give a further eval_encoder, as clip")
     if find_spec("matplotlib") is None:
         logger.warning("no curve is drawn: pip install 'ether-diffusion[evaluate]' for matplotlib")
-    others = other_tiny_prompts() if is_tiny else OTHER_PROMPTS
+    others = metrics.other_tiny_prompts() if is_tiny else metrics.OTHER_PROMPTS
     prompts = config.subject_prompts or tuple(f"{config.trigger} {place}" for place in PLACES)
     return SubjectEvaluator(
         prompts,
@@ -104,7 +97,7 @@ class SubjectEvaluator:
         self._device, names = device, (self.viewer_name, self.reader_name)
         loaded = {name: load_encoder(name, offline=self.offline) for name in dict.fromkeys(names)}
         self._viewer, self._reader = (loaded[name] for name in names)
-        texts = [without_identifier(prompt, self.identifier) for prompt in self.prompts]
+        texts = [metrics.without_identifier(prompt, self.identifier) for prompt in self.prompts]
         with self._at_work():
             self._seen = self._viewer.view([each.decode().rgb for each in self.photos]).subjects
             self._texts = self._reader.embed_texts(texts)
@@ -117,9 +110,13 @@ class SubjectEvaluator:
             read = seen.whole if self._reader is self._viewer else self._reader.embed_images(pictures)
             flat = ([each for row in rows for each in row] for rows in (other, base_other))
             drawn, base = map(self._viewer.embed_images, flat)
-            drift = relative_drift(drawn, base, torch.arange(len(base)) // len(other[0]))
+            drift = metrics.relative_drift(drawn, base, torch.arange(len(base)) // len(other[0]))
         texts = self._texts.repeat_interleave(len(subject[0]), dim=0)
-        found = (likeness_to(self._seen, seen.subjects), likeness_of_pairs(read, texts), drift)
+        found = (
+            metrics.likeness_to(self._seen, seen.subjects),
+            metrics.likeness_of_pairs(read, texts),
+            drift,
+        )
         return {name: values.tolist() for name, values in zip(MEASURES, found, strict=True)}
 
     @contextmanager

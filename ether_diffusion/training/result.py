@@ -13,16 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ether_diffusion.adapters import AdapterMetadata, read_adapter
+from ether_diffusion.adapters import format as layout
 from ether_diffusion.adapters.card import encoder_card, is_ours, model_card, plain_card
 from ether_diffusion.adapters.control_encoder import control_files
-from ether_diffusion.adapters.format import (
-    CARD_NAME,
-    CONFIG_NAME,
-    CONTROL_CONFIG_NAME,
-    ENCODER_NAME,
-    EXPORT_NAME,
-    TENSORS_NAME,
-)
 from ether_diffusion.adapters.load import remove_adapter
 from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
@@ -37,12 +30,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONTROL_FILES = (CONTROL_CONFIG_NAME, ENCODER_NAME)
+CONTROL_FILES = (layout.CONTROL_CONFIG_NAME, layout.ENCODER_NAME)
 SAMPLES_FOLDER, FINAL = "samples", "final"
 EVALUATION_NAME, CURVE_NAME = "evaluation.json", "evaluation.png"
 _FOLDERS = ("", *(f"{each}/" for each in TEXT_ENCODERS))
-UPLOADED = [CARD_NAME, EXPORT_NAME, *CONTROL_FILES, f"{SAMPLES_FOLDER}/*.png", CURVE_NAME, EVALUATION_NAME]
-UPLOADED += [f"{part}{name}" for part in _FOLDERS for name in (CONFIG_NAME, TENSORS_NAME)]
+UPLOADED = [
+    layout.CARD_NAME,
+    layout.EXPORT_NAME,
+    *CONTROL_FILES,
+    f"{SAMPLES_FOLDER}/*.png",
+    CURVE_NAME,
+    EVALUATION_NAME,
+]
+UPLOADED += [f"{SAMPLES_FOLDER}/*.png"]
+UPLOADED += [f"{part}{name}" for part in _FOLDERS for name in (layout.CONFIG_NAME, layout.TENSORS_NAME)]
 """All of a run's folder that is for others: its settings name folders of this machine."""
 
 
@@ -106,18 +107,20 @@ def _save_lora(folder: Path, run: "Run") -> Path:
     """Write PEFT's LoRA as diffusers' own scripts do."""
     arguments: dict[str, object] = {}
     for part in run.trainer.parts:
-        tensors, config = load_file(folder / f"{part.prefix}{TENSORS_NAME}"), part.config.to_dict()
+        tensors, config = load_file(folder / f"{part.prefix}{layout.TENSORS_NAME}"), part.config.to_dict()
         name = run.base.denoiser if part.part == "unet" else part.part
         arguments[f"{name}_lora_layers"] = {key.removeprefix(PEFT_PREFIX): t for key, t in tensors.items()}
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         arguments[f"{name}_lora_adapter_metadata"] = plain
     with TemporaryDirectory() as temporary:
-        run.base.pipeline_class.save_lora_weights(temporary, weight_name=EXPORT_NAME, **arguments)
-        with safe_open(Path(temporary) / EXPORT_NAME, framework="pt") as file:
+        run.base.pipeline_class.save_lora_weights(temporary, weight_name=layout.EXPORT_NAME, **arguments)
+        with safe_open(Path(temporary) / layout.EXPORT_NAME, framework="pt") as file:
             header = file.metadata()
-        tensors = load_file(Path(temporary) / EXPORT_NAME)
-    write_files(folder, {EXPORT_NAME: safetensors_bytes(tensors, header)})  # whole, equal bytes each time
-    return folder / EXPORT_NAME
+        tensors = load_file(Path(temporary) / layout.EXPORT_NAME)
+    write_files(
+        folder, {layout.EXPORT_NAME: safetensors_bytes(tensors, header)}
+    )  # whole, equal bytes each time
+    return folder / layout.EXPORT_NAME
 
 
 def restore_control(encoder: ControlEncoder, folder: Path) -> None:
@@ -147,20 +150,20 @@ def write_card(
     evaluation: Sequence[str] = (),
 ) -> None:
     """Write README.md, unless somebody edited the one that is there; evaluation are lines on it."""
-    path, method = folder / CARD_NAME, run.config.adapter.adapter
+    path, method = folder / layout.CARD_NAME, run.config.adapter.adapter
     if path.exists() and not is_ours(path):
         logger.info("left %s as it is: it was edited", path)
         return
     control = None if run.trainer.control is None else run.base.drawn_by_with_control
     told: dict[str, Any] = {"pictures": pictures, "evaluation": evaluation, "control": control}
-    exported = told | {"has_lora_export": (folder / EXPORT_NAME).exists()}
+    exported = told | {"has_lora_export": (folder / layout.EXPORT_NAME).exists()}
     if method == "none":
         text = encoder_card(metadata_of_run(run, step), **told)
     elif method.startswith("ether"):
         text = model_card(read_adapter(folder, with_encoder=False).first, **exported)
     else:
         text = plain_card(method.upper(), metadata_of_run(run, step), **exported)
-    write_files(folder, {CARD_NAME: text.encode()})
+    write_files(folder, {layout.CARD_NAME: text.encode()})
 
 
 def open_repository(config: OutputConfig, token: str | None) -> str:
