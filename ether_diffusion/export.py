@@ -294,9 +294,8 @@ def lora_header(adapter: AdapterPart, *, rank: int, title: str, denoiser: nn.Mod
         entries["modelspec.trigger_phrase"] = trigger
     of_base: Any = getattr(denoiser, "config", None)
     widths = tuple(getattr(of_base, "block_out_channels", ()))
-    version, architecture = _FAMILIES.get(
-        (widths, str(getattr(of_base, "cross_attention_dim", ""))), ("", "")
-    )
+    context = str(getattr(of_base, "cross_attention_dim", ""))
+    version, architecture = _FAMILIES.get((widths, context), ("", ""))
     if version == "sd_v2":
         entries["ss_v2"] = "True"  # which A1111 asks, and not the version
         if of_base.sample_size == 96:

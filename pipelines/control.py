@@ -1,6 +1,5 @@
 """Text-to-image with a control image: an image says where, a prompt says what; SD 1.x, 2.x and SDXL."""
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from ether_diffusion.control import (
 from ether_diffusion.control.conditioning import encoder_of
 from ether_diffusion.control.images import listed_images
 from ether_diffusion.pipelines.loading import Choice, EtherLoaderMixin, loaded_adapters
-from ether_diffusion.pipelines.metadata import attach_metadata, metadata_of, num_prompts_of
+from ether_diffusion.pipelines.metadata import Call, attach_metadata, metadata_of
 from ether_diffusion.pipelines.stable_diffusion import EtherStableDiffusionPipeline
 from ether_diffusion.pipelines.stable_diffusion_xl import EtherStableDiffusionXLPipeline
 from ether_diffusion.wording import listed
@@ -88,6 +87,7 @@ class EtherControlMixin(EtherLoaderMixin):
         control_strength: float = 1.0,
         control: str | None = None,
         adapters: Choice | None = None,
+        seed: int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Make pictures that follow a control image; all other arguments are as without.
@@ -103,18 +103,16 @@ class EtherControlMixin(EtherLoaderMixin):
         if isinstance(adapters, Mapping):
             alone = self.controls.keys() - loaded_adapters(self).keys()
             adapters = {name: strength for name, strength in adapters.items() if name not in alone}
+        call = self._bind(args, kwargs, seed)
         if control_image is None:
             if control is not None or control_strength != 1.0:
                 raise ValueError("control and control_strength need a control_image; give one")
-            return super().__call__(*args, adapters=adapters, **kwargs)
-        options = {name: value for name, value in kwargs.items() if name != "seed"}
-        bound = inspect.signature(super(EtherLoaderMixin, self).__call__).bind(*args, **options)  # type: ignore[misc]
-        bound.apply_defaults()
+            return self._draw(call, adapters)
         strength = float(control_strength)
-        encoder, images, facts = self._plan(bound.arguments, control_image, strength, control)
+        encoder, images, facts = self._plan(call, control_image, strength, control)
         guided = controlled(self.components["unet"], encoder, images, strength=strength)
         with torch.no_grad(), guided:
-            output = super().__call__(*args, adapters=adapters, **kwargs)
+            output = self._draw(call, adapters)
         pictures = output[0] if isinstance(output, tuple) else output.images
         for picture, further in zip(pictures, facts, strict=False):  # arrays and latents carry nothing
             known = metadata_of(picture) if isinstance(picture, Image.Image) else None
@@ -124,16 +122,14 @@ class EtherControlMixin(EtherLoaderMixin):
 
     def _plan(
         self,
-        arguments: Mapping[str, Any],
+        call: Call,
         image: ControlImage | Sequence[ControlImage],
         strength: float,
         control: str | None,
     ) -> tuple[ControlEncoder, Tensor, list[dict[str, Fact]]]:
         """Return what a call does with images (pictures, 3, height, width), and what its pictures say."""
         if not math.isfinite(strength):
-            raise ValueError(
-                f"control_strength={strength} is not a finite number; 1 is as trained, 0 without"
-            )
+            raise ValueError(f"control_strength={strength} is not a finite number; 1 is as trained")
         name = next(iter(self.controls)) if control is None and len(self.controls) == 1 else control
         if name is None or name not in self.controls:
             loaded = listed(self.controls) or "none, use load_control_weights"
@@ -141,14 +137,14 @@ class EtherControlMixin(EtherLoaderMixin):
         encoder, size = self.controls[name], self.components["unet"].config.sample_size
         # the size of the pictures in px, as diffusers' pipelines choose it
         height, width = (size, size) if isinstance(size, int) else size
-        height = arguments["height"] or height * self.vae_scale_factor
-        width = arguments["width"] or width * self.vae_scale_factor
+        height = call.arguments["height"] or height * self.vae_scale_factor
+        width = call.arguments["width"] or width * self.vae_scale_factor
         kind = encoder.config.control_type
         images = control_batch(image, height=height, width=width, control_type=kind)
-        num_prompts, each = num_prompts_of(arguments), arguments["num_images_per_prompt"] or 1
+        num_prompts, each = call.num_prompts, call.images_per_prompt
         if len(images) not in (1, num_prompts):
             raise ValueError(
-                f"found {len(images)} control images for {num_prompts} prompts; give one, or one for each"
+                f"found {len(images)} control images for {num_prompts} prompts; give one for each"
             )
         hashes = [control_image_sha256(one) for one in listed_images(image)]
         common: dict[str, Fact] = {

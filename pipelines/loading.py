@@ -20,7 +20,13 @@ from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.metadata import AdapterUse, Call, attach_metadata, bind_call, fingerprint_of
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
-from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, put_in_force, strength_of
+from ether_diffusion.tuner.other_layers import (
+    adapters_of,
+    check_strengths,
+    other_layers,
+    put_in_force,
+    strength_of,
+)
 from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
@@ -106,16 +112,12 @@ class EtherLoaderMixin:
         loaded, uses = loaded_adapters(self), list[AdapterUse]()
         for name in loaded if chosen is None else chosen:
             layers = [layer for layers in loaded[name].values() for layer in layers]
-            strengths = (
-                {_strength(each, name, scale) for each in layers} if chosen is None else {chosen[name]}
-            )
+            strengths = {chosen[name]} if chosen else {_strength(each, name, scale) for each in layers}
             if strengths != {0.0}:
-                tensors = {part.name: adapter_tensors(part.model, name) for part in loaded[name]}
+                own = {part.name: adapter_tensors(part.model, name) for part in loaded[name]}
                 # sequential offloading keeps the values elsewhere
-                there = {
-                    part: t for part, t in tensors.items() if not any(each.is_meta for each in t.values())
-                }
-                hashes = {part: content_hash(found) for part, found in there.items()}
+                there = {part: t for part, t in own.items() if not any(v.is_meta for v in t.values())}
+                hashes = {part: content_hash(tensors) for part, tensors in there.items()}
                 uses.append(AdapterUse(name, strengths.pop() if len(strengths) == 1 else None, hashes))
         return tuple(uses)
 
@@ -142,8 +144,9 @@ class EtherLoaderMixin:
                 f"{listed(names)} has no strength that could be set for all calls; leave the weights out, or "
                 f"choose for a call with adapters={{{names[0]!r}: 1.0}}, or {{}} for the base"
             )
-        for layer in {layer: None for layers in others.values() for layer in layers}:
-            put_in_force(layer, names)
+        for part in {part: None for name in names for part in loaded_adapters(self)[name]}:
+            for layer in other_layers(part.model):
+                put_in_force(layer, names)
 
     def fuse(self, *, scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
         """Merge the active adapters, or those named, into the weights, at `scale` times their strengths."""
@@ -172,11 +175,8 @@ class EtherLoaderMixin:
 
     def unload(self, adapter_names: str | Sequence[str] | None = None) -> None:
         """Take adapters out, by default all of them, which leaves the base as it was, bit for bit."""
-        names = (
-            [adapter_names]
-            if isinstance(adapter_names, str)
-            else list(adapter_names or loaded_adapters(self))
-        )
+        given = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        names = list(given or loaded_adapters(self))
         self._checked_names(names)
         self.unfuse()
         for part in find_parts(self):
@@ -218,18 +218,19 @@ class EtherLoaderMixin:
             seed: of the first picture, the next has seed + 1 and so on; or one per picture. Without `seed`
                 and `generator`, torch's global generator draws it.
         """
-        call = bind_call(super().__call__, args, kwargs, seed=seed)  # type: ignore[misc]  # diffusers'
+        return self._draw(self._bind(args, kwargs, seed), adapters)
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int | Sequence[int] | None) -> Call:
+        return bind_call(super().__call__, args, kwargs, seed=seed)  # type: ignore[misc]  # diffusers'
+
+    def _draw(self, call: Call, adapters: Choice | None) -> Any:
         choice = None if adapters is None else self._checked_choice(adapters, call.num_prompts)
         if call.scale != 1.0:
             others = _others(self)
             if not all(isinstance(layer, LoraLayer) for layers in others.values() for layer in layers):
-                raise ValueError(
-                    f"cross_attention_kwargs' scale does not reach {listed(others)}; use adapters="
-                )
+                raise ValueError(f"cross_attention_kwargs' scale does not reach {listed(others)}")
             if isinstance(choice, list):
-                raise ValueError(
-                    "cross_attention_kwargs' scale does not reach adapters by prompt; leave it out"
-                )
+                raise ValueError("cross_attention_kwargs' scale does not reach adapters by prompt")
         with self._chosen(choice, call.images_per_prompt):
             if isinstance(choice, list):
                 uses = [self._uses(one) for one in choice for _ in range(call.images_per_prompt)]
@@ -303,9 +304,8 @@ class EtherLoaderMixin:
                 elif any(isinstance(layer, EtherLayer) for layer in layers):
                     # the text encoders see each prompt once, the denoiser once for each of its pictures
                     repeats = 1 if part.name.startswith("text_encoder") else images_each
-                    pairs = [
-                        next(iter(one.items()), ("", 0.0)) for one in choice or () for _ in range(repeats)
-                    ]
+                    each = [one for one in choice or () for _ in range(repeats)]
+                    pairs = [next(iter(one.items()), ("", 0.0)) for one in each]
                     rows = [name if name in names else None for name, _ in pairs]
                     stack.enter_context(chosen_adapters(part.model, {}))
                     stack.enter_context(mixed_adapters(part.model, rows, scales=[s for _, s in pairs]))

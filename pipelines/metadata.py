@@ -174,7 +174,9 @@ def bind_call(
     bound.apply_defaults()
     values = dict(bound.arguments)
     values |= values.pop("kwargs", {})
-    num_prompts, images_per_prompt = num_prompts_of(values), values["num_images_per_prompt"] or 1
+    rows = values.get("prompt_embeds") if values.get("prompt") is None else values["prompt"]
+    num_prompts = 1 if rows is None or isinstance(rows, str) else len(rows)
+    images_per_prompt = values["num_images_per_prompt"] or 1
     num_images, given, seeds = num_prompts * images_per_prompt, values["generator"], list[int | None]()
     if given is None:
         drawn = _expand_seeds(seed, num_images)
@@ -188,14 +190,6 @@ def bind_call(
         seeds += map(_fresh_seed, generators) if told else [None] * num_images
     defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     return Call(values, defaults, num_prompts, images_per_prompt, seeds)
-
-
-def num_prompts_of(arguments: Mapping[str, Any]) -> int:
-    """Return how many prompts, or rows of embeddings, a call has."""
-    prompt, embeddings = arguments.get("prompt"), arguments.get("prompt_embeds")
-    if prompt is not None:
-        return 1 if isinstance(prompt, str) else len(prompt)
-    return 1 if embeddings is None else len(embeddings)
 
 
 def library_versions() -> dict[str, str]:
@@ -310,12 +304,6 @@ def read_image_metadata(picture: str | Path | bytes) -> ImageMetadata | None:
         ValueError: it is no PNG, or what it says is damaged, too large, or of a newer release.
     """
     where = "the picture" if isinstance(picture, bytes) else printable(picture, 300)
-    text = read_png_text(picture, KEYWORD, where)
-    return None if text is None else parse_metadata(text, f"the metadata of {where}")
-
-
-def read_png_text(picture: str | Path | bytes, keyword: str, where: str) -> str | None:
-    """Return the text of a keyword that stands before a PNG's pixels, which are not decoded."""
     if not isinstance(picture, bytes):
         if not Path(picture).exists():
             raise FileNotFoundError(f"there is no file {where}")
@@ -325,14 +313,14 @@ def read_png_text(picture: str | Path | bytes, keyword: str, where: str) -> str 
             picture = file.read(MAX_HEAD_BYTES)
     try:
         with Image.open(io.BytesIO(picture[:MAX_HEAD_BYTES]), formats=["PNG"]) as image:
-            text = image.info.get(keyword)
+            text = image.info.get(KEYWORD)
     except UnidentifiedImageError:
         raise ValueError(f"{where} is not a PNG, or damaged; metadata is read from PNGs only") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where} is damaged or hostile ({printable(error)}); it is not read") from None
     if text is not None and len(text) > MAX_TEXT_BYTES:
         raise ValueError(f"{where} carries {len(text)} bytes of metadata; at most {MAX_TEXT_BYTES} are read")
-    return text
+    return None if text is None else parse_metadata(text, f"the metadata of {where}")
 
 
 def parse_metadata(text: str | bytes, where: str) -> ImageMetadata:

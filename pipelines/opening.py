@@ -76,6 +76,5 @@ def make_scheduler(name: str, base_scheduler: Any) -> Any:
             needs = f"the base needs {setting}={value!r}, which {SCHEDULERS[name]} does not know"
             raise ValueError(f"{needs}; use another scheduler, or leave it out for the base's own")
     # from_config leaves out what the base has by default, where another scheduler's default may differ
-    return kind.from_config(
-        config, **{name: config[name] for name in NOISE if name in config and name in known}
-    )
+    noise = {name: config[name] for name in NOISE if name in config and name in known}
+    return kind.from_config(config, **noise)

@@ -60,9 +60,8 @@ def generate(options: told.Generate) -> int:
         sampling = replace(sampling, guidance_scale=base.guidance_scale)
     drawing.warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
     how: Any = {"device": drawing.find_device(options.device), "dtype": options.dtype}
-    pipeline = drawing.open_with_adapters(
-        base, adapters, **how, scheduler=options.scheduler, controls=follower
-    )
+    how |= {"scheduler": options.scheduler, "controls": follower}
+    pipeline = drawing.open_with_adapters(base, adapters, **how)
     pictures = draw_pictures(pipeline, sampling, control=control, on_progress=drawing.show_progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     if is_one:

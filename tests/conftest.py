@@ -12,6 +12,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 UNetInputs = tuple[Tensor, Tensor, Tensor]
+Capture = pytest.CaptureFixture[str]
+Log = pytest.LogCaptureFixture
+Patch = pytest.MonkeyPatch
+Factory = pytest.TempPathFactory
 
 
 @pytest.fixture(autouse=True)

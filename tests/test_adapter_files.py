@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Patch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
@@ -108,7 +109,7 @@ def test_the_same_adapter_gives_the_same_bytes_every_time(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("moment", range(6))
 def test_an_interruption_at_any_step_of_writing_leaves_the_old_or_the_new_adapter_whole(
-    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: int, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     old = detach_adapter(adapted_unet(), "default")
     new = AdapterPart(old.config, {name: -2 * tensor for name, tensor in old.tensors.items()}, old.metadata)

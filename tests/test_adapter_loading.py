@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Factory, Log
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import IPAdapterPlusImageProjection, MultiIPAdapterImageProjection
@@ -36,7 +37,7 @@ A_SECOND = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:User
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: Factory) -> Path:
     """The adapter of adapted_unet(), which is always the same."""
     folder = tmp_path_factory.mktemp("saved")
     save_ether(adapted_unet(), folder)
@@ -44,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unknown(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unknown(saved: Path, tmp_path_factory: Factory) -> Path:
     """The same without a word of its base, as PEFT's own save_pretrained would have written it."""
     return without_fingerprint(saved, tmp_path_factory.mktemp("unknown"))
 
@@ -80,9 +81,7 @@ def test_a_saved_adapter_gives_the_same_output_bit_for_bit_through_load_ether_an
     assert exactly_equal(output(PeftModel.from_pretrained(small_unet(), tmp_path)), expected)
 
 
-def test_loading_says_into_how_many_projections_and_draws_no_random_number(
-    saved: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_loading_says_into_how_many_projections_and_draws_no_random_number(saved: Path, caplog: Log) -> None:
     unet = small_unet()
     before = torch.get_rng_state()
     with caplog.at_level(logging.INFO, logger="ether_diffusion"):
@@ -93,7 +92,7 @@ def test_loading_says_into_how_many_projections_and_draws_no_random_number(
 
 
 def test_a_file_that_plain_peft_wrote_loads_and_says_once_that_its_base_is_unchecked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: Log
 ) -> None:
     model, fresh = get_peft_model(small_unet(), EtherConfig()), small_unet()
     model.save_pretrained(tmp_path)
@@ -122,17 +121,6 @@ def test_an_adapter_loads_into_a_peft_model_that_carries_another(saved: Path) ->
     assert exactly_equal(output(model), before)
     model.set_adapter("dog")
     assert exactly_equal(output(model), output(adapted_unet()))
-
-
-def test_two_loaded_adapters_are_weighed_by_set_adapters(saved: Path, tmp_path: Path) -> None:
-    two = adapted_unet(variant="ether_plus", init_weights=False)
-    save_ether(two, tmp_path)
-    unet = small_unet()
-    load_ether(unet, saved, adapter_name="one")
-    load_ether(unet, tmp_path, adapter_name="two")
-    assert exactly_equal(output(unet), output(two))  # the newest alone is active, as in diffusers
-    unet.set_adapters(["one", "two"], [1.0, 0.0])
-    assert exactly_equal(output(unet), output(adapted_unet()))
 
 
 def test_dropout_stays_off_in_a_model_that_is_in_eval_mode(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Factory, Patch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from hostile_files import state
 from huggingface_hub import DryRunFileInfo
@@ -44,7 +45,7 @@ def encoded(pipe: SimpleNamespace) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def with_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_text(tmp_path_factory: Factory) -> Path:
     """The adapters of adapted_pipeline()."""
     folder = tmp_path_factory.mktemp("with_text")
     save_ether(adapted_pipeline(), folder)
@@ -52,7 +53,7 @@ def with_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_unet(tmp_path_factory: Factory) -> Path:
     folder = tmp_path_factory.mktemp("of_unet")
     save_ether(adapted_unet(), folder)
     return folder
@@ -159,7 +160,7 @@ def test_a_text_encoder_that_does_not_fit_leaves_the_unet_untouched(with_text: P
 
 
 def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
-    with_text: Path, monkeypatch: pytest.MonkeyPatch
+    with_text: Path, monkeypatch: Patch
 ) -> None:
     pipe, layers = pipeline(), iter(range(100))
     before = state(pipe.components["unet"])
@@ -181,7 +182,7 @@ def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
 
 
 def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
-    of_unet: Path, monkeypatch: pytest.MonkeyPatch
+    of_unet: Path, monkeypatch: Patch
 ) -> None:
     model = get_peft_model(small_unet(), EtherConfig(num_blocks=2))
     before, flags = output(model), [p.requires_grad for p in model.parameters()]
@@ -202,7 +203,7 @@ def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
 
 
 @pytest.fixture
-def hub_cache(tmp_path: Path, of_unet: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hub_cache(tmp_path: Path, of_unet: Path, monkeypatch: Patch) -> Path:
     """A cache of the Hub as a download leaves it, with the adapter somebody/dog."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     revision = "0" * 40
@@ -215,7 +216,7 @@ def hub_cache(tmp_path: Path, of_unet: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("is_offline", [True, False])
 def test_an_adapter_of_the_hub_is_read_from_what_was_downloaded(
-    is_offline: bool, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+    is_offline: bool, hub_cache: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
     pipe = pipeline()
@@ -226,9 +227,7 @@ def test_an_adapter_of_the_hub_is_read_from_what_was_downloaded(
         read_adapter("somebody/cat", local_files_only=not is_offline)
 
 
-def test_a_folder_is_taken_before_the_hub(
-    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_taken_before_the_hub(hub_cache: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(next(hub_cache.glob("*/snapshots/*")), tmp_path / "somebody" / "cat")
     with warnings.catch_warnings():
@@ -237,7 +236,7 @@ def test_a_folder_is_taken_before_the_hub(
 
 
 @pytest.fixture
-def hub(of_unet: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def hub(of_unet: Path, monkeypatch: Patch) -> Callable[..., list[str]]:
     """Let a Hub have one model, whose files have the sizes given; return what it gives out."""
 
     def stand_in(folder: Path = of_unet, **sizes: int) -> list[str]:
@@ -273,7 +272,7 @@ def test_a_file_of_the_hub_that_is_too_large_is_not_downloaded(hub: Callable[...
 
 
 def test_a_lora_of_the_hub_is_named(
-    hub: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Callable[..., list[str]], tmp_path: Path, monkeypatch: Patch
 ) -> None:
     hub(tmp_path)
     monkeypatch.setattr(

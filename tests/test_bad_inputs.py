@@ -16,6 +16,7 @@ from pathlib import Path
 
 import photo_files
 import pytest
+from conftest import Capture, Factory, Log, Patch
 from PIL import Image
 from training_runs import environment, write_base
 
@@ -28,9 +29,7 @@ PROMPT = ("--instance_prompt", "a sks cat")
 class Place:
     """A folder of photos, and the command that trains on it."""
 
-    def __init__(
-        self, base: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def __init__(self, base: Path, capsys: Capture, caplog: Log) -> None:
         self.base, self.capsys, self.caplog = base, capsys, caplog
         self.photos, self.run = Path("photos"), Path("run")
         self.photos.mkdir()
@@ -126,18 +125,12 @@ def without_rights() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: Factory) -> Path:
     return write_base(tmp_path_factory.mktemp("base") / "base")
 
 
 @pytest.fixture
-def place(
-    base: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> Place:
+def place(base: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture, caplog: Log) -> Place:
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", "ether_diffusion")
     return Place(base, capsys, caplog)
@@ -257,7 +250,7 @@ def test_photos_that_changed_between_two_calls_are_named(place: Place) -> None:
 
 
 @pytest.fixture
-def photos_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
+def photos_vanish(monkeypatch: Patch) -> None:
     """Move the photos away as soon as the first step is done."""
     report = Session._report
 
@@ -280,7 +273,7 @@ def test_a_photo_that_is_deleted_during_a_run_is_not_missed_where_it_is_cached(p
 
 @pytest.mark.usefixtures("photos_vanish")
 def test_a_photo_that_is_deleted_during_a_run_stops_it_behind_a_checkpoint(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 0)
     write(a_png=photo_files.photo(1), b_png=photo_files.photo(2))
@@ -318,7 +311,7 @@ def test_prompts_that_are_cut_or_may_not_work_are_doubted(place: Place) -> None:
     ],
 )
 def test_parts_of_the_base_that_cannot_be_had_are_refused(
-    place: Place, monkeypatch: pytest.MonkeyPatch, words: tuple[str, str], sentence: str
+    place: Place, monkeypatch: Patch, words: tuple[str, str], sentence: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     write(a_png=photo_files.photo())
@@ -326,7 +319,7 @@ def test_parts_of_the_base_that_cannot_be_had_are_refused(
     assert said.startswith(sentence)
 
 
-def test_everything_that_is_wrong_is_said_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_that_is_wrong_is_said_at_once(place: Place, monkeypatch: Patch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     write(
         a_png=photo_files.photo(1), a_txt=b"one", a_caption=b"two", b_png=photo_files.photo(2), b_txt=b"\xe9"

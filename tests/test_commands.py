@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Capture, Factory, Patch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import tiny_sd
@@ -34,7 +35,7 @@ def run(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: Factory) -> Path:
     """A folder with a base, another base, a UNet by itself, an adapter and an official checkpoint."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
@@ -52,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(made: Path, tmp_path: Path, monkeypatch: Patch) -> Path:
     """A fresh working directory of links to what was made."""
     for part in made.iterdir():
         (tmp_path / part.name).symlink_to(part)
@@ -60,7 +61,7 @@ def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         ether.main(["--help"])
     assert ended.value.code == 0
@@ -68,7 +69,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in said for command in ("generate", "inspect", "export", "merge", "convert"))
 
 
-def test_inspect_says_what_an_adapter_holds(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_says_what_an_adapter_holds(work: Path, capsys: Capture) -> None:
     assert ether.main(["inspect", "adapter", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["unet"]
     adapter = read_adapter(work / "adapter")
@@ -111,9 +112,7 @@ def test_export_takes_a_unet_a_name_and_another_base_and_writes_beside_by_defaul
     assert any(not torch.equal(made[0][key], made[1][key]) for key in made[0])
 
 
-def test_merge_writes_a_pipeline_or_a_unet_that_stock_diffusers_loads(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merge_writes_a_pipeline_or_a_unet_that_stock_diffusers_loads(work: Path, capsys: Capture) -> None:
     merge = ["merge", "adapter", "--scale", "0.5"]
     assert ether.main([*merge, "--base", "base", "--output", "merged"]) == 0
     assert capsys.readouterr().out == "merged\n"
@@ -156,9 +155,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("command", WRONG)
-def test_a_users_error_is_one_sentence_and_changes_nothing(
-    work: Path, command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_users_error_is_one_sentence_and_changes_nothing(work: Path, command: str, capsys: Capture) -> None:
     (work / "empty").mkdir()
     (work / "foreign").mkdir()
     save_file({"x": torch.ones(1)}, work / "foreign" / "pytorch_lora_weights.safetensors")
@@ -180,9 +177,7 @@ def test_debugging_lets_the_error_go_on() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["export", "adapter"], ["merge", "a", "--base", "b"]])
-def test_a_command_line_that_does_not_parse_ends_with_code_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_line_that_does_not_parse_ends_with_code_2(arguments: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         ether.main(arguments)
     assert ended.value.code == 2

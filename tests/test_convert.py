@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Patch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
@@ -245,9 +246,7 @@ class Intruder:
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x, protocol=2))])
-def test_a_checkpoint_with_code_in_it_is_not_run(
-    write: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_with_code_in_it_is_not_run(write: object, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     assert callable(write)
     write({"model": Intruder()}, tmp_path / "bad.pth")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Factory, Patch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from real_configs import meta_unet
 from safetensors import safe_open
@@ -59,7 +60,7 @@ def run_stock_diffusers(jobs: list[tuple[str, Path, Path]], folder: Path) -> dic
 
 
 @pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def outside(tmp_path_factory: Factory) -> dict[str, Tensor]:
     """What diffusers alone computes from our exports, and what we compute ourselves, by job and scale."""
     folder = tmp_path_factory.mktemp("outside")
     torch.manual_seed(0)
@@ -171,7 +172,7 @@ def test_the_header_names_the_family_of_a_real_unet(
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: Factory) -> Path:
     torch.manual_seed(0)
     return save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path_factory.mktemp("saved") / "adapter")
 
@@ -355,9 +356,7 @@ def test_merging_keeps_the_dtype_and_at_scale_0_the_weights(trained: Path, tmp_p
         assert torch.equal(merged[name], weight), name
 
 
-def test_a_failed_merge_leaves_nothing_behind(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_merge_leaves_nothing_behind(trained: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     pipe = tiny_sd()
     before = pipe.unet.mid_block.attentions[0].proj_in.weight.clone()
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Capture, Log
 from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
@@ -79,7 +80,7 @@ FAULTY: dict[str, tuple[Callable[[], Any], Fault]] = {
 
 @pytest.mark.parametrize("name", FAULTY)
 def test_generate_names_a_picture_that_shows_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path, caplog: Log, capsys: Capture, name: str
 ) -> None:
     make, fault = FAULTY[name]
     assert generate(tmp_path, make(), "--seed", "3") == 3
@@ -93,7 +94,7 @@ def test_generate_names_a_picture_that_shows_nothing(
 
 @pytest.mark.parametrize("value", [-1.0, -4.0, 4.0])
 def test_a_picture_that_is_drawn_black_or_white_is_as_good_as_any(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float
+    tmp_path: Path, caplog: Log, value: float
 ) -> None:
     assert generate(tmp_path, colour_sd(value)) == 0
     assert not caplog.text
@@ -108,7 +109,7 @@ def test_a_good_picture_beside_a_faulty_one_is_a_success(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", [EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline])
 def test_a_vae_that_overflows_in_half_precision_decodes_in_float32(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Any
+    tmp_path: Path, caplog: Log, kind: Any
 ) -> None:
     is_xl = kind is EtherStableDiffusionXLPipeline
     pipe = overflowing(tiny_sdxl() if is_xl else tiny_sd())
@@ -153,9 +154,7 @@ def test_evaluation_sets_a_blackened_picture_aside_by_its_reason(tmp_path: Path)
     assert find_fault(pipe("a fox", **DRAWN).images[0]) == Fault.BLACKENED
 
 
-def test_a_validation_picture_that_shows_nothing_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_validation_picture_that_shows_nothing_is_named(tmp_path: Path, caplog: Log) -> None:
     colour_sd(0.2).save_pretrained(tmp_path / "base")
     flags: dict[str, Json] = {
         "validation_prompt": ["a sks cat"],

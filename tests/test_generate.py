@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Capture, Factory, Log, Patch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tiny_pipelines import tiny_sd, tiny_sdxl
@@ -17,7 +18,6 @@ from trained_adapters import CONFIGS, train
 
 from ether_diffusion import load_ether, save_ether
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
-from ether_diffusion.pipelines.metadata import read_png_text
 from ether_diffusion.pipelines.opening import SCHEDULERS, make_scheduler
 from ether_diffusion.scripts import ether
 from ether_diffusion.scripts.drawing import adapter_names
@@ -34,7 +34,7 @@ def save_fox(folder: Path, kind: str, **facts: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: Factory) -> Path:
     """A folder with a base, another of the same architecture, an SDXL, and adapters fox and cat."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(made: Path, tmp_path: Path, monkeypatch: Patch) -> Path:
     """A fresh working directory that links to what was made."""
     for part in made.iterdir():
         (tmp_path / part.name).symlink_to(part)
@@ -89,9 +89,7 @@ def test_a_picture_is_what_diffusers_draws_with_load_ether() -> None:
     assert uses("x.png") == [("fox", 0.7)]
 
 
-def test_base_and_prompt_are_those_that_the_adapter_names(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_base_and_prompt_are_those_that_the_adapter_names(work: Path, capsys: Capture) -> None:
     save_fox(work / "sks", "ether", base_model=str(work / "base"), trigger="a sks")
     assert generate("--adapter sks", prompt="") == 0
     assert capsys.readouterr().out == "x.png\n"
@@ -148,8 +146,8 @@ def test_a_grid_is_strengths_by_prompts_and_seeds_with_the_base_beside(work: Pat
     assert all(len({top for top, _ in row}) == 1 for row in rows)
     assert sorted(row[0][0] for row in rows) == [row[0][0] for row in rows]
     assert all(row[0][1] < row[1][1] < row[2][1] for row in rows)
-    carried = read_png_text(grid / "sheet.png", "ether_diffusion_grid", "the sheet")
-    assert json.loads(carried or "") == manifest
+    with Image.open(grid / "sheet.png") as image:
+        assert json.loads(image.info["ether_diffusion_grid"]) == manifest
 
 
 @pytest.mark.usefixtures("work")
@@ -198,7 +196,7 @@ def test_a_batch_draws_the_pictures_that_are_drawn_alone() -> None:
 
 
 @pytest.mark.usefixtures("work")
-def test_a_cut_prompt_and_other_weights_are_drawn_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cut_prompt_and_other_weights_are_drawn_with_a_warning(caplog: Log) -> None:
     letters = "a b c d e f g h i j k l m n o p q"
     command = ["generate", *QUICK.split(), "--base", "other", "--adapter", "fox", "--prompt", letters]
     assert ether.main([*command, "--output", "x.png"]) == 0
@@ -243,9 +241,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("command", REFUSED)
-def test_bad_input_is_one_sentence_and_nothing_is_written(
-    command: str, work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_sentence_and_nothing_is_written(command: str, work: Path, capsys: Capture) -> None:
     (work / "empty").mkdir()
     before = sorted(work.rglob("*"))
     assert generate(command) == 2
@@ -257,7 +253,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 
 
 def test_what_is_there_is_never_overwritten_and_a_run_that_breaks_leaves_nothing(
-    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    work: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     (work / "x.png").write_text("mine")
     (work / "dangling.png").symlink_to(work / "nowhere.png")

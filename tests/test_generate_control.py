@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import Capture, Factory, Log, Patch
 from control_encoders import random_encoder
 from method_adapters import save_method
 from PIL import Image
@@ -30,7 +31,7 @@ DRAWN = {"num_inference_steps": 2, "guidance_scale": 2, "width": 16, "height": 1
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: Factory) -> Path:
     """A folder with a base, an adapter with control, a plain one, and a control image."""
     folder = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
@@ -47,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def work(made: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(shutil.copytree(made, tmp_path / "work"))
 
 
@@ -80,7 +81,7 @@ def test_the_base_beside_it_sees_no_control_and_a_subject_joins_it() -> None:
     assert not equal("both.png", "grid/pictures/prompt1_seed0_follow1.png")
 
 
-def test_what_is_doubtful_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_doubtful_is_said(caplog: Log) -> None:
     assert generate(FOLLOW) == 0
     assert "follow follows a control image, and there is none; give --control_image" in caplog.text
     path = Path("follow", "control_config.json")
@@ -126,9 +127,7 @@ def test_a_control_adapter_of_another_method_draws_as_the_pipeline_does(method: 
 
 
 @pytest.mark.parametrize("method", ["hra", "none"])
-def test_inspect_tells_of_the_adapter_and_the_encoder(
-    method: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_tells_of_the_adapter_and_the_encoder(method: str, capsys: Capture) -> None:
     save_method(Path("other"), method)
     assert ether.main(["inspect", "other", "--json"]) == 0
     said_of = json.loads(capsys.readouterr().out)
@@ -165,9 +164,7 @@ REFUSED: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("method", "command", "words"), REFUSED)
-def test_what_cannot_be_drawn_is_said(
-    method: str, command: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_drawn_is_said(method: str, command: str, words: str, capsys: Capture) -> None:
     if method:
         save_method(Path("other"), method)
         command = f"--adapter other --base nowhere {command}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Patch
 from diffusers import UNet2DConditionModel
 from hostile_files import (
     CONFIG,
@@ -139,7 +140,7 @@ LORA, OFT = LoraConfig(r=8, target_modules=["to_q"]), OFTConfig(oft_block_size=8
 ETHER = '{"peft_type": "ETHER", '
 PRINT = '{"architecture": "a", "norms": ["1"], "rounding": 0}'
 NO_ADAPTER = r"is not a safetensors adapter|not valid JSON|not those of ETHER .* \(none\)"
-NOT_TOGETHER = "num_blocks=2, sides='input' has; the two files do not belong together"
+NOT_TOGETHER = "num_blocks=2, sides='input'; the two files do not belong together"
 
 SPOILT: dict[str, tuple[Spoil, str]] = {
     # the configuration's text
@@ -335,7 +336,7 @@ def test_what_is_not_there_is_named(base: UNet2DConditionModel, folder: Path) ->
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "a/b/c", "https://example.com/x.safetensors"])
 def test_what_can_be_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(
-    name: str, base: UNet2DConditionModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, base: UNet2DConditionModel, folder: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(folder)  # which an empty name does not mean
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
@@ -410,7 +411,7 @@ def test_a_regex_that_would_never_end_is_never_evaluated(folder: Path) -> None:
 
 
 def test_classes_paths_and_urls_of_a_configuration_are_neither_imported_nor_fetched(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Factory, Patch
 from control_encoders import control_images, fresh_unet, predict, random_encoder, unet_inputs
 from diffusers import UNet2DConditionModel
 from hostile_files import (
@@ -59,7 +60,7 @@ def base() -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: Factory) -> Path:
     """A folder of each method, and one with a control encoder of another base."""
     place = tmp_path_factory.mktemp("saved")
     for method in METHODS:
@@ -220,7 +221,7 @@ def test_a_pattern_that_was_trained_with_is_saved_as_names(tmp_path: Path) -> No
     [*((m, first) for m in (*METHODS, "ether") for first in (None, m)), ("ether", "lora")],
 )
 def test_a_failure_in_the_midst_of_loading_puts_the_model_back(
-    method: str, first: str | None, saved: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, first: str | None, saved: Path, monkeypatch: Patch
 ) -> None:
     folder, unet = saved / method, tiny_sd().unet
     if first is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Log
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -288,7 +289,7 @@ def test_a_generator_stands_for_its_seed_only_before_it_is_used(
 
 
 def test_arrays_and_latents_come_as_from_diffusers_and_what_is_too_large_costs_no_picture(
-    pipe: EtherStableDiffusionPipeline, caplog: pytest.LogCaptureFixture
+    pipe: EtherStableDiffusionPipeline, caplog: Log
 ) -> None:
     for output_type in ("np", "pt", "latent"):
         assert len(pipe("abc", output_type=output_type, **DRAWN).images) == 1

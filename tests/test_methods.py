@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from base_kinds import draw, open_pipeline
+from conftest import Factory
 from diffusers.models.attention_processor import AttnProcessor
 from loaded_runs import batches, load, trained
 from peft import PeftConfig, PeftModel
@@ -51,7 +52,7 @@ def trained_run(tmp_path: Path, method: str, *, text: bool = False, is_xl: bool 
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(tmp_path_factory: Factory) -> Runs:
     """A run of each method on both models, for tests that leave its values as they are, and its folder."""
 
     @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Factory, Patch
 from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
@@ -48,7 +49,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module")
-def saved(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(kind: Any, tmp_path_factory: Factory) -> Path:
     """A folder with two trained adapters, fox and cat."""
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
@@ -272,9 +273,7 @@ REFUSED: list[tuple[Callable[[Any], object], str]] = [
 ]
 
 
-def test_bad_input_is_one_sentence_and_changes_nothing(
-    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_one_sentence_and_changes_nothing(pipe: Any, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     before = pipe.adapters_in_use
     for use, message in REFUSED:

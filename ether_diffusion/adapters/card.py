@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -49,7 +50,8 @@ def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
     metadata, config = adapter.metadata, adapter.config
     if not isinstance(config, EtherConfig):
         return plain_card(name_of(config), metadata, **shown)
-    base_model, title = metadata.base_model or config.base_model_name_or_path, title_of(config)
+    title, base_model = title_of(config), metadata.base_model or config.base_model_name_or_path
+    metadata = replace(metadata, base_model=base_model)
     intro = (
         f"An {title} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of "
         f"{len(adapter.projections())} projections for {_shown_base(base_model)}: sides `{config.sides}`, "
@@ -65,7 +67,7 @@ def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
         f"from {library} import {loader}\nfrom ether_diffusion import load_ether\n{further}\n"
         f"{name} = {loader}.from_pretrained({base})\nload_ether({name}, {_ADAPTER})"
     )
-    return _card(f"{title} adapter", "ether", intro, example, metadata, base_model, config=config, **shown)
+    return _card(f"{title} adapter", "ether", intro, example, metadata, config=config, **shown)
 
 
 def plain_card(method: str, metadata: AdapterMetadata, **shown: Unpack[Shown]) -> str:
@@ -77,14 +79,14 @@ def plain_card(method: str, metadata: AdapterMetadata, **shown: Unpack[Shown]) -
         f"pipe = DiffusionPipeline.from_pretrained({json.dumps(base or _BASE)})\n"
         f"pipe.unet = PeftModel.from_pretrained(pipe.unet, {_ADAPTER})"
     )
-    return _card(f"{method} adapter", method.lower(), intro, example, metadata, base, **shown)
+    return _card(f"{method} adapter", method.lower(), intro, example, metadata, **shown)
 
 
 def encoder_card(metadata: AdapterMetadata, **shown: Unpack[Shown]) -> str:
     """Return the README.md of a control encoder by itself; see `model_card`."""
     intro = f"A control encoder for {_shown_base(metadata.base_model)}, which it leaves as it is."
     shown = {"control": CONTROL_PIPELINE, **shown}
-    return _card("Control encoder", "control-encoder", intro, "", metadata, metadata.base_model, **shown)
+    return _card("Control encoder", "control-encoder", intro, "", metadata, **shown)
 
 
 def _card(
@@ -93,7 +95,6 @@ def _card(
     intro: str,
     example: str,
     metadata: AdapterMetadata,
-    base_model: str | None,
     *,
     config: EtherConfig | None = None,
     has_lora_export: bool = False,
@@ -101,7 +102,7 @@ def _card(
     evaluation: Sequence[str] = (),
     control: str | None = None,
 ) -> str:
-    trigger, base = metadata.trigger, metadata.base_fingerprint
+    trigger, base, base_model = metadata.trigger, metadata.base_fingerprint, metadata.base_model
     if control is not None:
         prompt = json.dumps(trigger or "what the picture shows", ensure_ascii=False)
         of_base = json.dumps(base_model or _BASE)

@@ -84,16 +84,17 @@ def parse_encoder(data: bytes, config: ControlConfig, where: str) -> ControlEnco
     """Return the encoder of this form whose file has these bytes, frozen, in float32."""
     with torch.device("meta"):
         encoder = ControlEncoder(config)
-    file = open_tensors(data, where)
+    tensors, _ = open_tensors(data, where)
     needed = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    for name in sorted(needed.keys() | file.shapes.keys()):
-        found, own = file.shapes.get(name, "none"), needed.get(name, "none")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(needed.keys() | shapes.keys()):
+        found, own = shapes.get(name, "none"), needed.get(name, "none")
         if found != own:
             raise ValueError(
                 f"{where}: {name} has shape {found} and the configuration says {own}; the two files do not "
                 "belong together"
             )
-    tensors = finite({name: tensor.float() for name, tensor in file.tensors().items()}, where)
+    tensors = finite({name: tensor.float() for name, tensor in tensors.items()}, where)
     encoder.load_state_dict(tensors, assign=True)
     return cast(ControlEncoder, encoder.requires_grad_(False).eval())
 

@@ -202,9 +202,8 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
 def check_version(version: Json, where: str, newest: int = FORMAT_VERSION) -> None:
     """Refuse a format that a newer release wrote."""
     if isinstance(version, int) and version > newest and not isinstance(version, bool):
-        raise ValueError(
-            f"{where} was made by a newer release (format {version}; read is up to {newest}); upgrade"
-        )
+        found = f"format {version}, and {newest} is read"
+        raise ValueError(f"{where} was made by a newer release ({found}); upgrade ether-diffusion")
 
 
 def parse_metadata(header: Mapping[str, str], where: str) -> AdapterMetadata:

@@ -256,7 +256,9 @@ def _attach_part(
 
 def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
     """Return a configuration that targets the adapter's modules in this model, those and no others."""
-    config, here, modules = copy.copy(own.config), models.names_here(root), own.modules()
+    config, modules = copy.copy(own.config), own.modules()
+    names = {module: name for name, module in root.named_modules()}
+    here = {plain: names[module] for plain, module in models.plain_modules(root).items()}
     if isinstance(config, EtherConfig):
         blocks = {here[name]: next(iter(shapes.values()))[0] for name, shapes in modules.items()}
         is_safe = all(map(is_plain, config.num_blocks_pattern))

@@ -228,9 +228,7 @@ def check_layout(config: PeftConfig, shapes: Mapping[str, Shape], where: str) ->
             raise ValueError(f"{where} holds {module}, which the configuration does not target")
         if widths_of(config, module, found) is None:
             here = printable(", ".join(f"{end} {shape}" for end, shape in sorted(found.items())), 200)
-            raise ValueError(
-                f"{where}: {module} has {here}, which no {form} has; the two files do not belong together"
-            )
+            raise ValueError(f"{where}: {module} has {here}, no {form}; the two files do not belong together")
     return modules
 
 

@@ -84,18 +84,12 @@ def plain_name(name: str) -> str:
     return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
 
 
-def names_here(model: nn.Module) -> dict[str, str]:
-    """Return the names that modules have in the bare model as it is by their plain names; the outermost's."""
-    names: dict[str, str] = {}
-    for name, _ in bare_model(model).named_modules():
-        names.setdefault(plain_name(name), name)
-    return names
-
-
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of the bare model by plain name; of several of one name, the outermost."""
-    root = bare_model(model)
-    return {plain: root.get_submodule(name) for plain, name in names_here(root).items()}
+    found: dict[str, nn.Module] = {}
+    for name, module in bare_model(model).named_modules():
+        found.setdefault(plain_name(name), module)
+    return found
 
 
 def configs_of(model: nn.Module) -> dict[str, PeftConfig]:
@@ -222,9 +216,7 @@ def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> 
         wrong += [f"{name}: {side} width {own} here and {its} in the adapter" for side, own, its in unlike]
     if wrong or match == "other architecture":
         shown = f" ({listed(wrong, 3)})" if wrong else ""
-        raise ValueError(
-            f"the adapter was made for {made_for}, another architecture than {given}{shown}; load that base"
-        )
+        raise ValueError(f"the adapter was made for {made_for}, another architecture than {given}{shown}")
     if match != "same" or not isinstance(part.config, EtherConfig):
         _check_whole(root, part, given)
     remark = f"the adapter was made for {made_for}; {given} has the same architecture and other weights"

@@ -93,22 +93,22 @@ def _read_part(source: "Source", subfolder: str | None, *, only_ether: bool) -> 
     data = source.read(subfolder, TENSORS_NAME, tensor_file.MAX_FILE_BYTES)
     if data is None:
         source.refuse_missing(subfolder, TENSORS_NAME)
-    file = tensor_file.open_tensors(data, f"{source.shown(subfolder)}/{TENSORS_NAME}")
-    stems = {name: name.removeprefix(tensor_file.PEFT_PREFIX) for name in file.shapes}
+    where = f"{source.shown(subfolder)}/{TENSORS_NAME}"
+    found, header = tensor_file.open_tensors(data, where)
+    stems = {name: name.removeprefix(tensor_file.PEFT_PREFIX) for name in found}
     plain = {name: plain_name(stem) for name, stem in stems.items()}
     if len(set(plain.values())) < len(plain) or len({name == stem for name, stem in stems.items()}) > 1:
-        raise ValueError(f"{file.where} names tensors both with and without a prefix; save the adapter again")
-    shapes = {plain[name]: shape for name, shape in file.shapes.items()}
+        raise ValueError(f"{where} names tensors both with and without a prefix; save the adapter again")
+    tensors = {plain[name]: tensor for name, tensor in found.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     kind = None if methods.modules_of(config, shapes)[0] else foreign_kind(shapes)
     if kind is not None:
-        raise ValueError(f"{file.where} is no {methods.title_of(config)} adapter: {kind}")
-    modules = methods.check_layout(config, shapes, file.where)
-    values = {plain[name]: tensor for name, tensor in file.tensors().items()}
-    metadata = names.parse_metadata(file.metadata, file.where)
+        raise ValueError(f"{where} is no {methods.title_of(config)} adapter: {kind}")
+    modules, metadata = methods.check_layout(config, shapes, where), names.parse_metadata(header, where)
     base = metadata.base_fingerprint
     if base is not None and len(base.norms) != len(modules):
         raise ValueError(
-            f"{file.where} holds {len(modules)} projections and its header speaks of {len(base.norms)}; "
+            f"{where} holds {len(modules)} projections and its header speaks of {len(base.norms)}; "
             "it is not whole, fetch or save it again"
         )
     if any(stems[name] != plain[name] for name in plain):
@@ -116,9 +116,9 @@ def _read_part(source: "Source", subfolder: str | None, *, only_ether: bool) -> 
         metadata = replace(metadata, base_fingerprint=None)
     if not isinstance(config, EtherConfig):
         base_model = metadata.base_model or config.base_model_name_or_path
-        trigger = metadata.trigger or file.metadata.get("trigger")
+        trigger = metadata.trigger or header.get("trigger")
         metadata = replace(metadata, base_model=base_model, trigger=trigger)
-    return AdapterPart(config, methods.usable_values(config, values, file.where), metadata)
+    return AdapterPart(config, methods.usable_values(config, tensors, where), metadata)
 
 
 def check_no_modules(config: EtherConfig, where: str) -> None:

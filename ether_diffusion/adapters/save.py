@@ -72,9 +72,8 @@ def save_ether(
         written[part.component] = own, adapter_files(own)
     known = ("unet", *models.COMPONENTS, *written)
     places = {name: Path(folder, "" if name == "unet" else name) for name in known}
-    stale = sorted(
-        {n for n, place in places.items() if (place / names.CONFIG_NAME).exists()} - written.keys()
-    )
+    there = {name for name, place in places.items() if (place / names.CONFIG_NAME).exists()}
+    stale = sorted(there - written.keys())
     if stale:
         raise ValueError(
             f"{printable(folder)} holds adapters of {listed(stale)}, which {adapter_name!r} lacks; loading "

@@ -3,7 +3,6 @@
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -31,23 +30,6 @@ class _Entry(StrictModel):
     data_offsets: Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
-@dataclass(frozen=True)
-class TensorFile:
-    """A safetensors file whose header was checked; its tensors are read when they are asked for."""
-
-    data: bytes
-    where: str
-    shapes: Mapping[str, Shape]
-    metadata: Mapping[str, str]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors as they are stored."""
-        try:
-            return cast(dict[str, Tensor], safetensors.torch.load(self.data))
-        except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
-            raise _no_file(self.where, printable(error)) from None
-
-
 def finite(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Return tensors, and refuse those that hold a number that is not finite."""
     for name, tensor in tensors.items():
@@ -56,8 +38,8 @@ def finite(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     return tensors
 
 
-def open_tensors(data: bytes, where: str) -> TensorFile:
-    """Check the header of a file of floating-point tensors; none of them is read yet."""
+def open_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the floating-point tensors of a file as they are stored, and its metadata."""
     header = _parse_header(data, where)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -65,8 +47,11 @@ def open_tensors(data: bytes, where: str) -> TensorFile:
     check_size(cast(dict[str, str], metadata), where)
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{where} holds {len(header)} tensors; an adapter has at most {MAX_TENSORS}")
-    shapes = {name: tuple(e.shape) for name, e in validate(header, dict[str, _Entry], where).items()}
-    return TensorFile(data, where, shapes, cast(dict[str, str], metadata))
+    validate(header, dict[str, _Entry], where)
+    try:
+        return safetensors.torch.load(data), cast(dict[str, str], metadata)
+    except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
+        raise _no_file(where, printable(error)) from None
 
 
 def read_names(path: Path) -> list[str]:
