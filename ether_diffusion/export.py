@@ -224,9 +224,6 @@ def _adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) ->
     return {name: in_models.pristine_weight(modules[name]).detach() for name in adapter.modules()}
 
 
-# the factors and the file of a LoRA
-
-
 def lora_factors(weight: Tensor, input_side: Vectors | None, output_side: Vectors | None) -> LoraFactors:
     """Return the exact update H_out W H_in - W of a weight W (out, in) as LoRA factors in float64.
 

@@ -86,9 +86,6 @@ class ImageMetadata:
         return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
 
 
-# the call
-
-
 class StepWatcher:
     """A `callback_on_step_end` of diffusers' that changes nothing, so that pictures do not name it."""
 
@@ -241,9 +238,6 @@ def _fresh_seed(generator: torch.Generator) -> int | None:
         return None
     is_fresh = torch.equal(torch.Generator("cpu").manual_seed(seed).get_state(), generator.get_state())
     return seed if is_fresh else None
-
-
-# the file
 
 
 def attach_metadata(image: Image.Image, metadata: ImageMetadata) -> None:

@@ -275,7 +275,7 @@ def test_a_readme_that_somebody_edited_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", [str, Path])
-def test_a_shared_adapter_names_its_base_but_not_where_it_lay(
+def test_a_shared_adapter_does_not_say_where_its_base_lay(
     tmp_path: Path, origin: Callable[[Path], str | Path]
 ) -> None:
     tiny_sd().save_pretrained(tmp_path / "home" / "my-base")

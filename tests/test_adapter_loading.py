@@ -91,9 +91,7 @@ def test_loading_says_into_how_many_projections_and_draws_no_random_number(saved
     assert exactly_equal(torch.get_rng_state(), before)
 
 
-def test_a_file_that_plain_peft_wrote_loads_and_says_once_that_its_base_is_unchecked(
-    tmp_path: Path, caplog: Log
-) -> None:
+def test_a_file_of_plain_peft_loads_and_says_that_its_base_is_unchecked(tmp_path: Path, caplog: Log) -> None:
     model, fresh = get_peft_model(small_unet(), EtherConfig()), small_unet()
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, logger="ether_diffusion"):
@@ -215,9 +213,7 @@ def test_an_adapter_works_in_the_motion_model_of_its_base(has_fingerprint: bool,
 
 
 @pytest.mark.parametrize("lost", ["mid_block.attentions.0", "up_blocks.1.attentions.1", "attn2.to_v"])
-def test_a_file_without_a_fingerprint_that_lost_some_modules_is_refused(
-    lost: str, unknown: Path, tmp_path: Path
-) -> None:
+def test_without_a_fingerprint_lost_modules_are_refused(lost: str, unknown: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_bytes((unknown / "adapter_config.json").read_bytes())
     tensors = load_file(unknown / TENSORS)
     save_file({k: t for k, t in tensors.items() if lost not in k or "attn1" in k}, tmp_path / TENSORS)
@@ -305,7 +301,7 @@ def test_an_adapter_that_is_loaded_over_a_lora_is_alone_in_force(targets: list[s
 
 @ACROSS
 @A_SECOND
-def test_an_adapter_beneath_a_lora_is_saved_under_the_names_of_the_model(
+def test_an_adapter_beneath_a_lora_is_saved_under_the_models_names(
     targets: list[str], tmp_path: Path
 ) -> None:
     unet, fresh = adapted_unet(), small_unet()

@@ -70,9 +70,7 @@ def test_a_pipeline_takes_back_the_adapters_of_unet_and_text_encoder(with_text: 
 
 
 @pytest.mark.parametrize("with_denoiser", [True, False])
-def test_every_component_that_carries_the_adapter_is_saved_and_loaded(
-    with_denoiser: bool, tmp_path: Path
-) -> None:
+def test_every_component_with_the_adapter_is_saved_and_loaded(with_denoiser: bool, tmp_path: Path) -> None:
     forms = [(sides, n) for sides in ("input", "output") for n in (1, 2, 4)]
     adapted = {
         name: adapted_unet(sides=form[0], num_blocks=form[1])
@@ -159,9 +157,7 @@ def test_a_text_encoder_that_does_not_fit_leaves_the_unet_untouched(with_text: P
     assert state(pipe.components["unet"]) == before
 
 
-def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
-    with_text: Path, monkeypatch: Patch
-) -> None:
+def test_a_failure_in_the_text_encoder_takes_it_out_of_the_unet(with_text: Path, monkeypatch: Patch) -> None:
     pipe, layers = pipeline(), iter(range(100))
     before = state(pipe.components["unet"])
     update = EtherLinear.update_layer
@@ -181,9 +177,7 @@ def test_a_failure_in_the_text_encoder_takes_the_adapter_out_of_the_unet_again(
     assert all(parameter.requires_grad for parameter in text_encoder.parameters())
 
 
-def test_a_failure_in_a_peft_model_leaves_its_own_adapter_in_training(
-    of_unet: Path, monkeypatch: Patch
-) -> None:
+def test_a_failure_in_a_peft_model_leaves_its_adapter_in_training(of_unet: Path, monkeypatch: Patch) -> None:
     model = get_peft_model(small_unet(), EtherConfig(num_blocks=2))
     before, flags = output(model), [p.requires_grad for p in model.parameters()]
     names = list(model.state_dict())
@@ -271,9 +265,7 @@ def test_a_file_of_the_hub_that_is_too_large_is_not_downloaded(hub: Callable[...
     assert fetched == ["adapter_config.json"]
 
 
-def test_a_lora_of_the_hub_is_named(
-    hub: Callable[..., list[str]], tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_hub_lora_is_named(hub: Callable[..., list[str]], tmp_path: Path, monkeypatch: Patch) -> None:
     hub(tmp_path)
     monkeypatch.setattr(
         "huggingface_hub.file_exists", lambda _, name, **__: name == "pytorch_lora_weights.safetensors"

@@ -272,9 +272,7 @@ def test_a_photo_that_is_deleted_during_a_run_is_not_missed_where_it_is_cached(p
 
 
 @pytest.mark.usefixtures("photos_vanish")
-def test_a_photo_that_is_deleted_during_a_run_stops_it_behind_a_checkpoint(
-    place: Place, monkeypatch: Patch
-) -> None:
+def test_a_photo_deleted_during_a_run_stops_it_behind_a_checkpoint(place: Place, monkeypatch: Patch) -> None:
     monkeypatch.setattr("ether_diffusion.training.photos.KEPT_BYTES", 0)
     write(a_png=photo_files.photo(1), b_png=photo_files.photo(2))
     words = (*PROMPT, "--max_train_steps", "4", "--checkpointing_steps", "1", "--no-cache_latents")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_unet
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel as UNet
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # PEFT, at a second adapter
 
 Predict = Callable[..., Tensor]
-Context = Callable[[UNet2DConditionModel], AbstractContextManager[None]]
+Context = Callable[[UNet], AbstractContextManager[None]]
 CONFIGS: dict[str, PeftConfig] = {
     "ether": EtherConfig(init_weights=False),
     "plus": EtherConfig(variant="ether_plus", init_weights=False, num_blocks=2),
@@ -40,7 +40,7 @@ CONFIGS: dict[str, PeftConfig] = {
 TOLERANCE = 1e-5
 
 
-def with_adapters(*names: str) -> UNet2DConditionModel:
+def with_adapters(*names: str) -> UNet:
     unet = tiny_unet()
     for name in names:
         torch.manual_seed(5)
@@ -49,7 +49,7 @@ def with_adapters(*names: str) -> UNet2DConditionModel:
 
 
 @pytest.fixture
-def unet() -> UNet2DConditionModel:
+def unet() -> UNet:
     return with_adapters("ether", "plus", "output", "self")
 
 
@@ -58,7 +58,7 @@ def inputs(batch: int, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def merged_row(unet: UNet2DConditionModel, name: str | None, scale: float, row: tuple[Tensor, ...]) -> Tensor:
+def merged_row(unet: UNet, name: str | None, scale: float, row: tuple[Tensor, ...]) -> Tensor:
     """The row alone, with the adapter merged at the scale (None: with nothing)."""
     alone = copy.deepcopy(unet)
     if name is not None:
@@ -71,7 +71,7 @@ def merged_row(unet: UNet2DConditionModel, name: str | None, scale: float, row: 
 
 @pytest.mark.parametrize("size", [8, 32])  # below and above where per-sample weights become the faster way
 @torch.no_grad()
-def test_each_row_is_its_adapter_merged(unet: UNet2DConditionModel, size: int) -> None:
+def test_each_row_is_its_adapter_merged(unet: UNet, size: int) -> None:
     names, scales = ["ether", None, "plus", "output", "self", "plus"], [1.0, 1.0, 0.5, 1.5, 1.0, 0.0]
     unet.set_adapters(["plus"])  # which plays no part, also where "self" has no projection
     given = inputs(len(names), size)
@@ -83,7 +83,7 @@ def test_each_row_is_its_adapter_merged(unet: UNet2DConditionModel, size: int) -
 
 
 @torch.no_grad()
-def test_a_batch_doubled_for_guidance_repeats_the_adapters(unet: UNet2DConditionModel) -> None:
+def test_a_batch_doubled_for_guidance_repeats_the_adapters(unet: UNet) -> None:
     given = inputs(4)
     with mixed_adapters(unet, ["ether", "plus", "ether", "plus"]):
         named = unet(*given)[0]
@@ -93,7 +93,7 @@ def test_a_batch_doubled_for_guidance_repeats_the_adapters(unet: UNet2DCondition
 
 @pytest.mark.parametrize("how", [torch.bfloat16, torch.float16, "autocast"], ids=str)
 @torch.no_grad()
-def test_a_mixture_in_sixteen_bits_stays_close(unet: UNet2DConditionModel, how: torch.dtype | str) -> None:
+def test_a_mixture_in_sixteen_bits_stays_close(unet: UNet, how: torch.dtype | str) -> None:
     given, dtype = inputs(3), how if isinstance(how, torch.dtype) else torch.bfloat16
     with mixed_adapters(unet, ["ether", None, "plus"]):
         expected = unet(*given)[0]
@@ -109,9 +109,7 @@ def test_a_mixture_in_sixteen_bits_stays_close(unet: UNet2DConditionModel, how: 
     assert (found.float() - expected).norm() / expected.norm() < 12 * torch.finfo(dtype).eps
 
 
-def test_those_that_are_chosen_and_no_others_are_in_force(
-    unet: UNet2DConditionModel, predict: Predict
-) -> None:
+def test_those_that_are_chosen_and_no_others_are_in_force(unet: UNet, predict: Predict) -> None:
     unet.set_adapters(["plus"], [0.5])
     expected = predict(unet)
     unet.set_adapters(["ether"], [0.3])
@@ -131,7 +129,7 @@ CONTEXTS: dict[str, Context] = {
 
 @pytest.mark.parametrize(("name", "is_disabled"), [("chosen", False), ("chosen", True), ("mixed", False)])
 def test_everything_is_put_back_also_after_an_error(
-    name: str, is_disabled: bool, unet: UNet2DConditionModel, predict: Predict
+    name: str, is_disabled: bool, unet: UNet, predict: Predict
 ) -> None:
     context = CONTEXTS[name]
     unet.set_adapters(["plus", "self"], [0.5, 0.3])
@@ -167,15 +165,13 @@ REFUSED: dict[str, Context] = {
 
 
 @pytest.mark.parametrize("sentence", REFUSED)
-def test_what_cannot_be_is_refused(unet: UNet2DConditionModel, sentence: str) -> None:
+def test_what_cannot_be_is_refused(unet: UNet, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence), REFUSED[sentence](unet):
         pass
 
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
-def test_merged_adapters_and_batches_of_another_size_are_refused(
-    context: Context, unet: UNet2DConditionModel
-) -> None:
+def test_merged_adapters_and_batches_of_another_size_are_refused(context: Context, unet: UNet) -> None:
     with (
         mixed_adapters(unet, ["ether", None]),
         pytest.raises(ValueError, match="the batch has 3 rows and mixed_adapters names 2 adapters"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,19 +44,10 @@ def run_stock_diffusers(jobs: list[tuple[str, Path, Path]], folder: Path) -> dic
     (folder / "jobs.json").write_text(json.dumps([[name, str(pipe), str(lora)] for name, pipe, lora in jobs]))
     save_file(inputs(), folder / "inputs.safetensors")
     script = Path(shutil.copy(Path(__file__).with_name("stock_diffusers.py"), folder))
-    subprocess.run(
-        [
-            sys.executable,
-            script,
-            folder / "jobs.json",
-            folder / "inputs.safetensors",
-            folder / "out.safetensors",
-        ],
-        cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    names = ("jobs.json", "inputs.safetensors", "out.safetensors")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command: list[Any] = [sys.executable, script, *(folder / name for name in names)]
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     return load_file(folder / "out.safetensors")
 
 
@@ -98,9 +90,7 @@ def export_with_text_encoder(pipe: DiffusionPipeline, folder: Path) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "name"), JOBS)
-def test_stock_diffusers_computes_the_adapter_from_the_export(
-    outside: dict[str, Tensor], kind: str, name: str
-) -> None:
+def test_stock_diffusers_computes_the_export(outside: dict[str, Tensor], kind: str, name: str) -> None:
     for scale in (0.0, 0.5, 1.0):
         native = outside[f"native/{kind}/{name}/{scale}"]
         assert relative_error(outside[f"{kind}/{name}/{scale}"], native) < 1e-5

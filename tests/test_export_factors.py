@@ -37,9 +37,7 @@ def table_of_keys(blocks: dict[str, int]) -> set[str]:
     ("name", "blocks", "count"),
     [("sd15", SD15_BLOCKS, 128), ("sd21", SD15_BLOCKS, 128), ("sdxl", SDXL_BLOCKS, 560)],
 )
-def test_the_keys_for_a_real_unet_are_those_of_the_table(
-    name: str, blocks: dict[str, int], count: int
-) -> None:
+def test_the_keys_of_a_real_unet_are_the_tables(name: str, blocks: dict[str, int], count: int) -> None:
     unet = meta_unet(name)
     train(unet, EtherConfig())
     layers = {n: m for n, m in unet.named_modules() if hasattr(m, "ether_input_u")}

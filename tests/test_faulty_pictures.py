@@ -79,9 +79,7 @@ FAULTY: dict[str, tuple[Callable[[], Any], Fault]] = {
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_generate_names_a_picture_that_shows_nothing(
-    tmp_path: Path, caplog: Log, capsys: Capture, name: str
-) -> None:
+def test_generate_names_what_shows_nothing(tmp_path: Path, caplog: Log, capsys: Capture, name: str) -> None:
     make, fault = FAULTY[name]
     assert generate(tmp_path, make(), "--seed", "3") == 3
     assert f"the picture of seed 3 {fault}" in caplog.text
@@ -93,9 +91,7 @@ def test_generate_names_a_picture_that_shows_nothing(
 
 
 @pytest.mark.parametrize("value", [-1.0, -4.0, 4.0])
-def test_a_picture_that_is_drawn_black_or_white_is_as_good_as_any(
-    tmp_path: Path, caplog: Log, value: float
-) -> None:
+def test_a_picture_drawn_black_or_white_is_good(tmp_path: Path, caplog: Log, value: float) -> None:
     assert generate(tmp_path, colour_sd(value)) == 0
     assert not caplog.text
 
@@ -108,9 +104,7 @@ def test_a_good_picture_beside_a_faulty_one_is_a_success(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", [EtherStableDiffusionPipeline, EtherStableDiffusionXLPipeline])
-def test_a_vae_that_overflows_in_half_precision_decodes_in_float32(
-    tmp_path: Path, caplog: Log, kind: Any
-) -> None:
+def test_a_vae_that_overflows_in_float16_decodes_in_float32(tmp_path: Path, caplog: Log, kind: Any) -> None:
     is_xl = kind is EtherStableDiffusionXLPipeline
     pipe = overflowing(tiny_sdxl() if is_xl else tiny_sd())
     pipe.vae.register_to_config(force_upcast=False)  # else diffusers' SDXL casts it itself

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Patch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel as UNet
 from hostile_files import (
     CONFIG,
     FIRST,
@@ -52,7 +52,7 @@ MODULE = NAME.removesuffix(".ether_input_u")
 
 
 @pytest.fixture(scope="module")
-def base() -> UNet2DConditionModel:
+def base() -> UNet:
     return small_unet()
 
 
@@ -232,7 +232,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_a_spoilt_adapter_is_refused(case: str, base: UNet2DConditionModel, folder: Path) -> None:
+def test_a_spoilt_adapter_is_refused(case: str, base: UNet, folder: Path) -> None:
     spoil, words = SPOILT[case]
     spoil(folder)
     assert re.search(words, refusal(base, folder))
@@ -264,7 +264,7 @@ BAD_FIELDS: dict[str, list[Any]] = {
     ("name", "value"), [(name, value) for name, values in BAD_FIELDS.items() for value in values], ids=ascii
 )
 def test_a_field_outside_the_schema_is_refused_by_name(
-    name: str, value: object, base: UNet2DConditionModel, folder: Path
+    name: str, value: object, base: UNet, folder: Path
 ) -> None:
     rewrite_config(folder, **{name: value})
     message = refusal(base, folder)
@@ -276,9 +276,7 @@ NAMES = ("conv_out.weight", "ether_input_u", "lin.ether_input_u.default")
 
 
 @pytest.mark.parametrize("name", [*(f"{name}.ether_input_u" for name in STRANGE), *NAMES], ids=ascii)
-def test_a_strange_name_is_refused_and_printed_escaped(
-    name: str, base: UNet2DConditionModel, folder: Path
-) -> None:
+def test_a_strange_name_is_refused_and_printed_escaped(name: str, base: UNet, folder: Path) -> None:
     named(f"base_model.model.{name}")(folder)
     assert "holds tensors that are not those of ETHER" in refusal(base, folder)
 
@@ -325,7 +323,7 @@ def read_or_refusal(folder: Path) -> Adapter | ValueError:
 # what is there at all
 
 
-def test_what_is_not_there_is_named(base: UNet2DConditionModel, folder: Path) -> None:
+def test_what_is_not_there_is_named(base: UNet, folder: Path) -> None:
     nowhere = folder.parent / "nowhere"
     assert f"there is no folder {nowhere}" in refusal(base, nowhere, FileNotFoundError)
     assert "is a file; give the folder" in refusal(base, folder / TENSORS)
@@ -336,7 +334,7 @@ def test_what_is_not_there_is_named(base: UNet2DConditionModel, folder: Path) ->
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "a/b/c", "https://example.com/x.safetensors"])
 def test_what_can_be_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(
-    name: str, base: UNet2DConditionModel, folder: Path, monkeypatch: Patch
+    name: str, base: UNet, folder: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(folder)  # which an empty name does not mean
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
@@ -354,9 +352,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("writer", ["pickle", "torch", "beside"])
-def test_a_pickle_is_named_and_never_unpickled(
-    writer: str, base: UNet2DConditionModel, folder: Path, tmp_path: Path
-) -> None:
+def test_a_pickle_is_named_and_never_unpickled(writer: str, base: UNet, folder: Path, tmp_path: Path) -> None:
     canary = Canary(tmp_path / "canary")
     if writer == "torch":
         torch.save(canary, folder / TENSORS)
@@ -370,7 +366,7 @@ def test_a_pickle_is_named_and_never_unpickled(
     assert not canary.path.exists()
 
 
-def test_loras_of_diffusers_and_of_kohya_are_named(base: UNet2DConditionModel, tmp_path: Path) -> None:
+def test_loras_of_diffusers_and_of_kohya_are_named(base: UNet, tmp_path: Path) -> None:
     unet = small_unet()
     unet.add_adapter(LoraConfig(r=4, target_modules=["to_q"]))
     unet.save_lora_adapter(tmp_path / "diffusers")
@@ -397,9 +393,7 @@ def test_an_unknown_field_without_content_is_ignored_with_a_warning(folder: Path
 
 
 @pytest.mark.parametrize("targets", [None, [], "", "all-linear", ["to_q"], ["no_such_module", "to_k"]])
-def test_the_tensors_say_what_is_adapted_whatever_the_configuration_targets(
-    targets: object, folder: Path
-) -> None:
+def test_the_tensors_say_what_is_adapted_whatever_the_file_targets(targets: object, folder: Path) -> None:
     rewrite_config(folder, target_modules=targets)
     assert load_ether(small_unet(), folder).num_projections == 32
 
@@ -446,9 +440,7 @@ def test_huge_and_tiny_vectors_keep_their_direction(factor: float, folder: Path)
 # models that cannot take it
 
 
-def test_a_model_that_cannot_take_it_is_refused_with_the_reason(
-    base: UNet2DConditionModel, folder: Path
-) -> None:
+def test_a_model_that_cannot_take_it_is_refused_with_the_reason(base: UNet, folder: Path) -> None:
     for name in ("", "a.b", "to_q", "0", "x\n", "n" * 101):
         assert "adapter_name=" in refusal(base, folder, adapter_name=name)
     unet = small_unet()
@@ -465,9 +457,7 @@ def test_a_model_that_cannot_take_it_is_refused_with_the_reason(
         load_ether(unet, folder)
 
 
-def test_a_file_that_does_not_know_its_base_is_checked_by_shape(
-    base: UNet2DConditionModel, folder: Path
-) -> None:
+def test_a_file_that_does_not_know_its_base_is_checked_by_shape(base: UNet, folder: Path) -> None:
     rewrite_tensors(folder, lambda tensors: None)
     message = refusal(small_unet(cross_attention_dim=64), folder)
     assert "another architecture than this UNet2DConditionModel" in message

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Factory, Patch
 from control_encoders import control_images, fresh_unet, predict, random_encoder, unet_inputs
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel as UNet
 from hostile_files import (
     Spoil,
     config,
@@ -55,7 +55,7 @@ NOT_TOGETHER = "do not belong together"
 
 
 @pytest.fixture(scope="module")
-def base() -> UNet2DConditionModel:
+def base() -> UNet:
     return tiny_sd().unet
 
 
@@ -154,7 +154,7 @@ OF_ONE_METHOD: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_spoilt_adapter_of_any_method_is_refused(
-    method: str, case: str, base: UNet2DConditionModel, take: Callable[[str], Path]
+    method: str, case: str, base: UNet, take: Callable[[str], Path]
 ) -> None:
     folder, (spoil, words) = take(method), SPOILT[case]
     spoil(method)(folder)
@@ -166,15 +166,13 @@ def test_a_spoilt_adapter_of_any_method_is_refused(
     [*((method, *setting) for method in METHODS for setting in SETTINGS), *OF_ONE_METHOD],
 )
 def test_strange_settings_are_refused(
-    method: str, change: dict[str, Any], words: str, base: UNet2DConditionModel, take: Callable[[str], Path]
+    method: str, change: dict[str, Any], words: str, base: UNet, take: Callable[[str], Path]
 ) -> None:
     rewrite_config(folder := take(method), **change)
     assert re.search(words, refusal(base, folder, by=load_any))
 
 
-def test_a_reflection_without_direction_is_refused(
-    base: UNet2DConditionModel, take: Callable[[str], Path]
-) -> None:
+def test_a_reflection_without_direction_is_refused(base: UNet, take: Callable[[str], Path]) -> None:
     rewrite_tensors(folder := take("hra"), lambda tensors: tensors[f"{FIRST}hra_u"][:, 1].zero_())
     assert "is zero and has no direction" in refusal(base, folder, by=load_any)
 
@@ -310,7 +308,7 @@ def test_a_spoilt_control_encoder_is_refused(spoil: Spoil, words: str, control: 
 
 
 def test_half_of_a_control_adapter_is_refused_by_what_is_missing(
-    base: UNet2DConditionModel, control: Path, tmp_path: Path
+    base: UNet, control: Path, tmp_path: Path
 ) -> None:
     def missing(folder: Path) -> str:
         return refusal(base, folder, FileNotFoundError, by=load_control)

@@ -21,7 +21,6 @@ from trained_adapters import CONFIGS, save_adapter
 
 from ether_diffusion.pipelines import (
     AdapterUse,
-    EtherStableDiffusionPipeline,
     ImageMetadata,
     attach_metadata,
     parameters_text,
@@ -29,6 +28,7 @@ from ether_diffusion.pipelines import (
     png_bytes,
     read_image_metadata,
 )
+from ether_diffusion.pipelines import EtherStableDiffusionPipeline as Pipe
 from ether_diffusion.pipelines.metadata import MAX_TEXT_BYTES
 
 METADATA = ImageMetadata(
@@ -216,10 +216,10 @@ def test_metadata_that_would_not_be_read_back_is_not_attached() -> None:
 
 
 @pytest.fixture
-def pipe(tmp_path: Path) -> EtherStableDiffusionPipeline:
+def pipe(tmp_path: Path) -> Pipe:
     save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
     tiny_sd().save_pretrained(tmp_path / "secret-home" / "tiny-base")
-    pipe = EtherStableDiffusionPipeline.from_pretrained(tmp_path / "secret-home" / "tiny-base")
+    pipe = Pipe.from_pretrained(tmp_path / "secret-home" / "tiny-base")
     pipe.set_progress_bar_config(disable=True)
     pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox")
     return pipe
@@ -228,13 +228,13 @@ def pipe(tmp_path: Path) -> EtherStableDiffusionPipeline:
 DRAWN: dict[str, Any] = {"num_inference_steps": 1, "height": 16, "width": 16}
 
 
-def draw(pipe: EtherStableDiffusionPipeline, *arguments: Any, **options: Any) -> list[ImageMetadata]:
+def draw(pipe: Pipe, *arguments: Any, **options: Any) -> list[ImageMetadata]:
     sized = {"num_inference_steps": 2, "height": 16, "width": 24, "guidance_scale": 2.0} | options
     images = pipe(*arguments, **sized).images
     return [parse_metadata(image.info["ether_diffusion"], "x") for image in images]
 
 
-def test_each_picture_of_a_call_says_its_own(pipe: EtherStableDiffusionPipeline) -> None:
+def test_each_picture_of_a_call_says_its_own(pipe: Pipe) -> None:
     choice = {"adapters": [{"fox": 0.5}, None], "num_images_per_prompt": 2, "seed": 5}
     made = draw(pipe, ["abc", "xyz"], negative_prompt=["no", "not"], **choice)
     said = [("abc", "no", 5), ("abc", "no", 6), ("xyz", "not", 7), ("xyz", "not", 8)]
@@ -247,7 +247,7 @@ def test_each_picture_of_a_call_says_its_own(pipe: EtherStableDiffusionPipeline)
     assert "secret" not in first.to_json()
 
 
-def test_a_picture_can_be_made_again_from_what_it_says(pipe: EtherStableDiffusionPipeline) -> None:
+def test_a_picture_can_be_made_again_from_what_it_says(pipe: Pipe) -> None:
     image = pipe("abc", adapters={"fox": 0.3}, **DRAWN).images[0]  # no seed given: one was drawn
     said = parse_metadata(image.info["ether_diffusion"], "x")
     assert (said.width, said.height, said.steps) == (16, 16, 1)
@@ -256,7 +256,7 @@ def test_a_picture_can_be_made_again_from_what_it_says(pipe: EtherStableDiffusio
     assert pipe(said.prompt, **options, **DRAWN).images[0].tobytes() == image.tobytes()
 
 
-def test_the_scale_of_a_call_counts_and_disabled_adapters_do_not(pipe: EtherStableDiffusionPipeline) -> None:
+def test_the_scale_of_a_call_counts_and_disabled_adapters_do_not(pipe: Pipe) -> None:
     pipe.set_adapters("fox", 0.5)
     (scaled,) = draw(pipe, "abc", cross_attention_kwargs={"scale": 0.5})
     assert [use.strength for use in scaled.adapters] == [0.25]
@@ -267,9 +267,7 @@ def test_the_scale_of_a_call_counts_and_disabled_adapters_do_not(pipe: EtherStab
     assert draw(pipe, "abc")[0].adapters == ()
 
 
-def test_what_cannot_be_written_down_is_named_and_numbers_of_numpy_are_numbers(
-    pipe: EtherStableDiffusionPipeline,
-) -> None:
+def test_what_cannot_be_written_down_is_named_and_numbers_of_numpy_are_numbers(pipe: Pipe) -> None:
     (said,) = draw(pipe, "abc", latents=torch.randn(1, 4, 16, 24), eta=0.5, guidance_rescale=0.1)
     assert (said.unrecorded, said.options) == (("latents",), {"eta": 0.5, "guidance_rescale": 0.1})
     numbers = {"num_inference_steps": np.int64(2), "guidance_scale": np.float32(2)}
@@ -279,9 +277,7 @@ def test_what_cannot_be_written_down_is_named_and_numbers_of_numpy_are_numbers(
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_a_generator_stands_for_its_seed_only_before_it_is_used(
-    pipe: EtherStableDiffusionPipeline, used: bool
-) -> None:
+def test_a_generator_stands_for_its_seed_only_before_it_is_used(pipe: Pipe, used: bool) -> None:
     generator = torch.Generator().manual_seed(9)
     if used:
         torch.rand(1, generator=generator)
@@ -289,7 +285,7 @@ def test_a_generator_stands_for_its_seed_only_before_it_is_used(
 
 
 def test_arrays_and_latents_come_as_from_diffusers_and_what_is_too_large_costs_no_picture(
-    pipe: EtherStableDiffusionPipeline, caplog: Log
+    pipe: Pipe, caplog: Log
 ) -> None:
     for output_type in ("np", "pt", "latent"):
         assert len(pipe("abc", output_type=output_type, **DRAWN).images) == 1

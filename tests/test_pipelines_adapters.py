@@ -103,9 +103,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 
 @BOTH
-def test_without_adapters_it_draws_loads_and_saves_as_diffusers_does(
-    kind: Any, base: Tensor, tmp_path: Path
-) -> None:
+def test_without_adapters_it_is_diffusers_own(kind: Any, base: Tensor, tmp_path: Path) -> None:
     make, stock, ours = kind
     assert torch.equal(draw(quiet(ours.from_pipe(make()))), base)
     make().save_pretrained(tmp_path / "base")
@@ -283,9 +281,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(pipe: Any, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_the_hash_is_that_of_the_file_whatever_its_header_says(
-    pipe: Any, saved: Path, tmp_path: Path
-) -> None:
+def test_the_hash_is_that_of_the_file_whatever_its_header(pipe: Any, saved: Path, tmp_path: Path) -> None:
     (use,) = pipe.adapters_in_use
     save_ether(pipe, tmp_path / "again", adapter_name="fox", trigger="another")
     for folder in (saved / "fox", tmp_path / "again"):
@@ -375,9 +371,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], dict[str, Any]]
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_pipeline_draws_an_adapter_as_its_lora_and_its_merged_model(
-    name: str, tmp_path: Path
-) -> None:
+def test_another_pipeline_draws_an_adapter_as_its_lora_and_merged_model(name: str, tmp_path: Path) -> None:
     make, wrap, options = OTHERS[name]
     fox, pipes = save_adapter(make(), CONFIGS["ether_plus"], tmp_path / "fox"), []
     for _ in range(3):

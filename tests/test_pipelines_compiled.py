@@ -124,9 +124,7 @@ def test_a_traced_graph_follows_what_is_chosen_and_unloaded(folder: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("component", ["vae", "text_encoder"])
-def test_the_adapter_of_any_component_is_weighed_fused_and_unloaded(
-    kind: str, component: str, tmp_path: Path
-) -> None:
+def test_any_components_adapter_is_weighed_and_fused(kind: str, component: str, tmp_path: Path) -> None:
     make, _, ours = KINDS[kind]
     targets = {"vae": ["to_q", "to_v"], "text_encoder": ["q_proj"]}[component]
     torch.manual_seed(0)

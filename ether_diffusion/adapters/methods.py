@@ -133,9 +133,6 @@ def is_target(module: str, targets: Collection[str]) -> bool:
     return any(".".join(words[start:]) in targets for start in range(len(words)))
 
 
-# adapter_config.json
-
-
 def parse_config(data: bytes, where: str, *, only_ether: bool = False) -> PeftConfig:
     """Return the configuration in adapter_config.json."""
     found = parse_json(data, where)
@@ -191,9 +188,6 @@ def config_json(config: PeftConfig) -> dict[str, Json]:
     """Return what adapter_config.json says of a configuration."""
     values = cast(dict[str, Any], config.to_dict())
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
-
-
-# the names and shapes of tensors
 
 
 def modules_of(
