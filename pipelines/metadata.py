@@ -171,9 +171,7 @@ def bind_call(
     bound.apply_defaults()
     values = dict(bound.arguments)
     values |= values.pop("kwargs", {})
-    rows = values.get("prompt_embeds") if values.get("prompt") is None else values["prompt"]
-    num_prompts = 1 if rows is None or isinstance(rows, str) else len(rows)
-    images_per_prompt = values["num_images_per_prompt"] or 1
+    num_prompts, images_per_prompt = num_prompts_of(values), values["num_images_per_prompt"] or 1
     num_images, given, seeds = num_prompts * images_per_prompt, values["generator"], list[int | None]()
     if given is None:
         drawn = _expand_seeds(seed, num_images)
@@ -187,6 +185,13 @@ def bind_call(
         seeds += map(_fresh_seed, generators) if told else [None] * num_images
     defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     return Call(values, defaults, num_prompts, images_per_prompt, seeds)
+
+
+def num_prompts_of(arguments: Mapping[str, Any]) -> int:
+    """Return how many prompts, or rows of embeddings, a call has."""
+    prompt, embeddings = arguments.get("prompt"), arguments.get("prompt_embeds")
+    rows = embeddings if prompt is None else prompt
+    return 1 if rows is None or isinstance(rows, str) else len(rows)
 
 
 def library_versions() -> dict[str, str]:

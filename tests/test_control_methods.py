@@ -163,7 +163,7 @@ def test_a_strength_that_a_method_has_not_is_refused(saved: Saved, method: str) 
 
 def test_what_only_adapters_of_ether_can_do_is_refused(saved: Saved) -> None:
     pipe = loaded(saved("lora")[0])
-    with pytest.raises(ValueError, match="control is not of ETHER, whose adapters alone differ by prompt"):
+    with pytest.raises(ValueError, match="control is not of ETHER, so not for one prompt alone"):
         pipe(["ab", "cd"], **OPTIONS, adapters=["control", None])
     with pytest.raises(ValueError, match="control is not of ETHER, and the base's weights would not"):
         pipe.fuse()

@@ -216,7 +216,8 @@ def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> 
         wrong += [f"{name}: {side} width {own} here and {its} in the adapter" for side, own, its in unlike]
     if wrong or match == "other architecture":
         shown = f" ({listed(wrong, 3)})" if wrong else ""
-        raise ValueError(f"the adapter was made for {made_for}, another architecture than {given}{shown}")
+        said = f"the adapter was made for {made_for}, another architecture than {given}{shown}"
+        raise ValueError(f"{said}; load the base it was made for")
     if match != "same" or not isinstance(part.config, EtherConfig):
         _check_whole(root, part, given)
     remark = f"the adapter was made for {made_for}; {given} has the same architecture and other weights"

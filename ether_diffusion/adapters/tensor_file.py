@@ -49,7 +49,8 @@ def open_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, 
         raise ValueError(f"{where} holds {len(header)} tensors; an adapter has at most {MAX_TENSORS}")
     validate(header, dict[str, _Entry], where)
     try:
-        return safetensors.torch.load(data), cast(dict[str, str], metadata)
+        found = dict(sorted(safetensors.torch.load(data).items()))
+        return found, cast(dict[str, str], metadata)
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
         raise _no_file(where, printable(error)) from None
 
