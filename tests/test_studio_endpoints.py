@@ -86,12 +86,8 @@ def test_a_picture_says_what_the_script_asked_for(script: Any, ids: dict[str, st
     for number, picture in enumerate(pictures):
         said = read_image_metadata(picture["image"])
         assert said is not None
-        assert (said.prompt, said.negative_prompt, said.seed, said.steps) == (
-            "a red fox",
-            "rain",
-            7 + number,
-            3,
-        )
+        assert (said.prompt, said.negative_prompt) == ("a red fox", "rain")
+        assert (said.seed, said.steps) == (7 + number, 3)
         assert [(use.name, use.strength) for use in said.adapters] == [("Fox", 0.5)]
 
 
@@ -173,10 +169,7 @@ def test_what_is_good_draws(studio: RunningStudio, wish: dict[str, Any]) -> None
         ("keep_metadata", [None, {}, "no"]),
         ("control_strength", [None, "x", 11, -11, []]),
         ("control_detector", ["canny", "magic"]),
-        (
-            "control_image",
-            [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"path": "/etc/passwd"}],
-        ),
+        ("control_image", [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"path": "/x"}]),
     ],
 )
 def test_every_bad_value_is_refused_in_a_sentence(
