@@ -25,14 +25,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 START_SECONDS = 120.0
 WAIT_MS = 30_000
 LONG_MS = 4 * WAIT_MS

@@ -405,20 +405,20 @@ def test_what_cannot_be_followed_is_said_in_words(page: Page, tmp_path: Path) ->
     Image.new("RGB", (64, 32), "white").save(tmp_path / "wide.png")
     go_to(page, "control")
     write(page, "control-prompt", "a strawberry")
-    said = page.get_by_test_id("toast-body")
-    start(page, "control")
-    expect(said.filter(has_text="There is no control adapter chosen")).to_be_visible()
+
+    def refused(words: str) -> None:
+        start(page, "control")
+        expect(page.get_by_test_id("toast-body").filter(has_text=words).first).to_be_visible()
+
+    refused("There is no control adapter chosen")
     fill_control(page, "Shapes", steps=1)
     page.get_by_label("Upload", exact=True).check()
-    start(page, "control")
-    expect(said.filter(has_text="There is no control image")).to_be_visible()
+    refused("There is no control image")
     page.locator("#control-upload input[type=file]").set_input_files(tmp_path / "wide.png")
     expect(page.locator("#control-upload")).to_contain_text("wide")
-    start(page, "control")
-    expect(said.filter(has_text="64 × 32 px and the picture 64 × 64 px")).to_be_visible()
+    refused("64 × 32 px and the picture 64 × 64 px")
     choose(page, "control-detector", "A cut-out: its shape (silhouette)")
-    start(page, "control")
-    expect(said.filter(has_text="proportions").first).to_be_visible()
+    refused("proportions")
     expect(page.locator("#control-go")).to_be_visible()
 
 
