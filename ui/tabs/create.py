@@ -237,7 +237,7 @@ class PictureTab(DrawingTab):
         self.gallery.select(handler(self._select), [self.event], self.shows, **QUIET)
         filled = [*form.all(), self.used, self.drop, self.restored]
         self.drop.upload(handler(self._take_picture), [self.drop], filled, **QUIET)
-        self.page.takes(self.prefix, self.take, filled)
+        self.page.takers[self.prefix] = self.take, filled
 
     def start(self, events: list[Any], **draw: Any) -> None:
         """Draw on events."""

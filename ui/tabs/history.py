@@ -32,7 +32,7 @@ class PictureDetail:
                 self.use = gr.Button("Use these settings", variant="primary", elem_id=f"{prefix}-use")
                 self.fetch = gr.DownloadButton("Download PNG", elem_id=f"{prefix}-download")
         self.selected = gr.State("")
-        page.sends(self.use.click(handler(self._take), [self.selected], [page.restored], **QUIET))
+        page.sendings.append(self.use.click(handler(self._take), [self.selected], [page.restored], **QUIET))
         self.shown: list[Any] = [
             self.column, self.picture, self.facts, self.fetch, self.use, self.selected
         ]  # fmt: skip

@@ -71,13 +71,13 @@ class LibraryTab:
         ]  # fmt: skip
         opened = self.cards.click(handler(self._choose), None, shown, **QUIET)
         opened.success(None, js=SHOW_DETAIL, api_visibility="private")
-        page.sends(self.use.click(handler(self._take), chosen, [page.restored], **QUIET))
+        page.sendings.append(self.use.click(handler(self._take), chosen, [page.restored], **QUIET))
         named, renaming = [self.chosen, self.name], [rename.click, self.name.submit]
-        page.changes_adapters(
+        page.changes += [
             gr.on(renaming, handler(self._rename), named, shown, **QUIET),
             self.delete.tie(self._ask, self._remove, self.chosen, shown),
             self.dropped.upload(handler(self._add), [self.dropped], [*shown, self.dropped], **QUIET),
-        )
+        ]
         for button, write in ((native, library.native_zip), (self.lora, library.lora_file)):
             told: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [button]}
             written = button.click(handler(write), chosen, [file], api_visibility="private", **told)

@@ -6,7 +6,8 @@ adapters/ and runs/ cannot be read through the browser.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -27,6 +28,7 @@ QUIET: Mapping[str, Any] = {"api_visibility": "private", "show_progress": "hidde
 Updates = dict[Component, Any]
 """What a handler gives each widget: a value or gr.update(…); Gradio types neither."""
 Values = Mapping[Component, Any]
+Field = Callable[..., Any]
 EMPTY = '<div class="empty"><p>{}</p></div>'
 DRAW, UPLOAD = "Draw", "Upload"
 SAVE_AS = """(file) => { if (!file) return; const link = document.createElement("a");
@@ -43,7 +45,9 @@ class Page:
     """The page while it is built: tabs tell of events, which are tied together when all tabs are there.
 
     Attributes:
-        restored: holds the `Restored` that a visitor wants to draw with, after an event given to `sends`.
+        restored: holds the `Restored` that a visitor wants to draw with, after one of the `sendings`.
+        changes: events after which the list of adapters is another.
+        takers: what fills a tab by what is sent to it, with the widgets, by the tab's id.
         look: of the widgets that show a picture.
     """
 
@@ -51,25 +55,13 @@ class Page:
         self.studio, self.restored = studio, gr.State()
         self.is_small = studio.engine.native_size < SMALL
         self.look = {**_LOOKS, "elem_classes": ["picture", "sharp"] if self.is_small else ["picture"]}
-        self._refreshed: list[tuple[gr.Tab, Callable[[], Updates], list[Component]]] = []
-        self._changes, self._sendings = list[Dependency](), list[Dependency]()
-        self._takers: dict[str, tuple[Callable[[Restored], Updates], list[Component]]] = {}
+        self.sendings, self.changes = list[Dependency](), list[Dependency]()
+        self.takers: dict[str, tuple[Callable[[Restored], Updates], list[Any]]] = {}
+        self._refreshed: list[tuple[gr.Tab, Callable[[], Updates], list[Any]]] = []
 
-    def refreshes(self, tab: gr.Tab, function: Callable[[], Updates], widgets: Sequence[Any]) -> None:
+    def refreshes(self, tab: gr.Tab, function: Callable[[], Updates], widgets: list[Any]) -> None:
         """Run a function when the page loads, when the tab is opened, and when adapters change in any tab."""
-        self._refreshed.append((tab, handler(function), list(widgets)))
-
-    def takes(self, tab: str, take: Callable[[Restored], Updates], widgets: Sequence[Any]) -> None:
-        """Fill a tab by what is sent to it."""
-        self._takers[tab] = take, list(widgets)
-
-    def sends(self, event: Dependency) -> None:
-        """Bring the visitor to Create, or to Control where a control image was followed, after an event."""
-        self._sendings.append(event)
-
-    def changes_adapters(self, *events: Dependency) -> None:
-        """Tell every tab that the list of adapters is another after an event."""
-        self._changes += events
+        self._refreshed.append((tab, handler(function), widgets))
 
     @staticmethod
     def browser_state(name: str, default: Any = None) -> gr.BrowserState:
@@ -94,84 +86,84 @@ class Page:
         for tab, function, widgets in self._refreshed:
             app.load(function, None, widgets, **QUIET)
             tab.select(function, None, widgets, **QUIET)
-            for change in self._changes:
+            for change in self.changes:
                 change.success(function, None, widgets, **QUIET)
 
         def tab_of(restored: Restored) -> str:
             return "control" if restored.followed_control else "create"
 
-        taken = [widget for _, widgets in self._takers.values() for widget in widgets]
-        for event in self._sendings:
-            take = handler(lambda restored: self._takers[tab_of(restored)][0](restored))
+        taken = [widget for _, widgets in self.takers.values() for widget in widgets]
+        for event in self.sendings:
+            take = handler(lambda restored: self.takers[tab_of(restored)][0](restored))
             show = handler(lambda restored: gr.Tabs(selected=tab_of(restored)))
             filled = event.success(take, [self.restored], taken, **QUIET)
             filled.success(show, [self.restored], [tabs], **QUIET)
 
 
-class Field:
-    """A component with its options. Sliders end where they do until a picture or a kept form brings more."""
-
-    def __init__(
-        self, kind: Callable[..., Any], /, *, id: str = "", is_kept: bool = True, **options: Any
-    ) -> None:
-        self.kind, self.id, self.is_kept, self.options = kind, id, is_kept, options
-
-
 STRENGTH: dict[str, Any] = {"minimum": 0, "maximum": 2, "value": 1.0, "step": 0.05}
 STRENGTHS = [f"strength_{index}" for index in range(MAX_ADAPTERS)]
 FIELDS: dict[str, Field] = {
-    "prompt": Field(
+    "prompt": partial(
         gr.Textbox, label="Prompt", placeholder="What should be in the picture?", lines=2, max_lines=8,
         max_length=MAX_PROMPT, autofocus=True, scale=5,
     ),
-    "prompts": Field(
+    "prompts": partial(
         gr.Textbox, label="Prompts", placeholder="One on each line", lines=2, max_lines=12,
         max_length=20 * MAX_PROMPT, scale=5,
     ),
-    "adapters": Field(gr.Dropdown, choices=[], value=[], multiselect=True, max_choices=MAX_ADAPTERS),
-    **{name: Field(gr.Slider, **STRENGTH, label=f"Strength {index}", visible=False)
+    "adapters": partial(gr.Dropdown, choices=[], value=[], multiselect=True, max_choices=MAX_ADAPTERS),
+    **{name: partial(gr.Slider, **STRENGTH, label=f"Strength {index}", visible=False)
        for index, name in enumerate(STRENGTHS, 1)},
-    "strengths": Field(
+    "strengths": partial(
         gr.Textbox, value="0.5, 1", label="Strengths", info="1 is as trained.", max_length=MAX_TEXT
     ),
-    "with_base": Field(gr.Checkbox, id="base", value=True, label="A column of the base"),
-    "seeds": Field(
+    "with_base": partial(gr.Checkbox, value=True, label="A column of the base"),
+    "seeds": partial(
         gr.Textbox, value="0-1", label="Seeds", info="Numbers or ranges: 0-3, 7", max_length=MAX_TEXT
     ),
-    "seed": Field(gr.Number, value=0, label="Seed", min_width=110, scale=3),
-    "new_seed": Field(gr.Checkbox, value=True, label="New seed each time"),
-    "num_images": Field(gr.Slider, minimum=1, maximum=NUM_IMAGES.most, value=1, step=1, label="Pictures"),
-    "steps": Field(gr.Slider, minimum=1, maximum=150, step=1, label="Steps"),
-    "guidance_scale": Field(gr.Slider, id="guidance", minimum=0, maximum=20, step=0.1, label="Guidance"),
+    "seed": partial(gr.Number, value=0, label="Seed", min_width=110, scale=3),
+    "new_seed": partial(gr.Checkbox, value=True, label="New seed each time"),
+    "num_images": partial(gr.Slider, minimum=1, maximum=NUM_IMAGES.most, value=1, step=1, label="Pictures"),
+    "steps": partial(gr.Slider, minimum=1, maximum=150, step=1, label="Steps"),
+    "guidance_scale": partial(gr.Slider, minimum=0, maximum=20, step=0.1, label="Guidance"),
     # what can be drawn is said in our words, which name the field
-    "width": Field(gr.Number, label="Width in px", step=8, min_width=100),
-    "height": Field(gr.Number, label="Height in px", step=8, min_width=100),
-    "compare_with_base": Field(gr.Checkbox, id="compare", value=True, label="Show the base beside it"),
-    "negative_prompt": Field(
-        gr.Textbox, id="negative", value="", label="Negative prompt",
+    "width": partial(gr.Number, label="Width in px", step=8, min_width=100),
+    "height": partial(gr.Number, label="Height in px", step=8, min_width=100),
+    "compare_with_base": partial(gr.Checkbox, value=True, label="Show the base beside it"),
+    "negative_prompt": partial(
+        gr.Textbox, value="", label="Negative prompt",
         info="What the picture should not show.", lines=2, max_length=MAX_PROMPT,
     ),
-    "keep_metadata": Field(
-        gr.Checkbox, id="metadata", value=True, label="Write the settings into the picture",
+    "keep_metadata": partial(
+        gr.Checkbox, value=True, label="Write the settings into the picture",
         info="So that it can be made again. Without them it tells nobody how it was made.",
     ),
-    "adapter": Field(
+    "adapter": partial(
         gr.Dropdown, choices=[], value=None, label="Control adapter", info="It follows the control image."
     ),
-    "control_strength": Field(gr.Slider, **STRENGTH, label="Strength of the control image"),
-    "adapter_strength": Field(gr.Slider, **STRENGTH, label="Strength of its adapter"),
-    "source": Field(gr.Radio, choices=[DRAW, UPLOAD], value=DRAW, label="Control image"),
-    "drawing": Field(gr.Textbox, is_kept=False, visible="hidden", show_label=False, container=False),
-    "upload": Field(
-        gr.File, is_kept=False, label="Control image or photo", visible=False, height=104,
+    "control_strength": partial(gr.Slider, **STRENGTH, label="Strength of the control image"),
+    "adapter_strength": partial(gr.Slider, **STRENGTH, label="Strength of its adapter"),
+    "source": partial(gr.Radio, choices=[DRAW, UPLOAD], value=DRAW, label="Control image"),
+    "drawing": partial(gr.Textbox, visible="hidden", show_label=False, container=False),
+    "upload": partial(
+        gr.File, label="Control image or photo", visible=False, height=104,
         elem_classes="drop",
     ),
-    "detector": Field(
-        gr.Dropdown, is_kept=False, choices=[(words, name) for name, words in DETECTORS.items()],
+    "detector": partial(
+        gr.Dropdown, choices=[(words, name) for name, words in DETECTORS.items()],
         value="", label="The upload is", visible=False,
     ),
 }  # fmt: skip
-"""Every field of what is drawn by the name that requests and browsers have for it."""
+"""Every field of what is drawn by the name that requests and browsers have for it.
+
+Sliders end where they do until a picture or a kept form brings more.
+"""
+_NOT_KEPT = ("drawing", "upload", "detector")
+_IDS = {
+    "with_base": "base", "guidance_scale": "guidance", "compare_with_base": "compare",
+    "negative_prompt": "negative", "keep_metadata": "metadata", "instance_prompt": "prompt",
+}  # fmt: skip
+"""Of fields that go by another name in the page than in requests."""
 
 
 class Form:
@@ -193,10 +185,9 @@ class Form:
     def put(self, *names: str, **options: Any) -> None:
         """Lay out fields."""
         for name in names:
-            field = self.fields[name]
-            found = field.options | ({"value": self._begin[name]} if name in self._begin else {}) | options
-            elem_id = f"{self.prefix}-{field.id or name.replace('_', '-')}"
-            self.widgets[name] = field.kind(**found, elem_id=elem_id)
+            begin = {"value": self._begin[name]} if name in self._begin else {}
+            elem_id = f"{self.prefix}-{_IDS.get(name, name.replace('_', '-'))}"
+            self.widgets[name] = self.fields[name](**begin, **options, elem_id=elem_id)
 
     def put_sampling(self) -> None:
         """Lay out steps, guidance, width and height."""
@@ -248,7 +239,10 @@ class Form:
         Nothing is sent to the server to keep them. What comes back is whatever the browser holds: nothing is
         shown of what the form itself could not say.
         """
-        kept, names = Page.browser_state(self.prefix), [n for n in self.widgets if self.fields[n].is_kept]
+        kept, names = (
+            Page.browser_state(self.prefix),
+            [name for name in self.widgets if name not in _NOT_KEPT],
+        )
         widgets, listed = [self[name] for name in names], json.dumps(names)
         collect = f"(...values) => Object.fromEntries({listed}.map((name, index) => [name, values[index]]))"
         changes: list[Any] = [widget.change for widget in widgets]

@@ -4,6 +4,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ether_diffusion.ui.requests import read_lines
 from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.runs import MAX_NAME, MAX_PROMPT, Run, State, TrainRequest, train_command
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, DeleteButton, Field, Form, Page, Updates, Values
+from ether_diffusion.ui.tabs.page import EMPTY, QUIET, DeleteButton, Form, Page, Updates, Values
 from ether_diffusion.ui.uploads import Accepted, Refused, data_address, recall_photos, take_photos
 from ether_diffusion.ui.words import counted, duration, handler, notes_html, progress_html, sentence
 
@@ -56,21 +57,21 @@ _PRESETS = [
     for preset, words in PRESET_WORDS.items()
 ]
 FIELDS = {
-    "subject": Field(gr.Textbox, label="What is it?", placeholder="dog, teapot, boy …", **_LINE),
-    "name": Field(gr.Textbox, label="Name in the library", placeholder="the same", **_LINE),
-    "preset": Field(gr.Radio, choices=_PRESETS, value="fast", label="How long", elem_classes="lines"),
-    "token": Field(
+    "subject": partial(gr.Textbox, label="What is it?", placeholder="dog, teapot, boy …", **_LINE),
+    "name": partial(gr.Textbox, label="Name in the library", placeholder="the same", **_LINE),
+    "preset": partial(gr.Radio, choices=_PRESETS, value="fast", label="How long", elem_classes="lines"),
+    "token": partial(
         gr.Textbox, value="sks", label="Trigger word", max_lines=1, max_length=32, min_width=100
     ),
-    "steps": Field(  # a number that is empty would show 0 once this is opened
+    "steps": partial(  # a number that is empty would show 0 once this is opened
         gr.Textbox, label="Steps", placeholder="as above", max_lines=1, max_length=12, min_width=100
     ),
-    "seed": Field(gr.Number, value=0, label="Seed", min_width=100),
-    "instance_prompt": Field(
-        gr.Textbox, id="prompt", label="Prompt of the photos", max_lines=2,
+    "seed": partial(gr.Number, value=0, label="Seed", min_width=100),
+    "instance_prompt": partial(
+        gr.Textbox, label="Prompt of the photos", max_lines=2,
         placeholder="made of the above; {token} is the trigger word", max_length=MAX_PROMPT,
     ),
-    "samples": Field(
+    "samples": partial(
         gr.Textbox, label="Pictures to draw in between", info="A prompt a line.", lines=2, max_lines=6,
         placeholder="made of the above", max_length=4 * MAX_PROMPT,
     ),
@@ -221,8 +222,8 @@ class TrainRuns:
             button.click(handler(self._then_show(act)), seen, self.shown, **QUIET)
         self.delete.tie(self._ask, self._delete, self.seen, self.shown)
         used = self.use.click(handler(self._take), seen, [page.restored], **QUIET)
-        page.sends(used)
-        page.changes_adapters(adopted.change(lambda: None, None, None, **QUIET), used)
+        page.sendings.append(used)
+        page.changes += [adopted.change(lambda: None, None, None, **QUIET), used]
 
     def show(self, run_id: str | None) -> Updates:
         """Show a run whole; without an id, one that trains, or the newest."""
