@@ -1,1 +1,1 @@
-"""The tabs of the studio: each module's `build(studio)` lays out one tab and returns its TabParts."""
+"""The tabs of the studio: the `build(page)` of each module but page lays out one tab and ties its events."""

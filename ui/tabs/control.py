@@ -86,8 +86,13 @@ class ControlForm(PictureForm):
 
     def _size(self, named: Mapping[str, Any]) -> dict[str, int]:
         """Return the size of the pictures that the form asks for, px."""
-        native = self.studio.engine.native_size
-        return {side: read_whole(named[side] or native) for side in ("width", "height")}
+        size = dict.fromkeys(("width", "height"), self.studio.engine.native_size)
+        for side, native in size.items():
+            try:
+                size[side] = read_whole(named[side] or native)
+            except ValueError as error:
+                raise ValueError(f"{side} {error}") from None
+        return size
 
     def all(self) -> set[Any]:
         return {*super().all(), self.sketch}
