@@ -112,6 +112,7 @@ def serve(
             print(f"Ether studio: http://{LOOPBACK}:{app.server_port} (Ctrl-C stops it)", flush=True)
             while not end.wait(0.5):
                 pass
+            app.server.config.timeout_graceful_shutdown = 2  # s that open pages are waited for
             app.close(verbose=False)
         finally:
             studio.close()
