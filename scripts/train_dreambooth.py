@@ -161,6 +161,11 @@ def _run(call: Call) -> int:
             logger.log(level, "%s", line)
     if call.config.base.pretrained_model_name_or_path == ALIAS:
         use_one_thread()
+    wanted = os.environ.get("ACCELERATE_LOG_LEVEL", "INFO")  # accelerate stumbles over it when it is imported
+    if wanted.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(
+            f"ACCELERATE_LOG_LEVEL={printable(wanted)} is no level of logging; unset it, or use INFO"
+        )
     # slow; what is wrong by now needs no wait
     from ether_diffusion.training.run import train_dreambooth
 

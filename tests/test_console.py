@@ -188,6 +188,8 @@ def _take_interrupts() -> None:
         ({"LOCAL_RANK": "foo", "ACCELERATE_USE_CPU": "true"}, "LOCAL_RANK=foo"),
         ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
         ({"ACCELERATE_TORCH_DEVICE": "toaster"}, "ACCELERATE_TORCH_DEVICE=toaster"),
+        ({"ACCELERATE_TORCH_DEVICE": "meta"}, "ACCELERATE_TORCH_DEVICE=meta"),
+        ({"ACCELERATE_MIXED_PRECISION": ""}, "ACCELERATE_MIXED_PRECISION= "),
         ({"ACCELERATE_DYNAMO_BACKEND": "nonsense"}, "ACCELERATE_DYNAMO_BACKEND=nonsense"),
     ],
 )
@@ -206,6 +208,22 @@ def test_a_variable_that_accelerate_stumbles_over_is_named(
         PartialState._reset_state()
     assert named in str(refusal.value)
     assert contents(tmp_path) == before
+
+
+def test_a_level_that_accelerate_stumbles_over_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "loud")
+    asked = [
+        "--instance_data_dir",
+        str(tmp_path),
+        "--instance_prompt",
+        "a",
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    assert train_dreambooth.main(asked) == 2
+    assert "ACCELERATE_LOG_LEVEL=loud is no level" in capsys.readouterr().err
 
 
 def test_without_a_home_everything_but_the_studio_goes_on(run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TypeVar
 
@@ -336,6 +337,21 @@ def test_what_needs_a_gpu_is_said_without_one(world: World, monkeypatch: pytest.
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     assert "allow_tf32 has no effect: there is no CUDA GPU" in said
+
+
+@shows("quantize")
+def test_four_bits_are_trained_beside_and_the_result_is_for_the_base_as_stored(world: World) -> None:
+    if find_spec("bitsandbytes") is None:  # as in `make test`: see test_quantized.py
+        with pytest.raises(ValueError, match=r"quantize=nf4 needs bitsandbytes, .* pip install"):
+            world.load(quantize="nf4")
+        return
+    run = world.load(quantize="nf4")
+    kinds = {type(module).__name__ for module in run.unet.modules()}
+    assert "Linear4bit" in kinds
+    assert "Linear4bit" not in {type(module).__name__ for module in world.load().unet.modules()}
+    ours, plain = world.run(quantize="nf4").tensors, world.run().tensors
+    assert ours.keys() == plain.keys()
+    assert any(not torch.equal(ours[name], plain[name]) for name in ours)
 
 
 @shows("torch_compile")

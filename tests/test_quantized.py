@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from ether_diffusion import EtherConfig, load_ether, mixed_adapters, prepared_adapters, save_ether
 from ether_diffusion.export import export_lora
-from ether_diffusion.tuner import EtherLinear
+from ether_diffusion.tuner import EtherLinear, quantized
 
 WIDTH, HEIGHT = 64, 128  # bitsandbytes spoils widths that 64 does not divide, on a CPU
 
@@ -202,6 +202,22 @@ def dense_of(base: nn.Linear, layer: EtherLinear) -> Tensor:
     found = dense(layer, {"default": 1.0})
     layer.base_layer = merged
     return found
+
+
+def test_quantize_replaces_linears_that_draw_train_and_are_read_as_before() -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: see the module's docstring")
+    for kind in ("nf4", "int8"):
+        model, plain = Model(None), Model(None)
+        assert quantized.quantize(model, kind, torch.float32) == 2
+        model.to("cpu").eval()
+        with torch.no_grad():
+            x = torch.randn(3, WIDTH)
+            found = model(x)
+        assert (found - plain(x)).norm() / plain(x).norm() < 0.2
+        for name in ("to_q", "to_out"):
+            weight = getattr(plain, name).weight
+            error = (quantized.dequantized(getattr(model, name)) - weight).norm() / weight.norm()
+            assert error < {"nf4": 0.1, "int8": 0.01}[kind]
 
 
 def test_each_row_of_a_batch_has_its_own_adapter(quantize: Callable[[nn.Linear], nn.Linear]) -> None:

@@ -118,10 +118,11 @@ def make_accelerator(compute: ComputeConfig, output: OutputConfig | None = None)
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
             project_config=project,
         )
+        torch.zeros(1, device=accelerator.device).cpu()  # a variable may name one that is not here
         if accelerator.mixed_precision not in DTYPES:
             raise ValueError(f"{accelerator.mixed_precision} is no precision of {', '.join(DTYPES)}")
     except Exception as error:  # KeyError, RuntimeError, ImportError …: accelerate raises anything
-        variables = sorted(f"{n}={v}" for n, v in os.environ.items() if v and _OF_LAUNCHERS.fullmatch(n))
+        variables = sorted(f"{n}={v}" for n, v in os.environ.items() if _OF_LAUNCHERS.fullmatch(n))
         if not variables:
             raise
         found = f"accelerate cannot start with the environment's {listed(variables, 20)}"

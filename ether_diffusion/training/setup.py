@@ -34,6 +34,7 @@ from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.processes import DTYPES, tracker_problem
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.training.validation import validation_controls
+from ether_diffusion.tuner.quantized import quantize
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -244,6 +245,9 @@ def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
     if compute.attention not in base.attention_kernels:
         known = ", ".join(base.attention_kernels)
         yield f"attention={compute.attention} is not for a base of {kind}; use one of {known}"
+    if compute.quantize is not None and find_spec("bitsandbytes") is None:
+        install = 'pip install "ether-diffusion[quantized]"'
+        yield f"quantize={compute.quantize} needs bitsandbytes, which is not installed: {install}"
     is_xformers = compute.enable_xformers_memory_efficient_attention
     if is_xformers and "xformers" not in base.attention_kernels:
         yield f"xformers' attention is not for a base of {kind}; leave it out for SDPA"
@@ -327,7 +331,10 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         del encoders
     run.check()
     with run.phases.measure("load the UNet"):
-        run.unet = unet = base.load_denoiser(dtype).to(device)
+        unet = base.load_denoiser(dtype)
+        if compute.quantize is not None:
+            quantize(unet, compute.quantize, dtype)
+        run.unet = unet.to(device)
         if compute.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         wants_xformers = compute.enable_xformers_memory_efficient_attention

@@ -5,7 +5,7 @@ QETHER, as QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is to LoRA. What needs
 dequantized one.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
@@ -13,6 +13,38 @@ from torch import Tensor, nn
 
 ROUNDING = {"Params4bit": 1e-2, "Int8Params": 1e-3}
 """How far a weight's norm may be from that of its quantized form, by bitsandbytes' classes."""
+
+
+Kind = Literal["nf4", "int8"]
+MULTIPLE = 64
+"""What divides the inputs of a Linear that is quantized: bitsandbytes' blocks are of so many weights."""
+
+
+def quantize(model: nn.Module, kind: Kind, dtype: torch.dtype) -> int:
+    """Replace the Linears of a model by bitsandbytes' of a kind, and return how many; it computes in dtype.
+
+    They are quantized when the model is moved to its device, a layer at a time.
+    """
+    import bitsandbytes
+
+    count = 0
+    for parent in list(model.modules()):
+        for name, linear in parent.named_children():
+            if type(linear) is not nn.Linear or linear.in_features % MULTIPLE:
+                continue
+            size = (linear.in_features, linear.out_features, linear.bias is not None)
+            if kind == "nf4":
+                made = bitsandbytes.nn.Linear4bit(*size, quant_type="nf4", compute_dtype=dtype)
+                made.support_avx512bf16_for_cpu = False  # that packs weights anew to draw, and fails after
+                weight = bitsandbytes.nn.Params4bit(linear.weight.data, False, quant_type="nf4")
+            else:
+                made = bitsandbytes.nn.Linear8bitLt(*size, has_fp16_weights=False)
+                weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False)
+            made.weight = weight
+            made.bias = linear.bias
+            setattr(parent, name, made.requires_grad_(False).train(linear.training))
+            count += 1
+    return count
 
 
 def is_plain(linear: nn.Linear) -> bool:
@@ -40,6 +72,10 @@ def dequantized(linear: nn.Linear) -> Tensor:
         scales: Tensor = holder.SCB / 127
         rounded: Tensor = holder.CB.to(scales.dtype)
         return rounded * scales[:, None]
+    if getattr(getattr(linear.weight, "quant_state", None), "packing_format_for_cpu", False):
+        eye = torch.eye(linear.in_features + 1, linear.in_features)  # packed for a CPU, PEFT reads noise
+        product: Tensor = linear(eye)
+        return (product[:-1] - product[-1]).t()
     weight: Tensor = dequantize_module_weight(linear)
     return weight.detach()
 

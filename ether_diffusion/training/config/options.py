@@ -249,6 +249,8 @@ class ComputeConfig(Options, group="compute"):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Precision of the frozen parts; the adapter stays float32. Accelerate's setting if not given."""
     gradient_checkpointing: bool = option(False, "Less memory, about a third more time per step.")
+    quantize: Literal["nf4", "int8"] | None = option(None, needs="adapter=ether|ether_plus")
+    """Keep the frozen weights in four or eight bits, by bitsandbytes; the adapter learns beside them."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention kernels; auto: sdpa, and eager for small UNets on a CPU."""
     enable_xformers_memory_efficient_attention: bool = False
