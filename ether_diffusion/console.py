@@ -1,5 +1,6 @@
 """What every command does about its surroundings: streams that take anything, and errors as sentences."""
 
+import ctypes
 import gc
 import io
 import logging
@@ -131,6 +132,12 @@ def _worked(
         if rank == "0" or not rank.isdigit():  # of several processes one speaks
             print(f"{name} {command}: {line}" if command else f"{name}: {line}", file=sys.stderr)
     return USER_ERROR
+
+
+def give_memory_back() -> None:
+    """Return to the system what glibc keeps between blocks that are in use."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def ran_short(error: BaseException) -> bool:

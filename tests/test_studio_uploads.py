@@ -5,6 +5,8 @@ import errno
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 import unicodedata
 import zlib
@@ -250,3 +252,25 @@ def test_a_folder_that_cannot_be_made_is_said_in_a_sentence_without_a_path(tmp_p
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(FileNotFoundError), disk_explained(tmp_path, "taking the photos"):
         (tmp_path / "absent").read_bytes()
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGB", "PNG"), ("L", "TIFF"), ("RGB", "JPEG")])
+def test_a_small_file_of_many_pixels_costs_little_memory(tmp_path: Path, mode: str, kind: str) -> None:
+    """Of 120 million pixels: refused, or a JPEG, decoded at a part of its size."""
+    path, side = tmp_path / f"vast.{kind.lower()}", (12000, 9990)
+    Image.new(mode, side).save(path, kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
+    code = f"""
+import resource, sys
+from pathlib import Path
+from ether_diffusion.ui.uploads import take_photos
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+accepted, refused = take_photos([Path({str(path)!r})] * 2, Path({str(tmp_path / "photos")!r}))
+print(len(accepted), len(refused), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print([each.reason for each in refused])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    counts, reasons = done.stdout.splitlines()
+    num_accepted, num_refused, growth = map(int, counts.split())
+    assert growth < 200, growth  # MiB; whole, the RGBA picture alone has 457
+    assert (num_accepted, num_refused) == ((2, 0) if kind == "JPEG" else (0, 2))
+    assert ("over 50 million pixels" in reasons) == (kind != "JPEG")

@@ -13,6 +13,7 @@ from ether_diffusion.tiny_world.world import BACKGROUND_CLASSES, OBJECT_CLASSES,
 from ether_diffusion.training import decode_photo
 from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.plain_files import UnusableFileError
+from ether_diffusion.ui.uploads import MAX_PIXELS
 
 DETECTORS = {
     "": "A control image, taken as it is",
@@ -21,7 +22,6 @@ DETECTORS = {
     "palette": "A map of classes (palette)",
 }
 """What an upload can be, by the name of the detector."""
-MAX_PIXELS = 50_000_000  # of an upload: a phone's photo, and three times the largest picture that is drawn
 MAX_DRAWING = 8 * 2**20  # characters of a drawing as it comes from a page
 MAX_SIDE_PX = 1024  # of the canvas; a larger picture's drawing is enlarged
 _PREFIX = "data:image/png;base64,"

@@ -1,6 +1,5 @@
 """What draws for the studio: one base in memory, for jobs in turn that tell how far they are, and stop."""
 
-import ctypes
 import gc
 import itertools
 import re
@@ -10,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.methods import name_of
 from ether_diffusion.adapters.models import find_parts, shareable_name
 from ether_diffusion.bases import open_base
-from ether_diffusion.console import ran_short
+from ether_diffusion.console import give_memory_back, ran_short
 from ether_diffusion.control import holds_control
 from ether_diffusion.pipelines import sampling as grids
 from ether_diffusion.pipelines.metadata import fingerprint_of
@@ -260,9 +259,7 @@ def _memory_minded() -> Iterator[None]:
         said = f"memory ran out ({text}); choose smaller pictures, or end what else uses it"
         raise ValueError(said) from None
     finally:
-        # glibc keeps memory between blocks that are in use: 500 MB after 100 sizes
-        with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
-            ctypes.CDLL(None).malloc_trim(0)
+        give_memory_back()  # 500 MB after 100 sizes
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ether_diffusion.console import give_memory_back
 from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.photos import Photo, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
@@ -27,6 +28,7 @@ from ether_diffusion.wording import printable
 
 MAX_ENTRIES, MAX_BYTES = 1000, 256 * 2**20  # of a file, and of all that is read of an archive together
 MAX_PHOTOS, MAX_PHOTO_BYTES, MAX_TOTAL_BYTES = 200, 64 * 2**20, 2**30  # of one subject
+MAX_PIXELS = 50_000_000  # of a picture that is decoded whole; a JPEG of a phone's 108 million is not
 SIDE = 256  # longer side of a thumbnail's file, in px
 Wanted = Callable[[PurePosixPath], bool]
 _OTHERS = (b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")  # as other archives begin
@@ -87,7 +89,8 @@ def _check(entries: Sequence[zipfile.ZipInfo]) -> None:
 
 def thumbnail_png(data: bytes, suffix: str) -> bytes:
     """Return a small PNG of a picture that was uploaded or drawn, decoded under our limits."""
-    small, buffer = decode_bytes(data, suffix, min_side=1, target_side=SIDE).rgb.copy(), io.BytesIO()
+    decoded = decode_bytes(data, suffix, min_side=1, max_pixels=MAX_PIXELS, target_side=SIDE)
+    small, buffer = decoded.rgb, io.BytesIO()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     small.save(buffer, "PNG")
     return buffer.getvalue()
@@ -157,7 +160,8 @@ def take_photos(
                     if isinstance(data, UnusableFileError):
                         raise data
                     _check_room(len(data), len(earlier) + len(accepted) + 1, total + len(data))
-                    photo, suffix = check_photo(Path(name), data), Path(name).suffix.lower()
+                    photo = check_photo(Path(name), data, max_pixels=MAX_PIXELS)
+                    suffix = Path(name).suffix.lower()
                     small = thumbnail_png(data, suffix)
                     if small in known:
                         same = f"is the same picture as {known[small]}, which was added before"
@@ -178,6 +182,8 @@ def take_photos(
         except BaseException:
             shutil.rmtree(own, ignore_errors=True)
             raise
+        finally:
+            give_memory_back()
     return accepted, refused
 
 

@@ -87,7 +87,8 @@ def decode_bytes(
 ) -> Decoded:
     """Decode what a file holds, whole: nothing less finds a truncated photo; or raise an UnusableFileError.
 
-    `target_side` (px), as in `decode_photo`, may depend on the upright photo's width and height.
+    `target_side` (px), as in `decode_photo`, may depend on the upright photo's width and height. A JPEG that
+    is decoded smaller may have more than `max_pixels`.
     """
     if not data:
         raise UnusableFileError("is empty (0 bytes); fetch it again or delete it")
@@ -95,8 +96,10 @@ def decode_bytes(
         raise UnusableFileError("is a camera raw file, which is not read; export it as JPEG or PNG")
     image = _open(data)
     (width, height), found = image.size, f"has {image.width} × {image.height} px"
-    if width * height > max_pixels:
-        raise UnusableFileError(f"{found}, over {max_pixels / 1e6:g} million pixels; save it smaller")
+    is_reducible = target_side is not None and image.format in ("JPEG", "MPO")
+    most = MAX_PIXELS if is_reducible else max_pixels
+    if width * height > most:
+        raise UnusableFileError(f"{found}, over {most / 1e6:g} million pixels; save it smaller")
     if min(image.size) < min_side:
         raise UnusableFileError(f"{found}; the shorter side must have at least {min_side} px")
     notes: tuple[str, ...] = ()
@@ -104,7 +107,7 @@ def decode_bytes(
         is_animated = getattr(image, "is_animated", False)  # GIF looks into its second frame for that
         if is_animated and image.format != "MPO":  # a phone's photo with a preview or a depth map behind it
             notes = (FIRST_FRAME,)
-        if target_side is not None and image.format in ("JPEG", "MPO"):
+        if target_side is not None and is_reducible:
             upright = (height, width) if (_orientation(image) or 1) >= 5 else (width, height)
             side = target_side if isinstance(target_side, int) else target_side(*upright)
             image.draft(image.mode, (side, side))

@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 
 from ether_diffusion.training.config import DataConfig
-from ether_diffusion.training.decoding import KINDS, LOSSES, MAX_BYTES, MIN_SIDE, Decoded, decode_bytes
+from ether_diffusion.training.decoding import (
+    KINDS,
+    LOSSES,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MIN_SIDE,
+    Decoded,
+    decode_bytes,
+)
 from ether_diffusion.training.plain_files import NAME_LIMIT, UnusableFileError, find_files, read_plain_file
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import listed, printable
@@ -311,14 +319,19 @@ def check_photos(
 
 
 def check_photo(
-    path: Path, data: bytes, *, min_side: int = MIN_SIDE, scaling: Scaling | None = None
+    path: Path,
+    data: bytes,
+    *,
+    min_side: int = MIN_SIDE,
+    max_pixels: int = MAX_PIXELS,
+    scaling: Scaling | None = None,
 ) -> Photo:
     """Decode the bytes of a photo of this name whole, or raise an UnusableFileError."""
 
     def side(width: int, height: int) -> int:
         return _CHECKED_SIDE if scaling is None else min(scaling.covering((height, width)))
 
-    decoded = decode_bytes(data, path.suffix, min_side=min_side, target_side=side)
+    decoded = decode_bytes(data, path.suffix, min_side=min_side, max_pixels=max_pixels, target_side=side)
     width, height = decoded.size
     pixels = hashlib.sha256(repr(decoded.size).encode())
     pixels.update(decoded.rgb.tobytes())
