@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
     "control_strength": 1, "control_detector": "", "control_image": None,
 }  # fmt: skip
 HUGE = 10**30
+WRONG: tuple[Any, ...] = (5, True, [], {})
 QUICK = {"steps": 2, "compare_with_base": False, "api_name": "/generate"}
 
 
@@ -213,3 +214,26 @@ def test_the_snippet_of_the_page_runs(
     scope: dict[str, Any] = {}
     exec(snippet.replace('"http://127.0.0.1:7860"', here).replace("steps=20", "steps=2"), scope)
     assert Path(scope["pictures"][0]["image"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["a"], "takes 14 values and found 1"),
+        ([*GOOD.values(), 1], "takes 14 values and found 15"),
+        *(([each, *list(GOOD.values())[1:]], "is a text; found") for each in WRONG),
+    ],
+    ids=str,
+)
+def test_a_call_of_another_form_is_refused_before_it_is_queued(
+    studio: RunningStudio, values: list[Any], words: str
+) -> None:
+    request = urllib.request.Request(
+        f"{studio.url}/gradio_api/call/generate",
+        json.dumps({"data": values}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(request)
+    assert refusal.value.code == 422
+    assert words in json.loads(refusal.value.read())["detail"]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,8 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ether_diffusion.wording import printable
+
 MAX_QUESTION, MAX_LOGIN = 16 << 20, 64 << 10
 """Bytes of what is no upload (a drawing of 4096 px is among it), and of a login."""
 MAX_UPLOADS = 2 << 30
@@ -25,6 +28,7 @@ FREE_FAILURES, PAUSE = 5, 3.0
 MAX_IN_PAUSE, MAX_CLIENTS = 4, 10_000
 """Logins of one client that wait at a time, and clients whose wrong logins are remembered."""
 _HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+_CALLED = re.compile(r"/(?:call|api|run)/(\w+)$")
 _ELSEWHERE = re.compile(r"(file[=/]|proxy=)\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _FETCHES_NOTHING = "The studio fetches nothing from other places"
 _OTHER_NAME = (
@@ -89,6 +93,9 @@ class Gate:
         else:
             body, again = await _read(_counted(headers, receive, MAX_QUESTION))
             _check_files(body, self._uploads.resolve())
+            called = _CALLED.search(path)
+            if called is not None:
+                _check_values(body, called[1], scope["app"].get_blocks().fns.values())
             await self._app(scope, again, send)
 
     async def _log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,6 +160,24 @@ def _check_files(body: bytes, uploads: Path) -> None:
                 message = f"{_FETCHES_NOTHING}; upload the file first."
                 said = {"is_valid": False, "parameter_name": "file", "message": message}
                 raise HTTPException(422, [{"__type__": "validate", **said}])  # type: ignore[arg-type]  # as Gradio's
+
+
+def _check_values(body: bytes, name: str, functions: Iterable[Any]) -> None:
+    """Refuse a call with too few or too many values, or no text for a text: Gradio is silent."""
+    asked = next((each for each in functions if each.api_name == name), None)
+    try:
+        values = json.loads(body)["data"]
+    except (ValueError, RecursionError, KeyError, TypeError):  # which Gradio says itself
+        return
+    if asked is None or not isinstance(values, list):
+        return
+    inputs = [each for each in asked.inputs if not each.skip_api]
+    if len(values) != len(inputs):
+        found = f"{len(inputs)} values and found {len(values)}"
+        raise HTTPException(422, f"/{name} takes {found}; see /gradio_api/info.")
+    for component, value in zip(inputs, values, strict=True):
+        if component.get_block_name() == "textbox" and not isinstance(value, str | None):
+            raise HTTPException(422, f"{component.label} is a text; found {printable(json.dumps(value))}.")
 
 
 def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
