@@ -104,7 +104,7 @@ SUBJECTS = {
     "flux": Subject(
         TRANSFORMERS["flux"],
         (),
-        POOLED | IDS | {"hidden_states": torch.ones(1, 9, 4)},
+        POOLED | IDS | {"hidden_states": torch.ones(1, 9, 4), "guidance": torch.ones(1)},
         "joint_attention_kwargs",
     ),
     "sd text encoder": Subject(tiny_sd, ("text_encoder",)),

@@ -82,6 +82,7 @@ class EtherLinear(nn.Module, EtherLayer):
         self.pristine_weight: Tensor | None
         self.merged_updates: list[tuple[Tensor, Tensor, float]] = []
         self.merged_content: tuple[int, int] | None = None
+        self.is_quantized = not is_plain(base_layer)
         self.quantized: list[nn.Linear] = []
         """The base's own layer while adapters are merged into a plain one; no part of the model."""
         self.prepared_rows: dict[str, SideRows] = {}
@@ -107,7 +108,7 @@ class EtherLinear(nn.Module, EtherLayer):
         if mixture is None and self.training and (p := max(self.dropout[name] for name in active)):
             x = F.dropout(x, p)
         base = self.base_linear
-        if not is_plain(base):
+        if self.is_quantized:
             return self._around(x, active)
         if is_hooked(base):
             return called(base, x, partial(self._adapted, active=active))
@@ -198,10 +199,10 @@ class EtherLinear(nn.Module, EtherLayer):
         merged = reflections.merged_weight(weight, updates)
         if safe_merge and not torch.isfinite(reflections.wide(merged)).all():
             raise ValueError(f"merging adapter(s) {', '.join(names)} would give weights that are not finite")
-        if is_plain(self.base_linear):
-            write_weight(self, self.base_linear, merged)
-        else:
+        if self.is_quantized:
             self._unquantize(merged)
+        else:
+            write_weight(self, self.base_linear, merged)
         self.pristine_weight = pristine.cpu() if self.base_linear.weight.is_meta else pristine
         self.merged_updates += updates
         self.merged_content = _content(self.base_linear.weight)
@@ -221,6 +222,7 @@ class EtherLinear(nn.Module, EtherLayer):
             return
         if self.quantized:
             self.base_layer = self.quantized.pop().to(self.base_linear.weight.device)
+            self.is_quantized = True
             self._forget_merging()
             return
         weight, before = self.base_linear.weight, self.merged_content
@@ -240,7 +242,7 @@ class EtherLinear(nn.Module, EtherLayer):
         plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
         plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), base.bias
         self.quantized.append(base)
-        self.base_layer = plain.train(base.training)
+        self.base_layer, self.is_quantized = plain.train(base.training), False
 
     def _forget_merging(self) -> None:
         self.pristine_weight = self.merged_content = None
