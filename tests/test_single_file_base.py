@@ -72,6 +72,7 @@ def narrow_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The families' configs with few channels, and a cache of this test's own."""
     few = {name: REAL[name] | {"parts": narrow(name)} for name in REAL}
     monkeypatch.setattr(single_file, "CONFIGS", few)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(single_file, "UNPACKED_FOLDER", tmp_path / "unpacked")
 
 
@@ -209,7 +210,6 @@ def test_parts_that_a_file_lacks_are_those_of_its_familys_home(
 ) -> None:
     whole = pipeline_of(family)
     path = write(tmp_path / "bare.safetensors", without(in_one_file(whole), *as_tuple(lacking)))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     home = single_file.HOMES[family]
     with pytest.raises(ValueError, match=f"holds no (vae|text_encoder), and {home}, .* hf download"):

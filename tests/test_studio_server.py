@@ -159,8 +159,8 @@ def test_no_address_is_fetched_for_a_visitor(studio: RunningStudio) -> None:
                         status, said, _ = ask(f"{studio.url}/gradio_api/{endpoint}", each)
                         assert (status, b"fetches nothing" in said) == (422, True)
         assert not was_asked(listener)
-    prompt = question("http://a.example", {}, 0, 1)
-    assert ask(f"{studio.url}/gradio_api/call/adapters", prompt)[0] == 200
+    prompt = question("http://a.example", {}, 0, 1, 3, 64, 64, 1, "", False, True, 1, "", None)
+    assert ask(f"{studio.url}/gradio_api/call/generate", prompt)[0] == 200
 
 
 def test_uploads_and_questions_have_caps_and_a_quota(studio: RunningStudio) -> None:
