@@ -15,6 +15,7 @@ from torch import nn
 from ether_diffusion.adapters import load_any, load_ether
 from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.adapters.load import remove_adapter
+from ether_diffusion.adapters.methods import quiet
 from ether_diffusion.adapters.models import Part, Pipeline, adapter_tensors, find_parts, tuner_layers
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.pipelines.metadata import AdapterUse, Call, attach_metadata, bind_call, fingerprint_of
@@ -92,6 +93,17 @@ class EtherLoaderMixin:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """Load a pipeline as diffusers does; the alias "tiny_world" is the embedded base's folder."""
         return super().from_pretrained(resolve_base(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]  # diffusers'
+
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load a LoRA as diffusers does; it alone is then active, also where ETHER was."""
+        before = loaded_adapters(self)
+        with quiet():  # PEFT warns of the adapters that are there
+            super().load_lora_weights(*args, **kwargs)  # type: ignore[misc]  # diffusers'
+        new = [name for name in loaded_adapters(self) if name not in before]
+        for parts in before.values() if new else ():
+            for layer in (each for layers in parts.values() for each in layers):
+                if isinstance(layer, EtherLayer):  # which diffusers passes over
+                    layer.set_adapter(new)
 
     @property
     def active_adapters(self) -> list[str]:

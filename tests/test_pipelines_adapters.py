@@ -20,6 +20,7 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
+from peft import LoraConfig, get_peft_model_state_dict
 from tiny_pipelines import tiny_sd, tiny_sdxl
 from torch import Tensor
 from trained_adapters import CONFIGS, save_adapter
@@ -398,3 +399,18 @@ def test_another_pipeline_draws_an_adapter_as_its_lora_and_merged_model(name: st
     assert torch.equal(drawn(adapted), base)
     adapted.unload_lora_weights()
     assert torch.equal(drawn(adapted), base)
+
+
+def test_a_lora_that_is_loaded_over_ether_is_alone_in_force_and_named(
+    pipe: Any, kind: Any, tmp_path: Path
+) -> None:
+    plain = kind[0]()
+    plain.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "x")
+    tensors = get_peft_model_state_dict(plain.unet, adapter_name="x")
+    plain.save_lora_weights(tmp_path, unet_lora_layers=tensors)
+    alone = quiet(kind[2].from_pipe(kind[0]()))
+    for each in (pipe, alone):
+        each.load_lora_weights(tmp_path, adapter_name="lora")
+    assert pipe.get_active_adapters() == pipe.active_adapters == ["lora"]
+    asked: dict[str, Any] = {"num_inference_steps": 1, "output_type": "np", "seed": 1}
+    assert (pipe("a", **asked).images == alone("a", **asked).images).all()
