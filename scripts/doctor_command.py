@@ -18,7 +18,7 @@ from huggingface_hub import constants, get_token
 from packaging.requirements import Requirement
 from PIL import Image
 
-from ether_diffusion.bases import open_base
+from ether_diffusion.bases import Base, open_base
 from ether_diffusion.bases.found import FoundBase, find_bases
 from ether_diffusion.pipelines.opening import default_device, default_dtype
 from ether_diffusion.scripts import command_options as told
@@ -47,6 +47,7 @@ def bases(options: told.Bases) -> None:
 def doctor(options: told.Doctor) -> int:
     """Print what is here; return 1 where a package that is needed is missing or too old, else 0."""
     hush_libraries()
+    wanted = [open_base(name) for name in options.base or ("tiny_world",)]  # refused before anything is said
     bad = list(_bad_packages())
     sections = {
         "system": _system(),
@@ -54,7 +55,7 @@ def doctor(options: told.Doctor) -> int:
         "device": _device(),
         "hub": _hub(),
         "bases": (_line_of(each) for each in find_bases()),
-        "one step of training": (line for base in options.base or ("tiny_world",) for line in _step(base)),
+        "one step of training": (line for base in wanted for line in _step(base)),
     }
     for title, lines in sections.items():
         print(f"{title}:")
@@ -145,10 +146,9 @@ def _line_of(base: FoundBase) -> str:
     return f"{printable(base.name)}: {base.kind}, {size}{problem}"
 
 
-def _step(name: str) -> Iterator[str]:
+def _step(base: Base) -> Iterator[str]:
     """Do one step and draw one picture as a run does, in a folder of its own, and say what they took."""
-    base = open_base(name)
-    said = _Said()
+    name, said = base.name, _Said()
     training_run.logger.addHandler(said)
     level, training_run.logger.propagate = training_run.logger.level, False
     training_run.logger.setLevel(logging.INFO)

@@ -1,6 +1,8 @@
 """The command `ether serve`: one base for many people, over HTTP."""
 
 import ipaddress
+import os
+import socket
 from importlib.util import find_spec
 
 from ether_diffusion.scripts import command_options as told
@@ -21,6 +23,13 @@ def serve(options: told.Serve) -> None:
         raise ValueError(f"--host {options.host} lets other machines ask; give --api_keys, see --new_key")
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ValueError('this needs FastAPI and uvicorn: pip install "ether-diffusion[serve]"')
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((options.host, options.port))
+        except OSError as error:
+            found = f"{options.host}:{options.port} cannot be listened at ({error.strerror})"
+            raise ValueError(f"{found}; choose another --port or --host") from None
     import torch
 
     from ether_diffusion.bases import open_base
@@ -34,17 +43,20 @@ def serve(options: told.Serve) -> None:
     hush_libraries()
     check_folder(options.adapters)
     keys = Keys(None) if options.api_keys is None else Keys.read(options.api_keys, options.max_per_key)
+    base = open_base(options.base)
     engine = Engine(
-        open_base(options.base),
+        base,
         device=find_device(options.device),
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         max_rows=options.max_rows,
         max_waiting=options.max_waiting,
         num_slots=options.num_slots,
     )
-    limits = Limits(options.max_side, options.max_steps)
+    limits = Limits(options.max_side or 2 * base.native_size, options.max_steps)
     print(f"serving {options.base} at http://{options.host}:{options.port}/v1", flush=True)
     run(engine, options.adapters, keys, host=options.host, port=options.port, limits=limits)
+    if engine.is_working:  # in a step that no process waits for
+        os._exit(0)
 
 
 def _is_loopback(host: str) -> bool:

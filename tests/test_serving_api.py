@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,12 +20,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from control_encoders import random_encoder
 from fastapi.testclient import TestClient
 from PIL import Image
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion import EtherConfig, save_ether
 from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.scripts import ether
@@ -126,16 +129,18 @@ def test_events_tell_every_step_previews_and_the_picture(client: TestClient) -> 
 BAD: dict[str, tuple[object, int, str]] = {
     "not JSON": (b"{", 400, "is not valid JSON"),
     "no prompt": ({}, 400, "prompt is missing"),
-    "unknown key": ({"prompt": "a", "quality": "hd"}, 400, "quality is not a key"),
+    "unknown key": ({"prompt": "a", "style": "vivid"}, 400, "style is not known here; leave it out"),
     "text for a number": ({"prompt": "a", "steps": "9"}, 400, "steps"),
-    "too many steps": ({"prompt": "a", "steps": 51}, 400, "51 steps are over 50"),
+    "too many steps": ({"prompt": "a", "steps": 51}, 400, "steps are from 1 to 50 here; found 51"),
     "too large": ({"prompt": "a", "size": "256x64"}, 400, "over 128 px"),
     "a side that does not fit": ({"prompt": "a", "size": "33x64"}, 400, "multiple"),
-    "no size": ({"prompt": "a", "size": "x"}, 400, "size"),
+    "no size": ({"prompt": "a", "size": "x"}, 400, "size is WIDTHxHEIGHT in px, or auto; found x"),
+    "no steps": ({"prompt": "a", "steps": 0}, 400, "from 1 to 50"),
     "too many pictures": ({"prompt": "a", "n": 9}, 400, "n"),
     "an unknown model": ({"prompt": "a", "model": "nobody"}, 404, "nobody"),
     "a path": ({"prompt": "a", "model": "../base"}, 404, "base"),
     "a URL": ({"prompt": "a", "model": "http://127.0.0.1/x"}, 404, "http"),
+    "beyond the last seed": ({"prompt": "a", "n": 2, "seed": 2**63 - 1}, 400, "beyond the last seed"),
     "NaN": (b'{"prompt": "a", "guidance_scale": NaN}', 400, "NaN"),
     "a strength without bounds": ({"prompt": "a", "adapters": {"fox": 1e9}}, 400, "from -10 to 10"),
     "an answer by URL": ({"prompt": "a", "response_format": "url"}, 400, "response_format"),
@@ -178,6 +183,13 @@ def test_an_uploaded_adapter_draws_and_is_deleted(client: TestClient, folder: Pa
     )
     assert np.array_equal(ours, other)
     assert read_adapter(folder / "adapters" / "dog").parts.keys() == {"unet"}
+    client.delete("/v1/adapters/dog")
+    client.put("/v1/adapters/dog", content=zipped(folder / "adapters" / "cat"))
+    replaced, cat = (
+        picture(client.post(DRAW, json=body | {"model": name}).json()["data"][0]) for name in ("dog", "cat")
+    )
+    assert np.array_equal(replaced, cat)
+    assert not np.array_equal(replaced, ours)
     again = client.put("/v1/adapters/dog", content=zipped(folder / "adapters" / "fox"))
     assert again.status_code == 409
     assert client.delete("/v1/adapters/dog").json()["deleted"] is True
@@ -221,7 +233,9 @@ def test_keys_are_asked_for_limited_and_never_kept(folder: Path, engine: Engine,
     key, other = new_key(file, "anna"), new_key(file, "ben")
     assert key not in file.read_text()
     file.write_text(file.read_text().replace("\n", " 2\n", 1))
-    client = TestClient(make_app(engine, Library(folder / "adapters", engine), Keys.read(file, 16)))
+    client = TestClient(
+        make_app(engine, Library(folder / "adapters", engine), Keys.read(file, 16), Limits(128))
+    )
     paths = [("GET", "/v1/models"), ("POST", DRAW), ("GET", "/metrics"), ("DELETE", "/v1/adapters/fox")]
     for method, path in paths:
         for given in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Bearer {key}x"}):
@@ -270,6 +284,41 @@ def test_what_breaks_while_drawing_is_500_in_a_sentence_and_the_server_goes_on(
     assert answer.status_code == 500
     assert "ZeroDivisionError: of the device" in answer.json()["error"]["message"]
     assert client.post(DRAW, json={"prompt": "a", "steps": 1}).status_code == 200
+
+
+def test_other_sites_draw_nothing_and_what_is_not_there_is_said_alike(client: TestClient) -> None:
+    for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = client.post(DRAW, content=b'{"prompt": "a", "steps": 1}', headers=headers)
+        assert answer.status_code == 403
+        assert "another site" in answer.json()["error"]["message"]
+    assert client.get("/v1/models/fox").json()["id"] == "fox"
+    for method, path in (("GET", "/v1/models/nobody"), ("GET", "/"), ("POST", "/v1/images/edits")):
+        answer = client.request(method, path)
+        assert answer.status_code == 404
+        assert "there is no" in answer.json()["error"]["message"]
+    assert client.delete(DRAW).status_code == 405
+
+
+def test_a_control_adapter_and_the_bases_name_are_refused(
+    client: TestClient, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "adapters" / "fox", tmp_path / "trace")
+    encoder = random_encoder(tiny_sd().unet, factor=1)
+    for name, data in control_files(encoder, None).items():
+        (tmp_path / "trace" / name).write_bytes(data)
+    answer = client.put("/v1/adapters/trace", content=zipped(tmp_path / "trace"))
+    assert answer.status_code == 400
+    assert not (folder / "adapters" / "trace").exists()
+    answer = client.put("/v1/adapters/base", content=zipped(folder / "adapters" / "fox"))
+    assert answer.status_code == 409
+
+
+def test_pictures_say_the_adapters_of_the_unconditional_row(client: TestClient) -> None:
+    body = {"prompt": "a", "steps": 1, "adapters": {"fox": 1.0}, "negative_adapters": {"cat": 0.5}}
+    (found,) = client.post(DRAW, json=body).json()["data"]
+    said = read_image_metadata(base64.b64decode(found["b64_json"]))
+    assert said is not None
+    assert json.loads(str(said.options["negative_adapters"])) == {"cat": 0.5}
 
 
 def test_figures_for_prometheus(client: TestClient) -> None:
@@ -321,6 +370,8 @@ def test_the_command_serves_and_frees_rows_of_clients_that_left(folder: Path, tm
         (["--new_key", "anna"], "name it with --api_keys"),
         (["--new_key", "a b", "--api_keys", "keys"], "is no name of a key"),
         (["--adapters", ".", "--api_keys", "nowhere"], "nowhere"),
+        (["--adapters", ".", "--port", "99999"], "port=99999 is out of range"),
+        (["--adapters", ".", "--max_rows", "0"], "max_rows=0 is out of range"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(
@@ -334,3 +385,14 @@ def test_the_command_refuses_in_one_sentence(
     assert ether.main(["serve", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_port_that_is_taken_is_said_before_a_base_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert ether.main(["serve", "--adapters", str(tmp_path), "--port", port]) == 2
+    said = capsys.readouterr()
+    assert f"127.0.0.1:{port} cannot be listened at" in said.err
+    assert not said.out

@@ -5,22 +5,24 @@ import base64
 import io
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.pipelines.metadata import (
     MAX_SEED,
     AdapterUse,
@@ -55,9 +57,12 @@ class Generation(StrictModel):
     prompt: str
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_PICTURES)] = 1
-    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")] = "auto"
-    response_format: Annotated[str, Field(pattern="^b64_json$")] = "b64_json"
-    output_format: Annotated[str, Field(pattern="^png$")] = "png"
+    size: str = "auto"
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png"] = "png"
+    quality: Literal["auto", "standard"] = "auto"
+    background: Literal["auto", "opaque"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
     stream: bool = False
     partial_images: Annotated[int, Field(ge=0, le=3)] = 0
     user: str | None = None
@@ -74,7 +79,7 @@ class Generation(StrictModel):
 class Limits:
     """What a request may ask for."""
 
-    max_side: int = 1024
+    max_side: int
     max_steps: int = 100
 
 
@@ -86,7 +91,7 @@ class RefusedError(Exception):
         self.status, self.headers = status, headers
 
 
-def make_app(engine: Engine, library: Library, keys: Keys, limits: Limits | None = None) -> FastAPI:
+def make_app(engine: Engine, library: Library, keys: Keys, limits: Limits) -> FastAPI:
     """Return the application; the engine ends with it."""
 
     @asynccontextmanager
@@ -95,11 +100,12 @@ def make_app(engine: Engine, library: Library, keys: Keys, limits: Limits | None
         await run_in_threadpool(engine.close)
 
     app = FastAPI(title="ether-diffusion", lifespan=lifespan, openapi_url=None)
-    server = _Server(engine, library, keys, limits or Limits())
+    server = _Server(engine, library, keys, limits)
     if keys.callers is None:  # or a page that a name was pointed here for could ask (DNS rebinding)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)
     for method, path, answer in (
         ("GET", "/v1/models", server.models),
+        ("GET", "/v1/models/{name}", server.model),
         ("POST", "/v1/images/generations", server.generate),
         ("GET", "/v1/adapters", server.models),
         ("PUT", "/v1/adapters/{name}", server.put),
@@ -108,13 +114,14 @@ def make_app(engine: Engine, library: Library, keys: Keys, limits: Limits | None
     ):
         app.add_api_route(path, server.guarded(answer), methods=[method])
     app.add_api_route("/health", server.health, methods=["GET"])
+    app.add_exception_handler(HTTPException, server.unknown)
     return app
 
 
 class _Server:
     def __init__(self, engine: Engine, library: Library, keys: Keys, limits: Limits) -> None:
         self.engine, self.library, self.keys, self.limits = engine, library, keys, limits
-        self.base_name = shareable_name(engine.base.name) or engine.base.name
+        self.base_name = library.base_name
         self.fingerprint = fingerprint_of(engine.denoiser)
         self.errors: dict[int, int] = {}
 
@@ -123,6 +130,7 @@ class _Server:
 
         async def respond(call: Call) -> Response:
             try:
+                self._check_site(call)
                 caller = self.keys.caller(call.headers.get("authorization"))
                 if caller is None:
                     raise RefusedError(401, "a key of this server is needed: Authorization: Bearer KEY")
@@ -150,6 +158,20 @@ class _Server:
         kind = "invalid_request_error" if status < 500 else "server_error"
         return JSONResponse({"error": {"message": sentence, "type": kind}}, status, headers)
 
+    def _check_site(self, call: Call) -> None:
+        """Refuse what the page of another site sends: without keys a browser would let it draw here."""
+        site, origin = call.headers.get("sec-fetch-site"), call.headers.get("origin")
+        is_own = origin is None or urlsplit(origin).netloc == call.headers.get("host")
+        if self.keys.callers is None and not (is_own if site is None else site in ("same-origin", "none")):
+            raise RefusedError(403, "this comes from the page of another site; ask from a program")
+
+    async def unknown(self, call: Call, error: Exception) -> Response:
+        """Answer where there is nothing, as everywhere."""
+        status = getattr(error, "status_code", 404)
+        return self._refusal(
+            status, f"there is no {call.method} {printable(call.url.path)}; see docs/serve.md"
+        )
+
     async def health(self) -> dict[str, Any]:
         """Say that the server works, and on what."""
         return {"status": "ok", "base": self.base_name, "running": self.engine.num_running}
@@ -160,6 +182,14 @@ class _Server:
         owned = [(self.base_name, "base"), *((name, "adapter") for name in names)]
         data = [{"id": name, "object": "model", "owned_by": kind} for name, kind in owned]
         return JSONResponse({"object": "list", "data": data})
+
+    async def model(self, call: Call, caller: Caller) -> Response:
+        """Tell of one of them."""
+        name = str(call.path_params["name"])
+        if name != self.base_name and name not in await run_in_threadpool(self.library.names):
+            raise KeyError(name)
+        kind = "base" if name == self.base_name else "adapter"
+        return JSONResponse({"id": name, "object": "model", "owned_by": kind})
 
     async def put(self, call: Call, caller: Caller) -> Response:
         """Take an adapter as a zip of its folder."""
@@ -175,7 +205,7 @@ class _Server:
 
     async def generate(self, call: Call, caller: Caller) -> Response:
         """Draw pictures, and answer with all of them, or with events while they are drawn."""
-        asked = read_json(await _body(call, MAX_BODY_BYTES), Generation, "the request")
+        asked = _asked(await _body(call, MAX_BODY_BYTES))
         requests = self._requests(asked)
         for name in {n for each in requests for n in (*each.adapters, *(each.negative_adapters or {}))}:
             await run_in_threadpool(self.library.ready, name)
@@ -199,16 +229,19 @@ class _Server:
         named = asked.model not in (None, self.base_name) and asked.model is not None
         adapters = {str(asked.model): 1.0} if named else asked.adapters or {}
         side = self.engine.base.native_size
-        width, height = (side, side) if asked.size == "auto" else map(int, asked.size.split("x"))
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", asked.size)
+        if found is None and asked.size != "auto":
+            raise ValueError(f"size is WIDTHxHEIGHT in px, or auto; found {printable(asked.size)}")
+        width, height = (side, side) if found is None else (int(found[1]), int(found[2]))
         if max(width, height) > self.limits.max_side:
             raise ValueError(
                 f"size {asked.size} is over {self.limits.max_side} px, the most that is drawn here"
             )
-        if asked.steps > self.limits.max_steps:
-            raise ValueError(
-                f"{asked.steps} steps are over {self.limits.max_steps}, the most that are done here"
-            )
+        if not 1 <= asked.steps <= self.limits.max_steps:
+            raise ValueError(f"steps are from 1 to {self.limits.max_steps} here; found {asked.steps}")
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
+        if seed + asked.n - 1 > MAX_SEED:
+            raise ValueError(f"n={asked.n} pictures from seed {seed} go beyond the last seed, {MAX_SEED}")
         guidance = self.engine.base.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
         return [
             Request(
@@ -216,7 +249,7 @@ class _Server:
                 negative_prompt=asked.negative_prompt,
                 adapters=adapters,
                 negative_adapters=asked.negative_adapters,
-                seed=min(seed + index, MAX_SEED),
+                seed=seed + index,
                 steps=asked.steps,
                 guidance_scale=guidance,
                 width=width,
@@ -274,8 +307,8 @@ class _Server:
     ) -> AsyncIterator[str]:
         """Yield OpenAI's events of images, and one of ours for every step."""
         partial = dict.fromkeys(range(len(jobs)), 0)
+        left = {index: asyncio.ensure_future(self._picture(job, None)) for index, job in enumerate(jobs)}
         try:
-            left = {index: asyncio.ensure_future(self._picture(job, None)) for index, job in enumerate(jobs)}
             while left or not events.empty():
                 heard = asyncio.ensure_future(events.get())
                 await asyncio.wait([heard, *left.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -295,6 +328,8 @@ class _Server:
                         yield self._ended(index, jobs[index], done)
         finally:
             self._let_go(jobs, caller)
+            for task in left.values():
+                task.cancel()
 
     def _ended(self, index: int, job: Job, done: "asyncio.Future[str]") -> str:
         error = done.exception()
@@ -311,6 +346,8 @@ class _Server:
             for name, strength in request.adapters.items()
             if name in self.engine.adapters
         )
+        without = request.negative_adapters
+        options = {} if without is None else {"negative_adapters": json.dumps(dict(without))}
         return ImageMetadata(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -325,6 +362,7 @@ class _Server:
             base=self.base_name,
             base_fingerprint=self.fingerprint,
             adapters=tuple(uses),
+            options=options,
             versions=library_versions(),
         )
 
@@ -349,6 +387,17 @@ class _Server:
 
 
 _SOON = {"Retry-After": "1"}
+
+
+def _asked(body: bytes) -> Generation:
+    """Read a request; what is said of files is said of it in its own words."""
+    try:
+        return read_json(body, Generation, "the request")
+    except ValueError as error:
+        said = str(error).replace("is missing; save it again", "is missing")
+        said = said.replace("; fetch or save it again", "")
+        unknown = "is not a key that is known; take it out, or use the version that wrote it"
+        raise ValueError(said.replace(unknown, "is not known here; leave it out")) from None
 
 
 async def _body(call: Call, most: int) -> bytes:
@@ -384,4 +433,4 @@ def serve(engine: Engine, adapters: Path, keys: Keys, *, host: str, port: int, l
     import uvicorn
 
     app = make_app(engine, Library(adapters, engine), keys, limits)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)

@@ -140,7 +140,7 @@ class Engine:
         self.adapters: dict[str, Adapter] = {}
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._used: list[Mapping[str, float]] = []
+        self._used: list[Mapping[str, float]] | None = None
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -162,7 +162,7 @@ class Engine:
                 self._forget(name)
             for part, own in adapter.parts.items():
                 banks[part].add(name, own)
-            self.adapters[name] = adapter
+            self.adapters[name], self._used = adapter, None
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; requests that use it fail.
@@ -205,18 +205,23 @@ class Engine:
         """Requests in the batch."""
         return len(self._running)
 
+    @property
+    def is_working(self) -> bool:
+        """Whether its thread has not ended."""
+        return self._thread.is_alive()
+
     def seconds_to_wait(self) -> float:
         """Return about how long those that wait will take, by the mean step until now."""
         steps = sum(job.request.steps - job.step for job in (*self._waiting, *self._running))
         rows = max(1, self.counts["rows"])
         return steps * self.step_seconds / rows
 
-    def close(self) -> None:
-        """End, and cancel what is not drawn yet."""
+    def close(self, timeout: float = 10.0) -> None:
+        """End, and cancel what is not drawn yet; a longer step than `timeout` (s) is left alone."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _check_adapters(self, request: Request) -> None:
         named = {*request.adapters, *(request.negative_adapters or {})}
@@ -236,6 +241,7 @@ class Engine:
                 job.failure = ValueError(f"the adapter {printable(name)} was removed")
         for part in self.adapters.pop(name).parts:
             (self.bank if part == "unet" else self._of_texts[part]).remove(name)
+        self._used = None  # the name may come to stand for another
 
     def _work(self) -> None:
         while True:

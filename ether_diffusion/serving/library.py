@@ -6,17 +6,19 @@ import shutil
 import tempfile
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ether_diffusion.adapters import read_adapter
-from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.adapters.models import TEXT_ENCODERS
+from ether_diffusion.adapters.format import CONFIG_NAME, CONTROL_CONFIG_NAME, ENCODER_NAME, TENSORS_NAME
+from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.serving.engine import Engine
 from ether_diffusion.wording import listed, printable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_UPLOAD_BYTES = 2**28
-_FILES = {
+_FILES = {CONTROL_CONFIG_NAME, ENCODER_NAME} | {
     f"{folder}{file}"
     for folder in ("", *(f"{part}/" for part in TEXT_ENCODERS))
     for file in (CONFIG_NAME, TENSORS_NAME)
@@ -34,6 +36,7 @@ class Library:
         """
         check_folder(folder)
         self.folder, self.engine = folder, engine
+        self.base_name = shareable_name(engine.base.name) or engine.base.name
         self._reading = threading.Lock()
 
     def names(self) -> list[str]:
@@ -52,7 +55,8 @@ class Library:
             if name not in self.engine.adapters:
                 if not NAME.fullmatch(name) or not (self.folder / name / CONFIG_NAME).is_file():
                     raise KeyError(name)
-                self.engine.add_adapter(name, read_adapter(self.folder / name))
+                with _named(self.folder / name, name):
+                    self.engine.add_adapter(name, read_adapter(self.folder / name))
 
     def put(self, name: str, data: bytes) -> None:
         """Add an adapter that comes as a zip of its folder's files.
@@ -63,16 +67,20 @@ class Library:
         """
         if not NAME.fullmatch(name):
             raise ValueError(f"{printable(name)} is no name; use up to 64 letters, digits and _.-")
-        if (self.folder / name).exists():
-            raise FileExistsError(f"there is an adapter {name}; delete it first, or choose another name")
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".upload-") as made:
             for file, content in _unpacked(data).items():
                 (Path(made) / file).parent.mkdir(exist_ok=True)
                 (Path(made) / file).write_bytes(content)
-            adapter = read_adapter(made)
-            with self._reading:
-                self.engine.add_adapter(name, adapter)
-                shutil.copytree(made, self.folder / name)
+            with self._reading, _named(Path(made), name):
+                if (self.folder / name).exists() or name == self.base_name:
+                    raise FileExistsError(f"there is a model {name}; delete it first, or choose another name")
+                self.engine.add_adapter(name, read_adapter(made))
+                try:
+                    shutil.copytree(made, self.folder / name)
+                except OSError:
+                    shutil.rmtree(self.folder / name, ignore_errors=True)
+                    self.engine.remove_adapter(name)
+                    raise
 
     def delete(self, name: str) -> None:
         """Delete an adapter; requests that use it fail.
@@ -86,6 +94,15 @@ class Library:
             shutil.rmtree(self.folder / name)
             if name in self.engine.adapters:
                 self.engine.remove_adapter(name)
+
+
+@contextmanager
+def _named(folder: Path, name: str) -> Iterator[None]:
+    """Say an adapter's name in what is refused, not where it lies."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(folder), name)) from None
 
 
 def check_folder(folder: Path) -> None:
@@ -116,5 +133,6 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise ValueError(f"the upload is no zip of an adapter's folder ({printable(error)})") from None
     if CONFIG_NAME not in files:
-        raise ValueError(f"the zip has no {CONFIG_NAME} but {listed(sorted(found))}; zip an adapter's folder")
+        what = listed(sorted(found)) or "nothing"
+        raise ValueError(f"the zip has no {CONFIG_NAME} but {what}; zip an adapter's folder")
     return files
