@@ -211,6 +211,14 @@ def test_the_forms_survive_a_reload(page: Page) -> None:
     expect(page.locator("#compare-prompts textarea")).to_have_value("one\ntwo")
     expect(page.locator("#compare-seeds :is(textarea, input)")).to_have_value("5-6")
     expect(page.locator("#compare-cost")).to_contain_text("8 pictures · 24 steps")
+    go_to(page, "create")
+    for name, value in (("create-seed", ""), ("create-width", "63")):  # no form of that can be drawn
+        page.locator(f"#{name} input").fill(value)
+        page.locator(f"#{name} input").blur()
+    page.wait_for_timeout(500)
+    page.reload()
+    expect(page.locator("#create-prompt textarea")).to_have_value("a blue boat")
+    expect(page.locator("#create-width input")).to_have_value("64")
 
 
 def test_history_finds_a_picture_and_takes_its_settings_to_create(page: Page, tmp_path: Path) -> None:

@@ -248,14 +248,24 @@ class Form:
         changes: list[Any] = [widget.change for widget in widgets]
         gr.on(changes, None, js=collect, inputs=widgets, outputs=[kept], api_visibility="private")
 
+        begin = {name: self._begin.get(name, self[name].value) for name in names}
+
+        def can_say(named: Mapping[str, Any]) -> bool:
+            try:
+                self.read(named)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                return False
+            return True
+
         @handler
         def load(found: Any) -> Updates:
             try:
                 named = {name: found[name] for name in names}
-                self.read(named)
-                return self.shown(named)
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError):
                 return {}
+            if not can_say(named):  # field by field: what cannot be shown begins anew
+                named = {n: named[n] if can_say(begin | {n: named[n]}) else begin[n] for n in names}
+            return self.shown(named) if can_say(begin) or can_say(named) else {}
 
         Context.root_block.load(load, [kept], widgets, **QUIET)
 
