@@ -70,13 +70,15 @@ def variants_of(names: Iterable[str]) -> set[str | None]:
     return {match["variant"] for name in names if (match := _FILE.fullmatch(name))}
 
 
+def _safetensors(folder: Path, variant: str | None) -> list[Path]:
+    """Return the files of a part's weights of a variant, in order."""
+    found = [(path, _FILE.fullmatch(path.name)) for path in sorted(folder.glob("*.safetensors"))]
+    return [path for path, match in found if match is not None and match["variant"] == variant]
+
+
 def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
     """Return the dtype of the first floating-point tensor of a part's safetensors; float32 without any."""
-    variant = find_variant(folder, variant)
-    for path in sorted(folder.glob("*.safetensors")):
-        match = _FILE.fullmatch(path.name)
-        if match is None or match["variant"] != variant:
-            continue
+    for path in _safetensors(folder, find_variant(folder, variant)):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 dtype = _FLOATS.get(file.get_slice(key).get_dtype())
@@ -131,10 +133,7 @@ def _read_beneath_adapters(model: nn.Module, lacking: set[str], place: Path, var
     PEFT wraps what it adapts, and `save_pretrained` names what it finds: X.base_layer.weight for X.weight.
     """
     read, adapters = set(), set()
-    for path in sorted(place.glob("*.safetensors")):
-        match = _FILE.fullmatch(path.name)
-        if match is None or match["variant"] != variant:
-            continue
+    for path in _safetensors(place, variant):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 own = key.replace(".base_layer.", ".")
