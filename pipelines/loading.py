@@ -24,7 +24,6 @@ from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
 from ether_diffusion.tuner.other_layers import (
     adapters_of,
     check_strengths,
-    other_layers,
     put_in_force,
     strength_of,
 )
@@ -145,20 +144,25 @@ class EtherLoaderMixin:
         if self._is_fused:
             raise ValueError("adapters are fused into the base; call unfuse before set_adapters")
         others = _others(self)
-        if all(isinstance(layer, LoraLayer) for name in names for layer in others.get(name, ())):
-            self._set_adapters(names, weights)  # which weighs these, as it does ETHER's
+        unweighable = [n for n, found in others.items() if not all(isinstance(e, LoraLayer) for e in found)]
+        if not unweighable:
+            self._set_adapters(names, weights)  # which weighs LoRA as it does ETHER
             return
-        strange = [name for name in names if name not in others]
-        if strange:
-            raise ValueError(f"{listed(strange)} is unknown, or of another method than the rest; set one")
-        if any(weight != 1 for weight in _numbers(weights)):
+        self._checked_names(names)
+        listing = [weights] * len(names) if single else weights
+        if len(listing) != len(names):
+            raise ValueError(f"found {len(listing)} weights for {listed(names)}; give one for each")
+        each = dict(zip(names, listing, strict=True))
+        fixed = [name for name in names if name in unweighable and any(w != 1 for w in _numbers(each[name]))]
+        if fixed or any(isinstance(weight, Mapping) for weight in each.values()):
             raise ValueError(
-                f"{listed(names)} has no strength that could be set for all calls; leave the weights out, or "
-                f"choose for a call with adapters={{{names[0]!r}: 1.0}}, or {{}} for the base"
+                f"{listed(fixed or unweighable)} has no strength that could be set for all calls; leave the "
+                f"weights out, or choose for a call with adapters={{{names[0]!r}: 1.0}}, or {{}} for the base"
             )
-        for part in {part: None for name in names for part in loaded_adapters(self)[name]}:
-            for layer in other_layers(part.model):
-                put_in_force(layer, names)
+        for layer in (layer for part in find_parts(self) for layer in tuner_layers(part.model)):
+            put_in_force(layer, names)
+            for name in names if isinstance(layer, LoraLayer | EtherLayer) else ():
+                layer.set_scale(name, 1.0 if each[name] is None else each[name])
 
     def fuse(self, *, scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
         """Merge the active adapters, or those named, into the weights, at `scale` times their strengths."""

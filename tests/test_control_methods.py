@@ -170,21 +170,48 @@ def test_what_only_adapters_of_ether_can_do_is_refused(saved: Saved) -> None:
     assert pipe.active_adapters == ["control"]
 
 
-def test_an_ether_loads_beside_a_control_adapter_of_lora_and_goes_again(saved: Saved, tmp_path: Path) -> None:
-    folder, expected = saved("lora")
+@pytest.mark.parametrize("order", ["control, then ETHER", "ETHER, then control"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "hra"])
+def test_an_ether_works_with_an_adapter_of_another_method_in_any_order_and_goes_again(
+    saved: Saved, tmp_path: Path, method: str, order: str
+) -> None:
+    folder, expected = saved(method)
     save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
-    pipe = loaded(folder)
-    pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox", activate=False)
+    pipe = empty()
+    pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox")
+    fox = draw(pipe)
+    if order == "ETHER, then control":
+        pipe.load_control_weights(folder)
+        assert pipe.active_adapters == ["control"]
+    else:
+        pipe = loaded(folder)
+        pipe.load_ether_weights(tmp_path / "fox", adapter_name="fox", activate=False)
     assert torch.equal(draw(pipe, control_image=image()), expected)
     pipe.set_adapters(["control", "fox"])
+    assert set(pipe.active_adapters) == {"control", "fox"}
     both = draw(pipe, control_image=image())
+    assert torch.equal(draw(pipe, control_image=image(), adapters={"control": 1.0, "fox": 1.0}), both)
     pipe.set_adapters(["fox"])
-    fox = draw(pipe)
+    assert torch.equal(draw(pipe), fox)
     assert not torch.allclose(both, expected, atol=1e-4)
     assert not torch.allclose(both, fox, atol=1e-4)
     pipe.set_adapters(["control"])
     pipe.unload("fox")
     assert torch.equal(draw(pipe, control_image=image()), expected)
+
+
+def test_hra_and_another_method_are_refused_in_either_order(saved: Saved, tmp_path: Path) -> None:
+    folder, _ = saved("hra")
+    save_adapter(tiny_sd(), CONFIGS["ether"], tmp_path / "fox")
+    over, under = loaded(folder), empty()
+    under.load_ether_weights(tmp_path / "fox", adapter_name="fox")
+    before = draw(over, control_image=image()), draw(under)
+    with pytest.raises(ValueError, match="HRALinear, which reads its weight past ETHER"):
+        over.load_ether_weights(tmp_path / "fox", adapter_name="fox")
+    with pytest.raises(ValueError, match="past which HRA reads the weights; unload it first"):
+        under.load_control_weights(folder)
+    assert torch.equal(draw(over, control_image=image()), before[0])
+    assert torch.equal(draw(under), before[1])
 
 
 @pytest.mark.parametrize("method", METHODS)

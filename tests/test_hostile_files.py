@@ -30,7 +30,7 @@ from hostile_files import (
     truncated,
     written,
 )
-from peft import LoraConfig, OFTConfig, get_peft_model
+from peft import HRAConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 from small_models import small_unet
@@ -444,8 +444,8 @@ def test_a_model_that_cannot_take_it_is_refused_with_the_reason(base: UNet, fold
     for name in ("", "a.b", "to_q", "0", "x\n", "n" * 101):
         assert "adapter_name=" in refusal(base, folder, adapter_name=name)
     unet = small_unet()
-    unet.add_adapter(OFTConfig(oft_block_size=4, target_modules=["attn1.to_q"]), adapter_name="oft")
-    assert "attn1.to_q already carries an adapter of another method" in refusal(unet, folder)
+    unet.add_adapter(HRAConfig(r=2, target_modules=["attn1.to_q"]), adapter_name="hra")
+    assert "attn1.to_q carries a HRALinear, which reads its weight past ETHER" in refusal(unet, folder)
     unet = small_unet()
     load_ether(unet, folder)
     assert "already has an adapter named 'default'" in refusal(unet, folder)

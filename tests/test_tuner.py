@@ -1,5 +1,6 @@
 """What is adapted, how many numbers that is, and what is refused by name before anything is touched."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,22 @@ import pytest
 import torch
 from conftest import tiny_unet
 from diffusers import UNet2DConditionModel
-from peft import HRAConfig, OFTConfig, PeftConfig, get_peft_model
+from peft import (
+    BOFTConfig,
+    DeloraConfig,
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    OFTConfig,
+    PeftConfig,
+    ShiraConfig,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from real_configs import meta_unet
 from torch import nn
 
@@ -203,18 +219,56 @@ def test_one_block_is_taken_where_two_would_be_of_one_number() -> None:
     assert len(adapted(attach(model, **NARROW, num_blocks_pattern={"1": 1}))) == 2
 
 
+FOREIGN = {
+    "LoRA": LoraConfig(r=2, init_lora_weights=False),
+    "OFT": OFTConfig(oft_block_size=4, init_weights=False),
+    "BOFT": BOFTConfig(boft_block_size=4, init_weights=False),
+    "DeLoRA": DeloraConfig(r=2, init_weights=False),
+    "LoHa": LoHaConfig(r=2, init_weights=False),
+    "LoKr": LoKrConfig(r=2, init_weights=False),
+    "IA3": IA3Config(feedforward_modules=[], init_ia3_weights=False),
+    "FourierFT": FourierFTConfig(n_frequency=8, init_weights=False),
+    "MiSS": MissConfig(r=2, init_weights=False),
+}
+
+
+@pytest.mark.parametrize("method", FOREIGN)
+@pytest.mark.filterwarnings(
+    "ignore:Already found a `peft_config`", "ignore:Setting boft|Failed to load the CUDA"
+)
+def test_ether_and_another_method_give_the_same_in_either_order(method: str) -> None:
+    config, x = copy.copy(FOREIGN[method]), torch.randn(3, 16)
+    config.target_modules = {"0"}
+    ours = EtherConfig(target_modules=["0"], num_blocks=2, variant="ether_plus", init_weights=False)
+    results = []
+    for order in ((config,), (config, ours), (ours, config)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8)).eval()
+        for each in order:
+            torch.manual_seed(1)
+            inject_adapter_in_model(copy.copy(each), model, each.peft_type.value)
+        results.append(model.eval()(x))
+    alone, over, under = results
+    assert torch.equal(over, under)  # PEFT lays the other method over ETHER, and ETHER goes there by itself
+    assert (over - alone).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     "config",
-    [HRAConfig(r=2, target_modules=["to_q"]), OFTConfig(oft_block_size=4, target_modules=["to_v"])],
-    ids=["HRA", "OFT"],
+    [
+        HRAConfig(r=2, target_modules=["to_q"]),
+        ShiraConfig(r=2, target_modules=["to_v"]),
+        MissConfig(r=2, init_weights="bat", target_modules=["to_k"]),
+    ],
+    ids=["HRA", "SHiRA", "MiSS bat"],
 )
-def test_a_layer_with_another_methods_adapter_is_refused(
+def test_a_layer_that_would_read_its_weight_past_ether_is_refused(
     unet: UNet2DConditionModel, config: PeftConfig
 ) -> None:
     unet.add_adapter(config, "other")
     with (
         pytest.warns(UserWarning, match="Already found a `peft_config`"),
-        pytest.raises(ValueError, match="already carries an adapter of another method"),
+        pytest.raises(ValueError, match="reads its weight past ETHER"),
     ):
         unet.add_adapter(EtherConfig(), "ether")
 

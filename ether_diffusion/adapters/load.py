@@ -11,7 +11,6 @@ from typing import TypedDict, Unpack
 
 import torch
 from peft import PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -21,7 +20,7 @@ from ether_diffusion.adapters.methods import is_plain, quiet
 from ether_diffusion.adapters.models import Match, Part, Pipeline, bare_model, find_parts, tuner_layers
 from ether_diffusion.adapters.read import read_adapter
 from ether_diffusion.tuner import EtherConfig, EtherLayer
-from ether_diffusion.tuner.other_layers import adapters_of, other_layers, put_in_force
+from ether_diffusion.tuner.other_layers import adapters_of, put_in_force
 from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
@@ -103,8 +102,9 @@ def load_any(
 ) -> LoadReport:
     """Load an adapter of any method that training saves, as `load_ether` loads those of ETHER.
 
-    These are ETHER, ETHER+, LoRA, OFT, BOFT, HRA and DeLoRA on Linears. Adapters of two methods do not work
-    together in a model: the second is refused, but for ETHER over a LoRA. It may have been read before.
+    These are ETHER, ETHER+, LoRA, OFT, BOFT, HRA and DeLoRA on Linears. Adapters of several methods work in
+    one model in any order, but for HRA, past whose product no other would be heard. It may have been read
+    before.
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
@@ -207,6 +207,8 @@ class _State:
             elif layer in self.active:
                 put_in_force(layer, self.active[layer])
                 layer._disable_adapters = self.disabled[layer]
+            else:
+                put_in_force(layer, [])
         for parameter, flag in self.gradients.items():
             if parameter in self.of_adapters or not is_frozen:
                 parameter.requires_grad_(flag)
@@ -239,15 +241,11 @@ def _attach_part(
     assert not result.unexpected_keys, result.unexpected_keys
     for layer in layers.values():
         layer.train(layer.get_base_layer().training)  # a new module is in training mode: dropout would be on
-    if not isinstance(config, EtherConfig):
-        for layer in other_layers(root):
-            names_in_force = [adapter_name] if activate else before.active.get(layer, [])
-            put_in_force(layer, names_in_force, trainable=trainable)
-    elif not activate:
-        before.restore(is_frozen=True)
+    if activate:
+        for layer in tuner_layers(root):
+            put_in_force(layer, [adapter_name], trainable=trainable)
     else:
-        for layer in other_layers(root):  # a LoRA's; diffusers reads what is active off any of them
-            put_in_force(layer, [adapter_name] if isinstance(layer, LoraLayer) else [])
+        before.restore(is_frozen=True)
     if activate and isinstance(config, EtherConfig) and isinstance(peft_model, PeftModel):
         peft_model.set_adapter(adapter_name, inference_mode=not trainable)
     if hasattr(root, "_hf_peft_config_loaded"):

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ether_diffusion.adapters.format import AdapterPart, BaseFingerprint, BaseMatch, fingerprint
-from ether_diffusion.adapters.methods import is_target, name_of, title_of, widths_of
+from ether_diffusion.adapters.methods import is_target, name_of, widths_of
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
-from ether_diffusion.tuner import EtherConfig, EtherLayer, EtherLinear, EtherModel
+from ether_diffusion.tuner import EtherConfig, EtherLinear, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
-from ether_diffusion.tuner.other_layers import adapters_of
+from ether_diffusion.tuner.other_layers import adapters_of, reads_weight
 from ether_diffusion.tuner.quantized import dequantized, is_plain, is_quantized, rounding_of
 from ether_diffusion.wording import listed, printable
 
@@ -239,18 +238,16 @@ def _check_room(model: nn.Module, config: PeftConfig, adapter_name: str, given: 
         kind = type(model.base_model).__name__
         raise ValueError(f"{given} is a PeftModel ({kind}); load into its get_base_model()")
     others = sorted({name_of(other) for other in configs_of(model).values()} - {name_of(config)})
-    if others and not is_ether:
+    if others and config.peft_type == "HRA":
         raise ValueError(
-            f"{given} carries an adapter of the method {listed(others)}, which one of {title_of(config)} "
-            "does not work with; unload it first"
+            f"{given} carries an adapter of the method {listed(others)}, past which HRA reads the weights; "
+            "unload it first"
         )
 
 
 def _problem(name: str, module: nn.Module, config: PeftConfig | None) -> str | None:
-    # a LoRA adds to what is under it, so that ETHER goes there; beside its own kind every method goes
-    is_other = isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer | LoraLinear)
-    if is_other and isinstance(config, EtherConfig):
-        return f"{name} already carries an adapter of another method ({type(module).__name__}); unload it"
+    if isinstance(config, EtherConfig) and reads_weight(module):  # beside its own kind every method goes
+        return f"{name} carries a {type(module).__name__}, which reads its weight past ETHER; unload it"
     linear = base_layer(module)
     if not isinstance(linear, nn.Linear) or not (is_plain(linear) or is_quantized(linear)):
         kind = f"{type(linear).__module__}.{type(linear).__qualname__}"

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -23,6 +22,7 @@ from ether_diffusion.tuner.contexts import mixed_adapters
 from ether_diffusion.tuner.fused_projections import follow_fusing
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
+from ether_diffusion.tuner.other_layers import reads_weight
 from ether_diffusion.tuner.quantized import is_plain, is_quantized
 
 
@@ -65,7 +65,8 @@ class EtherModel(BaseTuner):
             raise ValueError(problem)
         num_blocks = peft_config.blocks_of(current_key)
         follow_fusing(parent)
-        while isinstance(target, LoraLinear):  # it adds to what is under it, so that ETHER goes there
+        while isinstance(target, BaseTunerLayer) and not isinstance(target, EtherLinear):
+            # it calls what is under it, and ETHER goes there, as where ETHER came first
             parent, target_name, target = target, "base_layer", target.base_layer
         if isinstance(target, EtherLinear):
             target.update_layer(adapter_name, peft_config, num_blocks)
@@ -160,10 +161,10 @@ def _targets(config: EtherConfig, model: nn.Module) -> dict[str, nn.Module]:
 def _problem(config: EtherConfig, name: str, module: nn.Module) -> str | None:
     """Say in one sentence why a module cannot be adapted, or return None."""
     base = module
-    while isinstance(base, LoraLinear | EtherLinear):
+    while isinstance(base, BaseTunerLayer):
+        if reads_weight(base):
+            return f"{name} carries a {type(base).__name__}, which reads its weight past ETHER; unload it"
         base = base.base_layer
-    if isinstance(base, BaseTunerLayer):
-        return f"{name} already carries an adapter of another method ({type(base).__name__}); unload it first"
     if not isinstance(base, nn.Linear) or not (is_plain(base) or is_quantized(base)):
         return (
             f"{name} is a {_describe(base)}; ETHER adapts torch.nn.Linear, also quantized by bitsandbytes or "

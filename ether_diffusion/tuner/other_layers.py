@@ -25,11 +25,18 @@ def other_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, EtherLayer)]
 
 
+def reads_weight(layer: nn.Module) -> bool:
+    """Return whether a layer of PEFT multiplies by the base's weight itself, past any adapter beneath it."""
+    method = type(layer).__module__.removeprefix("peft.tuners.").partition(".")[0]
+    return method in ("hra", "shira", "supertuning") or getattr(layer, "miss_fn", None) == "bat"
+
+
 def put_in_force(layer: BaseTunerLayer, names: Sequence[str], *, trainable: bool = False) -> None:
-    """Let adapters by these names work in a layer of another method, and no others; none is the base."""
+    """Let adapters by these names work in a layer of any method, and no others; none is the base."""
     layer.set_adapter(list(names), inference_mode=not trainable)
-    if not isinstance(layer, LoraLayer):
-        layer._disable_adapters = not names  # BOFT without adapters differs from the base in the last bit
+    if not isinstance(layer, LoraLayer | EtherLayer):
+        # BOFT without adapters differs from the base in the last bit
+        layer._disable_adapters = set(names).isdisjoint(adapters_of(layer))
 
 
 def strength_of(layer: BaseTunerLayer, name: str) -> float:
