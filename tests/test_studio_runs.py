@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,8 +75,13 @@ def test_every_preset_makes_a_command_that_the_trainer_accepts(
 @pytest.mark.parametrize(
     "text", ["--push_to_hub", "$(touch canary) `id`; rm -rf /", "a 'b' \"c\"", "-", "none", "ünï 🦊", "a=b"]
 )
-def test_what_a_visitor_types_reaches_the_trainer_as_it_is(text: str) -> None:
-    found = config_of(replace(DOG, instance_prompt=f"{text} {{token}}", validation_prompts=(text, "two")))
+def test_what_a_visitor_types_reaches_the_trainer_as_it_is(text: str, tmp_path: Path) -> None:
+    asked = replace(DOG, instance_prompt=f"{text} {{token}}", validation_prompts=(text, "two"))
+    found, command = config_of(asked), train_command(asked, tmp_path, "tiny_world")
+    printing = shlex.join(["printf", "%s\\n", *command])
+    said = subprocess.run(["sh", "-c", printing], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert said.stdout.splitlines() == command  # as one who copies the command into a shell runs it
+    assert not list(tmp_path.iterdir())
     assert found["instance_prompt"] == f"{text} {{token}}"
     assert found["validation_prompt"] == [text, "two"]
     assert found["push_to_hub"] is False
