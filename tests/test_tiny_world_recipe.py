@@ -1,5 +1,6 @@
 """How Tiny World is trained: stages resume, objectives are those of diffusers, another world is larger."""
 
+import copy
 import random
 import subprocess
 from pathlib import Path
@@ -7,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from ether_diffusion.bases import open_base
+from ether_diffusion.bases.stable_diffusion_3 import StableDiffusion3
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, find_concept, load_concepts
 from ether_diffusion.tiny_world.networks import TinyClip, load_tiny_clip
@@ -29,14 +32,22 @@ from recipes.tiny_world.clip import (
 )
 from recipes.tiny_world.data import Composites
 from recipes.tiny_world.decoder_128 import Decoder128Objective, Decoder128Stage
-from recipes.tiny_world.export import export_image_tower
+from recipes.tiny_world.export import export_flow_pipeline, export_image_tower
 from recipes.tiny_world.features import FeatureNet
+from recipes.tiny_world.flow import (
+    NUM_ZEROS,
+    CountedZeros,
+    FlowObjective,
+    FlowStage,
+    build_transformer,
+    embed_captions,
+)
 from recipes.tiny_world.fresh_pictures import FreshPictures, StoredPictures, store_pictures
 from recipes.tiny_world.gpu import PLAN
-from recipes.tiny_world.latents import captioned_scene, prepare_latents
+from recipes.tiny_world.latents import Latents, captioned_scene, prepare_latents
 from recipes.tiny_world.loop import Batch, RunConfig, Trainer
 from recipes.tiny_world.scenes import sample_scene
-from recipes.tiny_world.stages import STAGES, load_small_vae, load_vae_128
+from recipes.tiny_world.stages import STAGES, load_small_vae, load_vae_128, untrained_flow
 from recipes.tiny_world.tokenizer import IDENTIFIERS, train_tokenizer
 from recipes.tiny_world.unet import SCHEDULE, CachedLatents, UNetObjective
 from recipes.tiny_world.weighing import BOUNDS, weigh_concepts
@@ -148,6 +159,80 @@ def test_the_unet_objective_is_zero_for_the_velocity_of_diffusers() -> None:
     timesteps = torch.tensor([0, 1, 300, 700, 998, 999])
     loss = objective(latents, noise, timesteps, torch.zeros(6, 24, dtype=torch.long))
     assert float(loss) < 1e-8
+
+
+@pytest.fixture(scope="module")
+def flow() -> StableDiffusion3Pipeline:
+    """The flow stage's pipeline, with weights everywhere: some begin at zero."""
+    pipeline = untrained_flow()
+    for parameter in pipeline.transformer.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_one_counted_zero_is_all_that_the_pipeline_reads_in_place_of_t5(
+    flow: StableDiffusion3Pipeline,
+) -> None:
+    captions, inputs = (
+        ["a cat in the snow", "a dog"],
+        (torch.randn(2, 4, 16, 16), torch.tensor([300.0, 700.0])),
+    )
+    stock, _, pooled, _ = flow.encode_prompt(*[captions] * 3, do_classifier_free_guidance=False)
+    few, _ = embed_captions(flow, captions)
+    assert (stock.shape[1], few.shape[1]) == (24 + NUM_ZEROS, 24 + 1)
+    torch.testing.assert_close(few[:, :24].float(), stock[:, :24], rtol=1e-2, atol=1e-4)  # bfloat16
+    own = flow.transformer.attn_processors
+    with torch.no_grad():
+        expected = flow.transformer(inputs[0], stock, pooled, inputs[1]).sample
+        flow.transformer.set_attn_processor(CountedZeros())
+        found = flow.transformer(inputs[0], stock[:, :25], pooled, inputs[1]).sample
+    flow.transformer.set_attn_processor(own)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_velocity_of_zero_costs_what_the_flow_from_latents_to_noise_measures() -> None:
+    latents, noise = torch.randn(6, 4, 16, 16), torch.randn(6, 4, 16, 16)
+    objective = FlowObjective(build_transformer())  # which begins at zero
+    loss = objective(latents, noise, torch.rand(6) * 1000, torch.randn(6, 25, 384), torch.randn(6, 256))
+    torch.testing.assert_close(loss, (noise - latents).square().mean())
+
+
+def test_a_batch_of_the_flow_stage_has_latents_with_their_captions_or_with_none() -> None:
+    captions = ["a dog", "a cat"]
+    stage = FlowStage(
+        Latents(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 4, 16, 16), torch.arange(2), captions),
+        untrained_flow(),
+        captions,
+    )
+    batch = stage.make_batch(400, torch.Generator().manual_seed(0))
+    of_cat = batch["latents"].mean((1, 2, 3)) > 0.5
+    embedded, _ = embed_captions(stage.pipeline, ["", *captions])
+    shown = torch.stack([(batch["sequence"] == each).all((1, 2)) for each in embedded])
+    assert shown.sum(0).eq(1).all()
+    assert 20 < int(shown[0].sum()) < 60
+    assert torch.equal(shown[2], of_cat & ~shown[0])
+    assert float(batch["timesteps"].min()) > 0
+    assert batch["timesteps"].mean() == pytest.approx(500, abs=30)  # logit-normal around the middle, no shift
+
+
+def test_the_flow_stage_is_exported_as_a_stock_pipeline_that_is_opened_as_stable_diffusion_3(
+    flow: StableDiffusion3Pipeline, tmp_path: Path
+) -> None:
+    def draw(pipeline: StableDiffusion3Pipeline) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        how = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
+        return pipeline("a cat in the snow", generator=generator, **how).images
+
+    export_flow_pipeline(tmp_path, copy.deepcopy(flow))
+    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
+    stock = StableDiffusion3Pipeline.from_pretrained(tmp_path, dtype=torch.float32, **without_t5)
+    stock.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(draw(stock), draw(flow), atol=0.02, rtol=0)  # float16
+    base = open_base(tmp_path)
+    assert (type(base), base.native_size) == (StableDiffusion3, 64)
+    embeddings = base.load_text_encoders().encode(["a cat in the snow"])
+    assert tuple(embeddings.sequence.shape) == (1, 24 + NUM_ZEROS, 384)
 
 
 def test_the_posterior_has_a_constant_deviation_and_training_the_decoder_on_leaves_latents(

@@ -1,10 +1,10 @@
 """Compilation of a model's blocks, one by one."""
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 
-BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
+BLOCKS = (ResnetBlock2D, BasicTransformerBlock, JointTransformerBlock)
 
 
 def compile_blocks(model: torch.nn.Module) -> None:

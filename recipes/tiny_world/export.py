@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -52,9 +53,20 @@ def export_pipeline(
     pipeline.to(torch.float16).save_pretrained(folder)
     _declare_float32(folder / "text_encoder" / "config.json")
     _write_slow_tokenizer(tokenizer, folder / "tokenizer")
+    _copy_licenses(folder)
+
+
+def export_flow_pipeline(folder: Path, pipeline: StableDiffusion3Pipeline) -> None:
+    """Save the flow stage's pipeline in float16, licences beside it."""
+    pipeline.to(torch.float16).save_pretrained(folder)
+    for name in ("text_encoder", "text_encoder_2"):
+        _declare_float32(folder / name / "config.json")
+    _copy_licenses(folder)
+
+
+def _copy_licenses(folder: Path) -> None:
     for name in LICENSE_FILES:
-        source = RENDERS_FOLDER / name
-        shutil.copyfile(source, folder / name)
+        shutil.copyfile(RENDERS_FOLDER / name, folder / name)
 
 
 def _declare_float32(config_file: Path) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.networks import SEGMENTER_FILE, load_segmenter
+from ether_diffusion.tiny_world.networks import SEGMENTER_FILE, load_segmenter, load_tiny_clip
 from recipes.tiny_world.autoencoder import (
     AutoencoderObjective,
     AutoencoderStage,
@@ -33,12 +33,14 @@ from recipes.tiny_world.data import Composites, join_composites, prepare_composi
 from recipes.tiny_world.decoder_128 import Decoder128Objective, Decoder128Stage
 from recipes.tiny_world.export import (
     check_size,
+    export_flow_pipeline,
     export_image_tower,
     export_judge,
     export_pipeline,
     export_segmenter,
 )
 from recipes.tiny_world.features import SIZE, FeatureNet, FeaturesStage
+from recipes.tiny_world.flow import FlowObjective, FlowStage, build_flow_pipeline, build_transformer
 from recipes.tiny_world.fresh_pictures import FreshPictures, StoredPictures, other_concepts, store_pictures
 from recipes.tiny_world.judge import JUDGE_FILE, load_judge
 from recipes.tiny_world.judging import JudgeStage
@@ -70,6 +72,7 @@ STAGES = (
     *("data", "autoencoder", "decoder", "clip", "judge", "latents"),
     *("pictures", "features", "autoencoder_128", "decoder_128"),
     *("unet", "weights", "image_tower", "segmenter", "export"),
+    *("flow", "export_flow"),
 )
 
 
@@ -253,6 +256,27 @@ def unet_stage(config: RunConfig) -> UNetStage:
     )
 
 
+def untrained_flow() -> StableDiffusion3Pipeline:
+    """Put the shipped base's autoencoder, tokenizer and text encoder around an untrained transformer."""
+    return build_flow_pipeline(build_transformer(), load_tiny_clip(tiny_world_path()), load_small_vae())
+
+
+def flow_stage(config: RunConfig) -> FlowStage:
+    """Build the flow stage with its cached latents."""
+    pipeline, concepts = untrained_flow(), trained_concepts(1)
+    cached = cached_latents(config, pipeline.vae, config.composites_per_concept)
+    return FlowStage(cached, pipeline, sheet_captions(concepts))
+
+
+def export_flow(config: RunConfig) -> None:
+    """Export the averaged weights of the flow stage's newest checkpoint to config.export_folder."""
+    pipeline = untrained_flow()
+    step = load_averaged(config.run_folder / FlowStage.name, FlowObjective(pipeline.transformer))
+    logger.info("transformer of step %d", step)
+    export_flow_pipeline(config.export_folder, pipeline)
+    check_size(config.export_folder)
+
+
 def train_judge(config: RunConfig, composites: Composites) -> None:
     """Train the judge on trained and held-out concepts, and export it into the run folder."""
     held_out = prepare_composites(config.run_folder, "held_out", seed=config.seed)
@@ -329,6 +353,10 @@ def run_stage(name: str, config: RunConfig) -> None:
         write_weights(config)
     elif name == "unet":
         Trainer(unet_stage(config), config).run()
+    elif name == "flow":
+        Trainer(flow_stage(config), config).run()
+    elif name == "export_flow":
+        export_flow(config)
     elif name == "segmenter":
         train_segmenter(config)
     elif name == "export":
