@@ -14,6 +14,7 @@ from .stable_diffusion_xl import EtherStableDiffusionXLPipeline
 from .transformers import (
     EtherChromaPipeline,
     EtherFlux2KleinPipeline,
+    EtherFlux2Pipeline,
     EtherFluxPipeline,
     EtherQwenImagePipeline,
     EtherSanaPipeline,
@@ -27,6 +28,7 @@ __all__ = [
     "EtherControlPipeline",
     "EtherControlXLPipeline",
     "EtherFlux2KleinPipeline",
+    "EtherFlux2Pipeline",
     "EtherFluxPipeline",
     "EtherLoaderMixin",
     "EtherQwenImagePipeline",

@@ -5,6 +5,7 @@ from typing import Any
 from diffusers import (
     ChromaPipeline,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     FluxPipeline,
     QwenImagePipeline,
     SanaPipeline,
@@ -32,6 +33,10 @@ class EtherFluxPipeline(EtherLoaderMixin, FluxPipeline):
 
 class EtherFlux2KleinPipeline(EtherLoaderMixin, Flux2KleinPipeline):
     """diffusers' Flux2KleinPipeline, with adapters to load, weigh, fuse and choose per call."""
+
+
+class EtherFlux2Pipeline(EtherLoaderMixin, Flux2Pipeline):
+    """diffusers' Flux2Pipeline, with adapters to load, weigh, fuse and choose per call."""
 
 
 class EtherZImagePipeline(EtherLoaderMixin, ZImagePipeline):

@@ -18,6 +18,10 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SPOKEN = (
+    "{% for m in messages %}[{{m['role']}}]{% for part in m['content'] %}{{part['text']}}{% endfor %}"
+    "{% endfor %}"
+)
 UNBINNED = {"use_resolution_binning": False}
 UNGUIDED: dict[str, dict[str, Any]] = {
     "z_image": {"guidance_scale": 0.0},
@@ -38,10 +42,10 @@ def _byte_tokenizer(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _chat_tokenizer() -> Any:
+def _chat_tokenizer(template: str = TEMPLATE) -> Any:
     ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     tokenizer = _byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends, chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends, chat_template=template)
 
 
 def _t5_tokenizer() -> Any:
@@ -66,6 +70,14 @@ def _t5() -> Any:
 def _qwen3(kind: Any, width: int, num_layers: int) -> Any:
     size = {"hidden_size": width, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
     return kind(transformers.Qwen3Config(**size, head_dim=8, num_hidden_layers=num_layers, vocab_size=512))
+
+
+def _mistral3() -> Any:
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "head_dim": 8}
+    text = {**size, "model_type": "mistral", "num_key_value_heads": 1, "num_hidden_layers": 30}
+    vision = {**size, "model_type": "pixtral", "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = transformers.Mistral3Config(text_config=text | {"vocab_size": 512}, vision_config=vision)
+    return transformers.Mistral3ForConditionalGeneration(config)
 
 
 def _vae(channels: int, *, is_flux2: bool = False) -> Any:
@@ -117,6 +129,8 @@ def _parts(family: str) -> tuple[Any, list[Any], list[Any]]:
             return _vae(1), texts, [tiny_tokenizer(), _t5_tokenizer()]
         case "flux2":
             return _flux2_vae(), [_qwen3(transformers.Qwen3ForCausalLM, 8, 27)], [_chat_tokenizer()]
+        case "flux2_dev":
+            return _flux2_vae(), [_mistral3()], [_chat_tokenizer(SPOKEN)]
         case "z_image":
             return _vae(16), [_qwen3(transformers.Qwen3Model, 16, 2)], [_chat_tokenizer()]
         case "chroma":
@@ -130,6 +144,7 @@ FLOW_PIPELINES: dict[str, dict[str, Any]] = {
     "sd3": {"shift": 3.0},
     "flux": {"shift": 3.0, **DYNAMIC},
     "flux2": {"shift": 3.0, **DYNAMIC},
+    "flux2_dev": {"shift": 3.0, **DYNAMIC},
     "z_image": {"shift": 6.0},
     "qwen_image": {**DYNAMIC, **_QWEN_SHIFT},
     "chroma": {},

@@ -42,10 +42,11 @@ FLOW_CONFIGS: dict[str, dict[str, object]] = {
     "sd3": {**_SD35, "joint_attention_dim": 4096, "dual_attention_layers": tuple(range(13))},
     "flux": {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True},
     "flux2": {**_KLEIN, "guidance_embeds": False},
+    "flux2_dev": {},
     "z_image": {},
     "qwen_image": {"num_layers": 60},
     "chroma": {"num_layers": 19, "num_single_layers": 38},
     "sana": {"num_layers": 20},
 }
 """What differs from the defaults of diffusers' classes in the transformers of SD 3.5 medium, FLUX.1 dev,
-FLUX.2 klein 4B, Z-Image, Qwen-Image, Chroma and Sana 1.6B."""
+FLUX.2 klein 4B and dev, Z-Image, Qwen-Image, Chroma and Sana 1.6B."""

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ pytestmark = [
 every_family = pytest.mark.parametrize("family", FLOW_PIPELINES)
 Bases = Callable[[str], Path]
 
-PROMPT = "a sks cat"
+PROMPT, FLUX2 = "a sks cat", ("flux2", "flux2_dev")
 GUIDED: dict[str, dict[str, Any]] = {
     "flux": {"guidance_scale": 3.0},
     "flux2": {"guidance_scale": 3.0},  # its negative prompt is empty
+    "flux2_dev": {"guidance_scale": 3.0},
     "qwen_image": {"negative_prompt": "snow", "true_cfg_scale": 3.0},
     "sana": {"negative_prompt": "", "guidance_scale": 3.0, **UNBINNED},  # others would be enhanced here
 }
@@ -58,7 +60,7 @@ def stock(folder: Path) -> Any:
 def unpacked(pipe: Any, family: str, tokens: Tensor) -> Tensor:
     """Return what a pipeline's scheduler sees as latents (b, c, h, w), by the pipeline's own methods."""
     side = SIDE // pipe.vae_scale_factor
-    if family == "flux2":
+    if family in FLUX2:
         ids = pipe._prepare_latent_ids(torch.empty(1, 1, side // 2, side // 2))
         return pipe._unpatchify_latents(pipe._unpack_latents_with_ids(tokens, ids))
     if tokens.ndim == 3:
@@ -87,8 +89,8 @@ def test_what_is_predicted_is_what_the_pipeline_gets_and_steps_along(
         for velocity, timestep, latents in seen:
             noisy = unpacked(pipe, family, latents)
             found = base.predict(base.load_denoiser(), noisy, timestep[None], embeddings)
-            # klein's pipeline hands on a transposed view, which matrices are multiplied with otherwise
-            assert_close(found, unpacked(pipe, family, velocity), atol=1e-5 * (family == "flux2"), rtol=0)
+            # FLUX.2's pipelines hand on a transposed view, which matrices are multiplied with otherwise
+            assert_close(found, unpacked(pipe, family, velocity), atol=1e-5 * (family in FLUX2), rtol=0)
     assert len(seen) == 3
 
 
@@ -130,7 +132,7 @@ def test_the_latents_of_a_picture_decode_as_the_autoencoder_would_have_it(
     (picture,) = base.decode_latents(vae, latents)
     expected = (plain[0].permute(1, 2, 0) * 127.5 + 127.5).clamp(0, 255).round()
     assert (torch.from_numpy(np.array(picture)).float() - expected).abs().max() <= 1
-    if family == "flux2":
+    if family in FLUX2:
         pipe = flow_pipeline(family)
         own = pipe._unpatchify_latents(pipe._encode_vae_image(pixels, torch.Generator()))
         assert_close(latents, own)
@@ -183,7 +185,7 @@ def test_auto_shifts_as_the_base_was_trained_and_a_number_by_that(flow_base: Bas
     static = {"sd3": 3.0, "z_image": 6.0, "chroma": 1.0, "sana": 3.0}
     for name, shift in static.items():
         assert [shift_of(found[name], side) for side in (512, 1024)] == pytest.approx([shift] * 2)
-    for name in ("flux", "flux2"):  # 1,024 and 4,096 tokens
+    for name in ("flux", *FLUX2):  # 1,024 and 4,096 tokens
         shifts = [shift_of(found[name], side) for side in (512, 1024)]
         assert shifts == pytest.approx([math.exp(0.63), math.exp(1.15)], rel=1e-4)
     sigmas, x = found["qwen_image"].sigmas((4, 128, 128)), torch.arange(1000, 0, -1) / 1000
@@ -230,6 +232,7 @@ COUNTS = {
     "sd3": (371_712, 1_486_848),
     "flux": (817_152, 3_268_608),
     "flux2": (430_080, 2_334_720),
+    "flux2_dev": (1_867_776, 10_420_224),
     "z_image": (522_240, 2_088_960),
     "qwen_image": (1_468_416, 5_873_664),
     "chroma": (817_152, 3_268_608),
@@ -277,6 +280,18 @@ def test_parts_that_are_not_handled_are_refused_by_name(case: str, flow_base: Ba
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         load(config(tmp_path, resolution=SIDE))
+
+
+def test_a_processor_without_torchvision_is_refused(
+    flow_base: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(flow_base("flux2_dev"), tmp_path / "base")
+    path = tmp_path / "base" / "model_index.json"
+    index = json.loads(path.read_text()) | {"tokenizer": ["transformers", "PixtralProcessor"]}
+    path.write_text(json.dumps(index))
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ValueError, match="PixtralProcessor, which needs torchvision.*pip install torchvision"):
+        opened(tmp_path / "base")
 
 
 def test_sd_3_may_lack_its_largest_text_encoder(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ _MMDIT = {**_TWO_HEADS, "num_layers": 1, "joint_attention_dim": 32, "in_channels
 _DIT = {**_TWO_HEADS, "num_layers": 1, "in_channels": 4}
 _VIDEO = {**_DIT, "text_dim": 32, "freq_dim": 16, "ffn_dim": 32, "out_channels": 4, "rope_max_seq_len": 32}
 _ROPE = {"axes_dims_rope": (4, 4, 8)}
+_FLUX2 = {"joint_attention_dim": 24, "num_single_layers": 1, "timestep_guidance_channels": 16}
+_FLUX2 |= {"axes_dims_rope": (4, 4, 4, 4)}
 
 TRANSFORMERS: dict[str, Callable[[], Any]] = {
     "auraflow": _of(
@@ -86,14 +88,8 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
         pooled_projection_dim=16,
         guidance_embeds=True,
     ),
-    "flux2": _of(
-        "Flux2Transformer2DModel",
-        **{**_MMDIT, "joint_attention_dim": 24},
-        num_single_layers=1,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
-    ),
+    "flux2": _of("Flux2Transformer2DModel", **_MMDIT | _FLUX2, guidance_embeds=False),
+    "flux2_dev": _of("Flux2Transformer2DModel", **_MMDIT | _FLUX2, guidance_embeds=True),
     "hidream": _of(
         "HiDreamImageTransformer2DModel",
         **_DIT,
@@ -223,6 +219,7 @@ PIPELINES = {
     "cogview4": "CogView4Pipeline",
     "flux": "FluxPipeline",
     "flux2": "Flux2KleinPipeline",
+    "flux2_dev": "Flux2Pipeline",
     "hidream": "HiDreamImagePipeline",
     "hunyuan_video": "HunyuanVideoPipeline",
     "kandinsky5": "Kandinsky5T2VPipeline",

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -176,6 +177,12 @@ class FlowBase(Base):
         ]
         for part in parts:
             _check_class(cls.classes[part], _class_of(index, part), f"the {part} of {folder}")
+        reader = str(_class_of(index, "tokenizer"))
+        if reader.endswith("Processor") and find_spec("torchvision") is None:
+            raise ValueError(
+                f"{folder} reads prompts with a {printable(reader)}, which needs torchvision, and that is not "
+                "installed: pip install torchvision"
+            )
         if variant is not None:
             check_variant(folder, variant)
         for part in parts if vae_folder is None else [each for each in parts if each != "vae"]:
@@ -228,11 +235,12 @@ class FlowBase(Base):
         """Load the tokenizers alone; the first is that of the text encoder that reads most."""
         index = read_config(self.folder, "model_index.json")
         found = {part: _class_of(index, part) for part in index if part.startswith("tokenizer")}
-        return [
+        loaded = [
             getattr(transformers, kind, transformers.AutoTokenizer).from_pretrained(str(self.folder / part))
             for part, kind in sorted(found.items(), reverse=True)
             if kind is not None
         ]
+        return [getattr(each, "tokenizer", each) for each in loaded]  # a processor's, which reads pictures too
 
     def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> TextEncoders:
         """Load tokenizers and text encoders, frozen."""

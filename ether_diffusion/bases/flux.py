@@ -1,4 +1,4 @@
-"""FLUX.1, FLUX.2 klein, and Chroma, which was made from the first."""
+"""FLUX.1, FLUX.2 klein and dev, and Chroma, which was made from the first."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,18 +10,19 @@ from diffusers import (
     ChromaPipeline,
     ChromaTransformer2DModel,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
 )
 from torch import Tensor
-from transformers import CLIPTextModel, Qwen3ForCausalLM, T5EncoderModel
+from transformers import CLIPTextModel, Mistral3ForConditionalGeneration, Qwen3ForCausalLM, T5EncoderModel
 
 from ether_diffusion.bases.base import PromptEmbeddings
 from ether_diffusion.bases.flow import FlowBase, pack, unpack
 
 TRAINING_GUIDANCE = 1.0
-"""What FLUX.1 dev is told in training: the strength at which its guidance changes nothing."""
+"""What FLUX.1 dev and FLUX.2 dev are told in training: the strength at which their guidance changes nothing."""
 
 
 class PackedBase(FlowBase):
@@ -57,11 +58,10 @@ class Flux1(PackedBase):
 
     @staticmethod
     def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        guidance = torch.full_like(timesteps, TRAINING_GUIDANCE) if denoiser.config.guidance_embeds else None
         velocity = denoiser(
             hidden_states=pack(noisy),
             timestep=timesteps / 1000,
-            guidance=guidance,
+            guidance=_guidance(denoiser, timesteps),
             pooled_projections=embeddings.pooled,
             encoder_hidden_states=embeddings.sequence,
             return_dict=False,
@@ -134,7 +134,7 @@ class Flux2Klein(PackedBase):
         velocity = denoiser(
             hidden_states=pack(noisy),
             timestep=timesteps / 1000,
-            guidance=None,
+            guidance=_guidance(denoiser, timesteps),
             encoder_hidden_states=embeddings.sequence,
             txt_ids=text_ids.to(noisy.device),
             img_ids=image_ids.to(noisy.device),
@@ -144,6 +144,25 @@ class Flux2Klein(PackedBase):
 
     def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
         return self.scale_latents(pipeline.vae, found.float().cpu())  # it gives the autoencoder's own
+
+
+class Flux2Dev(Flux2Klein):
+    """FLUX.2 dev: klein's blocks with three layers of Mistral's text, and guidance distilled into them."""
+
+    pipeline_class = Flux2Pipeline
+    drawn_by = "EtherFlux2Pipeline"
+    takes_negative_prompts = False
+    classes: ClassVar = {**Flux2Klein.classes, "text_encoder": Mistral3ForConditionalGeneration}
+
+    def _drawing(self, embeddings: PromptEmbeddings, guidance_scale: float) -> dict[str, Any]:
+        return {"prompt_embeds": embeddings.sequence[:1], "guidance_scale": guidance_scale}
+
+    def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.unpacked(found, size)
+
+
+def _guidance(denoiser: Any, timesteps: Tensor) -> Tensor | None:
+    return torch.full_like(timesteps, TRAINING_GUIDANCE) if denoiser.config.guidance_embeds else None
 
 
 def _places(noisy: Tensor, embeddings: PromptEmbeddings) -> dict[str, Tensor]:

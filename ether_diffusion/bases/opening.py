@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from ether_diffusion.bases.base import Base
 from ether_diffusion.bases.files import find_folder, find_part, load_part, load_pipeline, read_config
-from ether_diffusion.bases.flux import Chroma, Flux1, Flux2Klein
+from ether_diffusion.bases.flux import Chroma, Flux1, Flux2Dev, Flux2Klein
 from ether_diffusion.bases.qwen_image import QwenImage
 from ether_diffusion.bases.sana import Sana
 from ether_diffusion.bases.single_file import complete_vae, is_single_file, unpack_vae
@@ -16,7 +16,8 @@ from ether_diffusion.bases.z_image import ZImage
 from ether_diffusion.wording import printable
 
 FAMILIES: tuple[type[Base], ...] = (
-    *(SDXL, StableDiffusion, StableDiffusion3, Flux1, Flux2Klein, ZImage, QwenImage, Chroma, Sana),
+    *(SDXL, StableDiffusion, StableDiffusion3, Flux1, Flux2Klein, Flux2Dev, ZImage, QwenImage, Chroma),
+    Sana,
 )
 _VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")
 
@@ -46,7 +47,7 @@ def open_base(
         found = printable(index.get("_class_name", "an unknown pipeline"))
         raise ValueError(
             f"{folder} is a {found}; use Stable Diffusion 1.x, 2.x, 3 or 3.5, a whole SDXL base, FLUX.1, "
-            "FLUX.2 klein, Z-Image, Qwen-Image, Chroma or Sana"
+            "FLUX.2, Z-Image, Qwen-Image, Chroma or Sana"
         )
     vae_folder = tokenizer_folder = None
     if vae is not None and is_single_file(Path(vae)):
