@@ -21,6 +21,7 @@ from ether_diffusion.adapters import Adapter, AdapterPart, fingerprint, read_ada
 from ether_diffusion.adapters import models as in_models
 from ether_diffusion.adapters.format import EXPORT_NAME, Component, metadata_header
 from ether_diffusion.adapters.tensor_file import safetensors_bytes
+from ether_diffusion.bases import single_file
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.tuner import EtherConfig
@@ -45,13 +46,12 @@ _UNET_MODULE = re.compile(
 _TEXT_MODULE = re.compile(
     r"(text_model\.)?((encoder\.layers\.\d+)\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]))"
 )
-_WIDTHS = (320, 640, 1280)
 _FAMILIES = {
-    (_WIDTHS, "2048"): ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
-    ((*_WIDTHS, 1280), "768"): ("sd_v1", "stable-diffusion-v1"),
-    ((*_WIDTHS, 1280), "1024"): ("sd_v2", "stable-diffusion-v2-512"),
+    "xl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+    "v1": ("sd_v1", "stable-diffusion-v1"),
+    "v2": ("sd_v2", "stable-diffusion-v2-512"),
 }
-"""What readers call a denoiser of these widths with texts of this width."""
+"""What readers call the families of `single_file.CONFIGS`."""
 
 
 class LoraFactors(NamedTuple):
@@ -289,10 +289,10 @@ def lora_header(adapter: AdapterPart, *, rank: int, title: str, denoiser: nn.Mod
     }
     if trigger:
         entries["modelspec.trigger_phrase"] = trigger
-    of_base: Any = getattr(denoiser, "config", None)
-    widths = tuple(getattr(of_base, "block_out_channels", ()))
-    context = str(getattr(of_base, "cross_attention_dim", ""))
-    version, architecture = _FAMILIES.get((widths, context), ("", ""))
+    of_base: Any = getattr(denoiser, "config", {})
+    known = {name: each["parts"]["unet"] for name, each in single_file.CONFIGS.items()}
+    family = next((name for name, unet in known.items() if _widths(unet) == _widths(of_base)), "")
+    version, architecture = _FAMILIES.get(family, ("", ""))
     if version == "sd_v2":
         entries["ss_v2"] = "True"  # which A1111 asks, and not the version
         if of_base.sample_size == 96:
@@ -300,6 +300,10 @@ def lora_header(adapter: AdapterPart, *, rank: int, title: str, denoiser: nn.Mod
     if version:
         entries |= {"ss_base_model_version": version, "modelspec.architecture": f"{architecture}/lora"}
     return metadata_header(adapter.metadata) | entries
+
+
+def _widths(unet: Mapping[str, Any]) -> tuple[list[int], object]:
+    return list(unet.get("block_out_channels", ())), unet.get("cross_attention_dim")
 
 
 def kohya_keys(places: Iterable[Place], *, has_two_text_encoders: bool) -> dict[Place, str] | None:

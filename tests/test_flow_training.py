@@ -1,5 +1,6 @@
 """Every transformer family trains, goes on after a kill, is saved, loaded, exported, and is the base at 0."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -98,9 +99,8 @@ def test_the_adapter_and_its_lora_draw_the_same_and_no_strength_is_the_base(trai
 
 
 def test_another_family_refuses_the_adapter_and_is_as_before(trained: Trained) -> None:
-    # of the same names and widths are FLUX.1's projections and Chroma's, and at this size Qwen-Image's
-    others = {"flux": "flux2", "chroma": "z_image", "qwen_image": "z_image"}
-    other = flow_pipeline(others.get(trained.family, "flux"))
+    # Chroma's projections have the names and widths of FLUX.1's, and at this size Qwen-Image's
+    other = flow_pipeline("chroma" if trained.family == "flux" else "flux")
     before = [name for name, _ in other.transformer.named_modules()]
     with pytest.raises(ValueError, match="load the base it was made for"):
         load_ether(other, trained.folder / "run")
@@ -121,7 +121,7 @@ def test_generate_draws_it_beside_the_base(trained: Trained, flow_base: Bases) -
     assert found.pipeline == f"Ether{type(flow_pipeline(trained.family)).__name__}"
     assert [use.name for use in found.adapters] == ["run"]
     words[-1] = str(trained.folder / "negative")
-    is_refused = trained.family in ("flux", "flux2")
+    is_refused = trained.family.startswith("flux")
     assert main(["generate", "--base", str(base), *words, "--negative_prompt", "snow"]) == 2 * is_refused
 
 
@@ -169,6 +169,19 @@ def test_priors_masks_buckets_and_captions_train(family: str, flow_base: Bases, 
         losses.append([line["loss"] for line in log_of(run.output.output_dir)])
     assert len(losses[0]) == len(losses[1]) == 3
     assert losses[0] != losses[1]
+
+
+def test_the_card_says_what_to_train_on_instead_of_a_distilled_base(flow_base: Bases, tmp_path: Path) -> None:
+    shutil.copytree(flow_base("flux2"), tmp_path / "klein")
+    path = tmp_path / "klein" / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"is_distilled": True}))
+    flags: dict[str, Json] = {"resolution": SIDE, "max_train_steps": 1}
+    said = "klein was distilled to draw in a few steps, which training undoes; train on black-forest-labs/"
+    for base, is_distilled in ((tmp_path / "klein", True), (flow_base("flux2"), False)):
+        flags |= {"pretrained_model_name_or_path": str(base), "output_dir": f"{base}_run"}
+        run = config(tmp_path, **flags)
+        assert train_dreambooth(run) == 0
+        assert (said in (run.output.output_dir / "README.md").read_text()) == is_distilled
 
 
 def test_control_images_are_refused_by_name(flow_base: Bases, tmp_path: Path) -> None:

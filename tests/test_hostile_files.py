@@ -421,7 +421,8 @@ def test_classes_paths_and_urls_of_a_configuration_are_neither_imported_nor_fetc
     save_ether(unet, tmp_path / "again")
     assert "evil_module" not in sys.modules
     assert not (tmp_path / "canary").exists()
-    assert detach_adapter(unet, "default").config.auto_mapping is None
+    own = {"base_model_class": "UNet2DConditionModel", "parent_library": type(unet).__module__}
+    assert detach_adapter(unet, "default").config.auto_mapping == own
 
 
 @pytest.mark.parametrize("factor", [1e38, 1e-38, 1e-44])

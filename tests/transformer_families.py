@@ -26,7 +26,7 @@ _MMDIT = {**_TWO_HEADS, "num_layers": 1, "joint_attention_dim": 32, "in_channels
 _DIT = {**_TWO_HEADS, "num_layers": 1, "in_channels": 4}
 _VIDEO = {**_DIT, "text_dim": 32, "freq_dim": 16, "ffn_dim": 32, "out_channels": 4, "rope_max_seq_len": 32}
 _ROPE = {"axes_dims_rope": (4, 4, 8)}
-_FLUX2 = {"joint_attention_dim": 24, "num_single_layers": 1, "timestep_guidance_channels": 16}
+_FLUX2: dict[str, Any] = {"joint_attention_dim": 24, "num_single_layers": 1, "timestep_guidance_channels": 16}
 _FLUX2 |= {"axes_dims_rope": (4, 4, 4, 4)}
 
 TRANSFORMERS: dict[str, Callable[[], Any]] = {

@@ -36,13 +36,14 @@ class Shown(TypedDict, total=False):
 
     pictures are prompts, and the paths of what was drawn from them, relative to the card; evaluation are
     lines of Markdown on what was measured; control is the pipeline of ours that takes the adapter with the
-    control encoder beside it, where there is one.
+    control encoder beside it, where there is one; doubt is a sentence on the base.
     """
 
     pictures: Sequence[tuple[str, str]]
     evaluation: Sequence[str]
     control: str | None
     has_lora_export: bool
+    doubt: str | None
 
 
 def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
@@ -101,6 +102,7 @@ def _card(
     pictures: Sequence[tuple[str, str]] = (),
     evaluation: Sequence[str] = (),
     control: str | None = None,
+    doubt: str | None = None,
 ) -> str:
     trigger, base, base_model = metadata.trigger, metadata.base_fingerprint, metadata.base_model
     if control is not None:
@@ -114,6 +116,7 @@ def _card(
     paragraphs = (
         f"# {title}",
         intro,
+        doubt and f"{doubt}.",
         control and _FOLLOWS,
         trigger and f"## Trigger\n\n{_fenced(trigger)}",
         f"## Use\n\n{_fenced(example, 'python')}",

@@ -146,7 +146,7 @@ def parse_config(data: bytes, where: str, *, only_ether: bool = False) -> PeftCo
 
 
 def config_from(found: Mapping[str, Json], where: str) -> PeftConfig:
-    """Return the configuration of JSON values, as `parse_config`; classes that it names are dropped."""
+    """Return the configuration of JSON values, as `parse_config`; a class that it names is only a name."""
     name = found.get("peft_type")
     method = METHODS.get(name.upper()) if isinstance(name, str) else None
     if method is None:
@@ -175,7 +175,7 @@ def config_from(found: Mapping[str, Json], where: str) -> PeftConfig:
         )
     stated = {key: defaults[key] for key in method.fields if key in defaults}
     own = validate(stated | {key: found[key] for key in known if key in found}, model, where)
-    dropped = {"peft_type", "auto_mapping"} | (set() if is_ether else {"peft_version"})
+    dropped = {"peft_type"} | (set() if is_ether else {"peft_version"})
     arguments = own.model_dump(exclude_unset=True, exclude=dropped)
     try:
         with quiet():

@@ -29,6 +29,8 @@ COMPONENTS = (
 )
 """The subfolders that are known for a component's adapter, where no pipeline says what it has."""
 _ORIGIN = "_name_or_path"
+_FAMILIES = "diffusers.models.transformers."
+"""Of whose modules each class is a family of its own, whatever its projections are called."""
 _WRAPPERS = frozenset({"base_layer", "_orig_mod"})
 """What an adapter of another method on top, and torch.compile of a single block, put into names."""
 
@@ -213,6 +215,10 @@ def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> 
         sides = ("input", linear.in_features, widths[0]), ("output", linear.out_features, widths[1])
         unlike = [side for side in sides if side[2] not in (0, side[1])]
         wrong += [f"{name}: {side} width {own} here and {its} in the adapter" for side, own, its in unlike]
+    theirs_of, ours_of = part.config.auto_mapping or {}, type(root).__name__
+    is_of_diffusers = str(theirs_of.get("parent_library")).startswith(_FAMILIES)
+    if match != "same" and is_of_diffusers and theirs_of.get("base_model_class") != ours_of:
+        wrong.append(f"{printable(theirs_of.get('base_model_class'))} is not {ours_of}")
     if wrong or match == "other architecture":
         shown = f" ({listed(wrong, 3)})" if wrong else ""
         said = f"the adapter was made for {made_for}, another architecture than {given}{shown}"

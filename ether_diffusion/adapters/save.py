@@ -96,6 +96,8 @@ def detach_adapter(
     # as PEFT's save_pretrained: a loaded adapter is for use until the caller says that it is to be trained
     config.inference_mode = True
     if isinstance(config, EtherConfig):
+        kind = type(models.bare_model(model))  # as PEFT's save_pretrained
+        config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         check_no_modules(config, f"the adapter {adapter_name!r}")
     else:
         config.base_model_name_or_path = metadata.base_model

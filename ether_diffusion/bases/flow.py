@@ -180,7 +180,7 @@ class FlowBase(Base):
         reader = str(_class_of(index, "tokenizer"))
         if reader.endswith("Processor") and find_spec("torchvision") is None:
             raise ValueError(
-                f"{folder} reads prompts with a {printable(reader)}, which needs torchvision, and that is not "
+                f"{folder} reads prompts with a {printable(reader)}, which needs torchvision, and it is not "
                 "installed: pip install torchvision"
             )
         if variant is not None:
@@ -240,7 +240,7 @@ class FlowBase(Base):
             for part, kind in sorted(found.items(), reverse=True)
             if kind is not None
         ]
-        return [getattr(each, "tokenizer", each) for each in loaded]  # a processor's, which reads pictures too
+        return [getattr(each, "tokenizer", each) for each in loaded]  # a processor reads pictures too
 
     def load_text_encoders(self, dtype: torch.dtype = torch.float32) -> TextEncoders:
         """Load tokenizers and text encoders, frozen."""

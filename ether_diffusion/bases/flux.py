@@ -22,7 +22,7 @@ from ether_diffusion.bases.base import PromptEmbeddings
 from ether_diffusion.bases.flow import FlowBase, pack, unpack
 
 TRAINING_GUIDANCE = 1.0
-"""What FLUX.1 dev and FLUX.2 dev are told in training: the strength at which their guidance changes nothing."""
+"""What FLUX.1 dev and FLUX.2 dev are told in training: the strength at which guidance changes nothing."""
 
 
 class PackedBase(FlowBase):

@@ -19,6 +19,7 @@ from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.adapters.load import remove_adapter
 from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, safetensors_bytes
+from ether_diffusion.bases.distilled import distilled_doubt
 from ether_diffusion.control import ControlEncoder, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.export import export_lora
@@ -157,6 +158,7 @@ def write_card(
         return
     control = None if run.trainer.control is None else run.base.drawn_by_with_control
     told: dict[str, Any] = {"pictures": pictures, "evaluation": evaluation, "control": control}
+    told["doubt"] = distilled_doubt(str(metadata_of_run(run, step).base_model), run.base.folder)
     exported = told | {"has_lora_export": (folder / layout.EXPORT_NAME).exists()}
     if method == "none":
         text = encoder_card(metadata_of_run(run, step), **told)
