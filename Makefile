@@ -16,7 +16,8 @@ ui: .venv/installed-ui
 	$(BIN)/ether ui --open
 
 # a thread for each worker: threads of torch that share a core are slower than none
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+	--dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST)

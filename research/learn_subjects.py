@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--adapter", default="ether_plus", choices=get_args(AdapterMethod))
     parser.add_argument("--learning_rate", type=float, help="the method's own if not given")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--inference_steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
     return run_command("learn_subjects", lambda: parser.parse_args(arguments), _run)
@@ -51,10 +52,10 @@ def _run(parsed: argparse.Namespace) -> None:
     }
     if parsed.learning_rate is not None:
         settings["learning_rate"] = parsed.learning_rate
-    run(parsed.subjects, settings, parsed.output_dir)
+    run(parsed.subjects, settings, parsed.output_dir, num_steps=parsed.inference_steps)
 
 
-def run(subjects: list[str], settings: "dict[str, Json]", folder: Path) -> None:
+def run(subjects: list[str], settings: "dict[str, Json]", folder: Path, *, num_steps: int = 20) -> None:
     """Learn each subject into a folder of its own, then write what all of them came to."""
     from ether_diffusion.contact_sheet import draw_contact_sheet
     from ether_diffusion.tiny_world.pictures import to_images
@@ -67,7 +68,7 @@ def run(subjects: list[str], settings: "dict[str, Json]", folder: Path) -> None:
         began = time.monotonic()
         adapter = learn_subject(concept, folder / name.replace(" ", "_"), settings)
         seconds = time.monotonic() - began
-        pictures = draw_subject(concept, adapter)
+        pictures = draw_subject(concept, adapter, num_steps=num_steps)
         scores[name] = {**pictures.scores(), "seconds": round(seconds, 1)}
         logger.info("%s: %s", name, json.dumps(scores[name]))
         rows += [to_images(pictures.base), to_images(pictures.adapter)]

@@ -18,6 +18,65 @@ Patch = pytest.MonkeyPatch
 Factory = pytest.TempPathFactory
 
 
+LONGEST = [
+    "studio_browser_train",
+    "demo",
+    "studio_browser_drawing",
+    "studio_server",
+    "real_architectures",
+    "flag_effects",
+    "studies",
+    "flow_training",
+    "studio_browser_library",
+    "diffusers",
+    "benchmark",
+    "processes",
+    "kill",
+    "docs",
+    "studio_endpoints",
+    "studio_runs",
+    "studio_engine",
+    "packaging",
+    "serving_api",
+    "serving_engine",
+    "single_file_base",
+    "resume",
+    "export",
+    "generate",
+    "hooked_layers",
+    "methods",
+    "console",
+    "run_troubles",
+    "imports",
+    "bench_training",
+    "pipelines_compiled",
+    "pipelines_adapters",
+    "interrupts",
+    "training_evaluation",
+    "evaluate_command",
+    "evaluate_control",
+    "control_pipelines",
+    "studio_uploads",
+    "real_photographs",
+    "bad_inputs",
+    "study_control",
+    "run_folder",
+    "random_transforms",
+    "doctor",
+]
+"""Files that draw, train or start processes for more than seconds, the longest first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that all workers end together; `make test-quick` leaves them out."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    for item in items:
+        if item.path.stem in place:
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def fork(work: Callable[[], int], messages: str | Path = os.devnull) -> int:
     except ValueError as error:
         print(error, file=sys.stderr, flush=True)
         code = 2  # as train-dreambooth
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

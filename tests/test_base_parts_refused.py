@@ -214,6 +214,7 @@ def test_taesd_encodes_and_decodes_as_it_does_by_itself(tmp_path: Path) -> None:
 def test_a_run_trains_and_draws_with_taesd(tmp_path: Path, place: str) -> None:
     pipe = tiny_sd()
     flags: dict[str, Json] = {"max_train_steps": 1, "validation_prompt": ["a sks cat"]}
+    flags |= {"num_validation_images": 1, "validation_num_inference_steps": 1}
     if place == "in the base":
         pipe.vae = tiny_vae()
     else:

@@ -17,7 +17,7 @@ def loud_again() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("what", ["step", "run", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["step", "run", "memory"])
 def test_the_bench_prints_its_table(what: str, capfd: pytest.CaptureFixture[str]) -> None:
     bench_training.main([what, "--quick"])
     printed = capfd.readouterr().out

@@ -3,10 +3,9 @@
 import fcntl
 import json
 import math
+import os
 import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -16,8 +15,9 @@ from typing import Any
 import pytest
 from encoder_models import save_clip, save_dino
 from flag_runs import write_drawing_base
+from forked_runs import exit_code, fork
 from PIL import Image
-from training_runs import environment, write_photos
+from training_runs import write_photos
 
 from ether_diffusion.benchmark.plan import (
     BASE,
@@ -183,16 +183,13 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(
 ) -> None:
     whole, root = results(done), tmp_path / "killed"
     assert set(whole) == {f"runs/{method}/fox_0" for method in ("base", "full", "ether_plus")}
-    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "benchmark"]
-    command += ["--output_dir", str(root), *TWO_METHODS]
     run = root / "runs" / "full" / "fox_0"
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
-        limit = time.monotonic() + 100
-        while not (run / "adapter/checkpoint-1").exists() and process.poll() is None:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    child, limit = fork(lambda: benchmark(root, *TWO_METHODS)), time.monotonic() + 100
+    while not (run / "adapter/checkpoint-1").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
     assert not (run / "result.json").exists()
     base = root / "runs" / "base" / "fox_0" / "result.json"
     before = base.stat().st_mtime_ns

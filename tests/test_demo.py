@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Capture, Log, Patch
 from PIL import Image, ImageOps
 
 from ether_diffusion.control import read_control
+from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import control_adapter_path
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.tiny_world.pictures import to_tensor
@@ -21,16 +23,15 @@ from research import learn_subjects
 
 
 @pytest.fixture(autouse=True)
-def as_many_threads_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_many_threads_as_before(monkeypatch: Patch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the demonstrations would set
 
 
-@pytest.mark.slow
 def test_the_demo_draws_its_subject_where_no_photo_showed_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: Capture, caplog: Log
 ) -> None:
     caplog.set_level("INFO")
-    assert demo.main(["--output_dir", str(tmp_path), "--subject", "fox", "--steps", "100"]) == 0
+    assert demo.main(["--output_dir", str(tmp_path), "--subject", "fox", "--steps", "50"]) == 0
     sheet = tmp_path / "fox" / "contact_sheet.png"
     assert capsys.readouterr().out.splitlines()[-1] == str(sheet)
     with Image.open(sheet) as picture:
@@ -49,17 +50,16 @@ def test_the_demo_draws_its_subject_where_no_photo_showed_it(
     [("dragon", "no concept is named 'dragon'"), ("cat", "the base knows 'cat' already")],
 )
 def test_a_subject_that_is_none_is_refused(
-    tmp_path: Path, subject: str, sentence: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, subject: str, sentence: str, capsys: Capture
 ) -> None:
     assert demo.main(["--output_dir", str(tmp_path), "--subject", subject]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_several_subjects_are_learned_and_scored(tmp_path: Path) -> None:
-    arguments = ["--subjects", "taxi", "--steps", "2", "--output_dir", str(tmp_path)]
-    assert learn_subjects.main(arguments) in (0, None)
+    words = f"--subjects taxi --steps 2 --inference_steps 2 --output_dir {tmp_path}"
+    assert learn_subjects.main(words.split()) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores["subjects"]["taxi"]) >= {"base_recognised", "adapter_recognised", "seconds"}
     assert (tmp_path / "sheet.png").is_file()
@@ -106,7 +106,7 @@ def test_what_stands_out_of_a_plain_ground_is_the_object_of_a_true_picture() -> 
 
 
 def test_an_unknown_subject_and_a_missing_adapter_are_said_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     folder = tmp_path / "demo"
     assert demo_control.main(["--output_dir", str(folder), "--subject", "dragon"]) == 2
@@ -122,18 +122,13 @@ def test_the_shipped_adapter_is_small_and_read_as_every_control_adapter() -> Non
     assert sum(path.stat().st_size for path in control_adapter_path().iterdir()) < 1_000_000
 
 
-def mean_ious(adapter: Path) -> tuple[float, float]:
-    """Return those of the base and of the adapter."""
-    ious = draw_cases(adapter).ious()
-    return float(np.mean(ious["base"])), float(np.mean(ious["result"]))
-
-
-@pytest.mark.slow
 def test_unseen_concepts_fill_drawn_shapes_after_a_short_training_and_far_better_by_the_shipped_adapter(
     tmp_path: Path,
 ) -> None:
-    base, learned = mean_ious(learn_control(tmp_path, {"max_train_steps": 75, "train_batch_size": 4}))
+    settings: dict[str, Json] = {"max_train_steps": 75, "train_batch_size": 4}
+    pictures = draw_cases(learn_control(tmp_path, settings), control_adapter_path())
+    ious = [{name: float(np.mean(each)) for name, each in drawn.ious().items()} for drawn in pictures]
+    (base, learned), shipped = ious[0].values(), ious[1]["result"]
     assert learned > FLOOR > base
-    shipped = mean_ious(control_adapter_path())[1]
     assert shipped > 0.8
     assert shipped > base + 0.3

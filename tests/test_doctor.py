@@ -2,25 +2,22 @@
 
 import importlib.metadata
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Capture, Patch
 from safetensors.torch import save_file
 from tiny_pipelines import tiny_sd, tiny_sdxl
 
 from ether_diffusion.bases.distilled import distilled_from
-from ether_diffusion.scripts import ether
+from ether_diffusion.scripts import doctor_command, ether
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-ROOT = Path(__file__).parent.parent
 
 
-def test_bases_are_listed_wherever_they_lie(tmp_path: Path) -> None:
+def test_bases_are_listed_wherever_they_lie(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     snapshot = tmp_path / "hub" / "models--somebody--base" / "snapshots" / ("0" * 40)
     tiny_sd().save_pretrained(snapshot)
     references = snapshot.parent.parent / "refs"
@@ -32,19 +29,9 @@ def test_bases_are_listed_wherever_they_lie(tmp_path: Path) -> None:
     (here / "broken" / "unet" / "config.json").write_text("{")
     save_file({"model.diffusion_model.x": torch.zeros(1)}, here / "single.safetensors")
     save_file({"x": torch.zeros(1)}, here / "adapter.safetensors")
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    environment.pop("HF_HUB_CACHE", None)
-    command = [
-        sys.executable,
-        "-m",
-        "ether_diffusion.scripts.ether",
-        "bases",
-        "--folder",
-        str(here),
-        "--json",
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found = {Path(each["name"]).name: each for each in json.loads(done.stdout)}
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert ether.main(["bases", "--folder", str(here), "--json"]) == 0
+    found = {Path(each["name"]).name: each for each in json.loads(capsys.readouterr().out)}
     assert set(found) == {"tiny_world", "base", "xl", "broken", "single.safetensors"}
     assert found["base"]["name"] == "somebody/base"
     assert found["base"]["kind"].startswith("StableDiffusionPipeline")
@@ -54,13 +41,13 @@ def test_bases_are_listed_wherever_they_lie(tmp_path: Path) -> None:
     assert found["single.safetensors"]["num_bytes"] == (here / "single.safetensors").stat().st_size
 
 
-def test_a_folder_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_refused(capsys: Capture, tmp_path: Path) -> None:
     assert ether.main(["bases", "--folder", str(tmp_path / "nowhere")]) == 2
     assert "nowhere is no folder" in capsys.readouterr().err
 
 
 def test_the_doctor_trains_a_step_and_names_what_is_old_or_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: Capture, monkeypatch: Patch
 ) -> None:
     true = importlib.metadata.version
     versions = {"safetensors": "0.1", "peft": None}
@@ -85,14 +72,12 @@ def test_the_doctor_trains_a_step_and_names_what_is_old_or_missing(
     assert said.count("to mend: pip install") == 2
 
 
-@pytest.mark.parametrize(("offline", "says"), [("1", "HF_HUB_OFFLINE"), ("0", "cannot be reached")])
-def test_a_hub_that_is_not_there_is_said(offline: str, says: str) -> None:
-    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline, "PYTHONPATH": str(ROOT)}
-    code = "from ether_diffusion.scripts.doctor_command import _hub; print(*_hub())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert says in done.stdout
+@pytest.mark.parametrize(("offline", "says"), [(True, "HF_HUB_OFFLINE"), (False, "cannot be reached")])
+def test_a_hub_that_is_not_there_is_said(offline: bool, says: str, monkeypatch: Patch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    (said,) = doctor_command._hub()
+    assert says in said
 
 
 @pytest.mark.parametrize(
@@ -130,7 +115,7 @@ def test_a_distilled_base_is_known_by_its_configs_and_plan_says_so(
     config: dict[str, object],
     instead: str | None,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     part = tmp_path / ("unet" if "unet" in index else "transformer")
     part.mkdir()

@@ -174,7 +174,6 @@ def test_prompts_are_embedded_once_or_as_they_come(world: World) -> None:
 
 
 @shows("dataloader_num_workers")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_load_what_is_not_cached(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     forks, fork = [], os.fork
 

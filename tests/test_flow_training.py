@@ -29,10 +29,7 @@ from ether_diffusion.ui.jobs import Finished, StopToken, Working
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),  # diffusers' own
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # its own
 Bases = Callable[[str], Path]
 
 FLAGS: dict[str, Json] = {

@@ -15,7 +15,6 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checkpoint import newest_checkpoint
 from ether_diffusion.training.run_lock import LOCK_NAME
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 LONG: dict[str, Json] = {"max_train_steps": 5000, "checkpointing_steps": 5000}
 
 

@@ -14,11 +14,6 @@ from training_runs import config, log_of, trained_files
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
-
 NUM_KILLS, NUM_STEPS = 10, 26
 
 

@@ -17,11 +17,6 @@ from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.checkpoint import newest_checkpoint
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
-
 
 def assert_equal_runs(one: Path, other: Path) -> None:
     """Assert that two runs learned the same, to the rounding of sums in another order."""

@@ -1,8 +1,9 @@
-"""SD 1.5 and SDXL train, save, load and export with their real UNets: every width and every layer.
+"""SD 1.5 and SDXL train, save, load and export with their real UNets: every width, every kind of layer.
 
-The UNets are those of the published configs, at random weights: SD 1.5's 860 million in float32, SDXL's 2.6
-billion in bfloat16, so that 8 GB of memory hold them. Text encoders and autoencoder have the right widths and
-one layer; photos are 64 px, latents 8 × 8. One update is done, and nothing is said about pictures.
+The UNets are those of the published configs, at random weights: SD 1.5's 860 million in float32; SDXL's in
+bfloat16 with two of the ten equal layers in a stack, whose whole names and counts test_tuner and
+test_export_factors hold. Text encoders and autoencoder have the right widths and one layer; photos are 64 px,
+latents 8 × 8. One update is done, and nothing is said about pictures.
 """
 
 import math
@@ -32,10 +33,9 @@ from ether_diffusion import load_ether
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.run import train_dreambooth
 
-pytestmark = pytest.mark.slow
-
-NUM_PROJECTIONS = {"sd15": 128, "sdxl": 560}
-NUM_PARAMETERS = {"sd15": 398_592, "sdxl": 2_903_040}
+UNETS = {"sd15": CONFIGS["sd15"], "sdxl": CONFIGS["sdxl"] | {"transformer_layers_per_block": [1, 2, 2]}}
+NUM_PROJECTIONS = {"sd15": 128, "sdxl": 176}
+NUM_PARAMETERS = {"sd15": 398_592, "sdxl": 789_504}
 """Of ETHER+ on both sides: twice the widths in and out of every projection."""
 DTYPES = {"sd15": torch.float32, "sdxl": torch.bfloat16}
 
@@ -43,7 +43,7 @@ DTYPES = {"sd15": torch.float32, "sdxl": torch.bfloat16}
 def random_unet(name: str) -> UNet2DConditionModel:
     """Build a UNet whose weights repeat a million random numbers: billions would take minutes to draw."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**CONFIGS[name]).to(DTYPES[name])
+        unet = UNet2DConditionModel(**UNETS[name]).to(DTYPES[name])
     unet.to_empty(device="cpu")
     numbers = torch.randn(2**20 + 7)
     for module in unet.modules():
@@ -160,5 +160,5 @@ def test_a_step_is_done_saved_loaded_and_exported(name: str, base: Path, tmp_pat
     exported = answer(pipe.unet)
     change = (adapted - plain).abs().max()
     assert change > 0.1
-    rounding = 0.01 if name == "sd15" else 0.1  # bfloat16's, over 70 transformer blocks
+    rounding = 0.01 if name == "sd15" else 0.1  # bfloat16's, over 22 transformer blocks
     assert (adapted - exported).abs().max() < rounding * change

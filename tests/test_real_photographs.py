@@ -27,10 +27,9 @@ FOLDER = os.environ.get("ETHER_PHOTOGRAPHS")
 SUBJECTS = sorted(path.name for path in Path(FOLDER).iterdir() if path.is_dir()) if FOLDER else []
 STEPS = 40
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(FOLDER is None, reason="runs where ETHER_PHOTOGRAPHS names a folder of subjects"),
-]
+pytestmark = pytest.mark.skipif(
+    FOLDER is None, reason="runs where ETHER_PHOTOGRAPHS names a folder of subjects"
+)
 
 
 def photos_of(subject: str, folder: Path) -> Path:

@@ -80,7 +80,6 @@ def run_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture, **flags: Json) -
 # PEFT's BOFT looks for a compiler of CUDA
 @pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension")
 @pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor to 1")
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_steps_and_two_are_four(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
     flags = KINDS[kind]

@@ -18,8 +18,6 @@ from ether_diffusion.training.checkpoint import newest_checkpoint
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.run import train_dreambooth
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
 
 def refusal(run: DreamBoothConfig, capsys: pytest.CaptureFixture[str]) -> str:
     """Ask for a run on the command line and return why it is refused."""
@@ -64,7 +62,6 @@ def test_a_disk_that_is_full_already_is_found_before_training(
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
-@pytest.mark.slow
 def test_a_disk_that_gets_full_leaves_a_whole_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     run = config(tmp_path, checkpoints_total_limit=20, max_train_steps=20, checkpointing_steps=1)
     said = train_on_a_small_disk(tmp_path, run, num_kib=400)

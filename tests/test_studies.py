@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_unet
+from conftest import Capture, Patch, tiny_unet
 from diffusers import UNet2DConditionModel
 from oracles import dense_weight
 from oracles import hyperspherical_energy as by_definition
@@ -43,6 +43,13 @@ from research.study_learning_rate import fidelity_range, least_prompt, plan, usa
 from research.subject_scores import learn_and_score
 
 TARGETS = ["to_q", "to_v"]
+
+
+@pytest.fixture(autouse=True)
+def one_picture_of_each_prompt(monkeypatch: Patch) -> None:
+    monkeypatch.setattr("research.subject_scores.PICTURES_PER_PROMPT", 1)
+
+
 CONFIGS: dict[str, PeftConfig] = {
     "ether": EtherConfig(target_modules=TARGETS, init_weights=False),
     "ether_plus": EtherConfig(variant="ether_plus", target_modules=TARGETS, init_weights=False),
@@ -196,7 +203,7 @@ def is_png(file: Path) -> bool:
         return picture.format == "PNG"
 
 
-def test_a_study_is_run_written_and_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_run_written_and_not_repeated(tmp_path: Path, capsys: Capture) -> None:
     chosen = ["--methods", "ether_plus", "lora", "--learning_rates", "1e-2", "--subjects", "fox"]
     chosen += [*QUICK, "--output_dir", str(tmp_path)]
     assert study_learning_rate.main(chosen) == 0
@@ -261,7 +268,7 @@ Main = Callable[[list[str]], int]
     ],
 )
 def test_what_cannot_be_studied_is_one_sentence(
-    main: Main, arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    main: Main, arguments: list[str], sentence: str, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main([*arguments, "--output_dir", str(tmp_path / "new")]) == 2
     assert sentence in capsys.readouterr().err
@@ -297,7 +304,7 @@ class Attention(nn.Module):
         return y
 
 
-def test_energy_is_that_of_its_definition_also_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_that_of_its_definition_also_in_pieces(monkeypatch: Patch) -> None:
     weight = torch.randn(40, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert hyperspherical_energy(weight) == pytest.approx(float(by_definition(weight)), rel=1e-12)
     monkeypatch.setattr(energy, "_MAX_PAIRS", 100)
@@ -371,9 +378,7 @@ def test_the_study_of_energy_measures_every_adapter_it_is_given(
     assert (tmp_path / "energy/energy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_without_adapters_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_adapters_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
     assert energy.main(["--adapters", str(tmp_path), "--output_dir", str(tmp_path / "energy")]) == 2
     assert "holds no adapter_config.json" in capsys.readouterr().err
     assert not (tmp_path / "energy").exists()

@@ -154,8 +154,6 @@ def test_a_run_that_goes_on_has_the_same_bytes_log_and_curve(whole: Path, step: 
     assert log_of(whole / "run") == log
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_processes_are_measured_by_the_main_one_and_end_together(whole: Path) -> None:
     def train(run: DreamBoothConfig, told: Sequence[float] = RISING) -> int:
         return train_scripted(run, *told)

@@ -1,8 +1,12 @@
 """Training runs of about a second: a tiny random base, drawn photos, and what a run leaves."""
 
+import atexit
 import json
 import os
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,9 +23,17 @@ ABOUT_THE_CALL = ("log.jsonl", "run.json", "training_config.yaml")
 """Files that say when and how a run was called; all others are a function of what was trained."""
 
 
+@cache
+def _saved_base(seed: int, is_xl: bool) -> str:
+    kept = TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    (tiny_sdxl if is_xl else tiny_sd)(seed).save_pretrained(kept.name)
+    return kept.name
+
+
 def write_base(folder: Path, *, seed: int = 1, is_xl: bool = False) -> Path:
-    """Save a random base; other seeds give others."""
-    (tiny_sdxl if is_xl else tiny_sd)(seed).save_pretrained(folder)
+    """Write a random base, which is made once; other seeds give others."""
+    shutil.copytree(_saved_base(seed, is_xl), folder, copy_function=shutil.copy, dirs_exist_ok=True)
     return folder
 
 

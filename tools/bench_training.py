@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -134,12 +135,10 @@ def bench_step(latent: int, rounds: int, *, quick: bool) -> None:
 def bench_memory(latent: int, *, quick: bool) -> None:
     """Print what a first step takes beyond model and adapter at rest, a process each."""
     small_pieces = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "tools.bench_training", "memory"]
+    command = [sys.executable, "-m", "tools.bench_training", "memory", "--here"]
     command += ["--latent", str(latent), *(["--quick"] if quick else [])]
-    peaks = {
-        name: float(subprocess.check_output([*command, "--method", name], env=os.environ | small_pieces))
-        for name in (FLOOR, *METHODS)
-    }
+    found = subprocess.check_output(command, env=os.environ | small_pieces)
+    peaks = dict(zip((FLOOR, *METHODS), map(float, found.split()), strict=True))
     rows = {
         name: {"peak MiB": f"{peak:.0f}", "over the floor": f"{peak - peaks[FLOOR]:+.0f}"}
         for name, peak in peaks.items()
@@ -227,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=None, help="interleaved rounds; default 5, quick 1")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
     parser.add_argument("--quick", action="store_true", help="a tiny UNet, few steps: does the bench work?")
-    parser.add_argument("--method", choices=[FLOOR, *METHODS], help="measure this one's memory only, here")
+    parser.add_argument("--here", action="store_true", help="print peaks of memory alone, with this malloc")
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -235,8 +234,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     latent = given.latent or (8 if given.quick else 64)
     rounds = given.rounds or (1 if given.quick else 5)
-    if given.method:
-        print(measure_memory(given.method, latent, quick=given.quick))
+    if given.here:
+        with get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # a process each, imports done
+            measure = partial(measure_memory, latent=latent, quick=given.quick)
+            print(*pool.map(measure, (FLOOR, *METHODS), chunksize=1))
         return
     print(benchmark.machine())
     if given.what == "step":

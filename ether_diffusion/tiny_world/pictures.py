@@ -101,12 +101,16 @@ def recognise(
     Background, size and place are the scene's in all of them, so that only the object decides. `cropped`
     compares the middles, for scenes with their objects there.
     """
-    found = []
+
+    def view(shown: torch.Tensor) -> torch.Tensor:
+        return features(object_crops(shown) if cropped else shown)
+
+    found, true = [], {}
     for picture, scene in zip(pictures, scenes, strict=True):
-        true = draw_scenes([replace(scene, concept=each) for each in concepts], renders_folder=renders_folder)
-        views = [object_crops(each) if cropped else each for each in (true, picture[None])]
-        likeness = features(views[0]) @ features(views[1])[0]
-        found.append(concepts[int(likeness.argmax())])
+        if scene not in true:
+            drawn = [replace(scene, concept=each) for each in concepts]
+            true[scene] = view(draw_scenes(drawn, renders_folder=renders_folder))
+        found.append(concepts[int((true[scene] @ view(picture[None])[0]).argmax())])
     return found
 
 

@@ -61,7 +61,7 @@ def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None
     began = time.monotonic()
     adapter = learn_control(folder, {"max_train_steps": num_steps})
     logger.info("training: %.0f s", time.monotonic() - began)
-    pictures = draw_cases(adapter)
+    (pictures,) = draw_cases(adapter)
     for name, ious in pictures.ious().items():
         logger.info("IoU of object and drawn shape, %s: %.2f", name, sum(ious) / len(ious))
     sheet = folder / "contact_sheet.png"

@@ -113,10 +113,11 @@ def learn_control(folder: Path, settings: Mapping[str, Json] | None = None) -> P
     return adapter
 
 
-def draw_cases(adapter: Path, *, seed: int = 0) -> ControlPictures:
-    """Draw `CASES` by the base, and by an adapter that sees their shapes."""
+def draw_cases(*adapters: Path, seed: int = 0) -> tuple[ControlPictures, ...]:
+    """Draw `CASES` by the base, and by each adapter, which sees their shapes."""
     prompts, shapes = [case.prompt for case in CASES], [draw_shape(case.shape) for case in CASES]
-    return ControlPictures(_draw(prompts, (), None, shapes, seed), _draw(prompts, (), adapter, shapes, seed))
+    base = _draw(prompts, (), None, shapes, seed)
+    return tuple(ControlPictures(base, _draw(prompts, (), each, shapes, seed)) for each in adapters)
 
 
 def places(subject: Concept) -> tuple[Scene, ...]:
