@@ -35,6 +35,16 @@ def default_device() -> torch.device:
     return found or torch.device("cpu")
 
 
+def find_device(name: str | None) -> torch.device:
+    """Return a device by its name, or the accelerator if there is one."""
+    try:
+        device = torch.device(name) if name else default_device()
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"there is no device {name!r} here; leave --device out, or use cpu") from None
+    return device
+
+
 def default_dtype(device: torch.device, base: Base | None = None) -> torch.dtype:
     """Return the dtype to draw in: float32 on the CPU, where float16 is slow, else float16 or the base's."""
     return torch.float32 if device.type == "cpu" else torch.float16 if base is None else base.half_dtype

@@ -60,16 +60,6 @@ def find_base(named: str | None, adapters: Mapping[str, Adapter]) -> str:
     return bases[0]
 
 
-def find_device(name: str | None) -> torch.device:
-    """Return a device by its name, or the accelerator if there is one."""
-    try:
-        device = torch.device(name) if name else opening.default_device()
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"there is no device {name!r} here; leave --device out, or use cpu") from None
-    return device
-
-
 def check_new(output: Path) -> None:
     """Refuse a file or folder to write that is there, or cannot be written."""
     if os.path.lexists(output):

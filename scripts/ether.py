@@ -11,6 +11,7 @@ from ether_diffusion.console import run_command
 from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options
 from ether_diffusion.scripts import command_options as told
+from ether_diffusion.serving.options import Serve
 
 COMMANDS: dict[str, tuple[str, type[Options]]] = {
     "inspect": ("adapter_commands", told.Inspect),
@@ -23,7 +24,7 @@ COMMANDS: dict[str, tuple[str, type[Options]]] = {
     "plan": ("benchmark_command", told.Plan),
     "bases": ("doctor_command", told.Bases),
     "doctor": ("doctor_command", told.Doctor),
-    "serve": ("serve_command", told.Serve),
+    "serve": ("serve_command", Serve),
     "ui": (".ui.server", told.Ui),
 }
 """The modules, seen from here, whose functions of these names carry them out, and what these are told."""

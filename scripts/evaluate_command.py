@@ -42,7 +42,7 @@ from ether_diffusion.metrics.scores import (
     other_tiny_prompts,
     sort_samples,
 )
-from ether_diffusion.pipelines.opening import EtherPipeline, check_scheduler
+from ether_diffusion.pipelines.opening import EtherPipeline, check_scheduler, find_device
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts import drawing
@@ -68,7 +68,7 @@ def evaluate(options: told.Evaluate) -> None:
     drawing.hush_libraries()
     if options.plot is not None:
         check_plotting()
-    device = drawing.find_device(options.device)
+    device = find_device(options.device)
     follows = options.control_pairs is not None
     report, drawn = _measure_control(options, device) if follows else _measure_subject(options, device)
     files: list[tuple[Path, bytes]] = []  # all of it is made first: a report that fails leaves nothing

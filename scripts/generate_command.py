@@ -15,7 +15,7 @@ from ether_diffusion.bases import open_base
 from ether_diffusion.control import Detector
 from ether_diffusion.control.detectors import control_type_of
 from ether_diffusion.durable_files import write_files, write_folder
-from ether_diffusion.pipelines.opening import check_scheduler
+from ether_diffusion.pipelines.opening import check_scheduler, find_device
 from ether_diffusion.pipelines.sampling import (
     SHEET_NAME,
     ControlUse,
@@ -59,7 +59,7 @@ def generate(options: told.Generate) -> int:
     if options.guidance_scale is None:
         sampling = replace(sampling, guidance_scale=base.guidance_scale)
     drawing.warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
-    how: Any = {"device": drawing.find_device(options.device), "dtype": options.dtype}
+    how: Any = {"device": find_device(options.device), "dtype": options.dtype}
     how |= {"scheduler": options.scheduler, "controls": follower}
     pipeline = drawing.open_with_adapters(base, adapters, **how)
     pictures = draw_pictures(pipeline, sampling, control=control, on_progress=drawing.show_progress)

@@ -1,5 +1,6 @@
 """`ether serve` as its clients see it: OpenAI's images API, events, adapters, keys, limits and figures."""
 
+import asyncio
 import base64
 import io
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import torch
 from control_encoders import random_encoder
@@ -31,10 +33,11 @@ from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.scripts import ether
-from ether_diffusion.serving.api import Limits, make_app
+from ether_diffusion.serving.api import make_app
 from ether_diffusion.serving.engine import Engine, Job, Request
 from ether_diffusion.serving.keys import Keys, new_key
 from ether_diffusion.serving.library import Library
+from ether_diffusion.serving.replica import Limits, Replica
 
 ROOT = Path(__file__).parent.parent
 DRAW = "/v1/images/generations"
@@ -63,8 +66,12 @@ def engine(folder: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def client(folder: Path, engine: Engine) -> TestClient:
     """A client of a server on this machine alone; its end does not close the shared engine."""
-    app = make_app(engine, Library(folder / "adapters", engine), Keys(None), Limits(128, 50))
-    return TestClient(app)
+    return client_of(engine, folder / "adapters", Keys(None))
+
+
+def client_of(engine: Engine, adapters: Path | str, keys: Keys) -> TestClient:
+    app = make_app(Replica(engine, Library(str(adapters), engine), Limits(128, 50)), keys)
+    return TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 50000))
 
 
 def held(gate: threading.Event) -> Callable[[Job], None]:
@@ -165,6 +172,52 @@ def test_bad_requests_get_one_sentence(client: TestClient, fault: str) -> None:
     assert str(ROOT) not in message
 
 
+def test_two_hundred_malformed_requests_each_get_one_sentence(client: TestClient) -> None:
+    values: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        1e999,
+        2**70,
+        "",
+        "\0",
+        "../../etc/passwd",
+        "http://127.0.0.1:1/x",
+    ]
+    values += ["file:///etc/passwd", "x" * 3000, -0.5, [], ["a"], {}, {"fox": "1"}, {"fox": None}]
+    values += [{"../fox": 1.0}, {"fox": 11.0}, {str(index): 1.0 for index in range(9)}]
+    good, accepted = {"prompt": "a", "steps": 1, "size": "8x8"}, 0
+    names = ["prompt", "model", "n", "size", "response_format", "output_format", "stream", "partial_images"]
+    names += [
+        "adapters",
+        "negative_adapters",
+        "negative_prompt",
+        "seed",
+        "steps",
+        "guidance_scale",
+        "scheduler",
+    ]
+    bodies = [json.dumps(good | {name: value}) for name in names for value in values]
+    bodies = [text.replace("Infinity", "1e999") for text in bodies]
+    for cut in range(1, 40):
+        bodies.append(json.dumps(good)[:-cut])
+    for text in bodies:
+        answer = client.post(DRAW, content=text.encode())
+        if answer.status_code == 200:  # some of them are as they should be: seed 0, no adapters
+            accepted += 1
+            continue
+        message = answer.json()["error"]["message"]
+        assert answer.status_code in (400, 404), (text, message)
+        assert message.strip(), text
+        assert "\n" not in message, text
+        assert len(message) < 500, text
+        assert "Traceback" not in message
+        assert str(ROOT) not in message
+    assert len(bodies) - accepted >= 200
+    assert client.get("/health").json()["status"] == "ok"
+
+
 def zipped(folder: Path, around: str = "") -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as packed:
@@ -233,9 +286,7 @@ def test_keys_are_asked_for_limited_and_never_kept(folder: Path, engine: Engine,
     key, other = new_key(file, "anna"), new_key(file, "ben")
     assert key not in file.read_text()
     file.write_text(file.read_text().replace("\n", " 2\n", 1))
-    client = TestClient(
-        make_app(engine, Library(folder / "adapters", engine), Keys.read(file, 16), Limits(128))
-    )
+    client = client_of(engine, folder / "adapters", Keys.read(file, 16))
     paths = [("GET", "/v1/models"), ("POST", DRAW), ("GET", "/metrics"), ("DELETE", "/v1/adapters/fox")]
     for method, path in paths:
         for given in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Bearer {key}x"}):
@@ -281,6 +332,9 @@ def test_what_breaks_while_drawing_is_500_in_a_sentence_and_the_server_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(engine.pipeline.vae, "decode", spoil)
         answer = client.post(DRAW, json={"prompt": "a", "steps": 1})
+        events = client.post(DRAW, json={"prompt": "a", "steps": 1, "stream": True}).text
+    told = json.loads(events.split("data: ")[-1])
+    assert "ZeroDivisionError: of the device" in told["error"]["message"]  # where OpenAI's client looks
     assert answer.status_code == 500
     assert "ZeroDivisionError: of the device" in answer.json()["error"]["message"]
     assert client.post(DRAW, json={"prompt": "a", "steps": 1}).status_code == 200
@@ -322,11 +376,40 @@ def test_pictures_say_the_adapters_of_the_unconditional_row(client: TestClient) 
 
 
 def test_figures_for_prometheus(client: TestClient) -> None:
-    lines = client.get("/metrics").text.splitlines()
-    assert all(re.fullmatch(r'ether_diffusion_\w+(\{\w+="\w+"\})? [\d.e+-]+', line) for line in lines)
-    figures = dict(line.rsplit(" ", 1) for line in lines)
-    assert float(figures['ether_diffusion_requests_total{result="done"}']) > 0
-    assert float(figures["ether_diffusion_slot_fills_total"]) > 0
+    client.get("/v1/models/nobody")
+    client.post(DRAW, json={"prompt": "a", "steps": 1, "model": "fox"})
+    text, figures, told = client.get("/metrics").text, dict[str, float](), dict[str, str]()
+    for line in text.splitlines():
+        if found := re.fullmatch(r"# (HELP|TYPE) (ether_diffusion_[a-z_]+) (.+)", line):
+            told[found[1] + found[2]] = found[3]
+            continue
+        found = re.fullmatch(r'((ether_diffusion_[a-z_]+)(?:\{\w+="\w+"\})?) ([\d.e+-]+)', line)
+        assert found is not None, line
+        kind = "counter" if found[2].endswith("_total") else "gauge"
+        assert told[f"TYPE{found[2]}"] == kind  # which stands before its values
+        assert len(told[f"HELP{found[2]}"]) > 10
+        figures[found[1]] = float(found[3])
+    assert figures['ether_diffusion_requests_total{result="done"}'] > 0
+    assert figures["ether_diffusion_slot_fills_total"] > 0
+    assert figures['ether_diffusion_errors_total{status="404"}'] > 0
+    engine_steps = figures["ether_diffusion_steps_total"]
+    assert engine_steps == int(engine_steps) > 0
+
+
+async def asked_at_once(address: str, count: int) -> list[int]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
+
+        async def ask(seed: int) -> int:
+            body = {"prompt": "a", "steps": 2, "seed": seed, "model": ("fox", "cat")[seed % 2]}
+            answer = await client.post(DRAW, json=body)
+            if answer.status_code == 429:
+                assert int(answer.headers["Retry-After"]) >= 1
+            elif answer.status_code == 200:
+                picture(answer.json()["data"][0])
+            return answer.status_code
+
+        return await asyncio.gather(*map(ask, range(count)))
 
 
 def test_the_command_serves_and_frees_rows_of_clients_that_left(folder: Path, tmp_path: Path) -> None:
@@ -354,6 +437,12 @@ def test_the_command_serves_and_frees_rows_of_clients_that_left(folder: Path, tm
         assert 'result="cancelled"} 8' in httpx.get(f"{address}/metrics").text
         done = httpx.post(f"{address}{DRAW}", json={"prompt": "a", "steps": 1, "model": "fox"}, timeout=60)
         assert done.status_code == 200
+        before = psutil.Process(process.pid).memory_info().rss
+        statuses = asyncio.run(asked_at_once(address, 500))
+        assert len(statuses) == 500
+        assert set(statuses) == {200, 429}
+        assert psutil.Process(process.pid).memory_info().rss - before < 300 * 2**20
+        assert httpx.get(f"{address}/health").json()["status"] == "ok"
     finally:
         process.terminate()
         said = process.communicate(timeout=60)[0].decode()
@@ -372,6 +461,9 @@ def test_the_command_serves_and_frees_rows_of_clients_that_left(folder: Path, tm
         (["--adapters", ".", "--api_keys", "nowhere"], "nowhere"),
         (["--adapters", ".", "--port", "99999"], "port=99999 is out of range"),
         (["--adapters", ".", "--max_rows", "0"], "max_rows=0 is out of range"),
+        (["--adapters", ".", "--max_replicas", "2"], "no effect without --ray"),
+        (["--adapters", ".", "--ray", "--min_replicas", "2"], "above max_replicas=1"),
+        (["--adapters", "s3:/x:y", "--port", "1"], "no folder"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(

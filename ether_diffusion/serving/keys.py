@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -80,3 +81,11 @@ def new_key(path: Path, name: str) -> str:
         raise ValueError(f"{name} has a key in {path}; delete its line first, or use another name")
     write_files(path.parent, {path.name: "\n".join([*before, line, ""]).encode()})
     return key
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address is this machine's own, which no other reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
