@@ -172,6 +172,21 @@ def test_bad_requests_get_one_sentence(client: TestClient, fault: str) -> None:
     assert str(ROOT) not in message
 
 
+def test_bodies_that_are_sent_at_a_time_are_bounded(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = zipped(folder / "adapters" / "fox")
+    with monkeypatch.context() as patch:
+        patch.setattr("ether_diffusion.serving.api.MAX_HELD_BYTES", len(data) - 1)
+        answer = client.put("/v1/adapters/bird", content=data)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+        assert (
+            client.post(DRAW, json={"prompt": "a", "steps": 1}).status_code == 200
+        )  # what was refused is let go
+    assert client.put("/v1/adapters/bird", content=data).status_code == 201
+    assert client.delete("/v1/adapters/bird").status_code == 200
+
+
 def test_two_hundred_malformed_requests_each_get_one_sentence(client: TestClient) -> None:
     values: list[Any] = [
         None,

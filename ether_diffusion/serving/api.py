@@ -29,6 +29,9 @@ from ether_diffusion.wording import printable
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 2**20
+MAX_HELD_BYTES = 2 * MAX_UPLOAD_BYTES
+"""Of all bodies that are read at a time."""
+SOON = {"Retry-After": "1"}
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]", "::1"]
 
 
@@ -73,7 +76,7 @@ def make_app(drawing: Drawing, keys: Keys, at_end: Callable[[], None] = lambda: 
 class _Server:
     def __init__(self, drawing: Drawing, keys: Keys) -> None:
         self.drawing, self.keys, self.began = drawing, keys, int(time.time())
-        self.errors = Counter[int]()
+        self.errors, self.held_bytes = Counter[int](), 0
 
     def guarded(
         self, answer: Callable[[Call, Caller], Awaitable[Response]], *, is_open: bool = False
@@ -136,8 +139,9 @@ class _Server:
 
     async def put(self, call: Call, caller: Caller) -> Response:
         """Take an adapter as a zip of its folder."""
-        data, name = await _body(call, MAX_UPLOAD_BYTES), str(call.path_params["name"])
-        await self.drawing.put(name, data)
+        name = str(call.path_params["name"])
+        async with self._body(call, MAX_UPLOAD_BYTES) as data:
+            await self.drawing.put(name, data)
         return JSONResponse(self._model(name, "adapter"), 201)
 
     async def delete(self, call: Call, caller: Caller) -> Response:
@@ -148,10 +152,11 @@ class _Server:
 
     async def generate(self, call: Call, caller: Caller) -> Response:
         """Draw pictures, and answer with all of them, or with events while they are drawn."""
-        asked = _asked(await _body(call, MAX_BODY_BYTES))
+        async with self._body(call, MAX_BODY_BYTES) as body:
+            asked = _asked(body)
         if caller.num_open + asked.n > caller.limit:
             said = f"at most {caller.limit} pictures of a key are drawn at a time"
-            raise RefusedError(429, said, {"Retry-After": "1"})
+            raise RefusedError(429, said, SOON)
         caller.num_open += asked.n
         drawn = [self.drawing.draw(asked, index) for index in range(asked.n)]
 
@@ -173,6 +178,22 @@ class _Server:
         await let_go()
         data = [{"b64_json": png, "seed": _seed(asked, index)} for index, png in enumerate(pictures)]
         return JSONResponse({"created": int(time.time()), "data": data})
+
+    @asynccontextmanager
+    async def _body(self, call: Call, most: int) -> AsyncIterator[bytes]:
+        """Yield a body of bounded size, one of several that are."""
+        data = bytearray()
+        try:
+            async for part in call.stream():
+                data += part
+                self.held_bytes += len(part)
+                if len(data) > most:
+                    raise RefusedError(413, f"the body has over {most >> 20} MiB; send less")
+                if self.held_bytes > MAX_HELD_BYTES:
+                    raise RefusedError(429, "too much is sent here at a time; ask again", SOON)
+            yield bytes(data)
+        finally:
+            self.held_bytes -= len(data)
 
     async def metrics(self, call: Call, caller: Caller) -> Response:
         """Tell figures in Prometheus' text form."""
@@ -279,16 +300,6 @@ def _asked(body: bytes) -> Generation:
     if seed + asked.n - 1 > MAX_SEED:
         raise ValueError(f"n={asked.n} pictures from seed {seed} go beyond the last seed, {MAX_SEED}")
     return asked.model_copy(update={"seed": seed})
-
-
-async def _body(call: Call, most: int) -> bytes:
-    """Return a body of bounded size."""
-    data = bytearray()
-    async for part in call.stream():
-        data += part
-        if len(data) > most:
-            raise RefusedError(413, f"the body has over {most >> 20} MiB; send less")
-    return bytes(data)
 
 
 def _encoded(data: bytes) -> str:

@@ -8,6 +8,7 @@ before, and the next one on its ring where that has no room.
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -177,6 +178,7 @@ def run(options: Serve, said: str) -> None:
     serve.start(http_options={"host": options.host, "port": options.port})
     serve.run(app(vars(options)), route_prefix="/")
     print(said, flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own would print a trace
     try:
         threading.Event().wait()
     finally:
