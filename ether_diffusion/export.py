@@ -5,7 +5,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -26,6 +27,7 @@ from ether_diffusion.durable_files import write_files
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.tuner.linear import make_rows
+from ether_diffusion.tuner.quantized import is_quantized, plain_linears
 from ether_diffusion.wording import listed
 
 logger = logging.getLogger(__name__)
@@ -135,7 +137,8 @@ def export_merged(
 ) -> Path:
     """Write `base` with W + scale (W' - W) in place of W to a new folder in diffusers' layout.
 
-    Every weight keeps its dtype, and `base` itself is left as it was.
+    Every weight keeps its dtype, and `base` itself is left as it was; quantized weights are written as the
+    numbers that they stand for.
 
     Raises:
         FileExistsError: the folder is there and not empty.
@@ -146,30 +149,49 @@ def export_merged(
         raise ValueError(f"scale={scale} is not a finite number; 1 is as trained and 0 is the base")
     folder = Path(folder)
     check_new_folder(folder)
-    adapter, weights = read_ether(adapter), dict[nn.Parameter, Tensor]()
-    for component, model in _changed_models(base, adapter).items():
-        part = adapter.parts[component]
+    adapter, own = read_ether(adapter), dict[Component, dict[str, Tensor]]()
+    models, before = _changed_models(base, adapter), dict[nn.Parameter, Tensor]()
+    for component, model in models.items():
         if in_models.tuner_layers(model):
             raise ValueError(f"the base's {component} carries adapters; unload them, or merge them first")
-        own = _adapted_weights(part, model, rebake=rebake)
-        for name, sides in part.projections().items():
-            update = (*lora_factors(own[name], *sides), scale)
-            weights[model.get_parameter(f"{name}.weight")] = reflections.merged_weight(own[name], [update])
+        own[component] = _adapted_weights(adapter.parts[component], model, rebake=rebake)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    before = {parameter: parameter.data for parameter in weights}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        for parameter, weight in weights.items():
-            parameter.data = weight
-        base.save_pretrained(temporary)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        for parameter, own_weight in before.items():
-            parameter.data = own_weight
-        shutil.rmtree(temporary, ignore_errors=True)
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(_unquantized(model))
+        try:
+            for component, model in models.items():
+                for name, sides in adapter.parts[component].projections().items():
+                    parameter, weight = model.get_parameter(f"{name}.weight"), own[component][name]
+                    before[parameter] = parameter.data
+                    update = (*lora_factors(weight, *sides), scale)
+                    parameter.data = reflections.merged_weight(weight, [update])
+            base.save_pretrained(temporary)
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+        finally:
+            for parameter, own_weight in before.items():
+                parameter.data = own_weight
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _unquantized(model: Any) -> Iterator[None]:
+    """Have a model inside that is saved with the weights that its quantized ones stand for."""
+    quantizer, config = getattr(model, "hf_quantizer", None), getattr(model, "config", None)
+    with plain_linears(model):
+        if quantizer is None or config is None:
+            yield
+            return
+        rest = {name: value for name, value in config.items() if name != "quantization_config"}
+        model.hf_quantizer, model._internal_dict = None, type(config)(rest)
+        try:
+            yield
+        finally:
+            model.hf_quantizer, model._internal_dict = quantizer, config
 
 
 def read_ether(adapter: Adapter | str | Path) -> Adapter:
@@ -221,6 +243,12 @@ def _adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) ->
     if fit.match == "other weights" and not rebake:
         raise ValueError(f"{fit.remark}; use that base, or set rebake (--rebake) to reflect these")
     modules = in_models.plain_modules(model)
+    if any(
+        is_quantized(layer) for name in adapter.modules() if isinstance(layer := modules[name], nn.Linear)
+    ):
+        logger.warning(
+            "the base is quantized: the result is exact for what its weights stand for, not before"
+        )
     return {name: in_models.pristine_weight(modules[name]).detach() for name in adapter.modules()}
 
 

@@ -8,7 +8,7 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_pipelines import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformer_families import PIPELINES, TRANSFORMERS
 from transformers import PreTrainedTokenizerFast
 
@@ -153,7 +153,18 @@ FLOW_PIPELINES: dict[str, dict[str, Any]] = {
 """The schedulers of the families."""
 
 
-def flow_pipeline(family: str) -> Any:
+WIDE: dict[str, dict[str, Any]] = {
+    family: {"num_attention_heads": 4} for family in ("flux", "flux2", "flux2_dev", "qwen_image", "chroma")
+}
+WIDE |= {
+    "sd3": {"num_attention_heads": 4, "caption_projection_dim": 64},
+    "z_image": {"dim": 64, "n_heads": 4, "n_kv_heads": 4},
+    "sana": {"num_attention_heads": 4, "num_cross_attention_heads": 4, "cross_attention_dim": 64},
+}
+"""What makes the inner width of a transformer 64, of which weights can be quantized."""
+
+
+def flow_pipeline(family: str, *, is_wide: bool = False) -> Any:
     """Return a family's pipeline in evaluation, always of the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -163,9 +174,18 @@ def flow_pipeline(family: str) -> Any:
         for number, (text_encoder, tokenizer) in enumerate(zip(*texts, strict=True)):
             end = f"_{number + 1}" if number else ""
             parts |= {f"text_encoder{end}": text_encoder, f"tokenizer{end}": tokenizer}
-        pipeline: Any = getattr(diffusers, PIPELINES[family])(transformer=TRANSFORMERS[family](), **parts)
+        transformer = TRANSFORMERS[family](**WIDE[family] if is_wide else {})
+        pipeline: Any = getattr(diffusers, PIPELINES[family])(transformer=transformer, **parts)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def draw(pipe: Any, family: str) -> Tensor:
+    """Return what a pipeline draws without guidance (1, 3, h, w), always from the same noise."""
+    how = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "pt"}
+    how |= UNGUIDED.get(family, {"guidance_scale": 1.0})
+    images: Tensor = pipe(prompt="a sks cat", generator=torch.Generator().manual_seed(1), **how).images
+    return images

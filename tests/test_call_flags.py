@@ -28,7 +28,7 @@ def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(world: World, tmp_
     assert f"trained: ether_plus on the unet, {count:,} parameters, learning rate 0.006" in said
     assert "steps: 3 of 1 photos, 1.0 passes over them" in said
     phases = [line.split(":")[0] for line in said if re.search(r": \d+\.\d s, peak memory \d+ MiB$", line)]
-    assert phases == ["encode photos", "encode prompts", "load the UNet", "one step", "one image"]
+    assert phases == ["encode photos", "encode prompts", "load the denoiser", "one step", "one image"]
     (images,) = re.findall(r"time: about \d+\.\d minutes, .* (\d+) images included", "\n".join(said))
     assert re.search(r"disk: \d+\.\d MiB the adapter, \d+\.\d MiB with checkpoints", "\n".join(said))
     assert command(world, **flags) == 0

@@ -5,14 +5,13 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from flow_pipelines import FLOW_PIPELINES, SIDE, UNGUIDED, flow_pipeline
+from flow_pipelines import FLOW_PIPELINES, SIDE, draw, flow_pipeline
 from forked_runs import exit_code, fork, training, training_until_change
 from PIL import Image
-from torch import Tensor
 from torch.testing import assert_close
 from training_runs import config, log_of, trained_files, write_photos
 
@@ -64,13 +63,6 @@ def trained(
     assert 0 < len(log_of(folder / "run")) < 5
     assert exit_code(fork(training(run), folder / "messages")) == 0, (folder / "messages").read_text()
     return Trained(request.param, folder)
-
-
-def draw(pipe: Any, family: str) -> Tensor:
-    how = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "pt"}
-    how |= UNGUIDED.get(family, {"guidance_scale": 1.0})
-    images: Tensor = pipe(prompt="a sks cat", generator=torch.Generator().manual_seed(1), **how).images
-    return images
 
 
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(trained: Trained, flow_base: Bases) -> None:

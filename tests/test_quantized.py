@@ -6,19 +6,25 @@ always is.
 """
 
 import importlib.util
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from flow_pipelines import FLOW_PIPELINES, SIDE, draw, flow_pipeline
+from forked_runs import exit_code, fork, training, training_until_change
 from oracles import dense_weight, in_float64
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.testing import assert_close
+from training_runs import config, log_of, trained_files
 
 from ether_diffusion import EtherConfig, load_ether, mixed_adapters, prepared_adapters, save_ether
-from ether_diffusion.export import export_lora
+from ether_diffusion.export import export_lora, export_merged
+from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.tuner import EtherLinear, quantized
 
 WIDTH, HEIGHT = 64, 128  # bitsandbytes spoils widths that 64 does not divide, on a CPU
@@ -60,7 +66,7 @@ def torchao(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
-def installed(name: str) -> Any:
+def installed(name: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(name) is None
     return pytest.mark.skipif(missing, reason=f"{name} is not installed: see the module's docstring")
 
@@ -241,3 +247,48 @@ def test_what_was_trained_on_quantized_weights_goes_onto_the_base_and_exports(
         assert report.base_match == "same"
     path = export_lora(tmp_path, Model(quantize), tmp_path, dtype=torch.float32)
     assert path.is_file()
+
+
+@installed("bitsandbytes")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:the adapter was made for .* other weights:UserWarning")
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("family", FLOW_PIPELINES)
+def test_a_quantized_transformer_trains_goes_on_after_a_kill_and_draws(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    flow_pipeline(family, is_wide=True).save_pretrained(base)
+    flags: dict[str, Any] = {"pretrained_model_name_or_path": str(base), "resolution": SIDE, "quantize": kind}
+    flags |= {"max_train_steps": 4, "checkpointing_steps": 1, "learning_rate": 0.1, "export_lora": True}
+    run = config(tmp_path, **flags)
+    assert exit_code(fork(training_until_change(run, 60))) == -signal.SIGKILL
+    assert 0 < len(log_of(tmp_path / "run")) < 4
+    assert exit_code(fork(training(run), tmp_path / "said")) == 0, (tmp_path / "said").read_text()
+    assert train_dreambooth(config(tmp_path, **flags, output_dir=str(tmp_path / "whole"))) == 0
+    assert trained_files(tmp_path / "run") == trained_files(tmp_path / "whole")
+    plain, native, lora, coarse, dense = (flow_pipeline(family, is_wide=True) for _ in range(5))
+    assert quantized.quantize(coarse.transformer, kind, torch.float32)  # type: ignore[arg-type]
+    coarse.transformer.to("cpu")
+    for name, layer in coarse.transformer.named_modules():
+        if isinstance(layer, nn.Linear) and not quantized.is_plain(layer):
+            dense.transformer.get_submodule(name).weight.data = quantized.dequantized(layer)
+    load_ether(dense, tmp_path / "run")
+    assert {load_ether(pipe, tmp_path / "run").base_match for pipe in (native, coarse)} == {"same"}
+    lora.load_lora_weights(tmp_path / "run")
+    adapted, base_drawn = draw(native, family), draw(plain, family)
+    assert_close(draw(lora, family), adapted, atol=1e-4, rtol=0)
+    error = (draw(coarse, family) - draw(dense, family)).norm() / (adapted - base_drawn).norm()
+    assert error < (0.1 if kind == "nf4" else 0.5)  # int8 rounds activations
+    merged = export_merged(tmp_path / "run", plain, tmp_path / "merged")
+    assert_close(draw(DiffusionPipeline.from_pretrained(merged), family), adapted, atol=1e-4, rtol=0)
+    again = flow_pipeline(family, is_wide=True)
+    quantized.quantize(again.transformer, kind, torch.float32)  # type: ignore[arg-type]
+    again.transformer.to("cpu")
+    before = draw(again, family)
+    merged = export_merged(tmp_path / "run", again, tmp_path / "merged_dense")
+    assert_close(
+        draw(DiffusionPipeline.from_pretrained(merged), family), draw(dense, family), atol=1e-4, rtol=0
+    )
+    assert torch.equal(draw(again, family), before)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 
-def _of(kind: str, **form: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
+def _of(kind: str, **form: Any) -> Callable[..., nn.Module]:
+    def build(**other: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model: nn.Module = getattr(diffusers, kind)(**form)
+            model: nn.Module = getattr(diffusers, kind)(**form | other)
         for parameter in model.parameters():  # some start at zeros, or at what memory held
             if parameter.ndim < 2 or not parameter.isfinite().all():
                 parameter.data.fill_(0.1)
@@ -29,7 +29,7 @@ _ROPE = {"axes_dims_rope": (4, 4, 8)}
 _FLUX2: dict[str, Any] = {"joint_attention_dim": 24, "num_single_layers": 1, "timestep_guidance_channels": 16}
 _FLUX2 |= {"axes_dims_rope": (4, 4, 4, 4)}
 
-TRANSFORMERS: dict[str, Callable[[], Any]] = {
+TRANSFORMERS: dict[str, Callable[..., Any]] = {
     "auraflow": _of(
         "AuraFlowTransformer2DModel",
         **_TWO_HEADS,

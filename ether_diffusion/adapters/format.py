@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ether_diffusion.adapters.methods import modules_of, title_of
 from ether_diffusion.adapters.tensor_file import Shape
-from ether_diffusion.reflections import Vectors, wide
+from ether_diffusion.reflections import Vectors
 from ether_diffusion.strict_json import Json, parse_json, validate
+from ether_diffusion.tuner.quantized import norm_of
 from ether_diffusion.wording import listed, printable
 
 if TYPE_CHECKING:
@@ -176,9 +177,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> BaseFingerprint | None:
     for name in sorted(weights):
         weight, kind = weights[name].detach(), torch.finfo(weights[name].dtype)
         shapes.append((name, list(weight.shape)))
-        weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
-        # float8 promotes to nothing
-        norms.append(float(f"{torch.linalg.vector_norm(wide(weight), dtype=torch.float64):.9g}"))
+        norms.append(norm_of(weight))
         # Rounding moves each of N entries by up to eps / 2 of itself, independently: the norm then moves by
         # about 0.35 eps / √N for normally distributed entries. Measured 0.3 to 0.5; 4 is for heavy tails.
         rounding = max(rounding, 0.0 if kind.bits >= 32 else 4 * kind.eps / math.sqrt(weight.numel()))

@@ -16,7 +16,7 @@ from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.tuner import EtherConfig, EtherLinear, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
 from ether_diffusion.tuner.other_layers import adapters_of, reads_weight
-from ether_diffusion.tuner.quantized import dequantized, is_plain, is_quantized, rounding_of
+from ether_diffusion.tuner.quantized import NORM, dequantized, is_plain, is_quantized, rounding_of
 from ether_diffusion.wording import listed, printable
 
 DENOISERS = ("unet", "transformer", "prior")
@@ -130,8 +130,11 @@ def base_fingerprint(model: nn.Module, names: list[str]) -> BaseFingerprint | No
     """Return the fingerprint of the named modules' own weights, merged or not; None on the meta device."""
     modules = plain_modules(model)
     found = fingerprint({name: pristine_weight(modules[name]) for name in names})
-    rounding = max((rounding_of(base_layer(modules[name])) for name in names), default=0.0)
-    return found and replace(found, rounding=max(found.rounding, rounding))
+    if found is None:
+        return None
+    layers = [base_layer(modules[name]) for name in sorted(names)]
+    norms = tuple(getattr(layer, NORM, norm) for layer, norm in zip(layers, found.norms, strict=True))
+    return replace(found, norms=norms, rounding=max([found.rounding, *map(rounding_of, layers)]))
 
 
 def pristine_weight(module: nn.Module) -> Tensor:

@@ -34,7 +34,7 @@ from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.processes import DTYPES, tracker_problem
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.training.validation import validation_controls
-from ether_diffusion.tuner.quantized import quantize
+from ether_diffusion.tuner.quantized import MULTIPLE, quantize, quantizer_of
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
     if compute.attention not in base.attention_kernels:
         known = ", ".join(base.attention_kernels)
         yield f"attention={compute.attention} is not for a base of {kind}; use one of {known}"
-    if compute.quantize is not None and find_spec("bitsandbytes") is None:
+    if compute.quantize is not None and quantizer_of(compute.quantize) is None:
         install = 'pip install "ether-diffusion[quantized]"'
         yield f"quantize={compute.quantize} needs bitsandbytes, which is not installed: {install}"
     is_xformers = compute.enable_xformers_memory_efficient_attention
@@ -330,10 +330,13 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         run.encode = remember(encoders, run.prompts) if is_kept else encoders.encode
         del encoders
     run.check()
-    with run.phases.measure("load the UNet"):
+    with run.phases.measure("load the denoiser"):
         unet = base.load_denoiser(dtype)
-        if compute.quantize is not None:
-            quantize(unet, compute.quantize, dtype)
+        if compute.quantize is not None and not quantize(unet, compute.quantize, dtype):
+            raise ValueError(
+                f"quantize={compute.quantize} finds no layer in the base whose inputs {MULTIPLE} divides; "
+                "leave it out"
+            )
         run.unet = unet.to(device)
         if compute.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

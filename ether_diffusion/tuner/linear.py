@@ -15,7 +15,7 @@ from ether_diffusion.reflections import Rows
 from ether_diffusion.tuner.config import EtherConfig
 from ether_diffusion.tuner.hooked import called, is_hooked, weight_of, write_weight
 from ether_diffusion.tuner.layer import EtherLayer
-from ether_diffusion.tuner.quantized import is_plain
+from ether_diffusion.tuner.quantized import is_plain, plain_linear
 
 SideRows = tuple[Rows | None, Rows | None]
 """The rows of an adapter's input and output side; None where it has none."""
@@ -238,11 +238,8 @@ class EtherLinear(nn.Module, EtherLayer):
         self._forget_merging()
 
     def _unquantize(self, weight: Tensor) -> None:
-        base = self.base_linear
-        plain = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
-        plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), base.bias
-        self.quantized.append(base)
-        self.base_layer, self.is_quantized = plain.train(base.training), False
+        self.quantized.append(self.base_linear)
+        self.base_layer, self.is_quantized = plain_linear(self.base_linear, weight), False
 
     def _forget_merging(self) -> None:
         self.pristine_weight = self.merged_content = None

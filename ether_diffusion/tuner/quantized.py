@@ -5,46 +5,107 @@ QETHER, as QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is to LoRA. What needs
 dequantized one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from ether_diffusion.reflections import wide
+
 ROUNDING = {"Params4bit": 1e-2, "Int8Params": 1e-3}
 """How far a weight's norm may be from that of its quantized form, by bitsandbytes' classes."""
 
-
+NORM = "unquantized_norm"
+"""The attribute of a Linear that was quantized here for the norm that its weight had."""
 Kind = Literal["nf4", "int8"]
 MULTIPLE = 64
 """What divides the inputs of a Linear that is quantized: bitsandbytes' blocks are of so many weights."""
 
 
+def quantizer_of(kind: Kind) -> str | None:
+    """Return the library that is installed and quantizes so: bitsandbytes, or for int8 else torchao."""
+    known = ("bitsandbytes", "torchao") if kind == "int8" else ("bitsandbytes",)
+    return next((name for name in known if find_spec(name) is not None), None)
+
+
 def quantize(model: nn.Module, kind: Kind, dtype: torch.dtype) -> int:
-    """Replace the Linears of a model by bitsandbytes' of a kind, and return how many; it computes in dtype.
+    """Replace the Linears of a model by quantized ones of a kind, and return how many; it computes in dtype.
 
-    They are quantized when the model is moved to its device, a layer at a time.
+    bitsandbytes quantizes when the model is moved to its device, a layer at a time, and torchao at once.
     """
-    import bitsandbytes
-
-    count = 0
+    makers = {"bitsandbytes": _of_bitsandbytes, "torchao": _of_torchao}
+    make, count = makers[quantizer_of(kind) or "bitsandbytes"], 0
     for parent in list(model.modules()):
         for name, linear in parent.named_children():
-            if type(linear) is not nn.Linear or linear.in_features % MULTIPLE:
-                continue
-            size = (linear.in_features, linear.out_features, linear.bias is not None)
-            if kind == "nf4":
-                made = bitsandbytes.nn.Linear4bit(*size, quant_type="nf4", compute_dtype=dtype)
-                made.support_avx512bf16_for_cpu = False  # that packs weights anew to draw, and fails after
-                weight = bitsandbytes.nn.Params4bit(linear.weight.data, False, quant_type="nf4")
-            else:
-                made = bitsandbytes.nn.Linear8bitLt(*size, has_fp16_weights=False)
-                weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False)
-            made.weight = weight
-            made.bias = linear.bias
-            setattr(parent, name, made.requires_grad_(False).train(linear.training))
-            count += 1
+            if type(linear) is nn.Linear and linear.in_features % MULTIPLE == 0:
+                norm = norm_of(linear.weight)
+                made = make(linear, kind, dtype).requires_grad_(False).train(linear.training)
+                setattr(made, NORM, norm)
+                setattr(parent, name, made)
+                count += 1
     return count
+
+
+def _of_bitsandbytes(linear: nn.Linear, kind: Kind, dtype: torch.dtype) -> nn.Linear:
+    import bitsandbytes
+
+    size = (linear.in_features, linear.out_features, linear.bias is not None)
+    with torch.device("meta"):  # or billions of numbers would be drawn, and thrown away
+        if kind == "nf4":
+            made = bitsandbytes.nn.Linear4bit(*size, quant_type="nf4", compute_dtype=dtype)
+        else:
+            made = bitsandbytes.nn.Linear8bitLt(*size, has_fp16_weights=False)
+    if kind == "nf4":
+        made.support_avx512bf16_for_cpu = False  # that packs weights anew to draw, and fails after
+        made.weight = bitsandbytes.nn.Params4bit(linear.weight.data, False, quant_type="nf4")
+    else:
+        made.weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False)
+    made.bias = linear.bias
+    plain: nn.Linear = made
+    return plain
+
+
+def _of_torchao(linear: nn.Linear, kind: Kind, dtype: torch.dtype) -> nn.Linear:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(linear, Int8WeightOnlyConfig())
+    return linear
+
+
+def plain_linear(linear: nn.Linear, weight: Tensor) -> nn.Linear:
+    """Return a Linear of a weight (out, in), with the bias of a quantized one."""
+    plain = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), linear.bias
+    return plain.train(linear.training)
+
+
+@contextmanager
+def plain_linears(model: nn.Module) -> Iterator[None]:
+    """Have Linears inside of what a model's quantized ones stand for, in their places."""
+    places = [
+        (parent, name, layer)
+        for parent in list(model.modules())
+        for name, layer in parent.named_children()
+        if isinstance(layer, nn.Linear) and is_quantized(layer)
+    ]
+    try:
+        for parent, name, layer in places:
+            setattr(parent, name, plain_linear(layer, dequantized(layer)))
+        yield
+    finally:
+        for parent, name, layer in places:
+            setattr(parent, name, layer)
+
+
+def norm_of(weight: Tensor) -> float:
+    """Return the Frobenius norm of a weight, with nine digits."""
+    weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
+    # float8 promotes to nothing
+    return float(f"{torch.linalg.vector_norm(wide(weight.detach()), dtype=torch.float64):.9g}")
 
 
 def is_plain(linear: nn.Linear) -> bool:

@@ -250,7 +250,7 @@ class ComputeConfig(Options, group="compute"):
     """Precision of the frozen parts; the adapter stays float32. Accelerate's setting if not given."""
     gradient_checkpointing: bool = option(False, "Less memory, about a third more time per step.")
     quantize: Literal["nf4", "int8"] | None = option(None, needs="adapter=ether|ether_plus")
-    """Keep the frozen weights in four or eight bits, by bitsandbytes; the adapter learns beside them."""
+    """Keep frozen weights in 4 or 8 bits, by bitsandbytes, int8 also by torchao; adapters learn beside."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention kernels; auto: sdpa, and eager for small UNets on a CPU."""
     enable_xformers_memory_efficient_attention: bool = False
