@@ -105,7 +105,8 @@ def test_a_distilled_base_is_known_by_its_name(name: str, instead: str | None) -
     [
         ({"_class_name": "FluxPipeline"}, {"guidance_embeds": False}, "black-forest-labs/FLUX.1-dev"),
         ({"_class_name": "FluxPipeline"}, {"guidance_embeds": True}, None),
-        ({"is_distilled": True}, {}, "black-forest-labs/FLUX.2-klein-base-4B"),
+        ({"is_distilled": True}, {"num_layers": 5}, "black-forest-labs/FLUX.2-klein-base-4B"),
+        ({"is_distilled": True}, {"num_layers": 8}, "black-forest-labs/FLUX.2-klein-base-9B"),
         ({"_class_name": "StableDiffusionPipeline", "unet": []}, {"time_cond_proj_dim": 256}, SD15),
         ({"_class_name": "StableDiffusionPipeline", "unet": []}, {"time_cond_proj_dim": None}, None),
     ],

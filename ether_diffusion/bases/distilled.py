@@ -44,7 +44,7 @@ def _by_configs(folder: Path, index: Mapping[str, Any]) -> str | None:
     part = "unet" if "unet" in index else "transformer"
     config = read_config(folder, f"{part}/config.json") if (folder / part / "config.json").is_file() else {}
     if index.get("is_distilled") is True:
-        return "black-forest-labs/FLUX.2-klein-base-4B"
+        return f"black-forest-labs/FLUX.2-klein-base-{'9B' if config.get('num_layers', 5) > 5 else '4B'}"
     if kind == "FluxPipeline" and config.get("guidance_embeds") is False:
         return "black-forest-labs/FLUX.1-dev"
     if kind == "SanaSprintPipeline":
