@@ -3,10 +3,11 @@
 import logging
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
-from tools import bench_training
+from tools import bench_bases, bench_training
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +27,17 @@ def test_the_bench_prints_its_table(what: str, capfd: pytest.CaptureFixture[str]
         names = ["frozen + AdamW", "ETHER", "ETHER+", "PEFT LoRA r=4"]
     rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
     assert rows[1:] == names
+
+
+def test_the_bench_of_bases_prints_a_table_of_each_way(capfd: pytest.CaptureFixture[str]) -> None:
+    bench_bases.main(["--quick"])
+    printed = capfd.readouterr().out
+    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
+    methods = ["frozen", "ETHER", "ETHER+", "PEFT LoRA r=4"]
+    for name in ("Flux2Klein", "SDXL"):
+        title = f"{name}, 64 px, float32"
+        at = rows.index(title)
+        assert rows[at : at + 10] == [title, *methods, f"{title}, checkpointed", *methods]
+        is_there = find_spec("bitsandbytes") is not None
+        assert is_there == (f"{title}, nf4" in rows)
+        assert is_there != (f"{title}, nf4: left out, bitsandbytes is not installed" in printed)

@@ -82,10 +82,19 @@ def interleave(
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return the processor time of one call: with one thread, what its wall time is on a quiet machine."""
-    start = time.process_time()
+    """Return the processor time of one call: with one thread, what its wall time is on a quiet machine.
+
+    Beside a GPU it is the wall time until that is done.
+    """
+    has_gpu = torch.cuda.is_available()
+    clock = time.perf_counter if has_gpu else time.process_time
+    if has_gpu:
+        torch.cuda.synchronize()
+    start = clock()
     work()
-    return time.process_time() - start
+    if has_gpu:
+        torch.cuda.synchronize()
+    return clock() - start
 
 
 def ratios(times: Mapping[str, list[float]], floor: str) -> dict[str, str]:
