@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ether_diffusion.options import Kind, Options, declared, shown
+from ether_diffusion.options import Kind, Options, declared
 
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -68,17 +68,10 @@ class FlagParser(argparse.ArgumentParser):
 
 def _reader(kind: Kind) -> Callable[[str], object]:
     def read(text: str) -> object:
-        word = text.lower()
-        if word in kind.choices:
-            return word
-        if word == "none" and kind.is_optional and (kind.choices or kind.base in (int, float)):
-            return None
         try:
-            if kind.choices or (not text and kind.base is Path):
-                raise ValueError(text)
-            return kind.base(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} does not fit; use {kind.words}") from None
+            return kind.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
 

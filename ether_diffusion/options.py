@@ -79,6 +79,20 @@ class Kind:
         one = f"one of {', '.join(self.choices)}" if self.choices else _WORDS[self.base]
         return f"a list of {one.removeprefix('a ')}s" if self.is_many else one
 
+    def read(self, text: str) -> object:
+        """Return what a text says as such a value, or as one of several; else a ValueError."""
+        word = text.lower()
+        if word in self.choices:
+            return word
+        if word == "none" and self.is_optional and (self.choices or self.base in (int, float)):
+            return None
+        try:
+            if self.choices or (not text and self.base is Path):
+                raise ValueError(text)
+            return {"on": True, "off": False}[word] if self.base is bool else self.base(text)
+        except (ValueError, KeyError):
+            raise ValueError(f"{shown(text)} does not fit; use {self.words}") from None
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -89,7 +103,7 @@ class Declared:
     the place of the option `instead_of` where a lower layer gave that, and sets those that it `implies`.
     `theirs` is the default of diffusers' script where ours is another. It is `free` where a run goes on with
     another value, as what is trained is the same. On a command line it may be positional, or repeated for
-    each of its values.
+    each of its values; forms call it by its `label`, or its name in words.
     """
 
     kind: Kind
@@ -103,6 +117,7 @@ class Declared:
     is_required: bool = False
     is_positional: bool = False
     is_repeated: bool = False
+    label: str = ""
 
 
 def option(default: T, help: str | None = None, **more: Any) -> T:
@@ -163,6 +178,7 @@ def declared(options: type[Options]) -> Mapping[str, Declared]:
         assert isinstance(extra, dict)
         more: dict[str, Any] = {"free": options.free, **extra, "is_required": info.is_required()}
         more["needs"] = ", ".join(filter(None, (options.needs, more.get("needs"))))
+        more["label"] = more.get("label") or name.capitalize().replace("_", " ")
         words = info.description or _texts_below_fields(options.__module__).get((options.__name__, name), "")
         found[name] = Declared(kind_of(info.annotation), info.default, words, **more)
     return found

@@ -76,7 +76,7 @@ def request(runs: Runs, *, num_steps: int = 5, name: str = "Fox") -> TrainReques
     sent.mkdir(parents=True, exist_ok=True)
     (sent / "a.png").write_bytes(photo())
     (photo_taken,), _ = take_photos([sent / "a.png"], runs.photos)
-    return TrainRequest((photo_taken.path,), "animal", name, steps=num_steps)
+    return TrainRequest((photo_taken.path,), "animal", name, "fast", {"max_train_steps": num_steps})
 
 
 def wait_until(runs: Runs, run_id: str, done: Callable[[Run], bool], *, seconds: float = 60) -> Run:

@@ -23,6 +23,7 @@ from browser import (
 )
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
+from tiny_pipelines import tiny_sd
 
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_image_sha256
@@ -148,6 +149,12 @@ def test_a_picture_says_what_the_form_said_and_dropped_back_draws_the_same_pixel
         expect(drop(page, "create", tmp_path / "first.png")).to_contain_text("All settings restored")
         expect(page.locator("#create-prompt textarea")).to_have_value(PROMPT)
         assert generate(page, tmp_path / "again.png") == said
+        write(page, "create-prompt", "half a prompt")
+        page.wait_for_timeout(500)
+        expect(drop(page, "create", tmp_path / "first.png")).to_contain_text("All settings restored")
+        expect(page.locator("#create-prompt textarea")).to_have_value(PROMPT)
+        page.locator("#create-undo").click()
+        expect(page.locator("#create-prompt textarea")).to_have_value("half a prompt")
     assert_same_pixels(tmp_path / "first.png", tmp_path / "again.png")
 
 
@@ -241,11 +248,21 @@ def test_history_finds_a_picture_and_takes_its_settings_to_create(page: Page, tm
     assert caught.value.suggested_filename == "pictures.zip"
     found.first.click()
     expect(page.locator("#history-facts")).to_contain_text(prompt)
+    write(page, "history-text", f"{word} sunshine")
+    expect(page.locator("#history-picture")).to_be_hidden()  # what is not found is not shown
+    write(page, "history-text", f"{word} rain")
+    found.first.click()
     assert_same_pixels(download(page, "history-download", tmp_path / "x.png"), tmp_path / "drawn.png")
     page.locator("#history-use").click()
     expect(page.locator("#create-prompt textarea")).to_be_visible()
     expect(page.locator("#create-prompt textarea")).to_have_value(prompt)
     expect(page.locator("#create-seed input")).to_have_value("21")
+    go_to(page, "history")
+    found.first.click()
+    page.locator("#history-delete").click()
+    page.locator("#history-delete-now").click()
+    expect(page.locator("#history-picture")).to_be_hidden()
+    expect(page.locator("#history-empty")).to_contain_text("No picture is like that")
 
 
 def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create(
@@ -377,8 +394,30 @@ def test_a_drawing_survives_a_reload_and_one_that_is_gone_is_said(
     expect(page.get_by_test_id("toast-body")).to_contain_text("There is no control image")
 
 
-def test_a_new_studio_fills_a_drawn_shape_without_choosing_anything(browser: Browser, tmp_path: Path) -> None:
-    with running_studio(tmp_path / "new") as new, open_page(browser, new.url) as page:
+def test_a_stranger_draws_the_fox_takes_examples_fills_a_shape_and_opens_another_base(
+    browser: Browser, tmp_path: Path
+) -> None:
+    tiny_sd().save_pretrained(tmp_path / "another")
+    with (
+        running_studio(tmp_path / "new") as new,
+        open_page(browser, new.url, allowed=(*CUT_OFF, "ERR_")) as page,
+    ):
+        expect(page.locator("#heading")).to_contain_text("photographs of real things cannot be learned on it")
+        expect(page.locator("#create-prompt textarea")).to_have_value("a sks animal on a beach")
+        set_number(page, "create-steps", 2)
+        assert [use.name for use in generate(page, tmp_path / "fox.png").adapters] == ["Example fox"]
+        expect(page.locator("#create-pair")).to_be_visible()
+        page.get_by_role("button", name="a cat in the snow", exact=True).click()
+        expect(page.locator("#create-prompt textarea")).to_have_value("a cat in the snow")
+        page.locator("#create-knows [data-example]").first.click()
+        expect(page.locator("#create-restored")).to_contain_text("All settings restored")
+        expect(page.locator("#create-prompt textarea")).to_have_value(re.compile("^a "))
+        page.get_by_role("tab", name="Create").focus()
+        page.keyboard.press("ArrowLeft")  # the keyboard goes round the tabs
+        expect(page.get_by_role("tab", name="History")).to_have_attribute("aria-selected", "true")
+        page.reload()
+        expect(page.locator("#history-text")).to_be_visible()  # where one was
+        expect(page.get_by_role("tab", name="History")).to_have_attribute("aria-selected", "true")
         go_to(page, "control")
         expect(page.locator("#control-adapter input")).to_have_value("Shapes")
         expect(page.locator("#control-sketch .swatch")).to_have_count(2)
@@ -388,6 +427,21 @@ def test_a_new_studio_fills_a_drawn_shape_without_choosing_anything(browser: Bro
         said = generate(page, tmp_path / "drawn.png", "control")
         assert said.options["control"] == "Shapes"
         assert colours(control_of(new, said)) == {(0, 0, 0), (255, 255, 255)}
+        page.locator("#base-change").click()
+        for name in ("/etc/passwd", str(tmp_path / "another")):
+            page.locator("#base-name input").fill(name)
+            page.keyboard.press("Enter")
+            page.locator("#base-go").click()
+            if name == "/etc/passwd":
+                expect(page.locator(".toast-body").last).to_contain_text("Passwd cannot be opened")
+        expect(page.locator("#heading")).to_contain_text("Base: another", timeout=LONG_MS)
+        expect(page.locator("#base-panel")).to_be_hidden()  # the page was loaded anew
+        expect(page.locator("#create-missing")).to_contain_text("Shapes")
+        expect(page.locator("#create-knows")).to_be_hidden()
+        fill(page)
+        assert generate(page, tmp_path / "other.png").base == "another"
+        new.stop()
+        expect(page.locator("#gone")).to_contain_text("does not answer")
 
 
 def test_an_upload_is_followed_as_it_is_or_as_a_detector_sees_it(
@@ -409,8 +463,11 @@ def test_an_upload_is_followed_as_it_is_or_as_a_detector_sees_it(
     assert np.array_equal(np.asarray(seen), expected)
 
 
-def test_what_cannot_be_followed_is_said_in_words(page: Page, tmp_path: Path) -> None:
+def test_what_cannot_be_followed_is_said_in_words_and_other_proportions_are_cropped(
+    page: Page, studio: RunningStudio, tmp_path: Path
+) -> None:
     Image.new("RGB", (64, 32), "white").save(tmp_path / "wide.png")
+    Image.effect_noise((128, 128), 90).convert("RGB").save(tmp_path / "photo.png")
     go_to(page, "control")
     write(page, "control-prompt", "a strawberry")
 
@@ -420,14 +477,19 @@ def test_what_cannot_be_followed_is_said_in_words(page: Page, tmp_path: Path) ->
 
     refused("There is no control adapter chosen")
     fill_control(page, "Shapes", steps=1)
+    page.locator("#control-sketch [data-do=clear]").click()
+    refused("The canvas is empty")
     page.get_by_label("Upload", exact=True).check()
     refused("There is no control image")
-    page.locator("#control-upload input[type=file]").set_input_files(tmp_path / "wide.png")
+    sent = page.locator("#control-upload input[type=file]")
+    sent.set_input_files(tmp_path / "photo.png")
+    expect(page.locator("#control-used img")).to_be_visible()  # what was sent is shown
+    refused("The upload is a photo, and what is followed here shows silhouette")
+    page.locator("#control-upload").get_by_role("button", name="Remove").first.click()
+    sent.set_input_files(tmp_path / "wide.png")
     expect(page.locator("#control-upload")).to_contain_text("wide")
-    refused("64 × 32 px and the picture 64 × 64 px")
-    choose(page, "control-detector", "A cut-out: its shape (silhouette)")
-    refused("proportions")
-    expect(page.locator("#control-go")).to_be_visible()
+    followed = control_of(studio, generate(page, tmp_path / "cropped.png", "control"))
+    assert followed.size == (32, 32)  # its middle
 
 
 def width(page: Page, name: str) -> float:

@@ -69,7 +69,7 @@ def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_cr
         page.get_by_label("Name in the library").fill("Fox")
         expect(page.locator("#train-described")).to_contain_text("a sks animal")
         page.get_by_role("button", name="Advanced").locator("visible=true").click()
-        page.locator("#train-steps").locator("input, textarea").fill(str(STEPS))
+        page.locator("#train-max-train-steps").locator("input, textarea").fill(str(STEPS))
         page.get_by_label("Pictures to draw in between").fill("a sks animal")
         page.locator("#train-go").click()
         expect(page.locator("#train-status h2")).to_have_text("Fox")
@@ -77,7 +77,7 @@ def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_cr
         expect(page.locator("#train-curve")).to_be_visible()
         page.reload()
         open_train(page)
-        expect(page.locator("#train-gallery .grid-container button")).to_have_count(len(photos))
+        expect(page.locator("#train-gallery tr")).to_have_count(len(photos))
         expect(page.get_by_label("Name in the library")).to_have_value("Fox")
         wait_for_step(page, 2)
         expect(page.locator("#train-curve")).to_be_visible()
@@ -134,7 +134,8 @@ def test_stop_ends_a_run_at_a_word_or_by_force_and_says_what_is_kept(
                     open_train(page)
                     expect(status).to_contain_text(words)
                     for name in ("stop", "pause", "use", "resume"):
-                        expect(page.locator(f"#train-{name}")).to_be_visible(visible=name == "resume")
+                        is_there = name == "resume" or (name == "use" and bool(kept))
+                        expect(page.locator(f"#train-{name}")).to_be_visible(visible=is_there)
             finally:
                 for _ in range(3):
                     runs.stop(run_id)
@@ -158,9 +159,18 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         (tmp_path / name).write_bytes(data)
     with open_page(browser, studio.url, allowed=("500",)) as page:
         open_train(page)
-        photos = page.locator("#train-gallery .grid-container button")
+        photos = page.locator("#train-gallery tr")
         sent, go = page.locator("#train-photos input"), page.locator("#train-go")
         toast = page.locator(".toast-body").last
+        page.locator("#train-example").click()
+        expect(photos).to_have_count(6)
+        expect(page.get_by_label("What is it?")).to_have_value("animal")
+        expect(page.locator("#train-described")).to_contain_text("100 steps: about")
+        expect(page.locator("#train-described")).to_contain_text(
+            "97% of the pictures recognised as the subject"
+        )
+        page.locator("#train-clear").click()
+        expect(page.locator("#train-truth")).to_contain_text("Photographs of real things cannot be learned")
         page.get_by_label("What is it?").fill("dog")
         page.get_by_role("button", name="Command line").click()
         command = page.locator("#train-command textarea")
@@ -173,8 +183,7 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         assert all(len(reason.inner_text()) > 10 for reason in page.locator("#train-refused td").all())
         expect(page.locator("#train-refused")).to_contain_text("cut.png")
         expect(photos).to_have_count(7)
-        photos.first.click()
-        page.locator("#train-leave-out").click()
+        page.get_by_role("button", name="Leave out good0.png").click()
         expect(photos).to_have_count(6)
         sent.set_input_files(tmp_path / "good3.png")
         expect(page.locator("#train-refused")).to_contain_text("is the same picture as good3.png")
@@ -185,9 +194,13 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         expect(page.locator("#train-photos-said")).to_contain_text("1 photo")
         # fields that are mounted when this is opened hold what they held: none is 0 that was empty
         page.get_by_role("button", name="Advanced").locator("visible=true").click()
-        steps = page.locator("#train-steps").locator("input, textarea")
+        steps = page.locator("#train-max-train-steps").locator("input, textarea")
         expect(steps).to_have_value("")
-        for wrong, words in (("-5", "from 1 to 100000; found -5"), ("many", "number; found many")):
+        expect(steps).to_have_attribute("placeholder", "50")  # as measured, with one photo
+        for wrong, words in (
+            ("-5", "Steps -5 is out of range; use a whole number from 1"),
+            ("many", "Steps 'many' does not fit; use a whole number"),
+        ):
             steps.fill(wrong)
             go.click()
             expect(toast).to_contain_text(words)

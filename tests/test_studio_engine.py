@@ -26,7 +26,9 @@ from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.jobs import Event, Finished, Line, SavedPicture, Stopped, StopToken, Working, stream
 from ether_diffusion.ui.outputs import Outputs
 from ether_diffusion.ui.requests import SEED, GenerateRequest, GridRequest
+from ether_diffusion.ui.restore import restore
 from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.first_page import examples
 
 
 @pytest.fixture
@@ -221,8 +223,16 @@ def test_a_closed_page_stops_its_job_and_the_next_never_overlaps_it(studio: Stud
 def test_a_new_studio_has_what_is_shipped_and_closing_it_stops_what_it_draws(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "studio")
     studio.add_shipped()
-    (card,) = studio.library.cards()
-    assert (card.kind, card.name, card.fits_base) == ("control", "Shapes", True)
+    assert [(card.kind, card.name, card.fits_base) for card in studio.library.cards()] == [
+        ("subject", "Example fox", True), ("control", "Shapes", True)
+    ]  # fmt: skip
+    for picture in examples().values():  # each is one that this studio draws again
+        restored = restore(picture, studio)
+        assert restored.differences == ()
+    assert restored.request is not None
+    again = draw(studio, restored.request).pictures[0].path
+    with Image.open(again) as one, Image.open(picture) as other:
+        assert one.tobytes() == other.tobytes()
     events = studio.engine.draw(replace(QUICK, steps=1000), StopToken())
     until_a_step(events)
     studio.close()

@@ -117,7 +117,7 @@ def test_a_table_has_a_column_per_choice_or_else_per_seed() -> None:
 
 def test_names_and_prompts_are_escaped_in_the_table() -> None:
     request = GridRequest(("<b>x</b>", "y"), adapters=("x",), strengths=(1.0,))
-    page = grid_html(labels_of(request, {"x": '"><script>'}), (), is_running=True, is_small=True)
+    page = grid_html(labels_of(request, {"x": '"><script>'}), (), is_running=True)
     assert "<b>" not in page
     assert "<script>" not in page
     assert page.count("drawing …") == 1

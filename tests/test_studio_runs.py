@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -20,6 +20,7 @@ from photo_files import photo
 from studio_files import save_tiny_world_adapter
 from studio_trainers import StandInRuns, make_runs, request, set_fate, wait_until
 
+from ether_diffusion.benchmark.plan import advise, read_curves
 from ether_diffusion.scripts.train_dreambooth import parse_flags, read_call
 from ether_diffusion.training.run_lock import Holder, holder_of, read_holder, write_holder
 from ether_diffusion.ui.jobs import StopToken
@@ -35,6 +36,10 @@ from ether_diffusion.ui.runs import (
 from ether_diffusion.ui.studio import Studio
 
 DOG = TrainRequest((Path("photo-001.png"),), "dog")
+
+
+def told(**settings: object) -> TrainRequest:
+    return replace(DOG, settings=settings)
 
 
 @pytest.fixture(autouse=True)
@@ -57,17 +62,23 @@ def config_of(asked: TrainRequest, base: str = "tiny_world") -> dict[str, object
     return dict(read_call(parse_flags(command[3:])).config.flat())
 
 
-@pytest.mark.parametrize(("preset", "num_steps"), [("fast", 200), ("balanced", 800), ("faithful", 1400)])
+@pytest.mark.parametrize(
+    ("preset", "num_steps"), [("advised", None), ("fast", 200), ("balanced", 800), ("faithful", 1400)]
+)
 @pytest.mark.parametrize("base", ["tiny_world", "owner/name"])
 def test_every_preset_makes_a_command_that_the_trainer_accepts(
-    preset: Any, num_steps: int, base: str
+    preset: Any, num_steps: int | None, base: str
 ) -> None:
-    found, folder = config_of(replace(DOG, preset=preset, seed=7), base), "/studio/runs/ID"
+    found, folder = config_of(replace(told(seed=7), preset=preset), base), "/studio/runs/ID"
+    if num_steps is None:
+        advice = advise(1, base, read_curves())
+        num_steps = cast(int, advice.options["max_train_steps"])
+        assert (found["adapter"], found["learning_rate"]) == (advice.method, advice.learning_rate)
     assert (found["max_train_steps"], found["seed"], found["token"]) == (num_steps, 7, "sks")
     assert found["instance_prompt"] == ("a {token} dog" if base == "tiny_world" else "a photo of {token} dog")
     assert (found["instance_data_dir"], found["output_dir"]) == (f"{folder}/photos", f"{folder}/run")
     assert found["validation_prompt"]
-    short = config_of(replace(DOG, preset=preset, steps=40), base)
+    short = config_of(replace(told(max_train_steps=40), preset=preset), base)
     often = [short[name] for name in ("max_train_steps", "validation_steps", "checkpointing_steps")]
     assert often == [40, 10, 10]
 
@@ -76,7 +87,7 @@ def test_every_preset_makes_a_command_that_the_trainer_accepts(
     "text", ["--push_to_hub", "$(touch canary) `id`; rm -rf /", "a 'b' \"c\"", "-", "none", "ünï 🦊", "a=b"]
 )
 def test_what_a_visitor_types_reaches_the_trainer_as_it_is(text: str, tmp_path: Path) -> None:
-    asked = replace(DOG, instance_prompt=f"{text} {{token}}", validation_prompts=(text, "two"))
+    asked = told(instance_prompt=f"{text} {{token}}", validation_prompt=(text, "two"))
     found, command = config_of(asked), train_command(asked, tmp_path, "tiny_world")
     printing = shlex.join(["printf", "%s\\n", *command])
     said = subprocess.run(["sh", "-c", printing], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -92,21 +103,25 @@ def test_what_a_visitor_types_reaches_the_trainer_as_it_is(text: str, tmp_path: 
     [
         ({"photos": ()}, "no photos"),
         ({"subject": " "}, "no name"),
-        ({"token": "two words"}, "one word"),
-        ({"instance_prompt": "a\nb"}, "control"),
+        ({"settings": {"token": "two words"}}, "one word"),
+        ({"settings": {"token": "Dog"}}, "is what it is"),
+        ({"settings": {"instance_prompt": "a\n{token}"}}, "control"),
+        ({"settings": {"instance_prompt": "a dog"}}, "no {token}"),
         ({"subject": "fox\u202e"}, "control"),
-        ({"instance_prompt": "x" * 1001}, "longer"),
+        ({"settings": {"instance_prompt": "{token} " + "x" * 1001}}, "longer"),
         ({"name": "x" * 61}, "longer"),
         ({"preset": "best"}, "'fast', 'balanced' or 'faithful'"),
-        ({"steps": 0}, "from 1 to 100000"),
-        ({"steps": 10**9}, "from 1 to 100000"),
-        ({"seed": 2**32}, "from 0 to 4294967295"),
+        ({"settings": {"max_train_steps": 10**9}}, "up to 100000"),
+        ({"settings": {"max_train_steps": 0}}, "Steps 0 is out of range; use a whole number from 1"),
+        ({"settings": {"seed": -1}}, "Seed -1 is out of range; use a whole number from 0"),
+        ({"settings": {"adapter": "best"}}, "Adapter 'best' is not known; use one of ether"),
+        ({"settings": {"adapter": "none"}}, "choose a method"),
         ({"photos": (), "subject": ""}, r"photos.*no name"),
     ],
 )
 def test_a_request_that_cannot_be_trained_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        replace(DOG, **change)  # type: ignore[arg-type]
+        replace(DOG, **change).config(Path("/studio/runs/ID"), "tiny_world")  # type: ignore[arg-type]
 
 
 def test_a_trainer_in_a_session_of_its_own_yields_saves_and_goes_on(runs: StandInRuns) -> None:
@@ -408,9 +423,9 @@ def test_what_the_page_shows_of_a_run_is_escaped_and_an_adapter_that_cannot_be_r
             path.write_bytes(photo())
     status = runs.status(run_id)
     status.command[:] = ["x", "--validation_prompt=a <b> fox", "--validation_prompt=two"]
-    found = samples_html(status, is_small=True)
+    found = samples_html(status)
     captions = [part.split("<")[0] for part in found.split("<figcaption>")[1:]]
-    assert captions == ["Base", "Step 0", "Step 5"] * 3
+    assert captions == ["Base", "Step 5"] * 3  # step 0 draws what the base does
     assert "<b>" not in found
     assert found.index("two") < found.index("The same from other seeds")
     rows = loss_points([(step, float(step)) for step in range(1, 31)])["data"]
@@ -436,3 +451,50 @@ def test_what_a_finished_run_made_comes_into_the_library_once_unless_it_was_dele
     studio.library.delete(card.id)
     assert studio.keep_finished() == []
     assert runs.adopt(run_id, studio.library).id != card.id
+
+
+@pytest.mark.parametrize(
+    ("best", "fidelity", "verdict", "words"),
+    [
+        (50, 0.9, "Learned well", "0.90 at step 50 (the base 0.50), drift of other pictures 0.10"),
+        (50, 0.7, "Partly learned", "More photos"),
+        (50, 0.55, "Not learned", "0.55"),
+        (None, 0.9, "Not learned", "fewer steps"),
+    ],
+)
+def test_what_was_measured_of_a_finished_run_is_its_verdict(
+    runs: StandInRuns, best: int | None, fidelity: float, verdict: str, words: str
+) -> None:
+    runs.fate = "end"
+    run_id = runs.start(request(runs))
+    status = wait_until(runs, run_id, lambda each: each.state == "finished")
+    assert status.verdict == ("", "")
+    points = [
+        {"step": step, "prompt": {"mean": 0.8}, "fidelity": {"mean": likeness}, "drift": {"mean": 0.1}}
+        for step, likeness in ((0, 0.5), (50, fidelity))
+    ]
+    report = {"format": 1, "settings": {}, "curve": points, "best_step": best, "stopped": None}
+    (status.output / "evaluation.json").write_text(json.dumps(report))
+    found, sentence = runs.status(run_id).verdict
+    assert (found, words in sentence) == (verdict, True)
+    from ether_diffusion.ui.tabs.train import status_html
+
+    assert found in status_html(runs.status(run_id))
+
+
+def test_captions_lie_beside_their_photos_where_the_trainer_reads_them(runs: StandInRuns) -> None:
+    run_id = runs.start(replace(request(runs), captions=("a {token} animal on a beach",)))
+    assert (runs.root / run_id / "photos" / "photo-001.txt").read_text() == "a {token} animal on a beach"
+    runs.stop(run_id)
+
+
+def test_what_a_stopped_run_saved_can_be_used(runs: StandInRuns, stopped: Path, tmp_path: Path) -> None:
+    assert not runs.status(stopped.name).can_use
+    save_tiny_world_adapter(stopped / "run" / "checkpoint-3")
+    (stopped / "run" / "checkpoint-3" / "manifest.json").write_text("{}")
+    library, run = Studio(tmp_path / "other").library, runs.status(stopped.name)
+    assert (run.can_use, run.saved_step) == (True, 3)
+    cards = [runs.adopt(run.id, library) for _ in range(2)]
+    assert [card.name for card in cards] == [f"Fox, step {run.saved_step}"] * 2
+    assert len(library.cards()) == 1
+    assert runs.status(run.id).library_id is None  # what it ends with will be another

@@ -198,7 +198,7 @@ def test_a_login_is_known_by_its_cookie_under_any_name(locked: RunningStudio) ->
     with pytest.raises(Exception, match=r"(?i)auth|login|401"):
         gradio_client.Client(locked.url, **quiet)
     script = gradio_client.Client(locked.url, auth=(USER, PASSWORD), **quiet)
-    assert [card["name"] for card in script.predict(api_name="/adapters")] == ["Shapes"]
+    assert [card["name"] for card in script.predict(api_name="/adapters")] == ["Example fox", "Shapes"]
 
 
 def test_guessing_is_slow_for_who_guesses_and_for_nobody_else(locked: RunningStudio) -> None:

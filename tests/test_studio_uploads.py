@@ -274,3 +274,33 @@ print([each.reason for each in refused])
     assert growth < 200, growth  # MiB; whole, the RGBA picture alone has 457
     assert (num_accepted, num_refused) == ((2, 0) if kind == "JPEG" else (0, 2))
     assert ("over 50 million pixels" in reasons) == (kind != "JPEG")
+
+
+def test_captions_come_with_their_photos_and_those_of_none_are_said(tmp_path: Path) -> None:
+    rows = b'{"file_name": "b.png", "text": "an owl"}\n'
+    zipped = plain_zip({"x/b.png": photo(2), "x/metadata.jsonl": rows, "x/c.txt": b"of nobody"})
+    accepted, refused = send(tmp_path, {"a.png": photo(1), "a.txt": b" a red\nfox ", "some.zip": zipped})
+    assert [(each.name, each.caption) for each in accepted] == [("a.png", "a red fox"), ("b.png", "an owl")]
+    assert [each.name for each in refused] == ["c"]
+    assert recall_photos([each.kept for each in accepted], tmp_path / "temp") == accepted
+    earlier = recall_photos([each.kept[:4] for each in accepted], tmp_path / "temp")  # of an earlier version
+    assert [each.kept for each in earlier] == [[*each.kept[:4], ""] for each in accepted]
+    _, refused = send(tmp_path, {"d.png": photo(3), "metadata.jsonl": b"no rows"})
+    assert [each.name for each in refused] == ["captions"]
+    assert not list((tmp_path / "temp").rglob("captions"))
+
+
+def test_doubtful_photos_are_taken_with_a_remark(tmp_path: Path) -> None:
+    smooth = Image.fromarray(noise(8, 8)).resize((160, 120), Image.Resampling.BICUBIC)
+    sent = {
+        "black.png": encode(Image.new("RGB", (64, 64)), "PNG"), "long.png": encode(noise(300, 64), "PNG"),
+        "first.png": encode(smooth, "PNG"), "again.jpg": encode(smooth, "JPEG", quality=80),
+        "turned.png": encode(smooth.transpose(Image.Transpose.ROTATE_90), "PNG"), "good.png": photo(4),
+    }  # fmt: skip
+    accepted, refused = send(tmp_path, sent)
+    notes = {each.name: each.note for each in accepted}
+    assert refused == []
+    assert "one colour only" in notes.pop("black.png")
+    assert "very long" in notes.pop("long.png")
+    assert all("looks like first.png" in notes.pop(name) for name in ("again.jpg", "turned.png"))
+    assert set(notes.values()) == {""}

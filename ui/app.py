@@ -1,13 +1,12 @@
 """The page: its colours and type, a heading and the tabs, and the events that tie one tab to another."""
 
-from html import escape
-
 import gradio as gr
 from gradio.themes.utils import sizes
 from gradio.themes.utils.colors import Color
 
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs import compare, control, create, history, library, train
+from ether_diffusion.ui.tabs import compare, control, first_page, history, library, train
+from ether_diffusion.ui.tabs.base import BasePanel
 from ether_diffusion.ui.tabs.page import Page
 
 TITLE = "Ether studio"
@@ -55,14 +54,10 @@ _REST = {
 def build_app(studio: Studio) -> gr.Blocks:
     """Build the page for a studio; nothing is served yet."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True) as app:
-        with gr.Row(elem_classes="heading", equal_height=True):
-            base = escape(studio.engine.base_name)
-            gr.HTML(f'<h1>{TITLE}</h1><p class="quiet">Base: {base}</p>', elem_id="heading")
-            dark = gr.Button("Dark or light", size="sm", min_width=110, scale=0, elem_id="scheme")
-            dark.click(None, js="() => { window.etherStudio.switchScheme(); }", api_visibility="private")
+        BasePanel(studio)
         page = Page(studio)
         with gr.Tabs(elem_id="tabs") as tabs:
-            for tab in (create, compare, train, control, library, history):
+            for tab in (first_page, compare, train, control, library, history):
                 tab.build(page)
         page.tie(app, tabs)
     return app

@@ -25,9 +25,10 @@ DETECTORS = {
 MAX_DRAWING = 8 * 2**20  # characters of a drawing as it comes from a page
 MAX_SIDE_PX = 1024  # of the canvas; a larger picture's drawing is enlarged
 _PREFIX = "data:image/png;base64,"
+_SHAPES = ("silhouette", "edges", "canny")  # types whose images have few colours
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _CANVAS = Markup(
-    '<div class="sketch" data-paper="{kind}" data-ground="{ground}">'
+    '<div class="sketch" data-paper="{kind}" data-ground="{ground}"><p class="quiet">Draw here {what}.</p>'
     '<canvas width="{width}" height="{height}" role="img" aria-label="Your drawing"></canvas>'
     '<div class="sketch-tools"><label>Brush <input type="range" min="1" max="60" value="24"></label>'
     '<button type="button" data-do="undo">Undo</button>'
@@ -63,6 +64,7 @@ def canvas_html(control_type: str | None, *, width: int, height: int) -> str:
         groups += Markup("<fieldset><legend>{}</legend>{}</fieldset>").format(title, swatches)
     is_palette = control_type == "palette"
     return _CANVAS.format(
+        what="what should be where" if is_palette else "the shape that shall be followed",
         kind="palette" if is_palette else "mask", ground=_hex(PALETTE["beach"] if is_palette else _BLACK),
         width=round(width * shrink), height=round(height * shrink), groups=groups,
     )  # fmt: skip
@@ -80,16 +82,32 @@ def read_drawing(text: str, control_type: str | None) -> Image.Image:
     except (UnusableFileError, binascii.Error):
         raise ValueError("the drawing came damaged from the page; draw again") from None
     classes = {name: colour for group in _classes_of(control_type).values() for name, colour in group.items()}
-    return _snapped(decoded.rgb, classes, "what can be drawn with here", "drawing")
+    drawn = _snapped(decoded.rgb, classes, "what can be drawn with here", "drawing")
+    if drawn.getbbox() is None:
+        raise ValueError("the canvas is empty, and no drawing is followed; draw the shape, or upload one")
+    return drawn
 
 
-def read_control_upload(path: Path, detector: str, *, width: int, height: int) -> Image.Image:
-    """Return the control image of an upload for pictures of a size (px), decoded under our limits."""
+def read_control_upload(
+    path: Path, detector: str, *, width: int, height: int, control_type: str | None = None
+) -> Image.Image:
+    """Return the control image of an upload for pictures of a size (px), decoded under our limits.
+
+    Its middle is taken where the proportions are others; a photo is no image of a type that shows shapes.
+    """
     if detector not in DETECTORS:
         raise ValueError("there is no such detector; choose one of those offered")
     background = _WHITE if detector else _BLACK
     photo, alpha = decode_photo(path, background=background, min_side=1, max_pixels=MAX_PIXELS)
+    share = min(photo.width / width, photo.height / height)
+    inner = max(1, round(width * share)), max(1, round(height * share))
+    left, top = (photo.width - inner[0]) // 2, (photo.height - inner[1]) // 2
+    box = (left, top, left + inner[0], top + inner[1])
+    photo, alpha = photo.crop(box), None if alpha is None else alpha.crop(box)
     if not detector:
+        if control_type in _SHAPES and photo.reduce(max(1, min(inner) // 64)).getcolors(512) is None:
+            shown = f"the upload is a photo, and what is followed here shows {control_type}"
+            raise ValueError(f"{shown}; say below what the upload is, and it is drawn from that")
         return photo
     try:
         found = Detector(detector).draw_at(photo, alpha, width=width, height=height)

@@ -100,6 +100,12 @@ class Library:
         self._known: dict[str, tuple[object, Card]] = {}
         self._writing, self._fitting = threading.RLock(), threading.RLock()
 
+    def use(self, base: Base) -> None:
+        """Compare adapters with another base from now on."""
+        with self._fitting:
+            self.base, self._known = base, {}
+            self.__dict__.pop("_skeleton", None)
+
     def cards(self) -> list[Card]:
         """Return the cards of all adapters, the newest first; damaged ones say what is wrong."""
         cards = []
@@ -173,7 +179,7 @@ class Library:
         if adapter.encoder is not None:
             raise ValueError("it follows a control image, and is more than a LoRA; download it as a zip")
         with self._writing, disk_explained(folder, "writing the LoRA file"):
-            if not exported.is_file() and adapter.parts.keys() == {"unet"}:
+            if not exported.is_file() and adapter.parts.keys() == {self.base.denoiser}:
                 with self._adapted_unet(adapter.first) as unet:
                     export_lora(adapter, unet, folder)
             elif not exported.is_file():
@@ -253,10 +259,11 @@ class Library:
         if adapter.encoder is not None:
             with self._fitting:
                 check_encoder(self._skeleton, adapter.encoder)
-        if "unet" not in adapter.parts:
+        part = adapter.parts.get(self.base.denoiser)
+        if part is None:
             return Fit("unknown")
-        with self._adapted_unet(adapter.parts["unet"]) as unet:
-            return check_fit(unet, adapter.parts["unet"], "asked")
+        with self._adapted_unet(part) as unet:
+            return check_fit(unet, part, "asked")
 
     @contextmanager
     def _adapted_unet(self, adapter: AdapterPart) -> Iterator[Denoiser]:

@@ -109,6 +109,12 @@ class Outputs:
             )
         return found
 
+    def delete(self, picture_id: str) -> None:
+        """Delete the file of a picture."""
+        path = self.picture(picture_id).path
+        with disk_explained(self.folder, "deleting the picture"):
+            path.unlink(missing_ok=True)
+
     def adapters(self) -> list[str]:
         """Return the names of all adapters that pictures were drawn with, sorted."""
         said = [picture.metadata for picture in self.pictures()]

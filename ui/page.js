@@ -15,8 +15,47 @@
       button.setAttribute("aria-label", "Picture");
     }
   };
-  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
-  name();
+  // Another base was opened, here or by somebody else: every form begins anew.
+  let base = null;
+  const look = () => {
+    name();
+    const now = document.querySelector("#heading [data-base]")?.dataset.base;
+    if (base && now && now !== base) location.reload();
+    base = now ?? base;
+  };
+  new MutationObserver(look).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-base"] });
+  look();
+  // The pixels of pictures as small as the embedded base's stay sharp when they are enlarged.
+  document.addEventListener("load", ({ target }) => {
+    if (target.tagName === "IMG") target.style.imageRendering = target.naturalWidth <= 128 ? "pixelated" : "";
+  }, true);
+  // Arrow keys move between tabs, and the tab that was open is opened again.
+  const tabs = () => [...document.querySelectorAll('#tabs button[role="tab"]')].filter((tab) => tab.offsetParent);
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const at = step ? tabs().indexOf(event.target) : -1;
+    if (at < 0) return;
+    const next = tabs()[(at + step + tabs().length) % tabs().length];
+    next.focus();
+    next.click();
+  });
+  addEventListener("pagehide", () => {
+    const open = tabs().find((tab) => tab.ariaSelected === "true");
+    if (open) sessionStorage.setItem("ether-studio-tab", open.innerText.trim());
+  });
+  tabs().find((tab) => tab.innerText.trim() === sessionStorage.getItem("ether-studio-tab"))?.click();
+  // A server that has ended is said; the page loads itself anew when it answers again.
+  let misses = 0;
+  const ask = async () => {
+    const answers = await fetch("gradio_api/app_id", { cache: "no-store" }).then(() => true, () => false);
+    if (answers && misses > 1) location.reload();
+    misses = answers ? 0 : misses + 1;
+    if (misses !== 2) return;
+    const said = Object.assign(document.createElement("p"), { id: "gone", role: "alert" });
+    said.textContent = "The studio does not answer: it was ended, or the connection is gone. Runs of training go on. This page comes back by itself.";
+    document.body.append(said);
+  };
+  setInterval(ask, 3000);
   // Ctrl+Enter draws from any field of the open tab.
   document.addEventListener("keydown", (event) => {
     if (!(event.ctrlKey || event.metaKey) || event.key !== "Enter") return;

@@ -1,5 +1,6 @@
 """Training runs of a studio: each a process of its own that needs no server, known from its files alone."""
 
+import json
 import logging
 import math
 import os
@@ -15,36 +16,49 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 import ether_diffusion
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, TENSORS_NAME
+from ether_diffusion.benchmark.plan import advise, read_curves
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.strict_json import StrictModel, Within, checked, read_json
+from ether_diffusion.options import OptionsError
+from ether_diffusion.strict_json import StrictModel, checked, read_json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.training import run_lock
 from ether_diffusion.training.checkpoint import MANIFEST
-from ether_diffusion.training.config.presets import PRESET_VALUES, PresetName
-from ether_diffusion.training.result import SAMPLES_FOLDER
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.config.presets import PRESET_VALUES, PresetName, stack
+from ether_diffusion.training.result import EVALUATION_NAME, SAMPLES_FOLDER
 from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.validation import BASE_FOLDER
 from ether_diffusion.ui.library import MAX_SECONDS, Card, Library
-from ether_diffusion.ui.requests import PageSeed, read_whole
 from ether_diffusion.ui.words import disk_explained
 from ether_diffusion.wording import printable
 
 REQUEST_NAME, WISH_NAME, LIBRARY_NAME = "request.json", "wish.json", "library.json"
 PROCESS_NAME, OUTPUT_NAME = "process.json", "output.log"
 GONE = "this run is no longer in the studio: its folder was deleted; refresh the page"
-MAX_PROMPT, MAX_NAME = 1000, 60
+MAX_PROMPT, MAX_NAME, MAX_STEPS = 1000, 60, 100_000
 MAX_POINTS = 300  # of a plotted loss
+LEARNED = (0.5, 0.25)
+"""Shares of the way from the base's likeness to 1 from which a subject was learned well, and partly."""
 TINY_WORLD_OPTIONS: Mapping[str, Any] = {"train_batch_size": 6, "random_flip": True}
 """What a subject of the embedded base is learned with, in the short presets."""
+DECLARED = DreamBoothConfig.options()
+SETTINGS = (
+    "token", "max_train_steps", "seed", "instance_prompt", "validation_prompt", "adapter", "learning_rate",
+    "num_blocks", "rank", "target_modules", "train_text_encoder", "train_batch_size", "resolution",
+    "random_flip", "center_crop", "use_aspect_ratio_buckets", "caption_dropout", "snr_gamma", "use_ema",
+    "gradient_checkpointing",
+)  # fmt: skip
+"""Options of train-dreambooth that a visitor may give: none of them names a file or reaches a network."""
 NICENESS = 10  # added to a trainer's, so that the page and pictures in between stay quick
+Preset = Literal["advised", PresetName]
 State = Literal["starting", "running", "paused", "stopped", "crashed", "finished"]
 Wanted = Literal["running", "paused", "stopped"]
 _RESULT = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)  # what a finished run has; the card is written last
@@ -61,22 +75,23 @@ logger = logging.getLogger(__name__)
 class TrainRequest:
     """A subject to be learned: photos that were checked, what it is ("dog"), and how long.
 
-    `name` is what people call it; `instance_prompt` may hold {token}; `steps` outranks the preset's number.
+    `name` is what people call it. `settings` outrank the preset; "advised" is what `ether plan` advises.
     """
 
     photos: tuple[Path, ...]
     subject: str
     name: str = ""
-    token: str = "sks"
-    instance_prompt: str = ""
-    preset: PresetName = "fast"
-    steps: Annotated[int, BeforeValidator(read_whole), Within(1, 100_000)] | None = None
-    seed: PageSeed = 0
-    validation_prompts: tuple[str, ...] = ()
+    preset: Preset = "advised"
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    captions: tuple[str, ...] = ()  # of the photos in their order; "" where one has none
 
     def __post_init__(self) -> None:
-        names, prompts = (self.subject, self.name), (self.instance_prompt, *self.validation_prompts)
+        assert self.settings.keys() <= {*SETTINGS}
+        names, own = (self.subject, self.name), self.settings.get("instance_prompt", "")
+        prompts = (own, *self.captions, *self.settings.get("validation_prompt", ()))
         is_word = self.token.isprintable() and len(self.token.split()) == 1 and len(self.token) <= 32
+        is_common = self.token.casefold() in self.subject.casefold().split()
+        steps = self.settings.get("max_train_steps", 1)
         strange = [printable(text) for text in (*names, *prompts) if not text.isprintable()]
         most = {"name": (names, MAX_NAME), "prompt": (prompts, MAX_PROMPT)}
         long = [f"a {what} is longer than {n} characters; shorten it" for what, (texts, n) in most.items()
@@ -85,11 +100,21 @@ class TrainRequest:
             "there are no photos; add at least one, better four to ten": not self.photos,
             "the subject has no name; say what it is, as dog or teapot": not self.subject.strip(),
             "the trigger word must be one word of at most 32 characters, as sks": not is_word,
+            f"the trigger word is what it is, {printable(self.token)}; choose a rare one, as sks": is_common,
+            "the prompt of the photos has no {token} in it, so that nothing would call the subject": (
+                own and "{token}" not in own and self.token not in own
+            ),
+            f"Steps {steps} is out of range; use up to {MAX_STEPS}": steps > MAX_STEPS,
             f"{', '.join(strange)} holds control or invisible characters; type it again": strange,
             "; ".join(long): long,
         }
         if any(problems.values()):
             raise ValueError("; ".join(sentence for sentence, is_one in problems.items() if is_one))
+
+    @property
+    def token(self) -> str:
+        """The word that calls the subject."""
+        return str(self.settings.get("token", "sks"))
 
     def trigger(self, base: str) -> str:
         """Return the prompt that calls the subject."""
@@ -99,25 +124,54 @@ class TrainRequest:
         """Return the options of train-dreambooth by name; its files lie in a run's folder."""
         prompt, trigger = self._prompt(base), self.trigger(base)
         options: dict[str, Any] = {
-            "preset": self.preset, "pretrained_model_name_or_path": base, "token": self.token,
-            "instance_data_dir": folder / "photos", "instance_prompt": prompt,
-            "output_dir": folder / "run", "seed": self.seed,
+            "pretrained_model_name_or_path": base, "token": self.token, "instance_prompt": prompt,
+            "instance_data_dir": folder / "photos", "output_dir": folder / "run", "seed": 0,
+            "validation_prompt": (trigger, f"{trigger} on the beach"),
         }  # fmt: skip
-        if PRESET_VALUES[self.preset].get("prior_preservation") == "class_images":
+        advised = preset_values(self.preset, len(self.photos), base)
+        options |= advised if self.preset == "advised" else {"preset": self.preset}
+        if advised.get("prior_preservation") == "class_images":
             options["class_data_dir"] = folder / "class_images"
             options["class_prompt"] = prompt.replace("{token} ", "").replace("{token}", "thing")
-        elif base == ALIAS:
+        elif base == ALIAS and self.preset != "advised":
             options |= TINY_WORLD_OPTIONS
-        if self.steps is not None:
-            often = dict.fromkeys(("checkpointing_steps", "validation_steps"), max(1, self.steps // 4))
-            options |= {"max_train_steps": self.steps, **often}
-        options["validation_prompt"] = self.validation_prompts or (trigger, f"{trigger} on the beach")
+        options |= {**self.settings, "instance_prompt": prompt}
+        often = max(1, options.get("max_train_steps", advised["max_train_steps"]) // 4)
+        if self.preset == "advised" or "max_train_steps" in self.settings:
+            options |= dict.fromkeys(("checkpointing_steps", "validation_steps"), often)
+        if base == ALIAS:  # which has an encoder of its own to measure by
+            options |= {"eval_steps": often, "stop_when_good": True}
         return options
+
+    def config(self, folder: Path, base: str) -> DreamBoothConfig:
+        """Return the configuration that the options make; what cannot be used is a ValueError."""
+        options = self.options(folder, base)
+        values = PRESET_VALUES[options.pop("preset")] if "preset" in options else {}
+        try:
+            return DreamBoothConfig.from_flat(stack(values, options))
+        except OptionsError as error:
+            raise ValueError("; ".join(map(in_labels, error.problems))) from None
 
     def _prompt(self, base: str) -> str:
         """Return the instance prompt with {token} in it; a world of drawings has no photos of anything."""
         made = f"a {'' if base == ALIAS else 'photo of '}{{token}} {self.subject.strip()}"
-        return self.instance_prompt.strip() or made
+        return str(self.settings.get("instance_prompt", "")).strip() or made
+
+
+def in_labels(sentence: str) -> str:
+    """Return a sentence on an option with the label that the page has for it."""
+    name, sign, rest = sentence.partition("=")
+    name, sign, rest = (name, " ", rest) if sign else sentence.partition(" ")
+    return f"{DECLARED[name].label}{sign}{rest}" if name in DECLARED else sentence
+
+
+@lru_cache
+def preset_values(preset: Preset, num_photos: int, base: str) -> Mapping[str, Any]:
+    """Return what a preset sets, as options of train-dreambooth."""
+    if preset != "advised":
+        return PRESET_VALUES[preset]
+    advice = advise(max(1, num_photos), base, read_curves())
+    return {"adapter": advice.method, "learning_rate": advice.learning_rate, **advice.options}
 
 
 def train_command(request: TrainRequest, folder: Path, base: str) -> list[str]:
@@ -215,6 +269,17 @@ class Run:
         return self.output if self.state == "finished" else None
 
     @cached_property
+    def saved_step(self) -> int:
+        """The updates of the newest whole checkpoint; 0 where there is none."""
+        whole = (path.parent.name[11:] for path in self.output.glob(f"checkpoint-*/{MANIFEST}"))
+        return max((int(number) for number in whole if number.isdecimal()), default=0)
+
+    @property
+    def can_use(self) -> bool:
+        """Whether there is an adapter, be it of a run that ended early."""
+        return self.adapter is not None or (self.process is None and self.saved_step > 0)
+
+    @cached_property
     def lines(self) -> list[LogLine]:
         """The whole lines of the trainer's log; one that a crash cut off is passed over."""
         lines = []
@@ -247,6 +312,45 @@ class Run:
         """The same pictures by the base."""
         return sorted(self.output.glob(f"{SAMPLES_FOLDER}/{BASE_FOLDER}/[!.]*.png"))
 
+    @cached_property
+    def verdict(self) -> tuple[str, str]:
+        """What was measured of a finished run, in a word and a sentence; nothing where nothing was."""
+        try:
+            found = json.loads((self.output / EVALUATION_NAME).read_bytes())
+            means = {
+                p["step"]: (float(p["fidelity"]["mean"]), float(p["drift"]["mean"])) for p in found["curve"]
+            }
+            (base, _), best = means[0], found["best_step"]
+            likeness, drift = means[best or 0]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "", ""
+        if not best:
+            return (
+                "Not learned",
+                "every step lost other pictures or the prompts; train fewer steps.",
+            )
+        measured = f"likeness to the photos {likeness:.2f} at step {best} (the base {base:.2f})"
+        measured += f", drift of other pictures {drift:.2f}."
+        share = (likeness - base) / max(1e-6, 1 - base)
+        if share >= LEARNED[0]:
+            return "Learned well", measured
+        more = "More photos from other sides, or more steps, may help."
+        if share >= LEARNED[1]:
+            return "Partly learned", f"{measured} {more}"
+        is_toy = f"--pretrained_model_name_or_path={ALIAS}" in self.command
+        why = (
+            "This base draws drawings only: for photographs of real things, change the base."
+            if is_toy
+            else more
+        )
+        return "Not learned", f"{measured} {why}"
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The pace of its last updates."""
+        rates = [line.images_per_second for line in self.lines[-_PACE_STEPS:] if line.images_per_second > 0]
+        return statistics.median(rates) if rates else None
+
     @property
     def seconds_left(self) -> float | None:
         """How long the updates that are left take: by the pace between two pictures, or of the last ones."""
@@ -257,26 +361,26 @@ class Run:
         drawn = sorted(step for step, written in times.items() if written >= self.wish.began)
         if len(drawn) >= 2:
             return left * (times[drawn[-1]] - times[drawn[0]]) / (drawn[-1] - drawn[0])
-        rates = [line.images_per_second for line in self.lines[-_PACE_STEPS:] if line.images_per_second > 0]
-        return left * self.record.batch_size / statistics.median(rates) if rates else None
+        rate = self.images_per_second
+        return left * self.record.batch_size / rate if rate else None
 
     @cached_property
     def sentence(self) -> str:
         """How it stands, in words, with what can be done."""
         state, step, of = self.state, self.step, self.num_steps
         if state in ("starting", "running") and self.wish.asked:
-            verb = "Pausing" if self.wish.wanted == "paused" else "Stopping"
-            return f"{verb}: the step in progress is finished and saved. Press Stop again to end it at once."
+            is_pause = self.wish.wanted == "paused"
+            verb, press = ("Pausing", "Press Stop") if is_pause else ("Stopping", "Press Stop again")
+            return f"{verb}: the step in progress is finished and saved. {press} to end it at once."
         training = f"Training, step {step} of {of}."
         going_on: dict[State, str] = {
-            "starting": "Loading the base and looking at the photos.",
+            "starting": self._starting,
             "running": training if step < of else "Drawing the last pictures and writing the adapter.",
-            "finished": f"Done: {self.name} was learned in {step} steps. Call it by “{self.trigger}”.",
+            "finished": f"Done: {self.name} was trained for {step} steps. Call it by “{self.trigger}”.",
         }
         if state in going_on:
             return going_on[state]
-        whole = (path.parent.name[11:] for path in self.output.glob(f"checkpoint-*/{MANIFEST}"))
-        saved = max((int(number) for number in whole if number.isdecimal()), default=0)
+        saved = self.saved_step
         onward = f"Resume goes on from step {saved}." if saved else "Resume begins with the first step."
         if state == "paused":
             return f"Paused at step {saved} of {of}. {onward}"
@@ -292,6 +396,14 @@ class Run:
         for path, word in words.items():  # of this machine, and nobody's business
             reason = reason.replace(str(path), word)
         return f"Training ended at step {step}{reason}. {onward}"
+
+    @property
+    def _starting(self) -> str:
+        drawn = len(list(self.folder.glob("class_images/*.png")))
+        wanted = cast(int, PRESET_VALUES["faithful"]["num_class_images"])
+        if any(word.startswith("--class_data_dir=") for word in self.command) and drawn < wanted:
+            return f"Drawing pictures of its class, which keep the base's idea of it: {drawn} of {wanted}."
+        return "Loading the base and looking at the photos."
 
     @cached_property
     def tail(self) -> list[str]:
@@ -314,7 +426,7 @@ class Runs:
     def __init__(self, root: Path, temp: Path, *, base: str) -> None:
         self.root, self.temp, self.photos = root, temp, temp / "photos"
         # a run that goes on later may be started from another working directory
-        self.base = str(Path(base).resolve()) if Path(base).is_dir() else base
+        self.base = str(Path(base).resolve()) if Path(base).exists() else base
 
     def ids(self) -> list[str]:
         """Return the ids of all runs, the newest first."""
@@ -387,12 +499,19 @@ class Runs:
             _launch(folder)
 
     def adopt(self, run_id: str, library: Library) -> Card:
-        """Put the adapter that a finished run made into a library, once however often it is asked for."""
+        """Put the adapter that a run made, finished or not, into a library, once however often asked."""
         folder = self._folder(run_id)
         with disk_explained(folder, "keeping the adapter"), run_lock.guarded(self.root):
             run = Run(folder)
-            if run.adapter is None:
-                raise ValueError(f"{run.name} is not finished; wait for its last step")
+            if not run.can_use:
+                raise ValueError(f"{run.name} has saved nothing yet; wait for its last step, or stop it")
+            if run.adapter is None:  # it may go on: what is used now is one of its own
+                name, saved = (
+                    f"{run.name}, step {run.saved_step}",
+                    run.output / f"checkpoint-{run.saved_step}",
+                )
+                known = next((card for card in library.cards() if card.name == name), None)
+                return known or library.add_run_result(saved, name)
             if run.library_id is not None:
                 with suppress(FileNotFoundError):  # deleted from the library since
                     return library.card(run.library_id)
@@ -414,11 +533,16 @@ class Runs:
         (folder / "photos").mkdir(parents=True)
         for number, photo in enumerate(request.photos, 1):
             shutil.copyfile(photo, folder / "photos" / f"photo-{number:03d}{photo.suffix}")
-        options = PRESET_VALUES[request.preset] | request.options(folder, self.base)
+        for number, caption in enumerate(request.captions, 1):
+            if caption:
+                (folder / "photos" / f"photo-{number:03d}.txt").write_text(caption, encoding="utf-8")
+        config = request.config(folder, self.base)
+        num_steps, batch_size = config.optimization.max_train_steps, config.optimization.train_batch_size
+        assert num_steps is not None
         record = Record(
             name=printable(request.name.strip() or request.subject.strip()), created=now.timestamp(),
             trigger=request.trigger(self.base), command=train_command(request, folder, self.base),
-            num_steps=options["max_train_steps"], batch_size=options["train_batch_size"],
+            num_steps=num_steps, batch_size=batch_size,
         )  # fmt: skip
         write_facts(folder, REQUEST_NAME, record)
 

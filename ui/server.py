@@ -90,7 +90,7 @@ def serve(
     if port is not None:
         _check_port(host, port)
     folder = folder.expanduser().resolve()
-    if base != ALIAS and Path(base).is_dir():  # the working directory will be another
+    if base != ALIAS and Path(base).exists():  # the working directory will be another
         base = str(Path(base).resolve())
     folder.mkdir(parents=True, exist_ok=True)
     with _surroundings(folder) as private:
@@ -99,7 +99,7 @@ def serve(
         from ether_diffusion.ui.studio import ADAPTERS, Studio
 
         is_new = not (folder / ADAPTERS).exists()
-        studio = Studio(folder, base=base, temp=private)
+        studio = Studio(folder, base=base, temp=private, is_shared=login is not None)
         if is_new:
             studio.add_shipped()
         try:

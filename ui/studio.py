@@ -1,5 +1,6 @@
 """The studio's work: a folder with adapters, pictures and training runs, and what draws and trains in it."""
 
+import gc
 import logging
 import threading
 from collections.abc import Iterator
@@ -8,17 +9,20 @@ from pathlib import Path
 
 import torch
 
-from ether_diffusion.tiny_world import control_adapter_path, tiny_world_path
+from ether_diffusion.bases.found import FoundBase, find_bases
+from ether_diffusion.console import give_memory_back
+from ether_diffusion.tiny_world import ALIAS, control_adapter_path, fox_adapter_path, tiny_world_path
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs, TrainRequest
 from ether_diffusion.ui.words import disk_explained
+from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
 ADAPTERS, OUTPUTS, RUNS, TEMP = "adapters", "outputs", "runs", "temp"
-SHIPPED = "Shapes"  # what the shipped control adapter is called
+SHIPPED, EXAMPLE = "Shapes", "Example fox"  # what the shipped adapters are called
 
 
 class Studio:
@@ -27,19 +31,19 @@ class Studio:
     `reading` is held while an upload is decoded, as the largest photo that is taken needs 1.4 GB meanwhile.
     """
 
-    def __init__(self, folder: Path, *, base: str = "tiny_world", temp: Path | None = None) -> None:
-        """Open a studio in a folder, which is made where there is none; `temp` is inside it if not given."""
+    def __init__(
+        self, folder: Path, *, base: str = ALIAS, temp: Path | None = None, is_shared: bool = False
+    ) -> None:
+        """Open a studio in a folder, which is made where there is none; `temp` is inside it if not given.
+
+        Visitors of one that `is_shared` open only the bases that are found: no path or hub id of theirs.
+        """
         self.folder = folder.expanduser().absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; name a folder for the studio")
         self.reading, self.temp = threading.Lock(), temp or self.folder / TEMP
-        self.engine = Engine(
-            base,
-            outputs=self.folder / OUTPUTS,
-            folder_of=lambda adapter_id: self.library.folder(adapter_id),
-            name_of=lambda adapter_id: self.library.card(adapter_id).name,
-            check_free=self._check_free,
-        )
+        self.is_shared, self._own_base, self._opening = is_shared, base, threading.Lock()
+        self.engine = self._engine_of(base)
         with disk_explained(self.folder, "opening the studio"):
             for name in (ADAPTERS, OUTPUTS, RUNS):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -49,10 +53,67 @@ class Studio:
         self.history = self.engine.outputs
         self.runs = Runs(self.folder / RUNS, self.temp, base=base)
 
+    def _engine_of(self, base: str) -> Engine:
+        return Engine(
+            base,
+            outputs=self.folder / OUTPUTS,
+            folder_of=lambda adapter_id: self.library.folder(adapter_id),
+            name_of=lambda adapter_id: self.library.card(adapter_id).name,
+            check_free=self._check_free,
+        )
+
+    @property
+    def is_toy(self) -> bool:
+        """Whether the base is the embedded one."""
+        return self.engine.base.folder.resolve() == tiny_world_path().resolve()
+
+    def bases(self) -> dict[str, FoundBase]:
+        """Return the bases that lie on this machine by what they are called: names, and of paths the end."""
+        found, own = find_bases(), Path(self._own_base)
+        if own.exists():
+            found.append(FoundBase(str(own), "as the studio began", 0))
+        return {Path(each.name).name if Path(each.name).is_absolute() else each.name: each for each in found}
+
+    def open_base(self, name: str) -> None:
+        """Draw with and train for another base: the one before is freed, and adapters are looked at anew.
+
+        It is one of `bases()`; or a path or a hub id, where the studio is not shared. A job that runs keeps
+        the base: ValueError, as where there is none.
+        """
+        known = self.bases()
+        if self.is_shared and name not in known:
+            raise ValueError("there is no such base here; choose one of those offered")
+        if not self._opening.acquire(blocking=False):
+            raise ValueError("another base is being opened; wait until it is there")
+        try:
+            self._check_idle()
+            try:
+                wanted = known[name].name if name in known else name
+                wanted = str(Path(wanted).expanduser()) if wanted.startswith("~") else wanted
+                engine = self._engine_of(wanted)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+                why = printable(str(error).splitlines()[0], 300)
+                raise ValueError(f"{printable(name, 80)} cannot be opened: {why}") from None
+            self._check_idle()  # a download takes long
+            self.engine = engine
+            self.library.use(engine.base)
+            self.runs.base = wanted
+        finally:
+            self._opening.release()
+        gc.collect()
+        give_memory_back()
+
+    def _check_idle(self) -> None:
+        busy = ["pictures are being drawn"] * (not self.engine.is_free)
+        busy += [f"{run.name} is training" for run in self.runs.all() if run.process is not None]
+        if busy:
+            raise ValueError(f"{busy[0]}; wait until that is done, or stop it, and open the base then")
+
     def add_shipped(self) -> None:
-        """Put what is shipped for the embedded base into the library: an adapter that fills drawn shapes."""
-        if self.engine.base.folder.resolve() == tiny_world_path().resolve():
+        """Put what is shipped for the embedded base into the library: what fills drawn shapes, and a fox."""
+        if self.is_toy:
             self.library.add_run_result(control_adapter_path(), SHIPPED)
+            self.library.add_run_result(fox_adapter_path(), EXAMPLE)
 
     def close(self) -> None:
         """Stop what is being drawn; training goes on."""

@@ -12,14 +12,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from ether_diffusion.console import give_memory_back
+from ether_diffusion.training.captions import read_caption_files
 from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.photos import Photo, check_photo, remarks_on
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
@@ -36,6 +37,7 @@ _LEFTOVERS = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}  # of systems
 _ENCRYPTED, _PACKED = 0x1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, OSError, RuntimeError)
 """What zipfile raises, beside a ValueError."""
+_CAPTIONS = (".txt", ".caption", "metadata.jsonl", "metadata.csv")
 _KEPT_SECONDS, _THUMBNAILS = 24 * 3600, "thumbnails"
 _FOLDER, _FILE = re.compile(r"[0-9a-f]{16}"), re.compile(r"photo-\d{3}(\.[a-z0-9]{1,6})?", re.ASCII)
 
@@ -116,11 +118,12 @@ def _encoded(path: Path, side: int, time: int, size: int) -> str:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A photo that can be used: its name for people, escaped, our copy, and what is notable of it."""
+    """A photo that can be used: its name for people, escaped, our copy, what is notable, its caption."""
 
     name: str
     path: Path
     note: str
+    caption: str = ""
 
     @property
     def thumbnail(self) -> Path:
@@ -129,8 +132,8 @@ class Accepted:
 
     @property
     def kept(self) -> list[str]:
-        """What the browser keeps of it: our folder, our file, its name for people, the remark on it."""
-        return [self.path.parent.name, self.path.name, self.name, self.note]
+        """What the browser keeps of it: our folder, our file, its name for people, remark and caption."""
+        return [self.path.parent.name, self.path.name, self.name, self.note, self.caption]
 
 
 class Refused(NamedTuple):
@@ -145,7 +148,7 @@ def take_photos(
 ) -> tuple[list[Accepted], list[Refused]]:
     """Copy what can be used of photos and zips of photos, but for `earlier` ones, into a new folder."""
     own, accepted, refused = folder / secrets.token_hex(8), list[Accepted](), list[Refused]()
-    photos: dict[str, Photo] = {}
+    photos, looks, texts = dict[str, Photo](), dict[str, bytes](), dict[str, bytes]()
     total = sum(photo.path.stat().st_size for photo in earlier)
     known = {photo.thumbnail.read_bytes(): photo.name for photo in earlier}
     with disk_explained(folder, "taking the photos"):
@@ -156,6 +159,9 @@ def take_photos(
         (own / _THUMBNAILS).mkdir(parents=True, mode=0o700)
         try:
             for name, data in _files(paths):
+                if name.endswith(_CAPTIONS) and isinstance(data, bytes):
+                    texts[name] = data
+                    continue
                 try:
                     if isinstance(data, UnusableFileError):
                         raise data
@@ -172,19 +178,60 @@ def take_photos(
                 first = photos.setdefault(photo.pixels_sha256, photo)
                 doubles = [] if first is photo else remarks_on([first, photo])
                 notes = [*photo.notes, *(remark for remark in doubles if "the same" in remark)]
+                notes += _doubts(small, name, {} if doubles else looks)
                 file = f"photo-{len(accepted) + 1:03d}"
                 file += suffix if _FILE.fullmatch(f"{file}{suffix}") else ""
-                kept = Accepted(printable(name), own / file, "; ".join(notes))
+                kept = Accepted(printable(name), own / file, "; ".join(dict.fromkeys(notes)))
                 kept.thumbnail.write_bytes(small)
                 kept.path.write_bytes(data)
                 accepted.append(kept)
                 total += len(data)
+            accepted, orphans = _captioned(accepted, texts, own / "captions")
+            refused += orphans
         except BaseException:
             shutil.rmtree(own, ignore_errors=True)
             raise
         finally:
             give_memory_back()
     return accepted, refused
+
+
+def _doubts(small: bytes, name: str, looks: dict[str, bytes]) -> list[str]:
+    """Say what is doubtful of a photo by its thumbnail; `looks` are those of the photos before it."""
+    with Image.open(io.BytesIO(small)) as image:
+        grey, (width, height) = image.convert("L"), image.size
+    notes = ["is of one colour only, and nothing can be learned of it"] * (ImageStat.Stat(grey).stddev[0] < 4)
+    if max(width, height) > 3 * min(width, height):
+        notes.append("is very long or high: of it, only parts are seen")
+    own = grey.resize((16, 16))
+    for other, look in looks.items():
+        before = Image.frombytes("L", (16, 16), look)
+        turned = [before, *(before.transpose(turn) for turn in Image.Transpose)]
+        if min(ImageStat.Stat(ImageChops.difference(own, each)).mean[0] for each in turned) < 3:
+            notes.append(f"looks like {printable(other)}, perhaps turned or saved again")
+            break
+    looks[name] = own.tobytes()
+    return notes
+
+
+def _captioned(
+    photos: Sequence[Accepted], texts: dict[str, bytes], folder: Path
+) -> tuple[list[Accepted], list[Refused]]:
+    """Give photos the captions that were sent with them; those of no photo are refused."""
+    folder.mkdir()
+    for name, data in texts.items():
+        (folder / name).write_bytes(data)
+    found, problems = read_caption_files(folder)
+    shutil.rmtree(folder)
+    words = {printable(caption.name): " ".join(caption.text.split()) for caption in found}
+    own = [
+        next((n for n in (p.name, str(PurePosixPath(p.name).with_suffix(""))) if n in words), "")
+        for p in photos
+    ]
+    captioned = [replace(photo, caption=words.get(name, "")) for photo, name in zip(photos, own, strict=True)]
+    refused = [Refused("captions", problem) for problem in problems]
+    lone = "has a caption, and no photo of this name was sent with it"
+    return captioned, refused + [Refused(name, lone) for name in words if name not in own]
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | UnusableFileError]]:
@@ -215,10 +262,10 @@ def recall_photos(kept: object, folder: Path) -> list[Accepted]:
     """Return the photos that a browser says it added, if they are copies of ours that are still there."""
     found = []
     for each in kept[:MAX_PHOTOS] if isinstance(kept, list) else []:
-        if isinstance(each, list) and len(each) == 4 and all(isinstance(word, str) for word in each):
+        if isinstance(each, list) and len(each) in (4, 5) and all(isinstance(word, str) for word in each):
             own, file, *words = each
-            name, note = (printable(text, 300) for text in words)
-            photo = Accepted(name, folder / own / file, note)
+            name, note = (printable(text, 300) for text in words[:2])
+            photo = Accepted(name, folder / own / file, note, " ".join("".join(words[2:]).split()))
             is_ours = _FOLDER.fullmatch(own) and _FILE.fullmatch(file)
             if is_ours and photo.path.is_file() and photo.thumbnail.is_file():
                 found.append(photo)

@@ -136,6 +136,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def kilobytes(num_bytes: int) -> str:
+    """Return a size in words: 412 kB, 3.4 MB."""
+    return f"{max(1, round(num_bytes / 1e3))} kB" if num_bytes < 1e6 else f"{num_bytes / 1e6:.1f} MB"
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: 1 picture, 2 pictures."""
     return f"{number} {noun}" + "s" * (number != 1)
@@ -162,6 +167,14 @@ def notes_html(heading: str, notes: Iterable[str] = (), *, kind: str = "note") -
     listing = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
     listing = Markup("<ul>{}</ul>").format(listing) if listing else listing
     return Markup('<div class="notes {}" role="status"><p>{}</p>{}</div>').format(kind, heading, listing)
+
+
+def folded_html(heading: str, notes: Iterable[str]) -> Markup:
+    """Return a line that shows a list of sentences when it is opened."""
+    listing = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
+    return Markup('<details class="notes"><summary>{}</summary><ul>{}</ul></details>').format(
+        heading, listing
+    )
 
 
 def picture_address(image: Image.Image, kind: str, **options: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import scan_cache_dir
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound
 from safetensors import SafetensorError, safe_open
 
@@ -44,6 +45,12 @@ def find_bases(folders: Iterable[Path] = ()) -> list[FoundBase]:
             raise FileNotFoundError(f"{folder} is no folder; name one that holds bases")
         found += _within(folder)
     return found
+
+
+def cached_bytes(repository: str) -> int:
+    """Return the bytes that the Hub's cache has of a repository, of downloads in progress, too."""
+    blobs = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "blobs"
+    return sum(path.stat().st_size for path in blobs.glob("*"))
 
 
 def _within(folder: Path) -> Iterator[FoundBase]:

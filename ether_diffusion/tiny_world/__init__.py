@@ -5,6 +5,7 @@ from pathlib import Path
 ALIAS = "tiny_world"
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
 CONTROL_ADAPTER_FOLDER = Path(__file__).with_name("control_adapter")
+FOX_ADAPTER_FOLDER = Path(__file__).with_name("fox_adapter")
 
 
 def tiny_world_path() -> Path:
@@ -16,6 +17,12 @@ def tiny_world_path() -> Path:
 def control_adapter_path() -> Path:
     """Return the folder of the shipped adapter that fills silhouettes, made by `make demo-control`."""
     return _found(CONTROL_ADAPTER_FOLDER, "control_config.json", "train one with make demo-control")
+
+
+def fox_adapter_path() -> Path:
+    """Return the folder of the shipped adapter that has learned the fox from its six photos."""
+    needed = "train one with python -m recipes.tiny_world.studio_examples"
+    return _found(FOX_ADAPTER_FOLDER, "adapter_config.json", needed)
 
 
 def _found(folder: Path, file: str, needed: str) -> Path:

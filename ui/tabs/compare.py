@@ -21,9 +21,10 @@ ON_CLICK = """element.addEventListener("click", (event) => {
 });"""
 _SHOWN = 80  # characters of a prompt that label a row
 _EMPTY = EMPTY.format("The grid appears here, cell by cell.")
+_NO_PROMPT = quiet_html("Write a prompt to see what the grid costs.")
 _TABLE = Markup(
     '<div class="grid-scroll" role="region" aria-label="Grid of pictures" tabindex="0">'
-    '<table class="{look}" style="--columns: {width}"><thead><tr>{head}</tr></thead>'
+    '<table class="cells" style="--columns: {width}"><thead><tr>{head}</tr></thead>'
     "<tbody>{rows}</tbody></table></div>"
 )
 _ROW = Markup('<tr class="row-label"><th scope="rowgroup" colspan="{}"><span>{}</span></th></tr>')
@@ -59,7 +60,7 @@ class CompareTab(DrawingTab):
     first, go_label, has_looks = "prompts", "Draw grid", False
 
     def lay_out_head(self) -> None:
-        self.cost = gr.HTML(quiet_html("Write a prompt to see what the grid costs."), elem_id="compare-cost")
+        self.cost = gr.HTML(_NO_PROMPT, elem_id="compare-cost")
 
     def lay_out_settings(self) -> None:
         form = self.form
@@ -92,6 +93,8 @@ class CompareTab(DrawingTab):
 
     def _show_cost(self, values: Values) -> Updates:
         """Say what the grid of the form would cost, or why it cannot be drawn."""
+        if not (values[self.form["prompts"]] or "").strip():
+            return {self.cost: _NO_PROMPT}
         try:
             request = self.form.read(self.form.named(values))
             self.studio.engine.cost.check(request.sampling())
@@ -112,7 +115,7 @@ class CompareTab(DrawingTab):
 
     def drawn(self, request: GridRequest, cells: Sequence[SavedPicture], *, is_running: bool) -> Updates:
         labels = labels_of(request, self.form.names())
-        table = grid_html(labels, cells, is_running=is_running, is_small=self.page.is_small)
+        table = grid_html(labels, cells, is_running=is_running)
         cost: Updates = {} if is_running else {self.cost: self._cost(request)}
         return {self.grid: table, self.cells: tuple(cells), **cost}
 
@@ -159,7 +162,7 @@ def labels_of(request: GridRequest, names: Mapping[str, str]) -> Labels:
     return Labels(seeds, columns)
 
 
-def grid_html(labels: Labels, cells: Sequence[SavedPicture], *, is_running: bool, is_small: bool) -> Markup:
+def grid_html(labels: Labels, cells: Sequence[SavedPicture], *, is_running: bool) -> Markup:
     """Return the table: done cells are buttons that carry their number, the next one is being drawn."""
     width, rows = len(labels.columns), Markup("")
     for row, label in enumerate(labels.rows):
@@ -175,4 +178,4 @@ def grid_html(labels: Labels, cells: Sequence[SavedPicture], *, is_running: bool
                 rows += _LATER.format("later", called, "waiting" if is_running else "not drawn")
         rows += Markup("</tr>")
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(label) for label in labels.columns)
-    return _TABLE.format(look="cells sharp" if is_small else "cells", width=width, head=head, rows=rows)
+    return _TABLE.format(width=width, head=head, rows=rows)

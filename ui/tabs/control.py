@@ -1,19 +1,24 @@
 """The tab Control: a control image says where, a prompt says what, and subjects say who."""
 
+import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from ether_diffusion.adapters import Adapter, read_adapter
+from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.control_images import canvas_html, read_control_upload, read_drawing
 from ether_diffusion.ui.requests import GenerateRequest, read_whole
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.tabs.create import PictureForm, PictureTab
 from ether_diffusion.ui.tabs.page import DRAW, QUIET, UPLOAD, Page, Updates, Values
+from ether_diffusion.ui.uploads import MAX_PHOTO_BYTES, thumbnail_png
 from ether_diffusion.ui.words import handler, notes_html
 
 TAKE_DRAWING = """() => {
@@ -73,7 +78,8 @@ class ControlForm(PictureForm):
             if is_drawn:
                 image = read_drawing(named["drawing"] or "", _control_type(follower))
             else:
-                image = read_control_upload(Path(upload), named["detector"] or "", **size)
+                kind = _control_type(follower)
+                image = read_control_upload(Path(upload), named["detector"] or "", **size, control_type=kind)
         return replace(request, adapters={adapter: strength, **request.adapters}, control_image=image)
 
     def _follower(self, adapter_id: str) -> Adapter:
@@ -119,7 +125,7 @@ class ControlForm(PictureForm):
         kept = {"value": named["adapter"]} if named["adapter"] in self.names("control") else {}
         return {**super().shown(named), self["adapter"]: self.offer("control", **kept)}
 
-    def fill(self, request: GenerateRequest) -> Updates:
+    def fill(self, request: GenerateRequest, *, is_picture: bool = True) -> Updates:
         """Return the updates that make the form say a request that follows a control image.
 
         One that did not come back is left to be uploaded: what was drawn on the canvas meanwhile is another.
@@ -129,7 +135,7 @@ class ControlForm(PictureForm):
         kept = None if image is None else str(self.studio.engine.outputs.keep_control(image))
         strength = request.adapters.get(adapter or "", 1.0)
         return {
-            **super().fill(request),
+            **super().fill(request, is_picture=is_picture),
             self["adapter"]: self.offer("control", value=adapter),
             self["adapter_strength"]: self.show("adapter_strength", strength),
             self["control_strength"]: self.show("control_strength", request.control_strength),
@@ -156,8 +162,20 @@ class ControlTab(PictureTab):
             [widget.change for widget in suiting], handler(form.follow), set(suiting),
             [sketch, form["adapter_strength"]], trigger_mode="always_last", **QUIET,
         )  # fmt: skip
+        form["upload"].upload(handler(self._preview), [form["upload"]], [self.used], **QUIET)
         sources = [sketch, form["upload"], form["detector"]]
         form["source"].change(handler(form.show_source), [form["source"]], sources, **QUIET)
+
+    def _preview(self, path: str) -> Any:
+        """Show what was uploaded."""
+        file = Path(path)
+        with (
+            suppress(UnusableFileError),
+            self.studio.reading,
+        ):  # what is wrong is said when it is to be followed
+            data = read_plain_file(file, inside=file.parent, max_bytes=MAX_PHOTO_BYTES)
+            return self.shown_control(Image.open(io.BytesIO(thumbnail_png(data, file.suffix))))
+        return gr.update(visible=False)
 
     def refresh(self) -> Updates:
         """Show the adapters there are, those that follow and those of subjects; the only one is chosen."""

@@ -8,16 +8,18 @@ from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
+from PIL import Image
 
 from ether_diffusion.ui.control_images import read_control_upload
 from ether_diffusion.ui.jobs import Finished, RunningJobs, SavedPicture
 from ether_diffusion.ui.requests import NUM_IMAGES, SEED, GenerateRequest
 from ether_diffusion.ui.restore import Restored, restore
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, STRENGTHS, Form, Page, Updates, Values
+from ether_diffusion.ui.tabs.page import EMPTY, LOOK, QUIET, STRENGTHS, Form, Page, Updates, Values
 from ether_diffusion.ui.words import (
     counted,
     duration,
     facts_html,
+    folded_html,
     handler,
     notes_html,
     picture_address,
@@ -29,9 +31,9 @@ from ether_diffusion.ui.words import (
 MAX_VISITORS, MAX_SCRIPTS = 24, 8
 """That wait for the engine at a time; each takes a thread of the server while it does."""
 IN_CONTROL = "It followed a control image, and only the tab Control draws with those: drop it there."
-_LOOK = Markup('<div class="look{}"><img alt="How the picture looks by now" src="{}"></div>')
+_LOOK = Markup('<div class="look"><img alt="How the picture looks by now" src="{}"></div>')
 _FIGURE = Markup(
-    '<figure class="small{}"><img alt="" src="{}">'
+    '<figure class="small"><img alt="" src="{}">'
     "<figcaption>Control image that is followed</figcaption></figure>"
 )
 
@@ -108,7 +110,7 @@ class DrawingTab:
                         shown = progress_html(event.done, event.words)
                         if self.has_looks and event.image is not None:
                             address = picture_address(event.image, "WEBP", quality=80)
-                            shown += _LOOK.format(" sharp" * self.page.is_small, address)
+                            shown += _LOOK.format(address)
                         yield {self.status: shown}
             except Exception:
                 yield ready | self.failed()
@@ -122,7 +124,6 @@ class DrawingTab:
 class PictureForm(Form):
     """The settings of pictures of one prompt, with a strength for each chosen adapter."""
 
-    kinds: tuple[str, ...] = ("subject", "control")
     label, info = "Adapters", "None draws with the base alone."
 
     def put_rest(self) -> None:
@@ -150,7 +151,7 @@ class PictureForm(Form):
 
     def _sliders(self, chosen: Sequence[str] | None, strengths: Mapping[str, float] | None = None) -> Updates:
         """Show a slider for every chosen adapter."""
-        names, updates = self.names(), Updates()
+        names, updates = self.names("subject", "control"), Updates()
         shown = [adapter for adapter in chosen or [] if adapter in names]
         for index, slider in enumerate(STRENGTHS):
             update = gr.update(visible=False, value=1.0)
@@ -174,18 +175,23 @@ class PictureForm(Form):
         )
 
     def shown(self, named: Mapping[str, Any]) -> Updates:
-        chosen, names = named["adapters"] or [], self.names()
+        chosen, names = named["adapters"] or [], self.names("subject", "control")
         by_place = zip(chosen, (named.get(name, 1.0) for name in STRENGTHS), strict=False)
         strengths = chosen if isinstance(chosen, Mapping) else dict(by_place)
-        offered = self.offer(value=[each for each in chosen if each in names])
+        value = [each for each in chosen if each in names]
+        # what follows a control image is not offered here, unless a picture brings it
+        kinds = self.kinds if {*value} <= self.names().keys() else ("subject", "control")
+        offered = self.offer(*kinds, value=value)
         filled = super().shown({name: value for name, value in named.items() if name not in STRENGTHS})
         return {**filled, self["adapters"]: offered, **self._sliders(list(chosen), strengths)}
 
-    def fill(self, request: GenerateRequest) -> Updates:
-        """Return the updates that make the form say a request."""
-        taken = ("prompt", "adapters", "seed", "steps", "guidance_scale", "width", "height", "num_images")
-        named = {name: getattr(request, name) for name in (*taken, "negative_prompt")}
-        return PictureForm.shown(self, {**named, "new_seed": False})
+    def fill(self, request: GenerateRequest, *, is_picture: bool = True) -> Updates:
+        """Return the updates that make the form say a request, or only what it is of, and with what."""
+        taken = ["prompt", "adapters"]
+        if is_picture:
+            taken += ["seed", "steps", "guidance_scale", "width", "height", "num_images", "negative_prompt"]
+        named = {name: getattr(request, name) for name in taken}
+        return PictureForm.shown(self, {**named, **({"new_seed": False} if is_picture else {})})
 
 
 class PictureTab(DrawingTab):
@@ -196,6 +202,8 @@ class PictureTab(DrawingTab):
 
     def lay_out_head(self) -> None:
         self.restored = gr.HTML(visible=False, elem_id=f"{self.prefix}-restored")
+        undo: dict[str, Any] = {"size": "sm", "visible": False, "elem_id": f"{self.prefix}-undo"}
+        self.undo, self.before = gr.Button("Put back what was there", **undo), gr.State()
         self.missing = gr.HTML(visible=False, elem_id=f"{self.prefix}-missing")
 
     def lay_out_settings(self) -> None:
@@ -206,7 +214,7 @@ class PictureTab(DrawingTab):
         )  # fmt: skip
 
     def lay_out_results(self) -> None:  # one of pair and single is visible at a time
-        prefix, hidden, look = self.prefix, {"visible": False}, {**self.page.look, "visible": False}
+        prefix, hidden, look = self.prefix, {"visible": False}, {**LOOK, "visible": False}
         self.status = gr.HTML(EMPTY.format("Your pictures appear here."), elem_id=f"{prefix}-status")
         pair = {**look, "label": "Base and adapter"}
         self.pair = gr.ImageSlider(max_height=640, elem_id=f"{prefix}-pair", **pair)
@@ -236,7 +244,9 @@ class PictureTab(DrawingTab):
         form.reuse.click(handler(self._last_seed), [self.event, self.selected], seeds, **QUIET)
         self.gallery.select(handler(self._select), [self.event], self.shows, **QUIET)
         filled = [*form.all(), self.used, self.drop, self.restored]
-        self.drop.upload(handler(self._take_picture), [self.drop], filled, **QUIET)
+        taken, there = [*filled, self.before, self.undo], [self.drop, form.kept]
+        self.drop.upload(handler(self._take_picture), there, taken, **QUIET)
+        self.undo.click(handler(self._put_back), [self.before], taken, **QUIET)
         self.page.takers[self.prefix] = self.take, filled
 
     def start(self, events: list[Any], **draw: Any) -> None:
@@ -298,14 +308,24 @@ class PictureTab(DrawingTab):
     def refresh(self) -> Updates:
         """Show the adapters there are: those for another base are named, with the reason, but not offered."""
         unfit = [f"{c.name}: {c.why_not}" for c in self.studio.library.cards() if not c.fits_base]
-        heading = f"{counted(len(unfit), 'adapter')} cannot be used here"
+        heading = f"{counted(len(unfit), 'adapter')} cannot be used with this base"
         return {
             self.form["adapters"]: self.form.offer(),
-            self.missing: gr.update(value=notes_html(heading, unfit), visible=bool(unfit)),
+            self.missing: gr.update(value=folded_html(heading, unfit), visible=bool(unfit)),
         }
 
-    def _take_picture(self, path: str | None) -> Updates:
-        return {} if path is None else self.take(restore(Path(path), self.studio))
+    def _take_picture(self, path: str | None, kept: Any) -> Updates:
+        if path is None:
+            return {}
+        undo = {self.before: kept, self.undo: gr.update(visible=bool(kept))}
+        return self.take(restore(Path(path), self.studio)) | undo
+
+    def _put_back(self, before: Mapping[str, Any]) -> Updates:
+        named = {name: value for name, value in before.items() if name in self.form.widgets}
+        return self.form.shown(named) | {
+            self.undo: gr.update(visible=False),
+            self.restored: gr.update(visible=False),
+        }
 
     def take(self, restored: Restored) -> Updates:
         """Fill the form with restored settings, and say what is not as it was."""
@@ -317,33 +337,30 @@ class PictureTab(DrawingTab):
         usual = "Settings restored, with differences" if differences else "All settings restored"
         heading = restored.heading or usual if restored.request else "The form was left as it is"
         said = notes_html(heading, differences, kind="warning" if differences else "note")
-        filled = {} if restored.request is None else PictureForm.fill(self.form, restored.request)
+        filled: Updates = {}
+        if restored.request is not None:
+            filled = PictureForm.fill(self.form, restored.request, is_picture=not restored.heading)
         return filled | {self.drop: None, self.restored: gr.update(value=said, visible=True)}
 
     def followed(self, asked: GenerateRequest) -> Any:
         """Return the update that shows the control image that is followed."""
-        if asked.control_image is None:
-            return gr.update(visible=False)
-        address = picture_address(asked.control_image, "PNG")
-        return gr.update(value=_FIGURE.format(" sharp" * self.page.is_small, address), visible=True)
+        image = asked.control_image
+        return gr.update(visible=False) if image is None else self.shown_control(image)
+
+    def shown_control(self, image: Image.Image) -> Any:
+        """Return the update that shows a control image."""
+        address = picture_address(image, "PNG")
+        return gr.update(value=_FIGURE.format(address), visible=True)
 
 
 def _seed(picture: SavedPicture) -> int | None:
     return None if picture.metadata is None else picture.metadata.seed
 
 
-def build(page: Page) -> None:
-    """Lay out the tab and tie its events."""
-    with gr.Tab("Create", id="create") as tab:
-        create = PictureTab(page, PictureForm(page.studio, "create"))
-        _add_endpoint(create)
-    page.refreshes(tab, create.refresh, [create.form["adapters"], create.missing])
-
-
 Pictures = list[tuple[str, str]]
 
 
-def _add_endpoint(tab: PictureTab) -> None:
+def add_endpoint(tab: PictureTab) -> None:
     """Add /generate to the API of the page; its own widgets are never shown."""
     studio, form = tab.studio, tab.form
 
@@ -372,9 +389,9 @@ def _add_endpoint(tab: PictureTab) -> None:
             if not isinstance(path, str) or not isinstance(control_detector, str | None):
                 wrong = "control_image must be a file that was uploaded, as by gradio_client's handle_file"
                 raise ValueError(f"{wrong}, and control_detector text")
-            size = {side: getattr(request, side) or studio.engine.native_size for side in ("width", "height")}
+            width, height = (side or studio.engine.native_size for side in (request.width, request.height))
             with studio.reading:
-                image = read_control_upload(Path(path), control_detector or "", **size)
+                image = read_control_upload(Path(path), control_detector or "", width=width, height=height)
             request = replace(request, control_image=image)
         elif control_detector:
             raise ValueError("a detector was named, and there is no control_image for it; send one")

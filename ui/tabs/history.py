@@ -9,7 +9,7 @@ import gradio as gr
 from ether_diffusion.ui.jobs import SavedPicture
 from ether_diffusion.ui.requests import MAX_PROMPT
 from ether_diffusion.ui.restore import Restored, restore
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, SAVE_AS, Page, Updates
+from ether_diffusion.ui.tabs.page import EMPTY, LOOK, QUIET, SAVE_AS, DeleteButton, Page, Updates
 from ether_diffusion.ui.words import counted, facts_html, handler, notes_html, picture_facts
 
 PAGE = 48
@@ -26,16 +26,21 @@ class PictureDetail:
         """Lay out a column inside a row and tie its events; ids begin with `prefix`."""
         self._studio = page.studio
         with gr.Column(scale=2, min_width=300, visible=False, elem_classes="results") as self.column:
-            self.picture = gr.Image(elem_id=f"{prefix}-picture", **page.look)
+            self.picture = gr.Image(elem_id=f"{prefix}-picture", **LOOK)
             self.facts = gr.HTML(elem_id=f"{prefix}-facts")
             with gr.Row(equal_height=True):
                 self.use = gr.Button("Use these settings", variant="primary", elem_id=f"{prefix}-use")
                 self.fetch = gr.DownloadButton("Download PNG", elem_id=f"{prefix}-download")
+            close = gr.Button("Close", size="sm", elem_id=f"{prefix}-close")
+            self.delete = DeleteButton(prefix, "Delete this picture …")
         self.selected = gr.State("")
         page.sendings.append(self.use.click(handler(self._take), [self.selected], [page.restored], **QUIET))
         self.shown: list[Any] = [
-            self.column, self.picture, self.facts, self.fetch, self.use, self.selected
+            self.column, self.picture, self.facts, self.fetch, self.use, self.selected, self.delete.box
         ]  # fmt: skip
+        close.click(handler(self.hide), None, self.shown, **QUIET)
+        ask = "Delete this picture? Its file is gone then."
+        self.deleted = self.delete.tie(lambda _: ask, self._delete, self.selected, self.shown)
 
     def show(self, picture: SavedPicture) -> Updates:
         """Show a picture with all that it says of itself."""
@@ -48,11 +53,16 @@ class PictureDetail:
             self.fetch: gr.update(value=picture.path),
             self.use: gr.update(interactive=said is not None),
             self.selected: picture.id,
+            self.delete.box: gr.update(visible=False),
         }
 
     def hide(self) -> Updates:
         """Show nothing."""
         return {self.column: gr.update(visible=False), self.picture: None, self.selected: ""}
+
+    def _delete(self, picture_id: str) -> Updates:
+        self._studio.history.delete(picture_id)
+        return self.hide()
 
     def _take(self, picture_id: str) -> Restored:
         return restore(self._studio.history.picture(picture_id).path, self._studio)
@@ -93,7 +103,9 @@ class HistoryTab:
         # opening the tab and typing are one event, of which the last is answered last: a tab that was opened
         # a moment ago does not show everything again when a word was typed since
         asked: list[Any] = [tab.select, text.change, self.adapter.input, base.input]
-        gr.on(asked, handler(self._search), wanted, found, trigger_mode="always_last", **QUIET)
+        shown = [*found, *self.detail.shown]
+        gr.on(asked, handler(self._search), wanted, shown, trigger_mode="always_last", **QUIET)
+        self.detail.deleted.success(handler(self._search), wanted, shown, **QUIET)
         self.more.click(handler(self._show_more), [*wanted, self.count], found, **QUIET)
         self.gallery.select(handler(self._select), [self.ids], self.detail.shown, **QUIET)
         zipped = self.all.click(handler(self._zip), wanted, [self.archive], api_visibility="private")
@@ -102,7 +114,8 @@ class HistoryTab:
     def _search(self, text: str, adapter: str, with_base: bool) -> Updates:
         """Show the pictures that are looked for, and offer the adapters that any was drawn with."""
         names = gr.update(choices=[ANY, *self._history.adapters()])
-        return {**self._show_more(text, adapter, with_base, 0), self.adapter: names}
+        found = self._show_more(text, adapter, with_base, 0)
+        return {**found, **({} if found[self.ids] else self.detail.hide()), self.adapter: names}
 
     def _show_more(self, text: str, adapter: str, with_base: bool, count: int) -> Updates:
         found, count = self._find(text, adapter, with_base), count + PAGE

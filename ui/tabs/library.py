@@ -11,7 +11,7 @@ from ether_diffusion.ui.library import GONE, MAX_CHARACTERS, Card
 from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.tabs.page import EMPTY, QUIET, SAVE_AS, DeleteButton, Page, Updates
 from ether_diffusion.ui.uploads import data_address
-from ether_diffusion.ui.words import facts_html, handler, notes_html, sentence, without_paths
+from ether_diffusion.ui.words import facts_html, handler, kilobytes, notes_html, sentence, without_paths
 
 THUMBNAIL_SIDE = 144
 SHOW_DETAIL = """() => { if (window.innerWidth <= 760) document.getElementById("library-detail")
@@ -100,9 +100,9 @@ class LibraryTab:
         return self._list(chosen)
 
     def _list(self, chosen: str) -> Updates:
-        cards, look = self._studio.library.cards(), "cards" + " sharp" * self._page.is_small
+        cards = self._studio.library.cards()
         listing = Markup("").join(_card_html(card, is_chosen=card.id == chosen) for card in cards)
-        page = Markup('<div class="{}">{}</div>').format(look, listing)
+        page = Markup('<div class="cards">{}</div>').format(listing)
         return {
             self.empty: gr.update(visible=not cards),
             self.cards: gr.update(value=page, visible=bool(cards)),
@@ -173,7 +173,7 @@ def _card_html(card: Card, *, is_chosen: bool) -> Markup:
         mark = Markup('<span class="mark unfit">{}</span>').format(other if card.method else "Cannot be read")
     elif card.kind == "control":
         mark = Markup('<span class="mark">Control</span>')
-    size, day = _kilobytes(card.num_bytes), f"{card.created.astimezone():%d %b %Y}"
+    size, day = kilobytes(card.num_bytes), f"{card.created.astimezone():%d %b %Y}"
     lines = [f"{size} · {day}"]
     if card.method:
         learned = card.method if card.steps is None else f"{card.method} · {card.steps} steps"
@@ -190,13 +190,8 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     facts = {
         "Kind": card.kind.capitalize(), "Method": card.method, "Base": card.base_name,
         "Call it by": card.trigger, "Steps": "" if card.steps is None else str(card.steps),
-        "Size": _kilobytes(card.num_bytes),
+        "Size": kilobytes(card.num_bytes),
         "Numbers in it": f"{card.num_parameters:,}" if card.num_parameters else "",
         "Hash": card.hash[:16], "Added": f"{card.created.astimezone():%d %b %Y, %H:%M}",
     }  # fmt: skip
     return [(name, value) for name, value in facts.items() if value]
-
-
-def _kilobytes(num_bytes: int) -> str:
-    """Return a size in words: 412 kB, 3.4 MB."""
-    return f"{max(1, round(num_bytes / 1e3))} kB" if num_bytes < 1e6 else f"{num_bytes / 1e6:.1f} MB"

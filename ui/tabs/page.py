@@ -22,7 +22,6 @@ from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.words import handler
 
-SMALL = 256  # pictures of fewer pixels a side are shown with their pixels sharp
 QUIET: Mapping[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that no script asks for and that take no time."""
 Updates = dict[Component, Any]
@@ -35,10 +34,11 @@ SAVE_AS = """(file) => { if (!file) return; const link = document.createElement(
   link.href = file.url; link.download = file.orig_name; link.click(); }"""
 _SECRET = "kept in this browser only"
 """Gradio encrypts what it keeps under a key that it sends to the page; it must not change between servers."""
-_LOOKS: Mapping[str, Any] = {
+LOOK: Mapping[str, Any] = {
     "label": "Picture", "show_label": False, "format": "png", "type": "filepath", "buttons": ["fullscreen"],
-    "interactive": False,
+    "interactive": False, "elem_classes": "picture",
 }  # fmt: skip
+"""Of the widgets that show a picture."""
 
 
 class Page:
@@ -48,13 +48,10 @@ class Page:
         restored: holds the `Restored` that a visitor wants to draw with, after one of the `sendings`.
         changes: events after which the list of adapters is another.
         takers: what fills a tab by what is sent to it, with the widgets, by the tab's id.
-        look: of the widgets that show a picture.
     """
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.restored = studio, gr.State()
-        self.is_small = studio.engine.native_size < SMALL
-        self.look = {**_LOOKS, "elem_classes": ["picture", "sharp"] if self.is_small else ["picture"]}
         self.sendings, self.changes = list[Dependency](), list[Dependency]()
         self.takers: dict[str, tuple[Callable[[Restored], Updates], list[Any]]] = {}
         self._refreshed: list[tuple[gr.Tab, Callable[[], Updates], list[Any]]] = []
@@ -161,7 +158,7 @@ Sliders end where they do until a picture or a kept form brings more.
 _NOT_KEPT = ("drawing", "upload", "detector")
 _IDS = {
     "with_base": "base", "guidance_scale": "guidance", "compare_with_base": "compare",
-    "negative_prompt": "negative", "keep_metadata": "metadata", "instance_prompt": "prompt",
+    "negative_prompt": "negative", "keep_metadata": "metadata",
 }  # fmt: skip
 """Of fields that go by another name in the page than in requests."""
 
@@ -172,12 +169,17 @@ class Form:
     kinds: tuple[str, ...] = ("subject",)  # of adapters that are offered
 
     def __init__(self, studio: Studio, prefix: str, fields: Mapping[str, Field] = FIELDS) -> None:
-        self.studio, self.prefix, self.fields, engine = studio, prefix, fields, studio.engine
+        self.studio, self.prefix, self.fields = studio, prefix, fields
         self.widgets: dict[str, Any] = {}
-        self._begin: dict[str, Any] = {}
-        if fields is FIELDS:
-            self._begin = dict.fromkeys(("width", "height"), engine.native_size)
-            self._begin |= {"steps": engine.default_steps, "guidance_scale": engine.default_guidance}
+        self._built_for, self.kept = studio.engine.base_name, Page.browser_state(prefix)
+
+    @property
+    def _begin(self) -> dict[str, Any]:
+        """What the fields begin with that suit the base."""
+        engine = self.studio.engine
+        size = dict.fromkeys(("width", "height"), engine.native_size)
+        begin = {**size, "steps": engine.default_steps, "guidance_scale": engine.default_guidance}
+        return begin if self.fields is FIELDS else {}
 
     def __getitem__(self, name: str) -> Any:
         return self.widgets[name]
@@ -233,22 +235,22 @@ class Form:
         """Return the updates that show values by name."""
         return {self[name]: self.show(name, value) for name, value in named.items()}
 
+    def fresh(self) -> Updates:
+        """Return what a visitor finds who has no form yet."""
+        return {} if self.studio.engine.base_name == self._built_for else self.shown(self._begin)
+
     def keep_in_browser(self) -> None:
         """Write the values to the browser as they change, and show them again when the page is loaded.
 
         Nothing is sent to the server to keep them. What comes back is whatever the browser holds: nothing is
         shown of what the form itself could not say.
         """
-        kept, names = (
-            Page.browser_state(self.prefix),
-            [name for name in self.widgets if name not in _NOT_KEPT],
-        )
+        names = [name for name in self.widgets if name not in _NOT_KEPT]
         widgets, listed = [self[name] for name in names], json.dumps(names)
-        collect = f"(...values) => Object.fromEntries({listed}.map((name, index) => [name, values[index]]))"
+        collect = f"""(...values) => Object.fromEntries([...{listed}.map((name, i) => [name, values[i]]),
+          ["base", document.querySelector("#heading [data-base]")?.dataset.base]])"""
         changes: list[Any] = [widget.change for widget in widgets]
-        gr.on(changes, None, js=collect, inputs=widgets, outputs=[kept], api_visibility="private")
-
-        begin = {name: self._begin.get(name, self[name].value) for name in names}
+        gr.on(changes, None, js=collect, inputs=widgets, outputs=[self.kept], api_visibility="private")
 
         def can_say(named: Mapping[str, Any]) -> bool:
             try:
@@ -259,15 +261,19 @@ class Form:
 
         @handler
         def load(found: Any) -> Updates:
+            begin = {name: self._begin.get(name, self[name].value) for name in names}
+            base = self.studio.engine.base_name
             try:
                 named = {name: found[name] for name in names}
             except (KeyError, TypeError):
-                return {}
+                return self.fresh()
+            if found.get("base", base) != base:  # which has other sizes
+                named |= self._begin
             if not can_say(named):  # field by field: what cannot be shown begins anew
                 named = {n: named[n] if can_say(begin | {n: named[n]}) else begin[n] for n in names}
             return self.shown(named) if can_say(begin) or can_say(named) else {}
 
-        Context.root_block.load(load, [kept], widgets, **QUIET)
+        Context.root_block.load(load, [self.kept], widgets, **QUIET)
 
 
 class DeleteButton:

@@ -4,32 +4,74 @@ import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
 from gradio.context import Context
 from markupsafe import Markup
-from PIL import Image
 
-from ether_diffusion.training.config.presets import PRESET_VALUES, PresetName
-from ether_diffusion.ui.requests import read_lines
+from ether_diffusion.benchmark.plan import advise, read_curves
+from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.tiny_world.subjects import write_photos
+from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.runs import MAX_NAME, MAX_PROMPT, Run, State, TrainRequest, train_command
+from ether_diffusion.ui.runs import (
+    DECLARED,
+    MAX_NAME,
+    MAX_PROMPT,
+    SETTINGS,
+    Preset,
+    Run,
+    State,
+    TrainRequest,
+    in_labels,
+    train_command,
+)
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, DeleteButton, Form, Page, Updates, Values
+from ether_diffusion.ui.tabs.option_fields import option_field, read_options, used_words
+from ether_diffusion.ui.tabs.page import EMPTY, QUIET, DeleteButton, Field, Form, Page, Updates, Values
 from ether_diffusion.ui.uploads import Accepted, Refused, data_address, recall_photos, take_photos
-from ether_diffusion.ui.words import counted, duration, handler, notes_html, progress_html, sentence
+from ether_diffusion.ui.words import (
+    counted,
+    duration,
+    handler,
+    notes_html,
+    progress_html,
+    quiet_html,
+    sentence,
+)
 
+TRUTH = notes_html(
+    "This base is a toy that draws 48 drawn concepts",
+    ["It learns drawings, as the fox. Photographs of real things cannot be learned on it: change the base."],
+)
+MEASURED_SECONDS = 0.075  # of an image of a step, on one core, as `ether plan` has it: 15 s for 50 steps of 4
 ADVICE = "Four to ten photos that show it from several sides, in several places. A zip will do, too."
 _TABLE = Markup(
     '<table class="reasons"><caption>{} left out</caption><thead><tr><th scope="col">File</th>'
     '<th scope="col">Why</th></tr></thead><tbody>{}</tbody></table>'
 )
 _ROW = Markup('<tr><th scope="row">{}</th><td>{}</td></tr>')
-PRESET_WORDS: Mapping[PresetName, str] = {
-    "fast": "a first look", "balanced": "for most subjects",
+_PHOTOS = Markup('<table class="photos"><tbody>{}</tbody></table>')
+_PHOTO = Markup(
+    '<tr><td><img alt="" src="{address}"></td><th scope="row">{photo.name}<span>{photo.note}</span>'
+    '<input type="text" value="{photo.caption}" maxlength="1000" data-photo="{n}" '
+    'placeholder="Caption: the prompt below" aria-label="Caption of {photo.name}"></th><td>'
+    '<button type="button" data-photo="{n}" aria-label="Leave out {photo.name}">×</button></td></tr>'
+)
+ON_CHANGE = """const tell = (event, tag, more) => {
+  const found = event.target.closest(`${tag}[data-photo]`);
+  if (found) trigger("click", { photo: Number(found.dataset.photo), ...more(found) });
+};
+element.addEventListener("click", (event) => tell(event, "button", () => ({})));
+element.addEventListener("change", (event) => tell(event, "input", (field) => ({ caption: field.value })));"""
+PRESET_WORDS: Mapping[Preset, str] = {
+    "advised": "what measurements advise", "fast": "a first look", "balanced": "for most subjects",
     "faithful": "as in the ETHER paper, with 200 pictures of its class",
 }  # fmt: skip
 SHOW_RUN = """() => { if (window.innerWidth <= 760) document.getElementById("train-watch")
@@ -52,31 +94,15 @@ _MORE = Markup("<details><summary>The same from other seeds</summary>{}</details
 Seen = dict[str, Any]
 """The id of the run on show, and what stands for each widget's value, so that only what is new is sent."""
 _LINE: dict[str, Any] = {"max_lines": 1, "min_width": 140, "max_length": MAX_NAME}
-_PRESETS = [
-    (f"{preset.capitalize()}: {PRESET_VALUES[preset]['max_train_steps']} steps, {words}", preset)
-    for preset, words in PRESET_WORDS.items()
-]
-FIELDS = {
+_PLAIN, _PROMPTS = SETTINGS[:3], SETTINGS[3:5]
+_PRESETS = [(f"{preset.capitalize()}: {words}", preset) for preset, words in PRESET_WORDS.items()]
+FIELDS: dict[str, Field] = {
     "subject": partial(gr.Textbox, label="What is it?", placeholder="dog, teapot, boy …", **_LINE),
     "name": partial(gr.Textbox, label="Name in the library", placeholder="the same", **_LINE),
-    "preset": partial(gr.Radio, choices=_PRESETS, value="fast", label="How long", elem_classes="lines"),
-    "token": partial(
-        gr.Textbox, value="sks", label="Trigger word", max_lines=1, max_length=32, min_width=100
-    ),
-    "steps": partial(  # a number that is empty would show 0 once this is opened
-        gr.Textbox, label="Steps", placeholder="as above", max_lines=1, max_length=12, min_width=100
-    ),
-    "seed": partial(gr.Number, value=0, label="Seed", min_width=100),
-    "instance_prompt": partial(
-        gr.Textbox, label="Prompt of the photos", max_lines=2,
-        placeholder="made of the above; {token} is the trigger word", max_length=MAX_PROMPT,
-    ),
-    "samples": partial(
-        gr.Textbox, label="Pictures to draw in between", info="A prompt a line.", lines=2, max_lines=6,
-        placeholder="made of the above", max_length=4 * MAX_PROMPT,
-    ),
+    "preset": partial(gr.Radio, choices=_PRESETS, value="advised", label="How long", elem_classes="lines"),
+    **{name: option_field(DECLARED[name], is_told=name not in _PLAIN + _PROMPTS) for name in SETTINGS},
 }  # fmt: skip
-"""All but the photos, by the names of a TrainRequest, and of browsers."""
+"""All but the photos, by the names of a TrainRequest and its settings, and of browsers."""
 
 
 class TrainForm(Form):
@@ -90,17 +116,16 @@ class TrainForm(Form):
         self.put("preset")
         with gr.Accordion("Advanced", open=False, elem_id="train-advanced"):
             with gr.Row():
-                self.put("token", "steps", "seed")
-            self.put("instance_prompt", "samples")
+                self.put(*_PLAIN)
+            self.put(*_PROMPTS)
+            with gr.Accordion("More", open=False, elem_id="train-more"), gr.Row():
+                self.put(*SETTINGS[5:])
         return described
 
     def read(self, named: Mapping[str, Any], photos: tuple[Path, ...] = _PLACEHOLDER) -> TrainRequest:
-        texts = {name: (named[name] or "").strip() for name in ("subject", "name", "instance_prompt")}
-        return TrainRequest(
-            photos=photos, **texts, token=(named["token"] or "").strip() or "sks", preset=named["preset"],
-            steps=named["steps"] or None, seed=named["seed"] or 0,
-            validation_prompts=read_lines(named["samples"] or ""),
-        )  # fmt: skip
+        subject, name = ((named[each] or "").strip() for each in ("subject", "name"))
+        settings = read_options(named, {name: DECLARED[name] for name in SETTINGS})
+        return TrainRequest(photos, subject, name, named["preset"], settings)
 
 
 class TrainPhotos:
@@ -111,23 +136,18 @@ class TrainPhotos:
         drop: dict[str, Any] = {"elem_id": "train-photos", "elem_classes": "drop", "height": 104}
         self.dropped = gr.File(label="Photos", file_count="multiple", **drop)
         self.said = gr.HTML(_said([]), elem_id="train-photos-said")
-        self.gallery = Page.thumbnails("train-gallery", "Photos to learn from", columns=5)
-        with gr.Row(visible=False, elem_classes="tool-row") as self.tools:
-            chosen: dict[str, Any] = {"interactive": False, "elem_id": "train-leave-out"}
-            self.leave_out = gr.Button("Leave out the chosen one", size="sm", **chosen)
-            clear = gr.Button("Start over", size="sm", elem_id="train-clear")
-        self.refused = gr.HTML(visible=False, elem_id="train-refused")
-        self.kept, self.selected = Page.browser_state("photos", []), gr.State(-1)
-        shown: list[Any] = [
-            self.dropped, self.said, self.gallery, self.tools, self.refused, self.kept, self.selected,
-            self.leave_out,
-        ]  # fmt: skip
+        self.table = gr.HTML(visible=False, js_on_load=ON_CHANGE, elem_id="train-gallery")
+        self.clear = gr.Button("Start over", size="sm", visible=False, elem_id="train-clear")
+        self.refused, self.kept = (
+            gr.HTML(visible=False, elem_id="train-refused"),
+            Page.browser_state("photos", []),
+        )
+        shown = self.shown = [self.dropped, self.said, self.table, self.clear, self.refused, self.kept]
         told: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.dropped]}
         given = [self.dropped, self.kept]
         self.dropped.upload(handler(self._take), given, shown, api_visibility="private", **told)
-        self.gallery.select(handler(self._select), None, [self.selected, self.leave_out], **QUIET)
-        self.leave_out.click(handler(self._remove), [self.selected, self.kept], shown, **QUIET)
-        clear.click(handler(lambda: self._show([])), None, shown, **QUIET)
+        self.table.click(handler(self._change), [self.kept], shown, **QUIET)
+        self.clear.click(handler(lambda: self.show([])), None, shown, **QUIET)
         Context.root_block.load(handler(self._recall), [self.kept], shown, **QUIET)
 
     def accepted(self, kept: object) -> list[Accepted]:
@@ -139,47 +159,49 @@ class TrainPhotos:
         earlier, paths = self.accepted(kept), [Path(file) for file in files or []]
         with self._studio.reading:
             accepted, refused = take_photos(paths, self._studio.runs.photos, earlier)
-        return self._show([*earlier, *accepted], refused)
+        return self.show([*earlier, *accepted], refused)
 
     def _recall(self, kept: object) -> Updates:
         """Show the photos that were there before the page was loaded again."""
-        photos = self.accepted(kept)
-        return self._show(photos) if photos else {}
+        photos, known = self.accepted(kept), len(kept) if isinstance(kept, list) else 0
+        shown = self.show(photos) if known else {}
+        if known > len(photos):
+            lost = f"{counted(known - len(photos), 'photo')} of yours went when the studio was started again"
+            shown[self.said] = notes_html(f"{lost}: add them again.", kind="warning")
+        return shown
 
-    def _select(self, chosen: gr.SelectData) -> Updates:
-        index = chosen.index if isinstance(chosen.index, int) else -1
-        return {self.selected: index, self.leave_out: gr.update(interactive=index >= 0)}
+    def _change(self, event: gr.EventData, kept: object) -> Updates:
+        """Leave out a photo, or keep what was written as its caption."""
+        photos, said = self.accepted(kept), event._data if isinstance(event._data, dict) else {}
+        number, caption = said.get("photo"), said.get("caption")
+        if not isinstance(number, int) or number not in range(len(photos)):
+            return {}
+        if not isinstance(caption, str):
+            return self.show([photo for photo in photos if photo is not photos[number]])
+        photos[number] = replace(photos[number], caption=" ".join(caption.split())[:MAX_PROMPT])
+        return {self.kept: [photo.kept for photo in photos]}
 
-    def _remove(self, selected: int, kept: object) -> Updates:
-        return self._show([photo for index, photo in enumerate(self.accepted(kept)) if index != selected])
-
-    def _show(self, photos: Sequence[Accepted], refused: Sequence[Refused] = ()) -> Updates:
+    def show(self, photos: Sequence[Accepted], refused: Sequence[Refused] = ()) -> Updates:
         rows = Markup("").join(_ROW.format(*each) for each in refused)
         table = _TABLE.format(counted(len(refused), "file"), rows)
-        pictures = [(_opened(photo.thumbnail), photo.name) for photo in photos]
+        listed = Markup("").join(
+            _PHOTO.format(n=number, photo=each, address=data_address(each.thumbnail, 96))
+            for number, each in enumerate(photos)
+        )
         return {
             self.dropped: None,
             self.said: _said(photos),
-            self.gallery: gr.update(value=pictures, visible=bool(photos), selected_index=None),
-            self.tools: gr.update(visible=bool(photos)),
+            self.table: gr.update(value=_PHOTOS.format(listed), visible=bool(photos)),
+            self.clear: gr.update(visible=bool(photos)),
             self.refused: gr.update(value=table, visible=bool(refused)),
             self.kept: [photo.kept for photo in photos],
-            self.selected: -1,
-            self.leave_out: gr.update(interactive=False),
         }
 
 
 def _said(photos: Sequence[Accepted]) -> str:
     words = f"{counted(len(photos), 'photo')} to learn from." if photos else ADVICE
     words += " A few more will make it better." if 0 < len(photos) < 3 else ""
-    notes = [Markup("<li>{} {}</li>").format(photo.name, photo.note) for photo in photos if photo.note]
-    said = Markup('<p class="quiet">{}</p>').format(words)
-    return said + Markup('<ul class="quiet">{}</ul>').format(Markup("").join(notes)) if notes else said
-
-
-def _opened(thumbnail: Path) -> Image.Image:
-    with Image.open(thumbnail) as image:
-        return image.copy()
+    return quiet_html(words)
 
 
 class TrainRuns:
@@ -267,13 +289,13 @@ class TrainRuns:
         if run is None:
             return there
         points = loss_points(run.losses) if len(run.losses) > 1 else None
-        pictures = samples_html(run, is_small=self._page.is_small)
+        pictures = samples_html(run)
         return there | {
-            self.status: _status_html(run),
+            self.status: status_html(run),
             self.stop: gr.update(visible=run.can_stop),
             self.pause: gr.update(visible=run.can_pause),
             self.resume: gr.update(visible=run.can_resume),
-            self.use: gr.update(visible=run.adapter is not None),
+            self.use: gr.update(visible=run.can_use),
             self.delete.button: gr.update(visible=run.process is None),
             self.curve: gr.update(value=points, x_lim=[0, run.num_steps], visible=points is not None),
             self.samples: gr.update(value=pictures, visible=bool(pictures)),
@@ -317,7 +339,7 @@ def _shown_command(studio: Studio, command: Sequence[str]) -> str:
     return shlex.join(["train-dreambooth", *(word.replace(f"{studio.folder}/", "") for word in command[3:])])
 
 
-def _status_html(run: Run) -> str:
+def status_html(run: Run) -> str:
     """Return how a run stands: a bar with words while it goes on, a box where something is to be done."""
     heading = Markup("<h2>{}</h2>").format(run.name)
     if run.state == "crashed":
@@ -325,7 +347,9 @@ def _status_html(run: Run) -> str:
     words = run.sentence
     if run.seconds_left is not None and run.step < run.num_steps:
         words = f"{words} About {duration(run.seconds_left)} left."
-    return heading + progress_html(run.step / max(1, run.num_steps), words)
+    word, measured = run.verdict if run.state == "finished" else ("", "")
+    said = notes_html(word, [measured], kind="note" if word == "Learned well" else "warning") if word else ""
+    return heading + progress_html(run.step / max(1, run.num_steps), words) + said
 
 
 def loss_points(losses: Sequence[tuple[int, float]]) -> dict[str, object]:
@@ -344,12 +368,16 @@ def loss_points(losses: Sequence[tuple[int, float]]) -> dict[str, object]:
     }
 
 
-def samples_html(run: Run, *, is_small: bool) -> str:
+def samples_html(run: Run) -> str:
     """Return the pictures by step, those of the base and of step 0 first; a row is a prompt with a seed."""
     words = [word.removeprefix(_PROMPT_FLAG) for word in run.command if word.startswith(_PROMPT_FLAG)]
     prompts = {f"prompt-{number:02d}": prompt for number, prompt in enumerate(words)}
-    columns = [("Base", path) for path in run.base_samples]
-    columns += [(f"Step {step}", path) for step, path in run.samples]
+    base = {path.stem: path for path in run.base_samples}
+    columns = [("Base", path) for path in base.values()]
+    columns += [
+        (f"Step {step}", path) for step, path in run.samples
+        if step or path.stem not in base or not _is_same(path, base[path.stem])  # many begin as the base
+    ]  # fmt: skip
     first, others = dict[str, Markup](), list[Markup]()
     for name in sorted({path.stem for _, path in columns})[:MAX_ROWS]:  # prompt-01_seed-0
         own = name.split("_")[0]
@@ -368,7 +396,13 @@ def samples_html(run: Run, *, is_small: bool) -> str:
     if not first:
         return ""
     body = Markup("").join(first.values()) + (_MORE.format(Markup("").join(others)) if others else "")
-    return Markup('<div class="{}">{}</div>').format("samples sharp" if is_small else "samples", body)
+    return Markup('<div class="samples">{}</div>').format(body)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Say whether two of a run's pictures show the same."""
+    addresses = [data_address(path, THUMBNAIL_SIDE) for path in (one, other)]
+    return addresses[0] == addresses[1]
 
 
 def build(page: Page) -> None:
@@ -385,6 +419,9 @@ class TrainTab:
         with gr.Row(elem_classes="train-columns"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
                 self.photos = TrainPhotos(page.studio)
+                fox: dict[str, Any] = {"size": "sm", "visible": False, "elem_id": "train-example"}
+                example = gr.Button("Learn this fox now: take its six photos", **fox)
+                self.truth = gr.HTML(visible=False, elem_id="train-truth")
                 self.described = self.form.put_all()
                 with gr.Accordion("Command line", open=False):
                     label = "What Start runs, in the studio's folder"
@@ -393,30 +430,78 @@ class TrainTab:
             beside: dict[str, Any] = {"elem_classes": "results", "elem_id": "train-watch"}
             with gr.Column(scale=3, min_width=300, **beside):
                 self.runs = TrainRuns(page)
-        fields, described = self.form.all(), [self.described, self.command]
-        changes: list[Any] = [field.change for field in self.form.widgets.values()]
+        fields = self.form.all()
+        described = [self.described, self.command, *(self.form[name] for name in SETTINGS)]
+        changes: list[Any] = [field.change for field in (self.photos.kept, *self.form.widgets.values())]
         often: dict[str, Any] = {"trigger_mode": "always_last", "queue": False, **QUIET}
-        gr.on(changes, handler(self._describe), fields, described, **often)
-        Context.root_block.load(handler(self._describe), fields, described, **QUIET)
-        started = go.click(handler(self._start), {self.photos.kept, *fields}, self.runs.shown, **QUIET)
+        asked = {self.photos.kept, *fields}
+        gr.on(changes, handler(self._describe), asked, described, **often)
+        Context.root_block.load(handler(self._describe), asked, described, **QUIET)
+        started = go.click(handler(self._start), asked, self.runs.shown, **QUIET)
         started.success(None, js=SHOW_RUN, api_visibility="private")
         self.form.keep_in_browser()
+        taken = [*self.photos.shown, self.form["subject"], self.form["name"]]
+        example.click(handler(self._take_fox), None, taken, **QUIET)
 
-    def _describe(self, values: Values) -> tuple[str, str]:
-        """Say how the subject will be called, and what command trains it."""
+        def told() -> Updates:
+            is_toy = self._studio.is_toy
+            return {example: gr.update(visible=is_toy), self.truth: gr.update(value=TRUTH, visible=is_toy)}
+
+        Context.root_block.load(handler(told), None, [example, self.truth], **QUIET)
+
+    def _take_fox(self) -> Updates:
+        """Fill in what Start needs to learn the fox of Tiny World."""
+        with TemporaryDirectory(dir=self._studio.temp) as folder:
+            paths = write_photos(find_concept("fox"), Path(folder))
+            photos, _ = take_photos(paths, self._studio.runs.photos)
+        return self.photos.show(photos) | {self.form["subject"]: "animal", self.form["name"]: "Fox"}
+
+    def _describe(self, values: Values) -> Updates:
+        """Say how the subject will be called, what command trains it, and what empty fields stand for."""
         named, runs = self.form.named(values), self._studio.runs
         if not (named["subject"] or "").strip():
-            return _UNNAMED, ""
+            return {self.described: _UNNAMED, self.command: ""}
         try:
-            request = self.form.read(named)
+            request = self.form.read(named, _PLACEHOLDER * max(1, len(values[self.photos.kept] or ())))
+            config = request.config(runs.root / "ID", runs.base).resolved()
         except ValueError as error:
-            return Markup('<p class="quiet">{}</p>').format(sentence(error)), ""
+            return {self.described: quiet_html(sentence(error)), self.command: ""}
         before, token, after = request.trigger(runs.base).partition(request.token)
         words = Markup("{}<b>{}</b>{}" if token else "{}").format(before, token, after)
         command = train_command(request, runs.root / "ID", runs.base)
-        return _NAMED.format(words), _shown_command(self._studio, command)
+        unused, used = [*map(in_labels, config.ignored(request.settings))], config.flat()
+        texts = {self.form[n]: used_words(used[n]) for n in SETTINGS if isinstance(self.form[n], gr.Textbox)}
+        return {
+            self.described: Markup("").join(
+                [_NAMED.format(words), quiet_html(self._expected(request, config))]
+                + [notes_html("Good to know", unused)] * bool(unused)
+            ),
+            self.command: _shown_command(self._studio, command),
+            **{field: gr.update(placeholder=text) for field, text in texts.items()},
+        }
+
+    def _expected(self, request: TrainRequest, config: DreamBoothConfig) -> str:
+        """Say how long it takes, by this machine's last training or the measured one, and what to expect."""
+        steps, runs = config.optimization.max_train_steps or 0, self._studio.runs
+        rate = next((each for run in runs.all() if (each := run.images_per_second)), None)
+        class_images = " and 200 pictures of its class first" * (config.prior.prior_preservation != "none")
+        images = steps * config.optimization.train_batch_size
+        took = (
+            f"about {duration(images / rate)} here" if rate else "how long is known after the first training"
+        )
+        if rate is None and runs.base == ALIAS:
+            took = f"about {duration(images * MEASURED_SECONDS)} on the machine that was measured"
+        expected = "; nothing was measured of how like it comes out"
+        if request.preset == "advised" and not request.settings:
+            found = advise(len(request.photos), runs.base, read_curves()).expected
+            expected = (
+                f"; measured with drawings of this base: {'; '.join(found[:2])}" * bool(found) or expected
+            )
+        return f"{counted(steps, 'step')}{class_images}: {took}{expected}."
 
     def _start(self, values: Values) -> Updates:
         """Start a run of what the form says, and show it."""
-        photos = tuple(photo.path for photo in self.photos.accepted(values[self.photos.kept]))
-        return self.runs.show(self._studio.train(self.form.read(self.form.named(values), photos)))
+        accepted = self.photos.accepted(values[self.photos.kept])
+        request = self.form.read(self.form.named(values), tuple(photo.path for photo in accepted))
+        captions = tuple(photo.caption for photo in accepted)
+        return self.runs.show(self._studio.train(replace(request, captions=captions)))

@@ -63,9 +63,10 @@ class DataConfig(Options, group="photos and prompts"):
     """Column of the dataset that holds the captions; without it every photo gets --instance_prompt."""
     max_train_samples: Count | None = None
     """Photos to train on where there are more, drawn at random, the same ones each time."""
-    instance_prompt: Text | None = None
+    instance_prompt: Text | None = option(None, label="Prompt of the photos")
     """Prompt of photos without a caption, e.g. 'a photo of sks dog'."""
-    token: Text | None = option(None, "Trigger word, e.g. sks: it fills {token} in prompts and captions.")
+    token: Text | None = option(None, label="Trigger word")
+    """Trigger word, e.g. sks: it fills {token} in prompts and captions."""
     caption_template: Text = "{caption}"
     """What a photo's prompt is made of, e.g. 'a photo of {token}, {caption}'."""
     resolution: Side | None = option(None, theirs=512)
@@ -207,6 +208,7 @@ class OptimizationConfig(Options, group="optimization"):
         f"Updates; {DEFAULT_STEPS} if neither they nor epochs are given. Outranks epochs.",
         instead_of="num_train_epochs",
         theirs="1 epoch",
+        label="Steps",
     )
     num_train_epochs: Count | None = option(None, needs="no max_train_steps", instead_of="max_train_steps")
     """Passes over all photos, instead of a number of updates."""
@@ -266,7 +268,8 @@ class ComputeConfig(Options, group="compute"):
 class ValidationConfig(Options, group="validation images", free=True, needs="validation_prompt"):
     """Images in between, on the same seeds each time."""
 
-    validation_prompt: Texts = option((), "Prompt to draw during training; may be given several times.")
+    validation_prompt: Texts = option((), label="Pictures to draw in between")
+    """Prompt to draw during training; may be given several times."""
     num_validation_images: Count = option(4, "Images of each validation prompt.")
     validation_steps: Count = option(
         100, needs="no validation_epochs", instead_of="validation_epochs", theirs="50 epochs"

@@ -1,0 +1,93 @@
+"""What stands above the tabs: the base, what it is, and a panel that opens another one."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from threading import Thread
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+from markupsafe import Markup
+
+from ether_diffusion.bases.found import cached_bytes
+from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.tabs.page import QUIET, Updates
+from ether_diffusion.ui.words import handler, kilobytes, notes_html, progress_html
+from ether_diffusion.wording import printable
+
+POLL_SECONDS, LOOK_SECONDS = 0.5, 3.0
+TOY = "a toy that draws 48 drawn concepts: photographs of real things cannot be learned on it"
+_HEADING = Markup('<h1>Ether studio</h1><p class="quiet" data-base="{base}">Base: {base}{what}</p>')
+_ANYTHING = "Or type a folder in diffusers' layout, a .safetensors file, or a hub id like owner/name."
+_LISTED = "Those that lie on the studio's machine; who works there can open others."
+
+
+class BasePanel:
+    """The heading and the panel; made where the page begins."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        with gr.Row(elem_classes="heading", equal_height=True):
+            self.heading = gr.HTML("<h1>Ether studio</h1>", elem_id="heading")  # the base is told on load
+            small: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
+            change = gr.Button("Change base", elem_id="base-change", **small)
+            dark = gr.Button("Dark or light", elem_id="scheme", **small)
+        with gr.Column(visible=False, elem_classes="confirm", elem_id="base-panel") as self.panel:
+            anything: dict[str, Any] = {"allow_custom_value": not studio.is_shared}
+            info = _LISTED if studio.is_shared else _ANYTHING
+            self.name = gr.Dropdown([], label="Base to open", info=info, elem_id="base-name", **anything)
+            self.status = gr.HTML(visible=False, elem_id="base-status")
+            with gr.Row(elem_classes="tool-row"):
+                self.go = gr.Button("Open", variant="primary", elem_id="base-go")
+                close = gr.Button("Close", elem_id="base-close")
+        dark.click(None, js="() => { window.etherStudio.switchScheme(); }", api_visibility="private")
+        shown = [self.panel, self.name, self.status]
+        change.click(handler(self._show), None, shown, **QUIET)
+        close.click(lambda: gr.update(visible=False), None, [self.panel], **QUIET)
+        self.go.click(handler(self._open), [self.name], [*shown, self.go, self.heading], **QUIET)
+        told: list[Any] = [gr.Timer(LOOK_SECONDS).tick, Context.root_block.load]
+        gr.on(told, self._heading, None, [self.heading], queue=False, **QUIET)
+
+    def _heading(self) -> Markup:
+        what = f", {TOY}" if self._studio.is_toy else ""
+        return _HEADING.format(base=self._studio.engine.base_name, what=what)
+
+    def _show(self) -> Updates:
+        """Offer the bases that are there."""
+        found = [
+            (f"{name} ({each.problem or f'{each.kind}, {kilobytes(each.num_bytes)}'})"[:160], name)
+            for name, each in self._studio.bases().items()
+        ]
+        return {
+            self.panel: gr.update(visible=True),
+            self.name: gr.update(choices=found, value=None),
+            self.status: gr.update(visible=False),
+        }
+
+    def _open(self, name: str | None) -> Iterator[Updates]:
+        """Open a base and tell meanwhile what came from the hub; pages load themselves anew then."""
+        if not name or not name.strip():
+            raise ValueError("there is no base chosen; choose one, or type where it is")
+        opened: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                self._studio.open_base(name.strip())
+                opened.set_result(None)
+            except BaseException as error:  # is raised where somebody waits
+                opened.set_exception(error)
+
+        Thread(target=work, name="opening a base", daemon=True).start()
+        busy, ready = {self.go: gr.update(interactive=False)}, {self.go: gr.update(interactive=True)}
+        try:
+            before = cached_bytes(name.strip())
+            while not wait([opened], POLL_SECONDS).done:
+                came = cached_bytes(name.strip()) - before
+                words = f"Downloading it: {kilobytes(came)} so far" if came else "Looking at its files …"
+                yield busy | {self.status: gr.update(value=progress_html(0, words), visible=True)}
+            opened.result()
+        except Exception:
+            yield ready | {self.status: gr.update(visible=False)}
+            raise
+        said = notes_html(f"{printable(self._studio.engine.base_name)} is open")
+        yield ready | {self.status: gr.update(value=said, visible=True), self.heading: self._heading()}
