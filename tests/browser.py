@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image, ImageChops
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (
@@ -30,6 +30,7 @@ QUIET = (
 )  # fmt: skip
 START_SECONDS = 120.0
 WAIT_MS = 30_000
+expect.set_options(timeout=WAIT_MS)  # a page that was loaded anew takes long where much else is done
 LONG_MS = 4 * WAIT_MS
 """As long as drawing may take on a machine that does much else."""
 CUT_OFF = ("signal is aborted", "Connection errored out")

@@ -27,6 +27,9 @@ def test_another_base_draws_and_the_one_before_is_freed(tmp_path: Path, other: P
     ids = add(studio, tmp_path / "made", "fox", "alien")
     assert [studio.library.card(ids[name]).fits_base for name in ("fox", "alien")] == [True, False]
     assert studio.is_toy
+    horse = "an astronaut riding a horse"
+    assert horse in studio.doubts([horse, "two strawberries", ""], [])[0]
+    assert studio.doubts(["two strawberries", ""], []) == studio.doubts([horse], ["fox"]) == []
     draw(studio, QUICK)
     before = weakref.ref(studio.engine.pipeline.unet)
     studio.open_base(str(other))

@@ -435,7 +435,8 @@ def test_a_stranger_draws_the_fox_takes_examples_fills_a_shape_and_opens_another
             if name == "/etc/passwd":
                 expect(page.locator(".toast-body").last).to_contain_text("Passwd cannot be opened")
         expect(page.locator("#heading")).to_contain_text("Base: another", timeout=LONG_MS)
-        expect(page.locator("#base-panel")).to_be_hidden()  # the page was loaded anew
+        expect(page.locator("#base-panel")).to_be_hidden()  # the page was loaded anew, where it was
+        go_to(page, "create")
         expect(page.locator("#create-missing")).to_contain_text("Shapes")
         expect(page.locator("#create-knows")).to_be_hidden()
         fill(page)

@@ -189,7 +189,7 @@ def test_zips_are_taken_photo_by_photo_and_hostile_ones_are_one_refusal(tmp_path
     evil = raw_zip([Entry(EVIL, data=photo(4))])
     accepted, refused = send(tmp_path, {"dog.zip": plain_zip(files), "evil.zip": evil, "c.png": photo(3)})
     assert [each.name for each in accepted] == ["a.png", "b.jpg", "c.png"]
-    assert [each.name for each in refused] == ["notes.txt", "evil.zip"]
+    assert [each.name for each in refused] == ["evil.zip", "notes.txt"]
     assert f"holds {EVIL}" in refused[1].reason
     assert not list(tmp_path.rglob("canary*"))
     assert not list((tmp_path / "temp").rglob("notes*"))
@@ -281,7 +281,7 @@ def test_captions_come_with_their_photos_and_those_of_none_are_said(tmp_path: Pa
     zipped = plain_zip({"x/b.png": photo(2), "x/metadata.jsonl": rows, "x/c.txt": b"of nobody"})
     accepted, refused = send(tmp_path, {"a.png": photo(1), "a.txt": b" a red\nfox ", "some.zip": zipped})
     assert [(each.name, each.caption) for each in accepted] == [("a.png", "a red fox"), ("b.png", "an owl")]
-    assert [each.name for each in refused] == ["c"]
+    assert [each.name for each in refused] == ["c.txt"]
     assert recall_photos([each.kept for each in accepted], tmp_path / "temp") == accepted
     earlier = recall_photos([each.kept[:4] for each in accepted], tmp_path / "temp")  # of an earlier version
     assert [each.kept for each in earlier] == [[*each.kept[:4], ""] for each in accepted]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -35,6 +35,7 @@ _OTHER_NAME = (
     "The studio answers here as localhost and 127.0.0.1 only; start it with --auth NAME:PASSWORD to reach it "
     "by another name."
 )
+_TOLD = ("application/json", "text/event-stream", "text/html")
 _HEADERS: Final = {
     "X-Frame-Options": "SAMEORIGIN",
     "Content-Security-Policy": "frame-ancestors 'self'",
@@ -50,14 +51,26 @@ class Gate:
     sends is refused, and so is every address that Gradio would fetch.
     """
 
-    def __init__(self, app: ASGIApp, *, has_login: bool, uploads: Path) -> None:
+    def __init__(self, app: ASGIApp, *, has_login: bool, uploads: Path, folder: Path) -> None:
         self._app, self._has_login, self._uploads = app, has_login, uploads
+        self._inside, self._outside = str(folder).encode(), b"/studio-files"
+        self._spelled = {self._inside, quote(str(folder)).encode(), json.dumps(str(folder))[1:-1].encode()}
         self._failures, self._pausing = dict[str, int](), Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_text = False
+
         async def sending(message: Message) -> None:
+            nonlocal is_text
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                is_text = headers.get("content-type", "").startswith(_TOLD)
+                if is_text and "content-length" in headers:
+                    del headers["content-length"]  # of the text with the server's paths in it
+            elif is_text:
+                for spelled in self._spelled:
+                    message["body"] = message.get("body", b"").replace(spelled, self._outside)
             await send(message)
 
         if scope["type"] != "http":
@@ -70,6 +83,7 @@ class Gate:
             await JSONResponse(said, refusal.status_code)(scope, receive, sending)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = scope["path"].replace(self._outside.decode(), self._inside.decode(), 1)
         headers, path = Headers(scope=scope), scope["path"].rstrip("/")
         if not self._has_login and _host_of(headers) not in _HOSTS:
             raise HTTPException(403, _OTHER_NAME)
@@ -91,7 +105,7 @@ class Gate:
             room = MAX_UPLOADS - await asyncio.to_thread(_size, self._uploads)
             await self._app(scope, _counted(headers, receive, room), send)
         else:
-            body, again = await _read(_counted(headers, receive, MAX_QUESTION))
+            body, again = await _read(_counted(headers, receive, MAX_QUESTION), self._outside, self._inside)
             _check_files(body, self._uploads.resolve())
             called = _CALLED.search(path)
             if called is not None:
@@ -200,11 +214,14 @@ def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
     return counting
 
 
-async def _read(receive: Receive) -> tuple[bytes, Receive]:
-    """Return a whole body, and what gives it once more and then what else comes."""
+async def _read(receive: Receive, old: bytes = b"", new: bytes = b"") -> tuple[bytes, Receive]:
+    """Return a whole body with `new` for `old`, and what gives it once more and then what else comes."""
     messages = [await receive()]
     while messages[-1].get("more_body"):
         messages.append(await receive())
+    if old:
+        whole = b"".join(message.get("body", b"") for message in messages)
+        messages = [{"type": "http.request", "body": whole.replace(old, new), "more_body": False}]
     left = iter(messages)
 
     async def again() -> Message:

@@ -42,7 +42,7 @@ from ether_diffusion.wording import listed, printable
 LABEL_NAME, THUMBNAIL_NAME = "studio.json", "thumbnail.png"
 MAX_CHARACTERS = 80  # of a name
 MAX_SECONDS = 253e9  # since 1970, until the end of 9986
-GONE = "this adapter is no longer in the library: it was deleted meanwhile; refresh the list"
+GONE = "this adapter is no longer in the library: it was deleted meanwhile; choose another"
 _NEEDED = (
     f"give a zip of its folder, or its {named.TENSORS_NAME} together with its {named.CONFIG_NAME} "
     f"(and {named.CONTROL_CONFIG_NAME} with {named.ENCODER_NAME} for control)"

@@ -138,7 +138,8 @@ def _launch(app: "gr.Blocks", folder: Path, **options: Any) -> None:
     from ether_diffusion.ui.gate import Gate
 
     here = Path(__file__).parent
-    gate = Middleware(Gate, has_login=options["auth"] is not None, uploads=Path(get_upload_folder()))
+    uploads = Path(get_upload_folder())
+    gate = Middleware(Gate, has_login=options["auth"] is not None, uploads=uploads, folder=folder)
     app.queue(max_size=MAX_WAITING, api_open=False)
     with _variables(_UNPROXIED):  # it asks itself whether it is there
         app.launch(

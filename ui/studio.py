@@ -3,7 +3,7 @@
 import gc
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from ether_diffusion.bases.found import FoundBase, find_bases
 from ether_diffusion.console import give_memory_back
 from ether_diffusion.tiny_world import ALIAS, control_adapter_path, fox_adapter_path, tiny_world_path
+from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.library import Library
@@ -66,6 +67,16 @@ class Studio:
     def is_toy(self) -> bool:
         """Whether the base is the embedded one."""
         return self.engine.base.folder.resolve() == tiny_world_path().resolve()
+
+    def doubts(self, prompts: Sequence[str], adapters: Collection[str]) -> list[str]:
+        """Say which prompts the embedded base alone knows nothing of."""
+        known = [concept.name.removesuffix("y") for concept in load_concepts("trained")]  # strawberries, too
+        asked = prompts if self.is_toy and not adapters else ()
+        strange = [p for p in asked if p.strip() and not any(name in p.casefold() for name in known)]
+        draws = f"draws {len(known)} things, as a cat, an apple or a rocket, and nothing else"
+        return [
+            f"“{printable(prompt, 60)}” names nothing that this base knows: it {draws}." for prompt in strange
+        ]
 
     def bases(self) -> dict[str, FoundBase]:
         """Return the bases that lie on this machine by what they are called: names, and of paths the end."""

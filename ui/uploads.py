@@ -231,7 +231,8 @@ def _captioned(
     captioned = [replace(photo, caption=words.get(name, "")) for photo, name in zip(photos, own, strict=True)]
     refused = [Refused("captions", problem) for problem in problems]
     lone = "has a caption, and no photo of this name was sent with it"
-    return captioned, refused + [Refused(name, lone) for name in words if name not in own]
+    files = {printable(n): source if source.startswith(n) else n for n, _, source in found}
+    return captioned, refused + [Refused(printable(files[name]), lone) for name in words if name not in own]
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | UnusableFileError]]:

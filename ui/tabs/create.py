@@ -99,10 +99,12 @@ class DrawingTab:
                         cells.append(event)
                         yield self.drawn(request, cells, is_running=True)
                     elif isinstance(event, Finished):  # in one piece, as pages drop updates that come at once
-                        notes = notes_html("Good to know", event.notes)
+                        prompts = request.sampling().prompts
+                        told = [*self.studio.doubts(prompts, request.adapters), *event.notes]
+                        notes = notes_html("Good to know", told)
                         yield {
                             **ready,
-                            self.notes: gr.update(value=notes, visible=bool(event.notes)),
+                            self.notes: gr.update(value=notes, visible=bool(told)),
                             **self.drawn(request, event.pictures, is_running=False),
                             **self.ended(event),
                         }
