@@ -45,6 +45,7 @@ from ether_diffusion.adapters import (
     save_ether,
     write_adapter,
 )
+from ether_diffusion.adapters.tensor_file import read_names, safetensors_bytes
 from ether_diffusion.reflections import MIN_NORM, Vectors, units
 
 NAME = FIRST.removeprefix("base_model.model.")
@@ -349,6 +350,16 @@ class Canary:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x480])
+def test_a_header_as_long_as_a_pickle_begins_is_read(length: int, tmp_path: Path) -> None:
+    tensors = {"x": torch.zeros(1)}
+    (empty,) = struct.unpack("<Q", safetensors_bytes(tensors, {"pad": ""})[:8])
+    data = safetensors_bytes(tensors, {"pad": " " * (length - empty)})
+    assert struct.unpack("<Q", data[:8]) == (length,)
+    (tmp_path / "x.safetensors").write_bytes(data)
+    assert set(read_names(tmp_path / "x.safetensors")) == {"x", "__metadata__"}
 
 
 @pytest.mark.parametrize("writer", ["pickle", "torch", "beside"])

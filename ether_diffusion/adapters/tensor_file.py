@@ -84,7 +84,7 @@ def check_size(metadata: Mapping[str, str], where: str) -> None:
 
 def _parse_header(data: bytes, where: str) -> dict[str, Json]:
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
-    if data.startswith(_PICKLES):
+    if data.startswith(_PICKLES) and data[8:9] != b"{":  # the length of a header may begin so, too
         raise _no_file(where, "it is a pickle or a zip file, which can run code, under another name")
     if len(data) < 8 or length > len(data) - 8:
         raise _no_file(where, f"it has {len(data)} bytes and promises a header of {length}")
