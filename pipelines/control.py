@@ -21,7 +21,7 @@ from ether_diffusion.control import (
     controlled,
     load_control,
 )
-from ether_diffusion.control.conditioning import encoder_of
+from ether_diffusion.control.conditioning import check_encoder, encoder_of
 from ether_diffusion.control.images import listed_images
 from ether_diffusion.pipelines.loading import Choice, EtherLoaderMixin, loaded_adapters
 from ether_diffusion.pipelines.metadata import Call, attach_metadata, metadata_of
@@ -55,12 +55,7 @@ class EtherControlMixin(EtherLoaderMixin):
             raise ValueError(f"there already is a control encoder named {name!r}; unload it, or name another")
         where: Any = {"revision": revision, "local_files_only": local_files_only}
         found = read_for(self, adapter, with_encoder=True, **where)
-        factor = encoder_of(found).config.scale_factor
-        if factor != self.vae_scale_factor:
-            raise ValueError(
-                f"the control encoder divides sides by {factor} and this VAE by {self.vae_scale_factor}; "
-                "load the base that it was made for"
-            )
+        check_encoder(self.components["unet"], encoder_of(found), self.vae_scale_factor)
         loaded = load_control(self, found, **how)
         self._encoders = {**self.controls, name: loaded.encoder}
         return loaded.report

@@ -247,7 +247,7 @@ class EtherLoaderMixin:
                 raise ValueError(f"cross_attention_kwargs' scale does not reach {listed(others)}")
             if isinstance(choice, list):
                 raise ValueError("cross_attention_kwargs' scale does not reach adapters by prompt")
-        with self._chosen(choice, call.images_per_prompt):
+        with self.chosen(choice, call.images_per_prompt):
             if isinstance(choice, list):
                 uses = [self._uses(one) for one in choice for _ in range(call.images_per_prompt)]
             else:
@@ -308,7 +308,7 @@ class EtherLoaderMixin:
         return list(each)
 
     @contextmanager
-    def _chosen(self, choice: Strengths | Sequence[Strengths] | None, images_each: int) -> Iterator[None]:
+    def chosen(self, choice: Strengths | Sequence[Strengths] | None, images_each: int = 1) -> Iterator[None]:
         """Put a checked choice in force on all parts, and take it back after, whatever happens."""
         with ExitStack() as stack:
             for part in () if choice is None else find_parts(self):

@@ -13,7 +13,7 @@ import diffusers
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 import ether_diffusion
 from ether_diffusion.adapters import models
@@ -28,8 +28,6 @@ FORMAT_VERSION = 1
 MAX_TEXT_BYTES, MAX_HEAD_BYTES = 1 << 18, 1 << 20
 """Of the JSON, and of a PNG that are read: it stands before the pixels. Pillow bounds the unpacking."""
 MAX_SEED = 2**63 - 1
-OnStep = Callable[[int, int, Tensor], None]
-"""Hears how many of how many steps of a picture are done, and its latents (b, c, h, w); it may raise."""
 _RECORDED = {"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width"}
 _IRRELEVANT = {"num_images_per_prompt", "output_type", "return_dict", "generator"}
 
@@ -86,20 +84,6 @@ class ImageMetadata:
         return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
 
 
-class StepWatcher:
-    """A `callback_on_step_end` of diffusers' that changes nothing, so that pictures do not name it."""
-
-    def __init__(self, on_step: OnStep) -> None:
-        self._on_step = on_step
-
-    def __call__(
-        self, pipeline: Any, step: int, timestep: object, tensors: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Tell of a step; the pipeline goes on with its own tensors."""
-        self._on_step(step + 1, pipeline.num_timesteps, tensors["latents"])
-        return {}
-
-
 @dataclass(frozen=True)
 class Call:
     """Arguments as a diffusers pipeline takes them, with the defaults of its signature beside them."""
@@ -121,22 +105,16 @@ class Call:
         further = {
             name: value
             for name, value in given.items()
-            if name not in _RECORDED | _IRRELEVANT
-            and not isinstance(value, StepWatcher)
-            and not _same(value, self.defaults.get(name))
+            if name not in _RECORDED | _IRRELEVANT and not _same(value, self.defaults.get(name))
         }
         has_own_steps = given.get("timesteps") is not None or given.get("sigmas") is not None
         common: dict[str, Any] = {
             "steps": None if has_own_steps else int(given["num_inference_steps"]),
             "guidance_scale": float(given["guidance_scale"] or given.get("true_cfg_scale") or 0.0),
             "pipeline": type(pipeline).__name__,
-            "scheduler": type(scheduler).__name__,
-            "scheduler_config": scheduler_settings(scheduler),
-            "base": models.name_of_base(pipeline),
-            "base_fingerprint": fingerprint,
             "options": {name: value for name, value in further.items() if is_fact(value)},
             "unrecorded": tuple(name for name, value in further.items() if not is_fact(value)),
-            "versions": library_versions(),
+            **base_facts(pipeline, scheduler, fingerprint),
         }
 
         def of_picture(index: int, image: Image.Image, adapters: tuple[AdapterUse, ...]) -> ImageMetadata:
@@ -192,6 +170,17 @@ def num_prompts_of(arguments: Mapping[str, Any]) -> int:
     prompt, embeddings = arguments.get("prompt"), arguments.get("prompt_embeds")
     rows = embeddings if prompt is None else prompt
     return 1 if rows is None or isinstance(rows, str) else len(rows)
+
+
+def base_facts(pipeline: models.Pipeline, scheduler: Any, fingerprint: str | None) -> dict[str, Any]:
+    """Return the fields of metadata that say what drew."""
+    return {
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": scheduler_settings(scheduler),
+        "base": models.name_of_base(pipeline),
+        "base_fingerprint": fingerprint,
+        "versions": library_versions(),
+    }
 
 
 def library_versions() -> dict[str, str]:

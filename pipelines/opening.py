@@ -50,17 +50,12 @@ def default_dtype(device: torch.device, base: Base | None = None) -> torch.dtype
     return torch.float32 if device.type == "cpu" else torch.float16 if base is None else base.half_dtype
 
 
-def open_pipeline(
-    base: Base, *, device: torch.device, dtype: torch.dtype, with_control: bool = False
-) -> EtherPipeline:
-    """Load the pipeline of a base that `open_base` opened; with control, one that takes control images."""
+def open_pipeline(base: Base, *, device: torch.device, dtype: torch.dtype) -> EtherPipeline:
+    """Load the pipeline of a base that `open_base` opened; its VAE stays in a dtype that it holds in."""
     if base.is_inpainting:
         raise ValueError(f"{base.name} is for inpainting; use diffusers' inpainting pipeline and load_ether")
-    name = base.drawn_by_with_control if with_control else base.drawn_by
-    if name is None:
-        raise ValueError(f"{base.name} is of a family without control images; use Stable Diffusion or SDXL")
-    kind = getattr(pipelines, name)
-    pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype)
+    kind = getattr(pipelines, base.drawn_by)
+    pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype, vae=base.load_vae())
     # a hub id is a better name for people than its folder in the cache
     pipeline.register_to_config(_name_or_path=base.name)
     pipeline.to(device)

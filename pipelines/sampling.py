@@ -4,10 +4,11 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from PIL import Image, PngImagePlugin
+from pydantic import Field
 
 from ether_diffusion.bases import Fault, fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
@@ -16,8 +17,6 @@ from ether_diffusion.pipelines.metadata import (
     MAX_SEED,
     MAX_TEXT_BYTES,
     ImageMetadata,
-    OnStep,
-    StepWatcher,
     metadata_of,
     png_bytes,
 )
@@ -46,12 +45,41 @@ class Settings:
 
 
 @checked()
+class ControlUse:
+    """An image that says where, for all pictures but the base's, and how strongly.
+
+    `control` names the adapter whose encoder reads it; `by_prompt` has an image of its own for each prompt.
+    """
+
+    image: Image.Image
+    control: str
+    strength: Strength = 1.0
+    by_prompt: tuple[Image.Image, ...] = ()
+
+
+@checked(kw_only=True)
+class Request(Settings):
+    """One picture: its prompt, adapters with strengths, seed and how it is drawn.
+
+    `negative_adapters` are those of the unconditional row, where it takes others than `adapters`.
+    """
+
+    prompt: str
+    seed: Annotated[int, Within(0, MAX_SEED)] = 0
+    adapters: Mapping[str, Strength] = Field(default_factory=dict)
+    negative_adapters: Mapping[str, Strength] | None = None
+    scheduler: str | None = None
+    control: ControlUse | None = None
+
+
+@checked()
 class Sampling(Settings):
     """Every prompt with every seed and every choice: strengths by adapter, {} the base."""
 
     prompts: tuple[str, ...]
     seeds: tuple[Annotated[int, Within(0, MAX_SEED)], ...]
     choices: tuple[Mapping[str, Strength], ...]
+    scheduler: str | None = None
     batch_size: Annotated[int, Within(1, MAX_PICTURES)] = 1
 
     def __post_init__(self) -> None:
@@ -67,18 +95,19 @@ class Sampling(Settings):
         """How many pictures it asks for."""
         return len(self.prompts) * len(self.seeds) * len(self.choices)
 
-
-@checked()
-class ControlUse:
-    """An image that says where, for all pictures but the base's, and how strongly.
-
-    `control` names the encoder where several are loaded; `by_prompt` has an image of its own for each prompt.
-    """
-
-    image: Image.Image
-    strength: Strength = 1.0
-    control: str | None = None
-    by_prompt: tuple[Image.Image, ...] = ()
+    def request(self, prompt: int, seed: int, choice: int, control: ControlUse | None = None) -> Request:
+        """Return the picture of a place; the base's, a choice of {}, follows no control image."""
+        adapters = self.choices[choice]
+        if control is not None and control.by_prompt:
+            control = replace(control, image=control.by_prompt[prompt], by_prompt=())
+        return Request(
+            prompt=self.prompts[prompt],
+            seed=self.seeds[seed],
+            adapters=adapters,
+            scheduler=self.scheduler,
+            control=control if adapters else None,
+            **{name: getattr(self, name) for name in Settings.__dataclass_fields__},
+        )
 
 
 @dataclass(frozen=True)
@@ -109,43 +138,22 @@ class Picture:
 
 
 def draw_pictures(
-    pipeline: Any,
+    engine: Any,
     sampling: Sampling,
     *,
     control: ControlUse | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    on_step: OnStep | None = None,
 ) -> list[Picture]:
     """Draw every prompt with every seed and choice; `on_progress` hears how many of how many are done.
 
-    Pictures of a batch are drawn together, and only a batch of the same size gives them bit for bit.
-    `on_step` hears of each denoising step of a batch; what it raises ends the drawing.
+    Pictures that an engine draws together are drawn bit for bit again only by as many.
     """
-    watched: dict[str, Any] = {} if on_step is None else {"callback_on_step_end": StepWatcher(on_step)}
-    steered: dict[str, Any] = {}
-    if control is not None:
-        steered = {"control_image": control.image, "control_strength": control.strength}
-        steered["control"] = control.control
-    sides = {"width": sampling.width, "height": sampling.height}
-    sides = {name: side for name, side in sides.items() if side is not None}
-    places = list(itertools.product(range(len(sampling.prompts)), range(len(sampling.seeds))))
-    size, negative, pictures = sampling.batch_size, sampling.negative_prompt, list[Picture]()
-    for choice, start in itertools.product(range(len(sampling.choices)), range(0, len(places), size)):
-        batch = places[start : start + size]
-        if control is not None and control.by_prompt:
-            steered["control_image"] = [control.by_prompt[prompt] for prompt, _ in batch]
-        images = pipeline(
-            prompt=[sampling.prompts[prompt] for prompt, _ in batch],
-            negative_prompt=None if negative is None else [negative] * len(batch),
-            seed=[sampling.seeds[seed] for _, seed in batch],
-            adapters=sampling.choices[choice],
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            **sides,
-            **watched,
-            **(steered if sampling.choices[choice] else {}),
-        ).images
-        pictures += [Picture(*place, choice, image) for place, image in zip(batch, images, strict=True)]
+    sides = (sampling.choices, sampling.prompts, sampling.seeds)
+    order = itertools.product(*(range(len(side)) for side in sides))
+    places, pictures = [(prompt, seed, choice) for choice, prompt, seed in order], list[Picture]()
+    requests = [sampling.request(*place, control) for place in places]
+    for place, image in zip(places, engine.draw(requests), strict=True):
+        pictures.append(Picture(*place, image))
         if on_progress is not None:
             on_progress(len(pictures), sampling.num_pictures)
     return pictures

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import transformers
 
 from ether_diffusion.adapters import Adapter
 from ether_diffusion.bases import Base
-from ether_diffusion.pipelines import opening
 from ether_diffusion.scripts import command_options as told
+from ether_diffusion.serving.engine import Engine
 from ether_diffusion.training import find_cut
 
 logger = logging.getLogger(__name__)
@@ -69,32 +69,19 @@ def check_new(output: Path) -> None:
         raise ValueError(f"nothing can be written into {there}; name another place than {output}")
 
 
-def open_with_adapters(
-    base: Base,
-    adapters: Mapping[str, Adapter],
-    *,
-    device: torch.device,
-    dtype: str | None,
-    scheduler: str | None,
-    controls: Collection[str] = (),
-) -> opening.EtherPipeline:
-    """Load a base and adapters, none of them in force; what is doubtful about one is said once.
-
-    `controls` are the names of those whose control encoders are loaded with them.
-    """
-    numbers = getattr(torch, dtype) if dtype else opening.default_dtype(device, base)
-    pipeline = opening.open_pipeline(base, device=device, dtype=numbers, with_control=bool(controls))
-    pipeline.set_progress_bar_config(disable=True)
-    if scheduler is not None:
-        pipeline.scheduler = opening.make_scheduler(scheduler, pipeline.scheduler)
+def open_engine(
+    base: Base, adapters: Mapping[str, Adapter], *, device: torch.device, dtype: str | None, max_rows: int
+) -> Engine:
+    """Load a base and adapters by name; what is doubtful about one is said once."""
+    numbers = getattr(torch, dtype) if dtype else None
+    engine = Engine(base, device=device, dtype=numbers, max_rows=max_rows, num_slots=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for name, adapter in adapters.items():
-            load = pipeline.load_control_weights if name in controls else pipeline.load_adapter_weights
-            load(adapter, adapter_name=name, activate=False)
+            engine.add_adapter(name, adapter)
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         logger.warning("%s", message)
-    return pipeline
+    return engine
 
 
 def warn_of_cuts(base: Base, prompts: Iterable[str]) -> None:

@@ -1,9 +1,10 @@
 """`ether evaluate`: is the subject there, is the prompt or control image followed, and what was harmed?"""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,10 +43,11 @@ from ether_diffusion.metrics.scores import (
     other_tiny_prompts,
     sort_samples,
 )
-from ether_diffusion.pipelines.opening import EtherPipeline, check_scheduler, find_device
+from ether_diffusion.pipelines.opening import check_scheduler, find_device
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts import drawing
+from ether_diffusion.serving.engine import Engine
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.wording import printable
@@ -182,8 +184,8 @@ def _measure_control(options: told.Evaluate, device: torch.device) -> Measured:
     plan = _Plan(options, options.adapter, adapter, num_images=1)
     yardsticks = _control_yardsticks(options, kind, is_tiny=plan.is_tiny, device=device)
     check_maps(pairs, yardsticks)
-    pipeline = plan.open(device, controls=[plan.name])
-    rows = evaluation.draw_pairs(pipeline, pairs, plan.sampling, plan.name, on_progress=drawing.show_progress)
+    engine = plan.open(device)
+    rows = evaluation.draw_pairs(engine, pairs, plan.sampling, plan.name, on_progress=drawing.show_progress)
     return report_control(rows, pairs, yardsticks, facts | plan.facts() | {"control_type": kind}), rows
 
 
@@ -199,14 +201,13 @@ class _Plan:
         self.is_tiny = self.base.folder.resolve() == WEIGHTS_FOLDER.resolve()
         first, number = options.seed or 0, options.num_images or num_images
         how = {"seeds": tuple(range(first, first + number)), **drawing.drawing(options, self.base)}
+        how["scheduler"] = options.scheduler
         self.sampling = Sampling(prompts=("",), choices=({}, {self.name: 1.0}), **how)
 
-    def open(self, device: torch.device, controls: Collection[str] = ()) -> EtherPipeline:
+    def open(self, device: torch.device) -> Engine:
         """Load the base and the adapter."""
-        dtype, scheduler, adapters = self.options.dtype, self.options.scheduler, {self.name: self.adapter}
-        return drawing.open_with_adapters(
-            self.base, adapters, device=device, dtype=dtype, scheduler=scheduler, controls=controls
-        )
+        how: Any = {"device": device, "dtype": self.options.dtype, "max_rows": self.sampling.batch_size}
+        return drawing.open_engine(self.base, {self.name: self.adapter}, **how)
 
     def facts(self) -> dict[str, Json]:
         """Return what a report says of what was drawn, and how."""

@@ -26,6 +26,7 @@ from ether_diffusion.pipelines.sampling import (
 )
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts import drawing
+from ether_diffusion.serving.engine import check_strengths
 from ether_diffusion.training import decode_photo
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def generate(options: told.Generate) -> int:
     output, adapters = options.output, _read_adapters(options)
     sampling = _sampling(options, adapters)
     detector = _detector(options)
-    control, follower = _control(options, detector, adapters)
+    control = _control(options, detector, adapters)
     drawing.check_new(output)
     is_one = output.suffix.lower() == ".png"
     if is_one and (options.grid or sampling.num_pictures > 1):
@@ -60,9 +61,8 @@ def generate(options: told.Generate) -> int:
         sampling = replace(sampling, guidance_scale=base.guidance_scale)
     drawing.warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
     how: Any = {"device": find_device(options.device), "dtype": options.dtype}
-    how |= {"scheduler": options.scheduler, "controls": follower}
-    pipeline = drawing.open_with_adapters(base, adapters, **how)
-    pictures = draw_pictures(pipeline, sampling, control=control, on_progress=drawing.show_progress)
+    engine = drawing.open_engine(base, adapters, max_rows=sampling.batch_size, **how)
+    pictures = draw_pictures(engine, sampling, control=control, on_progress=drawing.show_progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     if is_one:
         write_files(output.parent, {output.name: pictures[0].png()})
@@ -106,15 +106,14 @@ def _sampling(options: told.Generate, adapters: Mapping[str, Adapter]) -> Sampli
         negative_prompt=options.negative_prompt,
         seeds=seeds,
         choices=_choices(options, list(adapters)),
+        scheduler=options.scheduler,
         **drawing.drawing(options, None),
     )
     for name, adapter in adapters.items():
         wanted = {choice.get(name, 1.0) for choice in sampling.choices}
         if not adapter.parts and wanted != {1.0}:
             raise ValueError(f"{name} is a control encoder by itself; use --control_strength, not --strength")
-        if adapter.parts and not method_of(adapter.config).has_strengths and wanted - {0.0, 1.0}:
-            what = f"{name} is an adapter of {adapter.method}, which has no strengths"
-            raise ValueError(f"{what}; use 1 as trained or 0 the base")
+    check_strengths(adapters, sampling.choices)
     return sampling
 
 
@@ -151,7 +150,7 @@ def _detector(options: told.Generate) -> Detector | None:
 
 def _control(
     options: told.Generate, detector: Detector | None, adapters: Mapping[str, Adapter]
-) -> tuple[ControlUse | None, tuple[str, ...]]:
+) -> ControlUse | None:
     """Return the control image, and the name of the one adapter that follows it."""
     path, strength = options.control_image, options.control_strength
     encoders = {name: one.encoder for name, one in adapters.items() if one.encoder is not None}
@@ -162,7 +161,7 @@ def _control(
             if not adapters[name].parts:
                 raise ValueError(f"{name} is a control encoder by itself; give --control_image")
             logger.warning("%s follows a control image, and there is none; give --control_image", name)
-        return None, ()
+        return None
     if len(encoders) != 1:
         found = ", ".join(encoders) or "none"
         raise ValueError(f"--control_image needs one --adapter that follows it; found {found}")
@@ -181,4 +180,4 @@ def _control(
             logger.warning("%s was trained to follow images of type %s, not %s", name, trained, detector.name)
         if alpha is not None:
             image.putalpha(alpha)
-    return ControlUse(image, 1.0 if strength is None else strength), (name,)
+    return ControlUse(image, name, 1.0 if strength is None else strength)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from training_runs import config
 
-from ether_diffusion.bases import open_base
+from ether_diffusion.bases import Denoising, denoise, open_base
 from ether_diffusion.bases.flow import FlowBase, FlowNoise
 from ether_diffusion.bases.opening import FAMILIES
 from ether_diffusion.training.config import AdapterConfig
@@ -97,13 +97,15 @@ def test_what_is_predicted_is_what_the_pipeline_gets_and_steps_along(
 @every_family
 def test_pictures_are_the_pipelines(family: str, flow_base: Bases) -> None:
     base, pipe = opened(flow_base(family)), stock(flow_base(family))
-    ours = base.pipeline_around(base.load_denoiser())
     guided = GUIDED.get(family, {"negative_prompt": "snow", "guidance_scale": 3.0})
+    denoiser = base.load_denoiser()
     with torch.no_grad():
-        embeddings = base.load_text_encoders().encode([PROMPT, guided.get("negative_prompt", "")])
-        drawing: Any = {"num_steps": 2, "guidance_scale": 3.0, "seed": 4, "check": lambda: None}
-        latents = base.draw_latents(ours, embeddings, size=(SIDE, 2 * SIDE), **drawing)
-    (picture,) = base.decode_latents(ours.vae, latents)
+        encode, how = base.load_text_encoders().encode, {"num_steps": 2, "guidance_scale": 3.0, "seed": 4}
+        without = encode([guided.get("negative_prompt", "")]) if base.is_guided(denoiser, 3.0) else None
+        size, texts = (SIDE, 2 * SIDE), (encode([PROMPT]), without)
+        denoising = Denoising(base, denoiser, base.load_scheduler(), texts, size=size, **how)  # type: ignore[arg-type]
+        latents = denoise(denoising, denoiser, lambda: None)
+    (picture,) = base.decode_latents(base.load_vae(), latents)
     (expected,) = pipe(
         prompt=PROMPT,
         height=SIDE,

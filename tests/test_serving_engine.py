@@ -4,12 +4,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from control_encoders import random_encoder
+from flow_pipelines import FLOW_PIPELINES
 from peft import LoraConfig
 from PIL import Image
 from tiny_pipelines import tiny_sd, tiny_sdxl
@@ -17,10 +20,14 @@ from tiny_pipelines import tiny_sd, tiny_sdxl
 from ether_diffusion import EtherConfig, save_ether
 from ether_diffusion.adapters import AdapterMetadata, read_adapter
 from ether_diffusion.bases import open_base
+from ether_diffusion.control import save_control
+from ether_diffusion.pipelines import EtherControlPipeline, EtherControlXLPipeline
 from ether_diffusion.pipelines.opening import make_scheduler, open_pipeline
+from ether_diffusion.pipelines.sampling import ControlUse
 from ether_diffusion.serving.engine import CancelledError, Engine, Job, QueueFullError, Request
 from ether_diffusion.training.methods import adapter_files
 
+CPU = torch.device("cpu")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 CONFIGS: dict[str, Any] = {
     "plain": EtherConfig(init_weights=False),
@@ -64,7 +71,7 @@ def engine(world: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def pipeline(world: Path) -> Any:
     """Our own pipeline with the same adapters, which draws a call at a time."""
-    opened = open_pipeline(open_base(world / "base"), device=torch.device("cpu"), dtype=torch.float32)
+    opened = open_pipeline(open_base(world / "base"), device=CPU, dtype=torch.float32)
     opened.set_progress_bar_config(disable=True)
     for name in sorted(CONFIGS, key="lora".__ne__):  # a LoRA goes under ETHER, not over it
         opened.load_adapter_weights(str(world / name), adapter_name=name, activate=False)
@@ -81,20 +88,21 @@ def held(gate: threading.Event) -> Callable[[Job], None]:
 def draw(engine: Engine, *requests: Request) -> list[Any]:
     """Draw requests together: they join before the first step is done."""
     gate = threading.Event()
-    first = engine.submit(Request(prompt="gate", steps=1), on_step=held(gate))
+    size: Any = {"width": requests[0].width, "height": requests[0].height}
+    first = engine.submit(Request(prompt="gate", steps=2, **size), on_step=held(gate))
     jobs = [engine.submit(request) for request in requests]
     gate.set()
     first.picture.result(60)
     return [np.asarray(job.picture.result(60)).astype(int) for job in jobs]
 
 
-def alone(pipeline: Any, request: Request) -> Any:
+def alone(pipeline: Any, request: Request, **more: Any) -> Any:
     before = pipeline.scheduler
     if request.scheduler is not None:
         pipeline.scheduler = make_scheduler(request.scheduler, before)
     try:
         (image,) = pipeline(
-            request.prompt,
+            prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             adapters=dict(request.adapters),
             seed=request.seed,
@@ -102,6 +110,7 @@ def alone(pipeline: Any, request: Request) -> Any:
             guidance_scale=request.guidance_scale,
             width=request.width,
             height=request.height,
+            **more,
         ).images
     finally:
         pipeline.scheduler = before
@@ -144,13 +153,13 @@ def test_requests_of_every_kind_in_any_order_are_each_as_alone(engine: Engine, p
     """Of other adapters, strengths, sizes, steps, schedulers and guidance, some of them cancelled."""
     dice = random.Random(0)
     jobs: list[Job] = []
-    for seed in range(40):
+    for seed in range(40 if engine.base.has_size_ids else 200):
         names = dice.sample(sorted(CONFIGS), dice.randint(0, 2))
         width, height = dice.choice([(None, None), (32, 32), (16, 32)])
         request = Request(
             prompt=dice.choice(["a", "a b c", "e d"]),
             seed=seed,
-            steps=dice.randint(1, 5),
+            steps=dice.randint(1, 4),
             adapters={name: dice.choice([1.0, -0.5, 0.3]) for name in names},
             guidance_scale=dice.choice([1.0, 3.0, 7.5]),
             width=width,
@@ -166,6 +175,60 @@ def test_requests_of_every_kind_in_any_order_are_each_as_alone(engine: Engine, p
         if job.picture.exception() is None:
             found = np.asarray(job.picture.result()).astype(int)
             assert np.abs(found - alone(pipeline, job.request)).max() <= 1, job.request
+
+
+def test_rows_follow_control_images_beside_rows_that_do_not(world: Path) -> None:
+    opened = Engine(open_base(world / "base"), max_rows=4)
+    control = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    save_control(world / "follow", random_encoder(opened.denoiser, factor=opened.base.vae_scale_factor))
+    for name in ("plus", "follow"):
+        opened.add_adapter(name, read_adapter(world / name))
+    both, how = {"plus": 1.0, "follow": 1.0}, dict[str, Any](prompt="a b", steps=3, width=16, height=16)
+    use = ControlUse(control, "follow", 0.7)
+    requests = [
+        Request(seed=1, adapters=both, control=use, **how),
+        Request(seed=1, adapters={"plus": 1.0}, **how),
+        Request(seed=2, adapters={"follow": 1.0}, control=use, guidance_scale=1.0, **how),
+    ]
+    kind: Any = EtherControlXLPipeline if opened.base.has_size_ids else EtherControlPipeline
+    pipe = kind.from_pretrained(world / "base")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_adapter_weights(world / "plus", adapter_name="plus", activate=False)
+    pipe.load_control_weights(world / "follow", adapter_name="follow", activate=False)
+    for found, request in zip(draw(opened, *requests), requests, strict=True):
+        following: dict[str, Any] = (
+            {} if request.control is None else {"control_image": control, "control_strength": 0.7}
+        )
+        assert np.abs(found - alone(pipe, request, **following)).max() <= 1
+    with pytest.raises(ValueError, match="'plus' follows no control image; name one of follow"):
+        opened.submit(replace(requests[0], control=ControlUse(control, "plus")))
+    opened.close()
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers' own
+@pytest.mark.parametrize("family", FLOW_PIPELINES)
+def test_a_base_of_any_family_is_drawn_as_by_its_pipeline(
+    family: str, flow_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = open_base(flow_base(family))
+    opened = Engine(base, max_rows=3)
+    pipe: Any = open_pipeline(base, device=CPU, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(1)
+    pipe.transformer.add_adapter(EtherConfig(init_weights=False, target_modules=ATTENTION[:3]), "made")
+    save_ether(pipe.transformer, tmp_path, adapter_name="made")
+    opened.add_adapter("made", read_adapter(tmp_path))
+    negative = None if family.startswith("flux") else "snow"  # their pipelines take none
+    size: dict[str, Any] = {"width": 32, "height": 64}
+    requests = [
+        Request(prompt="a sks cat", seed=4, steps=2, negative_prompt=negative, **size),
+        Request(prompt="a photo of a dog", seed=5, steps=3, adapters={"made": 0.7}, **size),
+        Request(prompt="a cat", seed=6, steps=2, guidance_scale=1.0, width=32, height=32),
+    ]
+    for found, request in zip(draw(opened, *requests), requests, strict=True):
+        assert np.abs(found - alone(pipe, request)).max() <= 1, request
+        assert found.std() > 2
+    opened.close()
 
 
 def test_a_row_without_guidance_takes_other_adapters_than_its_prompt(engine: Engine) -> None:
@@ -204,8 +267,29 @@ def test_a_cancelled_request_frees_its_row_at_the_next_step(engine: Engine) -> N
     job = engine.submit(Request(prompt="a", steps=900), on_step=stop)
     with pytest.raises(CancelledError):
         job.picture.result(60)
+    until_free(engine, 60)
     assert steps == [1]
-    assert engine.num_running == 0
+
+
+def until_free(engine: Engine, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while engine.num_running or engine.num_waiting:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_cancelled_request_frees_its_row_within_a_long_step() -> None:
+    opened = Engine(open_base("tiny_world"), max_rows=2)
+    jobs = [opened.submit(Request(prompt="a fox", steps=2, width=1024, height=1024)) for _ in range(2)]
+    while opened.num_running < 2:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    for job in jobs:
+        job.cancel()
+    until_free(opened, 1)
+    assert all(isinstance(job.picture.exception(0), CancelledError) for job in jobs)
+    assert not opened.counts["steps"]
+    opened.close()
 
 
 def test_previews_are_pictures_of_the_steps(engine: Engine) -> None:

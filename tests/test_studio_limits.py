@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines.sampling import Sampling
+from ether_diffusion.serving.engine import Engine as BatchEngine
+from ether_diffusion.serving.stopping import StopInside
 from ether_diffusion.ui import drawing
-from ether_diffusion.ui.drawing import MAX_SECONDS, Cost, Pace, StopInside, machine_memory
+from ether_diffusion.ui.drawing import MAX_SECONDS, Cost, Pace, machine_memory
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.jobs import Finished, StopToken, Working
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
@@ -90,7 +92,7 @@ def test_a_large_picture_is_what_the_pipeline_draws(drawing_studio: DrawingStudi
 def in_parts(compute: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Compute with operations in parts, and see that there were some."""
     token = LateToken(10**9)
-    with StopInside(token, 1e6):
+    with StopInside(token.check, 1e6):
         found = compute()
     assert 10**9 - token._patience > 4, "it was not done in parts"
     return found
@@ -119,7 +121,7 @@ def test_who_stops_while_the_models_are_loaded_need_not_wait_for_them(tmp_path: 
     class SlowEngine(Engine):
         opened = 0
 
-        def _open(self) -> tuple[Any, str | None]:
+        def _open(self) -> BatchEngine:
             self.opened += 1
             time.sleep(3)
             return super()._open()

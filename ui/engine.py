@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,20 +17,18 @@ from typing import Any
 
 import psutil
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.adapters import read_adapter
+from ether_diffusion.adapters import Adapter, read_adapter
 from ether_diffusion.adapters.methods import name_of
-from ether_diffusion.adapters.models import find_parts, shareable_name
+from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import open_base
 from ether_diffusion.console import give_memory_back, ran_short
 from ether_diffusion.control import holds_control
 from ether_diffusion.pipelines import sampling as grids
-from ether_diffusion.pipelines.metadata import fingerprint_of
-from ether_diffusion.pipelines.opening import default_device, default_dtype, open_pipeline
+from ether_diffusion.pipelines.opening import default_device
 from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling
+from ether_diffusion.serving import engine as engines
 from ether_diffusion.training import find_cut
-from ether_diffusion.tuner.other_layers import adapters_of
 from ether_diffusion.ui import jobs
 from ether_diffusion.ui.drawing import Cost, Drawing
 from ether_diffusion.ui.jobs import Emit, Finished, Stopped, StopToken, Working
@@ -75,7 +73,7 @@ class Engine:
         self.cost = Cost(self.base, self.device)
         self._folder_of, self._name_of, self._check_free = folder_of, name_of, check_free
         self._max_loaded, self._loading = max_loaded, threading.Lock()
-        self._loaded: Future[tuple[Any, str | None]] | None = None
+        self._loaded: Future[engines.Engine] | None = None
         self._running: dict[threading.Thread, StopToken] = {}
 
     @property
@@ -85,18 +83,18 @@ class Engine:
 
     @property
     def pipeline(self) -> Any:
-        """The pipeline, loaded when it is first asked for."""
-        return self._load()[0]
+        """The base's models, loaded when they are first asked for."""
+        return self._load().pipeline
 
     @property
     def fingerprint(self) -> str | None:
         """The short name of the base's weights, which are loaded to know it."""
-        return self._load()[1]
+        return self._load().fingerprint
 
     @cached_property
-    def attached(self) -> "AttachedAdapters":
-        """The adapters in the pipeline."""
-        return AttachedAdapters(self.pipeline, self._max_loaded)
+    def attached(self) -> "LoadedAdapters":
+        """The adapters in memory."""
+        return LoadedAdapters(self._load(), self._max_loaded)
 
     def draw(self, request: Request, stop: StopToken) -> Iterator[jobs.Event]:
         """Draw pictures, or a grid row by row, or refuse it before the first step; Finished comes last.
@@ -112,7 +110,7 @@ class Engine:
                 none = "follows a control image, and none was given."
                 notes = [f"{printable(self._name_of(each))} {none}" for each in following]
             elif len(following) == 1:
-                control = ControlUse(request.control_image, request.control_strength, following[0])
+                control = ControlUse(request.control_image, following[0], request.control_strength)
             else:
                 found = f"{len(following)} of them" if following else "none"
                 raise ValueError(f"a control image needs one adapter that follows it; found {found}")
@@ -146,17 +144,15 @@ class Engine:
         try:
             with self._turn(request.sampling(), stop, emit):
                 sampling, control = self._attach(request, control, notes)
-                used = {name for choice in sampling.choices for name, strength in choice.items() if strength}
-                touched = self.attached.num_touched(used)
+                touched = self.attached.num_touched(sampling)
                 if control is not None and keep:
                     self.outputs.keep_control(control.image)
                 what = "cell" if is_grid else "picture"
-                drawing = Drawing(
-                    self.pipeline, sampling, control, cost=self.cost, stop=stop, emit=emit, what=what
-                )
+                drawing = Drawing(self._load(), sampling, cost=self.cost, stop=stop, emit=emit, what=what)
                 sides = (sampling.prompts, sampling.seeds, sampling.choices)
                 for prompt, seed, choice in itertools.product(*(range(len(side)) for side in sides)):
-                    picture = drawing.draw(prompt, seed, choice)
+                    image = drawing.draw(sampling.request(prompt, seed, choice, control))
+                    picture = Picture(prompt, seed, choice, image)
                     if picture.fault:
                         notes.append(f"The picture of seed {sampling.seeds[seed]} {picture.fault}.")
                     of_pair = f"i{seed:02d}{BASE_SUFFIX if choice else ''}"
@@ -196,7 +192,7 @@ class Engine:
     def _attach(
         self, request: Request, control: ControlUse | None, notes: list[str]
     ) -> tuple[Sampling, ControlUse | None]:
-        """Return what to draw, with adapters by their names in the pipeline; notes get what is doubtful."""
+        """Return what to draw, with adapters by their names in pictures; notes get what is doubtful."""
         sampling, ids, names = request.sampling(), list(request.adapters), dict[str, str]()
         for each in ids:
             one = self.attached.attach(each, self._folder_of(each), self._name_of(each), keep=ids)
@@ -212,14 +208,14 @@ class Engine:
         cuts = [find_cut(prompt, self.pipeline.tokenizer) for prompt in dict.fromkeys(prompts)]
         notes += [str(cut) for cut in cuts if cut is not None]
         choices = tuple({names[each]: s for each, s in choice.items()} for choice in sampling.choices)
-        if control is not None and control.control is not None:
+        if control is not None:
             control = replace(control, control=names[control.control])
         return replace(sampling, choices=choices), control
 
-    def _load(self, stop: StopToken | None = None) -> tuple[Any, str | None]:
+    def _load(self, stop: StopToken | None = None) -> engines.Engine:
         """Return what is loaded once; who stops waiting for it leaves the loading to go on for the next."""
 
-        def fill(future: Future[tuple[Any, str | None]]) -> None:
+        def fill(future: Future[engines.Engine]) -> None:
             try:
                 future.set_result(self._open())
             except BaseException as error:  # is raised where somebody waits
@@ -234,12 +230,11 @@ class Engine:
             stop.check()
         return loaded.result()
 
-    def _open(self) -> tuple[Any, str | None]:
-        dtype = default_dtype(self.device, self.base)
-        takes_control = self.base.drawn_by_with_control is not None
-        pipeline = open_pipeline(self.base, device=self.device, dtype=dtype, with_control=takes_control)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline, fingerprint_of(pipeline.components[self.base.denoiser])
+    def _open(self) -> engines.Engine:
+        """Load the base, to draw with adapters of any method, a picture at a time."""
+        engine = engines.Engine(self.base, device=self.device, max_rows=1, num_slots=None)
+        _ = engine.fingerprint
+        return engine
 
 
 @contextmanager
@@ -263,29 +258,27 @@ def _memory_minded() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Attached:
-    """An adapter in the pipeline under a name there, the files it came from, and how its base compares."""
+class Loaded:
+    """An adapter in memory by its name in pictures, the files it came from, and how its base compares."""
 
     name: str
     stamp: tuple[tuple[Path, int, int], ...]
     match: str
-    method: str | None
-    """As PEFT names it; None of a control encoder by itself."""
 
 
-class AttachedAdapters:
-    """Holds the adapters that were used last, none of them in force; calls choose among them."""
+class LoadedAdapters:
+    """Holds the adapters that were used last."""
 
-    def __init__(self, pipeline: Any, max_loaded: int) -> None:
-        self._pipeline, self._max_loaded = pipeline, max_loaded
-        self._loaded: dict[str, Attached] = {}  # the least recently used first
+    def __init__(self, engine: engines.Engine, max_loaded: int) -> None:
+        self._engine, self._max_loaded = engine, max_loaded
+        self._loaded: dict[str, Loaded] = {}  # the least recently used first
 
     @property
     def ids(self) -> tuple[str, ...]:
         """What is loaded, the least recently used first."""
         return tuple(self._loaded)
 
-    def attach(self, adapter_id: str, folder: Path, name: str, *, keep: Collection[str]) -> Attached:
+    def attach(self, adapter_id: str, folder: Path, name: str, *, keep: Collection[str]) -> Loaded:
         """Load an adapter that is not, under a name for people; where it does not fit, the others stay."""
         files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
         stamp = tuple((path, status.st_mtime_ns, status.st_size) for path, status in files)
@@ -293,41 +286,36 @@ class AttachedAdapters:
             self._unload(adapter_id)  # it was renamed, or is another by now
         if adapter_id not in self._loaded:
             adapter = read_adapter(folder)
-            method, follows = name_of(adapter.config) if adapter.parts else None, adapter.encoder is not None
-            self._make_room(method, keep)
-            name = self._free_name(name)
-            load = self._pipeline.load_control_weights if follows else self._pipeline.load_adapter_weights
+            self._make_room(adapter, keep)
+            plain = re.sub(r"[\x00-\x1f\x7f]+", "_", name)[:MAX_NAME].strip() or "adapter"
+            candidates = itertools.chain([plain], (f"{plain} ({n})" for n in itertools.count(2)))
+            name = next(each for each in candidates if each not in self._engine.adapters)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the one on other weights, which the engine says itself
-                report = load(adapter, adapter_name=name, activate=False)
-            match = "unknown" if report is None else str(report.base_match)  # an encoder says nothing
-            self._loaded[adapter_id] = Attached(name, stamp, match, method)
+                warnings.simplefilter("ignore")  # the one on other weights, which the studio says itself
+                match = self._engine.add_adapter(name, adapter)
+            self._loaded[adapter_id] = Loaded(name, stamp, match)
         self._loaded[adapter_id] = self._loaded.pop(adapter_id)
         return self._loaded[adapter_id]
 
-    def num_touched(self, names: Iterable[str]) -> int:
-        """Return how many modules of the models carry at least one adapter of these names in the pipeline."""
-        wanted = set(names)
-        layers = [m for part in find_parts(self._pipeline) for m in part.model.modules()]
-        return sum(isinstance(m, BaseTunerLayer) and bool(wanted & {*adapters_of(m)}) for m in layers)
+    def num_touched(self, sampling: Sampling) -> int:
+        """Return how many modules of the models carry at least one adapter that is in force."""
+        used = {name for choice in sampling.choices for name, strength in choice.items() if strength}
+        parts = [pair for name in used for pair in self._engine.adapters[name].parts.items()]
+        return len({(component, module) for component, part in parts for module in part.modules()})
 
-    def _free_name(self, name: str) -> str:
-        """Return a name that is no other adapter's and no part's of a model."""
-        models = [part.model for part in find_parts(self._pipeline)]
-        taken = {word for model in models for path, _ in model.named_modules() for word in path.split(".")}
-        taken |= {one.name for one in self._loaded.values()}
-        plain = re.sub(r"[.\x00-\x1f\x7f]+", "_", name)[:MAX_NAME].strip() or "adapter"
-        candidates = itertools.chain([plain], (f"{plain} ({n})" for n in itertools.count(2)))
-        return next(candidate for candidate in candidates if candidate not in taken)
-
-    def _make_room(self, method: str | None, keep: Collection[str]) -> None:
+    def _make_room(self, adapter: Adapter, keep: Collection[str]) -> None:
         """Unload adapters of other methods, and those used longest ago where there are too many."""
+        methods = {each: _method(self._engine.adapters[one.name]) for each, one in self._loaded.items()}
         spare = [each for each in self._loaded if each not in keep]
-        others = [each for each in spare if method and self._loaded[each].method not in (None, method)]
-        rest = [each for each in spare if each not in others]
+        others = [each for each in spare if methods[each] != _method(adapter)]
         room = len(self._loaded) - len(others) + 1 - self._max_loaded
+        rest = [each for each in spare if each not in others]
         for each in [*others, *rest[: max(0, room)]]:
             self._unload(each)
 
     def _unload(self, adapter_id: str) -> None:
-        self._pipeline.unload(self._loaded.pop(adapter_id).name)
+        self._engine.remove_adapter(self._loaded.pop(adapter_id).name)
+
+
+def _method(adapter: Adapter) -> str | None:
+    return name_of(adapter.config) if adapter.parts else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
@@ -14,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ether_diffusion.bases import images
-from ether_diffusion.bases.files import load_part, load_pipeline, stored_dtype
+from ether_diffusion.bases.files import load_part, load_pipeline, read_config, stored_dtype
 
 Denoiser: TypeAlias = ModelMixin
 Autoencoder: TypeAlias = ModelMixin
@@ -141,8 +142,8 @@ class Base(ABC):
     """The half precision that the family holds in."""
     takes_negative_prompts: ClassVar[bool] = True
     """Whether pictures are drawn away from what they should not show."""
-    mask_argument: ClassVar[str] = "prompt_attention_mask"
-    """What the pipeline calls the mask of embeddings."""
+    latents_dtype: ClassVar[torch.dtype | None] = None
+    """What pictures are drawn in where that is not the denoiser's."""
     attention_kernels: ClassVar[Sequence[Attention]]
     """The ways in which the denoiser can compute attention."""
     has_size_ids: ClassVar[bool]
@@ -192,6 +193,14 @@ class Base(ABC):
         """Load tokenizers and text encoders, frozen."""
 
     @abstractmethod
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts with the text encoders of a pipeline, as that does."""
+
+    def encode_negative(self, pipeline: Any, prompt: str | None) -> PromptEmbeddings:
+        """Embed what a picture should not show, or nothing, with the text encoders of a pipeline."""
+        return self.encode(pipeline, [prompt or ""])
+
+    @abstractmethod
     def load_vae(self) -> Autoencoder:
         """Load the autoencoder, frozen, in a dtype that it holds in."""
 
@@ -224,9 +233,11 @@ class Base(ABC):
         """Map latents of the autoencoder to those of the denoiser."""
         return images.scale_latents(vae, latents)
 
-    def decode_latents(self, vae: Autoencoder, latents: Tensor) -> list[Image.Image]:
-        """Return the pictures of the denoiser's latents."""
-        return images.decode_latents(vae, latents)
+    def decode_latents(
+        self, vae: Autoencoder, latents: Tensor, check: images.Check | None = None
+    ) -> list[Image.Image]:
+        """Return the pictures of the denoiser's latents; see `checks`."""
+        return images.decode_latents(vae, latents, check)
 
     @staticmethod
     @abstractmethod
@@ -243,11 +254,13 @@ class Base(ABC):
         *,
         size_ids: Tensor | None = None,
         inpainting: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Return what a denoiser predicts of noisy latents (b, c, h, w), in their shape and its dtype.
 
         size_ids (b, 6) are what `has_size_ids` asks for: original height and width, crop top and left,
-        target height and width; inpainting (b, 1 + c, h, w) is the mask and what it leaves.
+        target height and width; inpainting (b, 1 + c, h, w) is the mask and what it leaves; guidance (b,) is
+        for denoisers that are told of it, which take 1 without.
         """
 
     @abstractmethod
@@ -262,62 +275,36 @@ class Base(ABC):
     def load_unchecked_pipeline(self, dtype: torch.dtype) -> Any:
         """Load the whole pipeline without what blackens pictures."""
 
-    @abstractmethod
-    def pipeline_around(self, denoiser: Denoiser) -> DiffusionPipeline:
-        """Return the base's pipeline around a denoiser, without what embeddings replace."""
+    def load_scheduler(self) -> Any:
+        """Load the scheduler that the base is drawn with."""
+        kind = read_config(self.folder, "model_index.json")["scheduler"][1]
+        return getattr(diffusers, kind).from_pretrained(str(self.folder), subfolder="scheduler")
 
-    def draw_latents(
-        self,
-        pipeline: Any,
-        embeddings: PromptEmbeddings,
-        *,
-        size: tuple[int, int],
-        num_steps: int,
-        guidance_scale: float,
-        seed: int,
-        check: Callable[[], None],
-    ) -> Tensor:
-        """Return the latents (1, c, h, w) of a picture of size (height, width) in px.
+    def set_timesteps(self, scheduler: Any, num_steps: int, latents: Tensor) -> None:
+        """Let a scheduler draw latents (1, c, h, w) in so many steps, as the base's pipeline does."""
+        scheduler.set_timesteps(num_steps, device=latents.device)
 
-        embeddings are those of the prompt and of what it should not show; check may raise between two steps.
-        """
+    def draw_noise(self, denoiser: Denoiser, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Draw the latents (1, c, h, w), on the CPU, that the picture of a size (height, width) begins as."""
+        sides = (side // self.vae_scale_factor for side in size)
+        shape = (1, self.num_channels(denoiser), *sides)
+        return torch.randn(shape, generator=generator, dtype=self.latents_dtype or denoiser.dtype)
 
-        def interruptible(_: object, step: int, timestep: object, values: dict[str, Any]) -> dict[str, Any]:
-            check()
-            return values
+    def num_channels(self, denoiser: Denoiser) -> int:
+        """Return how many channels latents have."""
+        return int(denoiser.config.in_channels)
 
-        denoiser, (height, width) = pipeline.components[self.denoiser], size
-        found: Tensor = pipeline(
-            **self._drawing(embeddings.to(denoiser.device, denoiser.dtype), guidance_scale),
-            height=height,
-            width=width,
-            num_inference_steps=num_steps,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="latent",
-            callback_on_step_end=interruptible,
-        ).images
-        return self._latents_of(pipeline, found, size)
+    def is_guided(self, denoiser: Denoiser, guidance_scale: float) -> bool:
+        """Say whether a picture takes a row without its prompt, too (classifier-free guidance)."""
+        return guidance_scale > 1
 
-    def _drawing(self, embeddings: PromptEmbeddings, guidance_scale: float) -> dict[str, Any]:
-        """Return the arguments of the pipeline that say what is drawn, and with which guidance."""
-        mask = None if embeddings.mask is None else embeddings.mask.to(embeddings.sequence.dtype)
-        found = {
-            "prompt_embeds": embeddings.sequence,
-            "pooled_prompt_embeds": embeddings.pooled,
-            self.mask_argument: mask,
-        }
-        given = {name: rows for name, rows in found.items() if rows is not None}
-        arguments: dict[str, Any] = {name: rows[:1] for name, rows in given.items()}
-        arguments |= {f"negative_{name}": rows[1:] for name, rows in given.items()}
-        return {**arguments, "guidance_scale": guidance_scale}
+    def guided(self, given: Tensor, without: Tensor, guidance_scale: float) -> Tensor:
+        """Return what is predicted (1, c, h, w) with a prompt, led away from what is without."""
+        return without + guidance_scale * (given - without)
 
-    def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return what the pipeline gives at the end as latents of the denoiser (1, c, h, w)."""
-        return self.unpacked(found, size)
-
-    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return latents as the pipeline holds them between two steps of a size as (b, c, h, w)."""
-        return latents
+    def checks(self, pipeline: Any) -> images.Check | None:
+        """Return what the base's whole pipeline does to a picture at last, such as its safety checker."""
+        return None
 
     def _load(self, kind: Any, subfolder: str, *, dtype: torch.dtype) -> Any:
         part = load_part(kind, self.folder, subfolder, dtype=dtype, variant=self.variant)

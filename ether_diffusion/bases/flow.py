@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 import transformers
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor
@@ -144,6 +145,8 @@ class FlowBase(Base):
     """Tokens of a prompt in the pipeline."""
     text_width: ClassVar[str] = "joint_attention_dim"
     """The transformer's setting for the width of its text."""
+    has_own_sigmas: ClassVar[bool] = False
+    """Whether the pipeline leaves it to the scheduler at which noise levels it steps."""
     size_step: ClassVar[int] = 1
     """What else divides the sides of pictures (px)."""
     usual_guidance: ClassVar[float]
@@ -247,11 +250,7 @@ class FlowBase(Base):
         pipeline = self.load_pipeline(self.pipeline_class, dtype=dtype, transformer=None, vae=None)
         found = {name: pipeline.components[name] for name in self.classes if name.startswith("text_encoder")}
         models = {name: model.requires_grad_(False).eval() for name, model in found.items() if model}
-        return TextEncoders(pipeline, models, partial(self._encode, pipeline))
-
-    @abstractmethod
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Embed prompts as the pipeline does."""
+        return TextEncoders(pipeline, models, partial(self.encode, pipeline))
 
     def load_vae(self) -> Any:
         """Load the autoencoder, frozen, in float32."""
@@ -287,16 +286,44 @@ class FlowBase(Base):
         *,
         size_ids: Tensor | None = None,
         inpainting: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity of noisy latents (b, c, h, w) at timesteps (b,) from 0 to 1000."""
         device, dtype = denoiser.device, denoiser.dtype
+        told: dict[str, Any] = {}
+        if denoiser.config.get("guidance_embeds"):
+            told["guidance"] = torch.ones_like(timesteps) if guidance is None else guidance
+            told["guidance"] = told["guidance"].to(device, torch.float32)
         embeddings = embeddings.to(device, dtype)
-        return cls._velocity(denoiser, noisy.to(device, dtype), timesteps.to(device), embeddings)
+        return cls._velocity(denoiser, noisy.to(device, dtype), timesteps.to(device), embeddings, **told)
 
     @staticmethod
     @abstractmethod
-    def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        """Ask a transformer as the pipeline does; all is on its device and in its dtype."""
+    def _velocity(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings, **told: Tensor
+    ) -> Tensor:
+        """Ask a transformer as the pipeline does; all is on its device and in its dtype.
+
+        It may be told of "guidance" (b,): at 1, as in training, that changes nothing.
+        """
+
+    def num_channels(self, denoiser: Any) -> int:
+        """Return how many channels latents have."""
+        return int(denoiser.config.in_channels) // self.packed**2
+
+    def set_timesteps(self, scheduler: Any, num_steps: int, latents: Tensor) -> None:
+        """Let a scheduler draw latents (1, c, h, w) in so many steps, as the pipeline does."""
+        tokens = latents.shape[-2] * latents.shape[-1] // self._patch(self.settings) ** 2
+        has_own = self.has_own_sigmas or scheduler.config.get("use_flow_sigmas")
+        sigmas = {} if has_own else {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps)}
+        is_shifted = scheduler.config.get("use_dynamic_shifting")
+        shift = {"mu": self._shift(scheduler.config, tokens, num_steps)} if is_shifted else {}
+        scheduler.set_timesteps(num_steps, device=latents.device, **sigmas, **shift)
+
+    def _shift(self, config: Mapping[str, Any], tokens: int, num_steps: int) -> float:
+        """Return the μ that a dynamic shift takes; others leave it alone."""
+        ends = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        return float(calculate_shift(tokens, *(config.get(end, usual) for end, usual in ends.items())))
 
     def predict_nothing(self, denoiser: Any, *, batch: int, size: tuple[int, int]) -> None:
         """Call a transformer on the meta device as a step of pictures of a size (height, width) in px."""
@@ -313,15 +340,6 @@ class FlowBase(Base):
     def load_unchecked_pipeline(self, dtype: torch.dtype) -> Any:
         """Load the whole pipeline."""
         return self.load_pipeline(self.pipeline_class, dtype=dtype)
-
-    def pipeline_around(self, denoiser: Any) -> DiffusionPipeline:
-        """Return the base's pipeline around a transformer, without what embeddings replace."""
-        index = read_config(self.folder, "model_index.json")
-        absent = [name for name in index if name.startswith(("text_encoder", "tokenizer"))]
-        parts = {**dict.fromkeys(absent), "vae": self.load_vae().to(denoiser.device)}
-        pipeline: DiffusionPipeline = self.load_pipeline(self.pipeline_class, transformer=denoiser, **parts)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
 
 def pack(latents: Tensor) -> Tensor:

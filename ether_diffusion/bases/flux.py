@@ -1,6 +1,6 @@
 """FLUX.1, FLUX.2 klein and dev, and Chroma, which was made from the first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +15,13 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from transformers import CLIPTextModel, Mistral3ForConditionalGeneration, Qwen3ForCausalLM, T5EncoderModel
 
 from ether_diffusion.bases.base import PromptEmbeddings
+from ether_diffusion.bases.files import read_config
 from ether_diffusion.bases.flow import FlowBase, pack, unpack
-
-TRAINING_GUIDANCE = 1.0
-"""What FLUX.1 dev and FLUX.2 dev are told in training: the strength at which guidance changes nothing."""
 
 
 class PackedBase(FlowBase):
@@ -30,10 +29,6 @@ class PackedBase(FlowBase):
 
     packed = 2
     num_text_tokens = 512
-
-    def unpacked(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return tokens as latents (b, c, h, w)."""
-        return unpack(latents, [side // self.vae_scale_factor for side in size])
 
 
 class Flux1(PackedBase):
@@ -52,22 +47,29 @@ class Flux1(PackedBase):
     attention = r".*\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
     feedforward = r".*\.(?:ff(?:_context)?\.net\.(?:0\.proj|2)|proj_mlp|proj_out)"
 
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts as the pipeline does."""
         sequence, pooled, _ = pipeline.encode_prompt(list(prompts))
         return PromptEmbeddings(sequence, pooled)
 
     @staticmethod
-    def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+    def _velocity(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings, **told: Tensor
+    ) -> Tensor:
         velocity = denoiser(
             hidden_states=pack(noisy),
             timestep=timesteps / 1000,
-            guidance=_guidance(denoiser, timesteps),
             pooled_projections=embeddings.pooled,
             encoder_hidden_states=embeddings.sequence,
             return_dict=False,
             **_places(noisy, embeddings),
+            **told,
         )[0]
         return unpack(velocity, noisy.shape)
+
+    def is_guided(self, denoiser: Any, guidance_scale: float) -> bool:
+        """Say that no row is without its prompt: the transformer is told of its guidance."""
+        return False
 
 
 class Chroma(PackedBase):
@@ -83,12 +85,15 @@ class Chroma(PackedBase):
     }
     attention, feedforward = Flux1.attention, Flux1.feedforward
 
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts as the pipeline does."""
         sequence, _, mask, *_ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         return PromptEmbeddings(sequence, mask=mask.bool())
 
     @staticmethod
-    def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+    def _velocity(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings, **told: Tensor
+    ) -> Tensor:
         tokens, mask = pack(noisy), embeddings.mask
         if mask is not None:  # of the picture, too; in floats, as the pipeline has it
             mask = torch.cat((mask, mask.new_ones(tokens.shape[:2])), dim=1).to(noisy.dtype)
@@ -120,12 +125,15 @@ class Flux2Klein(PackedBase):
     )
     feedforward = r".*\.ff(?:_context)?\.linear_(?:in|out)"
 
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts as the pipeline does."""
         sequence, _ = pipeline.encode_prompt(list(prompts))
         return PromptEmbeddings(sequence)
 
     @staticmethod
-    def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+    def _velocity(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings, **told: Tensor
+    ) -> Tensor:
         b, tokens, _ = embeddings.sequence.shape
         rows, columns, words = (torch.arange(n) for n in (noisy.shape[-2] // 2, noisy.shape[-1] // 2, tokens))
         one = torch.arange(1)
@@ -134,16 +142,28 @@ class Flux2Klein(PackedBase):
         velocity = denoiser(
             hidden_states=pack(noisy),
             timestep=timesteps / 1000,
-            guidance=_guidance(denoiser, timesteps),
             encoder_hidden_states=embeddings.sequence,
             txt_ids=text_ids.to(noisy.device),
             img_ids=image_ids.to(noisy.device),
             return_dict=False,
+            **told,
         )[0]
         return unpack(velocity, noisy.shape)
 
-    def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.scale_latents(pipeline.vae, found.float().cpu())  # it gives the autoencoder's own
+    def draw_noise(self, denoiser: Any, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Draw noise, of which the pipeline draws all that becomes a token's first number, then the next."""
+        height, width = (side // self.vae_scale_factor for side in size)
+        shape = (1, denoiser.config.in_channels, height // 2 * (width // 2))
+        noise = torch.randn(shape, generator=generator, dtype=denoiser.dtype)
+        return unpack(noise.transpose(1, 2), (height, width))
+
+    def is_guided(self, denoiser: Any, guidance_scale: float) -> bool:
+        """Say whether a picture takes a row without its prompt, which distilled ones do not."""
+        index = read_config(self.folder, "model_index.json")
+        return guidance_scale > 1 and not index.get("is_distilled")
+
+    def _shift(self, config: Mapping[str, Any], tokens: int, num_steps: int) -> float:
+        return float(compute_empirical_mu(tokens, num_steps))
 
 
 class Flux2Dev(Flux2Klein):
@@ -154,15 +174,9 @@ class Flux2Dev(Flux2Klein):
     takes_negative_prompts = False
     classes: ClassVar = {**Flux2Klein.classes, "text_encoder": Mistral3ForConditionalGeneration}
 
-    def _drawing(self, embeddings: PromptEmbeddings, guidance_scale: float) -> dict[str, Any]:
-        return {"prompt_embeds": embeddings.sequence[:1], "guidance_scale": guidance_scale}
-
-    def _latents_of(self, pipeline: Any, found: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.unpacked(found, size)
-
-
-def _guidance(denoiser: Any, timesteps: Tensor) -> Tensor | None:
-    return torch.full_like(timesteps, TRAINING_GUIDANCE) if denoiser.config.guidance_embeds else None
+    def is_guided(self, denoiser: Any, guidance_scale: float) -> bool:
+        """Say that no row is without its prompt: the transformer is told of its guidance."""
+        return False
 
 
 def _places(noisy: Tensor, embeddings: PromptEmbeddings) -> dict[str, Tensor]:

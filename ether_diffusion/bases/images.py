@@ -1,7 +1,7 @@
 """Pictures and latents: what the autoencoder makes of one for the other."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -21,6 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 VAE: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC | AutoencoderKLFlux2 | AutoencoderKLQwenImage
+Check: TypeAlias = Callable[[Tensor], tuple[Tensor, Sequence[bool] | None]]
+"""What is left of decoded pictures (b, 3, height, width), and which of them were taken out."""
 _FAULT = "ether_diffusion_fault"
 
 logger = logging.getLogger(__name__)
@@ -94,8 +96,8 @@ def scale_latents(vae: VAE, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_latents(vae: VAE, latents: Tensor) -> list[Image.Image]:
-    """Return the pictures of latents (b, c, h, w) of the denoiser."""
+def decode_latents(vae: VAE, latents: Tensor, check: Check | None = None) -> list[Image.Image]:
+    """Return the pictures of latents (b, c, h, w) of the denoiser, as `check` leaves them."""
     latents = latents.float().cpu()
     scale, shift = _statistics(vae, latents)
     latents = (latents / scale + shift).to(vae.device, vae.dtype)
@@ -103,7 +105,8 @@ def decode_latents(vae: VAE, latents: Tensor) -> list[Image.Image]:
         decoded = vae.decode(latents.unsqueeze(2) if _is_of_video(vae) else latents).sample
     if _is_of_video(vae):
         decoded = decoded.squeeze(2)
-    return to_pictures(VaeImageProcessor().postprocess(decoded.float(), output_type="np"))
+    decoded, blackened = (decoded, None) if check is None else check(decoded)
+    return to_pictures(VaeImageProcessor().postprocess(decoded.float(), output_type="np"), blackened)
 
 
 @contextmanager

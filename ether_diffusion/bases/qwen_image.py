@@ -23,18 +23,20 @@ class QwenImage(PackedBase):
         "vae": AutoencoderKLQwenImage,
         "text_encoder": Qwen2_5_VLForConditionalGeneration,
     }
-    mask_argument = "prompt_embeds_mask"
     attention = r".*\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
     feedforward = r".*\.(?:img|txt)_mlp\.net\.(?:0\.proj|2)"
     unused = r"transformer_blocks\.{last}\.(?:attn\.(?:add_q_proj|to_add_out)|txt_mlp\.)"
 
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts as the pipeline does."""
         sequence, mask = pipeline.encode_prompt(list(prompts), max_sequence_length=self.num_text_tokens)
         every = sequence.new_ones(sequence.shape[:2])
         return PromptEmbeddings(sequence, mask=(every if mask is None else mask).bool())
 
     @staticmethod
-    def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+    def _velocity(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings, **told: Tensor
+    ) -> Tensor:
         height, width = (side // 2 for side in noisy.shape[-2:])
         mask = embeddings.mask
         if mask is not None and mask.all():  # attention is faster without, and the pipeline does so
@@ -49,9 +51,7 @@ class QwenImage(PackedBase):
         )[0]
         return unpack(velocity, noisy.shape)
 
-    def _drawing(self, embeddings: PromptEmbeddings, guidance_scale: float) -> dict[str, Any]:
-        return {
-            **super()._drawing(embeddings, guidance_scale),
-            "guidance_scale": None,  # of a distilled one
-            "true_cfg_scale": guidance_scale,
-        }
+    def guided(self, given: Tensor, without: Tensor, guidance_scale: float) -> Tensor:
+        """Return what is predicted with a prompt, led away from without, each token as long as it was."""
+        led, own = pack(super().guided(given, without, guidance_scale)), pack(given)
+        return unpack(led * (own.norm(dim=-1, keepdim=True) / led.norm(dim=-1, keepdim=True)), given.shape)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 from transformers import Gemma2Model
@@ -26,23 +27,24 @@ class Sana(FlowBase):
     num_text_tokens = 300
     text_width = "caption_channels"
     size_step = 32
+    latents_dtype, has_own_sigmas = torch.float32, True
     attention = r".*\.attn[12]\.(?:to_[qkv]|to_out\.0)"
     feedforward = None  # convolutions
 
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts as the pipeline does."""
         instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-        rows = []
-        for prompt in prompts:  # no words at all are not to be enhanced
-            sequence, mask, *_ = pipeline.encode_prompt(
-                prompt,
-                do_classifier_free_guidance=False,
-                complex_human_instruction=instruction if prompt else None,
-            )
-            rows.append(PromptEmbeddings(sequence, mask=mask.bool()))
-        return stack_embeddings(rows)
+        # no words at all are not to be enhanced
+        return stack_embeddings([_embed(pipeline, one, instruction if one else None) for one in prompts])
+
+    def encode_negative(self, pipeline: Any, prompt: str | None) -> PromptEmbeddings:
+        """Embed what a picture should not show, which is not enhanced."""
+        return _embed(pipeline, prompt or "", None)
 
     @staticmethod
-    def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+    def _velocity(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings, **told: Tensor
+    ) -> Tensor:
         velocity: Tensor = denoiser(
             noisy,
             encoder_hidden_states=embeddings.sequence,
@@ -52,6 +54,8 @@ class Sana(FlowBase):
         )[0]
         return velocity.chunk(2, dim=1)[0] if velocity.shape[1] == 2 * noisy.shape[1] else velocity
 
-    def _drawing(self, embeddings: PromptEmbeddings, guidance_scale: float) -> dict[str, Any]:
-        arguments = super()._drawing(embeddings, guidance_scale)
-        return {**arguments, "negative_prompt": None, "use_resolution_binning": False}
+
+def _embed(pipeline: Any, prompt: str, instruction: list[str] | None) -> PromptEmbeddings:
+    how: Any = {"do_classifier_free_guidance": False, "complex_human_instruction": instruction}
+    sequence, mask, *_ = pipeline.encode_prompt(prompt, **how)
+    return PromptEmbeddings(sequence, mask=mask.bool())

@@ -14,7 +14,6 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DDPMScheduler,
-    DiffusionPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -26,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ether_diffusion.bases.base import Attention, Base, Noise, PromptEmbeddings, TextEncoders
 from ether_diffusion.bases.files import check_variant, find_variant, load_part, read_config
-from ether_diffusion.bases.images import vae_scale_factor
+from ether_diffusion.bases.images import Check, vae_scale_factor
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
 from ether_diffusion.tuner import TARGET_PRESETS
 from ether_diffusion.wording import listed, printable
@@ -256,9 +255,10 @@ class UNetBase(Base):
         tokenizers = dict(zip(self._tokenizer_names, self.load_tokenizers(), strict=True))
         absent = dict.fromkeys(("vae", "unet", "scheduler"))
         pipeline = self.pipeline_class(**models, **tokenizers, **absent, **self.bare)
-        return TextEncoders(pipeline, models, partial(self._encode, pipeline))
+        return TextEncoders(pipeline, models, partial(self.encode, pipeline))
 
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts as the pipeline does."""
         device = next(pipeline.text_encoder.parameters()).device
         encoded = pipeline.encode_prompt(
             prompt=list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -298,6 +298,7 @@ class UNetBase(Base):
         *,
         size_ids: Tensor | None = None,
         inpainting: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Return what a UNet predicts; the mask and what it leaves are further channels of what it sees."""
         device, dtype = denoiser.device, denoiser.dtype
@@ -308,6 +309,13 @@ class UNetBase(Base):
         if size_ids is not None:
             conditions = {"text_embeds": embeddings.pooled, "time_ids": size_ids.to(device, dtype)}
             further["added_cond_kwargs"] = conditions
+        if (
+            guidance is not None and denoiser.config.time_cond_proj_dim is not None
+        ):  # of one that was distilled
+            told = StableDiffusionPipeline.get_guidance_scale_embedding(
+                None, (guidance - 1).cpu(), denoiser.config.time_cond_proj_dim
+            )
+            further["timestep_cond"] = told.to(device, dtype)
         prediction: Tensor = denoiser(
             sample=noisy.to(device, dtype),
             timestep=timesteps.to(device),
@@ -332,13 +340,9 @@ class UNetBase(Base):
         """Load the whole pipeline without a safety checker, which blackens pictures."""
         return self.load_pipeline(dtype=dtype, **self.unchecked)
 
-    def pipeline_around(self, denoiser: Any) -> DiffusionPipeline:
-        """Return the base's pipeline around a UNet, without what embeddings replace."""
-        absent = dict.fromkeys((*self.text_encoders, *self._tokenizer_names))
-        vae = self.load_vae().to(denoiser.device)
-        pipeline: DiffusionPipeline = self.load_pipeline(unet=denoiser, vae=vae, **absent, **self.unchecked)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    def is_guided(self, denoiser: Any, guidance_scale: float) -> bool:
+        """Say whether a picture takes a row without its prompt, which distilled UNets do not."""
+        return guidance_scale > 1 and denoiser.config.time_cond_proj_dim is None
 
 
 class StableDiffusion(UNetBase):
@@ -361,6 +365,12 @@ class StableDiffusion(UNetBase):
         """Say whether there is a UNet that is not told of sizes."""
         return "unet" in index and not SDXL.recognises(folder, index)
 
+    def checks(self, pipeline: Any) -> Check | None:
+        """Return the safety checker, where the base has one."""
+        if pipeline.safety_checker is None:
+            return None
+        return lambda decoded: pipeline.run_safety_checker(decoded, decoded.device, pipeline.unet.dtype)
+
 
 class SDXL(UNetBase):
     """Stable Diffusion XL: two text encoders, and a UNet that is told how pictures were sized and cropped."""
@@ -382,6 +392,18 @@ class SDXL(UNetBase):
         if "unet" not in index:
             return False
         return bool(read_config(folder, "unet/config.json").get("addition_embed_type") == "text_time")
+
+    def encode_negative(self, pipeline: Any, prompt: str | None) -> PromptEmbeddings:
+        """Embed what a picture should not show; where nothing is said, as zeros if it was trained so."""
+        embedded = super().encode_negative(pipeline, prompt)
+        zeros = prompt is None and pipeline.config.get("force_zeros_for_empty_prompt")
+        return embedded.zeros_like() if zeros else embedded
+
+    def checks(self, pipeline: Any) -> Check | None:
+        """Return what puts a watermark into pictures, where that is installed."""
+        if pipeline.watermark is None:
+            return None
+        return lambda decoded: (pipeline.watermark.apply_watermark(decoded), None)
 
 
 def _check_classes(folder: Path, index: Mapping[str, Any]) -> None:

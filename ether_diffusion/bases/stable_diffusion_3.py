@@ -26,11 +26,13 @@ class StableDiffusion3(FlowBase):
     }
     optional = frozenset({"text_encoder_3"})
     num_text_tokens = 77 + 256
+    has_own_sigmas = True
     attention = r".*\.attn2?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
     feedforward = r".*\.ff(?:_context)?\.net\.(?:0\.proj|2)"
     unused = r"transformer_blocks\.{last}\.attn\.add_q_proj"
 
-    def _encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embed prompts as the pipeline does."""
         if pipeline.text_encoder_3 is None and pipeline.transformer is None:  # it says how wide zeros are
             pipeline.transformer = self.empty_denoiser()
         sequence, _, pooled, _ = pipeline.encode_prompt(
@@ -39,7 +41,9 @@ class StableDiffusion3(FlowBase):
         return PromptEmbeddings(sequence, pooled)
 
     @staticmethod
-    def _velocity(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+    def _velocity(
+        denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: PromptEmbeddings, **told: Tensor
+    ) -> Tensor:
         velocity: Tensor = denoiser(
             hidden_states=noisy,
             timestep=timesteps,

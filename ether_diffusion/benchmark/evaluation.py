@@ -13,8 +13,8 @@ from ether_diffusion.metrics.control_scores import ControlPair
 from ether_diffusion.metrics.report import ROWS
 from ether_diffusion.metrics.scores import MIN_SIDE_PX, Sample, SortedSamples, sort_samples, without_faults
 from ether_diffusion.pipelines.metadata import png_bytes, read_image_metadata
-from ether_diffusion.pipelines.opening import EtherPipeline
 from ether_diffusion.pipelines.sampling import MAX_PICTURES, ControlUse, Sampling, draw_pictures
+from ether_diffusion.serving.engine import Engine
 from ether_diffusion.strict_json import StrictModel, read_json
 from ether_diffusion.training import decode_photo, find_photos
 from ether_diffusion.training.captions import decode_text, json_rows
@@ -94,11 +94,11 @@ def read_caption_file(path: Path) -> dict[str, str]:
 
 
 def draw_samples(
-    pipeline: EtherPipeline, sampling: Sampling, num_prompts: int, *, on_progress: OnProgress | None = None
+    engine: Engine, sampling: Sampling, num_prompts: int, *, on_progress: OnProgress | None = None
 ) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
     """Draw what was planned, by ROWS: of the first `num_prompts`, the subject's, and of the others."""
     rows: tuple[dict[str, list[Sample]], ...] = ({row: [] for row in ROWS}, {row: [] for row in ROWS})
-    for picture in draw_pictures(pipeline, sampling, on_progress=on_progress):
+    for picture in draw_pictures(engine, sampling, on_progress=on_progress):
         seed, name = sampling.seeds[picture.seed], f"prompt{picture.prompt + 1}_seed"
         sample = Sample(f"{name}{seed}", picture.image, sampling.prompts[picture.prompt], seed)
         rows[picture.prompt >= num_prompts][ROWS[picture.choice]].append(sample)
@@ -111,7 +111,7 @@ def picture_files(rows: Mapping[str, Sequence[Sample]]) -> dict[str, bytes]:
 
 
 def draw_pairs(
-    pipeline: EtherPipeline,
+    engine: Engine,
     pairs: Sequence[ControlPair],
     how: Sampling,
     control: str,
@@ -134,8 +134,8 @@ def draw_pairs(
                 height=how.height or height,
             )
             images = tuple(pair.control for pair in part)
-            use = ControlUse(images[0], control=control, by_prompt=images)
-            for picture in draw_pictures(pipeline, sampling, control=use):
+            use = ControlUse(images[0], control, by_prompt=images)
+            for picture in draw_pictures(engine, sampling, control=use):
                 pair, seed = part[picture.prompt], how.seeds[picture.seed]
                 sample = Sample(f"{pair.name}_seed{seed}", picture.image, pair.prompt, seed)
                 rows[ROWS[picture.choice]].append(sample)

@@ -40,28 +40,10 @@ def controlled(
     Raises:
         ValueError: the encoder is of another UNet, the images, the strengths or the batch do not fit.
     """
-    first = check_encoder(unet, encoder)
-    if images.ndim != 4 or images.shape[1] != encoder.config.conditioning_channels or not len(images):
-        raise ValueError(f"found images of shape {tuple(images.shape)}; they must be (n, 3, height, width)")
-    factor, (height, width) = encoder.config.scale_factor, images.shape[-2:]
-    if height % factor or width % factor:
-        needed = f"sides must be multiples of {factor} px"
-        raise ValueError(f"found control images of {width} × {height} px; {needed}")
-    strengths = torch.as_tensor(strength)
-    if not bool(torch.isfinite(strengths).all()):
-        raise ValueError(f"the strength of control is {strength}; use finite numbers, where 0 is the base")
-    if strengths.ndim and strengths.shape != (len(images),):
-        found = f"found {strengths.numel()} strengths for {len(images)} control images"
-        raise ValueError(f"{found}; give each one")
-    if not isinstance(strength, Tensor) and strength == 0:
+    first, features = check_encoder(unet, encoder), features_of(encoder, images, strength)
+    if features is None:
         yield
         return
-    weight = encoder.conv_in.weight
-    features: Tensor = encoder(images.to(weight.device, weight.dtype))
-    if isinstance(strength, Tensor):
-        features = features * strength.to(features).view(-1, 1, 1, 1)
-    elif strength != 1:
-        features = features * strength
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         repeats, rest = divmod(len(output), len(features))
@@ -80,8 +62,41 @@ def controlled(
         handle.remove()
 
 
-def check_encoder(unet: nn.Module, encoder: ControlEncoder) -> nn.Module:
+def features_of(encoder: ControlEncoder, images: Tensor, strength: Strength = 1.0) -> Tensor | None:
+    """Return what is added for images (n, 3, height, width) in [0, 1]: (n, c, h, w); None at strength 0.
+
+    Raises:
+        ValueError: the images or the strengths do not fit.
+    """
+    if images.ndim != 4 or images.shape[1] != encoder.config.conditioning_channels or not len(images):
+        raise ValueError(f"found images of shape {tuple(images.shape)}; they must be (n, 3, height, width)")
+    factor, (height, width) = encoder.config.scale_factor, images.shape[-2:]
+    if height % factor or width % factor:
+        needed = f"sides must be multiples of {factor} px"
+        raise ValueError(f"found control images of {width} × {height} px; {needed}")
+    strengths = torch.as_tensor(strength)
+    if not bool(torch.isfinite(strengths).all()):
+        raise ValueError(f"the strength of control is {strength}; use finite numbers, where 0 is the base")
+    if strengths.ndim and strengths.shape != (len(images),):
+        found = f"found {strengths.numel()} strengths for {len(images)} control images"
+        raise ValueError(f"{found}; give each one")
+    if not isinstance(strength, Tensor) and strength == 0:
+        return None
+    weight = encoder.conv_in.weight
+    features: Tensor = encoder(images.to(weight.device, weight.dtype))
+    if isinstance(strength, Tensor):
+        return features * strength.to(features).view(-1, 1, 1, 1)
+    return features if strength == 1 else features * strength
+
+
+def check_encoder(unet: nn.Module, encoder: ControlEncoder, vae_scale_factor: int | None = None) -> nn.Module:
     """Return the UNet's first convolution, which the encoder fits; else, or if compiled, a ValueError."""
+    factor = encoder.config.scale_factor
+    if vae_scale_factor not in (None, factor):
+        raise ValueError(
+            f"the control encoder divides sides by {factor} and this VAE by {vae_scale_factor}; load the "
+            "base that it was made for"
+        )
     if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
         raise ValueError(
             "the UNet is compiled as a whole, where control would have no effect; compile its blocks with "

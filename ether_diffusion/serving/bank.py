@@ -11,14 +11,17 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from ether_diffusion import reflections
-from ether_diffusion.adapters.format import AdapterPart
+from ether_diffusion.adapters.format import Adapter, AdapterPart
 from ether_diffusion.adapters.methods import title_of
-from ether_diffusion.adapters.models import check_fit, plain_modules
+from ether_diffusion.adapters.models import TEXT_ENCODERS, Match, check_fit, find_parts, plain_modules
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.tuner.hooked import weight_of
+from ether_diffusion.wording import listed
 
 Choice = Mapping[str, float]
 """Adapters of one row by name, with the strength of each; {} is the base."""
+MAX_ADAPTERS = 4
+"""Of one picture."""
 Factors = dict[str, tuple[Tensor, Tensor]]
 """A (r, in) and B (out, r) of each adapted module: W' = W + B A."""
 
@@ -60,8 +63,8 @@ class AdapterBank:
     def __contains__(self, name: str) -> bool:
         return name in self._parts
 
-    def add(self, name: str, part: AdapterPart) -> None:
-        """Keep an adapter by a name; its factors are computed when it is first used.
+    def add(self, name: str, part: AdapterPart) -> Match:
+        """Keep an adapter by a name, and say how its base compares; its factors are computed when it is used.
 
         Raises:
             ValueError: it does not fit the model, or is of a method whose update is not of low rank.
@@ -69,7 +72,7 @@ class AdapterBank:
         config = part.config
         if not isinstance(config, EtherConfig | LoraConfig) or getattr(config, "use_dora", False):
             raise ValueError(f"{name} is of {title_of(config)}; served are ETHER, ETHER+ and LoRA")
-        check_fit(self.model, part, None)
+        match = check_fit(self.model, part, None).match
         foreign = sorted(part.modules().keys() - self._linears.keys())
         if foreign:
             raise ValueError(f"{name} changes {foreign[0]}, which is no Linear; served are adapters of those")
@@ -77,6 +80,7 @@ class AdapterBank:
         for module in part.modules().keys() - self._hooked:
             self._hooked.add(module)
             self._linears[module].register_forward_hook(_Update(self._groups, module))
+        return match
 
     def remove(self, name: str) -> None:
         """Forget an adapter."""
@@ -132,6 +136,62 @@ class AdapterBank:
             down, up = (part.tensors[f"{name}.lora_{side}.weight"].to(weight) for side in "AB")
             found[name] = down, up * _lora_scale(part.config, name, len(down))
         return found
+
+
+class MixedAdapters:
+    """Banks of a pipeline's denoiser and text encoders: every row takes its own adapters."""
+
+    def __init__(self, pipeline: Any, num_slots: int) -> None:
+        parts = [each for each in find_parts(pipeline) if each.component in ("unet", *TEXT_ENCODERS)]
+        self.banks = {part.component: AdapterBank(part.model, num_slots=num_slots) for part in parts}
+        self._num_slots, self._used = num_slots, list[Choice]()
+
+    def add(self, name: str, adapter: Adapter) -> Match:
+        """Keep an adapter by a name, and say how its base compares.
+
+        Raises:
+            ValueError: it does not fit the models, or is of a method that is not served.
+        """
+        lacking = listed(part for part in adapter.parts if part not in self.banks)
+        if lacking:
+            raise ValueError(f"{adapter.name} holds an adapter of {lacking}, which is not served")
+        self._used = []
+        found = [self.banks[part].add(name, own) for part, own in adapter.parts.items()]
+        return max(found, key=("same", "unknown", "other weights").index)
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; its name may come to stand for another."""
+        self._used = []
+        for bank in self.banks.values():
+            if name in bank:
+                bank.remove(name)
+
+    def check(self, rows: Sequence[Choice]) -> None:
+        """Refuse rows of one picture that take too many adapters.
+
+        Raises:
+            ValueError: as said.
+        """
+        named, most = {name for row in rows for name in row}, min(MAX_ADAPTERS, self._num_slots)
+        if len(named) > most:
+            raise ValueError(f"found {len(named)} adapters for one picture; at most {most} are taken")
+
+    def takes(self, rows: Sequence[Choice]) -> bool:
+        """Say whether rows can be drawn together: whether there are slots for their adapters."""
+        return len({name for row in rows for name in row}) <= self._num_slots
+
+    def use_for_texts(self, choice: Choice) -> None:
+        """Let the text encoders take these adapters."""
+        for part, bank in self.banks.items():
+            if part != "unet":
+                bank.use([choice])
+
+    def use(self, rows: Sequence[Choice]) -> None:
+        """Let the rows of the next batches take these adapters, until told otherwise."""
+        if list(rows) != self._used:
+            self._used = []
+            self.banks["unet"].use(rows)
+            self._used = list(rows)
 
 
 class _Update:

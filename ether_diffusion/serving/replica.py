@@ -1,7 +1,6 @@
 """What answers the requests of a server: an engine and its adapters, alone or as one of many of Ray's."""
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -15,16 +14,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from ether_diffusion.bases import open_base
-from ether_diffusion.pipelines.metadata import (
-    MAX_SEED,
-    AdapterUse,
-    ImageMetadata,
-    attach_metadata,
-    fingerprint_of,
-    library_versions,
-    png_bytes,
-    scheduler_settings,
-)
+from ether_diffusion.pipelines.metadata import MAX_SEED, png_bytes
 from ether_diffusion.pipelines.opening import find_device
 from ether_diffusion.serving.engine import CancelledError, Engine, Job, QueueFullError, Request
 from ether_diffusion.serving.library import Library, open_place
@@ -117,7 +107,7 @@ class Replica:
 
     def __init__(self, engine: Engine, library: Library, limits: Limits) -> None:
         self.engine, self.library, self.limits = engine, library, limits
-        self.fingerprint = fingerprint_of(engine.denoiser)
+        _ = engine.fingerprint  # is looked for once, not at the first picture
 
     @classmethod
     def open(cls, options: Serve) -> "Replica":
@@ -178,9 +168,8 @@ class Replica:
             while (event := await heard.get()) is not None:
                 done, preview = event
                 png = None if preview is None else await run_in_threadpool(png_bytes, preview)
-                yield Step(done, len(job.scheduler.timesteps), png)
+                yield Step(done, job.num_steps, png)
             picture = job.picture.result()
-            attach_metadata(picture, self._metadata(job))
             yield Step(job.step, job.step, await run_in_threadpool(png_bytes, picture), is_picture=True)
         finally:
             if not job.picture.done():
@@ -211,33 +200,6 @@ class Replica:
             width=width,
             height=height,
             scheduler=asked.scheduler,
-        )
-
-    def _metadata(self, job: Job) -> ImageMetadata:
-        request, (height, width) = job.request, job.size
-        uses = (
-            AdapterUse(name, strength, dict(self.engine.adapters[name].hashes))
-            for name, strength in request.adapters.items()
-            if name in self.engine.adapters
-        )
-        without = request.negative_adapters
-        options = {} if without is None else {"negative_adapters": json.dumps(dict(without))}
-        return ImageMetadata(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            seed=request.seed,
-            steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            width=width,
-            height=height,
-            pipeline=self.engine.base.drawn_by,
-            scheduler=type(job.scheduler).__name__,
-            scheduler_config=scheduler_settings(job.scheduler),
-            base=self.library.base_name,
-            base_fingerprint=self.fingerprint,
-            adapters=tuple(uses),
-            options=options,
-            versions=library_versions(),
         )
 
     async def figures(self) -> Figures:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.bases import fault_of
+from ether_diffusion.bases import Denoising, denoise, fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_batch, controlled
 from ether_diffusion.durable_files import delete, write_files
@@ -58,12 +59,7 @@ def draw(
     """
     rows, base, encoder = [], run.base, run.trainer.control
     models = [run.unet, *(part.model for part in run.trainer.parts if part.part != "unet")]
-    how: dict[str, Any] = {
-        "size": run.size,
-        "num_steps": num_steps,
-        "guidance_scale": guidance_scale,
-        "check": run.check,
-    }
+    how: Any = {"size": run.size, "num_steps": num_steps, "guidance_scale": guidance_scale}
     with ExitStack() as rest:
         rest.enter_context(run.accelerator.autocast())
         rest.enter_context(torch.compiler.set_stance("force_eager"))
@@ -72,14 +68,18 @@ def draw(
         for model in models:
             rest.callback(model.train, model.training)
             model.eval()
-        pipeline = base.pipeline_around(run.unet)
+        vae, scheduler = base.load_vae().to(run.unet.device), base.load_scheduler()
+        is_guided = base.is_guided(run.unet, guidance_scale)
         for number, prompt in enumerate(prompts):
             with ExitStack() as stack:
                 if controls and encoder is not None:
                     stack.enter_context(controlled(run.unet, encoder, controls[number]))
-                texts = run.encode([prompt, negative_prompt])
-                latents = [base.draw_latents(pipeline, texts, seed=seed, **how) for seed in seeds]
-            rows.append([image for each in latents for image in base.decode_latents(pipeline.vae, each)])
+                texts = run.encode([prompt]), run.encode([negative_prompt]) if is_guided else None
+                begun = [
+                    Denoising(base, run.unet, deepcopy(scheduler), texts, seed=seed, **how) for seed in seeds
+                ]
+                latents = [denoise(each, run.unet, run.check) for each in begun]
+            rows.append([image for each in latents for image in base.decode_latents(vae, each)])
             for seed, image in zip(seeds, rows[-1], strict=True):
                 if (fault := fault_of(image)) is not None:
                     logger.warning('the picture of "%s" with seed %d %s', prompt, seed, fault)
