@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,8 @@ def add_flags(
             parser.add_argument(name, nargs=None if each.is_required else "?", help=text.replace("%", "%%"))
         else:
             more = {"repeated": each.is_repeated, "required": each.is_required}
-            add_flag(parser, name, each.kind, text, default, **more)
+            kind = replace(each.kind, is_many=each.kind.is_many or each.is_spread)
+            add_flag(parser, name, kind, text, default, **more)
 
 
 def add_flag(

@@ -103,7 +103,8 @@ class Declared:
     the place of the option `instead_of` where a lower layer gave that, and sets those that it `implies`.
     `theirs` is the default of diffusers' script where ours is another. It is `free` where a run goes on with
     another value, as what is trained is the same. On a command line it may be positional, or repeated for
-    each of its values; forms call it by its `label`, or its name in words.
+    each of its values, or spread: several values of one are as many runs. Forms call it by its `label`, or
+    its name in words.
     """
 
     kind: Kind
@@ -118,6 +119,7 @@ class Declared:
     is_positional: bool = False
     is_repeated: bool = False
     label: str = ""
+    is_spread: bool = False
 
 
 def option(default: T, help: str | None = None, **more: Any) -> T:

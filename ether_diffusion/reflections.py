@@ -41,18 +41,21 @@ class Units(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """H = I + scale · leftᵀ right for one side, from one stack of rows: [Û] (k, d) or [Û; E; V̂] (3k/2, d)."""
+    """H = I + scale · leftᵀ right for one side, from one stack of rows: [Û] (k, d) or [Û; E; V̂] (3k/2, d).
+
+    Those of several adapters lie along an axis before.
+    """
 
     stack: Tensor
     is_plus: bool
 
     @property
     def left(self) -> Tensor:
-        return self.stack[len(self.stack) // 3 :] if self.is_plus else self.stack
+        return self.stack[..., self.stack.shape[-2] // 3 :, :] if self.is_plus else self.stack
 
     @property
     def right(self) -> Tensor:
-        return self.stack[: 2 * len(self.stack) // 3] if self.is_plus else self.stack
+        return self.stack[..., : 2 * self.stack.shape[-2] // 3, :] if self.is_plus else self.stack
 
     @property
     def scale(self) -> float:
@@ -84,8 +87,11 @@ def _spread(blocks: Tensor) -> Tensor:
     return torch.diag_embed(blocks.transpose(-1, -2), dim1=-3, dim2=-2).flatten(-2)
 
 
-def rows(sides: Sequence[Vectors], dtype: torch.dtype) -> list[Rows]:
-    """Return the rows of H for many sides, differentiably; sides of one shape are computed in one go."""
+def rows(sides: Sequence[Vectors], dtype: torch.dtype, *, together: int = 1) -> list[Rows]:
+    """Return the rows of H for many sides, differentiably; sides of one shape are computed in one go.
+
+    With `together`, so many sides in turn, which are of one shape, have their rows in one stack.
+    """
     alike: dict[tuple[torch.Size, torch.device, bool], list[int]] = defaultdict(list)
     for index, (u, v) in enumerate(sides):
         alike[u.shape, u.device, v is not None].append(index)
@@ -94,9 +100,12 @@ def rows(sides: Sequence[Vectors], dtype: torch.dtype) -> list[Rows]:
         v = torch.stack([v for index in indices if (v := sides[index].v) is not None]) if is_plus else None
         unit = units(Vectors(torch.stack([sides[index].u for index in indices]), v))
         blocks = unit.u if unit.v is None else torch.stack((unit.u, unit.v - unit.u, unit.v), 1)
-        stacks = _spread(blocks.to(dtype)).flatten(1, -2).unbind()
-        result.update((index, Rows(stack, is_plus)) for index, stack in zip(indices, stacks, strict=True))
-    return [result[index] for index in range(len(sides))]
+        stacks = _spread(blocks.to(dtype)).flatten(1, -2)
+        if together > 1:
+            stacks = stacks.view(-1, together, *stacks.shape[1:])
+        firsts = zip(indices[::together], stacks.unbind(), strict=True)
+        result.update((index, Rows(stack, is_plus)) for index, stack in firsts)
+    return [result[index] for index in range(0, len(sides), together)]
 
 
 def reflect(x: Tensor, side: Units) -> Tensor:
@@ -128,19 +137,21 @@ def factors(
 
     The rank r is num_blocks for a side of ETHER and 2 num_blocks for a side of ETHER+, summed over the
     sides. Two skinny passes over W (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k) already
-    gives it as `weight_along_left`.
+    gives it as `weight_along_left`. Factors of several adapters lie along an axis before, as their rows do.
     """
     if input_side is None:
         assert output_side is not None
-        return (output_side.right @ weight) * output_side.scale, output_side.left.t()
+        return (output_side.right @ weight) * output_side.scale, output_side.left.mT
     if weight_along_left is None:
-        weight_along_left = along_rows(weight, input_side.left)
+        left = input_side.left
+        weight_along_left = along_rows(weight, left.flatten(0, -2))
+        weight_along_left = weight_along_left.reshape(-1, *left.shape[:-1]).movedim(0, -2)
     up = weight_along_left * input_side.scale
     if output_side is None:
         return input_side.right, up
     reached = (output_side.right @ weight) * output_side.scale
     reached = reached + (output_side.right @ up) @ input_side.right * output_side.scale
-    return torch.cat((input_side.right, reached)), torch.cat((up, output_side.left.t()), dim=1)
+    return torch.cat((input_side.right, reached), dim=-2), torch.cat((up, output_side.left.mT), dim=-1)
 
 
 def merged_weight(weight: Tensor, updates: list[tuple[Tensor, Tensor, float]]) -> Tensor:

@@ -52,10 +52,15 @@ def training(config: DreamBoothConfig) -> Callable[[], int]:
 
 def training_until_change(config: DreamBoothConfig, number: int) -> Callable[[], int]:
     """Return the work of training, killed right before it changes the disk for the number-th time."""
+    return until_change(training(config), config.output.output_dir, number)
+
+
+def until_change(train: Callable[[], int], folder: Path, number: int) -> Callable[[], int]:
+    """Return work that is killed right before it changes a folder for the number-th time."""
 
     def work() -> int:
-        die_at_change(config.output.output_dir, number)
-        return train_dreambooth(config)
+        die_at_change(folder, number)
+        return train()
 
     return work
 

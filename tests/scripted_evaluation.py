@@ -1,6 +1,7 @@
 """An evaluator that measures nothing: fidelity is, evaluation after evaluation, what it was told."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ class Scripted:
     def facts(self) -> dict[str, Json]:
         return {}
 
-    def load(self, device: torch.device) -> None:
+    def load(self, device: torch.device, loaded: object) -> None:
         pass
 
     def measure(self, subject: object, other: object, base_other: object) -> Scores:
@@ -33,9 +34,16 @@ class Scripted:
         return {"fidelity": (value, value + 0.01), "prompt": (0.5, 0.5), "drift": (0.0, 0.0)}
 
 
-def train_scripted(config: DreamBoothConfig, *fidelity: float) -> int:
-    """Train with such an evaluator in the place of the run's own."""
+@contextmanager
+def scripted(*fidelity: float) -> Iterator[None]:
+    """Put such an evaluator in the place of each run's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ether_diffusion.training.setup.open_evaluator", lambda *arguments: Scripted(fidelity))
         patch.setattr("ether_diffusion.training.evaluation.draw_curve", lambda curve: b"")
+        yield
+
+
+def train_scripted(config: DreamBoothConfig, *fidelity: float) -> int:
+    """Train with such an evaluator."""
+    with scripted(*fidelity):
         return train_dreambooth(config)

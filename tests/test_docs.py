@@ -79,6 +79,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     photos = write_photos(find_concept("fox"), Path("photos"), count=2)
     shutil.copy(photos[0], "photo.png")
     Path("photos/metadata.jsonl").unlink()
+    for name in ("fox-photos", "cat-photos"):
+        shutil.copytree("photos", name)
+    (jobs,) = re.findall(r"```yaml\n(.*?)```", TEXTS["train"], flags=re.DOTALL)
+    Path("jobs.yaml").write_text(jobs, encoding="utf-8")
     for seed, name in enumerate(("my-adapter", "other-adapter")):
         pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path())
         torch.manual_seed(seed)

@@ -22,6 +22,7 @@ from flag_runs import (
     MASKED,
     MEASURED,
     Flags,
+    Outcome,
     World,
     listening,
     made_world,
@@ -421,6 +422,15 @@ def test_a_step_out_of_bounds_is_not_the_best(world: World, name: str) -> None:
     is_out = name == "eval_max_drift" or found["prompt"]["mean"] < base["prompt"]["mean"]
     assert (strict.evaluation["best_step"] is None) == is_out
     assert bool(strict.names("best/*")) != is_out
+
+
+@shows("keep")
+def test_the_best_step_is_the_result_where_asked(world: World) -> None:
+    for keep in ("best", "last"):
+        flags: Flags = MEASURED | {"eval_steps": 1, "max_train_steps": 3, "output_dir": f"@{keep}"}
+        run = world.run_by(lambda run: train_scripted(run, *RISING), flags | {"keep": keep})
+        best = Outcome(run.folder / "best", "")
+        assert (run.trained == best.trained) == (keep == "best")
 
 
 @shows("stop_when_good", "eval_patience")

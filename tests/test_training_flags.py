@@ -133,12 +133,14 @@ BESIDE: dict[str, list[str]] = {
     "prior_preservation": [*NEEDED, "--class_prompt", "a dog"],
     "eval_steps": [*NEEDED, "--eval_prompt", "a sks dog"],
     "stop_when_good": [*NEEDED, "--eval_prompt", "a sks dog", "--eval_steps", "50"],
+    "keep": [*NEEDED, "--eval_prompt", "a sks dog", "--eval_steps", "50"],
 }
 CHANGED_TOO = {
     "dataset_name": {"instance_data_dir"},
     "prior_preservation": {"class_prompt"},
     "eval_steps": {"eval_prompt"},
     "stop_when_good": {"eval_prompt", "eval_steps"},
+    "keep": {"eval_prompt", "eval_steps"},
     "train_text_encoder": {"pre_compute_text_embeddings"},
     "aspect_ratio_buckets": {"use_aspect_ratio_buckets"},
 }

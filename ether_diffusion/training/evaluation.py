@@ -17,7 +17,7 @@ from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import Base
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics import scores as metrics
-from ether_diffusion.metrics.encoders import check_encoder, load_encoder
+from ether_diffusion.metrics.encoders import Encoder, check_encoder, load_encoder
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
 from ether_diffusion.training.checkpoint import Checkpoint
@@ -92,10 +92,12 @@ class SubjectEvaluator:
         shared = {name: shareable_name(each) for name, each in names.items()}
         return {**shared, "identifier": self.identifier, "num_photos": len(self.photos)}
 
-    def load(self, device: torch.device) -> None:
-        """Load the encoders; embed the photos and the prompts."""
+    def load(self, device: torch.device, loaded: dict[str, Encoder]) -> None:
+        """Load the encoders, unless they are by name; embed the photos and the prompts."""
         self._device, names = device, (self.viewer_name, self.reader_name)
-        loaded = {name: load_encoder(name, offline=self.offline) for name in dict.fromkeys(names)}
+        for name in names:
+            if name not in loaded:
+                loaded[name] = load_encoder(name, offline=self.offline)
         self._viewer, self._reader = (loaded[name] for name in names)
         texts = [metrics.without_identifier(prompt, self.identifier) for prompt in self.prompts]
         with self._at_work():
@@ -238,7 +240,7 @@ class Evaluations:
     def result(self) -> dict[str, bytes]:
         """The files of the best step's adapter, if that was asked for; none for the last step's."""
         files = {name: data for name, data in self.best_files.items() if name != EVALUATION_NAME}
-        return files if self.config.stop_when_good else {}
+        return files if self.config.stop_when_good or self.config.keep == "best" else {}
 
     def told(self) -> list[str]:
         """Return lines for the model card on what was found."""

@@ -2,11 +2,11 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +21,13 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.config import OptimizationConfig
 from ether_diffusion.training.methods import TrainedPart, prepared
-from ether_diffusion.training.objective import Denoising
+from ether_diffusion.training.objective import Denoising, Predict, losses_of_batches
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.wording import listed
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OPTIMIZER, AVERAGE = STATE_FILES = ("optimizer.safetensors", "average.safetensors")
 """The files of a trainer's tensors beside the adapter; the second is there if an average is kept."""
@@ -76,6 +78,71 @@ class Progress:
                 yield list(range(start, start + self.batch_size))
 
 
+@dataclass(frozen=True)
+class Share:
+    """A micro-batch whose gradient a trainer wants, and its turn in the update."""
+
+    trainer: "Trainer"
+    turn: int
+    batch: Batch
+    is_shadow: bool = False
+    """Whether it only keeps its place: what it was told in an earlier process."""
+
+    @property
+    def seed(self) -> int:
+        """What dropout draws from; all else has streams of its own."""
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        turn = self.turn * accelerator.num_processes + accelerator.process_index
+        return stream(trainer.seed, "dropout", trainer.step, turn).initial_seed()
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Return the share in the update's loss that each row's make up."""
+        loss = (losses * self.batch.weights.to(losses.device)).sum() / len(set(self.batch.samples))
+        return loss / self.trainer.progress.num_accumulations
+
+
+Work: TypeAlias = Generator[Share, tuple[Tensor, Tensor], T]
+"""Work of a run that asks for gradients, and is told its share of the loss and each row's (b,)."""
+Answering: TypeAlias = Callable[[Sequence[Share]], AbstractContextManager[Predict]]
+
+
+def add_gradients(shares: Sequence[Share], answering: Answering) -> list[tuple[Tensor, Tensor]]:
+    """Add the gradients of micro-batches, each of another trainer, by one forward and one backward.
+
+    Returns each one's share of its update's loss, and the loss of each row. A shadow gets no gradient.
+    """
+    with ExitStack() as stack:
+        with shares[0].trainer.accelerator.autocast():
+            torch.manual_seed(shares[0].seed)
+            predict = stack.enter_context(answering(shares))
+            work = [(share.trainer.denoising, share.batch) for share in shares]
+            losses = losses_of_batches(work, predict)
+        found = [share.weigh(own) for share, own in zip(shares, losses, strict=True)]
+        scaled = list[Tensor]()
+        for share, loss in zip(shares, found, strict=True):
+            scaler = share.trainer.accelerator.scaler
+            if not share.is_shadow:
+                scaled.append(loss if scaler is None else scaler.scale(loss))
+        torch.autograd.backward(scaled)
+    for share in shares:
+        if share.is_shadow:
+            share.trainer.prepared_optimizer.zero_grad()
+    return [(loss.detach(), own.detach()) for loss, own in zip(found, losses, strict=True)]
+
+
+def alone(work: Work[T]) -> T:
+    """Do the work of one run, and return what it returns."""
+    with closing(work):
+        try:
+            share = next(work)
+            while True:
+                found = add_gradients([share], share.trainer.answering)
+                share = work.send(found[0])
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
 class Trainer:
     """Adapters in training: their models, the optimizer, the schedule and the average of one process."""
 
@@ -115,12 +182,30 @@ class Trainer:
 
     def steps(self, batches: Iterator[Batch]) -> Iterator[StepReport]:
         """Do one update after another, up to the last; batches are this process's, from this step on."""
-        while self.step < self.progress.num_steps:
-            yield self.train_step([next(batches) for _ in range(self.progress.num_accumulations)])
+        while self.is_unfinished:
+            yield alone(self.update(batches))
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are updates left."""
+        return self.step < self.progress.num_steps
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepReport:
-        """Do one update with the gradients of the micro-batches; a NonFiniteError leaves all as it was."""
-        shares, losses = zip(*(self._backward(*each) for each in enumerate(micro_batches)), strict=True)
+        """Do one update with the gradients of the micro-batches, as `update`."""
+        return alone(self.update(iter(micro_batches)))
+
+    def update(self, batches: Iterator[Batch]) -> Work[StepReport]:
+        """Do one update with the gradients of the next micro-batches, which whoever goes on with this adds.
+
+        A NonFiniteError leaves all as it was.
+        """
+        shares, losses, names = [], [], list[str]()
+        for turn in range(self.progress.num_accumulations):
+            batch = next(batches)
+            share, of_rows = yield Share(self, turn, batch)
+            shares.append(share)
+            losses.append(of_rows)
+            names += batch.names
         self._share_gradients()
         loss = self.accelerator.reduce(torch.stack(shares).sum(), reduction="mean").item()
         rate = float(self.schedule.get_last_lr()[0])
@@ -129,7 +214,6 @@ class Trainer:
         may_overflow = self.accelerator.scaler is not None
         if not math.isfinite(loss) or not (math.isfinite(grad_norm) or may_overflow):
             self.prepared_optimizer.zero_grad()
-            names = [name for batch in micro_batches for name in batch.names]
             own = [n for n, v in zip(names, torch.cat(losses).tolist(), strict=True) if not math.isfinite(v)]
             photos = dict.fromkeys(gather_object(own) or gather_object(names))  # whichever process has them
             raise NonFiniteError(
@@ -146,21 +230,13 @@ class Trainer:
         self.step += 1
         return StepReport(self.step, loss, grad_norm, rate)
 
-    def _backward(self, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add the gradient of a micro-batch's share of the loss; return that share and each row's loss."""
-        # dropout is all that draws from the global generators
-        turn = index * self.accelerator.num_processes + self.accelerator.process_index
-        torch.manual_seed(stream(self.seed, "dropout", self.step, turn).initial_seed())
+    @contextmanager
+    def answering(self, shares: Sequence["Share"]) -> Iterator[Predict]:
+        """Give what answers the questions of this trainer's own share, fast inside."""
         with ExitStack() as stack:
-            with self.accelerator.autocast():
-                for part in self.parts:
-                    stack.enter_context(prepared(part.model, part.config))
-                losses = self.denoising.losses(batch)
-            num_instances = len(set(batch.samples))
-            loss = (losses * batch.weights.to(losses.device)).sum() / num_instances
-            loss = loss / self.progress.num_accumulations
-            self.accelerator.backward(loss)
-        return loss.detach(), losses.detach()
+            for part in self.parts:
+                stack.enter_context(prepared(part.model, part.config))
+            yield self.denoising.predict
 
     def _share_gradients(self) -> None:
         """Give all processes the mean of their gradients: at once, for an adapter's are few."""

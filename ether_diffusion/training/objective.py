@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,36 @@ from ether_diffusion.training.methods import adapters_off
 from ether_diffusion.training.randomness import stream
 
 Encode = Callable[[Sequence[str]], PromptEmbeddings]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a denoiser is asked: noisy latents (b, c, h, w) at timesteps (b,), and what it is told beside."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    embeddings: PromptEmbeddings
+    size_ids: Tensor | None
+    inpainting: Tensor | None
+    controls: tuple[Tensor, Tensor] | None = None
+    """Control images (b, 3, H, W), and how strongly each is followed (b,)."""
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What `Base.predict` takes by name."""
+        return {"size_ids": self.size_ids, "inpainting": self.inpainting}
+
+    def rows(self, chosen: Tensor) -> "Question":
+        """Return that of the rows chosen (b,), without control images."""
+        size_ids, inpainting = (None if each is None else each[chosen] for each in self.beside.values())
+        embeddings = self.embeddings.rows(chosen)
+        return Question(self.noisy[chosen], self.timesteps[chosen], embeddings, size_ids, inpainting)
+
+
+class Predict(Protocol):
+    """What answers the questions of several batches, with the adapters in training or `of_base` alone."""
+
+    def __call__(self, questions: Sequence[Question], *, of_base: bool = False) -> Sequence[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -36,45 +67,67 @@ class Denoising:
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each row (b,), unweighed."""
-        device = self.unet.device
+        return losses_of_batches([(self, batch)], self.predict)[0]
+
+    def predict(self, questions: Sequence[Question], *, of_base: bool = False) -> list[Tensor]:
+        """Ask the denoiser."""
+        return [self._predict(question, of_base=of_base) for question in questions]
+
+    def _predict(self, asked: Question, *, of_base: bool) -> Tensor:
+        with ExitStack() as stack:
+            if of_base:
+                stack.enter_context(adapters_off((self.unet,)))
+            if self.control is not None and asked.controls is not None:
+                images, strength = asked.controls
+                stack.enter_context(controlled(self.unet, self.control, images, strength=strength))
+            return self.base.predict(
+                self.unet, asked.noisy, asked.timesteps, asked.embeddings, **asked.beside
+            )
+
+    def ask(self, batch: Batch) -> tuple[Question, Tensor]:
+        """Add noise to a batch; return what the denoiser is asked, and what it should answer (b, c, h, w)."""
         rows, offset = (batch.samples, batch.is_frozen_prior), self.config.noise_offset
         noise = draw_noise(batch.latents.shape, *rows, seed=self.seed, offset=offset)
         timesteps = draw_timesteps(self.noise, *rows, seed=self.seed, shape=batch.latents.shape[1:])
         noisy = self.noise.add(batch.latents, noise, timesteps)
-        embeddings = self.encode(batch.prompts)
-        target = self.noise.target(batch.latents, noise, timesteps).to(device)
-        if batch.is_frozen_prior.any():
-            target = self._with_frozen_prior(target, batch, noisy, timesteps)
-        with ExitStack() as stack:
-            if self.control is not None and batch.controls is not None:
-                strengths = batch.control_strengths
-                assert strengths is not None
-                stack.enter_context(controlled(self.unet, self.control, batch.controls, strength=strengths))
-            prediction = self.base.predict(
-                self.unet, noisy, timesteps, embeddings, size_ids=batch.size_ids, inpainting=batch.inpainting
-            )
+        embeddings, controls = self.encode(batch.prompts), None
+        if batch.controls is not None:
+            assert batch.control_strengths is not None
+            controls = (batch.controls, batch.control_strengths)
+        target = self.noise.target(batch.latents, noise, timesteps).to(self.unet.device)
+        question = Question(noisy, timesteps, embeddings, batch.size_ids, batch.inpainting, controls)
+        return question, target
+
+    def ask_prior(self, batch: Batch, asked: Question) -> Question:
+        """Return what the base itself is asked of the batch's frozen priors."""
+        with adapters_off(self.text_encoders):
+            return replace(asked, embeddings=self.encode(batch.prompts)).rows(batch.is_frozen_prior)
+
+    def compare(self, batch: Batch, asked: Question, target: Tensor, prediction: Tensor) -> Tensor:
+        """Return the loss of each row (b,)."""
+        device, timesteps = target.device, asked.timesteps
         masks = None if batch.masks is None else batch.masks.to(device)
         losses = losses_of(prediction, target, masks) * self.noise.weights(timesteps).to(device)
         if self.config.snr_gamma is not None:
             losses = losses * self.noise.min_snr_weights(timesteps, self.config.snr_gamma).to(device)
         return losses
 
-    @torch.no_grad()
-    def _with_frozen_prior(self, target: Tensor, batch: Batch, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """Replace the targets of frozen priors by what the base itself predicts."""
-        frozen = batch.is_frozen_prior
-        with adapters_off((self.unet, *self.text_encoders)):
-            prediction = self.base.predict(
-                self.unet,
-                noisy[frozen],
-                timesteps[frozen],
-                self.encode(batch.prompts).rows(frozen),
-                size_ids=None if batch.size_ids is None else batch.size_ids[frozen],
-                inpainting=None if batch.inpainting is None else batch.inpainting[frozen],
-            )
-        target = target.clone()
-        target[frozen.to(target.device)] = prediction.to(target.dtype)
-        return target
+
+def losses_of_batches(work: Sequence[tuple[Denoising, Batch]], predict: Predict) -> list[Tensor]:
+    """Return the losses (b,) of each batch by its own objective, with what `predict` answers them all."""
+    asked = [denoising.ask(batch) for denoising, batch in work]
+    targets, questions = [target for _, target in asked], [question for question, _ in asked]
+    if frozen := [index for index, (_, batch) in enumerate(work) if batch.is_frozen_prior.any()]:
+        with torch.no_grad():
+            priors = [work[index][0].ask_prior(work[index][1], questions[index]) for index in frozen]
+            for index, prediction in zip(frozen, predict(priors, of_base=True), strict=True):
+                target = targets[index] = targets[index].clone()
+                target[work[index][1].is_frozen_prior.to(target.device)] = prediction.to(target.dtype)
+    found = zip(work, questions, targets, predict(questions), strict=True)
+    return [
+        denoising.compare(batch, question, target, prediction)
+        for (denoising, batch), question, target, prediction in found
+    ]
 
 
 def draw_noise(

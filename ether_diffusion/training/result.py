@@ -82,7 +82,7 @@ def write_adapters(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files of adapters into a folder and its subfolders."""
     for subfolder in sorted({Path(name).parent for name in files}):
         inside = {Path(name).name: data for name, data in files.items() if Path(name).parent == subfolder}
-        (folder / subfolder).mkdir(exist_ok=True)
+        (folder / subfolder).mkdir(exist_ok=True, parents=True)
         write_files(folder / subfolder, inside)
 
 

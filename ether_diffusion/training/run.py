@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import diffusers
@@ -20,6 +20,7 @@ from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.adapters.models import base_fingerprint
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX
 from ether_diffusion.console import Unbroken, ran_short
+from ether_diffusion.metrics.encoders import Encoder
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training import checkpoint as checkpoints
 from ether_diffusion.training import processes, result
@@ -27,7 +28,7 @@ from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import DreamBoothConfig, control_of
 from ether_diffusion.training.config.files import write_config_file
 from ether_diffusion.training.evaluation import Evaluations
-from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, averaged
+from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, Work, alone, averaged
 from ether_diffusion.training.methods import adapter_tensors, restore_adapter
 from ether_diffusion.training.prior import draw_class_images
 from ether_diffusion.training.run_folder import RunFolder
@@ -95,30 +96,14 @@ def shortages_explained(folder: Path) -> Iterator[None]:
 
 
 def _train(run: Run, interrupts: processes.Interrupts, *, allow_changes: bool, hub_token: str | None) -> None:
-    config, accelerator, path = run.config, run.accelerator, run.config.output.output_dir
-    settings = config.flat() | {"num_processes": accelerator.num_processes}
-    folder = RunFolder(path, settings, {"data": run.training.fingerprint}, allow_changes=allow_changes)
-    wanted = config.output.resume_from_checkpoint
-    checkpoints.named_checkpoint(path, wanted)  # refused before anything is written
+    accelerator = run.accelerator
     with ExitStack() as held:
-
-        def begin() -> None:
-            if run.evaluator is not None:
-                run.evaluator.load(accelerator.device)
-            held.enter_context(folder)
-            write_config_file(path / CONFIG_NAME, config)
-            if config.output.push_to_hub:  # refused now rather than after hours
-                result.open_repository(config.output, hub_token)
-            draw_class_images(run, without=config.folders)
-
-        processes.do_on_main(accelerator, begin)
-        session = Session(load_run(run), interrupts, folder)
-        checkpoint = checkpoints.named_checkpoint(path, wanted) or checkpoints.newest_checkpoint(path)
-        if checkpoint is None and wanted is not None:
-            logger.warning("%s holds no checkpoint yet; the run begins with the first step", path)
-        session.restore(checkpoint, allow_changes=allow_changes)
-        with processes.tracked(accelerator, config), run.phases.measure("train"):
-            session.train()
+        folder = begin(run, held, {}, allow_changes=allow_changes, hub_token=hub_token)
+        load_run(run)
+        session = Session(run, interrupts, folder)
+        session.restore(allow_changes=allow_changes)
+        with run.phases.measure("train"):
+            alone(session.train())
         with run.phases.measure("write the result"):
             processes.do_on_main(accelerator, lambda: session.finish(hub_token))
         for line in run.phases.lines if accelerator.is_main_process else ():
@@ -126,29 +111,62 @@ def _train(run: Run, interrupts: processes.Interrupts, *, allow_changes: bool, h
     accelerator.end_training()
 
 
+def begin(
+    run: Run, held: ExitStack, encoders: dict[str, Encoder], *, allow_changes: bool, hub_token: str | None
+) -> RunFolder:
+    """Enter the run's folder, and make what is to be there before anything is loaded.
+
+    encoders are those that measure, by name; of several runs each is loaded once.
+    """
+    config, path, num_processes = run.config, run.config.output.output_dir, run.accelerator.num_processes
+    settings = config.flat() | {"num_processes": num_processes}
+    folder = RunFolder(path, settings, {"data": run.training.fingerprint}, allow_changes=allow_changes)
+    wanted = config.output.resume_from_checkpoint
+    checkpoints.named_checkpoint(path, wanted)  # refused before anything is written
+
+    def prepare() -> None:
+        if run.evaluator is not None:
+            run.evaluator.load(run.accelerator.device, encoders)
+        held.enter_context(folder)
+        write_config_file(path / CONFIG_NAME, config)
+        if config.output.push_to_hub:  # refused now rather than after hours
+            result.open_repository(config.output, hub_token)
+        draw_class_images(run, without=config.folders)
+
+    processes.do_on_main(run.accelerator, prepare)
+    return folder
+
+
 class Session:
     """A loaded run in a process: it goes on from a checkpoint, trains, saves, draws, and writes the result.
 
-    What it writes, the main process writes.
+    What it writes, the main process writes. One of several shows no bar of its own.
     """
 
-    def __init__(self, run: Run, interrupts: processes.Interrupts, folder: RunFolder) -> None:
+    def __init__(
+        self, run: Run, interrupts: processes.Interrupts, folder: RunFolder, *, has_bar: bool = True
+    ) -> None:
         self.run, self.interrupts, self.folder = run, interrupts, folder
         self.config, self.trainer, self.accelerator = run.config, run.trainer, run.accelerator
+        self.has_bar = has_bar and self.accelerator.is_main_process
         self.saved_step: int | None = None
         self.validation = Validation(run)
         self.evaluations = None if run.evaluator is None else Evaluations(run, folder)
 
-    def restore(self, checkpoint: Checkpoint | None, *, allow_changes: bool) -> None:
-        """Go on from a checkpoint, if there is one.
+    def restore(self, *, allow_changes: bool) -> None:
+        """Go on from the checkpoint that was asked for or the newest, if there is one.
 
         A ValueError says that it was made on other base weights or class images, or is of another form.
         """
+        path, wanted = self.folder.path, self.config.output.resume_from_checkpoint
+        checkpoint = checkpoints.named_checkpoint(path, wanted) or checkpoints.newest_checkpoint(path)
         if checkpoint is not None:
             self._load(checkpoint, allow_changes=allow_changes)
             logger.info("going on from step %d of %s", checkpoint.step, checkpoint.folder)
+        elif wanted is not None:
+            logger.warning("%s holds no checkpoint yet; the run begins with the first step", path)
         if self.accelerator.is_main_process:
-            path, step = self.folder.path, self.trainer.step
+            step = self.trainer.step
             checkpoints.forget_checkpoints_after(path, step)
             # a process that was killed right after a save has left older ones
             checkpoints.prune_checkpoints(path, step, self.config.output.checkpoints_total_limit)
@@ -193,7 +211,7 @@ class Session:
             "photos_or_class_images": hashlib.sha256(data).hexdigest(),
         }
 
-    def train(self) -> None:
+    def train(self) -> Work[None]:
         """Do all updates that are left; checkpoints, images and evaluations as often as configured.
 
         Where that was asked for, it ends once the run is good. What was learned is saved where an
@@ -209,27 +227,26 @@ class Session:
             desc="training",
             unit="step",
             file=Unbroken(sys.stderr),  # nobody may be reading, and the run goes on
-            disable=not self.accelerator.is_main_process,
+            disable=not self.has_bar,
         )
-        try:
-            is_good = self._look()
-            began = time.monotonic()
-            for report in () if is_good else trainer.steps(batches):
-                self._report(report, bar, time.monotonic() - began)
-                if report.step % self.config.output.checkpointing_steps == 0 or report.step == last:
+        with processes.tracked(self.accelerator, self.config), closing(bar):
+            try:
+                is_good = self._look()
+                while trainer.is_unfinished and not is_good:
+                    began = time.monotonic()
+                    report = yield from trainer.update(batches)
+                    self._report(report, bar, time.monotonic() - began)
+                    if report.step % self.config.output.checkpointing_steps == 0 or report.step == last:
+                        self.save()
+                    processes.stop_all_if_any(self.accelerator, self.interrupts.signal_number)
+                    is_good = self._look()
+                if is_good:
                     self.save()
-                processes.stop_all_if_any(self.accelerator, self.interrupts.signal_number)
-                if self._look():
-                    self.save()
-                    break
-                began = time.monotonic()
-        except processes.StoppedAtOnceError:
-            raise
-        except (processes.InterruptedRunError, NonFiniteError):
-            self.save()
-            raise
-        finally:
-            bar.close()
+            except processes.StoppedAtOnceError:
+                raise
+            except (processes.InterruptedRunError, NonFiniteError):
+                self.save()
+                raise
 
     def _check_space(self) -> None:
         size = sum(map(len, result.result_files(self.run).values()))
@@ -328,7 +345,7 @@ def _rehearse(run: Run) -> None:
         with run.phases.measure(DRAW):
             validation.draw()
     if evaluator is not None:
-        evaluator.load(accelerator.device)
+        evaluator.load(accelerator.device, {})
         folder = RunFolder(config.output.output_dir, {}, {}, allow_changes=False)  # never entered
         with run.phases.measure(MEASURE):
             Evaluations(run, folder).measure_base()

@@ -5,9 +5,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ from ether_diffusion.training.processes import DTYPES, tracker_problem
 from ether_diffusion.training.randomness import stream
 from ether_diffusion.training.validation import validation_controls
 from ether_diffusion.tuner.quantized import MULTIPLE, quantize, quantizer_of
+from ether_diffusion.tuner.together import share_weights
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -291,67 +292,112 @@ def _prompt_warnings(config: DreamBoothConfig, base: Base, training: PhotoFolder
 
 
 def load_run(run: Run, *, num_steps: int | None = None) -> Run:
-    """Encode photos and prompts, then load the UNet and attach the adapters; num_steps may cut the run short.
+    """Load all that a run trains, as `load_runs`, and return it."""
+    load_runs([run], num_steps=num_steps)
+    return run
 
-    The parts are loaded one at a time, used, and leave memory again. A ValueError says that a photo's latents
-    are not finite, or that an adapter does not fit the model.
+
+def load_runs(
+    runs: Sequence[Run],
+    *,
+    num_steps: int | None = None,
+    part_of: Callable[[Run], AbstractContextManager[None]] = lambda run: nullcontext(),
+) -> Denoiser:
+    """Encode photos and prompts, then load the UNet and attach the adapters; num_steps may cut runs short.
+
+    The parts are loaded one at a time, used, and leave memory again. Several runs have one base, precision
+    and size; each has a copy of the UNet that is returned, which shares its weights. What is done of a run is
+    done in `part_of`, and one that fails there is left out. A ValueError says that a photo's latents are not
+    finite, or that an adapter does not fit the model.
     """
-    config, base, accelerator = run.config, run.base, run.accelerator
-    settings, compute, wanted = config.optimization, config.compute, control_of(config)
-    progress = run.progress if num_steps is None else replace(run.progress, num_steps=num_steps)
-    dtype, device = DTYPES[accelerator.mixed_precision], accelerator.device
-    parts: list[TrainedPart] = []
+    first, left = runs[0], list(runs)
+    base, phases, dtype = first.base, first.phases, DTYPES[first.accelerator.mixed_precision]
+    compute, device = first.config.compute, first.accelerator.device
 
-    def attach(part: str, model: nn.Module, learning_rate: float) -> TrainedPart:
-        adapter = peft_config(config.adapter, part, base)
-        added = attach_new(model, adapter, seed=compute.seed, part=part)
-        return TrainedPart(part, model, adapter, added, learning_rate)
+    def each(work: Callable[[Run], object]) -> None:
+        done = list[Run]()
+        for run in left:
+            with part_of(run):
+                work(run)
+                done.append(run)
+        left[:] = done
 
-    with run.phases.measure("encode photos"):
+    with phases.measure("encode photos"):
         vae = base.load_vae().to(device)
         codec = Codec(
             lambda images: base.encode_images(vae, images), lambda latents: base.scale_latents(vae, latents)
         )
-        num_samples = progress.num_steps * progress.effective_batch
-        run.source = BatchSource(
-            run.plan, codec, num_samples=num_samples, on_progress=lambda done, of: run.check()
-        )
-        if config.data.cache_latents:  # what is left of it still says how latents are scaled
+        each(lambda run: _encode_photos(run, codec, num_steps))
+        if all(run.config.data.cache_latents for run in runs):  # what is left of it still scales latents
             vae.encoder.to("meta")
             vae.decoder.to("meta")
-    with run.phases.measure("encode prompts"):
+    texts = dict[Run, list[TrainedPart]]()
+    with phases.measure("encode prompts"):
         encoders = base.load_text_encoders(dtype).to(device)
-        for name, model in encoders.models.items() if config.adapter.train_text_encoder else ():
-            parts.append(attach(name, model, config.text_encoder_learning_rate))
-            model.train()
-            if compute.gradient_checkpointing:
-                bases.recompute_activations(model)
-        is_kept = config.data.pre_compute_text_embeddings
-        run.encode = remember(encoders, run.prompts) if is_kept else encoders.encode
+        each(partial(_encode_prompts, encoders=encoders, texts=texts))
         del encoders
-    run.check()
-    with run.phases.measure("load the denoiser"):
+    first.check()
+    with phases.measure("load the denoiser"):
         unet = base.load_denoiser(dtype)
         if compute.quantize is not None and not quantize(unet, compute.quantize, dtype):
             raise ValueError(
                 f"quantize={compute.quantize} finds no layer in the base whose inputs {MULTIPLE} divides; "
                 "leave it out"
             )
-        run.unet = unet.to(device)
+        unet.to(device)
         if compute.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         wants_xformers = compute.enable_xformers_memory_efficient_attention
-        side = max(run.size) // base.vae_scale_factor
+        side = max(first.size) // base.vae_scale_factor
         base.set_attention(unet, "xformers" if wants_xformers else compute.attention, latent_side=side)
-        if config.adapter.adapter != "none":
-            parts = [attach("unet", unet, config.learning_rate), *parts]
-        unet.train()
-        if compute.torch_compile:
-            unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
-    encoder, rate = None, 0.0
+        is_alone = len(runs) == 1
+        if not is_alone:
+            unet.train()
+        each(lambda run: _attach(run, unet if is_alone else share_weights(unet), texts[run], num_steps))
+    return unet
+
+
+def _progress(run: Run, num_steps: int | None) -> Progress:
+    return run.progress if num_steps is None else replace(run.progress, num_steps=num_steps)
+
+
+def _encode_photos(run: Run, codec: Codec, num_steps: int | None) -> None:
+    progress = _progress(run, num_steps)
+    num_samples = progress.num_steps * progress.effective_batch
+    run.source = BatchSource(
+        run.plan, codec, num_samples=num_samples, on_progress=lambda done, of: run.check()
+    )
+
+
+def _encode_prompts(run: Run, encoders: TextEncoders, texts: dict[Run, list[TrainedPart]]) -> None:
+    """Embed the prompts, once where they are kept, and attach the adapters of the text encoders."""
+    config, parts = run.config, texts.setdefault(run, [])
+    for name, model in encoders.models.items() if config.adapter.train_text_encoder else ():
+        parts.append(_attached(run, name, model, config.text_encoder_learning_rate))
+        model.train()
+        if config.compute.gradient_checkpointing:
+            bases.recompute_activations(model)
+    is_kept = config.data.pre_compute_text_embeddings
+    run.encode = remember(encoders, run.prompts) if is_kept else encoders.encode
+
+
+def _attached(run: Run, part: str, model: nn.Module, learning_rate: float) -> TrainedPart:
+    adapter, seed = peft_config(run.config.adapter, part, run.base), run.config.compute.seed
+    return TrainedPart(part, model, adapter, attach_new(model, adapter, seed=seed, part=part), learning_rate)
+
+
+def _attach(run: Run, unet: Denoiser, parts: list[TrainedPart], num_steps: int | None) -> None:
+    """Attach the adapter and the encoder of control images, and make what trains them."""
+    config, base, encoder, rate = run.config, run.base, None, 0.0
+    seed, wanted, run.unet = config.compute.seed, control_of(config), unet
+    if config.adapter.adapter != "none":
+        parts = [_attached(run, "unet", unet, config.learning_rate), *parts]
+    unet.train()
+    if config.compute.torch_compile:
+        unet.compile_repeated_blocks()  # block by block: a whole UNet compiles wrongly on CPUs
     if wanted is not None:
-        seed, factor = stream(compute.seed, "control encoder").initial_seed(), base.vae_scale_factor
-        encoder = new_encoder(unet, vae_scale_factor=factor, seed=seed, control_type=wanted.control_type)
+        drawn, factor = stream(seed, "control encoder").initial_seed(), base.vae_scale_factor
+        encoder = new_encoder(unet, vae_scale_factor=factor, seed=drawn, control_type=wanted.control_type)
         encoder.train()
         rate = wanted.control_learning_rate
     denoising = Denoising(
@@ -359,13 +405,13 @@ def load_run(run: Run, *, num_steps: int | None = None) -> Run:
         base,
         run.encode,
         _load_noise(base, config),
-        settings,
-        compute.seed,
+        config.optimization,
+        seed,
         text_encoders=[part.model for part in parts if part.part != "unet"],
         control=encoder,
     )
-    run.trainer = Trainer(accelerator, parts, denoising, progress, control_learning_rate=rate)
-    return run
+    progress = _progress(run, num_steps)
+    run.trainer = Trainer(run.accelerator, parts, denoising, progress, control_learning_rate=rate)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from ether_diffusion.strict_json import Json, parse_json
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.wording import printable
 
-MAX_BYTES = 1 << 20
+MAX_BYTES, MAX_JOBS = 1 << 20, 1000
 
 
 def read_config_file(path: str | Path) -> dict[str, Json]:
@@ -20,8 +20,33 @@ def read_config_file(path: str | Path) -> dict[str, Json]:
 
     One that cannot be read is a ValueError or a FileNotFoundError.
     """
-    path = Path(path)
-    where, suffix = f"the configuration {printable(path)}", path.suffix.lower()
+    where = f"the configuration {printable(path)}"
+    values = _read(Path(path), where)
+    return {} if values is None else _flat(values, where)
+
+
+def read_jobs_file(path: str | Path) -> list[dict[str, Json]]:
+    """Read a file with a list of runs, each with its options by name, as `read_config_file`."""
+    where = f"the list of jobs {printable(path)}"
+    jobs = _read(Path(path), where)
+    if not isinstance(jobs, list) or not jobs:
+        raise ValueError(
+            f"{where} is no list of runs; begin each with '- ', as '- instance_data_dir: photos'"
+        )
+    return [_flat(values, f"job {number} of {where}") for number, values in enumerate(jobs, 1)]
+
+
+def _flat(values: Json, where: str) -> dict[str, Json]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is not a mapping of names to values; write lines like 'seed: 1'")
+    for name, item in values.items():
+        if isinstance(item, dict):
+            raise ValueError(f"{where} has values under {printable(name)}; give each option by its own name")
+    return values
+
+
+def _read(path: Path, where: str) -> Json:
+    suffix = path.suffix.lower()
     if suffix not in (".yaml", ".yml", ".toml", ".json"):
         raise ValueError(f"{where} is neither .yaml, .yml, .toml nor .json; name it by what it holds")
     if not path.exists():
@@ -43,12 +68,6 @@ def read_config_file(path: str | Path) -> dict[str, Json]:
     except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
         kind, said = "TOML" if suffix == ".toml" else "YAML", " ".join(printable(error, 300).split())
         raise ValueError(f"{where} is not valid {kind} ({said})") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} is not a mapping of names to values; write lines like 'seed: 1'")
-    for name, item in values.items():
-        if isinstance(item, dict):
-            raise ValueError(f"{where} has values under {printable(name)}; give each option by its own name")
     return values
 
 
@@ -84,10 +103,18 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{_FLOAT.pa
 def _read_yaml(text: str, where: str) -> Json:
     # composed, not constructed: safe_load drops keys given twice, and `no` and 6e-3 are YAML 1.1 there
     root = yaml.compose(text, Loader=yaml.BaseLoader)
-    if not isinstance(root, yaml.MappingNode):
-        return None if root is None else _yaml_value(root, where)
+    if isinstance(root, yaml.SequenceNode) and any(isinstance(each, yaml.MappingNode) for each in root.value):
+        if len(root.value) > MAX_JOBS:
+            raise ValueError(f"{where} has {len(root.value)} entries; at most {MAX_JOBS} are read")
+        return [_yaml_mapping(each, where) for each in root.value]
+    return None if root is None else _yaml_mapping(root, where)
+
+
+def _yaml_mapping(node: yaml.Node, where: str) -> Json:
+    if not isinstance(node, yaml.MappingNode):
+        return _yaml_value(node, where)
     values: dict[str, Json] = {}
-    for key, value in root.value:
+    for key, value in node.value:
         place = f"in line {key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
             raise ValueError(f"{where} has a key that is no name {place}; use the names of flags")

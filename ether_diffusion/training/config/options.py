@@ -195,9 +195,9 @@ class AdapterConfig(Options, group="adapter"):
 class OptimizationConfig(Options, group="optimization"):
     """Steps, batches, learning rates, optimizer and loss."""
 
-    learning_rate: Positive | None = option(None, theirs=5e-4)
+    learning_rate: Positive | None = option(None, theirs=5e-4, is_spread=True)
     """Learning rate; the method's own if not given: 6e-3 for ether and ether_plus, 6e-4 lora, 6e-5 oft, 1e-4
-    hra and boft, 1e-3 delora, 5e-6 full; 1 with prodigy."""
+    hra and boft, 1e-3 delora, 5e-6 full; 1 with prodigy. Several are a run each, in folders of output_dir."""
     text_encoder_lr: Positive | None = option(None, needs="train_text_encoder")
     """Learning rate of the text encoder's adapter; learning_rate if not given."""
     scale_lr: bool = option(False, "Multiply the rates by accumulation steps, batch size and processes.")
@@ -308,12 +308,17 @@ class EvaluationConfig(Options, group="evaluation in training", free=True, needs
     """Nor is it if it loses more than this share of the base's likeness to the prompts."""
     eval_patience: Count = option(3, needs="stop_when_good")
     """Evaluations without a rise of fidelity above its standard error until a run is good."""
+    keep: Literal["last", "best"] = "last"
+    """Which adapter is the result: that of the last step, or of the best one; of several learning rates the
+    best's, in output_dir itself."""
     stop_when_good: bool = False
     """End the run once it is good; its result is then the adapter of the best step."""
 
     def _contradictions(self) -> Iterator[str]:
         if self.stop_when_good and not self.eval_steps:
             yield "stop_when_good needs to know what is good; give eval_steps, e.g. 50"
+        if self.keep == "best" and not self.eval_steps:
+            yield "keep=best needs to know what is best; give eval_steps, e.g. 50"
 
 
 class OutputConfig(Options, group="result, checkpoints, trackers, hub", free=True):
