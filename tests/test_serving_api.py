@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib.util
 import io
 import json
 import os
@@ -492,6 +493,16 @@ def test_the_command_refuses_in_one_sentence(
     assert ether.main(["serve", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_without_ray_it_is_said_what_to_install(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = importlib.util.find_spec
+    found = "ether_diffusion.scripts.serve_command.find_spec"
+    monkeypatch.setattr(found, lambda name: None if name == "ray" else there(name))
+    assert ether.main(["serve", "--ray", "--adapters", str(tmp_path)]) == 2
+    assert 'needs Ray: pip install "ether-diffusion[ray]"' in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_said_before_a_base_is_loaded(

@@ -23,6 +23,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Gauge
 
+from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.options import declared
 from ether_diffusion.serving.api import make_app
 from ether_diffusion.serving.keys import Keys
@@ -74,8 +75,8 @@ class Drawing:
 class Replicas:
     """Many replicas, asked as one."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle[Any], base: str) -> None:
+        self._handle, self._base_name = handle, shareable_name(base) or base
 
     async def health(self) -> dict[str, Any]:
         """Say what a replica says, or that all of them are busy."""
@@ -99,8 +100,9 @@ class Replicas:
 
     async def draw(self, asked: Generation, index: int) -> AsyncGenerator[Step]:
         """Draw a picture; where its replica dies another one begins again, and steps are told once."""
-        named = next(iter(sorted(asked.adapters or {})), asked.model)
-        handle, told = self._of(named).options(stream=True), -1
+        named = min(asked.adapters or [asked.model or self._base_name])
+        session = None if named == self._base_name else named  # all replicas hold the base
+        handle, told = self._of(session).options(stream=True), -1
         for left in reversed(range(TRIES)):
             steps = handle.draw.remote(asked, index)
             try:
@@ -166,7 +168,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     )
 
     def front() -> FastAPI:
-        return make_app(Replicas(serve.get_deployment_handle(Drawing.__name__)), keys)
+        return make_app(Replicas(serve.get_deployment_handle(Drawing.__name__), options.base), keys)
 
     made = serve.deployment(serve.ingress(front)(), name="Front", max_ongoing_requests=10_000)
     return made.options(ray_actor_options={"num_cpus": 0}).bind(drawing.bind(options))
