@@ -203,7 +203,7 @@ def served(folder: Path) -> Iterator[tuple[httpx.Client, psutil.Process, float]]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
     limits = httpx.Limits(max_connections=None)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, limits=limits) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=None, limits=limits) as client:
             while True:
                 try:
                     client.get("/health").raise_for_status()
