@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines import read_image_metadata
+from ether_diffusion.pipelines.metadata import png_bytes
+from ether_diffusion.pipelines.sampling import ControlUse
 from ether_diffusion.scripts import ether
 from ether_diffusion.serving.api import make_app
 from ether_diffusion.serving.engine import Engine, Job, Request
@@ -381,6 +384,39 @@ def test_a_control_adapter_and_the_bases_name_are_refused(
     assert not (folder / "adapters" / "trace").exists()
     answer = client.put("/v1/adapters/base", content=zipped(folder / "adapters" / "fox"))
     assert answer.status_code == 409
+
+
+def test_control_images_come_as_data(
+    client: TestClient, engine: Engine, folder: Path, tmp_path: Path
+) -> None:
+    encoder = random_encoder(tiny_sd().unet, factor=engine.base.vae_scale_factor)
+    for name, data in control_files(encoder, None).items():
+        (tmp_path / name).write_bytes(data)
+    assert client.put("/v1/adapters/trace", content=zipped(tmp_path)).status_code == 201
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    text = base64.b64encode(png_bytes(image)).decode()
+    body = {"prompt": "a b", "seed": 1, "steps": 2, "adapters": {"fox": 1.0}, "size": "16x16"}
+    control = {"control_image": text, "control": "trace", "control_strength": 0.5}
+    drawn = picture(client.post(DRAW, json=body | control).json()["data"][0])
+    own: dict[str, Any] = {"guidance_scale": engine.base.guidance_scale, "adapters": {"fox": 1.0}}
+    request = Request(prompt="a b", seed=1, steps=2, width=16, height=16, **own)
+    for use, is_like in ((ControlUse(image, "trace", 0.5), True), (None, False)):
+        expected = engine.submit(replace(request, control=use)).picture.result(60)
+        assert (np.abs(drawn - np.asarray(expected).astype(int)).max() <= 1) == is_like
+    alone = {"prompt": "a", "steps": 1, "model": "trace", "control_image": f"data:image/png;base64,{text}"}
+    assert client.post(DRAW, json=alone).status_code == 200
+    for wrong, status, words in (
+        ({"control_image": "http://127.0.0.1:1/x.png"}, 400, "is no base64; send a picture's bytes"),
+        ({"control_image": base64.b64encode(b"x" * 99).decode()}, 400, "control_image "),
+        ({"control_image": None}, 400, "need a control_image"),
+        ({"control": None}, 400, "control_image needs control"),
+        ({"control": "fox"}, 400, "follows no control image"),
+        ({"control": "nobody"}, 404, "nobody"),
+    ):
+        answer = client.post(DRAW, json=body | control | wrong)
+        assert answer.status_code == status, answer.text
+        assert words in answer.json()["error"]["message"]
+    assert client.delete("/v1/adapters/trace").status_code == 200
 
 
 def test_pictures_say_the_adapters_of_the_unconditional_row(client: TestClient) -> None:

@@ -28,7 +28,7 @@ from ether_diffusion.wording import printable
 
 T = TypeVar("T")
 
-MAX_BODY_BYTES = 2**20
+MAX_BODY_BYTES = 2**23
 MAX_HELD_BYTES = 2 * MAX_UPLOAD_BYTES
 """Of all bodies that are read at a time."""
 SOON = {"Retry-After": "1"}

@@ -36,6 +36,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_UPLOAD_BYTES = 2**28
 SECONDS = 5.0
 """How old what is known of the folder may be."""
+_LAST = (CONTROL_CONFIG_NAME, CONFIG_NAME)
+"""What makes files an adapter."""
 _HEAD_BYTES, _BATCH = 2**18, 256
 _STAMP = ("size", "mtime", "ino", "created", "ETag", "etag", "LastModified", "updated", "last_modified")
 """What file systems call what changes with a file."""
@@ -139,7 +141,7 @@ class Library:
                 self.engine.add_adapter(name, _read(made))
             place = f"{self.folder}/{name}"
             try:
-                for file in sorted(files, key=CONFIG_NAME.__eq__):  # the last one is what makes it an adapter
+                for file in sorted(files, key=_LAST.__contains__):  # those last that make it one
                     self.files.makedirs(f"{place}/{file}".rpartition("/")[0], exist_ok=True)
                     self.files.pipe_file(f"{place}/{file}", files[file])
             except OSError:
@@ -176,7 +178,7 @@ class Library:
             owner, _, file = path.removeprefix(f"{self.folder}/").partition("/")
             if file in _FILES and NAME.fullmatch(owner) and owner != self.base_name:
                 found.setdefault(owner, {})[file] = [info.get(key) for key in _STAMP]
-        return {owner: files for owner, files in found.items() if CONFIG_NAME in files}
+        return {owner: files for owner, files in found.items() if files.keys() & {*_LAST}}
 
     def _look(self, stamps: Mapping[str, _Stamp]) -> Iterator[tuple[str, tuple[_Stamp, bytes]]]:
         """Yield the form of each adapter, that all those have which can be drawn if one can."""
@@ -287,7 +289,7 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
                     files[name] = file.read(info.file_size + 1)
     except _BAD_ZIP as error:
         raise ValueError(f"the upload is no zip of an adapter's folder ({printable(error)})") from None
-    if CONFIG_NAME not in files:
+    if not files.keys() & {*_LAST}:
         what = listed(sorted(found)) or "nothing"
         raise ValueError(f"the zip has no {CONFIG_NAME} but {what}; zip an adapter's folder")
     return files

@@ -1,6 +1,8 @@
 """What answers the requests of a server: an engine and its adapters, alone or as one of many of Ray's."""
 
 import asyncio
+import base64
+import binascii
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -16,14 +18,18 @@ from starlette.concurrency import run_in_threadpool
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines.metadata import MAX_SEED, png_bytes
 from ether_diffusion.pipelines.opening import find_device
+from ether_diffusion.pipelines.sampling import ControlUse
 from ether_diffusion.serving.engine import CancelledError, Engine, Job, QueueFullError, Request
 from ether_diffusion.serving.library import Library, open_place
 from ether_diffusion.serving.options import Serve
 from ether_diffusion.strict_json import StrictModel
+from ether_diffusion.training.decoding import decode_bytes
+from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
+MAX_CONTROL_PIXELS = 2**24
 MAX_PICTURES = 8
 """Of one request."""
 Figures = dict[str, tuple[str, dict[str, float]]]
@@ -33,7 +39,8 @@ Figures = dict[str, tuple[str, dict[str, float]]]
 class Generation(StrictModel):
     """The body of POST /v1/images/generations: OpenAI's, and what its clients send as extra_body.
 
-    `model` is the base or one adapter; `adapters` several with their strengths.
+    `model` is the base or one adapter; `adapters` several with their strengths. `control_image` is a picture
+    in base64, and `control` names the adapter that follows it, where that is not `model`.
     """
 
     prompt: str
@@ -55,6 +62,9 @@ class Generation(StrictModel):
     steps: int = 20
     guidance_scale: float | None = None
     scheduler: str | None = None
+    control_image: str | None = None
+    control: str | None = None
+    control_strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,8 +157,9 @@ class Replica:
 
     async def draw(self, asked: Generation, index: int) -> AsyncGenerator[Step]:
         """Draw one of the pictures that are asked for; it is cancelled where this ends before it does."""
-        request = self._request(asked, index)
-        for name in {*request.adapters, *(request.negative_adapters or {})}:
+        request = await run_in_threadpool(self._request, asked, index)
+        following = [] if request.control is None else [request.control.control]
+        for name in {*request.adapters, *(request.negative_adapters or {}), *following}:
             await run_in_threadpool(self.library.ready, name)
         loop, heard = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Image.Image | None] | None]()
         parts = asked.partial_images + 1
@@ -200,6 +211,7 @@ class Replica:
             width=width,
             height=height,
             scheduler=asked.scheduler,
+            control=_control(asked),
         )
 
     async def figures(self) -> Figures:
@@ -222,3 +234,22 @@ class Replica:
             "slot_evictions_total": ("Adapters whose factors made room.", {"": bank.counts["evictions"]}),
             "slot_fill_seconds_total": ("Time spent on computing factors.", {"": bank.fill_seconds}),
         }
+
+
+def _control(asked: Generation) -> ControlUse | None:
+    """Return the control image of a request, which comes as data: nothing is fetched."""
+    if asked.control_image is None:
+        if asked.control is not None or asked.control_strength != 1:
+            raise ValueError("control and control_strength need a control_image; send one, or leave them out")
+        return None
+    named = asked.control or (None if asked.adapters else asked.model)
+    if named is None:
+        raise ValueError("control_image needs control, the name of the adapter that follows it")
+    try:
+        data = base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", asked.control_image), validate=True)
+        image = decode_bytes(data, ".png", min_side=1, max_pixels=MAX_CONTROL_PIXELS).rgb
+    except binascii.Error:
+        raise ValueError("control_image is no base64; send a picture's bytes, not where it lies") from None
+    except UnusableFileError as error:
+        raise ValueError(f"control_image {error}") from None
+    return ControlUse(image, named, asked.control_strength)
