@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.tiny_world import tiny_world_path
@@ -53,7 +53,7 @@ def draw_scenes(scenes: Sequence[Scene], *, renders_folder: Path = RENDERS_FOLDE
 
 
 def generate(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Any,
     prompts: Sequence[str],
     *,
     num_steps: int = 20,
@@ -61,7 +61,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 16,
 ) -> tuple[torch.Tensor, float]:
-    """Generate one picture for each prompt, picture k from seed + k.
+    """Generate one picture for each prompt with a pipeline of diffusers, picture k from seed + k.
 
     Returns images (b, 3, height, width) in [-1, 1] and seconds per picture.
     """

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ether_diffusion.console import run_command, use_one_thread
+from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 
 logger = logging.getLogger(__name__)
@@ -19,14 +20,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--subject", default="fox", help=f"what to learn (fox): {names}")
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="folder of the results (demo)")
     parser.add_argument("--steps", type=int, default=200, help="updates of the adapter (200)")
+    parser.add_argument("--base", default=ALIAS, help=f"a base that draws this world ({ALIAS})")
     return run_command(
         "demo",
         lambda: parser.parse_args(arguments),
-        lambda parsed: run(parsed.subject, parsed.output_dir, parsed.steps),
+        lambda parsed: run(parsed.subject, parsed.output_dir, parsed.steps, parsed.base),
     )
 
 
-def run(subject: str, folder: Path, num_steps: int) -> None:
+def run(subject: str, folder: Path, num_steps: int, base: str = ALIAS) -> None:
     """Learn a subject into a folder of its own and show it.
 
     Raises:
@@ -44,10 +46,12 @@ def run(subject: str, folder: Path, num_steps: int) -> None:
 
     folder = folder / subject.replace(" ", "_")
     began = time.monotonic()
-    adapter = learn_subject(concept, folder, {"max_train_steps": num_steps})
+    adapter = learn_subject(
+        concept, folder, {"max_train_steps": num_steps, "pretrained_model_name_or_path": base}
+    )
     seconds = {"training": time.monotonic() - began}
     began = time.monotonic()
-    pictures = draw_subject(concept, adapter)
+    pictures = draw_subject(concept, adapter, base=base)
     seconds["drawing"] = time.monotonic() - began
     photos = [Image.open(path) for path in sorted((folder / "photos").glob("*.png"))]
     sheet = folder / "contact_sheet.png"

@@ -3,18 +3,17 @@
 import argparse
 import json
 import logging
-from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
+from ether_diffusion.bases import open_base
 from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options, PathText, Text, option
-from ether_diffusion.tiny_world import resolve_base
+from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
 from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate, recognise
-from ether_diffusion.tiny_world.world import Scene
+from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene
 from recipes.tiny_world.autoencoder import psnr, reconstruct
 from recipes.tiny_world.background_colours import background_accuracy
 from recipes.tiny_world.judge import (
@@ -40,9 +39,9 @@ NUM_OUTSIDE = 48
 class EvaluationConfig(Options):
     """What is scored and how; each field is one flag."""
 
-    base: Text = option("tiny_world", "Pipeline to score: the alias tiny_world or a folder.")
+    base: Text = option("tiny_world", "Pipeline to score, by the name of an embedded base or its folder.")
     run_folder: PathText = option(
-        DEFAULT_RUN_FOLDER, "Folder with the renders, and the judge if the base has none."
+        DEFAULT_RUN_FOLDER, "Folder with the renders; what scores a base without judge and image tower."
     )
     num_pictures: int = option(192, "Pictures to generate for each group of captions.")
     num_steps: int = option(20, "Denoising steps.")
@@ -59,13 +58,14 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig) -> None:
         torch.set_num_threads(config.num_threads)
-        base = Path(resolve_base(config.base))
+        base = open_base(config.base)
         self.config = config
-        self.judge = load_judge(base if (base / JUDGE_FILE).is_file() else config.run_folder)
-        has_clip = (base / IMAGE_TOWER_FOLDER).is_dir()
-        self.clip = load_tiny_clip(base) if has_clip else None
+        folders = (base.folder, config.run_folder, tiny_world_path())
+        self.judge = load_judge(next(each for each in folders if (each / JUDGE_FILE).is_file()))
+        towers = next(each for each in folders if (each / IMAGE_TOWER_FOLDER).is_dir())
+        self.clip = load_tiny_clip(towers) if base.native_size == NATIVE_SIZE else None
         self.renders = fetch_renders(config.run_folder)
-        self.pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
+        self.pipeline = base.load_pipeline(dtype=torch.float32)
 
     def draw(self, prompts: list[str]) -> torch.Tensor:
         """Generate a picture for each prompt: (b, 3, 64, 64) in [-1, 1]."""

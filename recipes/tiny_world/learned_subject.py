@@ -81,14 +81,16 @@ def learn_subject(
     return adapter
 
 
-def draw_subject(concept: Concept, adapter: Path, *, seed: int = 0, num_steps: int = 20) -> SubjectPictures:
+def draw_subject(
+    concept: Concept, adapter: Path, *, base: str = ALIAS, seed: int = 0, num_steps: int = 20
+) -> SubjectPictures:
     """Draw a subject where its photos never showed it, without and with the adapter."""
-    pipeline = open_base(ALIAS).load_pipeline(dtype=torch.float32)
+    pipeline = open_base(base).load_pipeline(dtype=torch.float32)
     prompts = unseen_prompts(concept)
-    base, _ = generate(pipeline, prompts, seed=seed, num_steps=num_steps)
+    without, _ = generate(pipeline, prompts, seed=seed, num_steps=num_steps)
     load_ether(pipeline, adapter)
     drawn, _ = generate(pipeline, prompts, seed=seed, num_steps=num_steps)
-    return SubjectPictures(concept, base, drawn)
+    return SubjectPictures(concept, without, drawn)
 
 
 def subject_sheet(pictures: SubjectPictures, photos: Sequence[Image.Image]) -> Image.Image:
