@@ -18,6 +18,7 @@ from ether_diffusion.adapters.load import remove_adapter
 from ether_diffusion.adapters.methods import quiet
 from ether_diffusion.adapters.models import Part, Pipeline, adapter_tensors, find_parts, tuner_layers
 from ether_diffusion.bases import decoded_again, fault_of, to_pictures
+from ether_diffusion.bases.files import absent_parts
 from ether_diffusion.pipelines.metadata import AdapterUse, Call, attach_metadata, bind_call, fingerprint_of
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
@@ -90,8 +91,11 @@ class EtherLoaderMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load a pipeline as diffusers does; the alias "tiny_world" is the embedded base's folder."""
-        return super().from_pretrained(resolve_base(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]  # diffusers'
+        """Load a pipeline as diffusers does; the name of an embedded base stands for its folder."""
+        folder = resolve_base(pretrained_model_name_or_path)
+        if (Path(folder) / "model_index.json").is_file():
+            kwargs = absent_parts(Path(folder), cls) | kwargs
+        return super().from_pretrained(folder, **kwargs)  # type: ignore[misc]  # diffusers'
 
     def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
         """Load a LoRA as diffusers does; it alone is then active, also where ETHER was."""

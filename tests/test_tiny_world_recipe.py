@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 
 from ether_diffusion.bases import open_base
 from ether_diffusion.bases.stable_diffusion_3 import StableDiffusion3
+from ether_diffusion.pipelines import EtherStableDiffusion3Pipeline
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, find_concept, load_concepts
 from ether_diffusion.tiny_world.networks import TinyClip, load_tiny_clip
@@ -229,6 +230,9 @@ def test_the_flow_stage_is_exported_as_a_stock_pipeline_that_is_opened_as_stable
     stock = StableDiffusion3Pipeline.from_pretrained(tmp_path, dtype=torch.float32, **without_t5)
     stock.set_progress_bar_config(disable=True)
     torch.testing.assert_close(draw(stock), draw(flow), atol=0.02, rtol=0)  # float16
+    own = EtherStableDiffusion3Pipeline.from_pretrained(tmp_path, dtype=torch.float32)  # told of no T5
+    own.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(own), draw(stock))
     base = open_base(tmp_path)
     assert (type(base), base.native_size) == (StableDiffusion3, 64)
     embeddings = base.load_text_encoders().encode(["a cat in the snow"])

@@ -255,9 +255,8 @@ def load_pipeline(
     if kind is DiffusionPipeline and isinstance(index.get("_class_name"), str):
         kind = _known_class(diffusers, index["_class_name"], str(folder))
     taken = inspect.signature(kind.__init__).parameters
+    given = absent_parts(folder, kind) | given
     for name, entry in index.items():
-        if entry == [None, None] and name in taken:  # diffusers wants to be told of what a base lacks
-            given.setdefault(name, None)
         model = None if name in given else _model_class(folder / name, entry)
         if model is not None and (name in taken or kind is DiffusionPipeline):
             given[name] = load_part(model, folder / name, dtype=dtype, variant=variant)
@@ -265,6 +264,12 @@ def load_pipeline(
         return kind.from_pretrained(str(folder), **given)
     except ImportError as error:
         raise ValueError(f"the base in {folder} needs what is not installed: {error}") from None
+
+
+def absent_parts(folder: Path, kind: Any) -> dict[str, Any]:
+    """Return None for each part of a pipeline that a base lacks, of which diffusers wants to be told."""
+    taken, index = inspect.signature(kind.__init__).parameters, read_config(folder, "model_index.json")
+    return {name: None for name, entry in index.items() if entry == [None, None] and name in taken}
 
 
 def _model_class(folder: Path, entry: object) -> type | None:
