@@ -17,6 +17,7 @@ from ether_diffusion.adapters import Adapter
 from ether_diffusion.bases import Base
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.serving.engine import Engine
+from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.training import find_cut
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def find_base(named: str | None, adapters: Mapping[str, Adapter]) -> str:
     first = next(iter(adapters))
     if not bases:
         raise ValueError(f"{first} does not say what its base is; give --base")
-    if not Path(bases[0]).exists() and bases[0] != "tiny_world" and bases[0].count("/") != 1:
+    if not Path(bases[0]).exists() and bases[0] not in EMBEDDED and bases[0].count("/") != 1:
         raise ValueError(f"{first} was made for {bases[0]!r}; say with --base where that is")
     return bases[0]
 

@@ -49,7 +49,7 @@ from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts import drawing
 from ether_diffusion.serving.engine import Engine
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
+from ether_diffusion.tiny_world import ALIAS, embedded_name
 from ether_diffusion.wording import printable
 
 DRAWING = ("prompts", "other_prompts", "base", "seed", "num_images", "size", "steps", "guidance_scale",
@@ -198,7 +198,7 @@ class _Plan:
         self.options, self.adapter = options, adapter
         (self.name,) = drawing.adapter_names([path])
         self.base = open_base(drawing.find_base(options.base, {path: adapter}))
-        self.is_tiny = self.base.folder.resolve() == WEIGHTS_FOLDER.resolve()
+        self.is_tiny = embedded_name(self.base.folder) is not None
         first, number = options.seed or 0, options.num_images or num_images
         how = {"seeds": tuple(range(first, first + number)), **drawing.drawing(options, self.base)}
         how["scheduler"] = options.scheduler

@@ -12,7 +12,7 @@ from ether_diffusion.console import run_command, use_one_thread
 from ether_diffusion.flags import FlagParser, add_flag, add_flags
 from ether_diffusion.options import Options, OptionsError, PathText, Text, declared, option, shown
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.training.config import DreamBoothConfig, OutputConfig, presets, unknown_name
 from ether_diffusion.training.config.files import read_config_file, read_jobs_file
 from ether_diffusion.wording import printable
@@ -221,7 +221,7 @@ def _run(call: Call) -> int:
     for level, said in ((logging.WARNING, (*call.warnings, *call.ignored)), (logging.INFO, call.lines)):
         for line in said:
             logger.log(level, "%s", line)
-    if all(each.base.pretrained_model_name_or_path == ALIAS for each in call.configs):
+    if all(each.base.pretrained_model_name_or_path in EMBEDDED for each in call.configs):
         use_one_thread()
     wanted = os.environ.get("ACCELERATE_LOG_LEVEL", "INFO")  # accelerate stumbles over it when it is imported
     if wanted.upper() not in logging.getLevelNamesMapping():

@@ -35,7 +35,8 @@ from ether_diffusion.adapters import (
     write_adapter,
 )
 from ether_diffusion.adapters.format import metadata_header, parse_metadata
-from ether_diffusion.tiny_world import tiny_world_path
+from ether_diffusion.bases import open_base
+from ether_diffusion.tiny_world import EMBEDDED
 
 TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -255,11 +256,15 @@ def test_the_example_of_the_model_card_runs_and_the_hub_is_not_given_a_local_pat
     assert ModelCard.load(tmp_path / "adapter" / "README.md").data.base_model is None
 
 
-def test_an_adapter_of_the_embedded_base_names_it_by_its_alias_and_its_example_runs(tmp_path: Path) -> None:
-    pipe = DiffusionPipeline.from_pretrained(tiny_world_path())
-    pipe.unet.add_adapter(EtherConfig())
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_adapter_of_an_embedded_base_names_it_by_its_name_and_its_example_runs(
+    name: str, tmp_path: Path
+) -> None:
+    base = open_base(name)
+    pipe = base.load_pipeline()
+    getattr(pipe, base.denoiser).add_adapter(EtherConfig())
     save_ether(pipe, tmp_path)
-    assert read_adapter(tmp_path).metadata.base_model == "tiny_world"
+    assert read_adapter(tmp_path).metadata.base_model == name
     assert example(tmp_path).get_active_adapters() == ["default"]
 
 

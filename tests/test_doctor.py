@@ -32,7 +32,7 @@ def test_bases_are_listed_wherever_they_lie(tmp_path: Path, monkeypatch: Patch, 
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert ether.main(["bases", "--folder", str(here), "--json"]) == 0
     found = {Path(each["name"]).name: each for each in json.loads(capsys.readouterr().out)}
-    assert set(found) == {"tiny_world", "base", "xl", "broken", "single.safetensors"}
+    assert set(found) == {"tiny_world", "tiny_world_flow", "base", "xl", "broken", "single.safetensors"}
     assert found["base"]["name"] == "somebody/base"
     assert found["base"]["kind"].startswith("StableDiffusionPipeline")
     assert found["xl"]["kind"].startswith("StableDiffusionXLPipeline")
@@ -63,6 +63,7 @@ def test_the_doctor_trains_a_step_and_names_what_is_old_or_missing(
     assert "one step: " in said
     assert "peak memory" in said
     assert "tiny_world: StableDiffusionPipeline, 64 px" in said
+    assert "tiny_world_flow: StableDiffusion3Pipeline, 64 px" in said
     assert f"torch {true('torch')} (needs >=" in said
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert ether.main(["doctor"]) == 1

@@ -32,8 +32,9 @@ def pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(tiny_world_path())
 
 
-def test_the_alias_is_the_only_name_that_is_mapped() -> None:
+def test_the_names_of_the_shipped_pipelines_alone_are_mapped() -> None:
     assert resolve_base("tiny_world") == str(tiny_world_path())
+    assert resolve_base("tiny_world_flow") == str(tiny_world_path("tiny_world_flow"))
     assert resolve_base("some/folder") == "some/folder"
 
 

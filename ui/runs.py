@@ -28,7 +28,7 @@ from ether_diffusion.benchmark.plan import advise, read_curves
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.options import OptionsError
 from ether_diffusion.strict_json import StrictModel, checked, read_json
-from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.training import run_lock
 from ether_diffusion.training.checkpoint import MANIFEST
 from ether_diffusion.training.config import DreamBoothConfig
@@ -133,13 +133,13 @@ class TrainRequest:
         if advised.get("prior_preservation") == "class_images":
             options["class_data_dir"] = folder / "class_images"
             options["class_prompt"] = prompt.replace("{token} ", "").replace("{token}", "thing")
-        elif base == ALIAS and self.preset != "advised":
+        elif base in EMBEDDED and self.preset != "advised":
             options |= TINY_WORLD_OPTIONS
         options |= {**self.settings, "instance_prompt": prompt}
         often = max(1, options.get("max_train_steps", advised["max_train_steps"]) // 4)
         if self.preset == "advised" or "max_train_steps" in self.settings:
             options |= dict.fromkeys(("checkpointing_steps", "validation_steps"), often)
-        if base == ALIAS:  # which has an encoder of its own to measure by
+        if base in EMBEDDED:  # which have an encoder of their own to measure by
             options |= {"eval_steps": often, "stop_when_good": True}
         return options
 
@@ -154,7 +154,7 @@ class TrainRequest:
 
     def _prompt(self, base: str) -> str:
         """Return the instance prompt with {token} in it; a world of drawings has no photos of anything."""
-        made = f"a {'' if base == ALIAS else 'photo of '}{{token}} {self.subject.strip()}"
+        made = f"a {'' if base in EMBEDDED else 'photo of '}{{token}} {self.subject.strip()}"
         return str(self.settings.get("instance_prompt", "")).strip() or made
 
 
@@ -337,7 +337,7 @@ class Run:
         more = "More photos from other sides, or more steps, may help."
         if share >= LEARNED[1]:
             return "Partly learned", f"{measured} {more}"
-        is_toy = f"--pretrained_model_name_or_path={ALIAS}" in self.command
+        is_toy = any(f"--pretrained_model_name_or_path={name}" in self.command for name in EMBEDDED)
         why = (
             "This base draws drawings only: for photographs of real things, change the base."
             if is_toy

@@ -11,7 +11,7 @@ import torch
 
 from ether_diffusion.bases.found import FoundBase, find_bases
 from ether_diffusion.console import give_memory_back
-from ether_diffusion.tiny_world import ALIAS, control_adapter_path, fox_adapter_path, tiny_world_path
+from ether_diffusion.tiny_world import ALIAS, control_adapter_path, embedded_name, fox_adapter_path
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.jobs import StopToken
@@ -65,8 +65,8 @@ class Studio:
 
     @property
     def is_toy(self) -> bool:
-        """Whether the base is the embedded one."""
-        return self.engine.base.folder.resolve() == tiny_world_path().resolve()
+        """Whether the base is an embedded one."""
+        return embedded_name(self.engine.base.folder) is not None
 
     def doubts(self, prompts: Sequence[str], adapters: Collection[str]) -> list[str]:
         """Say which prompts the embedded base alone knows nothing of."""
@@ -121,8 +121,8 @@ class Studio:
             raise ValueError(f"{busy[0]}; wait until that is done, or stop it, and open the base then")
 
     def add_shipped(self) -> None:
-        """Put what is shipped for the embedded base into the library: what fills drawn shapes, and a fox."""
-        if self.is_toy:
+        """Put what is shipped for Tiny World into the library: what fills drawn shapes, and a fox."""
+        if embedded_name(self.engine.base.folder) == ALIAS:
             self.library.add_run_result(control_adapter_path(), SHIPPED)
             self.library.add_run_result(fox_adapter_path(), EXAMPLE)
 

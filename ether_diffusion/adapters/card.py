@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion.adapters.format import AdapterMetadata, AdapterPart
 from ether_diffusion.adapters.methods import name_of, title_of
-from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world import ALIAS, EMBEDDED, FLOW_ALIAS
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
 
@@ -62,8 +62,10 @@ def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
     if config.task_type is not None:  # PEFT sets it on language models
         library, loader, name = "transformers", "AutoModelForCausalLM", "model"
     base, further = json.dumps(base_model or _BASE), ""
-    if base_model == ALIAS:  # which diffusers does not know
-        base, further = "tiny_world_path()", "from ether_diffusion.tiny_world import tiny_world_path\n"
+    if base_model in EMBEDDED:  # which diffusers does not know
+        without_t5 = f'tiny_world_path("{FLOW_ALIAS}"), text_encoder_3=None, tokenizer_3=None'
+        base = "tiny_world_path()" if base_model == ALIAS else without_t5
+        further = "from ether_diffusion.tiny_world import tiny_world_path\n"
     example = (
         f"from {library} import {loader}\nfrom ether_diffusion import load_ether\n{further}\n"
         f"{name} = {loader}.from_pretrained({base})\nload_ether({name}, {_ADAPTER})"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapters.format import AdapterPart, BaseFingerprint, BaseMatch, fingerprint
 from ether_diffusion.adapters.methods import is_target, name_of, widths_of
-from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
+from ether_diffusion.tiny_world import embedded_name
 from ether_diffusion.tuner import EtherConfig, EtherLinear, EtherModel
 from ether_diffusion.tuner.config import ATTENTION
 from ether_diffusion.tuner.other_layers import adapters_of, reads_weight
@@ -166,7 +166,7 @@ def shareable_name(origin: object) -> str | None:
     folder = Path(origin)
     if folder.is_absolute() or folder.exists():
         folder = folder.resolve()
-        return ALIAS if folder.is_relative_to(WEIGHTS_FOLDER.resolve()) else folder.name or None
+        return embedded_name(folder) or folder.name or None
     return str(origin)
 
 

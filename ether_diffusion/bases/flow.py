@@ -20,6 +20,7 @@ from ether_diffusion.bases.base import Attention, Base, PromptEmbeddings, TextEn
 from ether_diffusion.bases.base import Noise as BaseNoise
 from ether_diffusion.bases.files import check_variant, find_variant, load_part, read_config
 from ether_diffusion.bases.images import vae_scale_factor
+from ether_diffusion.tiny_world import GUIDANCE_SCALE, embedded_name
 from ether_diffusion.wording import printable
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -208,7 +209,7 @@ class FlowBase(Base):
             native_size=settings.get("sample_size", LATENT_SIDE) * factor,
             size_multiple=max(factor * cls._patch(settings), cls.size_step),
             prediction_type="flow",
-            guidance_scale=cls.usual_guidance,
+            guidance_scale=GUIDANCE_SCALE if embedded_name(folder) else cls.usual_guidance,
             vae_folder=vae_folder or folder / "vae",
             variant=variant,
             settings=settings,

@@ -1,4 +1,4 @@
-"""The bases that lie on this machine: the embedded one, those that the Hub gave, and those in folders."""
+"""The bases that lie on this machine: the embedded ones, those that the Hub gave, and those in folders."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ether_diffusion.bases.files import read_config
 from ether_diffusion.bases.opening import open_base
 from ether_diffusion.bases.single_file import holds_unet
-from ether_diffusion.tiny_world import ALIAS, tiny_world_path
+from ether_diffusion.tiny_world import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class FoundBase:
 
 
 def find_bases(folders: Iterable[Path] = ()) -> list[FoundBase]:
-    """Return the embedded base, those in the Hub's cache, and those in these folders and right below them.
+    """Return the embedded bases, those in the Hub's cache, and those in these folders and right below them.
 
     Raises:
         FileNotFoundError: one of these is no folder.
     """
-    found = [_described(ALIAS, tiny_world_path())]
+    found = [_described(name, folder) for name, folder in EMBEDDED.items()]
     try:
         cached = sorted(scan_cache_dir().repos, key=lambda repository: repository.repo_id)
     except CacheNotFound:

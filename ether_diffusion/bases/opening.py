@@ -31,7 +31,7 @@ def open_base(
     tokenizer: str | None = None,
     local_files_only: bool = False,
 ) -> Base:
-    """Open a base: a folder in diffusers' layout, a hub id, a single file or the alias "tiny_world".
+    """Open a base: a folder in diffusers' layout, a hub id, a single file or the name of an embedded one.
 
     Raises:
         FileNotFoundError: there is none.
@@ -65,7 +65,7 @@ def open_base(
 
 
 def load_base(name: str | Path) -> DiffusionPipeline | UNet2DConditionModel:
-    """Load a base from a folder, a hub id, a file or the alias "tiny_world", in the dtypes it is stored in.
+    """Load a base by a folder, a hub id, a file or an embedded one's name, in the dtypes it is stored in.
 
     A folder may hold a whole pipeline, or a UNet by itself.
 

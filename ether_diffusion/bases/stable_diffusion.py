@@ -26,13 +26,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ether_diffusion.bases.base import Attention, Base, Noise, PromptEmbeddings, TextEncoders
 from ether_diffusion.bases.files import check_variant, find_variant, load_part, read_config
 from ether_diffusion.bases.images import Check, vae_scale_factor
-from ether_diffusion.tiny_world import WEIGHTS_FOLDER
+from ether_diffusion.tiny_world import GUIDANCE_SCALE, embedded_name
 from ether_diffusion.tuner import TARGET_PRESETS
 from ether_diffusion.wording import listed, printable
 
 logger = logging.getLogger(__name__)
 
-TINY_WORLD_GUIDANCE = 3.0
 SMALL_ATTENTION = 32
 """Side (latent px) up to which a CPU is faster without fused attention, whose backward is slow there."""
 
@@ -200,7 +199,7 @@ class UNetBase(Base):
             native_size=int(min(size) if isinstance(size, list) else size) * factor,
             size_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
             prediction_type=str(prediction_type),
-            guidance_scale=TINY_WORLD_GUIDANCE if folder == WEIGHTS_FOLDER else cls.usual_guidance,
+            guidance_scale=GUIDANCE_SCALE if embedded_name(folder) else cls.usual_guidance,
             vae_folder=vae_folder or folder / "vae",
             tokenizer_folder=tokenizer_folder,
             variant=variant,

@@ -1,17 +1,23 @@
-"""Tiny World: a small, real Stable Diffusion pipeline that is shipped with this package."""
+"""Tiny World: small, real pipelines that are shipped with this package: Stable Diffusion, and its third."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-ALIAS = "tiny_world"
+ALIAS, FLOW_ALIAS = "tiny_world", "tiny_world_flow"
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
+FLOW_FOLDER = Path(__file__).with_name("flow_weights")
 CONTROL_ADAPTER_FOLDER = Path(__file__).with_name("control_adapter")
 FOX_ADAPTER_FOLDER = Path(__file__).with_name("fox_adapter")
+EMBEDDED: Mapping[str, Path] = {ALIAS: WEIGHTS_FOLDER, FLOW_ALIAS: FLOW_FOLDER}
+"""The folders of the shipped pipelines by the names that stand for them as bases."""
+GUIDANCE_SCALE = 3.0
+"""What both are drawn with."""
 
 
-def tiny_world_path() -> Path:
-    """Return the folder of the shipped pipeline, in diffusers' layout."""
+def tiny_world_path(name: str = ALIAS) -> Path:
+    """Return the folder of a shipped pipeline, in diffusers' layout."""
     needed = "install a wheel that carries the weights, or train them with python -m recipes.tiny_world"
-    return _found(WEIGHTS_FOLDER, "model_index.json", needed)
+    return _found(EMBEDDED[name], "model_index.json", needed)
 
 
 def control_adapter_path() -> Path:
@@ -32,5 +38,12 @@ def _found(folder: Path, file: str, needed: str) -> Path:
 
 
 def resolve_base(name_or_path: str | Path) -> str:
-    """Map the alias "tiny_world" to the shipped pipeline's folder; give back anything else as it is."""
-    return str(tiny_world_path()) if str(name_or_path) == ALIAS else str(name_or_path)
+    """Map the name of a shipped pipeline to its folder; give back anything else as it is."""
+    name = str(name_or_path)
+    return str(tiny_world_path(name)) if name in EMBEDDED else name
+
+
+def embedded_name(path: Path) -> str | None:
+    """Return the name of the shipped pipeline that a path is of, or None."""
+    path = path.resolve()
+    return next((name for name, folder in EMBEDDED.items() if path.is_relative_to(folder.resolve())), None)

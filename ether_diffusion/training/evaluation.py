@@ -19,7 +19,7 @@ from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics import scores as metrics
 from ether_diffusion.metrics.encoders import Encoder, check_encoder, load_encoder
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import ALIAS, WEIGHTS_FOLDER
+from ether_diffusion.tiny_world import ALIAS, embedded_name
 from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.curve import MEASURES, Curve, Record, Scores, Stop, draw_curve
@@ -48,7 +48,7 @@ def open_evaluator(config: DreamBoothConfig, base: Base, training: PhotoFolder) 
 
     A ValueError or a FileNotFoundError says which encoder is missing, or cannot be used.
     """
-    is_tiny, offline = base.folder.resolve() == WEIGHTS_FOLDER.resolve(), config.base.local_files_only
+    is_tiny, offline = embedded_name(base.folder) is not None, config.base.local_files_only
     encoders = config.evaluation.eval_encoder or ((ALIAS,) if is_tiny else ())
     if not encoders:
         raise ValueError(

@@ -20,6 +20,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from ether_diffusion.tiny_world import FLOW_FOLDER, WEIGHTS_FOLDER
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER
 from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, PROJECTION_FILE, SEGMENTER_FILE, Segmenter
 from recipes.tiny_world.judge import JUDGE_FILE, Judge
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_MEGABYTES = 40.0
 LICENSE_FILES = ("NOTICE",)
+VAE_WEIGHTS = Path("vae", "diffusion_pytorch_model.safetensors")
 
 
 def export_pipeline(
@@ -57,11 +59,18 @@ def export_pipeline(
 
 
 def export_flow_pipeline(folder: Path, pipeline: StableDiffusion3Pipeline) -> None:
-    """Save the flow stage's pipeline in float16, licences beside it."""
+    """Save the flow stage's pipeline in float16, licences beside it.
+
+    Beside the shipped base, the weights of the autoencoder are a link to its own.
+    """
     pipeline.to(torch.float16).save_pretrained(folder)
     for name in ("text_encoder", "text_encoder_2"):
         _declare_float32(folder / name / "config.json")
     _copy_licenses(folder)
+    if folder.resolve() == FLOW_FOLDER.resolve():
+        weights = folder / VAE_WEIGHTS
+        weights.unlink()
+        weights.symlink_to(Path("..", "..", WEIGHTS_FOLDER.name, VAE_WEIGHTS))
 
 
 def _copy_licenses(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from ether_diffusion.control.detectors import MODEL_DETECTORS, control_type_of
 from ether_diffusion.options import Declared, Options, OptionsError, declared, shown
 from ether_diffusion.strict_json import Json
+from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.training.config.options import (
     DEFAULT_STEPS,
     AdapterConfig,
@@ -203,8 +204,8 @@ class DreamBoothConfig(Options):
         """
         values, base = self._values(), self.base.pretrained_model_name_or_path
         found = dict[str, str]()
-        if base == "tiny_world":
-            found = dict.fromkeys(("revision", "variant"), "tiny_world comes with this package")
+        if base in EMBEDDED:
+            found = dict.fromkeys(("revision", "variant"), f"{base} comes with this package")
         elif os.path.isdir(base) and self.base.tokenizer_name is None:  # noqa: PTH112
             found = {"revision": f"{base} is a folder, not a repository of the hub"}
         for name, each in self.options().items():

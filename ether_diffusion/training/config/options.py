@@ -40,7 +40,7 @@ class BaseConfig(Options, group="base model"):
     """The frozen model that an adapter is trained for."""
 
     pretrained_model_name_or_path: Text = "tiny_world"
-    """Folder or hub id of a pipeline in diffusers' layout, or "tiny_world", which is built in."""
+    """Folder or hub id of a pipeline in diffusers' layout, or "tiny_world" or "tiny_world_flow": built in."""
     revision: Text | None = option(None, "Branch, tag or commit of the base and its tokenizer on the hub.")
     variant: Text | None = option(None, "Variant of the base's files, e.g. fp16.")
     pretrained_vae_model_name_or_path: Text | None = None
