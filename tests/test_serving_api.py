@@ -161,7 +161,7 @@ BAD: dict[str, tuple[object, int, str]] = {
         400,
         "one of them",
     ),
-    "too much": (b" " * (2**20 + 1), 413, "over 1 MiB"),
+    "too much": (b" " * (2**23 + 1), 413, "over 8 MiB"),
 }
 
 
