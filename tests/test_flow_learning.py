@@ -77,9 +77,9 @@ def test_it_draws_what_captions_say(pipeline: StableDiffusion3Pipeline) -> None:
 
 @pytest.mark.slow
 def test_it_learns_a_subject_that_it_never_saw_by_the_score_of_the_demonstration(tmp_path: Path) -> None:
-    concept = find_concept("owl")
+    concept = find_concept("robot")
     settings: dict[str, Json] = {"pretrained_model_name_or_path": FLOW_ALIAS, "max_train_steps": 100}
     scores = draw_subject(concept, learn_subject(concept, tmp_path, settings), base=FLOW_ALIAS).scores()
-    assert scores["base_recognised"] <= 0.25
-    assert scores["adapter_recognised"] >= 0.5
+    assert scores["base_recognised"] <= 0.125
+    assert scores["adapter_recognised"] >= 0.625
     assert scores["adapter_background"] >= 0.8
