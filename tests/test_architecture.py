@@ -37,6 +37,7 @@ ONLY_IN = {
     "accelerate": {"training", "recipes"},
     "gradio": {"ui"},
     "fastapi": {"serving"},
+    "ray": {"serving", "training"},
     "argparse": {"scripts", "flags", "recipes", "research", "tools"},
 }
 

@@ -27,8 +27,10 @@ from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.runs import (
     PROCESS_NAME,
     WISH_NAME,
+    Runs,
     TrainRequest,
     Wish,
+    _command,
     last_error,
     train_command,
     write_facts,
@@ -201,24 +203,79 @@ def test_a_run_outlives_its_server_and_when_killed_is_resumed_by_another(tmp_pat
     assert wait_until(make_runs(tmp_path), run_id, lambda each: each.state == "finished").step == 5
 
 
-def test_one_training_runs_at_a_time_whichever_server_is_asked(runs: StandInRuns, tmp_path: Path) -> None:
+def test_a_second_run_waits_for_the_end_of_the_first_whichever_server_is_asked(
+    runs: StandInRuns, tmp_path: Path
+) -> None:
     other = make_runs(tmp_path)
     first = runs.start(request(runs))
-    with pytest.raises(ValueError, match="Fox is being trained, and one training runs at a time"):
-        other.start(request(other, name="Dog"))
-    assert [status.id for status in other.all()] == [first]
+    second = other.start(request(other, name="Dog"))
+    waiting = other.status(second)
+    assert (waiting.state, waiting.can_stop, waiting.can_pause, waiting.can_resume) == (
+        "queued", True, False, False,
+    )  # fmt: skip
+    assert "begins when the training in progress ends" in waiting.sentence
     with pytest.raises(ValueError, match="training already"):
         other.resume(first)
     with pytest.raises(ValueError, match="stop it first"):
         other.delete(first)
     other.pause(first)
     wait_until(runs, first, lambda each: each.state == "paused")
-    second = other.start(request(other, name="Dog"))
-    with pytest.raises(ValueError, match="Dog is being trained"):
-        runs.resume(first)
-    assert [status.name for status in runs.all()] == ["Dog", "Fox"] or first[:15] == second[:15]
+    wait_until(runs, second, lambda each: each.state == "running")
+    runs.resume(first)
+    assert runs.status(first).state == "queued"
+    runs.stop(first)
+    assert runs.status(first).state == "stopped"
     other.stop(second)
     wait_until(runs, second, lambda each: each.state == "stopped")
+
+
+def test_what_waits_begins_although_the_server_that_started_the_first_is_gone(tmp_path: Path) -> None:
+    gone, runs = make_runs(tmp_path), make_runs(tmp_path)
+    gone.advance = lambda: None  # type: ignore[method-assign]
+    first = gone.start(request(gone))
+    second = runs.start(request(runs, name="Dog"))
+    runs.stop(first)
+    wait_until(runs, first, lambda each: each.state == "stopped")
+    runs.advance()
+    assert runs.status(second).process is not None
+    runs.stop(second)
+    wait_until(runs, second, lambda each: each.state == "stopped")
+
+
+def test_one_command_trains_several_runs_each_as_its_own_command_says(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs", tmp_path / "temp", base="tiny_world")
+    folders = [tmp_path / "runs" / f"2026010{number}-000000-abcdef" for number in (1, 2)]
+    for folder, name in zip(folders, ("Fox", "Dog"), strict=True):
+        runs._prepare(folder, request(runs, name=name, num_steps=7), datetime.now(UTC))
+    each = [runs.status(folder.name) for folder in folders]
+    alone = [read_call(parse_flags(run.command[3:])).config for run in each]
+    together = read_call(parse_flags(_command(each)[3:]))
+    assert list(together.configs) == alone
+    assert together.ignored == ()
+
+
+@pytest.mark.slow
+def test_runs_that_wait_are_trained_together_and_one_that_is_stopped_stops_no_other(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "studio" / "runs", tmp_path / "studio" / "temp", base="tiny_world")
+    first, short, long, other = (
+        runs.start(request(runs, num_steps=num_steps, name=name))
+        for num_steps, name in ((1, "Fox"), (2, "Dog"), (2000, "Cat"), (2000, "Owl"))
+    )
+    assert [run.state for run in runs.all()].count("queued") == 3
+    wait_until(runs, first, lambda each: each.state == "finished", seconds=600)
+    together = wait_until(runs, short, lambda each: each.state == "finished", seconds=600)
+    assert together.wish.together
+    trainer = read_holder(together.folder / "process.json")
+    assert [runs.status(each).process for each in (long, other)] == [trainer, trainer]
+    runs.stop(other)
+    wait_until(runs, other, lambda each: each.state == "stopped", seconds=600)
+    onward = wait_until(
+        runs, long, lambda each: each.state == "running" and not each.wish.together, seconds=600
+    )
+    assert onward.process not in (None, trainer)
+    assert onward.step > 0
+    runs.stop(long)
+    wait_until(runs, long, lambda each: each.state == "stopped", seconds=600)
 
 
 @pytest.fixture
@@ -354,7 +411,7 @@ def test_a_long_curve_is_thinned_and_the_last_words_of_a_crash_are_found(
     warning = ["UserWarning: ignored", "training: 3%|"]
     ours = [*warning, "train-dreambooth: the folder is", "train-dreambooth: empty"]
     trace = ["Traceback (most recent call last):", 'File "x.py"', "torch.cuda.OutOfMemoryError: no room"]
-    found = [last_error(lines) for lines in (ours, [*trace, *warning], [*warning, "done"])]
+    found = [last_error(lines, Path()) for lines in (ours, [*trace, *warning], [*warning, "done"])]
     assert found == ["the folder is empty", "no room", None]
 
 

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,7 +26,8 @@ import ether_diffusion
 from ether_diffusion.adapters.format import CARD_NAME, CONFIG_NAME, TENSORS_NAME
 from ether_diffusion.benchmark.plan import advise, read_curves
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.options import OptionsError
+from ether_diffusion.options import OptionsError, declared
+from ether_diffusion.scripts.train_dreambooth import CallFlags, parse_flags
 from ether_diffusion.strict_json import StrictModel, checked, read_json
 from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.training import run_lock
@@ -41,7 +42,7 @@ from ether_diffusion.ui.words import disk_explained
 from ether_diffusion.wording import printable
 
 REQUEST_NAME, WISH_NAME, LIBRARY_NAME = "request.json", "wish.json", "library.json"
-PROCESS_NAME, OUTPUT_NAME = "process.json", "output.log"
+PROCESS_NAME, OUTPUT_NAME, JOBS_NAME = "process.json", "output.log", "jobs.json"
 GONE = "this run is no longer in the studio: its folder was deleted; refresh the page"
 MAX_PROMPT, MAX_NAME, MAX_STEPS = 1000, 60, 100_000
 MAX_POINTS = 300  # of a plotted loss
@@ -59,13 +60,15 @@ SETTINGS = (
 """Options of train-dreambooth that a visitor may give: none of them names a file or reaches a network."""
 NICENESS = 10  # added to a trainer's, so that the page and pictures in between stay quick
 Preset = Literal["advised", PresetName]
-State = Literal["starting", "running", "paused", "stopped", "crashed", "finished"]
-Wanted = Literal["running", "paused", "stopped"]
+MAX_TOGETHER = 8  # runs that wait and are trained by one process, then
+State = Literal["queued", "starting", "running", "paused", "stopped", "crashed", "finished"]
+Wanted = Literal["queued", "running", "paused", "stopped"]
 _RESULT = (CONFIG_NAME, TENSORS_NAME, CARD_NAME)  # what a finished run has; the card is written last
 _SECONDS_UNTIL_FORGOTTEN, _TAIL_BYTES, _PACE_STEPS = 600, 16 * 2**10, 50
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 _ERROR_LINE = re.compile(r"(?:\w+\.)*(?P<kind>\w*(?:Error|Exception|Interrupt))(?:: (?P<text>.*))?")
 _PROGRAM = "train-dreambooth: "
+_TRAINER = (sys.executable, "-m", "ether_diffusion.scripts.train_dreambooth")
 _STOPPED = re.compile(r"stopped by SIG(?:INT|TERM);")
 M = TypeVar("M", bound=StrictModel)
 logger = logging.getLogger(__name__)
@@ -176,7 +179,7 @@ def preset_values(preset: Preset, num_photos: int, base: str) -> Mapping[str, An
 
 def train_command(request: TrainRequest, folder: Path, base: str) -> list[str]:
     """Return the command that trains, for no shell; each value shares a word with its flag."""
-    words = [sys.executable, "-m", "ether_diffusion.scripts.train_dreambooth"]
+    words = [*_TRAINER]
     for name, value in request.options(folder, base).items():
         for each in value if isinstance(value, tuple) else [value]:
             words.append(f"--{name}" if each is True else f"--{name}={each}")
@@ -201,6 +204,7 @@ class Wish(StrictModel):
     asked: int = 0  # how often it was asked to end
     began: float = 0.0  # in seconds since 1970
     output_from: int = 0  # where in the output's file (bytes) the process began to write
+    together: bool = False  # whether the process trains others, too
 
 
 class LibraryEntry(StrictModel):
@@ -230,8 +234,20 @@ class Run:
         self.folder, self.output, self.id, self.record = folder, folder / "run", folder.name, record
         self.name, self.trigger, self.num_steps = record.name, record.trigger, record.num_steps
         self.created, self.command = datetime.fromtimestamp(record.created, UTC), record.command
-        self.process = living_process(folder)
         self.wish = read_facts(folder / WISH_NAME, Wish) or Wish()
+        self.process = living_process(folder)
+        if self.wish.together and self._has_trained and run_lock.current_holder(self.output) is None:
+            self.process = None  # it trains the others
+
+    @property
+    def base(self) -> str | None:
+        """The base that it is trained on, as its command says."""
+        return next((word for word in self.command if word.startswith("--pretrained_model")), None)
+
+    @property
+    def _has_trained(self) -> bool:
+        log = self.output / LOG_NAME
+        return log.is_file() and log.stat().st_size > 0 and log.stat().st_mtime >= self.wish.began
 
     @property
     def library_id(self) -> str | None:
@@ -242,9 +258,7 @@ class Run:
     @cached_property
     def state(self) -> State:
         if self.process is not None:
-            log = self.output / LOG_NAME
-            has_trained = log.is_file() and log.stat().st_size > 0 and log.stat().st_mtime >= self.wish.began
-            return "running" if has_trained else "starting"
+            return "running" if self._has_trained else "starting"
         if all((self.output / name).is_file() for name in _RESULT):
             return "finished"
         if self.wish.wanted != "running":
@@ -253,7 +267,7 @@ class Run:
 
     @property
     def can_stop(self) -> bool:
-        return self.process is not None or self.state == "paused"
+        return self.process is not None or self.state in ("paused", "queued")
 
     @property
     def can_pause(self) -> bool:
@@ -261,7 +275,7 @@ class Run:
 
     @property
     def can_resume(self) -> bool:
-        return self.process is None and self.state != "finished"
+        return self.process is None and self.state not in ("finished", "queued")
 
     @property
     def adapter(self) -> Path | None:
@@ -374,6 +388,7 @@ class Run:
             return f"{verb}: the step in progress is finished and saved. {press} to end it at once."
         training = f"Training, step {step} of {of}."
         going_on: dict[State, str] = {
+            "queued": "Waiting: it begins when the training in progress ends, with all that waits by then.",
             "starting": self._starting,
             "running": training if step < of else "Drawing the last pictures and writing the adapter.",
             "finished": f"Done: {self.name} was trained for {step} steps. Call it by “{self.trigger}”.",
@@ -387,7 +402,7 @@ class Run:
         if state == "stopped":
             kept = f"Stopped at step {saved} of {of}. What was learned until then is kept."
             return f"{kept if saved else 'Stopped before anything was saved; the photos are kept.'} {onward}"
-        said = last_error(self.tail)
+        said = last_error(self.tail, self.output)
         reason = f": {said.rstrip('.')}" if said else (
             " without a word: it was killed, or the memory or the machine gave out"
         )  # fmt: skip
@@ -419,12 +434,22 @@ class Run:
 class Runs:
     """The runs in a folder, which any number of servers may look after; `temp` takes photos before.
 
+    One process trains at a time; runs that wait for its end are trained together, by one process, where they
+    share a base. They begin within `turn`.
+
     FileNotFoundError where there is no run of an id; ValueError where the disk is full, or a run stands
     otherwise than what is asked of it.
     """
 
-    def __init__(self, root: Path, temp: Path, *, base: str) -> None:
-        self.root, self.temp, self.photos = root, temp, temp / "photos"
+    def __init__(
+        self,
+        root: Path,
+        temp: Path,
+        *,
+        base: str,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.root, self.temp, self.photos, self.turn = root, temp, temp / "photos", turn
         # a run that goes on later may be started from another working directory
         self.base = str(Path(base).resolve()) if Path(base).exists() else base
 
@@ -446,7 +471,7 @@ class Runs:
         return found
 
     def start(self, request: TrainRequest) -> str:
-        """Start a run in a process of its own and return its id."""
+        """Start a run in a process of its own and return its id; while another is trained, it waits."""
         photos, own = request.photos, self.temp.resolve()
         if not all(photo.resolve().is_relative_to(own) for photo in photos):
             raise ValueError("there is a photo that was not uploaded here; add the photos again")
@@ -459,26 +484,33 @@ class Runs:
             held.enter_context(disk_explained(self.root, "starting the training"))
             self.root.mkdir(parents=True, exist_ok=True)
             held.enter_context(run_lock.guarded(self.root))
-            self._check_alone()
             try:
                 self._prepare(folder, request, now)
-                _launch(folder)
+                write_facts(folder, WISH_NAME, Wish(wanted="queued"))
+                self._advance()
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         return folder.name
 
     def stop(self, run_id: str, *, wanted: Wanted = "stopped") -> None:
-        """Ask a run to save and end. Asked again, it ends at once; asked a third time, it is killed."""
+        """Ask a run to save and end. Asked again, it ends at once; asked a third time, it is killed.
+
+        Those that are trained with it go on in a process anew.
+        """
         folder = self._folder(run_id)
         with disk_explained(folder, "stopping the training"), run_lock.guarded(self.root):
             process, wish = living_process(folder), read_facts(folder / WISH_NAME, Wish) or Wish()
-            if process is None and wish.wanted != "paused":  # it ended by itself just now
+            if process is None and wish.wanted not in ("paused", "queued"):  # it ended by itself just now
                 return
             if process is not None and not process.is_here:
                 raise ValueError(f"this run is trained on {printable(process.host)}; stop it there")
             asked = wish.asked + (process is not None)
             write_facts(folder, WISH_NAME, wish.model_copy(update={"wanted": wanted, "asked": asked}))
+            for other in self.all() if process is not None and wish.together else ():
+                if other.process == process and other.id != run_id and other.wish.wanted == "running":
+                    onward = other.wish.model_copy(update={"wanted": "queued"})
+                    write_facts(other.folder, WISH_NAME, onward)
         if process is not None:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL if asked > 2 else signal.SIGINT)
@@ -488,15 +520,41 @@ class Runs:
         self.stop(run_id, wanted="paused")
 
     def resume(self, run_id: str) -> None:
-        """Go on with a run that ended before its last step, by the same command."""
+        """Go on with a run that ended before its last step, as soon as none is trained."""
         folder = self._folder(run_id)
         with disk_explained(folder, "going on with the training"), run_lock.guarded(self.root):
             run = Run(folder)
             if not run.can_resume:
                 ended = "training already" if run.process else "finished; there is nothing to go on with"
                 raise ValueError(f"{run.name} is {ended}")
-            self._check_alone()
-            _launch(folder)
+            write_facts(folder, WISH_NAME, Wish(wanted="queued"))
+            self._advance()
+
+    def advance(self) -> None:
+        """Start what waits, unless something is being trained; where the disk is full it waits on."""
+        if not any(run.state == "queued" for run in self.all()):
+            return
+        try:
+            with self.turn(), run_lock.guarded(self.root):
+                self._advance()
+        except OSError as error:
+            logger.warning("what waits is not trained yet: %s", error)
+
+    def _advance(self) -> None:
+        folders = [self.root / run_id for run_id in reversed(self.ids())]
+        if any(living_process(folder) is not None for folder in folders):
+            return
+        queued = [run for run in reversed(self.all()) if run.state == "queued"]
+        if queued:
+            process = _launch([run for run in queued if run.base == queued[0].base][:MAX_TOGETHER])
+            # a child that nobody waits for stays in the table of processes, and others wait for its end
+            threading.Thread(
+                target=self._follow, args=(process,), name="wait for training", daemon=True
+            ).start()
+
+    def _follow(self, process: "subprocess.Popen[bytes]") -> None:
+        process.wait()
+        self.advance()
 
     def adopt(self, run_id: str, library: Library) -> Card:
         """Put the adapter that a run made, finished or not, into a library, once however often asked."""
@@ -546,15 +604,6 @@ class Runs:
         )  # fmt: skip
         write_facts(folder, REQUEST_NAME, record)
 
-    def _check_alone(self) -> None:
-        """Refuse a second training: two share the memory and are both slower."""
-        for folder in map(self._folder, self.ids()):
-            if living_process(folder) is not None:
-                record = read_facts(folder / REQUEST_NAME, Record)
-                name = "another subject" if record is None else record.name
-                alone = "is being trained, and one training runs at a time; wait for it, or pause it"
-                raise ValueError(f"{name} {alone}")
-
     def _folder(self, run_id: str) -> Path:
         folder = self.root / run_id
         if not _ID.fullmatch(run_id) or not folder.is_dir():
@@ -562,26 +611,48 @@ class Runs:
         return folder
 
 
-def _launch(folder: Path) -> None:
-    """Run a run's command in a session of its own, so that nothing that ends the server ends it."""
-    command, output = Run(folder).command, folder / OUTPUT_NAME
+def _launch(runs: Sequence[Run]) -> "subprocess.Popen[bytes]":
+    """Run their command in a session of its own, so that nothing that ends the server ends it."""
+    command, output = _command(runs), runs[0].folder / OUTPUT_NAME
     if not Path(command[0]).exists():  # a Python that was replaced since
         command = [sys.executable, *command[1:]]
+    if output.exists() and output.stat().st_nlink > 1:  # others look at it
+        output.unlink()
     written = output.stat().st_size if output.exists() else 0
-    write_facts(folder, WISH_NAME, Wish(began=time.time(), output_from=written))
+    wish = Wish(began=time.time(), output_from=written, together=len(runs) > 1)
+    for run in runs:
+        write_facts(run.folder, WISH_NAME, wish)
     variables, root = {**os.environ, "PYTHONUNBUFFERED": "1"}, Path(ether_diffusion.__file__).parent.parent
     if (root / "pyproject.toml").is_file():  # a checkout is found where it is
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     with output.open("ab") as file:
         streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, env=variables, start_new_session=True, **streams)
-    run_lock.write_holder(folder / PROCESS_NAME, run_lock.holder_of(process.pid))
+    holder = run_lock.holder_of(process.pid)
+    for run in runs:
+        run_lock.write_holder(run.folder / PROCESS_NAME, holder)
+    for run in runs[1:]:
+        with suppress(OSError):  # a file system without links: what it said is in the first one's
+            (run.folder / OUTPUT_NAME).unlink(missing_ok=True)
+            os.link(output, run.folder / OUTPUT_NAME)
     with suppress(OSError, AttributeError):  # Windows has no such priorities
         own = os.getpriority(os.PRIO_PROCESS, 0)
         os.setpriority(os.PRIO_PROCESS, process.pid, min(own + NICENESS, 19))
-    # a child that nobody waits for stays in the table of processes
-    threading.Thread(target=process.wait, name=f"wait for {folder.name}", daemon=True).start()
-    logger.info("training %s in process %d", folder.name, process.pid)
+    logger.info("training %s in process %d", ", ".join(run.id for run in runs), process.pid)
+    return process
+
+
+def _command(runs: Sequence[Run]) -> list[str]:
+    """Return the command of a run, or one that trains several together, by a list beside the first."""
+    if len(runs) == 1:
+        return runs[0].command
+    jobs = list[dict[str, Any]]()
+    for run in runs:
+        words = vars(parse_flags(run.command[len(_TRAINER) :]))
+        own = {name: value for name, value in words.items() if name not in declared(CallFlags)}
+        jobs.append(stack(PRESET_VALUES[words["preset"]] if words["preset"] else {}, own))
+    write_files(runs[0].folder, {JOBS_NAME: json.dumps(jobs, indent=1, default=str).encode()})
+    return [*_TRAINER, f"--jobs={runs[0].folder / JOBS_NAME}"]
 
 
 def living_process(folder: Path) -> run_lock.Holder | None:
@@ -595,9 +666,13 @@ def living_process(folder: Path) -> run_lock.Holder | None:
     return run_lock.current_holder(run)
 
 
-def last_error(lines: Sequence[str]) -> str | None:
-    """Return the sentence that a trainer ended with, or the last line of its traceback, escaped."""
-    ours = [line.removeprefix(_PROGRAM) for line in lines if line.startswith(_PROGRAM)]
+def last_error(lines: Sequence[str], output: Path) -> str | None:
+    """Return the sentence that a trainer ended with, or the last line of its traceback, escaped.
+
+    Of several runs it says each one's behind its folder.
+    """
+    ours, own = [line.removeprefix(_PROGRAM) for line in lines if line.startswith(_PROGRAM)], f"{output}: "
+    ours = [line.removeprefix(own) for line in ours if line.startswith(own)] or ours
     if ours:
         return printable(" ".join(ours), 1000)
     found = [match for line in lines if (match := _ERROR_LINE.fullmatch(line))]

@@ -52,7 +52,7 @@ class Studio:
             self.temp.chmod(0o700)
         self.library = Library(self.folder / ADAPTERS, self.temp, self.engine.base)
         self.history = self.engine.outputs
-        self.runs = Runs(self.folder / RUNS, self.temp, base=base)
+        self.runs = Runs(self.folder / RUNS, self.temp, base=base, turn=self._drawing_done)
 
     def _engine_of(self, base: str) -> Engine:
         return Engine(
@@ -143,9 +143,12 @@ class Studio:
     def keep_finished(self) -> list[str]:
         """Put what finished runs made into the library, once each; return the ids of what is new there.
 
-        A run whose adapter cannot be read, or for which the disk has no room, is left for later.
+        What waited for their end is started. A run whose adapter cannot be read, or for which the disk has no
+        room, is left for later.
         """
         new = []
+        if self.engine.is_free:
+            self.runs.advance()
         for run in self.runs.all():
             if run.adapter is not None and run.library_id is None:
                 try:
@@ -162,6 +165,15 @@ class Studio:
         elif not self.engine.is_free:
             drawing = "pictures are being drawn on the accelerator"
             raise ValueError(f"{drawing}; wait until they are done, or stop them, and start again")
+        else:
+            with self.engine.line.turn(StopToken()):
+                yield
+
+    @contextmanager
+    def _drawing_done(self) -> Iterator[None]:
+        """Wait for pictures that are being drawn on the accelerator, and keep others from it."""
+        if self.engine.device.type == "cpu":
+            yield
         else:
             with self.engine.line.turn(StopToken()):
                 yield

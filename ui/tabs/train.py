@@ -83,8 +83,8 @@ SECONDS = 1.0  # between two looks at the files of a run
 THUMBNAIL_SIDE, MAX_ROWS = 192, 8
 """Of the pictures of a run, in px, and rows that are shown: a prompt with a seed each."""
 STATE_WORDS: dict[State, str] = {
-    "starting": "starting", "running": "training", "paused": "paused", "stopped": "stopped",
-    "crashed": "broke off", "finished": "done",
+    "queued": "waiting", "starting": "starting", "running": "training", "paused": "paused",
+    "stopped": "stopped", "crashed": "broke off", "finished": "done",
 }  # fmt: skip
 MEAN, EACH = "running mean", "loss"
 _MEAN_OVER = 12
