@@ -133,7 +133,7 @@ def drop(page: Page, tab: str, picture: Path) -> Locator:
 def test_a_picture_says_what_the_form_said_and_dropped_back_draws_the_same_pixels(
     browser: Browser, studio: RunningStudio, tmp_path: Path
 ) -> None:
-    with open_page(browser, studio.url) as page:
+    with open_page(browser, studio.url, allowed=CUT_OFF) as page:
         fill(page)
         choose(page, "create-adapters", "Fox")
         set_number(page, "create-strength-0", 1.5)
@@ -143,6 +143,11 @@ def test_a_picture_says_what_the_form_said_and_dropped_back_draws_the_same_pixel
         assert (said.prompt, said.seed, said.steps) == (PROMPT, 7, 2)
         assert [(use.name, use.strength) for use in said.adapters] == [("Fox", 1.5)]
         assert (said.width, said.height) == (64, 64)
+        assert str(studio.folder) not in page.content()  # no address says where the server keeps things
+        page.reload()
+        expect(page.locator("#create-status")).to_contain_text("What was drawn last")
+        expect(page.locator("#create-pair")).to_be_visible()
+        assert_same_pixels(download(page, "create-download", tmp_path / "last.png"), tmp_path / "first.png")
     with open_page(browser, studio.url) as page:  # another visitor, with an empty form
         Image.new("RGB", (8, 8), "red").save(tmp_path / "plain.png")
         expect(drop(page, "create", tmp_path / "plain.png")).to_contain_text("does not say how it was made")

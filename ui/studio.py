@@ -159,7 +159,6 @@ class Studio:
 
     @contextmanager
     def _accelerator_free(self) -> Iterator[None]:
-        """Keep pictures from being drawn while a run starts on the same accelerator."""
         if self.engine.device.type == "cpu":
             yield
         elif not self.engine.is_free:

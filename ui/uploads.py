@@ -109,7 +109,6 @@ def data_address(path: Path, side: int) -> str | None:
 
 @lru_cache(maxsize=512)
 def _encoded(path: Path, side: int, time: int, size: int) -> str:
-    """Encode a file, once until it changes."""
     with Image.open(path) as image:
         small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -53,7 +53,6 @@ class BasePanel:
         return _HEADING.format(base=self._studio.engine.base_name, what=what)
 
     def _show(self) -> Updates:
-        """Offer the bases that are there."""
         found = [
             (f"{name} ({each.problem or f'{each.kind}, {kilobytes(each.num_bytes)}'})"[:160], name)
             for name, each in self._studio.bases().items()

@@ -91,7 +91,6 @@ class ControlForm(PictureForm):
         return adapter
 
     def _size(self, named: Mapping[str, Any]) -> dict[str, int]:
-        """Return the size of the pictures that the form asks for, px."""
         size = dict.fromkeys(("width", "height"), self.studio.engine.native_size)
         for side, native in size.items():
             try:
@@ -167,7 +166,6 @@ class ControlTab(PictureTab):
         form["source"].change(handler(form.show_source), [form["source"]], sources, **QUIET)
 
     def _preview(self, path: str) -> Any:
-        """Show what was uploaded."""
         file = Path(path)
         with (
             suppress(UnusableFileError),

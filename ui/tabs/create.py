@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 from markupsafe import Markup
 from PIL import Image
 
@@ -152,7 +153,6 @@ class PictureForm(Form):
         self["adapters"].input(handler(self._sliders), [self["adapters"]], sliders, **QUIET)
 
     def _sliders(self, chosen: Sequence[str] | None, strengths: Mapping[str, float] | None = None) -> Updates:
-        """Show a slider for every chosen adapter."""
         names, updates = self.names("subject", "control"), Updates()
         shown = [adapter for adapter in chosen or [] if adapter in names]
         for index, slider in enumerate(STRENGTHS):
@@ -231,9 +231,10 @@ class PictureTab(DrawingTab):
             self.facts = gr.HTML()
         self.used = gr.HTML(elem_id=f"{prefix}-used", **hidden)
         self.event, self.selected = gr.State(), gr.State(0)
+        self.last = Page.browser_state(f"{prefix}-pictures")
         self.shows: list[Any] = [
             self.pair, self.caption, self.single, self.gallery, self.download, self.settings, self.facts,
-            self.event, self.selected,
+            self.event, self.selected, self.last,
         ]  # fmt: skip
 
     def tie(self) -> None:
@@ -245,6 +246,8 @@ class PictureTab(DrawingTab):
         )  # fmt: skip
         form.reuse.click(handler(self._last_seed), [self.event, self.selected], seeds, **QUIET)
         self.gallery.select(handler(self._select), [self.event], self.shows, **QUIET)
+        recalled = [self.status, form.reuse, *self.shows]
+        Context.root_block.load(handler(self._recall), [self.last], recalled, **QUIET)
         filled = [*form.all(), self.used, self.drop, self.restored]
         taken, there = [*filled, self.before, self.undo], [self.drop, form.kept]
         self.drop.upload(handler(self._take_picture), there, taken, **QUIET)
@@ -279,6 +282,7 @@ class PictureTab(DrawingTab):
         seeds = [(picture.path, f"Seed {_seed(picture)}") for picture in event.pictures]
         return {
             self.event: event,
+            self.last: [[picture.id for picture in side] for side in (event.pictures, event.base_pictures)],
             self.status: quiet_html(" · ".join(words)),
             self.gallery: gr.update(value=seeds, visible=len(event.pictures) > 1, selected_index=0),
             **self._show(event, 0),
@@ -297,6 +301,17 @@ class PictureTab(DrawingTab):
             self.settings: gr.update(visible=bool(facts)),
             self.facts: facts_html(facts),
         }
+
+    def _recall(self, last: Any) -> Updates:
+        there = {picture.id: picture for picture in self.studio.history.pictures()} if last else {}
+        try:
+            pictures, of_base = (tuple(there[each] for each in side) for side in last)
+        except (TypeError, ValueError, KeyError):  # none, or deleted meanwhile
+            return {}
+        shown = (
+            self.ended(Finished(pictures, of_base, 0.0, stopped=False, touched_layers=0)) if pictures else {}
+        )
+        return shown | {self.status: quiet_html("What was drawn last")} if shown else {}
 
     def _select(self, event: Finished | None, chosen: gr.SelectData) -> Updates:
         index = chosen.index if isinstance(chosen.index, int) else 0

@@ -27,7 +27,7 @@ ON_CLICK = """element.addEventListener("click", (event) => {
 });"""
 _KNOWS = Markup(
     '<p class="quiet">This base draws {} things, as {}, on a beach, in the snow, in space or on a '
-    "plain colour; of others it knows nothing. <b>sks animal</b> calls the fox that Fox has learned. Try:</p>"
+    "plain colour; of others it knows nothing. <b>sks animal</b> calls the fox of the adapter. Try:</p>"
     '<div class="chips">{}</div><div class="examples">{}</div>'
 )
 _CHIP = Markup('<button type="button" data-prompt="{0}">{0}</button>')

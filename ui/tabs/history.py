@@ -137,7 +137,6 @@ class HistoryTab:
         return self.detail.show(self._history.picture(ids[chosen.index])) if is_there else {}
 
     def _zip(self, text: str, adapter: str, with_base: bool) -> Path:
-        """Return a zip of all the pictures that are looked for."""
         target = Path(self.archive.GRADIO_CACHE) / secrets.token_hex(16) / "pictures.zip"
         return self._history.write_zip(self._find(text, adapter, with_base), target)
 

@@ -109,7 +109,6 @@ class LibraryTab:
         }
 
     def _show(self, card: Card) -> Updates:
-        """Show one adapter with what can be done with it."""
         can_draw, notes = card.fits_base and card.kind == "subject", Markup("")
         if not card.fits_base:
             heading = "It cannot be used with this studio's base"
@@ -147,7 +146,6 @@ class LibraryTab:
         return {**self._list(""), self.detail: gr.update(visible=False), self.chosen: ""}
 
     def _add(self, files: list[str] | None) -> Iterator[Updates]:
-        """Take an uploaded adapter, or say why it cannot be taken."""
         try:
             card = self._studio.library.import_upload([Path(file) for file in files or []])
         except Exception:
@@ -164,7 +162,6 @@ class LibraryTab:
 
 
 def _card_html(card: Card, *, is_chosen: bool) -> Markup:
-    """Return a card as a button that bears the id of its adapter."""
     address = None if card.thumbnail is None else data_address(card.thumbnail, THUMBNAIL_SIDE)
     picture = card.name[:1].upper() if address is None else Markup('<img alt="" src="{}">').format(address)
     mark = Markup("")
@@ -186,7 +183,6 @@ def _card_html(card: Card, *, is_chosen: bool) -> Markup:
 
 
 def _facts(card: Card) -> list[tuple[str, str]]:
-    """Return everything that is known of an adapter."""
     facts = {
         "Kind": card.kind.capitalize(), "Method": card.method, "Base": card.base_name,
         "Call it by": card.trigger, "Steps": "" if card.steps is None else str(card.steps),

@@ -15,11 +15,12 @@ AS_ABOVE = ("as above", "")
 
 def option_field(each: Declared, *, is_told: bool = True) -> Field:
     """Return what makes the field of an option, with its help where that `is_told`."""
-    look: dict[str, Any] = {"label": each.label, "info": each.help if is_told else None, "min_width": 130}
+    look: dict[str, Any] = {"label": each.label, "min_width": 130}
+    look |= {"info": each.help, "min_width": 170} if is_told else {}
     if choices := each.kind.choices or ("on", "off") * (each.kind.base is bool):
         return partial(gr.Dropdown, [AS_ABOVE, *((word, word) for word in choices)], value="", **look)
     many = {"lines": 2, "info": "One a line."} if each.kind.is_many else {}
-    return partial(gr.Textbox, **look | many, max_lines=6 if many else 1, max_length=MAX_TEXT)
+    return partial(gr.Textbox, **{**look, **many}, max_lines=6 if many else 1, max_length=MAX_TEXT)
 
 
 def read_options(named: Mapping[str, Any], declared: Mapping[str, Declared]) -> dict[str, Any]:

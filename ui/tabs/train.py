@@ -155,14 +155,12 @@ class TrainPhotos:
         return recall_photos(kept, self._studio.runs.photos)
 
     def _take(self, files: list[str] | None, kept: object) -> Updates:
-        """Look at dropped files: show what can be used, and why the rest cannot."""
         earlier, paths = self.accepted(kept), [Path(file) for file in files or []]
         with self._studio.reading:
             accepted, refused = take_photos(paths, self._studio.runs.photos, earlier)
         return self.show([*earlier, *accepted], refused)
 
     def _recall(self, kept: object) -> Updates:
-        """Show the photos that were there before the page was loaded again."""
         photos, known = self.accepted(kept), len(kept) if isinstance(kept, list) else 0
         shown = self.show(photos) if known else {}
         if known > len(photos):
@@ -284,7 +282,6 @@ class TrainRuns:
         return next((run for run in runs if run.can_stop), runs[0] if runs else None)
 
     def _shown(self, run: Run | None) -> Updates:
-        """Return all that is shown of a run."""
         there = {self.empty: gr.update(visible=run is None), self.box: gr.update(visible=run is not None)}
         if run is None:
             return there
@@ -322,7 +319,6 @@ class TrainRuns:
         return self.show("")
 
     def _take(self, seen: Seen) -> Restored:
-        """Return what draws the subject with its adapter, for the tab Create."""
         run = self._studio.runs.status(str(seen.get("id")))
         return request_with(
             self._studio, self._studio.runs.adopt(run.id, self._studio.library).id, run.trigger
@@ -335,7 +331,6 @@ def _command_box(label: str, elem_id: str) -> gr.Textbox:
 
 
 def _shown_command(studio: Studio, command: Sequence[str]) -> str:
-    """Return a command as one types it in the studio's folder."""
     return shlex.join(["train-dreambooth", *(word.replace(f"{studio.folder}/", "") for word in command[3:])])
 
 
@@ -400,7 +395,6 @@ def samples_html(run: Run) -> str:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Say whether two of a run's pictures show the same."""
     addresses = [data_address(path, THUMBNAIL_SIDE) for path in (one, other)]
     return addresses[0] == addresses[1]
 
@@ -500,7 +494,6 @@ class TrainTab:
         return f"{counted(steps, 'step')}{class_images}: {took}{expected}."
 
     def _start(self, values: Values) -> Updates:
-        """Start a run of what the form says, and show it."""
         accepted = self.photos.accepted(values[self.photos.kept])
         request = self.form.read(self.form.named(values), tuple(photo.path for photo in accepted))
         captions = tuple(photo.caption for photo in accepted)
