@@ -174,6 +174,7 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         page.locator("#train-clear").click()
         expect(page.locator("#train-truth")).to_contain_text("Photographs of real things cannot be learned")
         page.get_by_label("What is it?").fill("dog")
+        page.get_by_label("Name in the library").fill("")
         page.get_by_role("button", name="Command line").click()
         command = page.locator("#train-command textarea")
         expect(command).to_have_value(re.compile(r"^train-dreambooth .*--instance_data_dir=runs/ID/photos"))
