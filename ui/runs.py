@@ -46,8 +46,6 @@ PROCESS_NAME, OUTPUT_NAME, JOBS_NAME = "process.json", "output.log", "jobs.json"
 GONE = "this run is no longer in the studio: its folder was deleted; refresh the page"
 MAX_PROMPT, MAX_NAME, MAX_STEPS = 1000, 60, 100_000
 MAX_POINTS = 300  # of a plotted loss
-LEARNED = (0.5, 0.25)
-"""Shares of the way from the base's likeness to 1 from which a subject was learned well, and partly."""
 TINY_WORLD_OPTIONS: Mapping[str, Any] = {"train_batch_size": 6, "random_flip": True}
 """What a subject of the embedded base is learned with, in the short presets."""
 DECLARED = DreamBoothConfig.options()
@@ -338,26 +336,13 @@ class Run:
             likeness, drift = means[best or 0]
         except (OSError, ValueError, KeyError, TypeError):
             return "", ""
-        if not best:
-            return (
-                "Not learned",
-                "every step lost other pictures or the prompts; train fewer steps.",
-            )
         measured = f"likeness to the photos {likeness:.2f} at step {best} (the base {base:.2f})"
-        measured += f", drift of other pictures {drift:.2f}."
-        share = (likeness - base) / max(1e-6, 1 - base)
-        if share >= LEARNED[0]:
-            return "Learned well", measured
-        more = "More photos from other sides, or more steps, may help."
-        if share >= LEARNED[1]:
-            return "Partly learned", f"{measured} {more}"
+        if best and likeness > base:
+            return "Learned", f"{measured}, drift of other pictures {drift:.2f}."
         is_toy = any(f"--pretrained_model_name_or_path={name}" in self.command for name in EMBEDDED)
-        why = (
-            "This base draws drawings only: for photographs of real things, change the base."
-            if is_toy
-            else more
-        )
-        return "Not learned", f"{measured} {why}"
+        real = " This base draws drawings only: for photographs of real things, change the base." * is_toy
+        why = f"{measured}." if best else "no step kept the base's other pictures and the prompts."
+        return "Not learned", why + real
 
     @property
     def images_per_second(self) -> float | None:

@@ -343,7 +343,7 @@ def status_html(run: Run) -> str:
     if run.seconds_left is not None and run.step < run.num_steps:
         words = f"{words} About {duration(run.seconds_left)} left."
     word, measured = run.verdict if run.state == "finished" else ("", "")
-    said = notes_html(word, [measured], kind="note" if word == "Learned well" else "warning") if word else ""
+    said = notes_html(word, [measured], kind="note" if word == "Learned" else "warning") if word else ""
     return heading + progress_html(run.step / max(1, run.num_steps), words) + said
 
 
