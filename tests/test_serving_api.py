@@ -392,7 +392,8 @@ def test_control_images_come_as_data(
     encoder = random_encoder(tiny_sd().unet, factor=engine.base.vae_scale_factor)
     for name, data in control_files(encoder, None).items():
         (tmp_path / name).write_bytes(data)
-    assert client.put("/v1/adapters/trace", content=zipped(tmp_path)).status_code == 201
+    answer = client.put("/v1/adapters/trace", content=zipped(tmp_path))
+    assert answer.status_code == 201, answer.text
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     text = base64.b64encode(png_bytes(image)).decode()
     body = {"prompt": "a b", "seed": 1, "steps": 2, "adapters": {"fox": 1.0}, "size": "16x16"}

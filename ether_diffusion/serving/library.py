@@ -19,7 +19,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from ether_diffusion.adapters import Adapter, read_adapter
+from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.format import (
     CONFIG_NAME,
     CONTROL_CONFIG_NAME,
@@ -114,7 +114,7 @@ class Library:
                 adapter = None
                 try:
                     with self._local(name) as folder:
-                        adapter = _read(folder)
+                        adapter = read_adapter(folder)
                         self.engine.add_adapter(name, adapter)
                 except (ValueError, OSError):
                     self._unfit[name] = stamp, adapter is not None
@@ -138,7 +138,7 @@ class Library:
                 for file, content in files.items():
                     (Path(made) / file).parent.mkdir(exist_ok=True)
                     (Path(made) / file).write_bytes(content)
-                self.engine.add_adapter(name, _read(made))
+                self.engine.add_adapter(name, read_adapter(made))
             place = f"{self.folder}/{name}"
             try:
                 for file in sorted(files, key=_LAST.__contains__):  # those last that make it one
@@ -221,13 +221,6 @@ class Library:
                     (Path(made) / file).parent.mkdir(exist_ok=True)
                     self.files.get_file(path, str(Path(made) / file))
             yield Path(made)
-
-
-def _read(folder: str | Path) -> Adapter:
-    adapter = read_adapter(folder)
-    if adapter.encoder is not None:
-        raise ValueError(f"{adapter.name} holds a control encoder, which is not served")
-    return adapter
 
 
 @contextmanager
