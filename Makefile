@@ -15,8 +15,9 @@ demo-control: demo
 ui: .venv/installed-ui
 	$(BIN)/ether ui --open
 
-# a thread for each worker: threads of torch that share a core are slower than none
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+# a thread for each worker: threads of torch that share a core are slower than none; `make test WORKERS=3` sets how many
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 \
 	--dist loadfile --no-loadscope-reorder
 
 test: lint

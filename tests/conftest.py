@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
+from tiny_pipelines import SMALL_UNET
 from torch import Tensor, nn
 
 UNetInputs = tuple[Tensor, Tensor, Tensor]
@@ -18,52 +19,18 @@ Patch = pytest.MonkeyPatch
 Factory = pytest.TempPathFactory
 
 
-LONGEST = [
-    "studio_browser_train",
-    "demo",
-    "studio_browser_drawing",
-    "studio_server",
-    "real_architectures",
-    "flag_effects",
-    "studies",
-    "flow_training",
-    "studio_browser_library",
-    "diffusers",
-    "benchmark",
-    "processes",
-    "kill",
-    "docs",
-    "studio_endpoints",
-    "studio_runs",
-    "studio_engine",
-    "packaging",
-    "serving_api",
-    "serving_engine",
-    "single_file_base",
-    "resume",
-    "export",
-    "generate",
-    "hooked_layers",
-    "methods",
-    "console",
-    "run_troubles",
-    "imports",
-    "bench_training",
-    "pipelines_compiled",
-    "pipelines_adapters",
-    "interrupts",
-    "training_evaluation",
-    "evaluate_command",
-    "evaluate_control",
-    "control_pipelines",
-    "studio_uploads",
-    "real_photographs",
-    "bad_inputs",
-    "study_control",
-    "run_folder",
-    "random_transforms",
-    "doctor",
-]
+LONGEST = (
+    "studio_browser_train", "demo", "studio_browser_drawing", "studio_server", "real_architectures",
+    "flag_effects", "studies", "flow_training", "studio_browser_library", "diffusers", "benchmark",
+    "processes", "kill", "docs", "studio_endpoints", "studio_runs", "studio_engine", "packaging",
+    "serving_api", "serving_engine", "single_file_base", "resume", "export", "generate",
+    "hooked_layers", "methods", "console", "run_troubles", "imports", "bench_training",
+    "pipelines_compiled", "pipelines_adapters", "interrupts", "training_evaluation", "evaluate_command",
+    "evaluate_control", "control_pipelines", "studio_uploads", "real_photographs", "bad_inputs",
+    "study_control", "run_folder", "random_transforms", "doctor", "adapter_loading", "flow_bases", "samples",
+    "segmenter", "control_methods", "base_variants", "generate_control", "training_bases", "training_control",
+    "tiny_world_weights", "serving_ray",
+)  # fmt: skip
 """Files that draw, train or start processes for more than seconds, the longest first."""
 
 
@@ -123,19 +90,10 @@ def browser() -> Iterator[Any]:
 
 
 def tiny_unet() -> UNet2DConditionModel:
-    """A UNet with 32 attention projections over widths 32 and 64, always with the same weights."""
+    """A UNet that always has the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=8,
-            norm_num_groups=8,
-        ).eval()
+        return UNet2DConditionModel(**SMALL_UNET).eval()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from tiny_pipelines import SMALL_UNET
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
 
@@ -12,17 +13,7 @@ from ether_diffusion import EtherConfig
 
 def small_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
     torch.manual_seed(seed)
-    form = {
-        "sample_size": 8,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": 32,
-        "attention_head_dim": 8,
-        "norm_num_groups": 8,
-    }
-    return UNet2DConditionModel(**(form | changes)).eval()
+    return UNet2DConditionModel(**SMALL_UNET | changes).eval()
 
 
 def adapted_unet(**config: Any) -> UNet2DConditionModel:

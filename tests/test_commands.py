@@ -44,14 +44,6 @@ def work(made: Path, tmp_path: Path, monkeypatch: Patch) -> Path:
     return tmp_path
 
 
-def test_help_names_every_command(capsys: Capture) -> None:
-    with pytest.raises(SystemExit) as ended:
-        ether.main(["--help"])
-    assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert all(command in said for command in ("generate", "inspect", "export", "merge", "convert"))
-
-
 def test_inspect_says_what_an_adapter_holds(work: Path, capsys: Capture) -> None:
     assert ether.main(["inspect", "adapter", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["unet"]

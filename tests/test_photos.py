@@ -22,7 +22,7 @@ from training_runs import config
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.dataset import read_training_data
 from ether_diffusion.training.decoding import Decoded, decode_bytes
-from ether_diffusion.training.photos import PhotoFolder, compare_fingerprints, find_photos
+from ether_diffusion.training.photos import PhotoFolder, find_photos
 from ether_diffusion.training.plain_files import MAX_DEPTH
 from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.setup import check_run
@@ -133,25 +133,6 @@ def test_strange_names_work_in_their_order_and_are_shown_escaped(folder: Path) -
     assert all(
         each in said for each in ("badtwo\\nlines.png is empty", "\\u202e", "bad\\udcff.png", "x" * 250)
     )
-
-
-def test_strict_makes_every_refusal_an_error_that_lists_all(folder: Path) -> None:
-    fill(folder, a_png=b"", b_png=b"text", c_png=photo())
-    assert len(check(folder).refused) == 2
-    with pytest.raises(
-        ValueError, match=r"2 unusable files in (.|\n)*a\.png is empty(.|\n)*b\.png is no image"
-    ):
-        find_photos(folder, strict=True)
-
-
-def test_a_fingerprint_says_which_files_came_went_and_changed(folder: Path) -> None:
-    fill(folder, a_png=photo(0), b_png=photo(1), c_png=photo(2))
-    before = check(folder).fingerprint
-    assert compare_fingerprints(before, check(folder).fingerprint) == {}
-    (folder / "a.png").unlink()
-    fill(folder, b_png=photo(7), d_png=photo(3))
-    changes = compare_fingerprints(before, check(folder).fingerprint)
-    assert changes == {"new": ["d.png"], "gone": ["a.png"], "changed": ["b.png"]}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def in_place(pipe: Any) -> None:
     pipe.unet.mid_block.compile(backend="eager")
 
 
-WAYS = {"whole": whole, "with_text": with_text, "one_block": one_block, "in_place": in_place}
+WAYS = {"with_text": with_text, "one_block": one_block, "in_place": in_place}
+ONCE = {"num_inference_steps": 1, "guidance_scale": 1.0}
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_every_method_does_in_a_compiled_pipeline_what_it_does_in_another(way: s
     plain = loaded(folder, None, first=True)
     pipes = [loaded(folder, WAYS[way], first=first) for first in (True, False)]
     wrappers = [(pipe.unet, pipe.text_encoder) for pipe in pipes]
-    base = draw(quiet(tiny_sd()))
+    base = draw(quiet(tiny_sd()), **ONCE)
     steps: list[Callable[[Any], Any]] = [
         lambda p: p.set_adapters(["fox", "cat"], [0.5, 0.25]),
         lambda p: p.set_adapters("cat"),
@@ -91,21 +92,21 @@ def test_every_method_does_in_a_compiled_pipeline_what_it_does_in_another(way: s
     ]
     for step in steps:
         step(plain)
-        expected = draw(plain)
+        expected = draw(plain, **ONCE)
         for pipe in pipes:
             step(pipe)
             assert pipe.active_adapters == plain.active_adapters
             assert pipe.get_list_adapters() == plain.get_list_adapters()
-            close(draw(pipe), expected)
+            close(draw(pipe, **ONCE), expected)
     for chosen in ({}, {"fox": 0.7}, ["fox"]):
-        expected = draw(plain, adapters=chosen)
+        expected = draw(plain, adapters=chosen, **ONCE)
         for pipe in pipes:
-            close(draw(pipe, adapters=chosen), expected)
+            close(draw(pipe, adapters=chosen, **ONCE), expected)
     for pipe, wrapped in zip(pipes, wrappers, strict=True):
         save_ether(pipe, folder / "again", adapter_name="fox")
         assert (folder / "again" / "adapter_model.safetensors").stat().st_size > 0
         pipe.unload()
-        close(draw(pipe), base)
+        close(draw(pipe, **ONCE), base)
         assert not any(isinstance(m, EtherLinear) for m in pipe.unet.modules())
         assert (pipe.unet, pipe.text_encoder) == wrapped
 
@@ -113,13 +114,12 @@ def test_every_method_does_in_a_compiled_pipeline_what_it_does_in_another(way: s
 def test_a_traced_graph_follows_what_is_chosen_and_unloaded(folder: Path) -> None:
     torch._dynamo.reset()
     pipe, plain = loaded(folder, whole, first=False), loaded(folder, None, first=False)
-    once = {"num_inference_steps": 1, "guidance_scale": 1.0}
     for p in (pipe, plain):
         p.set_adapters(["fox", "cat"], [0.5, 0.25])
-    close(draw(pipe, **once), draw(plain, **once))
-    close(draw(pipe, adapters={}, **once), draw(plain, adapters={}, **once))
+    close(draw(pipe, **ONCE), draw(plain, **ONCE))
+    close(draw(pipe, adapters={}, **ONCE), draw(plain, adapters={}, **ONCE))
     pipe.unload()
-    close(draw(pipe, **once), draw(quiet(tiny_sd()), **once))
+    close(draw(pipe, **ONCE), draw(quiet(tiny_sd()), **ONCE))
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])

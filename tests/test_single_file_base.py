@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ def pipeline_of(family: str, *, channels: int = 4) -> DiffusionPipeline:
     return pipeline
 
 
+@cache
+def weights_of(family: str) -> dict[str, Tensor]:
+    """What a file of the family's pipeline holds."""
+    return in_one_file(pipeline_of(family))
+
+
 def states(pipeline: DiffusionPipeline) -> dict[str, dict[str, Tensor]]:
     parts = pipeline.components.items()
     return {name: part.state_dict() for name, part in parts if isinstance(part, torch.nn.Module)}
@@ -110,7 +117,7 @@ def write(path: Path, weights: dict[str, Tensor], **metadata: str) -> Path:
 @pytest.fixture
 def first(tmp_path: Path) -> Path:
     """A file of SD 1.x."""
-    return write(tmp_path / "model.safetensors", in_one_file(pipeline_of("v1")))
+    return write(tmp_path / "model.safetensors", weights_of("v1"))
 
 
 @pytest.mark.parametrize(("family", "channels"), [("v1", 4), ("v1", 9), ("v2", 4), ("xl", 4), ("xl", 9)])
@@ -141,18 +148,8 @@ def test_the_commands_take_a_file(tmp_path: Path, first: Path) -> None:
     subject = ["--instance_data_dir", str(photos), "--instance_prompt", "a sks dog", "--resolution", "64"]
     assert train_dreambooth.main([*base, *subject]) == 0
     picture = tmp_path / "x.png"
-    flags = [
-        "--adapter",
-        adapter,
-        "--base",
-        str(first),
-        "--prompt",
-        "a sks dog",
-        "--steps",
-        "1",
-        "--size",
-        "64",
-    ]
+    flags = ["--adapter", adapter, "--base", str(first), "--prompt", "a sks dog"]
+    flags += ["--steps", "1", "--size", "64"]
     assert ether.main(["generate", *flags, "--output", str(picture)]) == 0
     pipeline_of("v1").save_pretrained(tmp_path / "folder")
     flags[flags.index(str(first))] = str(tmp_path / "folder")
@@ -163,14 +160,14 @@ def test_the_commands_take_a_file(tmp_path: Path, first: Path) -> None:
 
 
 def test_each_part_keeps_its_dtype(tmp_path: Path, first: Path) -> None:
-    weights = in_one_file(pipeline_of("v1"))
+    weights = weights_of("v1")
     mixed = {name: tensor.half() if name.startswith(UNET) else tensor for name, tensor in weights.items()}
     base = load_base(write(tmp_path / "mixed.safetensors", mixed))
     assert (base.unet.dtype, base.vae.dtype) == (torch.float16, torch.float32)
 
 
 def test_what_the_unet_predicts_is_read_from_the_file(tmp_path: Path) -> None:
-    xl = in_one_file(pipeline_of("xl"))
+    xl = weights_of("xl")
     marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     base = open_base(write(tmp_path / "marked.safetensors", xl | marks))
     assert base.prediction_type == "v_prediction"
@@ -182,7 +179,7 @@ def test_what_the_unet_predicts_is_read_from_the_file(tmp_path: Path) -> None:
 
 
 def test_a_second_stable_diffusion_of_velocity_is_told_by_its_weights(tmp_path: Path) -> None:
-    weights = in_one_file(pipeline_of("v2"))
+    weights = weights_of("v2")
     few = open_base(write(tmp_path / "epsilon.safetensors", weights))
     assert few.prediction_type == "epsilon"
     name = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -226,7 +223,7 @@ def test_parts_that_a_file_lacks_are_those_of_its_familys_home(
 
 
 def test_a_file_without_a_vae_takes_another(tmp_path: Path) -> None:
-    weights = in_one_file(pipeline_of("v1"))
+    weights = weights_of("v1")
     path = write(tmp_path / "no_vae.safetensors", without(weights, VAE))
     only = {name.removeprefix(VAE): tensor for name, tensor in weights.items() if name.startswith(VAE)}
     vae = write(tmp_path / "vae.safetensors", only)
@@ -244,7 +241,7 @@ def test_a_file_that_is_no_vae_is_refused_as_one(tmp_path: Path) -> None:
 def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(first: Path) -> None:
     before = open_base(first).folder
     assert open_base(first).folder == before
-    weights = in_one_file(pipeline_of("v1"))
+    weights = weights_of("v1")
     write(first, weights | {UNET + "out.2.bias": torch.ones(4)})
     os.utime(first, (1, 1))
     after = open_base(first)
@@ -274,7 +271,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
 @pytest.mark.parametrize("fault", BAD)
 def test_what_cannot_be_used_is_named_and_nothing_stays(tmp_path: Path, fault: str) -> None:
     change, sentence = BAD[fault]
-    path = write(tmp_path / "bad.safetensors", change(in_one_file(pipeline_of("v1"))))
+    path = write(tmp_path / "bad.safetensors", change(weights_of("v1")))
     with pytest.raises(ValueError, match=sentence):
         open_base(path)
     assert not [each for each in (tmp_path / "unpacked").iterdir() if each.is_dir()]

@@ -1,5 +1,7 @@
 """Stable Diffusion pipelines of a few thousand weights, whole and loadable, built without a hub."""
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -14,6 +16,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 CONTEXT = 32
 LATENT = 8
+SMALL_UNET: dict[str, Any] = {
+    "sample_size": LATENT, "block_out_channels": (32, 64), "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": CONTEXT, "attention_head_dim": 8, "norm_num_groups": 8,
+}  # fmt: skip
+"""A UNet with 32 attention projections over widths 32 and 64."""
 
 
 def tiny_sd(seed: int = 1) -> StableDiffusionPipeline:
@@ -24,16 +33,7 @@ def tiny_sd(seed: int = 1) -> StableDiffusionPipeline:
             vae=_autoencoder(),
             text_encoder=CLIPTextModel(_text_config()).eval(),
             tokenizer=tiny_tokenizer(),
-            unet=UNet2DConditionModel(
-                sample_size=LATENT,
-                block_out_channels=(32, 64),
-                layers_per_block=1,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                cross_attention_dim=CONTEXT,
-                attention_head_dim=8,
-                norm_num_groups=8,
-            ).eval(),
+            unet=UNet2DConditionModel(**SMALL_UNET).eval(),
             scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
             safety_checker=None,
             feature_extractor=None,
