@@ -1,7 +1,7 @@
 """Models and pipelines as adapters see them: part by part, without wrappers, and whether an adapter fits."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, cast
@@ -178,10 +178,16 @@ class Fit:
     remark: str = ""
 
 
-def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> Fit:
+def check_fit(
+    model: nn.Module,
+    part: AdapterPart,
+    adapter_name: str | None,
+    fingerprint_of: Callable[[nn.Module, list[str]], BaseFingerprint | None] = base_fingerprint,
+) -> Fit:
     """Check that a model can take a part of an adapter under a name, and say how its base compares.
 
     Without a name nothing is asked of the adapters that the model carries, but that none is merged.
+    `fingerprint_of` may remember what `base_fingerprint` finds, which reads all weights that it names.
 
     Raises:
         ValueError: it cannot.
@@ -206,7 +212,7 @@ def check_fit(model: nn.Module, part: AdapterPart, adapter_name: str | None) -> 
     if problems:
         raise ValueError("; ".join(problems[:3]))
     theirs = part.metadata.base_fingerprint
-    ours = None if theirs is None else base_fingerprint(root, names)
+    ours = None if theirs is None else fingerprint_of(root, names)
     match: Match = "unknown"
     if theirs is not None and ours is not None:
         made_for, given = f"{made_for} (fingerprint {theirs.id})", f"{given} ({ours.id})"

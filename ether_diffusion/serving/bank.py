@@ -11,9 +11,16 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from ether_diffusion import reflections
-from ether_diffusion.adapters.format import Adapter, AdapterPart
+from ether_diffusion.adapters.format import Adapter, AdapterPart, BaseFingerprint
 from ether_diffusion.adapters.methods import title_of
-from ether_diffusion.adapters.models import TEXT_ENCODERS, Match, check_fit, find_parts, plain_modules
+from ether_diffusion.adapters.models import (
+    TEXT_ENCODERS,
+    Match,
+    base_fingerprint,
+    check_fit,
+    find_parts,
+    plain_modules,
+)
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.tuner.hooked import weight_of
 from ether_diffusion.wording import listed
@@ -59,6 +66,7 @@ class AdapterBank:
         self._slots: OrderedDict[str, Factors] = OrderedDict()
         self._groups: dict[str, list[Group]] = {}
         self._hooked: set[str] = set()
+        self._fingerprints: dict[tuple[str, ...], BaseFingerprint | None] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts
@@ -72,7 +80,7 @@ class AdapterBank:
         config = part.config
         if not isinstance(config, EtherConfig | LoraConfig) or getattr(config, "use_dora", False):
             raise ValueError(f"{name} is of {title_of(config)}; served are ETHER, ETHER+ and LoRA")
-        match = check_fit(self.model, part, None).match
+        match = check_fit(self.model, part, None, self._fingerprint_of).match
         foreign = sorted(part.modules().keys() - self._linears.keys())
         if foreign:
             raise ValueError(f"{name} changes {foreign[0]}, which is no Linear; served are adapters of those")
@@ -81,6 +89,11 @@ class AdapterBank:
             self._hooked.add(module)
             self._linears[module].register_forward_hook(_Update(self._groups, module))
         return match
+
+    def _fingerprint_of(self, model: nn.Module, names: list[str]) -> BaseFingerprint | None:
+        if (key := tuple(names)) not in self._fingerprints:
+            self._fingerprints[key] = base_fingerprint(model, names)
+        return self._fingerprints[key]
 
     def remove(self, name: str) -> None:
         """Forget an adapter."""
