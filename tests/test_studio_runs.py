@@ -254,6 +254,30 @@ def test_one_command_trains_several_runs_each_as_its_own_command_says(tmp_path: 
     assert together.ignored == ()
 
 
+@pytest.mark.slow
+def test_runs_that_wait_are_trained_together_and_one_that_is_stopped_stops_no_other(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "studio" / "runs", tmp_path / "studio" / "temp", base="tiny_world")
+    first, short, long, other = (
+        runs.start(request(runs, num_steps=num_steps, name=name))
+        for num_steps, name in ((1, "Fox"), (2, "Dog"), (2000, "Cat"), (2000, "Owl"))
+    )
+    assert [run.state for run in runs.all()].count("queued") == 3
+    wait_until(runs, first, lambda each: each.state == "finished", seconds=600)
+    together = wait_until(runs, short, lambda each: each.state == "finished", seconds=600)
+    assert together.wish.together
+    trainer = read_holder(together.folder / "process.json")
+    assert [runs.status(each).process for each in (long, other)] == [trainer, trainer]
+    runs.stop(other)
+    wait_until(runs, other, lambda each: each.state == "stopped", seconds=600)
+    onward = wait_until(
+        runs, long, lambda each: each.state == "running" and not each.wish.together, seconds=600
+    )
+    assert onward.process not in (None, trainer)
+    assert onward.step > 0
+    runs.stop(long)
+    wait_until(runs, long, lambda each: each.state == "stopped", seconds=600)
+
+
 @pytest.fixture
 def stopped(runs: StandInRuns) -> Path:
     """A run of five steps whose trainer wrote three lines, said that it was stopped, and ended."""

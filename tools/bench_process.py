@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ether_diffusion.console import share_machine
 from ether_diffusion.tiny_world import tiny_world_path
@@ -43,8 +44,14 @@ LIBRARIES = {
     "ether_diffusion": "import ether_diffusion.training.run",
 }
 PROMPT = "a sks animal"
-Cost = tuple[float, float]
-"""Seconds of a finished process: of processor time, and by the clock."""
+
+
+class Cost(NamedTuple):
+    """What a finished process took: seconds of processor time and by the clock, and MiB at its peak."""
+
+    cpu: float
+    seconds: float
+    peak: float
 
 
 def cost_of(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> Cost:
@@ -61,7 +68,7 @@ def cost_of(command: Sequence[str], environment: Mapping[str, str] = os.environ)
         if status:
             said.seek(0)
             raise RuntimeError(f"{' '.join(command)} failed: {said.read()[-2000:]}")
-    return usage.ru_utime + usage.ru_stime, seconds
+    return Cost(usage.ru_utime + usage.ru_stime, seconds, usage.ru_maxrss / 1024)
 
 
 def medians(contenders: Mapping[str, Callable[[], Cost]], rounds: int) -> dict[str, Cost]:
@@ -70,10 +77,7 @@ def medians(contenders: Mapping[str, Callable[[], Cost]], rounds: int) -> dict[s
     for _ in range(rounds):
         for name in random.sample(list(contenders), len(contenders)):
             costs[name].append(contenders[name]())
-    return {
-        name: (statistics.median(c for c, _ in found), statistics.median(s for _, s in found))
-        for name, found in costs.items()
-    }
+    return {name: Cost(*map(statistics.median, zip(*found, strict=True))) for name, found in costs.items()}
 
 
 def train(photos: Path, num_steps: int, environment: Mapping[str, str], *flags: str) -> Cost:
@@ -123,7 +127,7 @@ def bench_start(photos: Path, rounds: int) -> None:
         name: partial(cost_of, [sys.executable, "-c", STARTING + code]) for name, code in LIBRARIES.items()
     }
     contenders |= {f"{n} steps": partial(train, photos, n, {}) for n in (1, 21)}
-    found = {name: cpu for name, (cpu, _) in medians(contenders, rounds).items()}
+    found = {name: cost.cpu for name, cost in medians(contenders, rounds).items()}
     step = (found["21 steps"] - found["1 steps"]) / 20
     print("| train-dreambooth, 20 steps | processor seconds |\n|---|---|")
     before = 0.0
