@@ -491,7 +491,7 @@ def test_what_cannot_be_followed_is_said_in_words_and_other_proportions_are_crop
     sent.set_input_files(tmp_path / "photo.png")
     expect(page.locator("#control-used img")).to_be_visible()  # what was sent is shown
     refused("The upload is a photo, and what is followed here shows silhouette")
-    page.locator("#control-upload").get_by_role("button", name="Remove").first.click()
+    page.locator("#control-upload").get_by_role("button", name="Clear").first.click()
     sent.set_input_files(tmp_path / "wide.png")
     expect(page.locator("#control-upload")).to_contain_text("wide")
     followed = control_of(studio, generate(page, tmp_path / "cropped.png", "control"))

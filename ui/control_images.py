@@ -25,7 +25,7 @@ DETECTORS = {
 MAX_DRAWING = 8 * 2**20  # characters of a drawing as it comes from a page
 MAX_SIDE_PX = 1024  # of the canvas; a larger picture's drawing is enlarged
 _PREFIX = "data:image/png;base64,"
-_SHAPES = ("silhouette", "edges", "canny")  # types whose images have few colours
+_SHAPES = ("silhouette", "edges", "canny")  # types whose images are of dark and light
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _CANVAS = Markup(
     '<div class="sketch" data-paper="{kind}" data-ground="{ground}"><p class="quiet">Draw here {what}.</p>'
@@ -88,6 +88,12 @@ def read_drawing(text: str, control_type: str | None) -> Image.Image:
     return drawn
 
 
+def _is_photo(picture: Image.Image) -> bool:
+    """Say whether a picture is of many tones and a third neither dark nor light, as no drawn shape is."""
+    tones = picture.convert("L").histogram()
+    return sum(count > 0 for count in tones) > 64 and 3 * sum(tones[32:224]) > sum(tones)
+
+
 def read_control_upload(
     path: Path, detector: str, *, width: int, height: int, control_type: str | None = None
 ) -> Image.Image:
@@ -105,7 +111,7 @@ def read_control_upload(
     box = (left, top, left + inner[0], top + inner[1])
     photo, alpha = photo.crop(box), None if alpha is None else alpha.crop(box)
     if not detector:
-        if control_type in _SHAPES and photo.reduce(max(1, min(inner) // 64)).getcolors(512) is None:
+        if control_type in _SHAPES and _is_photo(photo.reduce(max(1, min(inner) // 64))):
             shown = f"the upload is a photo, and what is followed here shows {control_type}"
             raise ValueError(f"{shown}; say below what the upload is, and it is drawn from that")
         return photo

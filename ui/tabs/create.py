@@ -153,7 +153,7 @@ class PictureForm(Form):
         self["adapters"].input(handler(self._sliders), [self["adapters"]], sliders, **QUIET)
 
     def _sliders(self, chosen: Sequence[str] | None, strengths: Mapping[str, float] | None = None) -> Updates:
-        names, updates = self.names("subject", "control"), Updates()
+        names, updates = self.names(), Updates()
         shown = [adapter for adapter in chosen or [] if adapter in names]
         for index, slider in enumerate(STRENGTHS):
             update = gr.update(visible=False, value=1.0)
@@ -177,13 +177,10 @@ class PictureForm(Form):
         )
 
     def shown(self, named: Mapping[str, Any]) -> Updates:
-        chosen, names = named["adapters"] or [], self.names("subject", "control")
+        chosen, names = named["adapters"] or [], self.names()  # what follows a control image is not offered
         by_place = zip(chosen, (named.get(name, 1.0) for name in STRENGTHS), strict=False)
         strengths = chosen if isinstance(chosen, Mapping) else dict(by_place)
-        value = [each for each in chosen if each in names]
-        # what follows a control image is not offered here, unless a picture brings it
-        kinds = self.kinds if {*value} <= self.names().keys() else ("subject", "control")
-        offered = self.offer(*kinds, value=value)
+        offered = self.offer(value=[each for each in chosen if each in names])
         filled = super().shown({name: value for name, value in named.items() if name not in STRENGTHS})
         return {**filled, self["adapters"]: offered, **self._sliders(list(chosen), strengths)}
 
@@ -346,7 +343,9 @@ class PictureTab(DrawingTab):
 
     def take(self, restored: Restored) -> Updates:
         """Fill the form with restored settings, and say what is not as it was."""
-        return self.taken(restored, IN_CONTROL if restored.followed_control else "")
+        follows = [self.form.names("control").get(each) for each in getattr(restored.request, "adapters", ())]
+        without = [f"{name}, which follows control images, is not offered here." for name in follows if name]
+        return self.taken(restored, IN_CONTROL if restored.followed_control else "".join(without))
 
     def taken(self, restored: Restored, further: str) -> Updates:
         """Fill what every form has; `further` is a difference that this tab makes."""
