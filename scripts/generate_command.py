@@ -84,9 +84,9 @@ def _read_adapters(options: told.Generate) -> dict[str, Adapter]:
     wants_control = True if options.control_image is not None else None  # else the Hub is not asked for it
     found = {given: read_adapter(given, with_encoder=wants_control) for given in options.adapter}
     titles = {given: method_of(one.config).title for given, one in found.items() if one.parts}
-    if len(set(titles.values())) > 1:
+    if len(set(titles.values())) > 1 and "HRA" in titles.values():
         shown = ", ".join(f"{given} ({title})" for given, title in titles.items())
-        raise ValueError(f"adapters of two methods do not work together; found {shown}")
+        raise ValueError(f"HRA reads the weights past adapters of other methods; found {shown}")
     names = drawing.adapter_names(options.adapter)
     return {name: found[given] for name, given in zip(names, options.adapter, strict=True)}
 

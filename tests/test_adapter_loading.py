@@ -12,7 +12,7 @@ from conftest import Factory, Log
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import IPAdapterPlusImageProjection, MultiIPAdapterImageProjection
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from small_models import adapted_unet, exactly_equal, output, small_unet
 from tiny_pipelines import motion_unet, tiny_sd
@@ -297,6 +297,26 @@ def test_an_adapter_that_is_loaded_over_a_lora_is_alone_in_force(targets: list[s
     assert exactly_equal(output(unet), output(adapted_unet()))
     unet.set_adapters("lora")
     assert exactly_equal(output(unet), of_lora)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_an_adapter_that_is_loaded_over_oft_leaves_it_ready_for_pefts_set_adapter(saved: Path) -> None:
+    predictions = []
+    for order in ("oft ether", "ether oft"):
+        unet = small_unet()
+        for step in order.split():
+            torch.manual_seed(4)
+            if step == "oft":
+                unet.add_adapter(OFTConfig(oft_block_size=4, target_modules=["to_q"]), "oft")
+            else:
+                load_ether(unet, saved, adapter_name="ether")
+        for name, parameter in unet.named_parameters():
+            if "oft_R" in name:
+                parameter.data = torch.full_like(parameter, 0.1)
+        unet.set_adapter(["oft", "ether"])
+        predictions.append(output(unet))
+    assert exactly_equal(*predictions)
+    assert not exactly_equal(predictions[0], output(adapted_unet()))
 
 
 @ACROSS

@@ -144,7 +144,7 @@ REFUSED: list[tuple[str, str, str]] = [
     # the method of an adapter `other`, the command, what is said before anything is loaded
     ("oft", "--control_image map.png --strength 0.5", "other is an adapter of OFT, which has no strengths"),
     ("none", "--control_image map.png --strength 0.5", "use --control_strength, not --strength"),
-    ("lora", "--adapter cat", "adapters of two methods do not work together; found other (LoRA), cat"),
+    ("hra", "--adapter cat", "past adapters of other methods; found other (HRA), cat (ETHER)"),
     ("none", "--base base", "other is a control encoder by itself; give --control_image"),
     ("", f"{CAT} --control_image map.png", "needs one --adapter that follows"),
     ("", f"{FOLLOW} --control_strength 1", "give --control_image"),
@@ -181,6 +181,7 @@ def test_what_cannot_be_drawn_is_said(method: str, command: str, words: str, cap
         f"{MAP} --control_detector canny",
         "--base base --adapter lora",
         "--base base --adapter lora --control_image map.png",
+        "--base base --adapter lora --adapter cat",
     ],
 )
 def test_each_file_of_an_adapter_is_opened_once(command: str, opens: list[Path]) -> None:

@@ -164,8 +164,11 @@ def test_no_job_writes_into_a_folder_of_another(tmp_path: Path) -> None:
     first, second = jobs(tmp_path, "run", [{}, {}])
     same = second.replace(output=second.output.replace(output_dir=first.output.output_dir))
     into = second.replace(output=second.output.replace(output_dir=tmp_path / "photos-0"))
-    for other in (same, into):
-        with pytest.raises(ValueError, match="is the output_dir of one job and a folder of another; give"):
+    inside = second.replace(output=second.output.replace(output_dir=first.output.output_dir / "samples"))
+    there = first.output.output_dir / ".." / first.output.output_dir.name
+    again = second.replace(output=second.output.replace(output_dir=there))
+    for other in (same, into, inside, again):
+        with pytest.raises(ValueError, match="is the output_dir of one job and a folder of another, or lies"):
             train_jobs([first, other])
     assert not (tmp_path / "run").exists()
 

@@ -106,11 +106,6 @@ def drawn_by_peft(pipeline: Any, model: Any, names: list[str], how: dict[str, An
         decode_latents(pipeline.vae, latents)
 
 
-def shared(model: Any) -> Any:
-    """Return a copy of a model's modules around the same weights."""
-    return copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
-
-
 def latencies(engine: Engine, names: list[str], how: dict[str, Any], per_second: float) -> list[float]:
     """Return seconds from request to picture under Poisson arrivals."""
     generator, found, jobs = np.random.default_rng(0), list[float](), []
@@ -138,10 +133,10 @@ def mixed(given: argparse.Namespace) -> None:
         adapters = make_adapters(base, Path(folder), count)
         engine = Engine(base, device=CPU, max_rows=given.rows, num_slots=count, max_waiting=4 * count)
         pipeline = open_pipeline(base, device=CPU, dtype=torch.float32)
-    pipeline.unet = shared(engine.denoiser)
+    pipeline.unet = engine.base.load_denoiser()
     pipeline.set_progress_bar_config(disable=True)
     config = LoraConfig(r=4, target_modules=benchmark.ATTENTION, init_lora_weights=False)
-    lora: Any = get_peft_model(shared(engine.denoiser), config, adapter_name="a0")
+    lora: Any = get_peft_model(engine.base.load_denoiser(), config, adapter_name="a0")
     for name, adapter in zip(names, adapters, strict=True):
         engine.add_adapter(name, adapter)
         pipeline.load_adapter_weights(adapter, adapter_name=name, activate=False)

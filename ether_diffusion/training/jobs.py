@@ -44,10 +44,12 @@ def check_jobs(configs: Sequence[DreamBoothConfig]) -> None:
     """Check that no job writes into a folder of another; a ValueError names one that does."""
     for number, config in enumerate(configs):
         folder = config.output.output_dir
-        others = (each for k, other in enumerate(configs) if k != number for each in other.folders)
-        if folder.absolute() in {each.absolute() for each in others}:
+        others = [each for k, other in enumerate(configs) if k != number for each in other.folders]
+        outer = [other.output.output_dir for k, other in enumerate(configs) if k != number]
+        is_there = folder.resolve() in {each.resolve() for each in others}
+        if is_there or any(each.resolve() in folder.resolve().parents for each in outer):
             found = f"{shown(folder)} is the output_dir of one job and a folder of another"
-            raise ValueError(f"{found}; give each job an output_dir of its own")
+            raise ValueError(f"{found}, or lies in one; give each job an output_dir of its own")
 
 
 def groups_of(configs: Sequence[DreamBoothConfig]) -> list[list[DreamBoothConfig]]:
@@ -63,7 +65,7 @@ def groups_of(configs: Sequence[DreamBoothConfig]) -> list[list[DreamBoothConfig
             control_of(config) or adapter.dropout or adapter.train_text_encoder or adapter.adapter == "full"
         )
         is_own = is_own or compute.torch_compile or config.output.report_to not in (None, "tensorboard")
-        shared = config.base, compute.replace(seed=0), config.data.resolution
+        shared = config.base, compute.replace(seed=0), config.quantize, config.data.resolution
         groups.setdefault(number if is_own else shared, []).append(config)
     return list(groups.values())
 
@@ -211,6 +213,7 @@ class Jobs:
                         sessions[path].accelerator.end_training()
                 for path in sessions.keys() - waiting.keys() - set(done):
                     held[path].close()
+                bar.update(sum(trainer.step for trainer in trainers.values()) - bar.n)
                 if not waiting:
                     break
                 shares = {path: share for path, share in waiting.items() if rounds[path] == now}
@@ -219,7 +222,6 @@ class Jobs:
                     with self._part_of(path):
                         shares[path] = _shadow(sessions[path].run, int(now))
                 answers = {**self._answered({path: shares[path] for path in sessions if path in shares})}
-                bar.update(sum(trainer.step for trainer in trainers.values()) - bar.n)
         for line in phases.lines:
             logger.info("%s", line)
 

@@ -95,7 +95,7 @@ def write_export(folder: Path, run: "Run") -> Path | None:
         logger.info("no LoRA file is written: %s is no low-rank update", method)
         return None
     unet, stored = run.unet, base.denoiser_dtype
-    is_exact = unet.dtype in (stored, torch.float32) and run.config.compute.quantize is None
+    is_exact = unet.dtype in (stored, torch.float32) and run.config.quantize is None
     if not is_exact:  # it is to be so on the weights as they are stored
         unet = base.load_denoiser(stored)
     if len(run.trainer.parts) == 1:

@@ -246,9 +246,9 @@ def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
     if compute.attention not in base.attention_kernels:
         known = ", ".join(base.attention_kernels)
         yield f"attention={compute.attention} is not for a base of {kind}; use one of {known}"
-    if compute.quantize is not None and quantizer_of(compute.quantize) is None:
+    if config.quantize is not None and quantizer_of(config.quantize) is None:
         install = 'pip install "ether-diffusion[quantized]"'
-        yield f"quantize={compute.quantize} needs bitsandbytes, which is not installed: {install}"
+        yield f"quantize={config.quantize} needs bitsandbytes, which is not installed: {install}"
     is_xformers = compute.enable_xformers_memory_efficient_attention
     if is_xformers and "xformers" not in base.attention_kernels:
         yield f"xformers' attention is not for a base of {kind}; leave it out for SDPA"
@@ -339,10 +339,10 @@ def load_runs(
     first.check()
     with phases.measure("load the denoiser"):
         unet = base.load_denoiser(dtype)
-        if compute.quantize is not None and not quantize(unet, compute.quantize, dtype):
+        kind = first.config.quantize
+        if kind is not None and not quantize(unet, kind, dtype):
             raise ValueError(
-                f"quantize={compute.quantize} finds no layer in the base whose inputs {MULTIPLE} divides; "
-                "leave it out"
+                f"quantize={kind} finds no layer in the base whose inputs {MULTIPLE} divides; leave it out"
             )
         unet.to(device)
         if compute.gradient_checkpointing:

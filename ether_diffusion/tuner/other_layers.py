@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from peft.tuners.boft import BOFTLayer
 from peft.tuners.delora import DeloraLayer
+from peft.tuners.hra import HRALayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -34,8 +36,7 @@ def reads_weight(layer: nn.Module) -> bool:
 def put_in_force(layer: BaseTunerLayer, names: Sequence[str], *, trainable: bool = False) -> None:
     """Let adapters by these names work in a layer of any method, and no others; none is the base."""
     layer.set_adapter(list(names), inference_mode=not trainable)
-    if not isinstance(layer, LoraLayer | EtherLayer):
-        # BOFT without adapters differs from the base in the last bit
+    if isinstance(layer, BOFTLayer | HRALayer):  # without adapters they differ from the base in the last bit
         layer._disable_adapters = set(names).isdisjoint(adapters_of(layer))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -110,6 +110,11 @@ class DreamBoothConfig(Options):
         is_prodigy = self.optimization.optimizer == "prodigy"
         own = PRODIGY_LEARNING_RATE if is_prodigy else self.method_rates[self.adapter.adapter]
         return self.optimization.learning_rate or own
+
+    @property
+    def quantize(self) -> Literal["nf4", "int8"] | None:
+        """How the base is quantized, which it is beneath ETHER alone."""
+        return self.compute.quantize if self.adapter.adapter in ("ether", "ether_plus") else None
 
     @property
     def text_encoder_learning_rate(self) -> float:
