@@ -14,7 +14,7 @@ from training_runs import config, log_of, trained_files
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DreamBoothConfig
 
-NUM_KILLS, NUM_STEPS = 10, 26
+NUM_KILLS, NUM_STEPS = 20, 52
 
 
 def assert_as_if_alive(tmp_path: Path, run: DreamBoothConfig) -> None:
