@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
+from test_tiny_world_weights import SCENES
 
 from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import open_base
@@ -15,21 +16,11 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import FLOW_ALIAS, GUIDANCE_SCALE, WEIGHTS_FOLDER, tiny_world_path
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.tiny_world.pictures import generate
-from ether_diffusion.tiny_world.world import Background, Scene
 from recipes.tiny_world.background_colours import background_accuracy
 from recipes.tiny_world.judge import load_judge, rank_concepts, top_accuracy
 from recipes.tiny_world.learned_subject import draw_subject, learn_subject
 
 FOLDER = tiny_world_path(FLOW_ALIAS)
-EASY = {
-    "cat": "white",
-    "frog": "purple",
-    "strawberry": "yellow",
-    "rocket": "blue",
-    "car": "teal",
-    "koala": "pink",
-}
-SCENES = [Scene(find_concept(name), Background("plain", colour)) for name, colour in EASY.items()]
 
 
 @pytest.fixture(scope="module")

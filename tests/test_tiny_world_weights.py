@@ -1,5 +1,6 @@
 """The shipped pipeline: stock diffusers loads it, it is small, and it draws what captions say."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 
-from ether_diffusion.tiny_world import resolve_base, tiny_world_path
+from ether_diffusion.tiny_world import ALIAS, FLOW_ALIAS, resolve_base, tiny_world_path
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
 from ether_diffusion.tiny_world.world import Background, Scene
@@ -25,6 +26,13 @@ EASY = {
 }
 SCENES = [Scene(find_concept(name), Background("plain", colour)) for name, colour in EASY.items()]
 LABELS = torch.tensor([load_concepts("trained").index(scene.concept) for scene in SCENES])
+
+
+@pytest.mark.parametrize("alias", [ALIAS, FLOW_ALIAS])
+def test_no_config_names_a_place_on_the_machine_that_made_it(alias: str) -> None:
+    configs = [json.loads(path.read_bytes()) for path in tiny_world_path(alias).rglob("config.json")]
+    assert len(configs) > 2
+    assert not [config for config in configs if Path(config.get("_name_or_path", "")).is_absolute()]
 
 
 @pytest.fixture(scope="module")

@@ -499,9 +499,8 @@ class Engine:
         try:
             work(job)
         except Exception as error:  # it is told to who asked; the others go on
-            self._end(
-                job, job.failure or error
-            )  # where it was stopped inside a library, that may say another
+            # where it was stopped inside a library, that may say another
+            self._end(job, job.failure or error)
 
     def _end(self, job: Job, result: Image.Image | Exception | None) -> None:
         self._running = [each for each in self._running if each is not job]
