@@ -52,8 +52,6 @@ def default_dtype(device: torch.device, base: Base | None = None) -> torch.dtype
 
 def open_pipeline(base: Base, *, device: torch.device, dtype: torch.dtype) -> EtherPipeline:
     """Load the pipeline of a base that `open_base` opened; its VAE stays in a dtype that it holds in."""
-    if base.is_inpainting:
-        raise ValueError(f"{base.name} is for inpainting; use diffusers' inpainting pipeline and load_ether")
     kind = getattr(pipelines, base.drawn_by)
     pipeline: EtherPipeline = base.load_pipeline(kind, dtype=dtype, vae=base.load_vae())
     # a hub id is a better name for people than its folder in the cache

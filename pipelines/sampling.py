@@ -3,14 +3,15 @@
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from pydantic import Field
 
-from ether_diffusion.bases import Fault, fault_of
+from ether_diffusion.bases import Base, Fault, fault_of
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.pipelines.loading import Strengths
 from ether_diffusion.pipelines.metadata import (
@@ -20,6 +21,7 @@ from ether_diffusion.pipelines.metadata import (
     metadata_of,
     png_bytes,
 )
+from ether_diffusion.prompts import Wildcards
 from ether_diffusion.strict_json import Within, checked
 from ether_diffusion.wording import printable
 
@@ -28,20 +30,72 @@ STEPS, GUIDANCE, SIDE = Within(1, 1000), Within(0, 100), Within(8, 4096, " px", 
 STRENGTH = Within(-10, 10, ", where 1 is as trained and 0 the base")
 Strength = Annotated[float, STRENGTH]
 Side = Annotated[int, SIDE]
+CHANGE = Within(0, 1, ", where 1 begins with noise")
 SHEET_NAME, MANIFEST_NAME, PICTURES_FOLDER = "sheet.png", "grid.json", "pictures"
 GRID_KEYWORD, GRID_VERSION = "ether_diffusion_grid", 1
 """Of the text chunk in the sheet that holds the manifest, and of that."""
 
 
+@checked()
+class Start:
+    """A picture to begin with, and how far to go from it: 1 leaves nothing but what the mask keeps.
+
+    What is white in the mask is drawn anew, and the rest stays as it is. `name` is what people call it.
+    """
+
+    image: Image.Image
+    strength: Annotated[float, CHANGE] = 0.6
+    mask: Image.Image | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.strength:
+            raise ValueError("the strength of a start picture is above 0, which would leave it as it is")
+        if self.mask is None:
+            return
+        (w, h), (width, height) = self.image.size, self.mask.size
+        if abs(w * height - h * width) > max(w, h, width, height):
+            raise ValueError(
+                f"the mask has {width} × {height} px and its start picture {w} × {h} px; give it the same "
+                "proportions"
+            )
+        if not any(self.mask.convert("L").histogram()[128:]):
+            raise ValueError("nothing is white in the mask, where the picture would be drawn anew; paint it")
+
+    def fitted(self, height: int, width: int) -> "Start":
+        """Return it at a size in px, of its middle where the proportions are others."""
+        size, mask = (width, height), self.mask
+        image = ImageOps.fit(self.image.convert("RGB"), size, Image.Resampling.LANCZOS)
+        fitted = None if mask is None else ImageOps.fit(mask.convert("L"), size, Image.Resampling.BILINEAR)
+        return replace(self, image=image, mask=fitted)
+
+
 @checked(kw_only=True)
 class Settings:
-    """What pictures that are drawn together share; a side of None is the base's own."""
+    """What pictures that are drawn together share; a side of None is the base's own, or suits `start`."""
 
     steps: Annotated[int, STEPS] = 20
     guidance_scale: Annotated[float, GUIDANCE] = 3.0
     width: Side | None = None
     height: Side | None = None
     negative_prompt: str | None = None
+    start: Start | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """About how many steps are taken: the share that a start picture leaves."""
+        return self.steps if self.start is None else max(1, int(self.steps * self.start.strength))
+
+    def size(self, base: Base) -> tuple[int, int]:
+        """Return height and width (px): the base's own, or as many pixels in the start picture's shape."""
+        own = (base.native_size, base.native_size)
+        if self.start is not None:
+            across, down = self.start.image.size
+            sides = (base.native_size * math.sqrt(share) for share in (down / across, across / down))
+            step = base.size_multiple
+            own_height, own_width = (max(1, round(side / step)) * step for side in sides)
+            own = own_height, own_width
+        return self.height or own[0], self.width or own[1]
 
 
 @checked()
@@ -61,7 +115,8 @@ class ControlUse:
 class Request(Settings):
     """One picture: its prompt, adapters with strengths, seed and how it is drawn.
 
-    `negative_adapters` are those of the unconditional row, where it takes others than `adapters`.
+    `negative_adapters` are those of the unconditional row, where it takes others than `adapters`; `template`
+    is what the prompt was drawn from.
     """
 
     prompt: str
@@ -70,17 +125,22 @@ class Request(Settings):
     negative_adapters: Mapping[str, Strength] | None = None
     scheduler: str | None = None
     control: ControlUse | None = None
+    template: str | None = None
 
 
 @checked()
 class Sampling(Settings):
-    """Every prompt with every seed and every choice: strengths by adapter, {} the base."""
+    """Every prompt with every seed and every choice: strengths by adapter, {} the base.
+
+    With `wildcards` prompts are templates, drawn by each picture's seed.
+    """
 
     prompts: tuple[str, ...]
     seeds: tuple[Annotated[int, Within(0, MAX_SEED)], ...]
     choices: tuple[Mapping[str, Strength], ...]
     scheduler: str | None = None
     batch_size: Annotated[int, Within(1, MAX_PICTURES)] = 1
+    wildcards: Wildcards | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "seeds", "choices"):
@@ -89,20 +149,34 @@ class Sampling(Settings):
         count = self.num_pictures
         if count > MAX_PICTURES:
             raise ValueError(f"this would be {count} pictures; at most {MAX_PICTURES} are drawn at once")
+        self.drawn_prompts()
 
     @property
     def num_pictures(self) -> int:
         """How many pictures it asks for."""
         return len(self.prompts) * len(self.seeds) * len(self.choices)
 
+    def drawn_prompts(self) -> list[str]:
+        """Return every prompt as it is drawn, once.
+
+        Raises:
+            ValueError: a template cannot be drawn from.
+        """
+        if self.wildcards is None:
+            return list(self.prompts)
+        drawn = (self.wildcards.draw(prompt, seed) for prompt in self.prompts for seed in self.seeds)
+        return list(dict.fromkeys(drawn))
+
     def request(self, prompt: int, seed: int, choice: int, control: ControlUse | None = None) -> Request:
         """Return the picture of a place; the base's, a choice of {}, follows no control image."""
-        adapters = self.choices[choice]
+        adapters, template, of_seed = self.choices[choice], self.prompts[prompt], self.seeds[seed]
+        drawn = template if self.wildcards is None else self.wildcards.draw(template, of_seed)
         if control is not None and control.by_prompt:
             control = replace(control, image=control.by_prompt[prompt], by_prompt=())
         return Request(
-            prompt=self.prompts[prompt],
-            seed=self.seeds[seed],
+            prompt=drawn,
+            template=template if drawn != template else None,
+            seed=of_seed,
             adapters=adapters,
             scheduler=self.scheduler,
             control=control if adapters else None,

@@ -62,10 +62,20 @@ class Convert(Options):
 
 class _Drawn(Options):
     title: ClassVar = "what to draw"
-    prompt: Words = several("may be given several times (the trigger that the adapter names)")
+    prompt: Words = several(
+        "(word:1.3) is weighed, {red|blue} drawn by the seed; several times (the trigger of the adapter)"
+    )
     negative_prompt: str | None = option(None, "what the pictures should not show")
+    wildcards: Path | None = option(
+        None, "folder with animal.txt, of which a prompt's __animal__ takes a line by the picture's seed"
+    )
     seed: Wholes = option((), "of the first picture (0), or several seeds")
     num_images: int = option(1, "pictures per prompt, with seed, seed + 1, … (1)")
+    image: Path | None = option(None, "picture to begin with, instead of noise")
+    image_strength: float | None = option(
+        None, "how far from --image: from just above 0 to 1, nothing of it (0.6)"
+    )
+    mask: Path | None = option(None, "picture that is white where --image is drawn anew; the rest is kept")
     control_image: Path | None = option(None, "picture that says where, for an adapter with control")
     control_strength: float | None = option(None, "of the control image: 1 as trained (default), 0 without")
     control_detector: str | None = option(
@@ -89,7 +99,9 @@ class How(Options):
 
     title: ClassVar = "how to draw"
     base: str | None = option(None, "folder, hub id or tiny_world (the base that the adapter names)")
-    size: str | None = option(None, "width and height in px, as 512 or 512x768 (the base's own)")
+    size: str | None = option(
+        None, "width and height in px, as 512 or 512x768 (the base's own, in the shape of --image)"
+    )
     steps: int | None = option(None, "denoising steps (30)")
     guidance_scale: float | None = option(None, "how closely to follow the prompt (the base's usual)")
     scheduler: str | None = option(None, "sampler, e.g. ddim, dpm++, euler (the base's own)")

@@ -15,6 +15,7 @@ import transformers
 
 from ether_diffusion.adapters import Adapter
 from ether_diffusion.bases import Base
+from ether_diffusion.prompts import plain_text
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.serving.engine import Engine
 from ether_diffusion.tiny_world import EMBEDDED
@@ -87,6 +88,7 @@ def open_engine(
 
 def warn_of_cuts(base: Base, prompts: Iterable[str]) -> None:
     """Warn of prompts that the base's text encoder does not read to their end."""
+    prompts = [plain_text(prompt) if base.takes_weights else prompt for prompt in prompts]
     for tokenizer in base.load_tokenizers()[:1]:
         for cut in filter(None, (find_cut(prompt, tokenizer) for prompt in dict.fromkeys(prompts))):
             logger.warning("%s", cut)

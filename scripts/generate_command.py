@@ -20,14 +20,17 @@ from ether_diffusion.pipelines.sampling import (
     SHEET_NAME,
     ControlUse,
     Sampling,
+    Start,
     draw_pictures,
     file_names,
     grid_files,
 )
+from ether_diffusion.prompts import Wildcards
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts import drawing
 from ether_diffusion.serving.engine import check_strengths
 from ether_diffusion.training import decode_photo
+from ether_diffusion.training.decoding import BLACK, WHITE
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +56,13 @@ def generate(options: told.Generate) -> int:
     base = open_base(drawing.find_base(options.base, given))
     if control is not None and detector is not None:
         photo = control.image
-        width, height = (side or base.native_size for side in (sampling.width, sampling.height))
+        height, width = sampling.size(base)
         alpha = photo.getchannel("A") if photo.mode == "RGBA" else None
         drawn = detector.draw_at(photo.convert("RGB"), alpha, width=width, height=height)
         control = replace(control, image=drawn)
     if options.guidance_scale is None:
         sampling = replace(sampling, guidance_scale=base.guidance_scale)
-    drawing.warn_of_cuts(base, [*sampling.prompts, *filter(None, [sampling.negative_prompt])])
+    drawing.warn_of_cuts(base, [*sampling.drawn_prompts(), *filter(None, [sampling.negative_prompt])])
     how: Any = {"device": find_device(options.device), "dtype": options.dtype}
     engine = drawing.open_engine(base, adapters, max_rows=sampling.batch_size, **how)
     pictures = draw_pictures(engine, sampling, control=control, on_progress=drawing.show_progress)
@@ -107,6 +110,8 @@ def _sampling(options: told.Generate, adapters: Mapping[str, Adapter]) -> Sampli
         seeds=seeds,
         choices=_choices(options, list(adapters)),
         scheduler=options.scheduler,
+        start=_start(options),
+        wildcards=Wildcards(options.wildcards),
         **drawing.drawing(options, None),
     )
     for name, adapter in adapters.items():
@@ -115,6 +120,19 @@ def _sampling(options: told.Generate, adapters: Mapping[str, Adapter]) -> Sampli
             raise ValueError(f"{name} is a control encoder by itself; use --control_strength, not --strength")
     check_strengths(adapters, sampling.choices)
     return sampling
+
+
+def _start(options: told.Generate) -> Start | None:
+    """Return the picture to begin with."""
+    given = {"image_strength": options.image_strength, "mask": options.mask}
+    if options.image is None:
+        for name in (name for name, value in given.items() if value is not None):
+            raise ValueError(f"--{name} is of a picture to begin with, and there is none; give --image")
+        return None
+    image, _ = decode_photo(options.image, min_side=1)
+    mask = None if options.mask is None else decode_photo(options.mask, background=BLACK, min_side=1)[0]
+    strength = 0.6 if options.image_strength is None else options.image_strength
+    return Start(image, strength=strength, mask=mask, name=options.image.name)
 
 
 def _choices(options: told.Generate, names: list[str]) -> tuple[dict[str, float], ...]:
@@ -166,7 +184,7 @@ def _control(
         found = ", ".join(encoders) or "none"
         raise ValueError(f"--control_image needs one --adapter that follows it; found {found}")
     ((name, encoder),) = encoders.items()
-    background = (0, 0, 0) if detector is None else (255, 255, 255)  # what a photo is trained over
+    background = BLACK if detector is None else WHITE  # what a photo is trained over
     image: Image.Image
     image, alpha = decode_photo(path, background=background, min_side=1)
     if detector is not None:

@@ -17,6 +17,7 @@ LEVELS = [
         "console",
         "durable_files",
         "contact_sheet",
+        "prompts",
         "options",
         "flags",
         "tiny_world",

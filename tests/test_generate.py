@@ -17,10 +17,13 @@ from tiny_pipelines import tiny_sd, tiny_sdxl
 from trained_adapters import CONFIGS, train
 
 from ether_diffusion import load_ether, save_ether
+from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
 from ether_diffusion.pipelines.opening import SCHEDULERS, make_scheduler
+from ether_diffusion.pipelines.sampling import Start
 from ether_diffusion.scripts import ether
 from ether_diffusion.scripts.drawing import adapter_names
+from ether_diffusion.serving.engine import Engine, Request
 from ether_diffusion.tiny_world import tiny_world_path
 
 ROOT = Path(__file__).parent.parent
@@ -292,3 +295,76 @@ def test_guidance_is_the_bases_usual_unless_given(base: str, usual: float) -> No
     assert said("usual.png").guidance_scale == usual
     assert ether.main(f"{asked} --guidance_scale 2 --output given.png".split()) == 0
     assert said("given.png").guidance_scale == 2
+
+
+def photo_and_mask(folder: Path) -> tuple[Image.Image, Image.Image]:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    photo.save(folder / "photo.png")
+    mask.save(folder / "mask.png")
+    return photo, mask
+
+
+def test_a_start_picture_is_drawn_from_as_the_engine_does(work: Path) -> None:
+    photo, mask = photo_and_mask(work)
+    given = "--base base --image photo.png --image_strength 0.5 --steps 4"
+    assert generate(f"{given} --mask mask.png --seed 2") == 0
+    engine = Engine(open_base("base"))
+    how: Any = {
+        "steps": 4,
+        "guidance_scale": 2.0,
+        "width": 16,
+        "height": 16,
+        "start": Start(photo, 0.5, mask),
+    }
+    (expected,) = engine.draw([Request(prompt="abc", seed=2, **how)])
+    assert np.array_equal(pixels("x.png"), np.asarray(expected))
+    assert said("x.png").options["start_image"] == "photo.png"
+    assert generate(f"{given} --num_images 2 --adapter fox --grid", output="grid") == 0
+    assert said("grid/pictures/prompt1_seed1_base.png").options["start_strength"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("--image_strength 0.5", "--image_strength is of a picture to begin with"),
+        ("--mask mask.png", "--mask is of a picture to begin with"),
+        ("--image photo.png --image_strength 7", "strength must be from 0 to 1"),
+        ("--image missing.png", "missing.png"),
+        ("--image photo.png --mask photo.txt", "photo.txt"),
+    ],
+)
+def test_start_pictures_that_cannot_be_used_are_one_sentence(
+    command: str, sentence: str, work: Path, capsys: Capture
+) -> None:
+    photo_and_mask(work)
+    (work / "photo.txt").write_text("no picture")
+    assert generate(f"--base base {command}") == 2
+    found = capsys.readouterr().err.strip()
+    assert sentence in found
+    assert "\n" not in found
+    assert not (work / "x.png").exists()
+
+
+def test_prompts_are_drawn_from_wildcards_by_the_seed(work: Path, capsys: Capture) -> None:
+    (work / "words").mkdir()
+    (work / "words" / "letter.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    command = "--base base --wildcards words --prompt __letter__{x|y} --num_images 8"
+    assert generate(command, prompt="", output="drawn") == 0
+    prompts = []
+    for seed in range(8):
+        found = said(f"drawn/prompt1_seed{seed}_base.png")
+        assert found.options["template"] == "__letter__{x|y}"
+        prompts.append(found.prompt)
+    assert set(prompts) <= {f"{letter}{end}" for letter in "abc" for end in "xy"}
+    assert len(set(prompts)) > 2
+    assert generate(f"--base base --seed 3 --prompt {prompts[3]}", prompt="", output="again.png") == 0
+    assert np.array_equal(pixels("again.png"), pixels("drawn/prompt1_seed3_base.png"))
+    for wrong, sentence in (
+        ("--prompt __letter__", "there is no folder of wildcards for __letter__"),
+        ("--prompt __word__ --wildcards words", "there is no wildcard __word__; those there are: letter"),
+        ("--prompt a --wildcards missing", "there is no folder missing of wildcards"),
+    ):
+        assert generate(f"--base base {wrong}", prompt="", output="no.png") == 2
+        assert sentence in capsys.readouterr().err

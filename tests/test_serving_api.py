@@ -35,7 +35,7 @@ from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines import read_image_metadata
 from ether_diffusion.pipelines.metadata import png_bytes
-from ether_diffusion.pipelines.sampling import ControlUse
+from ether_diffusion.pipelines.sampling import ControlUse, Start
 from ether_diffusion.scripts import ether
 from ether_diffusion.serving.api import make_app
 from ether_diffusion.serving.engine import Engine, Job, Request
@@ -418,6 +418,29 @@ def test_control_images_come_as_data(
         assert answer.status_code == status, answer.text
         assert words in answer.json()["error"]["message"]
     assert client.delete("/v1/adapters/trace").status_code == 200
+
+
+def test_start_pictures_and_masks_come_as_data(client: TestClient, engine: Engine) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    texts = {n: base64.b64encode(png_bytes(each)).decode() for n, each in (("image", image), ("mask", mask))}
+    body = {"prompt": "a b", "seed": 1, "steps": 4, "size": "16x16", "strength": 0.5, **texts}
+    drawn = picture(client.post(DRAW, json=body).json()["data"][0])
+    assert (drawn[:, 8:] == np.asarray(image)[:, 8:]).all()
+    own: dict[str, Any] = {"guidance_scale": engine.base.guidance_scale, "width": 16, "height": 16}
+    request = Request(prompt="a b", seed=1, steps=4, start=Start(image, 0.5, mask), **own)
+    expected = engine.submit(request).picture.result(60)
+    assert np.abs(drawn - np.asarray(expected).astype(int)).max() <= 1
+    for wrong, words in (
+        ({"image": "https://127.0.0.1:1/x.png"}, "image is no base64; send a picture's bytes"),
+        ({"mask": base64.b64encode(b"x" * 99).decode()}, "mask "),
+        ({"image": None}, "strength and mask need an image"),
+        ({"strength": 2.0}, "strength must be from 0 to 1"),
+    ):
+        answer = client.post(DRAW, json=body | wrong)
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"]
 
 
 def test_pictures_say_the_adapters_of_the_unconditional_row(client: TestClient) -> None:

@@ -9,12 +9,13 @@ from ether_diffusion.bases.base import (
     recompute_activations,
     stack_embeddings,
 )
-from ether_diffusion.bases.denoising import Denoising, denoise, predict_together
+from ether_diffusion.bases.denoising import Beginning, Denoising, denoise, predict_together
 from ether_diffusion.bases.images import Fault, decode_latents, decoded_again, fault_of, to_pictures
 from ether_diffusion.bases.opening import load_base, open_base
 
 __all__ = [
     "Base",
+    "Beginning",
     "Denoiser",
     "Denoising",
     "Fault",

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ether_diffusion.bases import images
 from ether_diffusion.bases.files import load_part, load_pipeline, read_config, stored_dtype
+from ether_diffusion.prompts import Fragments
 
 Denoiser: TypeAlias = ModelMixin
 Autoencoder: TypeAlias = ModelMixin
@@ -142,6 +143,8 @@ class Base(ABC):
     """The half precision that the family holds in."""
     takes_negative_prompts: ClassVar[bool] = True
     """Whether pictures are drawn away from what they should not show."""
+    takes_weights: ClassVar[bool] = False
+    """Whether the words of a prompt can be weighed, by `encode_weighted`."""
     latents_dtype: ClassVar[torch.dtype | None] = None
     """What pictures are drawn in where that is not the denoiser's."""
     attention_kernels: ClassVar[Sequence[Attention]]
@@ -195,6 +198,10 @@ class Base(ABC):
     @abstractmethod
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embed prompts with the text encoders of a pipeline, as that does."""
+
+    def encode_weighted(self, pipeline: Any, fragments: Fragments) -> PromptEmbeddings:
+        """Embed a prompt whose parts have weights."""
+        raise NotImplementedError
 
     def encode_negative(self, pipeline: Any, prompt: str | None) -> PromptEmbeddings:
         """Embed what a picture should not show, or nothing, with the text encoders of a pipeline."""
@@ -284,6 +291,10 @@ class Base(ABC):
         """Let a scheduler draw latents (1, c, h, w) in so many steps, as the base's pipeline does."""
         scheduler.set_timesteps(num_steps, device=latents.device)
 
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """Return which of so many steps is the first where a picture is changed by a strength."""
+        return num_steps - min(int(num_steps * strength), num_steps)
+
     def draw_noise(self, denoiser: Denoiser, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Draw the latents (1, c, h, w), on the CPU, that the picture of a size (height, width) begins as."""
         sides = (side // self.vae_scale_factor for side in size)
@@ -292,7 +303,7 @@ class Base(ABC):
 
     def num_channels(self, denoiser: Denoiser) -> int:
         """Return how many channels latents have."""
-        return int(denoiser.config.in_channels)
+        return int(denoiser.config.out_channels if self.is_inpainting else denoiser.config.in_channels)
 
     def is_guided(self, denoiser: Denoiser, guidance_scale: float) -> bool:
         """Say whether a picture takes a row without its prompt, too (classifier-free guidance)."""

@@ -321,6 +321,10 @@ class FlowBase(Base):
         shift = {"mu": self._shift(scheduler.config, tokens, num_steps)} if is_shifted else {}
         scheduler.set_timesteps(num_steps, device=latents.device, **sigmas, **shift)
 
+    def first_step(self, num_steps: int, strength: float) -> int:
+        """Return which step is the first; of half steps these pipelines take one more."""
+        return int(num_steps - min(num_steps * strength, num_steps))
+
     def _shift(self, config: Mapping[str, Any], tokens: int, num_steps: int) -> float:
         """Return the μ that a dynamic shift takes; others leave it alone."""
         ends = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}

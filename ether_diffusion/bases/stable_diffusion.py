@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,6 +27,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ether_diffusion.bases.base import Attention, Base, Noise, PromptEmbeddings, TextEncoders
 from ether_diffusion.bases.files import check_variant, find_variant, load_part, read_config
 from ether_diffusion.bases.images import Check, vae_scale_factor
+from ether_diffusion.prompts import Fragments
 from ether_diffusion.tiny_world import GUIDANCE_SCALE, embedded_name
 from ether_diffusion.tuner import TARGET_PRESETS
 from ether_diffusion.wording import listed, printable
@@ -151,6 +153,7 @@ class UNetBase(Base):
     """What the families of Stable Diffusion have in common: a UNet, CLIP's texts, latents of 4 channels."""
 
     denoiser = "unet"
+    takes_weights = True
     targets = TARGET_PRESETS
     attention_kernels = ("auto", "eager", "sdpa", "xformers")
     text_targets = ("q_proj", "k_proj", "v_proj", "out_proj")  # of transformers' CLIP
@@ -263,6 +266,26 @@ class UNetBase(Base):
             prompt=list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return PromptEmbeddings(encoded[0], encoded[2] if self.has_size_ids else None)
+
+    def encode_weighted(self, pipeline: Any, fragments: Fragments) -> PromptEmbeddings:
+        """Embed a prompt whose parts have weights, as compel does; its pooled text has none."""
+        compel, (texts, weights) = import_module("compel.embeddings_provider"), zip(*fragments, strict=True)
+        kind = compel.ReturnedEmbeddingsType
+        kind = (
+            kind.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+            if self.has_size_ids
+            else kind.LAST_HIDDEN_STATES_NORMALIZED
+        )
+        sequences = []
+        for tokenizer, model in zip(self._tokenizer_names, self.text_encoders, strict=True):
+            parts = (pipeline.components[tokenizer], pipeline.components[model])
+            provider = compel.EmbeddingsProvider(*parts, returned_embeddings_type=kind)
+            how = {"device": parts[1].device}
+            sequences.append(
+                provider.get_embeddings_for_weighted_prompt_fragments([list(texts)], [list(weights)], **how)
+            )
+        pooled = self.encode(pipeline, ["".join(texts)]).pooled if self.has_size_ids else None
+        return PromptEmbeddings(torch.cat(sequences, dim=-1), pooled)
 
     @property
     def _tokenizer_names(self) -> list[str]:

@@ -23,7 +23,14 @@ from ether_diffusion.adapters import Adapter
 from ether_diffusion.adapters.format import Fact, content_hash
 from ether_diffusion.adapters.methods import method_of
 from ether_diffusion.adapters.models import Match
-from ether_diffusion.bases import Base, Denoising, fault_of, predict_together
+from ether_diffusion.bases import (
+    Base,
+    Beginning,
+    Denoising,
+    PromptEmbeddings,
+    fault_of,
+    predict_together,
+)
 from ether_diffusion.control import ControlEncoder, control_batch, control_image_sha256
 from ether_diffusion.control.conditioning import check_encoder, features_of
 from ether_diffusion.pipelines.metadata import (
@@ -34,8 +41,9 @@ from ether_diffusion.pipelines.metadata import (
     fingerprint_of,
 )
 from ether_diffusion.pipelines.opening import default_device, default_dtype, make_scheduler, open_pipeline
-from ether_diffusion.pipelines.sampling import ControlUse
+from ether_diffusion.pipelines.sampling import ControlUse, Start
 from ether_diffusion.pipelines.sampling import Request as Request
+from ether_diffusion.prompts import check_unweighted, weighted_fragments
 from ether_diffusion.serving.attached import AttachedAdapters
 from ether_diffusion.serving.bank import AdapterBank, Choice, MixedAdapters
 from ether_diffusion.serving.stopping import StopInside
@@ -86,6 +94,7 @@ class Job:
     denoising: Denoising | None = None
     control: Tensor | None = None
     """The image to follow (1, 3, height, width), then its features."""
+    beginning: Beginning | None = None
 
     @property
     def is_over(self) -> bool:
@@ -138,9 +147,6 @@ class Engine:
             max_waiting: further ones that wait; beyond, they are refused.
             num_slots: adapters whose factors are kept, ETHER and LoRA, for batches whose rows each take
                 their own; None takes adapters of any method, and draws those together that take the same.
-
-        Raises:
-            ValueError: it is a base for inpainting.
         """
         self.base, self.device = base, device or default_device()
         dtype = dtype or default_dtype(self.device, base)
@@ -266,7 +272,9 @@ class Engine:
 
     def seconds_to_wait(self) -> float:
         """Return about how long those that wait will take, by the mean step until now."""
-        steps = sum(job.request.steps - job.step for job in (*self._waiting, *self._running))
+        steps = sum(
+            (job.num_steps or job.request.num_steps) - job.step for job in (*self._waiting, *self._running)
+        )
         rows = max(1, self.counts["rows"])
         return steps * self.step_seconds / rows
 
@@ -285,14 +293,19 @@ class Engine:
 
     def _job(self, request: Request, **how: Any) -> Job:
         """Return a request that fits the base and its adapters, with its control image at its size."""
-        base, given, other = self.base, request.adapters, request.negative_adapters
-        size = (request.height or base.native_size, request.width or base.native_size)
+        base, given, other, start = self.base, request.adapters, request.negative_adapters, request.start
+        size = request.size(base)
         if any(side % base.size_multiple for side in size):
             raise ValueError(f"sides must be multiples of {base.size_multiple} px; found {size[1]}x{size[0]}")
         if request.negative_prompt and not base.takes_negative_prompts:
             raise ValueError(f"{base.name} takes no negative prompt; leave it out")
         if request.scheduler is not None:
             make_scheduler(request.scheduler, self.pipeline.scheduler)
+        for prompt in (request.prompt, request.negative_prompt or ""):
+            if base.takes_weights:
+                weighted_fragments(prompt)
+            else:
+                check_unweighted(prompt, base.name)
         unknown = listed(sorted({*given, *(other or {})} - self.adapters.keys()))
         if unknown:
             raise ValueError(f"no adapter named {printable(unknown)}; GET /v1/models lists those there are")
@@ -301,11 +314,26 @@ class Engine:
         if base.is_guided(self.denoiser, request.guidance_scale):
             rows.insert(0, given if other is None else other)
         self._models.check(rows)
+        if base.is_inpainting and (start is None or start.mask is None):
+            raise ValueError(f"{base.name} is a base for inpainting; give a start picture and a mask")
         job = Job(request, size, rows, **how)
+        if start is not None:
+            job.beginning = self._beginning(start, request.steps, size)
         if request.control is not None and request.control.strength:
             kind, (height, width) = self._encoder(request.control).config.control_type, size
             job.control = control_batch(request.control.image, height=height, width=width, control_type=kind)
         return job
+
+    def _beginning(self, start: Start, steps: int, size: tuple[int, int]) -> Beginning:
+        if self.base.first_step(steps, start.strength) == steps:
+            least = f"use {1 / steps:.2g} or more, or more steps"
+            raise ValueError(f"strength {start.strength:g} leaves none of {steps} steps; {least}")
+        fitted = start.fitted(*size)
+        found = Beginning(self.pipeline.vae, fitted.image, start.strength, fitted.mask)
+        step = self.base.vae_scale_factor
+        if found.hole is not None and not found.hole[..., ::step, ::step].any():
+            raise ValueError(f"what is white in the mask is narrower than {step} px; paint more of it")
+        return found
 
     def _encoder(self, control: ControlUse) -> ControlEncoder:
         following = {name: each.encoder for name, each in self.adapters.items() if each.encoder is not None}
@@ -368,11 +396,11 @@ class Engine:
                 raise job.failure  # type: ignore[misc]
             *without, given = job.rows
             self._use_for_texts(given)
-            texts = base.encode(self.pipeline, [request.prompt])
+            texts = self._encoded(request.prompt)
             negative = None
             if without:
                 self._use_for_texts(without[0])
-                negative = base.encode_negative(self.pipeline, request.negative_prompt)
+                negative = self._encoded(request.negative_prompt, is_negative=True)
             own = self.pipeline.scheduler
             job.denoising = Denoising(
                 base,
@@ -383,6 +411,7 @@ class Engine:
                 num_steps=request.steps,
                 guidance_scale=request.guidance_scale,
                 seed=request.seed,
+                beginning=job.beginning,
             )
             if job.control is not None and request.control is not None:
                 job.control = features_of(
@@ -390,6 +419,17 @@ class Engine:
                 )
         job.num_steps = job.denoising.num_steps
         self._running.append(job)
+
+    def _encoded(self, prompt: str | None, *, is_negative: bool = False) -> PromptEmbeddings:
+        """Embed a prompt, whose words may have weights where the base takes any."""
+        if prompt and self.base.takes_weights:
+            fragments = weighted_fragments(prompt)
+            if any(weight != 1 for _, weight in fragments):
+                return self.base.encode_weighted(self.pipeline, fragments)
+            prompt = fragments[0][0]
+        if is_negative:
+            return self.base.encode_negative(self.pipeline, prompt)
+        return self.base.encode(self.pipeline, [prompt or ""])
 
     def _use_for_texts(self, choice: Choice) -> None:
         with self._changed:
@@ -455,6 +495,8 @@ class Engine:
             with self._stopping(job):
                 (picture,) = self.base.decode_latents(self.pipeline.vae, denoising.latents, check)
             fault = fault_of(picture)
+            if job.beginning is not None:
+                picture = job.beginning.put_around(picture)
             if fault is not None:
                 logger.warning("the picture of seed %s %s", job.request.seed, fault)
             try:
@@ -479,6 +521,17 @@ class Engine:
                 "control_encoder_sha256": content_hash(self._encoder(request.control).state_dict()),
                 "control_image_sha256": control_image_sha256(request.control.image),
             }
+        if request.template is not None:
+            options["template"] = request.template
+        if request.start is not None:
+            start = request.start
+            options |= {
+                "start_image": start.name,
+                "start_strength": start.strength,
+                "start_image_sha256": control_image_sha256(start.image),
+            }
+            if start.mask is not None:
+                options["start_mask_sha256"] = control_image_sha256(start.mask)
         told = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale")
         uses = [(name, s, self.adapters[name].hashes) for name, s in request.adapters.items() if s]
         return ImageMetadata(
@@ -504,7 +557,7 @@ class Engine:
 
     def _end(self, job: Job, result: Image.Image | Exception | None) -> None:
         self._running = [each for each in self._running if each is not job]
-        job.denoising = job.control = None
+        job.denoising = job.control = job.beginning = None
         if isinstance(result, Image.Image):
             self.counts["done"] += 1
             with suppress(InvalidStateError):  # it was cancelled meanwhile

@@ -18,12 +18,12 @@ from starlette.concurrency import run_in_threadpool
 from ether_diffusion.bases import open_base
 from ether_diffusion.pipelines.metadata import MAX_SEED, png_bytes
 from ether_diffusion.pipelines.opening import find_device
-from ether_diffusion.pipelines.sampling import ControlUse
+from ether_diffusion.pipelines.sampling import ControlUse, Settings, Start
 from ether_diffusion.serving.engine import CancelledError, Engine, Job, QueueFullError, Request
 from ether_diffusion.serving.library import Library, open_place
 from ether_diffusion.serving.options import Serve
 from ether_diffusion.strict_json import StrictModel
-from ether_diffusion.training.decoding import decode_bytes
+from ether_diffusion.training.decoding import BLACK, WHITE, decode_bytes
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import printable
 
@@ -40,7 +40,8 @@ class Generation(StrictModel):
     """The body of POST /v1/images/generations: OpenAI's, and what its clients send as extra_body.
 
     `model` is the base or one adapter; `adapters` several with their strengths. `control_image` is a picture
-    in base64, and `control` names the adapter that follows it, where that is not `model`.
+    in base64, and `control` names the adapter that follows it, where that is not `model`. `image` is one to
+    begin with, `strength` how far to go from it, and `mask` is white where it is drawn anew.
     """
 
     prompt: str
@@ -62,6 +63,9 @@ class Generation(StrictModel):
     steps: int = 20
     guidance_scale: float | None = None
     scheduler: str | None = None
+    image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
     control_image: str | None = None
     control: str | None = None
     control_strength: float = 1.0
@@ -163,7 +167,7 @@ class Replica:
             await run_in_threadpool(self.library.ready, name)
         loop, heard = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Image.Image | None] | None]()
         parts = asked.partial_images + 1
-        shown = {asked.steps * part // parts for part in range(1, parts)}
+        shown = {request.num_steps * part // parts for part in range(1, parts)}
 
         def tell(event: tuple[int, Image.Image | None] | None) -> None:  # in the engine's thread
             with suppress(RuntimeError):  # the loop ends with the server
@@ -175,7 +179,7 @@ class Replica:
         job = self.engine.submit(request, on_step if asked.stream else None)
         job.picture.add_done_callback(lambda _: tell(None))
         try:
-            yield Step(0, asked.steps)
+            yield Step(0, request.num_steps)
             while (event := await heard.get()) is not None:
                 done, preview = event
                 png = None if preview is None else await run_in_threadpool(png_bytes, preview)
@@ -193,11 +197,14 @@ class Replica:
         found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", asked.size)
         if found is None and asked.size != "auto":
             raise ValueError(f"size is WIDTHxHEIGHT in px, or auto; found {printable(asked.size)}")
-        width, height = (base.native_size,) * 2 if found is None else (int(found[1]), int(found[2]))
+        start, sides = _start(asked), dict[str, Any]()
+        if found is None:
+            height, width = Settings(start=start).size(base)
+        else:
+            sides["width"], sides["height"] = width, height = int(found[1]), int(found[2])
         if max(width, height) > self.limits.max_side:
-            raise ValueError(
-                f"size {asked.size} is over {self.limits.max_side} px, the most that is drawn here"
-            )
+            most = f"over {self.limits.max_side} px, the most that is drawn here"
+            raise ValueError(f"size {width}x{height} is {most}")
         if not 1 <= asked.steps <= self.limits.max_steps:
             raise ValueError(f"steps are from 1 to {self.limits.max_steps} here; found {asked.steps}")
         return Request(
@@ -208,8 +215,8 @@ class Replica:
             seed=(asked.seed or 0) + index,
             steps=asked.steps,
             guidance_scale=base.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
-            width=width,
-            height=height,
+            **sides,
+            start=start,
             scheduler=asked.scheduler,
             control=_control(asked),
         )
@@ -237,7 +244,7 @@ class Replica:
 
 
 def _control(asked: Generation) -> ControlUse | None:
-    """Return the control image of a request, which comes as data: nothing is fetched."""
+    """Return the control image of a request."""
     if asked.control_image is None:
         if asked.control is not None or asked.control_strength != 1:
             raise ValueError("control and control_strength need a control_image; send one, or leave them out")
@@ -245,11 +252,26 @@ def _control(asked: Generation) -> ControlUse | None:
     named = asked.control or (None if asked.adapters else asked.model)
     if named is None:
         raise ValueError("control_image needs control, the name of the adapter that follows it")
+    return ControlUse(_decoded("control_image", asked.control_image), named, asked.control_strength)
+
+
+def _start(asked: Generation) -> Start | None:
+    """Return the picture to begin with."""
+    if asked.image is None:
+        if asked.strength is not None or asked.mask is not None:
+            raise ValueError("strength and mask need an image; send one, or leave them out")
+        return None
+    mask = None if asked.mask is None else _decoded("mask", asked.mask, BLACK)
+    strength = 0.6 if asked.strength is None else asked.strength
+    return Start(_decoded("image", asked.image), strength=strength, mask=mask)
+
+
+def _decoded(name: str, text: str, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Return a picture that comes as data: nothing is fetched."""
     try:
-        data = base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", asked.control_image), validate=True)
-        image = decode_bytes(data, ".png", min_side=1, max_pixels=MAX_CONTROL_PIXELS).rgb
+        data = base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", text), validate=True)
+        return decode_bytes(data, ".png", background, min_side=1, max_pixels=MAX_CONTROL_PIXELS).rgb
     except binascii.Error:
-        raise ValueError("control_image is no base64; send a picture's bytes, not where it lies") from None
+        raise ValueError(f"{name} is no base64; send a picture's bytes, not where it lies") from None
     except UnusableFileError as error:
-        raise ValueError(f"control_image {error}") from None
-    return ControlUse(image, named, asked.control_strength)
+        raise ValueError(f"{name} {error}") from None
