@@ -2,10 +2,15 @@
 
 import os
 import socket
+import threading
 from importlib.util import find_spec
+from types import FrameType
 
 from ether_diffusion.serving.keys import Keys, is_loopback, new_key
 from ether_diffusion.serving.options import Serve
+
+GRACE_SECONDS = 5.0
+"""For pictures when the server is told to stop; those that are not done by then are refused."""
 
 
 def serve(options: Serve) -> None:
@@ -21,8 +26,12 @@ def serve(options: Serve) -> None:
         raise ValueError(f"--host {options.host} lets other machines ask; give --api_keys, see --new_key")
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ValueError('this needs FastAPI and uvicorn: pip install "ether-diffusion[serve]"')
-    if options.ray and find_spec("ray") is None:
-        raise ValueError('--ray needs Ray: pip install "ether-diffusion[ray]"; without it one process draws')
+    if options.ray:
+        try:
+            from ether_diffusion.serving import ray_app
+        except ImportError:
+            install = 'pip install "ether-diffusion[ray]"'
+            raise ValueError(f"--ray needs Ray: {install}; without it one process draws") from None
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -33,8 +42,6 @@ def serve(options: Serve) -> None:
     keys = Keys(None) if options.api_keys is None else Keys.read(options.api_keys, options.max_per_key)
     said = f"serving {options.base} at http://{options.host}:{options.port}/v1"
     if options.ray:
-        from ether_diffusion.serving import ray_app
-
         ray_app.run(options, said)
         return
     import uvicorn
@@ -47,6 +54,16 @@ def serve(options: Serve) -> None:
     replica = Replica.open(options)
     print(said, flush=True)
     app = make_app(replica, keys, replica.engine.close)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=5)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            super().handle_exit(sig, frame)
+            ending = threading.Timer(GRACE_SECONDS, replica.engine.close)
+            ending.daemon = True
+            ending.start()
+
+    config = uvicorn.Config(app, options.host, options.port, log_level="warning")
+    config.timeout_graceful_shutdown = int(2 * GRACE_SECONDS)
+    Server(config).run()
     if replica.engine.is_working:  # in a step that no process waits for
         os._exit(0)

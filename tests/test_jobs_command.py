@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -164,22 +163,15 @@ def test_the_best_of_several_learning_rates_is_kept(
     assert "no learning rate kept to the bounds on drift" in capsys.readouterr().err
 
 
-def test_without_ray_the_command_says_what_to_install(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    (tmp_path / "jobs.json").write_text(json.dumps([{"output_dir": str(tmp_path / "a")}]))
-    assert main(words(world, {"jobs": str(tmp_path / "jobs.json"), "ray": True, "output_dir": None})) == 2
-    assert 'Ray is not installed: pip install "ether-diffusion[ray]"' in capsys.readouterr().err
-    assert not (tmp_path / "a").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_spreads_jobs_and_one_whose_worker_is_killed_goes_on(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "ether-diffusion[ray]"')
+    if "CI" not in os.environ:  # where it is never left out
+        pytest.importorskip("ray", reason='Ray is not installed: pip install "ether-diffusion[ray]"')
+    import ray
+
     of: list[dict[str, Json]] = [
-        {"max_train_steps": 40},
+        {"max_train_steps": 20},
         {"adapter": "lora"},
         {"learning_rate": 1e30, "adapter": "lora"},
     ]
@@ -206,4 +198,4 @@ def test_ray_spreads_jobs_and_one_whose_worker_is_killed_goes_on(tmp_path: Path)
     for one, other in zip(spread[:2], alone, strict=False):
         assert train_dreambooth(other) == 0
         assert_learned_the_same(one.output.output_dir, other.output.output_dir)
-    assert len(log_of(folder)) == 40
+    assert len(log_of(folder)) == 20

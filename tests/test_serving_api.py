@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -15,6 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -519,6 +519,15 @@ def test_the_command_serves_and_frees_rows_of_clients_that_left(folder: Path, tm
         assert set(statuses) == {200, 429}
         assert psutil.Process(process.pid).memory_info().rss - before < 300 * 2**20
         assert httpx.get(f"{address}/health").json()["status"] == "ok"
+        with ThreadPoolExecutor(1) as pool:
+            left = pool.submit(
+                httpx.post, f"{address}{DRAW}", json={"prompt": "a", "steps": 999, "n": 8}, timeout=60
+            )
+            while httpx.get(f"{address}/health").json()["running"] == 0:
+                time.sleep(0.05)
+            process.terminate()
+        assert left.result().status_code == 503
+        assert "the server ends; ask again" in left.result().json()["error"]["message"]
     finally:
         process.terminate()
         said = process.communicate(timeout=60)[0].decode()
@@ -540,6 +549,7 @@ def test_the_command_serves_and_frees_rows_of_clients_that_left(folder: Path, tm
         (["--adapters", ".", "--max_replicas", "2"], "no effect without --ray"),
         (["--adapters", ".", "--ray", "--min_replicas", "2"], "above max_replicas=1"),
         (["--adapters", "s3:/x:y", "--port", "1"], "no folder"),
+        (["--adapters", ".", "--base", "v1.ckpt"], "v1.ckpt is not the folder of a base model"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(
@@ -553,16 +563,6 @@ def test_the_command_refuses_in_one_sentence(
     assert ether.main(["serve", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_without_ray_it_is_said_what_to_install(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there = importlib.util.find_spec
-    found = "ether_diffusion.scripts.serve_command.find_spec"
-    monkeypatch.setattr(found, lambda name: None if name == "ray" else there(name))
-    assert ether.main(["serve", "--ray", "--adapters", str(tmp_path)]) == 2
-    assert 'needs Ray: pip install "ether-diffusion[ray]"' in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_said_before_a_base_is_loaded(

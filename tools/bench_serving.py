@@ -293,6 +293,7 @@ def soak(given: argparse.Namespace) -> None:
                     with ThreadPoolExecutor(12) as pool:
                         list(pool.map(partial(one_of_all, client), zipf(given.adapters, 24, seed), range(24)))
                     client.get("/v1/models").raise_for_status()
+                    time.sleep(given.pause)
                 held = f"{rss(process):7.0f} {process.num_threads():7} {process.num_fds():5}"
                 print(f"{(time.monotonic() - began) / 60:6.1f} {24 * seed:8} {held}", flush=True)
             print(client.get("/health").json())
@@ -328,7 +329,7 @@ def main() -> None:
         own.add_argument(f"--{name}", type=type(default), default=default)
     for kind, defaults in (
         ("many", {"adapters": 10_000, "requests": 300}),
-        ("soak", {"adapters": 200, "minutes": 30.0}),
+        ("soak", {"adapters": 200, "minutes": 30.0, "pause": 0.0}),
     ):
         own = kinds.add_parser(kind)
         for name, default in defaults.items():

@@ -29,7 +29,6 @@ from ether_diffusion.adapters.format import (
 )
 from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.serving.engine import Engine
-from ether_diffusion.strict_json import parse_json
 from ether_diffusion.wording import listed, printable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -38,7 +37,7 @@ SECONDS = 5.0
 """How old what is known of the folder may be."""
 _LAST = (CONTROL_CONFIG_NAME, CONFIG_NAME)
 """What makes files an adapter."""
-_HEAD_BYTES, _BATCH = 2**18, 256
+_HEAD_BYTES, _BATCH, _METADATA = 2**18, 256, b'{"__metadata__":'
 _STAMP = ("size", "mtime", "ino", "created", "ETag", "etag", "LastModified", "updated", "last_modified")
 """What file systems call what changes with a file."""
 _FILES = {CONTROL_CONFIG_NAME, ENCODER_NAME} | {
@@ -253,11 +252,11 @@ def open_place(place: str) -> tuple[Any, str]:
 def _form(config: bytes, head: object) -> bytes:
     """Return what a configuration and the head of a file of tensors say but of one adapter alone."""
     found = head if isinstance(head, bytes) else b""
-    with suppress(ValueError):
-        length = int.from_bytes(found[:8], "little")
-        header = parse_json(found[8 : 8 + length], "the header")
-        if isinstance(header, dict) and isinstance(told := header.pop("__metadata__", {}), dict):
-            found = json.dumps([header, told.get(f"{PREFIX}base_fingerprint")]).encode()
+    length = int.from_bytes(found[:8], "little")
+    if found.startswith(_METADATA, 8) and len(found) >= 8 + length:  # as safetensors writes it
+        with suppress(ValueError, RecursionError):
+            told, end = json.JSONDecoder().raw_decode(text := found[8 : 8 + length].decode(), len(_METADATA))
+            found = json.dumps([text[end:], told.get(f"{PREFIX}base_fingerprint")]).encode()
     return hashlib.sha256(config + b"\0" + found).digest()
 
 

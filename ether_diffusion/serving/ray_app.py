@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Gauge
 
 from ether_diffusion.adapters.models import shareable_name
+from ether_diffusion.bases import open_base
 from ether_diffusion.options import declared
 from ether_diffusion.serving.api import make_app
 from ether_diffusion.serving.keys import Keys
@@ -152,6 +154,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     options = Serve(**given | {"ray": True})
     if options.adapters is None:
         raise ValueError("found no adapters; name a folder of adapter folders, which may be empty")
+    check_base(options)
     keys = Keys(None) if options.api_keys is None else Keys.read(options.api_keys, options.max_per_key)
     device = options.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
     drawing = serve.deployment(Drawing).options(
@@ -174,8 +177,15 @@ def app(args: dict[str, Any]) -> serve.Application:
     return made.options(ray_actor_options={"num_cpus": 0}).bind(drawing.bind(options))
 
 
+def check_base(options: Serve) -> None:
+    """Refuse a base that cannot be opened before anything starts; one of the Hub is for replicas to get."""
+    if len(Path(options.base).parts) != 2 or Path(options.base).exists():
+        open_base(options.base)
+
+
 def run(options: Serve, said: str) -> None:
     """Serve on the cluster of RAY_ADDRESS, or one that is started on this machine, until interrupted."""
+    check_base(options)
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": options.host, "port": options.port})
     serve.run(app(vars(options)), route_prefix="/")
