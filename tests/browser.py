@@ -73,10 +73,11 @@ def free_port() -> int:
 
 @contextmanager
 def running_studio(
-    folder: Path, *options: str, cwd: Path | None = None, variables: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[RunningStudio]:
+    folder: Path, *options: str, cwd: Path | None = None, variables: Mapping[str, str] = MappingProxyType({}),
+    port: int | None = None,
+) -> Iterator[RunningStudio]:  # fmt: skip
     """Start `ether ui` on a free port and a folder, ready when it answers, ended with the block."""
-    port, log = free_port(), folder.parent / f"{folder.name}.log"
+    port, log = port or free_port(), folder.parent / f"{folder.name}.log"
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "ui"]

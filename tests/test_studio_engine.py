@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,17 @@ from ether_diffusion.pipelines import EtherControlPipeline
 from ether_diffusion.serving.engine import MAX_SIDE_LATENTS, look_at
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.jobs import Event, Finished, Line, SavedPicture, Stopped, StopToken, Working, stream
+from ether_diffusion.ui.jobs import (
+    Emit,
+    Event,
+    Finished,
+    Job,
+    Line,
+    SavedPicture,
+    Stopped,
+    StopToken,
+    Working,
+)
 from ether_diffusion.ui.outputs import Outputs
 from ether_diffusion.ui.requests import SEED, GenerateRequest, GridRequest
 from ether_diffusion.ui.restore import restore
@@ -444,31 +454,35 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(wrong: dict[str, Any], wo
         replace(GridRequest(("a cat",)) if is_grid else QUICK, **wrong)
 
 
-def test_the_last_state_is_told_again_and_overtaken_ones_are_not_while_results_are() -> None:
-    go_on, ready = threading.Event(), threading.Event()
+def test_a_job_goes_on_whoever_looks_and_states_are_overtaken_while_pictures_are_not() -> None:
+    go_on, pictures = threading.Event(), [SavedPicture(name, Path(name), None) for name in ("a", "b-base")]
+    end = Finished((), (), 1.0, stopped=False, touched_layers=0)
 
-    def wait(emit: Callable[[Any], None]) -> None:
-        emit(Working("1"))
+    def work(tell: Emit) -> Finished:
+        for event in (Working("1"), pictures[0], Working("2"), pictures[1], Working("3")):
+            tell(event)
         go_on.wait(30)
-        emit("done")
+        return end
 
-    events: Iterator[Any] = stream(wait, stop := StopToken())
-    assert [next(events) for _ in range(3)] == [Working("1")] * 3  # so that a closed page is noticed
+    job = Job(work, "request", StopToken())
+    while job.state != Working("3"):
+        go_on.wait(0.01)
+    events, others = job.events(), job.events()
+    assert [next(events) for _ in range(3)] == [*pictures, Working("3")]
+    assert [picture.is_base for picture in job.pictures] == [False, True]
+    assert not job.is_done
     go_on.set()
-    assert [event for event in events if event != Working("1")] == ["done"]
-    assert stop.stopped
+    assert [*events] == [end]
+    assert [*others] == [*pictures, Working("3"), end]  # who comes late sees it all
+    assert (job.is_done, job.result()) == (True, end)
 
-    def hurry(emit: Callable[[Any], None]) -> None:
-        for event in (Working("3"), "first", Working("2"), Working("1"), "second", Working("0")):
-            emit(event)
-        ready.set()
+    def fail(tell: Emit) -> Finished:
+        raise RuntimeError("secret")
 
-    events = stream(hurry, StopToken())
-    seen = [next(events)]
-    ready.wait(30)
-    seen += events
-    assert [event for event in seen if isinstance(event, str)] == ["first", "second"]
-    assert Working("2") not in seen[1:]
+    broken = Job(fail, "request", StopToken())
+    with pytest.raises(RuntimeError, match="secret"):
+        broken.result()
+    assert broken.said.startswith("Something went wrong (id ")
 
 
 def test_the_line_lets_one_in_at_a_time_in_the_order_they_came() -> None:

@@ -556,3 +556,31 @@ def test_what_a_stopped_run_saved_can_be_used(runs: StandInRuns, stopped: Path, 
     assert [card.name for card in cards] == [f"Fox, step {run.saved_step}"] * 2
     assert len(library.cards()) == 1
     assert runs.status(run.id).library_id is None  # what it ends with will be another
+
+
+def test_any_step_that_was_saved_is_used_and_trained_on_from(
+    runs: StandInRuns, stopped: Path, tmp_path: Path
+) -> None:
+    for step in (1, 3):
+        save_tiny_world_adapter(stopped / "run" / f"checkpoint-{step}")
+        (stopped / "run" / f"checkpoint-{step}" / "manifest.json").write_text("{}")
+    library, run = Studio(tmp_path / "other").library, runs.status(stopped.name)
+    assert run.saved_steps == [1, 3]
+    assert runs.adopt(run.id, library, 1).name == "Fox, step 1"
+    for change in (runs.train_on, lambda run_id, step: runs.adopt(run_id, library, step)):
+        with pytest.raises(
+            ValueError, match="nothing was saved at step 2; choose one of those that were: 1, 3"
+        ):
+            change(run.id, 2)
+    runs.fate = "wait"
+    new = runs.status(runs.train_on(run.id, 1))
+    assert (new.name, new.num_steps) == ("Fox, on from step 1", 1 + run.num_steps)
+    assert new.command[-2:] == [f"--max_train_steps={new.num_steps}", "--allow_changes"]
+    assert not any(str(stopped) in word for word in new.command)
+    assert [path.name for path in new.output.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert sorted(path.name for path in (new.folder / "photos").iterdir()) == sorted(
+        path.name for path in (stopped / "photos").iterdir()
+    )
+    assert runs.status(stopped.name).saved_steps == [1, 3]  # the run that it goes on from is as it was
+    for _ in range(3):
+        runs.stop(new.id)

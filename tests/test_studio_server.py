@@ -25,7 +25,6 @@ from photo_files import photo
 
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.ui.jobs import RunningJobs
 from ether_diffusion.ui.server import read_login, serve
 from ether_diffusion.ui.words import handler, without_paths
 
@@ -343,14 +342,6 @@ def test_an_error_of_ours_is_a_sentence_and_any_other_an_id_in_the_log(
     assert found
     assert found[1] in caplog.text
     assert "secret at /home/anna" in caplog.text
-
-
-def test_stop_reaches_the_jobs_of_one_visitor_only() -> None:
-    jobs = RunningJobs()
-    with jobs.hold("me") as mine, jobs.hold("you") as theirs:
-        jobs.stop("me")
-        assert (mine.stopped, theirs.stopped) == (True, False)
-    assert theirs.stopped  # whose page was closed
 
 
 def test_no_source_blocks_the_server_runs_a_shell_or_unpickles() -> None:

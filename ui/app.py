@@ -8,6 +8,7 @@ from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs import compare, control, first_page, history, library, train
 from ether_diffusion.ui.tabs.base import BasePanel
 from ether_diffusion.ui.tabs.page import Page
+from ether_diffusion.ui.tabs.queue import QueuePanel
 
 TITLE = "Ether studio"
 CACHE_SECONDS = (3600, 86400)
@@ -54,11 +55,12 @@ _REST = {
 def build_app(studio: Studio) -> gr.Blocks:
     """Build the page for a studio; nothing is served yet."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True) as app:
-        BasePanel(studio)
         page = Page(studio)
+        BasePanel(page, app)
         with gr.Tabs(elem_id="tabs") as tabs:
             for tab in (first_page, compare, train, control, library, history):
                 tab.build(page)
+        QueuePanel(page, tabs)
         page.tie(app, tabs)
     return app
 

@@ -13,10 +13,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from ether_diffusion.bases import Base, Denoiser
-from ether_diffusion.pipelines.sampling import Request, Sampling
+from ether_diffusion.pipelines.sampling import SIDE, Request, Sampling
 from ether_diffusion.serving.engine import Engine, Job
 from ether_diffusion.ui.jobs import Emit, StopToken, Working
-from ether_diffusion.ui.words import counted, duration
+from ether_diffusion.ui.words import counted, duration, kilobytes
 
 MAX_SECONDS = 3600.0  # of one job: others wait for it
 REST, MIN_REST_SECONDS = 4.0, 0.2
@@ -47,28 +47,60 @@ class Cost:
     def check(self, sampling: Sampling) -> None:
         """Refuse what needs over half of this machine's memory, or longer than a job may."""
         self.check_memory(sampling, machine_memory() // 2)
-        seconds = self.seconds(sampling)
-        if seconds is None and self._device.type == "cpu":  # then as long as at best
-            num_steps = sampling.num_pictures * sampling.steps
-            seconds = num_steps * self.of_step(*self._kind(sampling)) / self._flop_per_second
-        if seconds is not None and seconds > MAX_SECONDS:
+        seconds = self.seconds(sampling) or self.least_seconds(sampling)
+        if seconds > MAX_SECONDS:
             takes = f"with {sampling.steps} steps would take about {duration(seconds)} on this machine"
             most = f"up to {duration(MAX_SECONDS)} is drawn at once"
             self._refuse(sampling, takes, f"{most}; choose smaller or fewer ones, or fewer steps")
 
     def check_memory(self, sampling: Sampling, room: int) -> None:
         """Refuse pictures that do not fit into `room` bytes; accelerators say so themselves."""
-        width, height, _ = self._kind(sampling)
-        needed = width * height * (self._vae_bytes + _HELD_BYTES * sampling.num_pictures)
+        needed = self.num_bytes(sampling)
         if self._device.type == "cpu" and needed > room:
             takes = f"would take about {needed / 2**30:.1f} GiB of memory"
             most = f"{room / 2**30:.1f} GiB can be had here; choose smaller or fewer ones"
             self._refuse(sampling, takes, most)
 
+    def num_bytes(self, sampling: Sampling) -> int:
+        """Return the memory that pictures need beside the models."""
+        width, height, _ = self._kind(sampling)
+        return width * height * (self._vae_bytes + _HELD_BYTES * sampling.num_pictures)
+
+    @cached_property
+    def largest_side(self) -> int:
+        """The side (px) of the largest square picture that this machine has the memory for."""
+        room = machine_memory() // 2
+        fits = (
+            int(math.sqrt(room / (self._vae_bytes + _HELD_BYTES)))
+            if self._device.type == "cpu"
+            else SIDE.most
+        )
+        return int(min(SIDE.most, fits) // 8 * 8)
+
     def seconds(self, sampling: Sampling) -> float | None:
         """Return how long pictures take; None before anything was measured."""
         pace = self.pace(sampling)
         return None if pace is None else sampling.num_pictures * (sampling.steps * pace.step + pace.picture)
+
+    def least_seconds(self, sampling: Sampling) -> float:
+        """Return how long pictures take a CPU that is always at its best; 0 elsewhere."""
+        if self._device.type != "cpu":
+            return 0.0
+        num_steps = sampling.num_pictures * sampling.steps
+        return num_steps * self.of_step(*self._kind(sampling)) / self._flop_per_second
+
+    def words(self, sampling: Sampling) -> str:
+        """Say what pictures cost: how many, how long on this machine, and how much of its memory."""
+        number, seconds, needed = sampling.num_pictures, self.seconds(sampling), self.num_bytes(sampling)
+        took = (
+            f"about {duration(seconds)}"
+            if seconds is not None
+            else "how long is known after the first picture"
+        )
+        if seconds is None and (least := self.least_seconds(sampling)) > 1:
+            took = f"{duration(least)} or more"
+        said = [counted(number, "picture"), counted(number * sampling.steps, "step"), took]
+        return " · ".join([*said, f"{kilobytes(needed)} of memory"] if self._device.type == "cpu" else said)
 
     def measured(self, sampling: Sampling, pace: Pace) -> None:
         """Remember what was measured."""
@@ -181,10 +213,10 @@ class Drawing:
         words, number = [f"Step {step} of {every.steps}"], every.num_pictures
         if number > 1:
             words.append(f"{self._what} {min(done + 1, number)} of {number}")
-        per_step = known.step if per_step is None and known is not None else per_step
+        per_step, left = known.step if per_step is None and known is not None else per_step, None
         if per_step is not None:
             left = ((number - done) * every.steps - step) * per_step
             left += 0.0 if known is None else (number - done) * known.picture
             words.append(f"about {duration(left)} left")
         share = (done + step / every.steps) / number
-        self._emit(Working(" · ".join(words), share, self._image, step))
+        self._emit(Working(" · ".join(words), share, self._image, step, left))

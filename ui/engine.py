@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ from ether_diffusion.serving import engine as engines
 from ether_diffusion.training import find_cut
 from ether_diffusion.ui import jobs
 from ether_diffusion.ui.drawing import Cost, Drawing
-from ether_diffusion.ui.jobs import Emit, Finished, Stopped, StopToken, Working
-from ether_diffusion.ui.outputs import BASE_SUFFIX, Outputs, plain_png
+from ether_diffusion.ui.jobs import BASE_SUFFIX, Emit, Finished, Job, Stopped, StopToken, Working
+from ether_diffusion.ui.outputs import Outputs, plain_png
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.wording import printable
 
 Request = GenerateRequest | GridRequest
 MAX_LOADED, MAX_NAME = 16, 80  # adapters in the pipeline, and characters of the name of one there
+MAX_KEPT = 48  # jobs that ended, for pages that look at them again
 _DOUBTS = {
     "other weights": "{} was made for another base of this architecture; results may differ.",
     "unknown": "{} does not say which base it was made for; its shapes fit.",
@@ -74,7 +75,7 @@ class Engine:
         self._folder_of, self._name_of, self._check_free = folder_of, name_of, check_free
         self._max_loaded, self._loading = max_loaded, threading.Lock()
         self._loaded: Future[engines.Engine] | None = None
-        self._running: dict[threading.Thread, StopToken] = {}
+        self.jobs = list[Job]()  # the oldest first; of those that ended, the last ones
 
     @property
     def is_free(self) -> bool:
@@ -97,10 +98,13 @@ class Engine:
         return LoadedAdapters(self._load(), self._max_loaded)
 
     def draw(self, request: Request, stop: StopToken) -> Iterator[jobs.Event]:
-        """Draw pictures, or a grid row by row, or refuse it before the first step; Finished comes last.
+        """Draw as `start`, and yield what the job tells, Finished last; closing the iterator stops it."""
+        return self.start(request, stop=stop).events()
 
-        Closing the iterator stops the job.
-        """
+    def start(
+        self, request: Request, *, stop: StopToken | None = None, owner: str = "", place: str = ""
+    ) -> Job:
+        """Begin to draw pictures, or a grid row by row, or refuse it before the first step."""
         self.cost.check(request.sampling())
         folders = {each: self._folder_of(each) for each in request.adapters}
         control, notes = None, list[str]()
@@ -114,35 +118,40 @@ class Engine:
             else:
                 found = f"{len(following)} of them" if following else "none"
                 raise ValueError(f"a control image needs one adapter that follows it; found {found}")
+        if sum(not job.is_done for job in self.jobs) > jobs.MAX_WAITING:
+            raise ValueError(f"{jobs.MAX_WAITING} jobs wait already; try again when some are done")
+        stop = stop or StopToken()
+        work = partial(self._work, request, control, notes, stop)
+        ended = [job for job in self.jobs if job.is_done]
+        self.jobs = [job for job in self.jobs if job not in ended[:-MAX_KEPT]]
+        self.jobs.append(job := Job(work, request, stop, owner=owner, place=place))
+        return job
 
-        def work(emit: Emit) -> None:
-            self._running[threading.current_thread()] = stop
-            try:
-                emit(self._work(request, control, notes, stop, emit))
-            finally:
-                del self._running[threading.current_thread()]
-
-        return jobs.stream(work, stop)
+    def seconds_left(self, job: Job) -> float | None:
+        """Return how long a job takes from now on; None where nothing was measured."""
+        known = job.state.seconds_left if job.state is not None else None
+        return self.cost.seconds(job.request.sampling()) if known is None else known
 
     def close(self, timeout: float = 10.0) -> None:
         """Stop all jobs and wait until they have stopped, `timeout` seconds at most."""
-        running = list(self._running.items())
-        for _, stop in running:
-            stop.stop()
-        for thread, _ in running:
-            thread.join(timeout)
+        running = [job for job in self.jobs if not job.is_done]
+        for job in running:
+            job.stop.stop()
+        for job in running:
+            job.thread.join(timeout)
 
     def _work(
         self, request: Request, control: ControlUse | None, notes: list[str], stop: StopToken, emit: Emit
     ) -> Finished:
         """Draw each place in a job's turn: a seed's picture and the base's right after it, or grid cells."""
-        start, touched, stopped, keep = time.monotonic(), 0, False, request.keep_metadata
+        begun, touched, stopped, keep = time.monotonic(), 0, False, request.keep_metadata
         is_grid, (job, day) = isinstance(request, GridRequest), self.outputs.new_job()
         folder = day / job / grids.PICTURES_FOLDER if is_grid else day
         pictures, of_base = list[jobs.SavedPicture](), list[jobs.SavedPicture]()
         drawn, files = dict[str, Picture](), list[Path | None]()
         try:
             with self._turn(request.sampling(), stop, emit):
+                begun = time.monotonic()
                 sampling, control = self._attach(request, control, notes)
                 touched = self.attached.num_touched(sampling)
                 if control is not None and keep:
@@ -158,10 +167,10 @@ class Engine:
                     of_pair = f"i{seed:02d}{BASE_SUFFIX if choice else ''}"
                     name = f"{job}-{f'c{len(pictures) + 1:03d}' if is_grid else of_pair}"
                     saved = self.outputs.save(picture, folder, name, keep_metadata=keep)
-                    (of_base if choice and not is_grid else pictures).append(saved)
+                    (of_base if saved.is_base else pictures).append(saved)
                     if is_grid:
                         drawn[f"{grids.PICTURES_FOLDER}/{name}.png"] = picture
-                        emit(saved)
+                    emit(saved)
             if is_grid and not keep:
                 sheet = plain_png(grids.draw_grid(sampling, list(drawn.values())))
                 files = [self.outputs.write(day / job, grids.SHEET_NAME, sheet)]
@@ -173,7 +182,7 @@ class Engine:
                 ]
         except Stopped:
             stopped = True
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - begun
         return Finished(tuple(pictures), tuple(of_base), seconds, stopped, touched, tuple(notes), *files)
 
     @contextmanager
@@ -199,7 +208,7 @@ class Engine:
             names[each] = one.name
             if one.match == "other weights" and not request.allow_other_base:
                 raise ValueError(
-                    f"{printable(one.name)} was made for a base of the same architecture with other weights "
+                    f"“{printable(one.name)}” was made for a base of this architecture with other weights "
                     "than this one; results may differ: it is used only where that is allowed expressly"
                 )
             if one.match in _DOUBTS:

@@ -1,18 +1,20 @@
 """Jobs: what they tell while they run, what stops them, and the line in which they wait for the machine."""
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
+from typing import Any
 
 from PIL import Image
 
 from ether_diffusion.pipelines.metadata import ImageMetadata
+from ether_diffusion.ui.words import told
 
-HEARTBEAT_SECONDS = 0.5  # without news the last state is told again, so that a closed page is noticed
-MAX_WAITING, POLL_SECONDS = 32, 0.05
+MAX_WAITING, POLL_SECONDS, BASE_SUFFIX = 32, 0.05, "-base"
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
@@ -45,15 +47,24 @@ class SavedPicture:
     path: Path
     metadata: ImageMetadata | None
 
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base's, beside one with adapters."""
+        return self.id.endswith(BASE_SUFFIX)
+
 
 @dataclass(frozen=True)
 class Working:
-    """How far a job is, `done` of 1 and in words; the last look at what is being drawn, and its step."""
+    """How far a job is, `done` of 1 and in words; the last look at what is being drawn, and its step.
+
+    `seconds_left` is None where nothing was measured.
+    """
 
     words: str
     done: float = 0.0
     image: Image.Image | None = None
     step: int = 0
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,43 +90,88 @@ class Finished:
 
 
 Event = Working | SavedPicture | Finished
-"""A picture is told of alone where it is a cell of a grid."""
-Emit = Callable[[Event], None]
+Emit = Callable[[Working | SavedPicture], None]
 
 
-def stream(work: Callable[[Emit], None], stop: StopToken) -> Iterator[Event]:
-    """Do work in a thread of its own and yield what it emits; closing the iterator stops the work.
+class Job:
+    """Work in a thread of its own that goes on whoever looks: its last state, its pictures, and its end.
 
-    States that newer ones have overtaken are left out. The thread goes on to a safe end whoever looks away.
+    Attributes:
+        owner, place: whose it is, and the tab that it is shown in.
+        pictures: those that are there by now, in the order in which they were drawn.
+        error: what ended it, where no `end` did.
     """
-    told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
 
-    def run() -> None:
+    def __init__(
+        self,
+        work: Callable[[Emit], Finished],
+        request: Any,
+        stop: StopToken,
+        *,
+        owner: str = "",
+        place: str = "",
+    ) -> None:
+        self.id, self.request, self.stop, self.owner, self.place = token_hex(4), request, stop, owner, place
+        self.state: Working | None = None
+        self.pictures = list[SavedPicture]()
+        self.end: Finished | None = None
+        self.error: BaseException | None = None
+        self._news = threading.Condition()
+        self.thread = threading.Thread(target=self._run, args=(work,), name="studio job", daemon=True)
+        self.thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it ended, in whatever way."""
+        return self.end is not None or self.error is not None
+
+    @cached_property
+    def said(self) -> str:
+        """What a visitor is told of the error."""
+        return told(self.error) if isinstance(self.error, Exception) else "The studio was ended."
+
+    def result(self) -> Finished:
+        """Wait for the end, and return it or raise what ended it."""
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
+        assert self.end is not None
+        return self.end
+
+    def events(self) -> Iterator[Event]:
+        """Yield what it tells, but for states that newer ones have overtaken; who looks away stops it."""
+        told, state, is_done = 0, None, False
         try:
-            work(told.put)
-            told.put(None)
-        except BaseException as error:  # is raised where somebody can tell of it
-            told.put(error)
+            while not is_done:
+                with self._news:
+                    while not self.is_done and self.state is state and len(self.pictures) == told:
+                        self._news.wait()
+                    is_done, new, now = self.is_done, self.pictures[told:], self.state
+                yield from new
+                told += len(new)
+                if now is not None and now is not state:
+                    yield (state := now)
+        finally:
+            self.stop.stop()
+        yield self.result()
 
-    threading.Thread(target=run, name="studio job", daemon=True).start()
-    state: Event | None = None
-    try:
-        while True:
-            try:
-                event = told.get(timeout=HEARTBEAT_SECONDS)
-            except queue.Empty:
-                if state is not None:
-                    yield state
-                continue
-            if event is None:
-                return
-            if isinstance(event, BaseException):
-                raise event
-            state = event if isinstance(event, Working) else state
-            if event is not state or told.empty():
-                yield event
-    finally:
-        stop.stop()
+    def _run(self, work: Callable[[Emit], Finished]) -> None:
+        end, error = None, None
+        try:
+            end = work(self._tell)
+        except BaseException as raised:  # is raised, or told, where somebody looks
+            error = raised
+        with self._news:
+            self.end, self.error = end, error
+            self._news.notify_all()
+
+    def _tell(self, event: Working | SavedPicture) -> None:
+        with self._news:
+            if isinstance(event, Working):
+                self.state = event
+            else:
+                self.pictures.append(event)
+            self._news.notify_all()
 
 
 class Line:
@@ -135,8 +191,6 @@ class Line:
         """Wait until all who came before are done and hold the lock inside; `on_wait` hears one's place."""
         ticket, told = object(), 0
         with self._changed:
-            if len(self._tickets) > MAX_WAITING:
-                raise ValueError(f"{MAX_WAITING} jobs wait already; try again when some are done")
             self._tickets.append(ticket)
         try:
             with self._changed:
@@ -150,26 +204,3 @@ class Line:
             with self._changed:
                 self._tickets.remove(ticket)
                 self._changed.notify_all()
-
-
-class RunningJobs:
-    """What each visitor has running, so that Stop stops theirs and nobody else's."""
-
-    def __init__(self) -> None:
-        self._jobs: list[tuple[str | None, StopToken]] = []
-
-    @contextmanager
-    def hold(self, visitor: str | None) -> Iterator[StopToken]:
-        """Give a token for a job of the visitor's; leaving the block, a closed tab included, stops it."""
-        self._jobs.append(job := (visitor, StopToken()))
-        try:
-            yield job[1]
-        finally:
-            job[1].stop()
-            self._jobs.remove(job)
-
-    def stop(self, visitor: str | None) -> None:
-        """Tell the jobs of a visitor to stop."""
-        for name, token in list(self._jobs):
-            if name == visitor:
-                token.stop()

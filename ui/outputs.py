@@ -19,12 +19,12 @@ from ether_diffusion.durable_files import write_files
 from ether_diffusion.pipelines.metadata import read_image_metadata
 from ether_diffusion.pipelines.sampling import Picture
 from ether_diffusion.training.plain_files import read_plain_file
-from ether_diffusion.ui.jobs import SavedPicture
+from ether_diffusion.ui.jobs import BASE_SUFFIX, SavedPicture
 from ether_diffusion.ui.words import disk_explained
 
 ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{6}(-i\d{2}|-i\d{2}-base|-c\d{3})")
 """Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""
-BASE_SUFFIX, CONTROL_FOLDER, MAX_CONTROL_BYTES = "-base", "control-images", 64 * 2**20
+CONTROL_FOLDER, MAX_CONTROL_BYTES = "control-images", 64 * 2**20
 _DEPTH = 3  # folders below outputs: day, grid, pictures
 
 
@@ -85,7 +85,7 @@ class Outputs:
 
         def is_found(picture: SavedPicture) -> bool:
             said = picture.metadata
-            if not with_base and picture.id.endswith(BASE_SUFFIX):
+            if not with_base and picture.is_base:
                 return False
             if said is None:
                 return not words and not adapter
@@ -94,7 +94,7 @@ class Outputs:
             return is_used and all(word in prompt for word in words)
 
         def order(picture: SavedPicture) -> tuple[str, bool]:
-            return picture.id.removesuffix(BASE_SUFFIX), not picture.id.endswith(BASE_SUFFIX)
+            return picture.id.removesuffix(BASE_SUFFIX), not picture.is_base
 
         with self._lock:
             self._known = {key: self._known.get(key) or _read(key[0]) for key in _files(self.folder, _DEPTH)}

@@ -2,12 +2,36 @@
   // The scheme is the system's until somebody switches it; the choice is kept in this browser.
   const chosen = localStorage.getItem("ether-studio-scheme");
   if (chosen) document.body.classList.toggle("dark", chosen === "dark");
+  // What a visitor has touched is theirs: nothing that was kept is put over it.
+  const touched = new Set();
+  const touch = ({ target }) => { for (let node = target; node; node = node.parentElement) touched.add(node.id); };
+  for (const kind of ["input", "keydown", "pointerdown"]) addEventListener(kind, touch, true);
+  const first = {};
   window.etherStudio = {
     switchScheme() {
       const dark = document.body.classList.toggle("dark");
       localStorage.setItem("ether-studio-scheme", dark ? "dark" : "light");
     },
+    // Give the values of fields that a form had, and undefined for those that are to be left as they are.
+    restore(form, kept, fields) {
+      const found = (first[form] ??= kept ?? {});
+      const isOther = found.base !== document.querySelector("#heading [data-base]")?.dataset.base;
+      return fields.map(({ name, id, is_of_base, value, minimum, maximum, step }) => {
+        const was = found[name];
+        const isNumber = typeof was === "number";
+        const isAlike = value === null ? typeof was === "string" || isNumber : typeof was === typeof value && Array.isArray(was) === Array.isArray(value);
+        const isNone = isNumber && (!Number.isFinite(was) || (Number.isInteger(step) && (was % step || (step > 1 && was <= 0))));
+        if (!isAlike || isNone || touched.has(id) || (is_of_base && isOther)) return undefined;
+        const ends = typeof maximum === "number" ? { minimum: Math.min(minimum, was), maximum: Math.max(maximum, was) } : {};
+        return { __type__: "update", value: was, ...ends };
+      });
+    },
   };
+  // The studio knows by this whose jobs are whose, also when the page is loaded anew.
+  if (!document.cookie.includes("ether-studio=")) {
+    const name = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    document.cookie = `ether-studio=${name}; path=/; max-age=31536000; SameSite=Strict`;
+  }
   document.documentElement.lang = "en";
   // Gradio leaves the button around a picture without a name.
   const name = () => {
@@ -52,7 +76,7 @@
     misses = answers ? 0 : misses + 1;
     if (misses !== 2) return;
     const said = Object.assign(document.createElement("p"), { id: "gone", role: "alert" });
-    said.textContent = "The studio does not answer: it was ended, or the connection is gone. Runs of training go on. This page comes back by itself.";
+    said.textContent = "The studio does not answer: it was ended, or the connection is gone. Runs of training go on; pictures that were being drawn are to be drawn again. This page comes back by itself.";
     document.body.append(said);
   };
   setInterval(ask, 3000);

@@ -39,13 +39,13 @@ from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.validation import BASE_FOLDER
 from ether_diffusion.ui.library import MAX_SECONDS, Card, Library
 from ether_diffusion.ui.words import disk_explained
-from ether_diffusion.wording import printable
+from ether_diffusion.wording import listed, printable
 
 REQUEST_NAME, WISH_NAME, LIBRARY_NAME = "request.json", "wish.json", "library.json"
 PROCESS_NAME, OUTPUT_NAME, JOBS_NAME = "process.json", "output.log", "jobs.json"
 GONE = "this run is no longer in the studio: its folder was deleted; refresh the page"
 MAX_PROMPT, MAX_NAME, MAX_STEPS = 1000, 60, 100_000
-MAX_POINTS = 300  # of a plotted loss
+MAX_POINTS, MAX_CHECKPOINTS = 300, 8  # of a plotted loss, and of a run
 TINY_WORLD_OPTIONS: Mapping[str, Any] = {"train_batch_size": 6, "random_flip": True}
 """What a subject of the embedded base is learned with, in the short presets."""
 DECLARED = DreamBoothConfig.options()
@@ -67,6 +67,7 @@ _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 _ERROR_LINE = re.compile(r"(?:\w+\.)*(?P<kind>\w*(?:Error|Exception|Interrupt))(?:: (?P<text>.*))?")
 _PROGRAM = "train-dreambooth: "
 _TRAINER = (sys.executable, "-m", "ether_diffusion.scripts.train_dreambooth")
+_ENDING = ("--max_train_steps=", "--stop_when_good", "--allow_changes")
 _STOPPED = re.compile(r"stopped by SIG(?:INT|TERM);")
 M = TypeVar("M", bound=StrictModel)
 logger = logging.getLogger(__name__)
@@ -138,8 +139,8 @@ class TrainRequest:
             options |= TINY_WORLD_OPTIONS
         options |= {**self.settings, "instance_prompt": prompt}
         often = max(1, options.get("max_train_steps", advised["max_train_steps"]) // 4)
-        if self.preset == "advised" or "max_train_steps" in self.settings:
-            options |= dict.fromkeys(("checkpointing_steps", "validation_steps"), often)
+        options |= dict.fromkeys(("checkpointing_steps", "validation_steps"), often)
+        options["checkpoints_total_limit"] = MAX_CHECKPOINTS  # what was drawn of can be used
         if base in EMBEDDED:  # which have an encoder of their own to measure by
             options |= {"eval_steps": often, "stop_when_good": True}
         return options
@@ -281,10 +282,15 @@ class Run:
         return self.output if self.state == "finished" else None
 
     @cached_property
+    def saved_steps(self) -> list[int]:
+        """After which updates there are whole checkpoints."""
+        whole = (path.parent.name[11:] for path in self.output.glob(f"checkpoint-*/{MANIFEST}"))
+        return sorted(int(number) for number in whole if number.isdecimal())
+
+    @property
     def saved_step(self) -> int:
         """The updates of the newest whole checkpoint; 0 where there is none."""
-        whole = (path.parent.name[11:] for path in self.output.glob(f"checkpoint-*/{MANIFEST}"))
-        return max((int(number) for number in whole if number.isdecimal()), default=0)
+        return max(self.saved_steps, default=0)
 
     @property
     def can_use(self) -> bool:
@@ -511,7 +517,7 @@ class Runs:
             run = Run(folder)
             if not run.can_resume:
                 ended = "training already" if run.process else "finished; there is nothing to go on with"
-                raise ValueError(f"{run.name} is {ended}")
+                raise ValueError(f"“{run.name}” is {ended}")
             write_facts(folder, WISH_NAME, Wish(wanted="queued"))
             self._advance()
 
@@ -541,23 +547,56 @@ class Runs:
         process.wait()
         self.advance()
 
-    def adopt(self, run_id: str, library: Library) -> Card:
-        """Put the adapter that a run made, finished or not, into a library, once however often asked."""
+    def train_on(self, run_id: str, step: int) -> str:
+        """Begin another run that goes on from a step of this one, for as many steps again; return its id."""
+        folder, now = self._folder(run_id), datetime.now(UTC)
+        new = self.root / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        with disk_explained(folder, "starting the training"), run_lock.guarded(self.root):
+            run = Run(folder)
+            _check_saved(run, step)
+            num_steps = step + run.num_steps
+            words = [
+                word.replace(str(folder), str(new)) for word in run.command if not word.startswith(_ENDING)
+            ]
+            words += [f"--max_train_steps={num_steps}", "--allow_changes"]
+            changes = {"name": f"{run.name}, on from step {step}", "num_steps": num_steps, "command": words}
+            later = [f"checkpoint-{other}" for other in run.saved_steps if other != step]
+            try:
+                for part in ("photos", "class_images"):
+                    if (folder / part).is_dir():
+                        shutil.copytree(folder / part, new / part)
+                left = shutil.ignore_patterns(*later, *_RESULT, EVALUATION_NAME, run_lock.LOCK_NAME, ".*")
+                shutil.copytree(run.output, new / "run", ignore=left)
+                record = run.record.model_copy(update={**changes, "created": now.timestamp()})
+                write_facts(new, REQUEST_NAME, record)
+                write_facts(new, WISH_NAME, Wish(wanted="queued"))
+                self._advance()
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+        return new.name
+
+    def adopt(self, run_id: str, library: Library, step: int | None = None) -> Card:
+        """Put the adapter that a run made, finished or not, into a library, once however often asked.
+
+        With a step it is that of the checkpoint then.
+        """
         folder = self._folder(run_id)
         with disk_explained(folder, "keeping the adapter"), run_lock.guarded(self.root):
             run = Run(folder)
-            if not run.can_use:
-                raise ValueError(f"{run.name} has saved nothing yet; wait for its last step, or stop it")
-            if run.adapter is None:  # it may go on: what is used now is one of its own
-                name, saved = (
-                    f"{run.name}, step {run.saved_step}",
-                    run.output / f"checkpoint-{run.saved_step}",
-                )
+            if step is None and not run.can_use:
+                raise ValueError(f"“{run.name}” has saved nothing yet; wait for its last step, or stop it")
+            if step is None and run.adapter is None:
+                step = run.saved_step
+            if step is not None:  # it may go on: what is used now is one of its own
+                _check_saved(run, step)
+                name, saved = f"{run.name}, step {step}", run.output / f"checkpoint-{step}"
                 known = next((card for card in library.cards() if card.name == name), None)
                 return known or library.add_run_result(saved, name)
             if run.library_id is not None:
                 with suppress(FileNotFoundError):  # deleted from the library since
                     return library.card(run.library_id)
+            assert run.adapter is not None
             card = library.add_run_result(run.adapter, run.name)
             write_facts(folder, LIBRARY_NAME, LibraryEntry(id=card.id))
             return card
@@ -594,6 +633,12 @@ class Runs:
         if not _ID.fullmatch(run_id) or not folder.is_dir():
             raise FileNotFoundError(GONE)
         return folder
+
+
+def _check_saved(run: Run, step: int) -> None:
+    if step not in run.saved_steps:
+        kept = listed(run.saved_steps) or "none"
+        raise ValueError(f"nothing was saved at step {step}; choose one of those that were: {kept}")
 
 
 def _launch(runs: Sequence[Run]) -> "subprocess.Popen[bytes]":

@@ -96,7 +96,10 @@ def serve(
     with _surroundings(folder) as private:
         with _variables(_UNPROXIED):  # Gradio reads its environment when it is imported
             from ether_diffusion.ui.app import build_app
+        from ether_diffusion.scripts.drawing import hush_libraries
         from ether_diffusion.ui.studio import ADAPTERS, Studio
+
+        hush_libraries()
 
         is_new = not (folder / ADAPTERS).exists()
         studio = Studio(folder, base=base, temp=private, is_shared=login is not None)

@@ -104,7 +104,7 @@ class Studio:
                 engine = self._engine_of(wanted)
             except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
                 why = printable(str(error).splitlines()[0], 300)
-                raise ValueError(f"{printable(name, 80)} cannot be opened: {why}") from None
+                raise ValueError(f"“{printable(name, 80)}” cannot be opened: {why}") from None
             self._check_idle()  # a download takes long
             self.engine = engine
             self.library.use(engine.base)
@@ -116,7 +116,7 @@ class Studio:
 
     def _check_idle(self) -> None:
         busy = ["pictures are being drawn"] * (not self.engine.is_free)
-        busy += [f"{run.name} is training" for run in self.runs.all() if run.process is not None]
+        busy += [f"“{run.name}” is training" for run in self.runs.all() if run.process is not None]
         if busy:
             raise ValueError(f"{busy[0]}; wait until that is done, or stop it, and open the base then")
 
@@ -181,6 +181,5 @@ class Studio:
         """Let pictures be drawn beside training on the CPU, where it yields; an accelerator has no room."""
         training = [run.name for run in self.runs.all() if run.state in ("starting", "running")]
         if training and device.type != "cpu":
-            raise ValueError(
-                f"{training[0]} is training on the accelerator; wait until it is done, or pause it"
-            )
+            remedy = "wait until it is done, or pause it"
+            raise ValueError(f"“{training[0]}” is training on the accelerator; {remedy}")

@@ -64,11 +64,16 @@ def _said_in_words() -> Iterator[None]:
     except gr.Error:
         raise
     except Exception as error:
-        said, number = _told(error), secrets.token_hex(2)
-        if said is None:
-            logger.exception("error %s", number)
-            said = f"Something went wrong (id {number}). Details are in the log."
-        raise gr.Error(html.escape(said, quote=False), title="", print_exception=False) from None
+        raise gr.Error(html.escape(told(error), quote=False), title="", print_exception=False) from None
+
+
+def told(error: Exception) -> str:
+    """Return what a visitor is told of an error: its sentence, or an id for the log where it is kept."""
+    said, number = _told(error), secrets.token_hex(2)
+    if said is None:
+        logger.error("error %s", number, exc_info=error)
+        said = f"Something went wrong (id {number}). Details are in the log."
+    return said
 
 
 def _told(error: Exception) -> str | None:

@@ -6,12 +6,10 @@ from threading import Thread
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context
 from markupsafe import Markup
 
 from ether_diffusion.bases.found import cached_bytes
-from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.page import QUIET, Updates
+from ether_diffusion.ui.tabs.page import QUIET, Page, Updates
 from ether_diffusion.ui.words import handler, kilobytes, notes_html, progress_html
 from ether_diffusion.wording import printable
 
@@ -25,10 +23,10 @@ _LISTED = "Those that lie on the studio's machine; who works there can open othe
 class BasePanel:
     """The heading and the panel; made where the page begins."""
 
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+    def __init__(self, page: Page, app: gr.Blocks) -> None:
+        self._studio, self._page, self._app = (studio := page.studio), page, app
         with gr.Row(elem_classes="heading", equal_height=True):
-            self.heading = gr.HTML("<h1>Ether studio</h1>", elem_id="heading")  # the base is told on load
+            self.heading = gr.HTML(self._heading(), elem_id="heading")
             small: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
             change = gr.Button("Change base", elem_id="base-change", **small)
             dark = gr.Button("Dark or light", elem_id="scheme", **small)
@@ -45,8 +43,7 @@ class BasePanel:
         change.click(handler(self._show), None, shown, **QUIET)
         close.click(lambda: gr.update(visible=False), None, [self.panel], **QUIET)
         self.go.click(handler(self._open), [self.name], [*shown, self.go, self.heading], **QUIET)
-        told: list[Any] = [gr.Timer(LOOK_SECONDS).tick, Context.root_block.load]
-        gr.on(told, self._heading, None, [self.heading], queue=False, **QUIET)
+        gr.Timer(LOOK_SECONDS).tick(self._heading, None, [self.heading], queue=False, **QUIET)
 
     def _heading(self) -> Markup:
         what = f", {TOY}" if self._studio.is_toy else ""
@@ -85,6 +82,8 @@ class BasePanel:
                 words = f"Downloading it: {kilobytes(came)} so far" if came else "Looking at its files …"
                 yield busy | {self.status: gr.update(value=progress_html(0, words), visible=True)}
             opened.result()
+            self.heading.value = self._heading()
+            self._page.begin_anew(self._app)
         except Exception:
             yield ready | {self.status: gr.update(visible=False)}
             raise

@@ -1,18 +1,20 @@
 """The tab Compare: a grid over prompts, seeds, adapters and strengths, whose cells stream in."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import gradio as gr
 from markupsafe import Markup
 
-from ether_diffusion.ui.jobs import Finished, SavedPicture
+from ether_diffusion.pipelines.sampling import MANIFEST_NAME, SHEET_NAME
+from ether_diffusion.ui.jobs import Finished, Job, SavedPicture
 from ether_diffusion.ui.requests import GridRequest
-from ether_diffusion.ui.tabs.create import MAX_VISITORS, DrawingTab
+from ether_diffusion.ui.tabs.drawing import DrawingTab
 from ether_diffusion.ui.tabs.history import PictureDetail
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, Form, Page, Updates, Values
-from ether_diffusion.ui.words import counted, duration, handler, notes_html, quiet_html, sentence
+from ether_diffusion.ui.tabs.page import EMPTY, QUIET, Form, Page, Updates
+from ether_diffusion.ui.words import counted, duration, handler, quiet_html
 from ether_diffusion.wording import printable
 
 ON_CLICK = """element.addEventListener("click", (event) => {
@@ -21,7 +23,6 @@ ON_CLICK = """element.addEventListener("click", (event) => {
 });"""
 _SHOWN = 80  # characters of a prompt that label a row
 _EMPTY = EMPTY.format("The grid appears here, cell by cell.")
-_NO_PROMPT = quiet_html("Write a prompt to see what the grid costs.")
 _TABLE = Markup(
     '<div class="grid-scroll" role="region" aria-label="Grid of pictures" tabindex="0">'
     '<table class="cells" style="--columns: {width}"><thead><tr>{head}</tr></thead>'
@@ -39,13 +40,13 @@ def build(page: Page) -> None:
     """Lay out the tab and tie its events."""
     with gr.Tab("Compare", id="compare") as tab:
         form = CompareTab(page, GridForm(page.studio, "compare")).form
-    page.refreshes(tab, lambda: {form["adapters"]: form.offer()}, [form["adapters"]])
+    page.refreshes(tab, lambda: {form["adapters"]: form.offer()}, [form["adapters"]], form)
 
 
 class GridForm(Form):
     """What a grid is made of."""
 
-    def read(self, named: Mapping[str, Any]) -> GridRequest:
+    def asked(self, named: Mapping[str, Any]) -> GridRequest:
         return GridRequest(**named)
 
     def shown(self, named: Mapping[str, Any]) -> Updates:
@@ -58,9 +59,10 @@ class CompareTab(DrawingTab):
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
     first, go_label, has_looks = "prompts", "Draw grid", False
+    nothing = "Write a prompt to see what the grid costs."
 
     def lay_out_head(self) -> None:
-        self.cost = gr.HTML(_NO_PROMPT, elem_id="compare-cost")
+        pass
 
     def lay_out_settings(self) -> None:
         form = self.form
@@ -79,48 +81,25 @@ class CompareTab(DrawingTab):
             self.manifest = gr.DownloadButton("Manifest (JSON)", elem_id="compare-manifest")
         self.notes = gr.HTML(visible=False, elem_id="compare-notes")
         self.detail = PictureDetail("compare", self.page)
-        self.cells: gr.State = gr.State(())
+        self.cells, self.last = gr.State(()), Page.browser_state("compare-grid")
+        self.shows = [self.grid, self.files, self.sheet, self.manifest, self.cells, self.last]
 
     def tie(self) -> None:
-        fields, detail = self.form.all(), self.detail.shown
-        shown = [self.go, self.stop, self.cost, self.status, self.grid, self.files, self.sheet, self.manifest]
-        drawn = [*shown, self.notes, self.cells, *detail]
-        self.go.click(handler(self.draw), fields, drawn, concurrency_limit=MAX_VISITORS, **QUIET)
-        changes: list[Any] = [widget.change for widget in self.form.widgets.values()]
-        often: dict[str, Any] = {"trigger_mode": "always_last", "queue": False, **QUIET}
-        gr.on(changes, handler(self._show_cost), fields, [self.cost], **often)
-        self.grid.click(handler(self._select), [self.cells], detail, **QUIET)
-
-    def _show_cost(self, values: Values) -> Updates:
-        """Say what the grid of the form would cost, or why it cannot be drawn."""
-        if not (values[self.form["prompts"]] or "").strip():
-            return {self.cost: _NO_PROMPT}
-        try:
-            request = self.form.read(self.form.named(values))
-            self.studio.engine.cost.check(request.sampling())
-            return {self.cost: self._cost(request)}
-        except ValueError as error:
-            return {self.cost: notes_html(sentence(error), kind="warning")}
-
-    def _cost(self, request: GridRequest) -> Markup:
-        sampling = request.sampling()
-        seconds, cells = self.studio.engine.cost.seconds(sampling), sampling.num_pictures
-        long = (
-            "how long is known after the first picture" if seconds is None else f"about {duration(seconds)}"
-        )
-        return quiet_html(f"{counted(cells, 'picture')} · {counted(cells * request.steps, 'step')} · {long}")
+        self.draws_on([self.go.click], self.detail.shown)
+        self.grid.click(handler(self._select), [self.cells], self.detail.shown, **QUIET)
 
     def begun(self, request: GridRequest) -> Updates:
-        return {self.files: gr.update(visible=False), **self.detail.hide()}
+        return self.detail.hide()
 
-    def drawn(self, request: GridRequest, cells: Sequence[SavedPicture], *, is_running: bool) -> Updates:
-        labels = labels_of(request, self.form.names())
-        table = grid_html(labels, cells, is_running=is_running)
-        cost: Updates = {} if is_running else {self.cost: self._cost(request)}
-        return {self.grid: table, self.cells: tuple(cells), **cost}
-
-    def failed(self) -> Updates:
-        return {self.status: gr.update(visible=False), self.grid: _EMPTY, self.cells: ()}
+    def drawn(self, job: Job) -> Updates:
+        labels, cells = labels_of(job.request, self.form.names()), tuple(job.pictures)
+        if job.is_done and not cells:
+            return {self.grid: _EMPTY, self.cells: (), self.files: gr.update(visible=False)}
+        kept = [*labels, [cell.id for cell in cells]]
+        return {
+            self.grid: grid_html(labels, cells, is_running=not job.is_done),
+            self.cells: cells, self.last: kept, self.files: gr.update(visible=False),
+        }  # fmt: skip
 
     def ended(self, event: Finished) -> Updates:
         words = f"{counted(len(event.pictures), 'picture')} in {duration(event.seconds)}"
@@ -128,12 +107,23 @@ class CompareTab(DrawingTab):
             words = f"Stopped: {words}, which History keeps; no sheet was made"
         elif event.pictures:
             words += ". Choose one to see it large and to use its settings."
+        return self._said(words, event.sheet, event.manifest)
+
+    def _said(self, words: str, sheet: Path | None, manifest: Path | None) -> Updates:
         return {
-            self.status: quiet_html(words),
-            self.files: gr.update(visible=event.sheet is not None),
-            self.sheet: gr.update(value=event.sheet),
-            self.manifest: gr.update(value=event.manifest, visible=event.manifest is not None),
+            self.status: gr.update(value=quiet_html(words), visible=True),
+            self.files: gr.update(visible=sheet is not None),
+            self.sheet: gr.update(value=sheet),
+            self.manifest: gr.update(value=manifest, visible=manifest is not None),
         }
+
+    def recall(self, last: Any) -> Updates:
+        there = {picture.id: picture for picture in self.studio.history.pictures()}
+        labels, cells = Labels(last[0], last[1]), tuple(there[each] for each in last[2])
+        folder = cells[0].path.parent.parent
+        files = [path if path.is_file() else None for path in (folder / SHEET_NAME, folder / MANIFEST_NAME)]
+        table = grid_html(labels, cells, is_running=False)
+        return {self.grid: table, self.cells: cells, **self._said("What was drawn last", *files)}
 
     def _select(self, cells: tuple[SavedPicture, ...], chosen: gr.EventData) -> Updates:
         number: Any = (chosen._data or {}).get("cell")

@@ -36,7 +36,7 @@ def build(page: Page) -> None:
     with gr.Tab("Control", id="control") as tab:
         control = ControlTab(page, ControlForm(page.studio, "control"))
     refreshed = [control.form["adapter"], control.form["adapters"], control.missing]
-    page.refreshes(tab, control.refresh, refreshed)
+    page.refreshes(tab, control.refresh, refreshed, control.form)
 
 
 class ControlForm(PictureForm):
@@ -58,14 +58,14 @@ class ControlForm(PictureForm):
         self.put("drawing", "upload", "detector")
         super().put_rest()
 
+    def asked(self, named: Mapping[str, Any]) -> GenerateRequest:
+        """Return what the visitor asks for, but for the control image; the control adapter is the first."""
+        request, adapter = super().asked(named), named["adapter"] or "none"
+        strengths = {adapter: named["adapter_strength"], **request.adapters}
+        return replace(request, adapters=strengths, control_strength=named["control_strength"])
+
     def read(self, named: Mapping[str, Any]) -> GenerateRequest:
-        """Return what the visitor asks for; what the browser kept has no image, and is looked at without."""
-        request = super().read(named)
-        if "drawing" not in named:
-            is_known = named["source"] in (DRAW, UPLOAD) and isinstance(named["adapter"], str | None)
-            if not is_known:
-                raise ValueError("what the browser kept is no form of this tab")
-            return replace(request, control_strength=named["adapter_strength"])
+        request = self.asked(named)
         adapter, upload = named["adapter"], named["upload"]
         if not adapter:
             raise ValueError("there is no control adapter chosen; choose the one that shall follow")
@@ -79,7 +79,9 @@ class ControlForm(PictureForm):
                 image = read_drawing(named["drawing"] or "", _control_type(follower))
             else:
                 kind = _control_type(follower)
-                image = read_control_upload(Path(upload), named["detector"] or "", **size, control_type=kind)
+                image = read_control_upload(
+                    Path(upload["path"]), named["detector"] or "", **size, control_type=kind
+                )
         return replace(request, adapters={adapter: strength, **request.adapters}, control_image=image)
 
     def _follower(self, adapter_id: str) -> Adapter:

@@ -1,21 +1,34 @@
 """The tab Create: a prompt, adapters with their strengths, and pictures beside the base's; also /generate."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
-from gradio.context import Context
 from markupsafe import Markup
 from PIL import Image
 
 from ether_diffusion.ui.control_images import read_control_upload
-from ether_diffusion.ui.jobs import Finished, RunningJobs, SavedPicture
+from ether_diffusion.ui.jobs import Finished, Job, SavedPicture
 from ether_diffusion.ui.requests import NUM_IMAGES, SEED, GenerateRequest
 from ether_diffusion.ui.restore import Restored, restore
-from ether_diffusion.ui.tabs.page import EMPTY, LOOK, QUIET, STRENGTHS, Form, Page, Updates, Values
+from ether_diffusion.ui.tabs.drawing import DrawingTab
+from ether_diffusion.ui.tabs.page import (
+    EMPTY,
+    LOOK,
+    ON_SLIDE,
+    QUIET,
+    STRENGTHS,
+    Form,
+    Page,
+    Updates,
+    owner_of,
+    pair_html,
+)  # fmt: skip
 from ether_diffusion.ui.words import (
     counted,
     duration,
@@ -25,103 +38,15 @@ from ether_diffusion.ui.words import (
     notes_html,
     picture_address,
     picture_facts,
-    progress_html,
     quiet_html,
 )
 
-MAX_VISITORS, MAX_SCRIPTS = 24, 8
-"""That wait for the engine at a time; each takes a thread of the server while it does."""
+MAX_SCRIPTS = 8  # that wait for the engine at a time; each takes a thread of the server while it does
 IN_CONTROL = "It followed a control image, and only the tab Control draws with those: drop it there."
-_LOOK = Markup('<div class="look"><img alt="How the picture looks by now" src="{}"></div>')
 _FIGURE = Markup(
     '<figure class="small"><img alt="" src="{}">'
     "<figcaption>Control image that is followed</figcaption></figure>"
 )
-
-
-class DrawingTab:
-    """A tab that draws what its form says; made inside a gr.Tab.
-
-    Looks while drawing are in the status: a widget mounted anew at every step makes the page lose updates.
-    """
-
-    first, go_label, has_looks = "prompt", "Generate", True
-    """The field beside the button, what stands on that, and whether one looks at what is being drawn."""
-    status: gr.HTML
-    notes: gr.HTML
-    # what stands between the prompt and the columns; the form's rest; `status`, what is drawn and `notes`
-    lay_out_head: Callable[[], None]
-    lay_out_settings: Callable[[], None]
-    lay_out_results: Callable[[], None]
-    tie: Callable[[], None]
-    begun: Callable[[Any], Updates]  # what makes room for a new job
-    ended: Callable[[Finished], Updates]  # what shows the end of a job
-    failed: Callable[[], Updates]  # what shows nothing; the error says why
-
-    def __init__(self, page: Page, form: Form) -> None:
-        self.page, self.form, self.studio, self.prefix = page, form, page.studio, form.prefix
-        self.jobs = RunningJobs()
-        with gr.Row(elem_classes="prompt-row", equal_height=True):
-            form.put(self.first)
-            with gr.Column(scale=1, min_width=150, elem_classes="go-column"):
-                self.go = gr.Button(self.go_label, variant="primary", elem_id=f"{self.prefix}-go")
-                self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{self.prefix}-stop")
-        self.lay_out_head()
-        with gr.Row(elem_classes="create-columns"):
-            with gr.Column(scale=2, min_width=300, elem_classes="settings"):
-                self.lay_out_settings()
-            with gr.Column(scale=3, min_width=300, elem_classes="results"):
-                self.lay_out_results()
-        self.tie()
-        self.stop.click(handler(self._stop), outputs=[self.stop], queue=False, **QUIET)
-        form.keep_in_browser()
-
-    def drawn(self, request: Any, cells: Sequence[SavedPicture], *, is_running: bool) -> Updates:
-        """Return what shows the cells of a grid."""
-        return {}
-
-    def draw(self, values: Values, visitor: gr.Request) -> Iterator[Updates]:
-        """Draw what the form says and show what the job tells; a visitor who leaves stops it."""
-        request, cells = self.form.read(self.form.named(values)), list[SavedPicture]()
-        ready = {self.go: gr.update(visible=True), self.stop: gr.update(visible=False)}
-        with self.jobs.hold(visitor.session_hash) as stop:
-            starting = gr.update(value=progress_html(0, "Starting …"), visible=True)
-            yield {
-                self.go: gr.update(visible=False),
-                self.stop: gr.update(visible=True, value="Stop", interactive=True),
-                self.status: starting,
-                self.notes: gr.update(visible=False),
-                **self.drawn(request, cells, is_running=True),
-                **self.begun(request),
-            }
-            try:
-                for event in self.studio.engine.draw(request, stop):
-                    if isinstance(event, SavedPicture):
-                        cells.append(event)
-                        yield self.drawn(request, cells, is_running=True)
-                    elif isinstance(event, Finished):  # in one piece, as pages drop updates that come at once
-                        prompts = request.sampling().prompts
-                        told = [*self.studio.doubts(prompts, request.adapters), *event.notes]
-                        notes = notes_html("Good to know", told)
-                        yield {
-                            **ready,
-                            self.notes: gr.update(value=notes, visible=bool(told)),
-                            **self.drawn(request, event.pictures, is_running=False),
-                            **self.ended(event),
-                        }
-                    else:
-                        shown = progress_html(event.done, event.words)
-                        if self.has_looks and event.image is not None:
-                            address = picture_address(event.image, "WEBP", quality=80)
-                            shown += _LOOK.format(address)
-                        yield {self.status: shown}
-            except Exception:
-                yield ready | self.failed()
-                raise
-
-    def _stop(self, request: gr.Request) -> Updates:
-        self.jobs.stop(request.session_hash)
-        return {self.stop: gr.update(value="Stopping …", interactive=False)}
 
 
 class PictureForm(Form):
@@ -151,26 +76,32 @@ class PictureForm(Form):
         self["seed"].input(None, js="() => false", outputs=[self["new_seed"]], **QUIET)
         sliders = [self[name] for name in STRENGTHS]
         self["adapters"].input(handler(self._sliders), [self["adapters"]], sliders, **QUIET)
+        labelled = handler(lambda chosen: self._sliders(chosen, None))  # what the browser kept is chosen, too
+        self["adapters"].change(labelled, [self["adapters"]], sliders, **QUIET)
 
-    def _sliders(self, chosen: Sequence[str] | None, strengths: Mapping[str, float] | None = None) -> Updates:
+    def _sliders(
+        self, chosen: Sequence[str] | None, strengths: Mapping[str, float] | None = MappingProxyType({})
+    ) -> Updates:
+        """Show a slider for each chosen adapter, at its strength or else as trained; None leaves them."""
         names, updates = self.names(), Updates()
         shown = [adapter for adapter in chosen or [] if adapter in names]
         for index, slider in enumerate(STRENGTHS):
-            update = gr.update(visible=False, value=1.0)
+            update: dict[str, Any] = gr.update(visible=False)
             if index < len(shown):
-                label = f"Strength of {names[shown[index]]}"
-                strength = self.show(slider, (strengths or {}).get(shown[index], 1.0))
-                update = strength | {"visible": True, "label": label}
+                update = gr.update(visible=True, label=f"Strength of {names[shown[index]]}")
+            if strengths is not None:
+                strength = strengths.get(shown[index], 1.0) if index < len(shown) else 1.0
+                update |= self.show(slider, strength)
             updates[self[slider]] = update
         return updates
 
-    def read(self, named: Mapping[str, Any]) -> GenerateRequest:
+    def asked(self, named: Mapping[str, Any]) -> GenerateRequest:
         """Return what the visitor asks for, with a seed drawn here where a new one is wanted."""
         found = {name: named[name] for name in GenerateRequest.__dataclass_fields__.keys() & named.keys()}
         if named["new_seed"]:
             found["seed"] = secrets.randbelow(int(SEED.most - NUM_IMAGES.most))
         elif named["seed"] in (None, ""):
-            raise ValueError("there is no seed; type a whole number, or let a new one be drawn each time")
+            raise ValueError("seed is missing; type a whole number, or let a new one be drawn each time")
         strengths = [named[name] for name in STRENGTHS]
         return GenerateRequest(
             **found | {"adapters": dict(zip(found["adapters"] or [], strengths, strict=False))}
@@ -193,11 +124,15 @@ class PictureForm(Form):
         return PictureForm.shown(self, {**named, **({"new_seed": False} if is_picture else {})})
 
 
+Pairs = tuple[Sequence[SavedPicture], Sequence[SavedPicture]]
+"""Pictures with adapters, and the base's on the same seeds."""
+
+
 class PictureTab(DrawingTab):
     """A tab of pictures of one prompt, each beside the base's, with a field that takes a picture back in."""
 
     form: PictureForm
-    beside = "With adapter"
+    beside, nothing = "With adapter", "Write a prompt to see what the pictures cost."
 
     def lay_out_head(self) -> None:
         self.restored = gr.HTML(visible=False, elem_id=f"{self.prefix}-restored")
@@ -215,10 +150,7 @@ class PictureTab(DrawingTab):
     def lay_out_results(self) -> None:  # one of pair and single is visible at a time
         prefix, hidden, look = self.prefix, {"visible": False}, {**LOOK, "visible": False}
         self.status = gr.HTML(EMPTY.format("Your pictures appear here."), elem_id=f"{prefix}-status")
-        pair = {**look, "label": "Base and adapter"}
-        self.pair = gr.ImageSlider(max_height=640, elem_id=f"{prefix}-pair", **pair)
-        sides = f'<div class="sides"><span>Base</span><span>{self.beside}</span></div>'
-        self.caption = gr.HTML(sides, elem_id=f"{prefix}-sides", **hidden)
+        self.pair = gr.HTML(js_on_load=ON_SLIDE, elem_id=f"{prefix}-pair", **hidden)
         self.single = gr.Image(elem_id=f"{prefix}-picture", **look)
         self.gallery = Page.thumbnails(f"{prefix}-gallery")
         self.download = gr.DownloadButton("Download PNG", elem_id=f"{prefix}-download", **hidden)
@@ -227,96 +159,89 @@ class PictureTab(DrawingTab):
         with gr.Accordion(title, open=False, elem_id=f"{prefix}-facts", **hidden) as self.settings:
             self.facts = gr.HTML()
         self.used = gr.HTML(elem_id=f"{prefix}-used", **hidden)
-        self.event, self.selected = gr.State(), gr.State(0)
+        self.pictures, self.selected = gr.State(((), ())), gr.State(0)
         self.last = Page.browser_state(f"{prefix}-pictures")
-        self.shows: list[Any] = [
-            self.pair, self.caption, self.single, self.gallery, self.download, self.settings, self.facts,
-            self.event, self.selected, self.last,
+        self.shows = [
+            self.form.reuse, self.used, self.pair, self.single, self.gallery, self.download,
+            self.settings, self.facts, self.pictures, self.selected, self.last,
         ]  # fmt: skip
 
     def tie(self) -> None:
-        form, seeds = self.form, [self.form["seed"], self.form["new_seed"]]
-        about = [self.go, self.stop, form["seed"], form.reuse, self.used, self.status, self.notes]
-        self.start(
-            [self.go.click, form["prompt"].submit], fn=handler(self.draw), inputs=form.all(),
-            outputs=[*about, *self.shows], concurrency_limit=MAX_VISITORS, **QUIET,
-        )  # fmt: skip
-        form.reuse.click(handler(self._last_seed), [self.event, self.selected], seeds, **QUIET)
-        self.gallery.select(handler(self._select), [self.event], self.shows, **QUIET)
-        recalled = [self.status, form.reuse, *self.shows]
-        Context.root_block.load(handler(self._recall), [self.last], recalled, **QUIET)
+        form, seeds, chosen = (
+            self.form,
+            [self.form["seed"], self.form["new_seed"]],
+            [self.pictures, self.selected],
+        )
+        self.draws_on([self.go.click, form["prompt"].submit], [form["seed"]])
+        form.reuse.click(handler(self._last_seed), chosen, seeds, **QUIET)
+        self.gallery.select(handler(self._select), [self.pictures], self.shows, **QUIET)
         filled = [*form.all(), self.used, self.drop, self.restored]
         taken, there = [*filled, self.before, self.undo], [self.drop, form.kept]
         self.drop.upload(handler(self._take_picture), there, taken, **QUIET)
         self.undo.click(handler(self._put_back), [self.before], taken, **QUIET)
         self.page.takers[self.prefix] = self.take, filled
 
-    def start(self, events: list[Any], **draw: Any) -> None:
-        """Draw on events."""
-        gr.on(events, **draw)
-
     def begun(self, request: GenerateRequest) -> Updates:
-        return {self.form["seed"]: request.seed, self.used: self.followed(request), **self._emptied()}
+        return {self.form["seed"]: request.seed}
 
-    def failed(self) -> Updates:
-        status = gr.update(value=EMPTY.format("Your pictures appear here."), visible=True)
-        return {self.status: status, self.used: gr.update(visible=False), **self._emptied()}
+    def drawn(self, job: Job) -> Updates:
+        """Show the newest picture, beside the base's once that is there; until the first, what was there."""
+        own, of_base = ([p for p in job.pictures if p.is_base is side] for side in (False, True))
+        if not job.is_done and len(job.request.sampling().choices) > 1:
+            own = own[: len(of_base)]
+        followed = {self.used: self.followed(job.request)}
+        if own:
+            return self._shown(own, of_base) | followed
+        return followed if not job.is_done else followed | self._emptied()
 
     def _emptied(self) -> Updates:
-        pictures = (self.pair, self.single, self.gallery)
-        emptied: Updates = {widget: gr.update(value=None, visible=False) for widget in pictures}
-        return emptied | {w: gr.update(visible=False) for w in (self.caption, self.download, self.settings)}
+        emptied: Updates = {w: gr.update(value=None, visible=False) for w in (self.single, self.gallery)}
+        return emptied | {w: gr.update(visible=False) for w in (self.pair, self.download, self.settings)}
 
     def ended(self, event: Finished) -> Updates:
-        reuse = {self.form.reuse: gr.update(interactive=True)}
         if not event.pictures:
-            stopped = notes_html("Stopped before the first picture was done")
-            return self._emptied() | reuse | {self.status: stopped}
+            return {self.status: notes_html("Stopped before the first picture was done")}
         words = ["Stopped"] * event.stopped
         words.append(f"{counted(len(event.pictures), 'picture')} in {duration(event.seconds)}")
         if event.touched_layers:
             words.append(f"the adapter acts on {counted(event.touched_layers, 'layer')}")
-        seeds = [(picture.path, f"Seed {_seed(picture)}") for picture in event.pictures]
+        return {self.status: quiet_html(" · ".join(words))}
+
+    def _shown(self, own: Sequence[SavedPicture], of_base: Sequence[SavedPicture]) -> Updates:
+        seeds, last = [(picture.path, f"Seed {_seed(picture)}") for picture in own], len(own) - 1
         return {
-            self.event: event,
-            self.last: [[picture.id for picture in side] for side in (event.pictures, event.base_pictures)],
-            self.status: quiet_html(" · ".join(words)),
-            self.gallery: gr.update(value=seeds, visible=len(event.pictures) > 1, selected_index=0),
-            **self._show(event, 0),
-            **reuse,
+            self.pictures: (tuple(own), tuple(of_base)),
+            self.last: [[picture.id for picture in side] for side in (own, of_base)],
+            self.gallery: gr.update(value=seeds, visible=last > 0, selected_index=last),
+            self.form.reuse: gr.update(interactive=True),
+            **self._show(own, of_base, last),
         }
 
-    def _show(self, event: Finished, index: int) -> Updates:
-        picture, base = event.pictures[index], next(iter(event.base_pictures[index : index + 1]), None)
+    def _show(self, own: Sequence[SavedPicture], of_base: Sequence[SavedPicture], index: int) -> Updates:
+        picture, base = own[index], next(iter(of_base[index : index + 1]), None)
         facts = [] if picture.metadata is None else picture_facts(picture.metadata)
+        sides = [f"gradio_api/file={quote(str(each.path))}" for each in (base, picture) if each is not None]
         return {
             self.selected: index,
-            self.pair: gr.update(value=(base.path, picture.path) if base else None, visible=base is not None),
-            self.caption: gr.update(visible=base is not None),
+            self.pair: gr.update(value=pair_html(sides, self.beside), visible=base is not None),
             self.single: gr.update(value=None if base else picture.path, visible=base is None),
             self.download: gr.update(value=picture.path, visible=True),
             self.settings: gr.update(visible=bool(facts)),
             self.facts: facts_html(facts),
         }
 
-    def _recall(self, last: Any) -> Updates:
-        there = {picture.id: picture for picture in self.studio.history.pictures()} if last else {}
-        try:
-            pictures, of_base = (tuple(there[each] for each in side) for side in last)
-        except (TypeError, ValueError, KeyError):  # none, or deleted meanwhile
-            return {}
-        shown = (
-            self.ended(Finished(pictures, of_base, 0.0, stopped=False, touched_layers=0)) if pictures else {}
-        )
-        return shown | {self.status: quiet_html("What was drawn last")} if shown else {}
+    def recall(self, last: Any) -> Updates:
+        there = {picture.id: picture for picture in self.studio.history.pictures()}
+        own, of_base = ([there[each] for each in side] for side in last)
+        return self._shown(own, of_base) | {self.status: quiet_html("What was drawn last")} if own else {}
 
-    def _select(self, event: Finished | None, chosen: gr.SelectData) -> Updates:
+    def _select(self, pictures: Pairs, chosen: gr.SelectData) -> Updates:
         index = chosen.index if isinstance(chosen.index, int) else 0
-        return self._show(event, index) if event and 0 <= index < len(event.pictures) else {}
+        return self._show(*pictures, index) if 0 <= index < len(pictures[0]) else {}
 
-    def _last_seed(self, event: Finished | None, selected: int) -> tuple[Any, Any]:
+    def _last_seed(self, pictures: Pairs, selected: int) -> tuple[Any, Any]:
         """Return the seed of the picture on show for the form, which then keeps it."""
-        seed = None if event is None else _seed(event.pictures[selected])
+        seed = _seed(pictures[0][selected]) if selected < len(pictures[0]) else None
         return (gr.skip(), gr.skip()) if seed is None else (seed, False)
 
     def refresh(self) -> Updates:
@@ -411,10 +336,7 @@ def add_endpoint(tab: PictureTab) -> None:
             request = replace(request, control_image=image)
         elif control_detector:
             raise ValueError("a detector was named, and there is no control_image for it; send one")
-        with tab.jobs.hold(visitor.session_hash) as stop:
-            for end in studio.engine.draw(request, stop):  # noqa: B007 (the last one counts)
-                pass
-        assert isinstance(end, Finished)
+        end = studio.engine.start(request, owner=owner_of(visitor)).result()
         pictures, of_base = (
             [(str(p.path), p.id) for p in each] for each in (end.pictures, end.base_pictures)
         )

@@ -42,7 +42,7 @@ def build(page: Page) -> None:
     with gr.Tab("Create", id="create") as tab:
         create = CreateTab(page, CreateForm(page.studio, "create"))
         add_endpoint(create)
-    page.refreshes(tab, create.refresh, [create.form["adapters"], create.missing])
+    page.refreshes(tab, create.refresh, [create.form["adapters"], create.missing], create.form)
 
 
 def examples() -> dict[str, Path]:
@@ -54,12 +54,15 @@ def examples() -> dict[str, Path]:
 class CreateForm(PictureForm):
     """The form of a stranger has the shipped fox in it, and a prompt that calls it."""
 
-    def fresh(self) -> Updates:
-        shipped = [card for card in self.studio.library.cards() if card.name == EXAMPLE and card.fits_base]
-        if not shipped:
-            return super().fresh()
-        named = {"prompt": f"{shipped[0].trigger} on a beach", "adapters": [shipped[0].id]}
-        return super().fresh() | self.shown(named)
+    def begin(self) -> None:
+        super().begin()
+        cards = {card.id: card for card in self.studio.library.cards() if card.fits_base}
+        shipped = next((card for card in cards.values() if card.name == EXAMPLE), None)
+        self["adapters"].choices = [(name, each) for each, name in self.names().items()]
+        self["adapters"].value = [shipped.id] if shipped else []
+        self["prompt"].value = f"{shipped.trigger} on a beach" if shipped else ""
+        self["strength_1"].visible = shipped is not None
+        self["strength_1"].label = f"Strength of {EXAMPLE}"
 
 
 class CreateTab(PictureTab):

@@ -6,7 +6,7 @@ adapters/ and runs/ cannot be read through the browser.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from gradio.events import Dependency
 from markupsafe import Markup
 
 from ether_diffusion.ui.control_images import DETECTORS
+from ether_diffusion.ui.jobs import Job
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, MAX_TEXT, NUM_IMAGES
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.studio import Studio
@@ -32,6 +33,15 @@ EMPTY = '<div class="empty"><p>{}</p></div>'
 DRAW, UPLOAD = "Draw", "Upload"
 SAVE_AS = """(file) => { if (!file) return; const link = document.createElement("a");
   link.href = file.url; link.download = file.orig_name; link.click(); }"""
+ON_SLIDE = """element.addEventListener("input", ({ target }) => {
+  target.closest(".pair").style.setProperty("--at", `${target.value}%`);
+});"""
+_PAIR = Markup(
+    '<div class="pair"><img src="{}" alt="By the base"><img src="{}" alt="{beside}">'
+    '<input type="range" aria-label="How much of the base is shown, in %"></div>'
+    '<div class="sides"><span>Base</span><span>{beside}</span></div>'
+)
+_ALONE = Markup('<div class="pair alone"><img src="{}" alt="{beside}"></div>')
 _SECRET = "kept in this browser only"
 """Gradio encrypts what it keeps under a key that it sends to the page; it must not change between servers."""
 LOOK: Mapping[str, Any] = {
@@ -48,17 +58,32 @@ class Page:
         restored: holds the `Restored` that a visitor wants to draw with, after one of the `sendings`.
         changes: events after which the list of adapters is another.
         takers: what fills a tab by what is sent to it, with the widgets, by the tab's id.
+        forms: all of them, which begin anew when another base is opened.
+        drawing: the tabs that show how jobs stand.
+        seen: what the last look at a visitor's jobs has shown; {} has the next one show everything.
+        run: the id of the training that is on show.
     """
 
+    run: gr.BrowserState
+
     def __init__(self, studio: Studio) -> None:
-        self.studio, self.restored = studio, gr.State()
+        self.studio, self.restored, self.seen = studio, gr.State(), gr.State({})
+        self.forms, self.drawing = list[Form](), list[Any]()
         self.sendings, self.changes = list[Dependency](), list[Dependency]()
         self.takers: dict[str, tuple[Callable[[Restored], Updates], list[Any]]] = {}
-        self._refreshed: list[tuple[gr.Tab, Callable[[], Updates], list[Any]]] = []
+        self._refreshed: list[tuple[gr.Tab, Callable[[], Updates], list[Any], Form]] = []
 
-    def refreshes(self, tab: gr.Tab, function: Callable[[], Updates], widgets: list[Any]) -> None:
+    def refreshes(
+        self, tab: gr.Tab, function: Callable[[], Updates], widgets: list[Any], form: "Form"
+    ) -> None:
         """Run a function when the page loads, when the tab is opened, and when adapters change in any tab."""
-        self._refreshed.append((tab, handler(function), widgets))
+        self._refreshed.append((tab, handler(function), widgets, form))
+
+    def job_of(self, tab: Any, seen: Any, visitor: gr.Request) -> Job | None:
+        """Return the job of a visitor that a tab shows: the chosen one, the one in work, or the last."""
+        jobs = [j for j in self.studio.engine.jobs if j.owner == owner_of(visitor) and j.place == tab.prefix]
+        chosen = [job for job in jobs if isinstance(seen, dict) and job.id == seen.get(tab.prefix)]
+        return next(iter([*chosen, *(job for job in jobs if not job.is_done), *reversed(jobs)]), None)
 
     @staticmethod
     def browser_state(name: str, default: Any = None) -> gr.BrowserState:
@@ -80,11 +105,16 @@ class Page:
 
     def tie(self, app: gr.Blocks, tabs: gr.Tabs) -> None:
         """Tie the events that tabs told of."""
-        for tab, function, widgets in self._refreshed:
-            app.load(function, None, widgets, **QUIET)
+        for tab, function, widgets, form in self._refreshed:
+            loaded = app.load(function, None, widgets, **QUIET)
+            offered = [name for name in _OFFERED if name in form.widgets]
+            form.restore(loaded.success, offered)  # which shows nothing of what is not offered yet
             tab.select(function, None, widgets, **QUIET)
             for change in self.changes:
                 change.success(function, None, widgets, **QUIET)
+        for change in self.changes:
+            change.success(lambda: self.begin_anew(app), None, None, **QUIET)
+        self.begin_anew(app)
 
         def tab_of(restored: Restored) -> str:
             return "control" if restored.followed_control else "create"
@@ -95,6 +125,27 @@ class Page:
             show = handler(lambda restored: gr.Tabs(selected=tab_of(restored)))
             filled = event.success(take, [self.restored], taken, **QUIET)
             filled.success(show, [self.restored], [tabs], **QUIET)
+
+    def begin_anew(self, app: gr.Blocks) -> None:
+        """Have pages that are loaded from now on begin with the base and the adapters of now."""
+        for form in self.forms:
+            form.begin()
+        app.config = app.get_config_file()
+
+
+def owner_of(visitor: gr.Request) -> str:
+    """Return what names a visitor's browser, which ui/page.js has made up, or else the page or script."""
+    cookies: Mapping[str, str] = getattr(visitor, "cookies", None) or {}
+    return cookies.get("ether-studio") or visitor.session_hash or ""
+
+
+def pair_html(addresses: Sequence[str], beside: str) -> Markup:
+    """Return a picture of the base with another over it that a slider uncovers, or the only one."""
+    return (
+        (_PAIR if len(addresses) == 2 else _ALONE).format(*addresses, beside=beside)
+        if addresses
+        else Markup("")
+    )
 
 
 STRENGTH: dict[str, Any] = {"minimum": 0, "maximum": 2, "value": 1.0, "step": 0.05}
@@ -155,7 +206,7 @@ FIELDS: dict[str, Field] = {
 
 Sliders end where they do until a picture or a kept form brings more.
 """
-_NOT_KEPT = ("drawing", "upload", "detector")
+_NOT_KEPT, _OFFERED = ("drawing", "upload", "detector"), ("adapters", "adapter")
 _IDS = {
     "with_base": "base", "guidance_scale": "guidance", "compare_with_base": "compare",
     "negative_prompt": "negative", "keep_metadata": "metadata",
@@ -171,7 +222,7 @@ class Form:
     def __init__(self, studio: Studio, prefix: str, fields: Mapping[str, Field] = FIELDS) -> None:
         self.studio, self.prefix, self.fields = studio, prefix, fields
         self.widgets: dict[str, Any] = {}
-        self._built_for, self.kept = studio.engine.base_name, Page.browser_state(prefix)
+        self.kept = Page.browser_state(prefix)
 
     @property
     def _begin(self) -> dict[str, Any]:
@@ -181,15 +232,21 @@ class Form:
         begin = {**size, "steps": engine.default_steps, "guidance_scale": engine.default_guidance}
         return begin if self.fields is FIELDS else {}
 
+    def begin(self) -> None:
+        """Have the fields hold what a visitor finds who has no form yet."""
+        for name, value in self._begin.items():
+            self[name].value = value
+        for side in {"width", "height"} & self.widgets.keys():
+            self[side].info = f"Up to {self.studio.engine.cost.largest_side} here."
+
     def __getitem__(self, name: str) -> Any:
         return self.widgets[name]
 
     def put(self, *names: str, **options: Any) -> None:
         """Lay out fields."""
         for name in names:
-            begin = {"value": self._begin[name]} if name in self._begin else {}
             elem_id = f"{self.prefix}-{_IDS.get(name, name.replace('_', '-'))}"
-            self.widgets[name] = self.fields[name](**begin, **options, elem_id=elem_id)
+            self.widgets[name] = self.fields[name](**options, elem_id=elem_id)
 
     def put_sampling(self) -> None:
         """Lay out steps, guidance, width and height."""
@@ -210,9 +267,17 @@ class Form:
         """Return values by the names of their fields."""
         return {name: values[widget] for name, widget in self.widgets.items() if widget in values}
 
-    def read(self, named: Mapping[str, Any]) -> Any:
-        """Return what values by name ask for, or raise a ValueError."""
+    def asked(self, named: Mapping[str, Any]) -> Any:
+        """Return what values by name ask for, but for what was uploaded or drawn, or raise a ValueError."""
         raise NotImplementedError
+
+    def read(self, named: Mapping[str, Any]) -> Any:
+        """Return what all values by name ask for, or raise a ValueError."""
+        return self.asked(named)
+
+    def plain(self) -> set[Any]:
+        """Return the widgets of what is neither uploaded nor drawn."""
+        return {widget for name, widget in self.widgets.items() if name not in _NOT_KEPT}
 
     def names(self, *kinds: str) -> dict[str, str]:
         """Return the adapters that can be chosen, of kinds or of those of the form, id to name."""
@@ -235,15 +300,10 @@ class Form:
         """Return the updates that show values by name."""
         return {self[name]: self.show(name, value) for name, value in named.items()}
 
-    def fresh(self) -> Updates:
-        """Return what a visitor finds who has no form yet."""
-        return {} if self.studio.engine.base_name == self._built_for else self.shown(self._begin)
-
     def keep_in_browser(self) -> None:
-        """Write the values to the browser as they change, and show them again when the page is loaded.
+        """Write the values to the browser as they change, which shows them again when the page is loaded.
 
-        Nothing is sent to the server to keep them. What comes back is whatever the browser holds: nothing is
-        shown of what the form itself could not say.
+        Nothing is sent to the server, and no field is filled that the visitor has touched before.
         """
         names = [name for name in self.widgets if name not in _NOT_KEPT]
         widgets, listed = [self[name] for name in names], json.dumps(names)
@@ -251,54 +311,54 @@ class Form:
           ["base", document.querySelector("#heading [data-base]")?.dataset.base]])"""
         changes: list[Any] = [widget.change for widget in widgets]
         gr.on(changes, None, js=collect, inputs=widgets, outputs=[self.kept], api_visibility="private")
+        self.restore(Context.root_block.load, [name for name in names if name not in _OFFERED])
 
-        def can_say(named: Mapping[str, Any]) -> bool:
-            try:
-                self.read(named)
-            except (KeyError, TypeError, ValueError, AttributeError):
-                return False
-            return True
-
-        @handler
-        def load(found: Any) -> Updates:
-            begin = {name: self._begin.get(name, self[name].value) for name in names}
-            base = self.studio.engine.base_name
-            try:
-                named = {name: found[name] for name in names}
-            except (KeyError, TypeError):
-                return self.fresh()
-            if found.get("base", base) != base:  # which has other sizes
-                named |= self._begin
-            if not can_say(named):  # field by field: what cannot be shown begins anew
-                named = {n: named[n] if can_say(begin | {n: named[n]}) else begin[n] for n in names}
-            return self.shown(named) if can_say(begin) or can_say(named) else {}
-
-        Context.root_block.load(load, [self.kept], widgets, **QUIET)
+    def restore(self, event: Any, names: Sequence[str]) -> None:
+        """Show on an event what the browser has kept."""
+        limits = ("value", "minimum", "maximum", "step")
+        fields = [
+            {"name": name, "id": self[name].elem_id, "is_of_base": name in self._begin,
+             **{limit: getattr(self[name], limit, None) for limit in limits}}
+            for name in names
+        ]  # fmt: skip
+        restore = f"""async (kept) => {{
+          while (!window.etherStudio) await new Promise(requestAnimationFrame);
+          return window.etherStudio.restore({json.dumps(self.prefix)}, kept, {json.dumps(fields)}); }}"""
+        event(None, [self.kept], [self[name] for name in names], js=restore, api_visibility="private")
 
 
-class DeleteButton:
+class Question:
+    """What is asked before something is done that costs time or cannot be undone; ids begin with `prefix`."""
+
+    def __init__(self, prefix: str, yes: str, no: str = "Not now", *, variant: str = "primary") -> None:
+        with gr.Column(visible=False, elem_classes="confirm") as self.box:
+            self.question = gr.HTML(elem_id=f"{prefix}-question")
+            with gr.Row(elem_classes="tool-row"):
+                self.now = gr.Button(yes, variant=variant, elem_id=f"{prefix}-now")
+                self.keep = gr.Button(no, elem_id=f"{prefix}-not")
+        self.shown: list[Any] = [self.box, self.question]
+        self.keep.click(lambda: gr.update(visible=False), None, [self.box], **QUIET)
+
+    def ask(self, question: str) -> Updates:
+        """Put a question before the visitor."""
+        return {self.box: gr.update(visible=True), self.question: Markup("<p>{}</p>").format(question)}
+
+    def hide(self) -> Updates:
+        """Ask nothing."""
+        return {self.box: gr.update(visible=False)}
+
+
+class DeleteButton(Question):
     """A button that asks before anything is deleted; ids begin with `prefix`, and labels end with …"""
 
     def __init__(self, prefix: str, label: str, *, visible: bool = True) -> None:
         self.button = gr.Button(label, size="sm", visible=visible, elem_id=f"{prefix}-delete")
-        with gr.Column(visible=False, elem_classes="confirm") as self.box:
-            self.question = gr.HTML(elem_id=f"{prefix}-question")
-            with gr.Row(elem_classes="tool-row"):
-                self.now = gr.Button("Delete", variant="stop", elem_id=f"{prefix}-delete-now")
-                self.keep = gr.Button("Keep it", elem_id=f"{prefix}-delete-not")
+        super().__init__(f"{prefix}-delete", "Delete", "Keep it", variant="stop")
 
     def tie(
         self, ask: Callable[[Any], str], delete: Callable[[Any], Updates], chosen: Any, shown: Iterable[Any]
     ) -> Dependency:
         """Put what `ask` says before the visitor, and `delete` what is chosen; return the event of that."""
-
-        def asked(value: Any) -> Updates:
-            question = Markup("<p>{}</p>").format(ask(value))
-            return {self.box: gr.update(visible=True), self.question: question}
-
-        def deleted(value: Any) -> Updates:
-            return {**delete(value), self.box: gr.update(visible=False)}
-
-        self.button.click(handler(asked), [chosen], [self.box, self.question], **QUIET)
-        self.keep.click(lambda: gr.update(visible=False), None, [self.box], **QUIET)
-        return self.now.click(handler(deleted), [chosen], [*{*shown, self.box}], **QUIET)
+        self.button.click(handler(lambda value: self.ask(ask(value))), [chosen], self.shown, **QUIET)
+        deleted = handler(lambda value: {**delete(value), **self.hide()})
+        return self.now.click(deleted, [chosen], [*{*shown, self.box}], **QUIET)

@@ -34,7 +34,18 @@ from ether_diffusion.ui.runs import (
 )
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.option_fields import option_field, read_options, used_words
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, DeleteButton, Field, Form, Page, Updates, Values
+from ether_diffusion.ui.tabs.page import (
+    EMPTY,
+    ON_SLIDE,
+    QUIET,
+    DeleteButton,
+    Field,
+    Form,
+    Page,
+    Updates,
+    Values,
+    pair_html,
+)  # fmt: skip
 from ether_diffusion.ui.uploads import Accepted, Refused, data_address, recall_photos, take_photos
 from ether_diffusion.ui.words import (
     counted,
@@ -80,7 +91,7 @@ _PLACEHOLDER = (Path("photo"),)  # stands for photos where only the rest of a re
 _UNNAMED = Markup('<p class="quiet">Say what it is, and the prompt for its photos is made for you.</p>')
 _NAMED = Markup('<p class="prompt-made">It is learned as “{}”: these words call it in a prompt.</p>')
 SECONDS = 1.0  # between two looks at the files of a run
-THUMBNAIL_SIDE, MAX_ROWS = 192, 8
+THUMBNAIL_SIDE, LARGE_SIDE, MAX_ROWS = 192, 768, 8
 """Of the pictures of a run, in px, and rows that are shown: a prompt with a seed each."""
 STATE_WORDS: dict[State, str] = {
     "queued": "waiting", "starting": "starting", "running": "training", "paused": "paused",
@@ -89,7 +100,14 @@ STATE_WORDS: dict[State, str] = {
 MEAN, EACH = "running mean", "loss"
 _MEAN_OVER = 12
 _PROMPT_FLAG = "--validation_prompt="
-_FIGURE = Markup('<figure><img alt="{}, {}" src="{}"><figcaption>{}</figcaption></figure>')
+_FIGURE = Markup(
+    '<figure><button type="button" data-step="{step}" data-sample="{name}">'
+    '<img alt="{prompt}, {called}" src="{}"></button><figcaption>{label}</figcaption></figure>'
+)
+ON_SAMPLE = """element.addEventListener("click", (event) => {
+  const chosen = event.target.closest("[data-step]");
+  if (chosen) trigger("click", { ...chosen.dataset });
+});"""
 _MORE = Markup("<details><summary>The same from other seeds</summary>{}</details>")
 Seen = dict[str, Any]
 """The id of the run on show, and what stands for each widget's value, so that only what is new is sent."""
@@ -122,7 +140,7 @@ class TrainForm(Form):
                 self.put(*SETTINGS[5:])
         return described
 
-    def read(self, named: Mapping[str, Any], photos: tuple[Path, ...] = _PLACEHOLDER) -> TrainRequest:
+    def asked(self, named: Mapping[str, Any], photos: tuple[Path, ...] = _PLACEHOLDER) -> TrainRequest:
         subject, name = ((named[each] or "").strip() for each in ("subject", "name"))
         settings = read_options(named, {name: DECLARED[name] for name in SETTINGS})
         return TrainRequest(photos, subject, name, named["preset"], settings)
@@ -207,7 +225,9 @@ class TrainRuns:
 
     def __init__(self, page: Page) -> None:
         self._page, self._studio, runs = page, page.studio, page.studio.runs
-        self.chosen = Page.browser_state("run", "")  # "" is the newest, one that trains before others
+        self.chosen = page.run = Page.browser_state(
+            "run", ""
+        )  # "" is the newest, one that trains before others
         none_yet = EMPTY.format("No training yet. Add photos, say what they show, and start.")
         self.empty, hidden = gr.HTML(none_yet, elem_id="train-empty"), {"visible": False}
         with gr.Column(visible=False, elem_id="train-run") as self.box:
@@ -217,7 +237,14 @@ class TrainRuns:
                 self.resume = gr.Button("Resume", variant="primary", elem_id="train-resume", **hidden)
                 self.pause = gr.Button("Pause", elem_id="train-pause", **hidden)
                 self.stop = gr.Button("Stop", variant="stop", elem_id="train-stop", **hidden)
-            self.samples = gr.HTML(elem_id="train-pictures", **hidden)
+            self.samples = gr.HTML(elem_id="train-pictures", js_on_load=ON_SAMPLE, **hidden)
+            with gr.Column(visible=False, elem_classes="confirm", elem_id="train-sample") as self.sample:
+                self.large = gr.HTML(js_on_load=ON_SLIDE)
+                with gr.Row(elem_classes="tool-row"):
+                    self.use_step = gr.Button("Use this step in Create", elem_id="train-use-step")
+                    self.train_on = gr.Button("Train on from this step", elem_id="train-on")
+                    close = gr.Button("Close", elem_id="train-sample-close")
+                self.step = gr.State(0)
             self.curve = gr.LinePlot(
                 x="step", y="loss", color="curve", x_title="Step", y_title="Loss", color_title=" ",
                 color_map={EACH: "#a3adad", MEAN: "#26868c"}, height=220, buttons=[], tooltip="axis",
@@ -232,7 +259,7 @@ class TrainRuns:
         self.shown: list[Any] = [
             self.chosen, self.empty, self.box, self.status, self.use, self.resume, self.pause, self.stop,
             self.samples, self.curve, self.command, self.delete.button, self.delete.box, self.list, self.seen,
-            adopted,
+            adopted, self.sample,
         ]  # fmt: skip
         watched, seen = [self.chosen, self.seen], [self.seen]
         gr.Timer(SECONDS).tick(handler(self._look), watched, self.shown, queue=False, **QUIET)
@@ -241,9 +268,17 @@ class TrainRuns:
         for button, act in acts.items():
             button.click(handler(self._then_show(act)), seen, self.shown, **QUIET)
         self.delete.tie(self._ask, self._delete, self.seen, self.shown)
-        used = self.use.click(handler(self._take), seen, [page.restored], **QUIET)
-        page.sendings.append(used)
-        page.changes += [adopted.change(lambda: None, None, None, **QUIET), used]
+        large: list[Any] = [self.sample, self.large, self.use_step, self.train_on, self.step]
+        self.samples.click(handler(self._enlarge), seen, large, **QUIET)
+        close.click(lambda: gr.update(visible=False), None, [self.sample], **QUIET)
+        on = handler(lambda seen, step: self.show(runs.train_on(str(seen.get("id")), step)))
+        self.train_on.click(on, [self.seen, self.step], self.shown, **QUIET)
+        used = [
+            self.use.click(handler(self._take), seen, [page.restored], **QUIET),
+            self.use_step.click(handler(self._take), [self.seen, self.step], [page.restored], **QUIET),
+        ]
+        page.sendings += used
+        page.changes += [adopted.change(lambda: None, None, None, **QUIET), *used]
 
     def show(self, run_id: str | None) -> Updates:
         """Show a run whole; without an id, one that trains, or the newest."""
@@ -256,7 +291,7 @@ class TrainRuns:
         now: Seen = {str(widget.elem_id): hash(repr(update)) for widget, update in page.items()}
         updates = {w: update for w, update in page.items() if now[str(w.elem_id)] != seen.get(str(w.elem_id))}
         if stand[1] != seen.get("id"):  # nothing is asked of another run
-            updates[self.delete.box] = gr.update(visible=False)
+            updates |= {self.delete.box: gr.update(visible=False), self.sample: gr.update(visible=False)}
         if stand != seen.get("stand"):
             runs = self._studio.runs.all()
             labels = [
@@ -318,11 +353,31 @@ class TrainRuns:
         self._studio.runs.delete(str(seen.get("id")))
         return self.show("")
 
-    def _take(self, seen: Seen) -> Restored:
+    def _take(self, seen: Seen, step: int | None = None) -> Restored:
         run = self._studio.runs.status(str(seen.get("id")))
-        return request_with(
-            self._studio, self._studio.runs.adopt(run.id, self._studio.library).id, run.trigger
+        adopted = self._studio.runs.adopt(run.id, self._studio.library, step)
+        return request_with(self._studio, adopted.id, run.trigger)
+
+    def _enlarge(self, event: gr.EventData, seen: Seen) -> Updates:
+        """Show a picture of the run large, that of a step beside the base's of the same prompt and seed."""
+        asked: dict[str, Any] = event._data if isinstance(event._data, dict) else {}
+        run, name, number = (
+            self._studio.runs.status(str(seen.get("id"))),
+            asked.get("sample"),
+            asked.get("step"),
         )
+        step = int(str(number)) if str(number).isdecimal() else None
+        found = [path for at, path in run.samples if at == step and path.stem == name]
+        sides = [path for path in run.base_samples if path.stem == name] + found
+        addresses = [address for each in sides if (address := data_address(each, LARGE_SIDE))]
+        is_saved = step in run.saved_steps
+        return {
+            self.sample: gr.update(visible=bool(addresses)),
+            self.large: pair_html(addresses, f"Step {step}"),
+            self.use_step: gr.update(visible=is_saved, value=f"Use step {step} in Create"),
+            self.train_on: gr.update(visible=is_saved, value=f"Train on from step {step}"),
+            self.step: step or 0,
+        }
 
 
 def _command_box(label: str, elem_id: str) -> gr.Textbox:
@@ -368,21 +423,19 @@ def samples_html(run: Run) -> str:
     words = [word.removeprefix(_PROMPT_FLAG) for word in run.command if word.startswith(_PROMPT_FLAG)]
     prompts = {f"prompt-{number:02d}": prompt for number, prompt in enumerate(words)}
     base = {path.stem: path for path in run.base_samples}
-    columns = [("Base", path) for path in base.values()]
+    columns = [("Base", "", path) for path in base.values()]
     columns += [
-        (f"Step {step}", path) for step, path in run.samples
+        (f"Step {step}", str(step), path) for step, path in run.samples
         if step or path.stem not in base or not _is_same(path, base[path.stem])  # many begin as the base
     ]  # fmt: skip
     first, others = dict[str, Markup](), list[Markup]()
-    for name in sorted({path.stem for _, path in columns})[:MAX_ROWS]:  # prompt-01_seed-0
+    for name in sorted({path.stem for *_, path in columns})[:MAX_ROWS]:  # prompt-01_seed-0
         own = name.split("_")[0]
-        prompt = prompts.get(own, "")
-        addresses = [
-            (label, data_address(path, THUMBNAIL_SIDE)) for label, path in columns if path.stem == name
-        ]
-        figures = Markup("").join(
-            _FIGURE.format(prompt, label.lower(), address, label) for label, address in addresses if address
-        )
+        prompt, figures = prompts.get(own, ""), Markup("")
+        for label, step, path in columns:
+            if path.stem == name and (address := data_address(path, THUMBNAIL_SIDE)):
+                said = {"step": step, "name": name, "prompt": prompt, "called": label.lower(), "label": label}
+                figures += _FIGURE.format(address, **said)
         row = Markup('<p class="quiet">{}</p><div class="steps">{}</div>').format(prompt, figures)
         if own in first:
             others.append(row)
@@ -456,7 +509,7 @@ class TrainTab:
         if not (named["subject"] or "").strip():
             return {self.described: _UNNAMED, self.command: ""}
         try:
-            request = self.form.read(named, _PLACEHOLDER * max(1, len(values[self.photos.kept] or ())))
+            request = self.form.asked(named, _PLACEHOLDER * max(1, len(values[self.photos.kept] or ())))
             config = request.config(runs.root / "ID", runs.base).resolved()
         except ValueError as error:
             return {self.described: quiet_html(sentence(error)), self.command: ""}
@@ -495,6 +548,6 @@ class TrainTab:
 
     def _start(self, values: Values) -> Updates:
         accepted = self.photos.accepted(values[self.photos.kept])
-        request = self.form.read(self.form.named(values), tuple(photo.path for photo in accepted))
+        request = self.form.asked(self.form.named(values), tuple(photo.path for photo in accepted))
         captions = tuple(photo.caption for photo in accepted)
         return self.runs.show(self._studio.train(replace(request, captions=captions)))
