@@ -26,7 +26,7 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
-from ether_diffusion.training import find_photos
+from ether_diffusion.training import PhotoFolder, find_photos
 from ether_diffusion.training.config import AdapterMethod
 from ether_diffusion.wording import listed
 
@@ -145,10 +145,11 @@ def plan(options: told.Plan) -> None:
     """Print what to train with, for how long, and what that rests on."""
     photos, base = options.photos, options.base
     is_number = photos.lstrip("-").isdecimal()
-    count = int(photos) if is_number else len(find_photos(Path(photos), without=()).photos)
-    advice = advise(count, base, read_curves())
+    found = PhotoFolder() if is_number else find_photos(Path(photos), without=())
+    advice = advise(int(photos) if is_number else len(found.photos), base, read_curves())
+    remarks = [*(f"not used: {refusal.sentence}" for refusal in found.refused), *found.warnings]
     if options.json_:
-        print(json.dumps(asdict(advice), indent=1))
+        print(json.dumps(asdict(advice) | {"photos": remarks}, indent=1))
         return
     # what only the user knows, in capitals where it was not said
     own = [
@@ -162,5 +163,6 @@ def plan(options: told.Plan) -> None:
     print(f"{LABELS[advice.method]} at learning rate {advice.learning_rate:g}:")
     print("  train-dreambooth " + " ".join([*own, "--output_dir RUN", *advice.flags()]))
     told_of = {"expect": advice.expected, "because": advice.basis, "not known": advice.doubts}
+    told_of |= {"photos": tuple(remarks)}
     print("\n".join(f"{title}: {sentence}" for title, each in told_of.items() for sentence in each))
     print("to stop sooner: add --eval_steps 50 --stop_when_good --eval_prompt with prompts of yours")

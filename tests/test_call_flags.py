@@ -26,7 +26,7 @@ def test_a_dry_run_says_what_the_run_takes_and_writes_nothing(world: World, tmp_
     assert "dry run: nothing was written" in said
     count = sum(tensor.numel() for tensor in world.run().tensors.values())
     assert f"trained: ether_plus on the unet, {count:,} parameters, learning rate 0.006" in said
-    assert "steps: 3 of 1 photos, 1.0 passes over them" in said
+    assert "steps: 3, each of 1 photo, 1.0 passes over the photos" in said
     phases = [line.split(":")[0] for line in said if re.search(r": \d+\.\d s, peak memory \d+ MiB$", line)]
     assert phases == ["encode photos", "encode prompts", "load the denoiser", "one step", "one image"]
     (images,) = re.findall(r"time: about \d+\.\d minutes, .* (\d+) images included", "\n".join(said))

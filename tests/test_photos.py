@@ -15,10 +15,12 @@ from typing import Any
 import photo_files
 import pytest
 from accelerate import Accelerator
-from photo_files import photo
+from photo_files import noise, photo
 from PIL import Image
 from training_runs import config
 
+from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.config import ControlConfig, DataConfig, PriorConfig
 from ether_diffusion.training.dataset import read_training_data
 from ether_diffusion.training.decoding import Decoded, decode_bytes
@@ -390,3 +392,28 @@ def test_class_images_in_subfolders_count_and_their_names_are_told_of(tmp_path: 
     found = read_class_images(prior)
     assert [each.name for each in found.photos] == ["1_dog/a.png", "1_dog/b.png", "c.png"]
     assert found.warnings == ("1_dog: neither repeats nor words are taken from these names",)
+
+
+def test_doubtful_photos_are_named_and_others_are_not(tmp_path: Path) -> None:
+    sharp = Image.fromarray(noise(8, 8, seed=1)).resize((256, 192), Image.Resampling.NEAREST)
+    files = {
+        "black.png": Image.new("RGB", (64, 64)), "long.png": Image.fromarray(noise(400, 80, seed=2)),
+        "sharp.png": sharp, "blurred.png": Image.fromarray(noise(8, 8, seed=3)).resize((512, 512)),
+        "turned.jpg": sharp.transpose(Image.Transpose.TRANSVERSE).resize((96, 128)),
+        "noise.png": Image.fromarray(noise(seed=4)),
+    }  # fmt: skip
+    for name, image in files.items():
+        image.save(tmp_path / name)
+    said = "\n".join(find_photos(tmp_path).warnings)
+    assert "turned.jpg like sharp.png: looks like another photo" in said
+    for name, words in (("black", "one colour"), ("long", "three times as long"), ("blurred", "blurred")):
+        assert f"{name}.png: " in said
+        assert words in said
+    assert "noise" not in said
+    assert len(said.splitlines()) == 4
+
+
+def test_the_shipped_photos_are_not_doubtful(tmp_path: Path) -> None:
+    for name in ("fox", "teapot", "guitar"):
+        write_photos(find_concept(name), tmp_path / name)
+        assert find_photos(tmp_path / name).warnings == ()

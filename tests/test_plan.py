@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from measured_files import LIKENESS, benchmark, photos, write_all
+from PIL import Image
 from training_runs import write_photos
 
 from ether_diffusion.benchmark.plan import advise, read_curves
@@ -108,6 +109,12 @@ def test_the_command_counts_photos_and_prints_a_command_line(
     assert words[words.index("--class_prompt") + 1] == "a photo of THING"
     assert words[words.index("--instance_data_dir") + 1] == str(folder)
     assert "not known: nothing was measured here on some/base" in said
+    (folder / "empty.png").touch()
+    Image.new("RGB", (64, 64)).save(folder / "black.png")
+    assert ether.main(["plan", "--photos", str(folder), "--base", "some/base"]) == 0
+    said = capsys.readouterr().out
+    assert "photos: not used: empty.png is empty" in said
+    assert "photos: black.png: is black" in said
     assert ether.main(["plan", "--photos", "5", "--base", "some/base", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["learning_rate"] == 6e-3
 

@@ -17,6 +17,7 @@ from browser import (
     open_page,
     running_studio,
     serious_findings,
+    set_number,
 )
 from photo_files import photo
 from playwright.sync_api import Browser, Page, expect
@@ -186,6 +187,18 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         assert all(len(reason.inner_text()) > 10 for reason in page.locator("#train-refused td").all())
         expect(page.locator("#train-refused")).to_contain_text("cut.png")
         expect(photos).to_have_count(7)
+        page.get_by_role("button", name="Crop good1.png").press("Enter")
+        set_number(page, "train-crop-side", 0.95)
+        page.locator("#train-square .crop").click(position={"x": 250, "y": 10})
+        expect(page.locator("#train-crop-across input[type=number]")).to_have_value("1")
+        expect(page.locator("#train-crop-down input[type=number]")).to_have_value("0")
+        whole = photos.nth(1).locator("img").get_attribute("src")
+        page.locator("#train-crop-now").press("Enter")
+        expect(page.locator("#train-crop")).to_be_hidden()
+        expect(photos.nth(1).locator("img")).not_to_have_attribute("src", str(whole))
+        page.get_by_label("Caption of good1.png").fill("a red fox")
+        page.get_by_label("Caption of good1.png").blur()
+        expect(page.locator("#train-described")).to_contain_text("captions of good1.png have no {token}")
         page.get_by_role("button", name="Leave out good0.png").click()
         expect(photos).to_have_count(6)
         sent.set_input_files(tmp_path / "good3.png")

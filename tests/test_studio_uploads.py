@@ -24,7 +24,16 @@ from studio_files import Entry, plain_zip, raw_zip
 
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.ui import uploads
-from ether_diffusion.ui.uploads import Accepted, Refused, data_address, read_zip, recall_photos, take_photos
+from ether_diffusion.ui.uploads import (
+    Accepted,
+    Refused,
+    crop_photo,
+    data_address,
+    read_zip,
+    recall_photos,
+    take_photos,
+    whole_address,
+)
 from ether_diffusion.ui.words import disk_explained
 
 EVIL = "../../canary.png"
@@ -221,7 +230,7 @@ def test_photos_have_a_size_a_number_and_a_size_together(
 def test_the_same_photo_is_said_in_one_upload_and_not_taken_again_in_another(tmp_path: Path) -> None:
     first, refused = send(tmp_path, {"a.png": photo(1), "b.png": photo(2), "copy.png": photo(1)})
     assert [each.note for each in first[:2]] == ["", ""]
-    assert "a.png and copy.png are the same picture" in first[2].note
+    assert "looks like a.png" in first[2].note
     more, refused = send(tmp_path, {"c.png": photo(2), "d.png": photo(3)}, first)
     assert [each.name for each in more] == ["d.png"]
     assert ["same picture as b.png" in each.reason for each in refused] == [True]
@@ -291,16 +300,44 @@ def test_captions_come_with_their_photos_and_those_of_none_are_said(tmp_path: Pa
 
 
 def test_doubtful_photos_are_taken_with_a_remark(tmp_path: Path) -> None:
-    smooth = Image.fromarray(noise(8, 8)).resize((160, 120), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(noise(8, 8)).resize((160, 120), Image.Resampling.NEAREST)
+    turned = smooth.transpose(Image.Transpose.ROTATE_90)
+    blurred = Image.fromarray(noise(8, 8, 5)).resize((512, 512), Image.Resampling.BICUBIC)
     sent = {
         "black.png": encode(Image.new("RGB", (64, 64)), "PNG"), "long.png": encode(noise(300, 64), "PNG"),
         "first.png": encode(smooth, "PNG"), "again.jpg": encode(smooth, "JPEG", quality=80),
-        "turned.png": encode(smooth.transpose(Image.Transpose.ROTATE_90), "PNG"), "good.png": photo(4),
+        "turned.png": encode(turned, "PNG"), "good.png": photo(4),
+        "blurred.png": encode(blurred, "PNG"),
     }  # fmt: skip
     accepted, refused = send(tmp_path, sent)
     notes = {each.name: each.note for each in accepted}
     assert refused == []
-    assert "one colour only" in notes.pop("black.png")
-    assert "very long" in notes.pop("long.png")
+    assert "one colour" in notes.pop("black.png")
+    assert "three times as long" in notes.pop("long.png")
+    assert "blurred" in notes.pop("blurred.png")
     assert all("looks like first.png" in notes.pop(name) for name in ("again.jpg", "turned.png"))
     assert set(notes.values()) == {""}
+    more, _ = send(
+        tmp_path, {"later.png": encode(turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "PNG")}, accepted
+    )
+    assert "looks like first.png" in more[0].note
+
+
+def test_a_photo_is_cropped_from_the_whole_one_and_whole_again(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    pixels = noise(300, 200, seed=3)
+    (first,), _ = send(tmp_path, {"a.png": encode(pixels, "PNG", exif=exif), "a.txt": b"a fox"})
+    upright = np.rot90(pixels, -1)  # 200 wide, 300 high
+    cropped = crop_photo(first, 0.5, 1.0, 0.25)
+    for box, expected in (((0.4, 0.0, 0.0), upright[:80, :80]), ((0.5, 1.0, 0.25), upright[50:150, 100:])):
+        each = crop_photo(cropped, *box)  # of the whole photo, not of the crop
+        with Image.open(each.path) as image:
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), expected)
+        assert (each.name, each.caption) == ("a.png", "a fox")
+        assert recall_photos([each.kept], tmp_path / "temp") == [each]
+    assert whole_address(cropped, 96) == whole_address(first, 96) != data_address(cropped.thumbnail, 96)
+    assert crop_photo(cropped, 1, 0, 0) == first
+    with pytest.raises(ValueError, match=r"a.png has 20 × 20 px; the shorter side"):
+        crop_photo(first, 0.1, 0, 0)
+    assert first.path.read_bytes() == encode(pixels, "PNG", exif=exif)

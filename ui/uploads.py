@@ -17,12 +17,12 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image
 
 from ether_diffusion.console import give_memory_back
 from ether_diffusion.training.captions import read_caption_files
 from ether_diffusion.training.decoding import decode_bytes
-from ether_diffusion.training.photos import Photo, check_photo, remarks_on
+from ether_diffusion.training.photos import check_photo, find_likes, look_at
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.words import disk_explained, picture_address
 from ether_diffusion.wording import printable
@@ -39,7 +39,8 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError,
 """What zipfile raises, beside a ValueError."""
 _CAPTIONS = (".txt", ".caption", "metadata.jsonl", "metadata.csv")
 _KEPT_SECONDS, _THUMBNAILS = 24 * 3600, "thumbnails"
-_FOLDER, _FILE = re.compile(r"[0-9a-f]{16}"), re.compile(r"photo-\d{3}(\.[a-z0-9]{1,6})?", re.ASCII)
+_FOLDER, _CROP = re.compile(r"[0-9a-f]{16}"), "-crop"
+_FILE = re.compile(rf"photo-\d{{3}}({_CROP})?(\.[a-z0-9]{{1,6}})?", re.ASCII)
 
 
 def read_sent(path: Path, wanted: Wanted = lambda name: True) -> dict[str, bytes]:
@@ -147,9 +148,12 @@ def take_photos(
 ) -> tuple[list[Accepted], list[Refused]]:
     """Copy what can be used of photos and zips of photos, but for `earlier` ones, into a new folder."""
     own, accepted, refused = folder / secrets.token_hex(8), list[Accepted](), list[Refused]()
-    photos, looks, texts = dict[str, Photo](), dict[str, bytes](), dict[str, bytes]()
+    looks, texts = list[bytes](), dict[str, bytes]()
     total = sum(photo.path.stat().st_size for photo in earlier)
     known = {photo.thumbnail.read_bytes(): photo.name for photo in earlier}
+    for photo in earlier:
+        with Image.open(photo.thumbnail) as image:
+            looks.append(look_at(image.convert("RGB"))[0])
     with disk_explained(folder, "taking the photos"):
         for old in folder.glob("*"):  # that nobody has trained on for a day
             with suppress(OSError):  # another visitor may have
@@ -165,26 +169,24 @@ def take_photos(
                     if isinstance(data, UnusableFileError):
                         raise data
                     _check_room(len(data), len(earlier) + len(accepted) + 1, total + len(data))
-                    photo = check_photo(Path(name), data, max_pixels=MAX_PIXELS)
-                    suffix = Path(name).suffix.lower()
-                    small = thumbnail_png(data, suffix)
+                    suffix, number = Path(name).suffix.lower(), len(accepted) + 1
+                    kept, small, look = _checked(name, own / f"photo-{number:03d}{suffix}", data)
                     if small in known:
                         same = f"is the same picture as {known[small]}, which was added before"
                         raise UnusableFileError(same)
                 except UnusableFileError as reason:
                     refused.append(Refused(printable(name), str(reason)))
                     continue
-                first = photos.setdefault(photo.pixels_sha256, photo)
-                doubles = [] if first is photo else remarks_on([first, photo])
-                notes = [*photo.notes, *(remark for remark in doubles if "the same" in remark)]
-                notes += _doubts(small, name, {} if doubles else looks)
-                file = f"photo-{len(accepted) + 1:03d}"
-                file += suffix if _FILE.fullmatch(f"{file}{suffix}") else ""
-                kept = Accepted(printable(name), own / file, "; ".join(dict.fromkeys(notes)))
-                kept.thumbnail.write_bytes(small)
-                kept.path.write_bytes(data)
+                _write_photo(kept, small, data)
                 accepted.append(kept)
+                looks.append(look)
                 total += len(data)
+            photos = [*earlier, *accepted]
+            for number, first in find_likes(looks).items():
+                like = f"looks like {photos[first].name}, perhaps turned or saved again, and counts twice"
+                if (place := number - len(earlier)) >= 0:
+                    notes = filter(None, (accepted[place].note, like))
+                    accepted[place] = replace(accepted[place], note="; ".join(notes))
             accepted, orphans = _captioned(accepted, texts, own / "captions")
             refused += orphans
         except BaseException:
@@ -195,22 +197,64 @@ def take_photos(
     return accepted, refused
 
 
-def _doubts(small: bytes, name: str, looks: dict[str, bytes]) -> list[str]:
-    """Say what is doubtful of a photo by its thumbnail; `looks` are those of the photos before it."""
-    with Image.open(io.BytesIO(small)) as image:
-        grey, (width, height) = image.convert("L"), image.size
-    notes = ["is of one colour only, and nothing can be learned of it"] * (ImageStat.Stat(grey).stddev[0] < 4)
-    if max(width, height) > 3 * min(width, height):
-        notes.append("is very long or high: of it, only parts are seen")
-    own = grey.resize((16, 16))
-    for other, look in looks.items():
-        before = Image.frombytes("L", (16, 16), look)
-        turned = [before, *(before.transpose(turn) for turn in Image.Transpose)]
-        if min(ImageStat.Stat(ImageChops.difference(own, each)).mean[0] for each in turned) < 3:
-            notes.append(f"looks like {printable(other)}, perhaps turned or saved again")
-            break
-    looks[name] = own.tobytes()
-    return notes
+def crop_photo(photo: Accepted, side: float, across: float, down: float) -> Accepted:
+    """Return a photo with the square alone that is cut from the whole one, or with all of it at a side of 1.
+
+    Side is a share of the shorter side; across and down say where in what is left, from 0 to 1.
+    """
+    whole = _whole(photo)
+    path = whole if side >= 1 else whole.with_name(f"{whole.stem}{_CROP}.png")
+    try:
+        data = read_plain_file(whole, inside=whole.parent, max_bytes=MAX_PHOTO_BYTES)
+        if side < 1:
+            decoded = decode_bytes(data, whole.suffix, max_pixels=MAX_PIXELS, target_side=2048)
+            buffer = io.BytesIO()
+            width, height = decoded.rgb.size
+            px = round(min(width, height) * side)
+            left, top = (round((of - px) * at) for of, at in ((width, across), (height, down)))
+            image = decoded.rgb if decoded.mask is None else decoded.rgb.copy()
+            if decoded.mask is not None:
+                image.putalpha(decoded.mask)
+            image.crop((left, top, left + px, top + px)).save(buffer, "PNG")
+            data = buffer.getvalue()
+        kept, small, _ = _checked(photo.name, path, data)
+    except UnusableFileError as reason:
+        raise ValueError(f"{photo.name} {reason}") from None
+    finally:
+        give_memory_back()
+    with disk_explained(path.parent, "cropping the photo"):
+        _write_photo(kept, small, data)
+    return replace(kept, name=photo.name, caption=photo.caption)
+
+
+def shares_of(photo: Accepted, side: float) -> tuple[float, float]:
+    """Return the shares of a whole photo's width and height that a square of this side has."""
+    with Image.open(replace(photo, path=_whole(photo)).thumbnail) as image:
+        width, height = image.size
+    return side * min(width, height) / width, side * min(width, height) / height
+
+
+def whole_address(photo: Accepted, side: int) -> str | None:
+    """Return the whole photo, whatever is cut from it, as a data address."""
+    return data_address(replace(photo, path=_whole(photo)).thumbnail, side)
+
+
+def _whole(photo: Accepted) -> Path:
+    stem = photo.path.stem.removesuffix(_CROP)
+    return next(path for path in sorted(photo.path.parent.glob(f"{stem}*")) if path.stem == stem)
+
+
+def _checked(name: str, path: Path, data: bytes) -> tuple[Accepted, bytes, bytes]:
+    """Return a photo that can be used, to be written to a path, with its thumbnail's bytes and its look."""
+    photo = check_photo(Path(name), data, max_pixels=MAX_PIXELS)
+    path = path if _FILE.fullmatch(path.name) else path.with_suffix("")
+    kept = Accepted(printable(name), path, "; ".join(photo.notes))
+    return kept, thumbnail_png(data, path.suffix), photo.look
+
+
+def _write_photo(photo: Accepted, small: bytes, data: bytes) -> None:
+    photo.thumbnail.write_bytes(small)
+    photo.path.write_bytes(data)
 
 
 def _captioned(

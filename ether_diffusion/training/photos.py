@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -37,6 +38,13 @@ Read = Callable[[], bytes]
 KEPT_BYTES = 512 * 2**20  # of photos' pixels at the size of training; others are decoded again when needed
 LARGE = 256  # from this resolution (px) on, buckets' sides are multiples of 64, as in other trainers
 MAX_STRETCH = 2  # buckets' sides are between the resolution divided and multiplied by this: from 1:4 to 4:1
+PLAIN = "is black, or of one colour alone: nothing can be learned of it"
+LONG = "is more than three times as long as wide, or as wide as long: what lies at its ends is cut off"
+BLURRED = "looks blurred, and so will what is learned of it"
+_LOOK, _GREY_LEVELS = 16, 4  # px of a photo's look, and the spread of grey levels that is one colour
+_BLUR, _BLUR_SIDE = 0.65, 256
+# of sharp photos and drawings 0.2 to 0.46 is left, of those blurred by 1/128 of a side 0.67 and more
+_ALIKE = 0.2  # of the spread: 0.06 at most lies between a photo and a copy of it, 0.4 at least between others
 _NOT_PHOTOS = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 _TEXT_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".md"}
 _CHECKED_SIDE = 2048  # px: larger JPEGs are checked at reduced scale, as sure to find damage, in flat memory
@@ -151,7 +159,8 @@ class Photo(Picture):
     """A photo that was decoded whole; width and height (px) are the upright photo's.
 
     `name` is its file's, with the subfolders that it lies in: images/00.png. `pixels_sha256` is over the
-    upright sRGB pixels and the mask, for large JPEGs at reduced scale. `notes` say what decoding does to it.
+    upright sRGB pixels and the mask, for large JPEGs at reduced scale. `notes` say what decoding does to it,
+    and what is doubtful; `look` are the grey levels of its thumbnail, none where it is of one colour.
     `kept` are its pixels at the size of training, if there was room, until its latents are remembered
     instead. It is trained with `prompt`; `mask` is a file's, None where it is the alpha.
     """
@@ -161,6 +170,7 @@ class Photo(Picture):
     pixels_sha256: str
     has_alpha: bool
     notes: tuple[str, ...]
+    look: bytes = field(default=b"", repr=False)
     kept: list[Decoded] = field(default_factory=list, repr=False, compare=False)
     prompt: str = ""
     mask: Overlay | None = None
@@ -332,7 +342,7 @@ def check_photo(
         return _CHECKED_SIDE if scaling is None else min(scaling.covering((height, width)))
 
     decoded = decode_bytes(data, path.suffix, min_side=min_side, max_pixels=max_pixels, target_side=side)
-    width, height = decoded.size
+    (width, height), (look, doubts) = decoded.size, look_at(decoded.rgb)
     pixels = hashlib.sha256(repr(decoded.size).encode())
     pixels.update(decoded.rgb.tobytes())
     pixels.update(b"" if decoded.mask is None else decoded.mask.tobytes())
@@ -344,19 +354,61 @@ def check_photo(
         sha256=hashlib.sha256(data).hexdigest(),
         pixels_sha256=pixels.hexdigest(),
         has_alpha=decoded.mask is not None,
-        notes=decoded.notes,
+        notes=decoded.notes + doubts,
+        look=look,
         kept=[_resized(decoded, scaling.covering((height, width)), scaling.resampling)] if scaling else [],
     )
 
 
+def look_at(rgb: Image.Image) -> tuple[bytes, tuple[str, ...]]:
+    """Return the look of a photo and what is doubtful about it.
+
+    How blurred it is says how little blurring it again changes: F. Crete et al., The Blur Effect, SPIE 2007.
+    """
+    grey, (width, height) = rgb.convert("L"), rgb.size
+    long = (LONG,) * (max(width, height) > 3 * min(width, height))
+    grey.thumbnail((_BLUR_SIDE, _BLUR_SIDE), Image.Resampling.LANCZOS)
+    values = np.asarray(grey, dtype=np.float32)
+    if values.std() < _GREY_LEVELS:
+        return b"", (PLAIN, *long)
+    left = []
+    for lines in (values, values.T):
+        means = np.cumsum(np.pad(lines, ((0, 0), (5, 4)), mode="edge"), axis=1)
+        again = (means[:, 9:] - means[:, :-9]) / 9
+        steps, after = (np.abs(np.diff(each, axis=1)) for each in (lines, again))
+        left.append(1 - np.maximum(steps - after, 0).sum() / max(steps.sum(), 1e-9))
+    look = grey.resize((_LOOK, _LOOK), Image.Resampling.BOX).tobytes()
+    return look, (*long, *(BLURRED,) * int(max(left) > _BLUR))
+
+
+def find_likes(looks: Sequence[bytes]) -> dict[int, int]:
+    """Return which photos look like which before them, turned, mirrored or saved again, by their looks."""
+    known = [index for index, look in enumerate(looks) if look]
+    grey = np.array([[*looks[index]] for index in known], dtype=np.float32).reshape(-1, _LOOK, _LOOK)
+    means, spread, found = grey.mean((1, 2)), grey.std((1, 2)), dict[int, int]()
+    for at in range(1, len(known)):
+        most = _ALIKE * np.minimum(spread[:at], spread[at])
+        near = np.flatnonzero(np.abs(means[:at] - means[at]) < most)  # others differ by more in any turn
+        turned = [np.rot90(each, turn) for each in (grey[at], grey[at].T) for turn in range(4)]
+        away = [np.abs(grey[near] - each).mean((1, 2)) < most[near] for each in turned]
+        like = near[np.any(away, axis=0)]
+        if len(like):
+            found[known[at]] = known[like[0]]
+    return found
+
+
 def remarks_on(photos: Sequence[Photo]) -> Iterator[str]:
-    """Give warnings on photos that are there twice, or lose something by being decoded."""
-    firsts: dict[str, Photo] = {}
-    for photo in photos:
-        first = firsts.setdefault(photo.pixels_sha256, photo)
-        if first is not photo:
-            yield f"{first.shown} and {photo.shown} are the same picture; delete one, or it counts twice"
-    for note in LOSSES:
+    """Give warnings on photos that are there twice, are doubtful, or lose something by being decoded."""
+    firsts: dict[str, int] = {}
+    same = {n: m for n, photo in enumerate(photos) if (m := firsts.setdefault(photo.pixels_sha256, n)) != n}
+    for number, first in same.items():
+        pair = f"{photos[first].shown} and {photos[number].shown}"
+        yield f"{pair} are the same picture; delete one, or it counts twice"
+    likes = find_likes([b"" if number in same else photo.look for number, photo in enumerate(photos)])
+    if likes:
+        pairs = listed(f"{photos[number].name} like {photos[first].name}" for number, first in likes.items())
+        yield f"{pairs}: looks like another photo, turned or saved again, and counts twice"
+    for note in (*LOSSES, PLAIN, LONG, BLURRED):
         names = [photo.name for photo in photos if note in photo.notes]
         if names:
             yield f"{listed(names)}: {note}"

@@ -360,14 +360,19 @@ def _costs(run: Run) -> Iterator[str]:
     config, progress, trainer, control = run.config, run.progress, run.trainer, control_of(run.config)
     yield "dry run: nothing was written"
     method = config.adapter.adapter
-    trained = [(f"{method} on the {p.part}", [*p.parameters], p.learning_rate) for p in trainer.parts]
+    called = {"unet": run.base.denoiser.replace("_", " ")}
+    trained = [
+        (f"{method} on the {called.get(p.part, p.part)}", [*p.parameters], p.learning_rate)
+        for p in trainer.parts
+    ]
     if control is not None and trainer.control is not None:
         own, rate = list(trainer.control.parameters()), control.control_learning_rate
         trained.append(("the encoder of control images", own, rate))
     for what, parameters, rate in trained:
         yield f"trained: {what}, {sum(p.numel() for p in parameters):,} parameters, learning rate {rate:g}"
     num_steps, batch, num_samples = progress.num_steps, progress.effective_batch, run.plan.num_samples
-    yield f"steps: {num_steps} of {batch} photos, {num_steps * batch / num_samples:.1f} passes over them"
+    passes = f"{num_steps * batch / num_samples:.1f} passes over the photos"
+    yield f"steps: {num_steps}, each of {batch} photo{'s' * (batch != 1)}, {passes}"
     yield from run.phases.lines
     validation, num_kept, seconds = (
         config.validation,

@@ -14,10 +14,12 @@ import gradio as gr
 from gradio.context import Context
 from markupsafe import Markup
 
+from ether_diffusion.bases import Base
 from ether_diffusion.benchmark.plan import advise, read_curves
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
+from ether_diffusion.training.captions import doubt_token
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.ui.restore import Restored, request_with
 from ether_diffusion.ui.runs import (
@@ -46,7 +48,16 @@ from ether_diffusion.ui.tabs.page import (
     Values,
     pair_html,
 )  # fmt: skip
-from ether_diffusion.ui.uploads import Accepted, Refused, data_address, recall_photos, take_photos
+from ether_diffusion.ui.uploads import (
+    Accepted,
+    Refused,
+    crop_photo,
+    data_address,
+    recall_photos,
+    shares_of,
+    take_photos,
+    whole_address,
+)
 from ether_diffusion.ui.words import (
     counted,
     duration,
@@ -56,6 +67,7 @@ from ether_diffusion.ui.words import (
     quiet_html,
     sentence,
 )
+from ether_diffusion.wording import listed
 
 TRUTH = notes_html(
     "This base is a toy that draws 48 drawn concepts",
@@ -73,13 +85,25 @@ _PHOTO = Markup(
     '<tr><td><img alt="" src="{address}"></td><th scope="row">{photo.name}<span>{photo.note}</span>'
     '<input type="text" value="{photo.caption}" maxlength="1000" data-photo="{n}" '
     'placeholder="Caption: the prompt below" aria-label="Caption of {photo.name}"></th><td>'
-    '<button type="button" data-photo="{n}" aria-label="Leave out {photo.name}">×</button></td></tr>'
+    '<button type="button" data-photo="{n}" data-crop aria-label="Crop {photo.name}" title="Crop">▣</button>'
+    '<button type="button" data-photo="{n}" aria-label="Leave out {photo.name}" title="Leave out">×</button>'
+    "</td></tr>"
 )
+_SQUARE = Markup(
+    '<div class="crop"><img alt="" src="{}"><i style="left:{:.1%};top:{:.1%};width:{:.1%}"></i></div>'
+    '<p class="quiet">Click where the middle of the square shall be, or move it with the sliders.</p>'
+)
+ON_CENTRE = """element.addEventListener("click", (event) => {
+  const box = element.querySelector(".crop")?.getBoundingClientRect();
+  const [x, y] = [event.clientX - box?.left, event.clientY - box?.top];
+  if (box) trigger("click", { x: x / box.width, y: y / box.height });
+});"""
 ON_CHANGE = """const tell = (event, tag, more) => {
   const found = event.target.closest(`${tag}[data-photo]`);
   if (found) trigger("click", { photo: Number(found.dataset.photo), ...more(found) });
 };
-element.addEventListener("click", (event) => tell(event, "button", () => ({})));
+const isCrop = (button) => ({ crop: "crop" in button.dataset });
+element.addEventListener("click", (event) => tell(event, "button", isCrop));
 element.addEventListener("change", (event) => tell(event, "input", (field) => ({ caption: field.value })));"""
 PRESET_WORDS: Mapping[Preset, str] = {
     "advised": "what measurements advise", "fast": "a first look", "balanced": "for most subjects",
@@ -160,7 +184,30 @@ class TrainPhotos:
             gr.HTML(visible=False, elem_id="train-refused"),
             Page.browser_state("photos", []),
         )
-        shown = self.shown = [self.dropped, self.said, self.table, self.clear, self.refused, self.kept]
+        with gr.Column(visible=False, elem_id="train-crop", elem_classes="confirm") as self.crop:
+            self.square = gr.HTML(js_on_load=ON_CENTRE, elem_id="train-square")
+            shares: dict[str, Any] = {"minimum": 0, "maximum": 1, "step": 0.01, "min_width": 120}
+            with gr.Row():
+                self.side = gr.Slider(**shares | {"minimum": 0.1}, label="Size", elem_id="train-crop-side")
+                self.across = gr.Slider(**shares, label="Left to right", elem_id="train-crop-across")
+                self.down = gr.Slider(**shares, label="Top to bottom", elem_id="train-crop-down")
+            with gr.Row(elem_classes="tool-row"):
+                cut = gr.Button("Crop", variant="primary", elem_id="train-crop-now")
+                whole = gr.Button("Whole photo", elem_id="train-crop-whole")
+                leave = gr.Button("Cancel", elem_id="train-crop-not")
+        self.number = gr.State(0)
+        shown = self.shown = [
+            self.dropped, self.said, self.table, self.clear, self.refused, self.kept, self.crop, self.square,
+            self.side, self.across, self.down, self.number,
+        ]  # fmt: skip
+        box: list[Any] = [self.kept, self.number, self.side, self.across, self.down]
+        often: dict[str, Any] = {"trigger_mode": "always_last", "queue": False, **QUIET}
+        gr.on([each.change for each in box[2:]], handler(self._square), box, [self.square], **often)
+        centred = [self.across, self.down]
+        self.square.click(handler(self._centre), box[:3], centred, **QUIET)
+        cut.click(handler(self._crop), box, shown, **QUIET)
+        whole.click(handler(self._crop), box[:2], shown, **QUIET)
+        leave.click(lambda: gr.update(visible=False), None, [self.crop], **QUIET)
         told: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.dropped]}
         given = [self.dropped, self.kept]
         self.dropped.upload(handler(self._take), given, shown, api_visibility="private", **told)
@@ -187,15 +234,42 @@ class TrainPhotos:
         return shown
 
     def _change(self, event: gr.EventData, kept: object) -> Updates:
-        """Leave out a photo, or keep what was written as its caption."""
+        """Leave out a photo, show what can be cut from it, or keep what was written as its caption."""
         photos, said = self.accepted(kept), event._data if isinstance(event._data, dict) else {}
         number, caption = said.get("photo"), said.get("caption")
         if not isinstance(number, int) or number not in range(len(photos)):
             return {}
+        if said.get("crop"):
+            return {
+                **dict.fromkeys((self.across, self.down), 0.5), self.crop: gr.update(visible=True),
+                self.side: 0.8, self.number: number, self.square: _square(photos[number], 0.8, 0.5, 0.5),
+            }  # fmt: skip
         if not isinstance(caption, str):
             return self.show([photo for photo in photos if photo is not photos[number]])
         photos[number] = replace(photos[number], caption=" ".join(caption.split())[:MAX_PROMPT])
         return {self.kept: [photo.kept for photo in photos]}
+
+    def _square(self, kept: object, number: int, *box: float) -> Updates:
+        photos = self.accepted(kept)
+        return {self.square: _square(photos[number], *box)} if number < len(photos) else {}
+
+    def _centre(self, event: gr.EventData, kept: object, number: int, side: float) -> Updates:
+        """Move the square to where the photo was clicked."""
+        photos, said = self.accepted(kept), event._data if isinstance(event._data, dict) else {}
+        at = [each for name in "xy" if isinstance(each := said.get(name), int | float)]
+        if number >= len(photos) or len(at) < 2:
+            return {}
+        sizes = shares_of(photos[number], side)
+        left = [(x - size / 2) / (1 - size or 1) for x, size in zip(at, sizes, strict=True)]
+        where = [round(min(1.0, max(0.0, each)), 2) for each in left]
+        return dict(zip((self.across, self.down), where, strict=True))
+
+    def _crop(self, kept: object, number: int, *box: float) -> Updates:
+        photos = self.accepted(kept)
+        if number < len(photos):
+            with self._studio.reading:
+                photos[number] = crop_photo(photos[number], *(box or (1, 0, 0)))
+        return self.show(photos)
 
     def show(self, photos: Sequence[Accepted], refused: Sequence[Refused] = ()) -> Updates:
         rows = Markup("").join(_ROW.format(*each) for each in refused)
@@ -211,7 +285,15 @@ class TrainPhotos:
             self.clear: gr.update(visible=bool(photos)),
             self.refused: gr.update(value=table, visible=bool(refused)),
             self.kept: [photo.kept for photo in photos],
+            self.crop: gr.update(visible=False),
         }
+
+
+def _square(photo: Accepted, side: float, across: float, down: float) -> Markup:
+    """Return a whole photo with the square that would be cut from it."""
+    width, height = shares_of(photo, side)
+    left, top = (1 - width) * across, (1 - height) * down
+    return _SQUARE.format(whole_address(photo, 256), left, top, width)
 
 
 def _said(photos: Sequence[Accepted]) -> str:
@@ -463,6 +545,7 @@ class TrainTab:
 
     def __init__(self, page: Page) -> None:
         self._studio, self.form = page.studio, TrainForm(page.studio, "train", FIELDS)
+        self._read_by: tuple[Base, Any] | None = None
         with gr.Row(elem_classes="train-columns"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
                 self.photos = TrainPhotos(page.studio)
@@ -515,17 +598,29 @@ class TrainTab:
             return {self.described: quiet_html(sentence(error)), self.command: ""}
         before, token, after = request.trigger(runs.base).partition(request.token)
         words = Markup("{}<b>{}</b>{}" if token else "{}").format(before, token, after)
+        photos, word = self.photos.accepted(values[self.photos.kept]), request.token
+        doubt = doubt_token(word, self._tokenizer())
+        lacking = [p.name for p in photos if p.caption and word not in p.caption.replace("{token}", word)]
+        uncalled = f"the captions of {listed(lacking)} have no {{token}} in them, which calls the subject"
         command = train_command(request, runs.root / "ID", runs.base)
-        unused, used = [*map(in_labels, config.ignored(request.settings))], config.flat()
+        told, used = [*map(in_labels, config.ignored(request.settings))], config.flat()
+        told += [*map(sentence, filter(None, [doubt, uncalled * bool(lacking)]))]
         texts = {self.form[n]: used_words(used[n]) for n in SETTINGS if isinstance(self.form[n], gr.Textbox)}
         return {
             self.described: Markup("").join(
                 [_NAMED.format(words), quiet_html(self._expected(request, config))]
-                + [notes_html("Good to know", unused)] * bool(unused)
+                + [notes_html("Good to know", told)] * bool(told)
             ),
             self.command: _shown_command(self._studio, command),
             **{field: gr.update(placeholder=text) for field, text in texts.items()},
         }
+
+    def _tokenizer(self) -> Any:
+        """Return what reads prompts of the base, loaded once."""
+        base = self._studio.engine.base
+        if self._read_by is None or self._read_by[0] is not base:
+            self._read_by = base, base.load_tokenizers()[0]
+        return self._read_by[1]
 
     def _expected(self, request: TrainRequest, config: DreamBoothConfig) -> str:
         """Say how long it takes, by this machine's last training or the measured one, and what to expect."""
