@@ -94,8 +94,8 @@ def export_lora(
             f"diffusers reads no LoRA of {listed(sorted(unread))} from files of {type(base).__name__}; share "
             "it in its own format, or merged, or export read_adapter(…, subfolder=…) onto that model"
         )
-    models = _changed_models(base, adapter)
-    weights = {c: _adapted_weights(part, models[c], rebake=rebake) for c, part in adapter.parts.items()}
+    models = changed_models(base, adapter)
+    weights = {c: adapted_weights(part, models[c], rebake=rebake) for c, part in adapter.parts.items()}
     factors: dict[Place, LoraFactors] = {}
     for component, part in adapter.parts.items():
         for name, sides in part.projections().items():
@@ -150,11 +150,11 @@ def export_merged(
     folder = Path(folder)
     check_new_folder(folder)
     adapter, own = read_ether(adapter), dict[Component, dict[str, Tensor]]()
-    models, before = _changed_models(base, adapter), dict[nn.Parameter, Tensor]()
+    models, before = changed_models(base, adapter), dict[nn.Parameter, Tensor]()
     for component, model in models.items():
         if in_models.tuner_layers(model):
             raise ValueError(f"the base's {component} carries adapters; unload them, or merge them first")
-        own[component] = _adapted_weights(adapter.parts[component], model, rebake=rebake)
+        own[component] = adapted_weights(adapter.parts[component], model, rebake=rebake)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     with ExitStack() as stack:
@@ -225,7 +225,7 @@ def check_new_folder(folder: Path) -> None:
         raise FileExistsError(f"{folder} is there already and not empty; name a new folder")
 
 
-def _changed_models(base: Base, adapter: Adapter) -> dict[Component, nn.Module]:
+def changed_models(base: Base, adapter: Adapter) -> dict[Component, nn.Module]:
     """Return the models of a base that an adapter changes."""
     models = {part.component: part.model for part in in_models.find_parts(base)}
     lacking = adapter.parts.keys() - models.keys()
@@ -235,7 +235,7 @@ def _changed_models(base: Base, adapter: Adapter) -> dict[Component, nn.Module]:
     return {component: models[component] for component in adapter.parts}
 
 
-def _adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
+def adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> dict[str, Tensor]:
     """Return the base's own weight of every module that an adapter changes, by module name."""
     fit = in_models.check_fit(model, adapter, None)
     if fit.match == "unknown":

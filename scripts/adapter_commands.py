@@ -9,8 +9,12 @@ from ether_diffusion.adapters import AdapterPart, read_adapter
 from ether_diffusion.adapters.convert import convert_checkpoint
 from ether_diffusion.adapters.format import EXPORT_NAME, TENSORS_NAME, content_hash
 from ether_diffusion.adapters.methods import settings_of, title_of
+from ether_diffusion.adapters.save import folder_files
 from ether_diffusion.bases import load_base
+from ether_diffusion.durable_files import write_folder
+from ether_diffusion.mixing import Ingredient, mix_adapters
 from ether_diffusion.scripts import command_options as told
+from ether_diffusion.scripts import drawing
 from ether_diffusion.tuner import EtherConfig
 from ether_diffusion.wording import printable
 
@@ -78,6 +82,22 @@ def merge(options: told.Merge) -> None:
     adapter, base = exporting.read_ether(options.adapter), load_base(options.base)
     how: Any = {"scale": options.scale, "rebake": options.rebake}
     print(exporting.export_merged(adapter, base, options.output, **how))
+
+
+def mix(options: told.Mix) -> None:
+    """Write several adapters as one LoRA in PEFT's layout, and print its folder."""
+    drawing.hush_libraries()
+    exporting.check_new_folder(options.output)
+    given = {each: read_adapter(each, with_encoder=None) for each in options.adapter}
+    names, strengths = drawing.adapter_names(options.adapter), options.strength or (1.0,)
+    if len(strengths) not in (1, len(names)):
+        found = f"found {len(strengths)} strengths for {len(names)} adapters"
+        raise ValueError(f"{found}; give one for each or one for all")
+    strengths = strengths * (len(names) if len(strengths) == 1 else 1)
+    ingredients = [*map(Ingredient, names, (given[each] for each in options.adapter), strengths)]
+    base = load_base(drawing.find_base(options.base, given) if given else "tiny_world")
+    write_folder(options.output, folder_files(mix_adapters(ingredients, base, rebake=options.rebake)))
+    print(options.output)
 
 
 def convert(options: told.Convert) -> None:

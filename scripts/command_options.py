@@ -94,6 +94,16 @@ class _Strengths(Options):
     )
 
 
+class Mix(Options):
+    """Write several adapters as one: a LoRA that draws what they draw together."""
+
+    adapter: Words = several("folder or hub id; may be given several times")
+    strength: Numbers = option((), "1 as trained (default), 0 the base; one per adapter or for all")
+    output: Path = needed("new folder for the adapter")
+    base: str | None = option(None, "folder or hub id of the base (the one that the adapters name)")
+    rebake: bool = option(False, "mix on other weights than those that an adapter was trained on")
+
+
 class How(Options):
     """Of the commands that draw."""
 

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, type[Options]]] = {
     "inspect": ("adapter_commands", told.Inspect),
     "export": ("adapter_commands", told.Export),
     "merge": ("adapter_commands", told.Merge),
+    "mix": ("adapter_commands", told.Mix),
     "convert": ("adapter_commands", told.Convert),
     "generate": ("generate_command", told.Generate),
     "evaluate": ("evaluate_command", told.Evaluate),

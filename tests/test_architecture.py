@@ -24,7 +24,7 @@ LEVELS = [
     },
     {"tuner"},
     {"adapters"},
-    {"bases", "control", "export"},
+    {"bases", "control", "export", "mixing"},
     {"metrics"},
     {"training", "pipelines"},
     {"benchmark", "serving"},

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from studio_files import save_tiny_world_adapter
 from studio_folders import add, make_adapters
 
+from ether_diffusion.adapters import read_adapter
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
 from ether_diffusion.pipelines.opening import open_pipeline
@@ -30,13 +31,13 @@ pytestmark = [needs_browser, PATIENT]
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
-    """A studio with fox, follow with control, lines of control alone, odd and alien of other bases."""
+    """A studio with fox, cat, follow with control, lines of control alone, odd and alien of other bases."""
     folder = tmp_path_factory.mktemp("library")
     make_adapters(folder / "made")
     base = open_base("tiny_world")
     encoder = random_encoder(base.load_denoiser(), factor=base.vae_scale_factor)
     save_control(folder / "made" / "lines", encoder)
-    add(Studio(folder / "studio"), folder / "made", "fox", "follow", "lines", "odd", "alien")
+    add(Studio(folder / "studio"), folder / "made", "fox", "cat", "follow", "lines", "odd", "alien")
     with running_studio(folder / "studio") as running:
         yield running
 
@@ -140,6 +141,32 @@ def test_the_keyboard_alone_chooses_an_adapter_which_goes_to_create_with_its_wor
     expect(page.locator("#create-prompt textarea")).to_have_value("a photo of sks fox")
     expect(page.get_by_label("Strength of fox").first).to_be_visible()
     expect(page.locator("#create-restored")).to_contain_text("fox is chosen")
+
+
+def test_a_mix_is_saved_from_create_by_keys_and_chosen_there(page: Page, studio: RunningStudio) -> None:
+    page.get_by_role("tab", name="Create").click()
+    chosen = page.locator("#create-adapters")
+    expect(page.locator("#create-mix")).to_be_hidden()
+    for name in ("fox", "cat"):
+        chosen.locator("input").click()
+        page.get_by_role("option", name=name, exact=True).click()
+    page.keyboard.press("Escape")
+    strength = page.locator("#create-strength-0 input[type=number]")
+    strength.fill("0.6")
+    strength.blur()
+    page.locator("#create-mix").press("Enter")
+    field = page.get_by_label("Name of the mix")
+    expect(field).to_have_value("fox + cat")
+    field.fill("Both")
+    field.press("Enter")
+    expect(page.locator(".toast-body").last).to_contain_text("Both is in the library")
+    expect(page.locator("#create-mix-save")).to_be_hidden()
+    expect(page.get_by_label("Strength of Both").first).to_be_visible()
+    expect(page.get_by_label("Strength of cat").first).to_be_hidden()
+    added = Studio(studio.folder).library.cards()[0]
+    assert (added.name, added.method) == ("Both", "LoRA")
+    facts = read_adapter(studio.folder / "adapters" / added.id).metadata.training
+    assert [str(fact).partition(":")[0] for fact in facts.values()] == ["fox at 0.6", "cat at 1"]
 
 
 def test_an_upload_that_is_no_adapter_is_refused_in_words(page: Page, studio: RunningStudio) -> None:

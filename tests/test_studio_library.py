@@ -23,9 +23,10 @@ from studio_files import Entry, plain_zip, raw_zip, save_tiny_world_adapter
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import load_ether, read_adapter, save_ether
 from ether_diffusion.adapters.format import CONTROL_CONFIG_NAME, ENCODER_NAME, content_hash
-from ether_diffusion.bases import open_base
+from ether_diffusion.bases import load_base, open_base
 from ether_diffusion.control import load_control, save_control
 from ether_diffusion.export import export_lora
+from ether_diffusion.mixing import Ingredient, mix_adapters
 from ether_diffusion.ui.library import LABEL_NAME, Card, Library, read_label, thumbnail
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -357,3 +358,34 @@ def test_spoiled_labels_and_strange_dates_hide_no_adapter(library: Library, card
     label.unlink()
     os.mkfifo(label)  # which holds nobody up
     assert read_label(label.parent).name == card.id
+
+
+def test_a_mix_is_kept_as_an_adapter_that_says_what_it_is_of(library: Library, tmp_path: Path) -> None:
+    ids = {name: library.add_run_result(save_tiny_world_adapter(tmp_path / name, seed=n), name).id
+           for n, name in enumerate(("fox", "owl"))}  # fmt: skip
+    card = library.mix({ids["fox"]: 0.8, ids["owl"]: 0.5}, "both of them")
+    assert (card.name, card.method, card.fits_base, card.match) == ("both of them", "LoRA", True, "same")
+    found = [Ingredient(n, read_adapter(tmp_path / n), s) for n, s in (("fox", 0.8), ("owl", 0.5))]
+    expected = mix_adapters(found, load_base("tiny_world"))
+    assert card.hash == next(iter(expected.hashes.values()))
+    assert "fox at 0.8" in (library.folder(card.id) / "README.md").read_text(encoding="utf-8")
+    before = kept(library)
+    with pytest.raises(FileNotFoundError, match="no longer in the library"):
+        library.mix({ids["fox"]: 1.0, "a0": 1.0}, "gone")
+    with pytest.raises(ValueError, match="the name has 0 characters"):
+        library.mix({ids["fox"]: 1.0, ids["owl"]: 1.0}, " ")
+    assert kept(library) == before
+
+
+def test_adapters_of_a_transformer_fit_its_base_and_are_mixed_and_exported(tmp_path: Path) -> None:
+    base = open_base("tiny_world_flow")
+    for seed, name in enumerate(("one", "two")):
+        denoiser = base.load_denoiser()
+        torch.manual_seed(seed)
+        denoiser.add_adapter(EtherConfig(num_blocks=2))
+        save_ether(denoiser, tmp_path / name, base_model="tiny_world_flow")
+    library = Library(tmp_path / "adapters", tmp_path / "temp", base)
+    cards = [library.add_run_result(tmp_path / name, name) for name in ("one", "two")]
+    cards.append(library.mix({card.id: 0.5 for card in cards}, "both"))
+    assert [(card.fits_base, card.match, card.why_not) for card in cards] == [(True, "same", "")] * 3
+    assert library.lora_file(cards[0].id).stat().st_size > 1000

@@ -10,7 +10,7 @@ import shutil
 import threading
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,23 +24,21 @@ from torch import nn
 
 from ether_diffusion.adapters import Adapter, AdapterPart, read_adapter
 from ether_diffusion.adapters import format as named
-from ether_diffusion.adapters.card import model_card
-from ether_diffusion.adapters.control_encoder import control_files
 from ether_diffusion.adapters.models import COMPONENTS, Fit, Match, check_fit
-from ether_diffusion.adapters.save import adapter_files
+from ether_diffusion.adapters.save import folder_files
 from ether_diffusion.bases import Base, Denoiser, load_base
 from ether_diffusion.control.conditioning import check_encoder
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.export import export_lora
+from ether_diffusion.mixing import Ingredient, mix_adapters
 from ether_diffusion.strict_json import StrictModel, read_json
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.training.result import FINAL, SAMPLES_FOLDER
 from ether_diffusion.ui.uploads import MAX_PHOTO_BYTES, read_sent, thumbnail_png
-from ether_diffusion.ui.words import disk_explained
+from ether_diffusion.ui.words import check_name, disk_explained
 from ether_diffusion.wording import listed, printable
 
 LABEL_NAME, THUMBNAIL_NAME = "studio.json", "thumbnail.png"
-MAX_CHARACTERS = 80  # of a name
 MAX_SECONDS = 253e9  # since 1970, until the end of 9986
 GONE = "this adapter is no longer in the library: it was deleted meanwhile; choose another"
 _NEEDED = (
@@ -154,7 +152,7 @@ class Library:
                 name = read_label(folder).name
             elif name.startswith((Path(named.TENSORS_NAME).stem, Path(named.CONFIG_NAME).stem)):
                 name = adapter.metadata.trigger or "uploaded adapter"
-            return self._add(_files_of(adapter) | thumbnail(folder), printable(name)[:60])
+            return self._add(folder_files(adapter) | thumbnail(folder), printable(name)[:60])
 
     def add_run_result(self, folder: Path, name: str) -> Card:
         """Copy the adapter that a training run ended with into the library."""
@@ -179,13 +177,25 @@ class Library:
         if adapter.encoder is not None:
             raise ValueError("it follows a control image, and is more than a LoRA; download it as a zip")
         with self._writing, disk_explained(folder, "writing the LoRA file"):
-            if not exported.is_file() and adapter.parts.keys() == {self.base.denoiser}:
-                with self._adapted_unet(adapter.first) as unet:
+            if not exported.is_file() and adapter.parts.keys() == {"unet"}:
+                with self._adapted_unet([adapter.first]) as unet:
                     export_lora(adapter, unet, folder)
             elif not exported.is_file():
                 export_lora(adapter, load_base(self.base.folder), folder)
         name = f"{_file_stem(read_label(folder).name, adapter_id)}.safetensors"
         return self._offer(adapter_id, name, exported.read_bytes())
+
+    def mix(self, strengths: Mapping[str, float], name: str) -> Card:
+        """Keep adapters, each at its strength, as one that draws what they draw together."""
+        name = check_name(name)
+        found = [Ingredient(self.card(i).name, read_adapter(self.folder(i)), s) for i, s in strengths.items()]
+        if all(each.adapter.parts.keys() == {"unet"} for each in found):
+            with self._adapted_unet(each.adapter.first for each in found) as unet:
+                mixed = mix_adapters(found, unet)
+        else:
+            mixed = mix_adapters(found, load_base(self.base.folder))
+        with disk_explained(self.root, "keeping the mix"):
+            return self._add(folder_files(mixed), name)
 
     def _add(self, files: Mapping[str, bytes], name: str) -> Card:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -253,22 +263,23 @@ class Library:
 
     def _fit(self, adapter: Adapter) -> Fit:
         """Say how the base compares with an adapter's; of a text encoder's, whether the base has one."""
-        lacking = [name for name in adapter.parts if not (self.base.folder / name).is_dir()]
+        places = {"unet": self.base.denoiser}  # of the denoiser, whatever it is called
+        lacking = [n for n in adapter.parts if not (self.base.folder / places.get(n, n)).is_dir()]
         if lacking:
             raise ValueError(f"the adapter changes the {lacking[0]}, which {self.base.name} has not")
         if adapter.encoder is not None:
             with self._fitting:
                 check_encoder(self._skeleton, adapter.encoder)
-        part = adapter.parts.get(self.base.denoiser)
+        part = adapter.parts.get("unet")
         if part is None:
             return Fit("unknown")
-        with self._adapted_unet(part) as unet:
+        with self._adapted_unet([part]) as unet:
             return check_fit(unet, part, "asked")
 
     @contextmanager
-    def _adapted_unet(self, adapter: AdapterPart) -> Iterator[Denoiser]:
-        """Give the UNet with the weights that an adapter changes, as stored; to one visitor at a time."""
-        changed, variant = adapter.modules(), self.base.variant
+    def _adapted_unet(self, adapters: Iterable[AdapterPart]) -> Iterator[Denoiser]:
+        """Give the UNet with the weights that adapters change, as stored; to one visitor at a time."""
+        changed, variant = {name for each in adapters for name in each.modules()}, self.base.variant
         with self._fitting, ExitStack() as stack:
             modules = {name: m for name, m in self._skeleton.named_modules() if name in changed}
             weights = {f"{name}.weight": m for name, m in modules.items() if isinstance(m, nn.Linear)}
@@ -285,14 +296,6 @@ class Library:
         unet = self.base.empty_denoiser()
         unet.register_to_config(_name_or_path=str(self.base.folder))
         return unet
-
-
-def check_name(name: str) -> str:
-    """Return a name as it is kept: without outer spaces, with invisible characters escaped, not too long."""
-    plain = printable(" ".join(unicodedata.normalize("NFC", name).split()), 10 * MAX_CHARACTERS)
-    if not 1 <= len(plain) <= MAX_CHARACTERS:
-        raise ValueError(f"the name has {len(plain)} characters; use 1 to {MAX_CHARACTERS}")
-    return plain
 
 
 def read_label(folder: Path) -> Label:
@@ -341,20 +344,6 @@ def _files_in(folder: Path) -> dict[str, bytes]:
     names += [named.CONTROL_CONFIG_NAME, named.ENCODER_NAME, named.CARD_NAME, named.EXPORT_NAME]
     found = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     return found | thumbnail(folder)
-
-
-def _files_of(adapter: Adapter) -> dict[str, bytes]:
-    """Return the files of an adapter and its encoder as we write them, with a card of ours."""
-    files: dict[str, bytes] = {}
-    for component, part in adapter.parts.items():
-        prefix = "" if component == "unet" else f"{component}/"
-        files |= {f"{prefix}{name}": data for name, data in adapter_files(part).items()}
-    unet = adapter.parts.get("unet")
-    if adapter.encoder is not None:
-        files |= control_files(adapter.encoder, None if unet is None else unet.tensors)
-    if unet is not None:
-        files[named.CARD_NAME] = model_card(unet, has_lora_export=False).encode()
-    return files
 
 
 def _read_upload(paths: Sequence[Path], staged: Path) -> tuple[Adapter, Path]:

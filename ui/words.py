@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from ether_diffusion.wording import printable
 
 # Gradio is imported where it is used: a studio without its page does without.
 
+MAX_CHARACTERS = 80  # of a name
 F = TypeVar("F", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
 _PATH = re.compile(r"(?<![\w./:])(?:/[^\s/'\",;:]+)+/(?P<name>[^\s/'\",;:]+)")
@@ -114,6 +116,14 @@ def disk_explained(folder: Path, doing: str) -> Iterator[None]:
         else:
             raise
         raise ValueError(f"{why}, so that {doing} was not possible; {remedy}") from error
+
+
+def check_name(name: str) -> str:
+    """Return a name that a visitor gave: no outer spaces, invisible characters escaped, not too long."""
+    plain = printable(" ".join(unicodedata.normalize("NFC", name).split()), 10 * MAX_CHARACTERS)
+    if not 1 <= len(plain) <= MAX_CHARACTERS:
+        raise ValueError(f"the name has {len(plain)} characters; use 1 to {MAX_CHARACTERS}")
+    return plain
 
 
 def picture_facts(said: ImageMetadata) -> list[tuple[str, str]]:

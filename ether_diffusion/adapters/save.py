@@ -12,7 +12,7 @@ from torch import nn
 from ether_diffusion.adapters import format as names
 from ether_diffusion.adapters import methods, models
 from ether_diffusion.adapters.card import is_ours, model_card
-from ether_diffusion.adapters.format import AdapterMetadata, AdapterPart, Fact, metadata_header
+from ether_diffusion.adapters.format import Adapter, AdapterMetadata, AdapterPart, Fact, metadata_header
 from ether_diffusion.adapters.read import check_no_modules
 from ether_diffusion.adapters.tensor_file import PEFT_PREFIX, check_size, safetensors_bytes
 from ether_diffusion.durable_files import write_files
@@ -153,3 +153,19 @@ def adapter_files(adapter: AdapterPart) -> dict[str, bytes]:
     stored = {f"{PEFT_PREFIX}{name}": adapter.tensors[name].contiguous() for name in sorted(adapter.tensors)}
     text = json.dumps(values, indent=2, sort_keys=True) + ("\n" if isinstance(config, EtherConfig) else "")
     return {names.CONFIG_NAME: text.encode(), names.TENSORS_NAME: safetensors_bytes(stored, header)}
+
+
+def folder_files(adapter: Adapter) -> dict[str, bytes]:
+    """Return the files of a folder that holds an adapter: its parts, its encoder, and a card."""
+    files: dict[str, bytes] = {}
+    for component, part in adapter.parts.items():
+        prefix = "" if component == "unet" else f"{component}/"
+        files |= {f"{prefix}{name}": data for name, data in adapter_files(part).items()}
+    unet = adapter.parts.get("unet")
+    if adapter.encoder is not None:
+        from ether_diffusion.adapters.control_encoder import control_files  # of diffusers' models
+
+        files |= control_files(adapter.encoder, None if unet is None else unet.tensors)
+    if adapter.parts:
+        files[names.CARD_NAME] = model_card(adapter.first, has_lora_export=False).encode()
+    return files

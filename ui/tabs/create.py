@@ -17,6 +17,7 @@ from ether_diffusion.ui.jobs import Finished, Job, SavedPicture
 from ether_diffusion.ui.requests import NUM_IMAGES, SEED, GenerateRequest
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.tabs.drawing import DrawingTab
+from ether_diffusion.ui.tabs.library import MixBox
 from ether_diffusion.ui.tabs.page import (
     EMPTY,
     LOOK,
@@ -59,6 +60,7 @@ class PictureForm(Form):
         with gr.Group():
             self.put("adapters", label=self.label, info=self.info)
             self.put(*STRENGTHS)
+        self.mix = MixBox(self)
         small: dict[str, Any] = {"size": "sm", "min_width": 84, "scale": 1}
         with gr.Group(elem_classes="seed-group"):
             with gr.Row(elem_classes="seed-row"):
@@ -167,6 +169,7 @@ class PictureTab(DrawingTab):
         ]  # fmt: skip
 
     def tie(self) -> None:
+        self.form.mix.tie(self.page)
         form, seeds, chosen = (
             self.form,
             [self.form["seed"], self.form["new_seed"]],

@@ -1,17 +1,26 @@
 """The tab Library: the adapters there are, to look at, name, fetch, add and delete; also /adapters."""
 
-from collections.abc import Iterator
+import html
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from ether_diffusion.ui.library import GONE, MAX_CHARACTERS, Card
+from ether_diffusion.ui.library import GONE, Card
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, SAVE_AS, DeleteButton, Page, Updates
+from ether_diffusion.ui.tabs.page import EMPTY, QUIET, SAVE_AS, STRENGTHS, DeleteButton, Form, Page, Updates
 from ether_diffusion.ui.uploads import data_address
-from ether_diffusion.ui.words import facts_html, handler, kilobytes, notes_html, sentence, without_paths
+from ether_diffusion.ui.words import (
+    MAX_CHARACTERS,
+    facts_html,
+    handler,
+    kilobytes,
+    notes_html,
+    sentence,
+    without_paths,
+)
 
 THUMBNAIL_SIDE = 144
 SHOW_DETAIL = """() => { if (window.innerWidth <= 760) document.getElementById("library-detail")
@@ -159,6 +168,51 @@ class LibraryTab:
         if not card.fits_base:
             raise ValueError(f"{card.name} cannot be used here: {card.why_not}")
         return request_with(self._studio, card.id, card.trigger)
+
+
+class MixBox:
+    """What keeps the adapters that a form has, at their strengths, as one; made inside the form."""
+
+    def __init__(self, form: Form) -> None:
+        self._form, mix = form, f"{form.prefix}-mix"
+        self._open = gr.Button("Save this mix …", size="sm", visible=False, elem_id=mix)
+        with gr.Column(visible=False, elem_classes="confirm", elem_id=f"{mix}-box") as self._box:
+            one: dict[str, Any] = {"max_lines": 1, "max_length": MAX_CHARACTERS}
+            self._name = gr.Textbox(label="Name of the mix", elem_id=f"{mix}-name", **one)
+            with gr.Row(elem_classes="tool-row"):
+                self._save = gr.Button("Save", variant="primary", elem_id=f"{mix}-save")
+                self._leave = gr.Button("Cancel", elem_id=f"{mix}-not")
+
+    def tie(self, page: Page) -> None:
+        """Tie the events; a mix that was saved is chosen instead of what it was made of."""
+        form, shown = self._form, [self._box, self._name]
+        chosen, sliders = form["adapters"], [form[name] for name in STRENGTHS]
+        offered = [self._open, self._box]
+        chosen.change(handler(self._offer), [chosen], offered, **QUIET)
+        self._open.click(handler(self._ask), [chosen], shown, **QUIET)
+        self._leave.click(lambda: gr.update(visible=False), None, [self._box], **QUIET)
+        given, told = (
+            [chosen, self._name, *sliders],
+            {"show_progress": "minimal", "show_progress_on": [self._save]},
+        )
+        saved = gr.on(
+            [self._save.click, self._name.submit], handler(self._keep), given, [chosen, *sliders, *offered],
+            api_visibility="private", **told,
+        )  # fmt: skip
+        page.changes.append(saved)
+
+    def _offer(self, chosen: Sequence[str] | None) -> Updates:
+        return {self._open: gr.update(visible=len(chosen or []) > 1), self._box: gr.update(visible=False)}
+
+    def _ask(self, chosen: Sequence[str]) -> Updates:
+        names = self._form.names()
+        usual = " + ".join(names[each] for each in chosen if each in names)[:MAX_CHARACTERS]
+        return {self._box: gr.update(visible=True), self._name: usual}
+
+    def _keep(self, chosen: Sequence[str], name: str, *strengths: float) -> Updates:
+        card = self._form.studio.library.mix(dict(zip(chosen, strengths, strict=False)), name)
+        gr.Info(f"{html.escape(card.name)} is in the library, and chosen here.")
+        return {**self._form.shown({"adapters": {card.id: 1.0}}), **self._offer([card.id])}
 
 
 def _card_html(card: Card, *, is_chosen: bool) -> Markup:
