@@ -165,6 +165,7 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, name: str, text: str | by
     with pytest.raises(ValueError, match=sentence) as error:
         read_config_file(written(tmp_path, name, text))
     assert name in str(error.value)
+    assert "\\n" not in str(error.value)
 
 
 def test_a_bomb_of_aliases_stays_small(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -234,7 +235,8 @@ def _load_noise(base: Base, config: DreamBoothConfig) -> Noise:
 
 def _unfitting_wishes(config: DreamBoothConfig, base: Base) -> Iterator[str]:
     """Say what a run asks for that its base's family has not."""
-    kind, compute = type(base).__name__, config.compute
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z\d])", " ", type(base).__name__)  # Stable Diffusion 3
+    compute = config.compute
     if control_of(config) is not None and base.drawn_by_with_control is None:
         yield f"control images are for Stable Diffusion 1.x, 2.x and SDXL, and the base is of {kind}"
     if config.adapter.train_text_encoder and not base.text_targets:

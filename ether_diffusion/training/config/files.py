@@ -66,7 +66,7 @@ def _read(path: Path, where: str) -> Json:
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; it is one mapping of names to values") from None
     except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        kind, said = "TOML" if suffix == ".toml" else "YAML", " ".join(printable(error, 300).split())
+        kind, said = "TOML" if suffix == ".toml" else "YAML", printable(" ".join(str(error).split()), 300)
         raise ValueError(f"{where} is not valid {kind} ({said})") from None
     return values
 
