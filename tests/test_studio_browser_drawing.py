@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -253,7 +254,7 @@ def test_history_finds_a_picture_and_takes_its_settings_to_create(page: Page, tm
     fill(page, prompt="something else", seed=3)
     go_to(page, "history")
     write(page, "history-text", f"{word} rain")
-    found = page.locator("#history-gallery .grid-container button")
+    found = page.locator("#history-gallery [data-picture]")
     expect(found).to_have_count(1)
     expect(page.locator("#history-all")).to_have_text("Download 1 picture as a zip")
     go_to(page, "library")
@@ -280,6 +281,72 @@ def test_history_finds_a_picture_and_takes_its_settings_to_create(page: Page, tm
     page.locator("#history-delete-now").click()
     expect(page.locator("#history-picture")).to_be_hidden()
     expect(page.locator("#history-empty")).to_contain_text("No picture is like that")
+
+
+def test_history_is_lived_in_by_keys_alone(page: Page, studio: RunningStudio, tmp_path: Path) -> None:
+    word = secrets.token_hex(3)
+    fill(page, prompt=f"a {word} boat", seed=30, num_images=3)
+    generate(page, tmp_path / "drawn.png")
+    go_to(page, "history")
+    write(page, "history-text", word)
+    shots, facts = page.locator("#history-gallery [data-picture]"), page.locator("#history-facts")
+    expect(shots).to_have_count(3)
+    assert all("studio-files" in str(img.get_attribute("src")) for img in shots.locator("img").all())
+    assert str(studio.folder) not in page.content()
+    shots.first.press("Enter")
+    expect(facts).to_contain_text("32")
+    for key, seed, place in (("ArrowRight", "31", 1), ("ArrowRight", "30", 2), ("ArrowRight", "30", 2)):
+        page.keyboard.press(key)
+        expect(facts).to_contain_text(seed)
+        expect(shots.nth(place)).to_have_attribute("aria-current", "true")
+    page.keyboard.press("s")
+    expect(page.locator("#history-star")).to_have_text("★ Starred")
+    expect(page.locator("#history-gallery .star")).to_have_count(1)
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#history-star")).to_have_text("☆ Star")
+    page.keyboard.press("Escape")
+    expect(page.locator("#history-picture")).to_be_hidden()
+    boxes, chosen = page.locator("#history-gallery input[data-choose]"), page.locator("#history-chosen")
+    boxes.first.press("Space")
+    expect(chosen).to_have_text("1 picture chosen")
+    boxes.last.click(modifiers=["Shift"])
+    expect(chosen).to_have_text("3 pictures chosen")
+    page.locator("#history-chosen-compare").press("Enter")
+    expect(page.locator("#history-beside figure")).to_have_count(3)
+    expect(page.locator("#history-beside figure").first).to_contain_text("Seed")
+    expect(page.locator("#history-beside > div").last).to_contain_text(word)
+    with page.expect_download() as caught:
+        page.locator("#history-chosen-fetch").press("Enter")
+    with zipfile.ZipFile(caught.value.path()) as file:
+        assert len(file.namelist()) == 3
+    board = page.get_by_label("Name of a board")
+    board.fill(f"Boats {word}")
+    board.press("Enter")
+    page.locator("#history-chosen-none").press("Enter")
+    expect(page.locator("#history-tools")).to_be_hidden()
+    write(page, "history-text", "")
+    choose(page, "history-board", f"Boats {word}")
+    expect(shots).to_have_count(3)
+    boxes.first.press("Space")
+    page.locator("#history-chosen-off").press("Enter")
+    expect(shots).to_have_count(2)
+    shots.first.press("Enter")
+    page.locator("#history-control").press("Enter")
+    expect(page.locator("#control-used img")).to_be_visible()
+    expect(page.get_by_role("radio", name="Upload")).to_be_checked()
+    page.reload()
+    expect(page.locator("#control-prompt textarea")).to_be_visible()
+    go_to(page, "history")
+    write(page, "history-text", word)
+    expect(shots).to_have_count(3)
+    expect(page.locator("#history-gallery .star")).to_have_count(1)  # kept on the server
+    boxes.first.press("Space")
+    boxes.last.click(modifiers=["Shift"])
+    page.locator("#history-chosen-delete").press("Enter")
+    expect(page.locator("#history-chosen-question")).to_contain_text("Delete 3 pictures?")
+    page.locator("#history-chosen-delete-now").press("Enter")
+    expect(page.locator("#history-empty")).to_contain_text("No picture is like that")
+    assert not any(word in str(read_image_metadata(each)) for each in studio.folder.glob("outputs/2*/*.png"))
 
 
 def test_a_grid_is_drawn_as_the_form_says_and_each_cell_is_drawn_again_in_create(
@@ -374,7 +441,7 @@ def test_a_sketch_is_followed_dropped_back_and_brought_by_history(
         assert_same_pixels(tmp_path / "drawn.png", tmp_path / "other.png")
     with open_page(browser, studio.url) as third:
         go_to(third, "history")
-        third.locator("#history-gallery .grid-container button").first.click()
+        third.locator("#history-gallery [data-picture]").first.click()
         expect(third.locator("#history-facts")).to_contain_text("followed by Classes at 0.7")
         third.locator("#history-use").click()
         expect(third.locator("#control-restored")).to_have_text("All settings restored")
@@ -541,7 +608,7 @@ def test_axe_finds_nothing_serious_in_any_tab(
         generate(page, tmp_path / "control.png", "control")
         check()
         go_to(page, "history")
-        page.locator("#history-gallery .grid-container button").first.click()
+        page.locator("#history-gallery [data-picture]").first.click()
         expect(page.locator("#history-facts")).to_contain_text("Prompt")
         if phone:
             assert width(page, "#history-gallery") == width(page, ".search-row")

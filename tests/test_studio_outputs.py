@@ -3,6 +3,7 @@
 import os
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.pipelines import AdapterUse, ImageMetadata, attach_metadata, png_bytes
-from ether_diffusion.ui.outputs import Outputs
+from ether_diffusion.ui.outputs import STARRED, Outputs
 
 SAID = ImageMetadata(
     "a red fox on a beach", "rain", 7, 20, 3.0, 8, 8, "EtherControlPipeline", "DDIMScheduler"
@@ -133,3 +134,43 @@ def test_a_zip_holds_the_files_as_they_are_and_of_none_there_is_none(tmp_path: P
         with pytest.raises(ValueError, match="no picture to download"):
             history.write_zip(gone, target)
     assert list(target.parent.iterdir()) == []
+
+
+def test_boards_are_kept_beside_the_pictures_and_follow_them(tmp_path: Path) -> None:
+    history = Outputs(tmp_path)
+    ids = [save(tmp_path, second).stem for second in (1, 2, 3)]
+    base = save(tmp_path, 2, kind="i00-base").stem
+    history.put(STARRED, ids[:2])
+    history.put("  Sea  side ", [ids[2], base])
+    again = Outputs(tmp_path)  # a server that was started later
+    assert again.boards() == {STARRED: set(ids[:2]), "Sea side": {ids[2], base}}
+    assert [picture.id for picture in again.pictures(board=STARRED)] == ids[1::-1]
+    assert [p.id for p in again.pictures(board="Sea side", with_base=False)] == [ids[2], base]
+    assert again.pictures(board="none") == []
+    history.put(STARRED, ids[:1], is_on=False)
+    assert again.boards()[STARRED] == {ids[1]}
+    again.delete([ids[1], ids[2]])
+    assert history.boards() == {"Sea side": {base}}  # an empty board goes
+    assert [picture.id for picture in history.pictures()] == [base, ids[0]]
+    for name in ("", "x" * 81):
+        with pytest.raises(ValueError, match="characters; use 1 to 80"):
+            history.put(name, ids)
+
+
+def test_two_servers_lose_no_star(tmp_path: Path) -> None:
+    ids = [f"20261123-{number:09d}-abcdef-i00" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda each: Outputs(tmp_path).put(STARRED, [each]), ids))
+    assert Outputs(tmp_path).boards() == {STARRED: set(ids)}
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"boards": {"a": 1}}', b"\xff"])
+def test_a_file_of_boards_that_cannot_be_read_hides_nothing_and_is_not_replaced(
+    tmp_path: Path, data: bytes
+) -> None:
+    history, path = Outputs(tmp_path), save(tmp_path, 1)
+    (tmp_path / "boards.json").write_bytes(data)
+    assert ([picture.path for picture in history.pictures()], history.boards()) == ([path], {})
+    with pytest.raises(ValueError, match=r"boards\.json"):
+        history.put(STARRED, [path.stem])
+    assert (tmp_path / "boards.json").read_bytes() == data

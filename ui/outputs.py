@@ -6,26 +6,36 @@ import re
 import secrets
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from PIL import Image
+from pydantic import Field
 
 from ether_diffusion.control import control_image_sha256
 from ether_diffusion.control.images import as_picture
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.pipelines.metadata import read_image_metadata
 from ether_diffusion.pipelines.sampling import Picture
+from ether_diffusion.strict_json import StrictModel, read_json
 from ether_diffusion.training.plain_files import read_plain_file
+from ether_diffusion.training.run_lock import guarded
 from ether_diffusion.ui.jobs import BASE_SUFFIX, SavedPicture
-from ether_diffusion.ui.words import disk_explained
+from ether_diffusion.ui.words import check_name, disk_explained
 
 ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{6}(-i\d{2}|-i\d{2}-base|-c\d{3})")
 """Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""
 CONTROL_FOLDER, MAX_CONTROL_BYTES = "control-images", 64 * 2**20
+BOARDS_NAME, STARRED, MAX_BOARDS = "boards.json", "Starred", 200
 _DEPTH = 3  # folders below outputs: day, grid, pictures
+
+
+class Boards(StrictModel):
+    """The file beside the pictures that says which are on which board, by their ids."""
+
+    boards: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class Outputs:
@@ -76,16 +86,20 @@ class Outputs:
             return picture if control_image_sha256(picture) == sha256 else None
         return None
 
-    def pictures(self, *, text: str = "", adapter: str = "", with_base: bool = True) -> list[SavedPicture]:
+    def pictures(
+        self, *, text: str = "", adapter: str = "", with_base: bool = True, board: str = ""
+    ) -> list[SavedPicture]:
         """Return the pictures for which all of it holds, the newest first, each seed's own before the base's.
 
-        All words of `text` stand in the prompts; `adapter` was in force, by name.
+        All words of `text` stand in the prompts; `adapter` was in force, by name; they are on a `board`.
         """
-        words = text.casefold().split()
+        words, on_board = text.casefold().split(), set(self.boards().get(board, ()))
 
         def is_found(picture: SavedPicture) -> bool:
             said = picture.metadata
-            if not with_base and picture.is_base:
+            if board and picture.id not in on_board:
+                return False
+            if not with_base and not board and picture.is_base:
                 return False
             if said is None:
                 return not words and not adapter
@@ -109,11 +123,44 @@ class Outputs:
             )
         return found
 
-    def delete(self, picture_id: str) -> None:
-        """Delete the file of a picture."""
-        path = self.picture(picture_id).path
+    def delete(self, ids: Collection[str]) -> None:
+        """Delete the files of pictures, and take them off every board."""
         with disk_explained(self.folder, "deleting the picture"):
-            path.unlink(missing_ok=True)
+            for picture in self.pictures():
+                if picture.id in ids:
+                    picture.path.unlink(missing_ok=True)
+        for board, there in self.boards().items():
+            if not there.isdisjoint(ids):
+                self.put(board, ids, is_on=False)
+
+    def boards(self) -> dict[str, set[str]]:
+        """Return the ids on each board, by its name; a file that cannot be read is as if none was there."""
+        with suppress(OSError, ValueError):
+            return self._read_boards()
+        return {}
+
+    def _read_boards(self) -> dict[str, set[str]]:
+        if not (self.folder / BOARDS_NAME).exists():
+            return {}
+        data = read_plain_file(self.folder / BOARDS_NAME, inside=self.folder, max_bytes=MAX_CONTROL_BYTES)
+        found = read_json(data, Boards, BOARDS_NAME).boards
+        return {name: set(ids) for name, ids in sorted(found.items())}
+
+    def is_starred(self, picture_id: str) -> bool:
+        """Whether a picture is on the board of stars."""
+        return picture_id in self.boards().get(STARRED, ())
+
+    def put(self, board: str, ids: Collection[str], *, is_on: bool = True) -> None:
+        """Put pictures on a board, which is made where there is none, or take them off; an empty one goes."""
+        board = check_name(board)
+        with disk_explained(self.folder, "keeping the board"), guarded(self.folder):
+            boards = self._read_boards()
+            there = boards.setdefault(board, set())
+            boards[board] = there | set(ids) if is_on else there - set(ids)
+            if len(boards) > MAX_BOARDS:
+                raise ValueError(f"there are {MAX_BOARDS} boards already; empty one first")
+            kept = Boards(boards={name: sorted(on) for name, on in boards.items() if on})
+            write_files(self.folder, {BOARDS_NAME: kept.model_dump_json(indent=1).encode()})
 
     def adapters(self) -> list[str]:
         """Return the names of all adapters that pictures were drawn with, sorted."""

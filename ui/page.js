@@ -39,20 +39,20 @@
       button.setAttribute("aria-label", "Picture");
     }
   };
+  // The pixels of pictures as small as the embedded base's stay sharp when they are enlarged.
+  const sharpen = (image) => { image.style.imageRendering = 0 < image.naturalWidth && image.naturalWidth <= 128 ? "pixelated" : ""; };
+  document.addEventListener("load", ({ target }) => { if (target.tagName === "IMG") sharpen(target); }, true);
   // Another base was opened, here or by somebody else: every form begins anew.
   let base = null;
   const look = () => {
     name();
+    for (const image of document.images) if (image.complete) sharpen(image);
     const now = document.querySelector("#heading [data-base]")?.dataset.base;
     if (base && now && now !== base) location.reload();
     base = now ?? base;
   };
   new MutationObserver(look).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-base"] });
   look();
-  // The pixels of pictures as small as the embedded base's stay sharp when they are enlarged.
-  document.addEventListener("load", ({ target }) => {
-    if (target.tagName === "IMG") target.style.imageRendering = target.naturalWidth <= 128 ? "pixelated" : "";
-  }, true);
   // Arrow keys move between tabs, and the tab that was open is opened again.
   const tabs = () => [...document.querySelectorAll('#tabs button[role="tab"]')].filter((tab) => tab.offsetParent);
   document.addEventListener("keydown", (event) => {

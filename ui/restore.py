@@ -31,6 +31,7 @@ class Restored:
     differences: tuple[str, ...]
     heading: str = ""  # tells what was filled in where it is not a picture's settings
     followed_control: bool = False  # the picture did, whether or not its control image came back
+    control_picture: Path | None = None  # that shall be followed, whatever it says of itself
 
 
 def request_with(studio: Studio, adapter_id: str, prompt: str) -> Restored:

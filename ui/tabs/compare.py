@@ -127,7 +127,8 @@ class CompareTab(DrawingTab):
 
     def _select(self, cells: tuple[SavedPicture, ...], chosen: gr.EventData) -> Updates:
         number: Any = (chosen._data or {}).get("cell")
-        return self.detail.show(cells[number]) if number in range(len(cells)) else {}
+        ids = [cell.id for cell in cells]
+        return self.detail.show(cells[number], ids) if number in range(len(cells)) else {}
 
 
 class Labels(NamedTuple):

@@ -188,7 +188,14 @@ class ControlTab(PictureTab):
         }
 
     def take(self, restored: Restored) -> Updates:
-        request, followed = restored.request, restored.followed_control
+        request, followed, picture = restored.request, restored.followed_control, restored.control_picture
+        if picture is not None:
+            said = notes_html("It is the control image now", ["Say below what it is, and write a prompt."])
+            source = {self.form["source"]: UPLOAD, **self.form.show_source(UPLOAD, value=str(picture))}
+            return source | {
+                self.used: self._preview(str(picture)),
+                self.restored: gr.update(value=said, visible=True),
+            }
         if request is None or not followed:
             return self.taken(restored, IN_CREATE if request else "")
         return self.taken(restored, "") | self.form.fill(request) | {self.used: self.followed(request)}

@@ -109,6 +109,8 @@ PRESET_WORDS: Mapping[Preset, str] = {
     "advised": "what measurements advise", "fast": "a first look", "balanced": "for most subjects",
     "faithful": "as in the ETHER paper, with 200 pictures of its class",
 }  # fmt: skip
+SHOW_CROP = """() => document.getElementById("train-crop")
+  ?.scrollIntoView({ block: "nearest", behavior: "smooth" })"""
 SHOW_RUN = """() => { if (window.innerWidth <= 760) document.getElementById("train-watch")
   .scrollIntoView({ behavior: "smooth" }); }"""
 _PLACEHOLDER = (Path("photo"),)  # stands for photos where only the rest of a request is looked at
@@ -211,7 +213,8 @@ class TrainPhotos:
         told: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.dropped]}
         given = [self.dropped, self.kept]
         self.dropped.upload(handler(self._take), given, shown, api_visibility="private", **told)
-        self.table.click(handler(self._change), [self.kept], shown, **QUIET)
+        changed = self.table.click(handler(self._change), [self.kept], shown, **QUIET)
+        changed.success(None, js=SHOW_CROP, api_visibility="private")
         self.clear.click(handler(lambda: self.show([])), None, shown, **QUIET)
         Context.root_block.load(handler(self._recall), [self.kept], shown, **QUIET)
 
