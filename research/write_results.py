@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.benchmark.plan import CURVES_FILE, LABELS
-from ether_diffusion.benchmark.runs import table
+from ether_diffusion.benchmark.results import table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.metrics.scores import Estimate

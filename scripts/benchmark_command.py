@@ -11,14 +11,8 @@ from typing import get_args
 
 from ether_diffusion.benchmark import plan as planned
 from ether_diffusion.benchmark.plan import BASE, LABELS, BenchmarkRun, BenchmarkSettings, advise, read_curves
-from ether_diffusion.benchmark.runs import (
-    benchmark_sheet,
-    do_all,
-    find_result,
-    shown,
-    summarise,
-    training_config,
-)
+from ether_diffusion.benchmark.results import benchmark_sheet, shown, summarise
+from ether_diffusion.benchmark.runs import do_all, find_result, training_config
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts.drawing import hush_libraries

@@ -28,7 +28,7 @@ from ether_diffusion.benchmark.plan import (
     plan_benchmark,
     read_dreambooth,
 )
-from ether_diffusion.benchmark.runs import shown, summarise, table
+from ether_diffusion.benchmark.results import shown, summarise, table
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.training.config import AdapterConfig

@@ -1,37 +1,29 @@
-"""The runs of a benchmark: trained, drawn, measured and kept, by several processes; and what they came to."""
+"""The runs of a benchmark: trained, drawn, measured and kept, by several processes."""
 
 import json
 import logging
-import math
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
-from ether_diffusion.benchmark.plan import BASE, LABELS, REAL, BenchmarkRun, BenchmarkSettings
-from ether_diffusion.contact_sheet import draw_contact_sheet
+from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.lpips import Lpips, find_lpips
-from ether_diffusion.metrics.report import aligned
 from ether_diffusion.metrics.scores import (
-    COLUMNS,
-    Estimate,
     PhotoReference,
     Sample,
-    estimate,
     score_photos,
     score_samples,
     without_faults,
@@ -250,105 +242,3 @@ def _work(
                 logger.warning("waiting for others, who are at what is left: %s", in_use.sentence)
                 told = True
             time.sleep(_WAIT_SECONDS)
-
-
-FORMAT_VERSION = 1
-MAX_SUBJECTS = 8
-"""Columns of a contact sheet."""
-
-
-def summarise(
-    runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings, *, form: str
-) -> dict[str, Any]:
-    """Return the results of all runs that are done, as an object for JSON.
-
-    Errors are over subjects, or over seeds of one subject; a run that diverged has no scores, and is counted.
-    """
-    results = [result for run in runs if (result := find_result(run, root)) is not None]
-    by_method = {REAL: [{**result, "scores": result[REAL]} for result in results if REAL in result]}
-    for run in runs:
-        by_method.setdefault(run.method, [each for each in results if each["method"] == run.method])
-    return {
-        "format_version": FORMAT_VERSION,
-        "form": form,
-        "settings": settings.to_json(),
-        "subjects": list(dict.fromkeys(run.subject.name for run in runs)),
-        "num_prompts": max(len(run.subject.prompts) for run in runs),
-        "seeds": list(dict.fromkeys(run.seed for run in runs)),
-        "num_runs": len(runs),
-        "num_done": len(results),
-        "methods": {method: _row(found) for method, found in by_method.items() if found},
-        "runs": results,
-    }
-
-
-def _row(results: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
-    scored = [result for result in results if result["scores"]]
-    names = [name for name in COLUMNS if scored and all(name in result["scores"] for result in scored)]
-    several = len({result["subject"] for result in scored}) > 1
-    groups = [result["subject" if several else "seed"] for result in scored]
-    row: dict[str, Json] = {
-        "scores": {n: asdict(estimate([each["scores"][n] for each in scored], groups)) for n in names},
-        "num_runs": len(results),
-        "num_diverged": sum("diverged" in result for result in results),
-    }
-    for name in ("parameters", "bytes", "seconds", "learning_rate"):
-        values = [result[name] for result in results if name in result]
-        if values:
-            row[name] = values[0] if name != "seconds" else round(math.fsum(values) / len(values), 1)
-    return row
-
-
-def table(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the paper's table, the first their head."""
-    rows = summary["methods"]
-    names = [name for name in COLUMNS if any(name in row["scores"] for row in rows.values())]
-    lines = [["", "parameters", *(COLUMNS[name] for name in names), "rate", "seconds", "KiB"]]
-    for method, row in rows.items():
-        scores = {name: str(Estimate(**found)) for name, found in row["scores"].items()}
-        diverged = f" ({row['num_diverged']} diverged)" if row["num_diverged"] else ""
-        cost = {"parameters": ",", "learning_rate": "g", "seconds": ".1f", "bytes": ".0f"}
-        shown = {n: format(row[n] / 1024 if n == "bytes" else row[n], f) for n, f in cost.items() if n in row}
-        lines.append(
-            [
-                f"{LABELS.get(method, method)}{diverged}",
-                shown.get("parameters", "-"),
-                *(scores.get(name, "-") for name in names),
-                *(shown.get(name, "-") for name in ("learning_rate", "seconds", "bytes")),
-            ]
-        )
-    return lines
-
-
-def shown(summary: Mapping[str, Any]) -> str:
-    """Return the table as lines, with what it is of."""
-    done = f"{summary['num_done']} of {summary['num_runs']} runs, "
-    num_images = summary["settings"]["num_images"]
-    what = f"{len(summary['subjects'])} subjects × {summary['num_prompts']} prompts × {num_images} pictures"
-    errors = "± is the standard error over subjects" if len(summary["subjects"]) > 1 else "± is over seeds"
-    return "\n".join([f"{done}{what}; {errors}", *aligned(table(summary))])
-
-
-def benchmark_sheet(runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings) -> bytes:
-    """Return a PNG of a picture by each method (rows) of each subject (columns, eight at most).
-
-    Subject k is drawn from its prompt k, so that the prompts differ; a run without pictures is a gray field.
-    """
-    subjects = list({run.subject.name: run.subject for run in runs}.values())[:MAX_SUBJECTS]
-    methods = list(dict.fromkeys(run.method for run in runs))
-    places = [k % len(each.prompts) for k, each in enumerate(subjects)]
-    rows = []
-    for method in methods:
-        folders = [BenchmarkRun(method, each, runs[0].seed).folder(root) / PICTURES for each in subjects]
-        numbers = [f"{place * settings.num_images:04d}.png" for place in places]
-        rows.append([_opened(f / number) for f, number in zip(folders, numbers, strict=True)])
-    above = [f"{each.name}: {each.prompts[place]}" for each, place in zip(subjects, places, strict=True)]
-    beside = [LABELS.get(method, method) for method in methods]
-    return png_bytes(draw_contact_sheet(rows, row_labels=beside, column_labels=above))
-
-
-def _opened(path: Path) -> Image.Image:
-    if not path.is_file():
-        return Image.new("RGB", (64, 64), "gray")
-    with Image.open(path) as image:
-        return image.convert("RGB")
