@@ -4,10 +4,8 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 from ether_diffusion.benchmark import plan as planned
 from ether_diffusion.benchmark.plan import BASE, LABELS, BenchmarkRun, BenchmarkSettings, advise, read_curves
@@ -21,7 +19,6 @@ from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training import PhotoFolder, find_photos
-from ether_diffusion.training.config import AdapterMethod
 from ether_diffusion.wording import listed
 
 BENCHMARK_FILE, SHEET_FILE = "benchmark.json", "sheet.png"
@@ -30,10 +27,8 @@ BENCHMARK_FILE, SHEET_FILE = "benchmark.json", "sheet.png"
 def benchmark(options: told.Benchmark) -> None:
     """Do what is left of a benchmark, or say what that is; then write and print the results."""
     methods, settings = options.methods or planned.METHODS, _settings(options)
-    known = get_args(AdapterMethod)
-    unknown = [name for name in (*methods, *settings.learning_rates) if name not in known]
-    if unknown:
-        raise ValueError(f"{listed(unknown)} is no method; the methods are {', '.join(known)}")
+    for row in (*methods, *settings.learning_rates):
+        planned.method_of(row)
     unused = settings.learning_rates.keys() - methods
     if unused:
         raise ValueError(f"--learning_rates names {listed(sorted(unused))}, which is not compared")
@@ -85,17 +80,16 @@ def _settings(options: told.Benchmark) -> BenchmarkSettings:
     if is_short and not is_tiny:
         raise ValueError(f"the short form is of tiny_world; give --data with photographs for {options.base}")
     training: dict[str, Json] = dict(planned.TINY_TRAINING if is_short else planned.PAPER_TRAINING)
-    for name, text in _pairs(options.train, "--train"):
-        try:  # a value as JSON has it, e.g. 600, 0.5, true; anything else is text
-            training[name] = json.loads(text)
-        except ValueError:
-            training[name] = text
+    training |= planned.options_of(options.train, "--train")
     rates: dict[str, float] = {}
-    for name, text in _pairs(options.learning_rates, "--learning_rates"):
+    for pair in options.learning_rates:
+        row, _, text = pair.rpartition("=")
+        if not row or not text:
+            raise ValueError(f"--learning_rates takes METHOD=RATE; found {pair}")
         try:
-            rates[name] = float(text)
+            rates[row] = float(text)
         except ValueError:
-            raise ValueError(f"--learning_rates {name}={text} is no number") from None
+            raise ValueError(f"--learning_rates {pair} is no number") from None
     usual = {"num_images": 2, "inference_steps": 15, "batch_size": 16} if is_short else {}
     told_counts = {name: getattr(options, name) for name in ("num_images", "inference_steps", "batch_size")}
     return BenchmarkSettings(
@@ -107,14 +101,6 @@ def _settings(options: told.Benchmark) -> BenchmarkSettings:
         keep_adapters=options.keep_adapters,
         **{**usual, **{name: value for name, value in told_counts.items() if value is not None}},
     )
-
-
-def _pairs(values: Sequence[str], flag: str) -> list[tuple[str, str]]:
-    pairs = [(name, text) for name, _, text in (value.partition("=") for value in values)]
-    for value, pair in zip(values, pairs, strict=True):
-        if not all(pair):
-            raise ValueError(f"{flag} takes NAME=VALUE; found {value}")
-    return pairs
 
 
 def _described(runs: list[BenchmarkRun], settings: BenchmarkSettings, done: int) -> str:
@@ -129,7 +115,9 @@ def _described(runs: list[BenchmarkRun], settings: BenchmarkSettings, done: int)
         f"{num_prompts} prompts × {settings.num_images} pictures of each: {num_pictures} pictures in all",
         "training: " + ", ".join(f"{name}={value}" for name, value in settings.training.items()),
     ]
-    lines += [f"{LABELS[method]}: learning rate {settings.learning_rate(method):g}" for method in methods]
+    lines += [
+        f"{planned.label_of(method)}: learning rate {settings.learning_rate(method):g}" for method in methods
+    ]
     for each in subjects:
         lines.append(f"{each.name}: {each.instance_prompt or 'captions of its own'}; {each.prompts[0]}, …")
     return "\n".join(lines)

@@ -25,10 +25,13 @@ from ether_diffusion.benchmark.plan import (
     TINY_SUBJECTS,
     TINY_TRAINING,
     BenchmarkSettings,
+    label_of,
+    method_of,
     plan_benchmark,
     read_dreambooth,
 )
 from ether_diffusion.benchmark.results import shown, summarise, table
+from ether_diffusion.benchmark.runs import training_config
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.training.config import AdapterConfig
@@ -133,7 +136,9 @@ def test_the_forms_are_the_papers_setting_and_subjects_that_the_base_never_saw()
     ("arguments", "words"),
     [
         ("--methods lokr", "lokr is no method"),
-        ("--learning_rates lora", "--learning_rates takes NAME=VALUE; found lora"),
+        ("--methods lora:rank", "the method lora:rank takes NAME=VALUE; found rank"),
+        ("--methods lora:ranks=2", "ranks"),
+        ("--learning_rates lora", "--learning_rates takes METHOD=RATE; found lora"),
         ("--learning_rates lora=much", "--learning_rates lora=much is no number"),
         ("--learning_rates lora=-1", "learning_rate=-1"),
         ("--methods ether --learning_rates lora=1", "names lora, which is not compared"),
@@ -268,3 +273,21 @@ def test_means_and_errors_are_over_subjects(tmp_path: Path) -> None:
     assert (lora["num_runs"], lora["num_diverged"], lora["scores"]["dino"]["num_values"]) == (3, 1, 2)
     assert "LoRA r=4 (1 diverged)" in shown(summary)
     assert len({len(line) for line in table(summary)}) == 1
+
+
+def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:
+    assert method_of("lora:rank=1,lora_alpha=2") == ("lora", {"rank": 1, "lora_alpha": 2})
+    labels = {"lora": "LoRA r=4", "lora:rank=16": "LoRA r=16", "oft:num_blocks=2": "OFT n=2"}
+    labels["ether_plus:sides=input"] = "ETHER+ sides=input"
+    assert {row: label_of(row) for row in labels} == labels
+    settings = BenchmarkSettings("sd", PAPER_TRAINING, {"lora:rank=1": 0.5})
+    assert [settings.learning_rate(row) for row in ("lora:rank=1", "lora:rank=2")] == [0.5, 6e-4]
+    runs = plan_benchmark(list(labels), read_dreambooth(dreambooth(tmp_path / "data", "cat2")), [0])
+    configs = [training_config(run, tmp_path, settings).adapter for run in runs[1:]]
+    assert [(each.adapter, each.rank, each.num_blocks, each.sides) for each in configs] == [
+        ("lora", 4, 4, None),
+        ("lora", 16, 4, None),
+        ("oft", 4, 2, None),
+        ("ether_plus", 4, 4, "input"),
+    ]
+    assert len({run.folder(tmp_path) for run in runs}) == len(runs)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from ether_diffusion.bases.distilled import distilled_doubt
 from ether_diffusion.durable_files import write_files
@@ -32,7 +32,8 @@ _PROMPT = re.compile(r"""^\s*['"](.+?)['"]\.format\(""", re.MULTILINE)
 _ROW = re.compile(r"^\s*(\w[\w-]*),([\w -]+?)\s*$", re.MULTILINE)
 
 METHODS: tuple[AdapterMethod, ...] = ("full", "lora", "oft", "hra", "delora", "ether", "ether_plus")
-"""The rows of the table; full is DreamBooth, which trains every weight of the UNet."""
+"""The rows of the table; full is DreamBooth, which trains every weight of the UNet. A row may also have options of
+its own, "lora:rank=1"."""
 BASE = "base"
 """The method of the runs that train nothing: what the base draws from the same prompts."""
 REAL = "real"
@@ -167,7 +168,7 @@ class BenchmarkSettings:
         """Return the rate that a method is trained at."""
         own = TINY_LEARNING_RATES if self.base == ALIAS else {}
         usual: dict[Any, float] = {**DEFAULT_LEARNING_RATES, **own, **self.learning_rates}
-        return usual[method]
+        return usual[method] if method in usual else usual[method_of(method)[0]]
 
     def to_json(self) -> dict[str, Json]:
         """Return what results depend on."""
@@ -177,12 +178,54 @@ class BenchmarkSettings:
         return {
             "base": shown[0],
             "training": dict(self.training),
-            "learning_rates": {method: self.learning_rate(method) for method in METHODS},
+            "learning_rates": {
+                row: self.learning_rate(row) for row in dict.fromkeys((*METHODS, *self.learning_rates))
+            },
             "num_images": self.num_images,
             "num_inference_steps": self.inference_steps,
             "batch_size": self.batch_size,
             "encoders": list(shown[1:]),
         }
+
+
+def method_of(row: str) -> tuple[str, dict[str, Json]]:
+    """Return the method of a row and its own options: "lora:rank=1,dropout=0.1".
+
+    A ValueError says that it is no method, or what is no option's value.
+    """
+    method, _, text = row.partition(":")
+    if method not in get_args(AdapterMethod):
+        raise ValueError(
+            f"{printable(method)} is no method; the methods are {listed(get_args(AdapterMethod), 9)}"
+        )
+    return method, options_of(text.split(",") if text else (), f"the method {printable(row)}")
+
+
+def options_of(texts: Sequence[str], where: str) -> dict[str, Json]:
+    """Return options of train-dreambooth from NAME=VALUE, a value being JSON (600, 0.5, true) or text."""
+    options: dict[str, Json] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise ValueError(f"{where} takes NAME=VALUE; found {printable(text)}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def label_of(row: str) -> str:
+    """Return a row's name for people: "ETHER+", "LoRA r=1", "ETHER strength=learned"."""
+    if row in LABELS:
+        return LABELS[row]
+    method, options = method_of(row)
+    shown = {
+        "r" if name == "rank" else "n" if name == "num_blocks" else name: value
+        for name, value in options.items()
+    }
+    name = LABELS[method].partition(" ")[0] if shown.keys() & {"r", "n"} else LABELS[method]
+    return " ".join([name, *(f"{option}={value}" for option, value in shown.items())])
 
 
 @dataclass(frozen=True)
@@ -195,7 +238,12 @@ class BenchmarkRun:
 
     def folder(self, root: Path) -> Path:
         """Return where it lies."""
-        return root / "runs" / self.method / f"{self.subject.name.replace(' ', '_')}_{self.seed}"
+        return (
+            root
+            / "runs"
+            / re.sub("[^\\w.-]", "_", self.method)
+            / f"{self.subject.name.replace(' ', '_')}_{self.seed}"
+        )
 
 
 def plan_benchmark(

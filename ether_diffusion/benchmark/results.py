@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.benchmark.plan import LABELS, REAL, BenchmarkRun, BenchmarkSettings
+from ether_diffusion.benchmark.plan import REAL, BenchmarkRun, BenchmarkSettings, label_of
 from ether_diffusion.benchmark.runs import PICTURES, find_result
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.report import aligned
@@ -75,7 +75,7 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
         shown = {n: format(row[n] / 1024 if n == "bytes" else row[n], f) for n, f in cost.items() if n in row}
         lines.append(
             [
-                f"{LABELS.get(method, method)}{diverged}",
+                f"{label_of(method)}{diverged}",
                 shown.get("parameters", "-"),
                 *(scores.get(name, "-") for name in names),
                 *(shown.get(name, "-") for name in ("learning_rate", "seconds", "bytes")),
@@ -107,7 +107,7 @@ def benchmark_sheet(runs: Sequence[BenchmarkRun], root: Path, settings: Benchmar
         numbers = [f"{place * settings.num_images:04d}.png" for place in places]
         rows.append([_opened(f / number) for f, number in zip(folders, numbers, strict=True)])
     above = [f"{each.name}: {each.prompts[place]}" for each, place in zip(subjects, places, strict=True)]
-    beside = [LABELS.get(method, method) for method in methods]
+    beside = [label_of(method) for method in methods]
     return png_bytes(draw_contact_sheet(rows, row_labels=beside, column_labels=above))
 
 

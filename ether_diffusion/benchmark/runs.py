@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
-from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings
+from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings, method_of
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.lpips import Lpips, find_lpips
@@ -59,16 +59,18 @@ def find_result(run: BenchmarkRun, root: Path) -> dict[str, Any] | None:
 def training_config(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) -> DreamBoothConfig:
     """Return the configuration of a run's training; a ValueError where the settings cannot be used."""
     subject, prior = run.subject, settings.training.get("prior_preservation", "none")
+    method, options = method_of(run.method)
     values: dict[str, Json] = {
         **settings.training,
         "pretrained_model_name_or_path": settings.base,
         "instance_data_dir": str(subject.photos),
         "output_dir": str(run.folder(root) / ADAPTER),
-        "adapter": run.method,
+        "adapter": method,
         "learning_rate": settings.learning_rate(run.method),
         "seed": run.seed,
         "token": subject.identifier,
         "export_lora": False,
+        **options,
     }
     if subject.class_name is not None:
         values["instance_prompt"] = subject.instance_prompt
