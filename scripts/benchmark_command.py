@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ether_diffusion.benchmark import plan as planned
 from ether_diffusion.benchmark.plan import BASE, LABELS, BenchmarkRun, BenchmarkSettings, advise, read_curves
-from ether_diffusion.benchmark.results import benchmark_sheet, shown, summarise
+from ether_diffusion.benchmark.results import benchmark_sheet, draw_front, shown, summarise
 from ether_diffusion.benchmark.runs import do_all, find_result, training_config
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.scripts import command_options as told
@@ -21,7 +21,7 @@ from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training import PhotoFolder, find_photos
 from ether_diffusion.wording import listed
 
-BENCHMARK_FILE, SHEET_FILE = "benchmark.json", "sheet.png"
+BENCHMARK_FILE, SHEET_FILE, FRONT_FILE = "benchmark.json", "sheet.png", "front.png"
 
 
 def benchmark(options: told.Benchmark) -> None:
@@ -70,9 +70,12 @@ def benchmark(options: told.Benchmark) -> None:
     finally:
         logger.setLevel(level)
     write_results()
-    write_files(root, {SHEET_FILE: benchmark_sheet(runs, root, settings)})
-    print(shown(summarise(runs, root, settings, form=form)))
-    print(f"written: {root / BENCHMARK_FILE}, {root / SHEET_FILE}")
+    summary = summarise(runs, root, settings, form=form)
+    pictures = {SHEET_FILE: benchmark_sheet(runs, root, settings), FRONT_FILE: draw_front(summary)}
+    drawn = {name: data for name, data in pictures.items() if data is not None}
+    write_files(root, drawn)
+    print(shown(summary))
+    print("written: " + ", ".join(str(root / name) for name in (BENCHMARK_FILE, *drawn)))
 
 
 def _settings(options: told.Benchmark) -> BenchmarkSettings:

@@ -203,7 +203,7 @@ class _Compared(Options):
         "steps (without it the short form, on subjects of the embedded base)",
     )
     base: str = option("tiny_world", "folder or hub id (tiny_world)")
-    methods: Words = option((), "methods of train-dreambooth (seven)")
+    methods: Words = option((), "methods of train-dreambooth, also with options: lora:rank=1 (seven)")
     subjects: Words = option((), "(all of --data, or eight)")
     seeds: Wholes = option((0,), "of training (0)")
 

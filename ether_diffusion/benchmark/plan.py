@@ -14,7 +14,7 @@ from ether_diffusion.strict_json import Json, Within, checked, read_json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
-from ether_diffusion.tiny_world.subjects import IDENTIFIER, NUM_PHOTOS, unseen_prompts
+from ether_diffusion.tiny_world.subjects import IDENTIFIER, NUM_PHOTOS, unseen_prompts, validation_prompts
 from ether_diffusion.training import find_photos
 from ether_diffusion.training.captions import decode_text
 from ether_diffusion.training.config import DEFAULT_LEARNING_RATES, AdapterMethod
@@ -32,8 +32,8 @@ _PROMPT = re.compile(r"""^\s*['"](.+?)['"]\.format\(""", re.MULTILINE)
 _ROW = re.compile(r"^\s*(\w[\w-]*),([\w -]+?)\s*$", re.MULTILINE)
 
 METHODS: tuple[AdapterMethod, ...] = ("full", "lora", "oft", "hra", "delora", "ether", "ether_plus")
-"""The rows of the table; full is DreamBooth, which trains every weight of the UNet. A row may also have options of
-its own, "lora:rank=1"."""
+"""The rows of the table; full is DreamBooth, which trains every weight of the UNet. Others have options, as
+"lora:rank=1"."""
 BASE = "base"
 """The method of the runs that train nothing: what the base draws from the same prompts."""
 REAL = "real"
@@ -76,13 +76,17 @@ PAPER_TRAINING: Mapping[str, Json] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject to learn, and what it is asked for; without a class its photos have captions of their own."""
+    """A subject to learn, and what it is asked for; without a class its photos have captions of their own.
+
+    Nothing is chosen by its prompts: training is validated on others.
+    """
 
     name: str
     photos: Path
     prompts: tuple[str, ...]
     identifier: str
     class_name: str | None
+    validation_prompts: tuple[str, ...] = ()
 
     @property
     def instance_prompt(self) -> str | None:
@@ -98,7 +102,14 @@ class Subject:
 def tiny_subjects(names: Sequence[str], folder: Path) -> list[Subject]:
     """Return subjects of Tiny World, whose photos are to be drawn into a folder."""
     return [
-        Subject(name, folder / name.replace(" ", "_"), unseen_prompts(find_concept(name)), IDENTIFIER, None)
+        Subject(
+            name,
+            folder / name.replace(" ", "_"),
+            unseen_prompts(concept := find_concept(name)),
+            IDENTIFIER,
+            None,
+            validation_prompts(concept),
+        )
         for name in dict.fromkeys(names)
     ]
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import generate, score_against_truth, to_images
 from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.jobs import train_groups
 from ether_diffusion.training.loop import NonFiniteError
 from ether_diffusion.training.methods import attach_saved
 from ether_diffusion.training.prior import read_class_images
@@ -72,6 +73,8 @@ def training_config(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) 
         "export_lora": False,
         **options,
     }
+    if settings.training.get("eval_steps") and "eval_prompt" not in settings.training:
+        values["eval_prompt"] = list(subject.validation_prompts)
     if subject.class_name is not None:
         values["instance_prompt"] = subject.instance_prompt
         if prior == "class_images":
@@ -81,59 +84,109 @@ def training_config(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) 
     return DreamBoothConfig.from_flat(values)
 
 
+TOGETHER = 8
+"""So many adapters of a method are trained in one batch."""
+
+
+def _next_runs(
+    left: Sequence[BenchmarkRun], first: BenchmarkRun, settings: BenchmarkSettings
+) -> list[BenchmarkRun]:
+    """Return the run with those that are trained together with it: of its method, on further subjects."""
+    draws_class_images = settings.training.get("prior_preservation") == "class_images"
+    number = 1 if first.method in (BASE, "full") or draws_class_images else TOGETHER
+    alike = [run for run in left if (run.method, run.seed) == (first.method, first.seed)]
+    return alike[alike.index(first) :][:number]
+
+
 def _carry_out(
-    run: BenchmarkRun, root: Path, settings: BenchmarkSettings, encoders: list[Encoder], lpips: Lpips | None
+    runs: Sequence[BenchmarkRun],
+    root: Path,
+    settings: BenchmarkSettings,
+    encoders: list[Encoder],
+    lpips: Lpips | None,
 ) -> FolderInUseError | None:
-    """Do a run, going on where an earlier call was killed; where another process is at it, return that.
+    """Do runs that are trained together, going on where an earlier call was killed.
 
-    Where training diverged there are no scores, and the result says so.
+    Those that another process is at are left to it; if it is at all of them, that is returned. Where training
+    diverged there are no scores, and the result says so.
     """
-    folder = run.folder(root)
-    places = [folder]  # where nobody else may write meanwhile
-    config = None if run.method == BASE else training_config(run, root, settings)
-    class_images = None if config is None else config.prior.class_data_dir
-    if config is not None and class_images is not None:
-        class_images.mkdir(parents=True, exist_ok=True)
-        if len(read_class_images(config.prior).photos) < config.prior.num_class_images:
-            places.append(class_images)
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        for place in places:
+        ours, in_use = list[BenchmarkRun](), None
+        for run in runs:
             try:
-                held.enter_context(locked(place, patience=0))
-            except FolderInUseError as in_use:
-                return in_use
-        if find_result(run, root) is None:
+                for place in _places(run, root, settings):
+                    held.enter_context(locked(place, patience=0))
+                ours.append(run)
+            except FolderInUseError as error:
+                in_use = error
+        ours = [run for run in ours if find_result(run, root) is None]
+        diverged = _trained([run for run in ours if run.method != BASE], root, settings)
+        for run in ours:
             result: dict[str, Json] = {"method": run.method, "subject": run.subject.name, "seed": run.seed}
-            try:
-                if config is not None:
-                    result["learning_rate"] = config.learning_rate
-                    if train_dreambooth(config) != 0:
-                        raise InterruptedError(f"training was stopped; the same command goes on in {root}")
-                    result |= _cost(folder / ADAPTER, config.optimization.train_batch_size)
+            if run.method != BASE:
+                result["learning_rate"] = settings.learning_rate(run.method)
+            if run in diverged:
+                logger.warning("%s of %s: %s", run.method, run.subject.name, diverged[run])
+                result |= {"scores": {}, "diverged": diverged[run]}
+            else:
+                if run.method != BASE:
+                    result |= _cost(run.folder(root) / ADAPTER, settings)
                 result |= _measure(run, root, settings, encoders, lpips)
-            except NonFiniteError as error:
-                logger.warning("%s of %s: %s", run.method, run.subject.name, error)
-                result |= {"scores": {}, "diverged": str(error)}
             text = json.dumps(result, indent=1, allow_nan=False)
-            write_files(folder, {RESULT_FILE: f"{text}\n".encode()})
-        if not settings.keep_adapters:
-            shutil.rmtree(folder / ADAPTER, ignore_errors=True)
-    return None
+            write_files(run.folder(root), {RESULT_FILE: f"{text}\n".encode()})
+        for run in ours if not settings.keep_adapters else ():
+            shutil.rmtree(run.folder(root) / ADAPTER, ignore_errors=True)
+        return None if ours else in_use
 
 
-def _cost(adapter: Path, batch_size: int) -> dict[str, Json]:
-    """Return what an adapter took: numbers trained, bytes of its files, seconds of its steps.
+def _places(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) -> Iterator[Path]:
+    """Make and give the folders where nobody else may write while a run is at work."""
+    run.folder(root).mkdir(parents=True, exist_ok=True)
+    yield run.folder(root)
+    prior = None if run.method == BASE else training_config(run, root, settings).prior
+    if prior is not None and prior.class_data_dir is not None:
+        prior.class_data_dir.mkdir(parents=True, exist_ok=True)
+        if len(read_class_images(prior).photos) < prior.num_class_images:
+            yield prior.class_data_dir
 
-    The log knows how fast each step was, so an interruption counts nothing.
+
+def _trained(
+    runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings
+) -> dict[BenchmarkRun, str]:
+    """Train runs together; return why some of them diverged."""
+    configs, diverged = {run: training_config(run, root, settings) for run in runs}, dict[BenchmarkRun, str]()
+    code, alone = 0, list(runs)
+    if len(runs) > 1:
+        code, failed = train_groups([list(configs.values())], allow_changes=False, hub_token=None)
+        alone = [run for run in runs if configs[run].output.output_dir in failed]  # which tells what failed
+    for run in alone if not code else ():
+        try:
+            code = train_dreambooth(configs[run])
+        except NonFiniteError as error:
+            diverged[run] = str(error)
+        if code:
+            break
+    if code:
+        raise InterruptedError(f"training was stopped; the same command goes on in {root}")
+    return diverged
+
+
+def _cost(adapter: Path, settings: BenchmarkSettings) -> dict[str, Json]:
+    """Return what an adapter took: numbers trained, bytes of its files, steps, seconds of its steps.
+
+    The log knows how fast each step was, so an interruption counts nothing; of adapters that were trained
+    together, each step's seconds are those of all.
     """
+    batch_size = int(settings.training.get("train_batch_size", 1))
     found = adapter.glob(f"**/{TENSORS_NAME}")
     files = [file for file in found if "checkpoint-" not in str(file.relative_to(adapter))]
-    lines = [json.loads(line) for line in (adapter / LOG_NAME).read_text(encoding="utf-8").splitlines()]
+    told = [json.loads(line) for line in (adapter / LOG_NAME).read_text(encoding="utf-8").splitlines()]
+    steps = [line["images_per_second"] for line in told if "images_per_second" in line]
     return {
         "parameters": sum(tensor.numel() for file in files for tensor in load_file(file).values()),
         "bytes": sum(file.stat().st_size for file in files),
-        "seconds": round(sum(batch_size / line["images_per_second"] for line in lines), 3),
+        "steps": len(steps),
+        "seconds": round(sum(batch_size / rate for rate in steps), 3),
     }
 
 
@@ -233,7 +286,7 @@ def _work(
         for run in left:
             if parent not in (None, os.getppid()):
                 return
-            in_use = _carry_out(run, root, settings, encoders, lpips)
+            in_use = _carry_out(_next_runs(left, run, settings), root, settings, encoders, lpips)
             if in_use is None:
                 if on_progress is not None:
                     on_progress(sum(find_result(each, root) is not None for each in runs), len(runs))

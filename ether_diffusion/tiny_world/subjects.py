@@ -68,6 +68,13 @@ def unseen_prompts(concept: Concept) -> tuple[str, ...]:
     return tuple(scene.caption(subject_noun(concept)) for scene in unseen_scenes(concept))
 
 
+def validation_prompts(concept: Concept) -> tuple[str, ...]:
+    """Prompts to validate a training on: their four backgrounds are in no photo and in no unseen prompt."""
+    shown = {photo.scene.background for photo in photos_of(concept)}
+    others = [background for background in PHOTO_BACKGROUNDS if background not in shown]
+    return tuple(Scene(concept, background).caption(subject_noun(concept)) for background in others)
+
+
 def write_photos(
     concept: Concept, folder: Path, *, count: int = NUM_PHOTOS, size: int = NATIVE_SIZE
 ) -> list[Path]:
