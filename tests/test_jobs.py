@@ -26,10 +26,10 @@ FROZEN: Flags = {"prior_preservation": "frozen", "class_prompt": "a cat"}
 MANY: list[Flags] = [
     {"adapter": "ether_plus"},
     {"adapter": "ether_plus", "learning_rate": 2e-3, "seed": 3, **FROZEN},
-    {"adapter": "ether", "num_blocks": 4, "max_train_steps": 30, "use_ema": True},
+    {"adapter": "ether", "num_blocks": 4, "learning_rate": 4e-3, "seed": 5, "use_ema": True, **FROZEN},
     {"adapter": "ether", "sides": "output", "gradient_accumulation_steps": 2, "max_train_steps": 25},
     {"adapter": "lora", "rank": 2, "learning_rate": 1e-3, "lr_scheduler": "cosine"},
-    {"adapter": "lora", "rank": 2, "train_batch_size": 2, "snr_gamma": 5.0},
+    {"adapter": "lora", "rank": 2, "train_batch_size": 2, "snr_gamma": 5.0, "seed": 7, **FROZEN},
     {"adapter": "oft", "learning_rate": 1e-4, "target_modules": "to_q,to_v"},
     {"adapter": "ether", "target_modules": "attention_and_feedforward", "resolution": 16},
 ]
@@ -70,6 +70,23 @@ def test_jobs_together_learn_what_each_learns_alone(tmp_path: Path) -> None:
     for one, other in zip(folders_of(together), alone, strict=True):
         assert train_dreambooth(other) == 0
         assert_learned_the_same(one, other.output.output_dir)
+
+
+def test_as_many_rows_of_jobs_go_through_the_denoiser_at_once_as_memory_bears(tmp_path: Path) -> None:
+    of: list[Flags] = [{"train_batch_size": 6}]
+    many = jobs(tmp_path, "run", of + [{"seed": seed} for seed in range(6)])
+    rows = list[int]()
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 4 and torch.is_grad_enabled():
+            rows.append(len(inputs[0]))
+
+    noting = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        assert train_jobs(many) == 0
+    finally:
+        noting.remove()
+    assert rows == [6, 4, 2] * 4  # one job's batch is not divided
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 RATES_NAME = "learning_rates.json"
 """What a comparison of learning rates found, in the folder of the best."""
+MAX_ROWS, MAX_GPU_ROWS = 4, 16
+"""Of several jobs that go through the denoiser at once: a core computes more hardly faster than in turn."""
 
 
 def check_jobs(configs: Sequence[DreamBoothConfig]) -> None:
@@ -226,14 +228,14 @@ class Jobs:
             logger.info("%s", line)
 
     def _answered(self, shares: Mapping[Path, Share]) -> dict[Path, tuple[Tensor, Tensor]]:
-        """Add the gradients of a round, those of one shape of latents together."""
+        """Add the gradients of a round, those of one shape of latents together, as many as memory bears."""
         answers, shapes = dict[Path, tuple[Tensor, Tensor]](), dict[torch.Size, list[Path]]()
         for path, share in shares.items():
             shapes.setdefault(share.batch.latents.shape[1:], []).append(path)
-        for paths in shapes.values():
-            of_shape = [shares[path] for path in paths]
-            if any(not share.is_shadow for share in of_shape):
-                found = zip(paths, add_gradients(of_shape, self.together.answering), strict=True)
+        for paths in (part for of_shape in shapes.values() for part in _parts(of_shape, shares)):
+            own = [shares[path] for path in paths]
+            if any(not share.is_shadow for share in own):
+                found = zip(paths, add_gradients(own, self.together.answering), strict=True)
                 answers |= {path: each for path, each in found if not shares[path].is_shadow}
         return answers
 
@@ -280,6 +282,20 @@ class Together:
         embeddings = stack_embeddings([question.embeddings for question in questions])
         prediction = self._base.predict(model, noisy, timesteps, embeddings, **beside)
         return list(torch.split(prediction, sizes))
+
+
+def _parts(paths: Sequence[Path], shares: Mapping[Path, Share]) -> Iterator[list[Path]]:
+    """Divide shares into parts of about as many rows, at most MAX_ROWS, but for a share that has more."""
+    rows = [len(shares[path].batch.latents) for path in paths]
+    most = MAX_ROWS if shares[paths[0]].trainer.accelerator.device.type == "cpu" else MAX_GPU_ROWS
+    most, part, held = math.ceil(sum(rows) / math.ceil(sum(rows) / most)), list[Path](), 0
+    for path, own in zip(paths, rows, strict=True):
+        if part and held + own > most:
+            yield part
+            part, held = [], 0
+        part.append(path)
+        held += own
+    yield part
 
 
 def _round_of(trainer: Trainer, turn: int = 0) -> int:
