@@ -117,7 +117,8 @@ class Wildcards:
 
     def _lines(self, name: str) -> list[str]:
         if self.folder is None:
-            raise ValueError(f"there is no folder of wildcards for __{name}__; name one, or take it out")
+            needed = f"make one with {name}.txt in it, or take it out"
+            raise ValueError(f"there is no folder of wildcards for __{name}__; {needed}")
         file = self.folder / f"{name}.txt"
         is_inside = file.resolve().is_relative_to(self.folder.resolve())
         if not is_inside or not file.is_file():

@@ -47,7 +47,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 BASES = re.compile(r"stable-diffusion-v1-5/\S+|stabilityai/\S+")
 QUICK = {
-    "generate": ["--steps", "1"],
+    "generate": ["--steps", "2"],
     "evaluate": ["--steps", "1", "--num_images", "2"],
     "train-dreambooth": [
         *("--max_train_steps", "1", "--mixed_precision", "no", "--num_validation_images", "1"),
@@ -91,6 +91,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shape = Image.new("RGB", (64, 64))
     shape.paste((255, 255, 255), (16, 16, 48, 48))
     shape.save("shape.png")
+    Path("words").mkdir()
+    Path("words/place.txt").write_text("in the snow\nin space\n", encoding="utf-8")
     scenes = [photo.scene for photo in photos_of(find_concept("cat"))[:2]]
     write_pairs([Pair(scene, "silhouette") for scene in scenes], Path("pairs"))
     write_pairs([Pair(scene, "palette") for scene in scenes], Path("maps"))

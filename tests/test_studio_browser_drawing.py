@@ -116,9 +116,9 @@ def control_of(studio: RunningStudio, said: ImageMetadata) -> Image.Image:
     return Image.open(kept).convert("RGB")
 
 
-def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float], tab: str = "control") -> None:
     """Draw with the mouse, from and to shares of the canvas' sides."""
-    canvas = page.locator("#control-sketch canvas")
+    canvas = page.locator(f"#{tab}-sketch canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box is not None
@@ -449,6 +449,46 @@ def test_a_sketch_is_followed_dropped_back_and_brought_by_history(
         assert_same_pixels(tmp_path / "drawn.png", tmp_path / "third.png")
 
 
+def test_a_picture_is_begun_with_painted_over_varied_and_enlarged(
+    browser: Browser, studio: RunningStudio, page: Page, tmp_path: Path
+) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    fill(page, steps=4)
+    page.locator("#create-start button").first.click()
+    page.locator("#create-start-picture input[type=file]").set_input_files(tmp_path / "photo.png")
+    expect(page.locator("#create-sketch canvas")).to_be_visible()
+    drag(page, (0.2, 0.3), (0.4, 0.3), "create")
+    said = generate(page, tmp_path / "painted.png")
+    assert (said.options["start_image"], said.options["start_strength"]) == ("photo.png", 0.6)
+    changed = (np.asarray(Image.open(tmp_path / "painted.png")) != np.asarray(photo)).any(axis=-1)
+    assert changed[16:24, 14:25].all()
+    assert not changed[40:].any()
+    with open_page(browser, studio.url) as other:  # another visitor: picture and brush come back
+        expect(drop(other, "create", tmp_path / "painted.png")).to_have_text("All settings restored")
+        expect(other.locator("#create-sketch canvas")).to_be_visible()
+        again = generate(other, tmp_path / "again.png").options
+        assert again["start_mask_sha256"] == said.options["start_mask_sha256"]
+        assert_same_pixels(tmp_path / "painted.png", tmp_path / "again.png")
+
+    page.locator("#create-vary").click()
+    expect(page.locator("#create-stop")).to_be_visible()
+    expect(page.locator("#create-stop")).to_be_hidden(timeout=LONG_MS)
+    varied = read_image_metadata(download(page, "create-download", tmp_path / "varied.png"))
+    assert varied is not None
+    assert (varied.prompt, varied.options["start_strength"]) == (said.prompt, 0.5)
+    assert varied.options["start_image_sha256"] == control_image_sha256(Image.open(tmp_path / "painted.png"))
+    assert varied.seed != said.seed
+    page.locator("#create-enlarge").click()
+    expect(page.locator("#create-notes")).to_contain_text("Enlarged twice by Lanczos alone")
+    assert read_image_metadata(download(page, "create-download", tmp_path / "large.png")) is None
+    small, large = Image.open(tmp_path / "varied.png"), Image.open(tmp_path / "large.png")
+    assert np.array_equal(np.asarray(large), np.asarray(small.resize((128, 128), Image.Resampling.LANCZOS)))
+    page.locator("#create-begin").click()
+    expect(page.locator("#create-width input")).to_have_value("128")
+    expect(page.locator("#create-sketch canvas")).to_have_attribute("width", "128")
+
+
 def test_a_drawing_survives_a_reload_and_one_that_is_gone_is_said(
     page: Page, studio: RunningStudio, tmp_path: Path
 ) -> None:
@@ -523,8 +563,17 @@ def test_a_stranger_draws_the_fox_takes_examples_fills_a_shape_and_opens_another
         go_to(page, "create")
         expect(page.locator("#create-missing")).to_contain_text("Shapes")
         expect(page.locator("#create-knows")).to_be_hidden()
-        fill(page)
+        fill(page, steps=4)
         assert generate(page, tmp_path / "other.png").base == "another"
+        page.locator("#create-enlarge").click()
+        expect(page.locator(".toast-body").last).to_contain_text("and drawn over at")
+        expect(page.locator("#create-stop")).to_be_visible()
+        expect(page.locator("#create-stop")).to_be_hidden(timeout=LONG_MS)
+        large = read_image_metadata(download(page, "create-download", tmp_path / "large.png"))
+        assert large is not None
+        small = Image.open(tmp_path / "other.png")
+        assert (large.width, large.height) == (2 * small.width, 2 * small.height)
+        assert large.options["start_strength"] == 0.3
         new.stop()
         expect(page.locator("#gone")).to_contain_text("does not answer")
 

@@ -237,3 +237,22 @@ def test_a_call_of_another_form_is_refused_before_it_is_queued(
         urllib.request.urlopen(request)
     assert refusal.value.code == 422
     assert words in json.loads(refusal.value.read())["detail"]
+
+
+def test_prompts_are_weighed_and_drawn_from_wildcards(script: Any, studio: RunningStudio) -> None:
+    (studio.folder / "wildcards").mkdir(exist_ok=True)
+    (studio.folder / "wildcards" / "thing.txt").write_text("cake\ncat\nrocket\n", encoding="utf-8")
+    pictures, _, _ = script.predict("a (red:1.3) __thing__ {here|there}", **QUICK, num_images=3)
+    said = [read_image_metadata(picture["image"]) for picture in pictures]
+    drawn = {
+        f"a (red:1.3) {thing} {place}" for thing in ("cake", "cat", "rocket") for place in ("here", "there")
+    }
+    assert {each.prompt for each in said if each is not None} <= drawn
+    assert said[0] is not None
+    assert said[0].options["template"] == "a (red:1.3) __thing__ {here|there}"
+    for prompt, words in (
+        ("__nothing__", "no wildcard __nothing__"),
+        ("[a|b]", "hanges the prompt between"),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match=words):
+            script.predict(prompt, **QUICK)

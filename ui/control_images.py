@@ -1,4 +1,4 @@
-"""Where a control image of the page comes from: a drawing in exact colours, an upload, or a detector."""
+"""Where images that say where come from: a drawing in exact colours, an upload, or a detector."""
 
 import base64
 import binascii
@@ -9,11 +9,13 @@ from PIL import Image
 
 from ether_diffusion.control import Detector
 from ether_diffusion.control.palette import Colour, Palette
+from ether_diffusion.pipelines.sampling import Start
 from ether_diffusion.tiny_world.world import BACKGROUND_CLASSES, OBJECT_CLASSES, PALETTE
 from ether_diffusion.training import decode_photo
 from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.ui.uploads import MAX_PIXELS
+from ether_diffusion.ui.words import picture_address
 
 DETECTORS = {
     "": "A control image, taken as it is",
@@ -24,12 +26,19 @@ DETECTORS = {
 """What an upload can be, by the name of the detector."""
 MAX_DRAWING = 8 * 2**20  # characters of a drawing as it comes from a page
 MAX_SIDE_PX = 1024  # of the canvas; a larger picture's drawing is enlarged
+MASK = "mask of a start picture"
+"""What is drawn on a picture rather than on paper: white where it changes."""
+_HINTS = {
+    "palette": "Draw here what should be where.",
+    MASK: "Paint here what should be drawn anew; nothing painted is all of it.",
+}
 _PREFIX = "data:image/png;base64,"
 _SHAPES = ("silhouette", "edges", "canny")  # types whose images are of dark and light
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _CANVAS = Markup(
-    '<div class="sketch" data-paper="{kind}" data-ground="{ground}"><p class="quiet">Draw here {what}.</p>'
-    '<canvas width="{width}" height="{height}" role="img" aria-label="Your drawing"></canvas>'
+    '<div class="sketch" data-paper="{kind}" data-ground="{ground}"{drawn}><p class="quiet">{what}</p>'
+    '<div class="paper"{under}><canvas width="{width}" height="{height}" role="img" '
+    'aria-label="Your drawing"></canvas></div>'
     '<div class="sketch-tools"><label>Brush <input type="range" min="1" max="60" value="24"></label>'
     '<button type="button" data-do="undo">Undo</button>'
     '<button type="button" data-do="fill">Fill all</button>'
@@ -46,14 +55,27 @@ def _classes_of(control_type: str | None) -> dict[str, dict[str, Colour]]:
     if control_type == "palette":
         groups = {"Things": OBJECT_CLASSES, "Places": BACKGROUND_CLASSES}
         return {title: {name: PALETTE[name] for name in names} for title, names in groups.items()}
+    if control_type == MASK:
+        return {"Paint": {"drawn anew": _WHITE, "kept": _BLACK}}
     thing = {"silhouette": "subject", "edges": "line", "canny": "line"}.get(control_type or "", "white")
     return {"Draw with": {thing: _WHITE, "nothing": _BLACK}}
 
 
-def canvas_html(control_type: str | None, *, width: int, height: int) -> str:
+def take_drawing(prefix: str) -> str:
+    """Return the JavaScript that gives the drawing as it is when a button is pressed."""
+    return f"""() => {{
+  const canvas = document.querySelector("#{prefix}-sketch canvas");
+  return canvas ? canvas.toDataURL("image/png") : "";
+}}"""
+
+
+def canvas_html(
+    control_type: str | None, *, width: int, height: int, under: Image.Image | None = None, drawn: str = ""
+) -> str:
     """Return the canvas for pictures of a size (px), its tools and classes; ui/sketch.js gives them life.
 
-    The first class draws at first; what is not drawn is beach, or nothing.
+    The first class draws at first; what is not drawn is beach, or nothing. A picture may lie `under` it, on
+    which only what was `drawn` before stands at first.
     """
     shrink, groups, chosen = min(1.0, MAX_SIDE_PX / max(width, height)), Markup(""), Markup(" checked")
     for title, classes in _classes_of(control_type).items():
@@ -62,16 +84,37 @@ def canvas_html(control_type: str | None, *, width: int, height: int) -> str:
             swatches += _CLASS.format(shade=_hex(colour), chosen=chosen, name=name)
             chosen = Markup("")
         groups += Markup("<fieldset><legend>{}</legend>{}</fieldset>").format(title, swatches)
-    is_palette = control_type == "palette"
+    is_palette, side = (
+        control_type == "palette",
+        {"width": round(width * shrink), "height": round(height * shrink)},
+    )
+    paper = Markup("")
+    if under is not None:
+        address = picture_address(under.resize((side["width"], side["height"])), "WEBP", quality=90)
+        paper = Markup(' style="background-image: url({})"').format(address)
     return _CANVAS.format(
-        what="what should be where" if is_palette else "the shape that shall be followed",
+        what=_HINTS.get(control_type or "", "Draw here the shape that shall be followed."),
         kind="palette" if is_palette else "mask", ground=_hex(PALETTE["beach"] if is_palette else _BLACK),
-        width=round(width * shrink), height=round(height * shrink), groups=groups,
+        drawn=Markup("") if under is None else Markup(' data-drawn="{}"').format(drawn),
+        under=paper, groups=groups, **side,
     )  # fmt: skip
+
+
+def read_mask(text: str) -> Image.Image | None:
+    """Return what was painted over a start picture (mode L); None where that is nothing."""
+    painted = _read_canvas(text, MASK).convert("L") if text else None
+    return None if painted is None or painted.getbbox() is None else painted
 
 
 def read_drawing(text: str, control_type: str | None) -> Image.Image:
     """Return a drawing that a page sent, in exactly the colours of its classes (mode RGB)."""
+    drawn = _read_canvas(text, control_type)
+    if drawn.getbbox() is None:
+        raise ValueError("the canvas is empty, and no drawing is followed; draw the shape, or upload one")
+    return drawn
+
+
+def _read_canvas(text: str, control_type: str | None) -> Image.Image:
     if not text.startswith(_PREFIX):
         raise ValueError("there is no drawing yet; draw something, or upload a control image")
     if len(text) > MAX_DRAWING:
@@ -82,10 +125,13 @@ def read_drawing(text: str, control_type: str | None) -> Image.Image:
     except (UnusableFileError, binascii.Error):
         raise ValueError("the drawing came damaged from the page; draw again") from None
     classes = {name: colour for group in _classes_of(control_type).values() for name, colour in group.items()}
-    drawn = _snapped(decoded.rgb, classes, "what can be drawn with here", "drawing")
-    if drawn.getbbox() is None:
-        raise ValueError("the canvas is empty, and no drawing is followed; draw the shape, or upload one")
-    return drawn
+    return _snapped(decoded.rgb, classes, "what can be drawn with here", "drawing")
+
+
+def read_start(path: Path, strength: float = 1.0) -> Start:
+    """Return an upload to begin with, decoded under our limits."""
+    image, _ = decode_photo(path, min_side=1, max_pixels=MAX_PIXELS)
+    return Start(image, strength=strength, name=path.name)
 
 
 def _is_photo(picture: Image.Image) -> bool:

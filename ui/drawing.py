@@ -80,13 +80,15 @@ class Cost:
     def seconds(self, sampling: Sampling) -> float | None:
         """Return how long pictures take; None before anything was measured."""
         pace = self.pace(sampling)
-        return None if pace is None else sampling.num_pictures * (sampling.steps * pace.step + pace.picture)
+        return (
+            None if pace is None else sampling.num_pictures * (sampling.num_steps * pace.step + pace.picture)
+        )
 
     def least_seconds(self, sampling: Sampling) -> float:
         """Return how long pictures take a CPU that is always at its best; 0 elsewhere."""
         if self._device.type != "cpu":
             return 0.0
-        num_steps = sampling.num_pictures * sampling.steps
+        num_steps = sampling.num_pictures * sampling.num_steps
         return num_steps * self.of_step(*self._kind(sampling)) / self._flop_per_second
 
     def words(self, sampling: Sampling) -> str:
@@ -99,7 +101,7 @@ class Cost:
         )
         if seconds is None and (least := self.least_seconds(sampling)) > 1:
             took = f"{duration(least)} or more"
-        said = [counted(number, "picture"), counted(number * sampling.steps, "step"), took]
+        said = [counted(number, "picture"), counted(number * sampling.num_steps, "step"), took]
         return " · ".join([*said, f"{kilobytes(needed)} of memory"] if self._device.type == "cpu" else said)
 
     def measured(self, sampling: Sampling, pace: Pace) -> None:
@@ -210,13 +212,13 @@ class Drawing:
 
     def _tell(self, step: int, per_step: float | None) -> None:
         known, every, done = self._cost.pace(self._sampling), self._sampling, self._num_done
-        words, number = [f"Step {step} of {every.steps}"], every.num_pictures
+        words, number = [f"Step {step} of {every.num_steps}"], every.num_pictures
         if number > 1:
             words.append(f"{self._what} {min(done + 1, number)} of {number}")
         per_step, left = known.step if per_step is None and known is not None else per_step, None
         if per_step is not None:
-            left = ((number - done) * every.steps - step) * per_step
+            left = ((number - done) * every.num_steps - step) * per_step
             left += 0.0 if known is None else (number - done) * known.picture
             words.append(f"about {duration(left)} left")
-        share = (done + step / every.steps) / number
+        share = (done + step / every.num_steps) / number
         self._emit(Working(" · ".join(words), share, self._image, step, left))

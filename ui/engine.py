@@ -27,6 +27,7 @@ from ether_diffusion.control import holds_control
 from ether_diffusion.pipelines import sampling as grids
 from ether_diffusion.pipelines.opening import default_device
 from ether_diffusion.pipelines.sampling import ControlUse, Picture, Sampling
+from ether_diffusion.prompts import Wildcards, plain_text
 from ether_diffusion.serving import engine as engines
 from ether_diffusion.training import find_cut
 from ether_diffusion.ui import jobs
@@ -105,7 +106,7 @@ class Engine:
         self, request: Request, *, stop: StopToken | None = None, owner: str = "", place: str = ""
     ) -> Job:
         """Begin to draw pictures, or a grid row by row, or refuse it before the first step."""
-        self.cost.check(request.sampling())
+        self.cost.check(self._sampling(request))
         folders = {each: self._folder_of(each) for each in request.adapters}
         control, notes = None, list[str]()
         if isinstance(request, GenerateRequest):
@@ -132,6 +133,11 @@ class Engine:
         known = job.state.seconds_left if job.state is not None else None
         return self.cost.seconds(job.request.sampling()) if known is None else known
 
+    def _sampling(self, request: Request) -> Sampling:
+        """Return what is to be drawn, with the wildcards that lie beside the pictures."""
+        folder = self.outputs.folder.with_name("wildcards")
+        return replace(request.sampling(), wildcards=Wildcards(folder if folder.is_dir() else None))
+
     def close(self, timeout: float = 10.0) -> None:
         """Stop all jobs and wait until they have stopped, `timeout` seconds at most."""
         running = [job for job in self.jobs if not job.is_done]
@@ -156,6 +162,9 @@ class Engine:
                 touched = self.attached.num_touched(sampling)
                 if control is not None and keep:
                     self.outputs.keep_control(control.image)
+                for given in (request.start.image, request.start.mask) if request.start and keep else ():
+                    if given is not None:
+                        self.outputs.keep_control(given)
                 what = "cell" if is_grid else "picture"
                 drawing = Drawing(self._load(), sampling, cost=self.cost, stop=stop, emit=emit, what=what)
                 sides = (sampling.prompts, sampling.seeds, sampling.choices)
@@ -202,7 +211,7 @@ class Engine:
         self, request: Request, control: ControlUse | None, notes: list[str]
     ) -> tuple[Sampling, ControlUse | None]:
         """Return what to draw, with adapters by their names in pictures; notes get what is doubtful."""
-        sampling, ids, names = request.sampling(), list(request.adapters), dict[str, str]()
+        sampling, ids, names = self._sampling(request), list(request.adapters), dict[str, str]()
         for each in ids:
             one = self.attached.attach(each, self._folder_of(each), self._name_of(each), keep=ids)
             names[each] = one.name
@@ -213,7 +222,8 @@ class Engine:
                 )
             if one.match in _DOUBTS:
                 notes.append(_DOUBTS[one.match].format(printable(one.name)))
-        prompts = [*sampling.prompts, *filter(None, [sampling.negative_prompt])]
+        prompts = [*sampling.drawn_prompts(), *filter(None, [sampling.negative_prompt])]
+        prompts = [plain_text(prompt) if self.base.takes_weights else prompt for prompt in prompts]
         cuts = [find_cut(prompt, self.pipeline.tokenizer) for prompt in dict.fromkeys(prompts)]
         notes += [str(cut) for cut in cuts if cut is not None]
         choices = tuple({names[each]: s for each, s in choice.items()} for choice in sampling.choices)

@@ -9,8 +9,9 @@ from PIL import Image
 from ether_diffusion.adapters import read_adapter
 from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.pipelines import metadata
+from ether_diffusion.pipelines.foreign import A1111, COMFYUI, read_foreign_metadata
 from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata
-from ether_diffusion.pipelines.sampling import STRENGTH
+from ether_diffusion.pipelines.sampling import STRENGTH, Start
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.library import Card
 from ether_diffusion.ui.requests import MAX_ADAPTERS, MAX_PROMPT, GenerateRequest
@@ -20,6 +21,7 @@ from ether_diffusion.wording import listed, printable
 
 MAX_BYTES = 64 * 2**20
 _CONTROL = ("control", "control_strength", "control_image_sha256", "control_encoder_sha256")
+_START = ("start_image", "start_strength", "start_image_sha256", "start_mask_sha256", "template")
 """Options of a call that a request has a place for."""
 
 
@@ -51,14 +53,18 @@ def restore(picture: Path, studio: Studio) -> Restored:
     """Read how a PNG was made; whatever stands in it, the answer is a checked request and sentences."""
     try:
         data = read_plain_file(picture, inside=picture.parent, max_bytes=MAX_BYTES)
-        said = metadata.read_image_metadata(data)
+        said = metadata.read_image_metadata(data) or read_foreign_metadata(data)
     except UnusableFileError as error:
         return Restored(None, (f"The picture {error}.",))
     except ValueError as error:
         return Restored(None, (sentence(error),))
     if said is None:
         return Restored(None, ("The picture does not say how it was made.",))
-    return restore_metadata(said, studio)
+    restored = restore_metadata(said, studio)
+    if said.pipeline not in (A1111, COMFYUI):
+        return restored
+    note = f"It was made with {said.pipeline}; what means the same here is taken over."
+    return replace(restored, differences=(note, *restored.differences))
 
 
 def restore_metadata(said: ImageMetadata, studio: Studio) -> Restored:
@@ -103,7 +109,8 @@ class _Reading:
                 self.notes.append(f"{what}; the first {MAX_PROMPT} are taken.")
         image = self._control_image({name: card for name, (card, _) in found.items()})
         self._compare_rest()
-        return replace(request, adapters={c.id: s for c, s in found.values()}, control_image=image)
+        adapters = {card.id: strength for card, strength in found.values()}
+        return replace(request, adapters=adapters, control_image=image, start=self._start())
 
     def _with(self, request: GenerateRequest, note: str, **fields: Any) -> GenerateRequest:
         """Return a request with fields, or without them and with a note where they cannot be taken."""
@@ -184,9 +191,29 @@ class _Reading:
             self.notes.append("Its control image is not stored here; add it again in the tab Control.")
         return image
 
+    def _start(self) -> Start | None:
+        """Return the picture that it began with, where the studio kept that."""
+        options, outputs = self._said.options, self._engine.outputs
+        if "start_image_sha256" not in options:
+            return None
+        kept = [outputs.find_control(str(options.get(f"start_{what}_sha256"))) for what in ("image", "mask")]
+        image, mask = kept
+        if image is None or (mask is None and "start_mask_sha256" in options):
+            name = printable(options.get("start_image") or "a picture", 80)
+            self.notes.append(f"It began with {name}, which is not stored here; add it again.")
+            return None
+        strength: Any = options.get("start_strength")
+        try:
+            return Start(
+                image, strength=strength, mask=mask and mask.convert("L"), name=str(options["start_image"])
+            )
+        except (KeyError, ValueError):
+            self.notes.append("What it says of the picture that it began with cannot be taken; add it again.")
+            return None
+
     def _compare_rest(self) -> None:
         said, here = self._said, metadata.library_versions()
-        unknown = [*(name for name in said.options if name not in _CONTROL), *said.unrecorded]
+        unknown = [*(name for name in said.options if name not in (*_CONTROL, *_START)), *said.unrecorded]
         if unknown:
             self.notes.append(f"It was drawn with settings that have no place here: {listed(unknown)}.")
         other = [

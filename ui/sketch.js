@@ -17,7 +17,7 @@ const start = () => {
   const colour = () => box.querySelector("input[type=radio]:checked").value;
   const radius = () => Math.max(0.6, (box.querySelector("input[type=range]").value / 200) * Math.min(width, height));
   const fill = (shade) => { pen.fillStyle = shade; pen.fillRect(0, 0, width, height); };
-  const keep = () => { try { localStorage.setItem(key, canvas.toDataURL("image/png")); } catch { /* full */ } };
+  const keep = () => { if ("drawn" in box.dataset) return; try { localStorage.setItem(key, canvas.toDataURL("image/png")); } catch { /* full */ } };
   const remember = () => {
     past.push(pen.getImageData(0, 0, width, height));
     if (past.length > 20) past.shift();
@@ -69,7 +69,7 @@ const start = () => {
   }
 
   fill(box.dataset.ground);
-  const kept = localStorage.getItem(key);
+  const kept = box.dataset.drawn ?? localStorage.getItem(key);
   if (kept?.startsWith("data:image/png;base64,")) {
     const image = new Image();
     image.onload = () => pen.drawImage(image, 0, 0, width, height);

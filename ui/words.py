@@ -134,9 +134,11 @@ def picture_facts(said: ImageMetadata) -> list[tuple[str, str]]:
         strength = "several strengths" if use.strength is None else f"{use.strength:g}"
         facts.append(("Adapter", f"{use.name} at {strength}"))
     control, at = (said.options.get(f"control{end}", "?") for end in ("", "_strength"))
+    start, far = (said.options.get(f"start_{what}") for what in ("image", "strength"))
     guidance = None if said.guidance_scale is None else f"{said.guidance_scale:g}"
     facts += [
         ("Control image", f"followed by {control} at {at}" if "control" in said.options else None),
+        ("Begun with", f"{start or 'a picture'}, {far} from it" if far is not None else None),
         ("Base", said.base), ("Seed", said.seed), ("Steps", said.steps), ("Guidance", guidance),
         ("Size", f"{said.width} × {said.height}"), ("Sampler", said.scheduler),
     ]  # fmt: skip

@@ -14,18 +14,13 @@ from PIL import Image
 from ether_diffusion.adapters import Adapter, read_adapter
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.control_images import canvas_html, read_control_upload, read_drawing
-from ether_diffusion.ui.requests import GenerateRequest, read_whole
+from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.restore import Restored
 from ether_diffusion.ui.tabs.create import PictureForm, PictureTab
 from ether_diffusion.ui.tabs.page import DRAW, QUIET, UPLOAD, Page, Updates, Values
 from ether_diffusion.ui.uploads import MAX_PHOTO_BYTES, thumbnail_png
 from ether_diffusion.ui.words import handler, notes_html
 
-TAKE_DRAWING = """() => {
-  const canvas = document.querySelector("#control-sketch canvas");
-  return canvas ? canvas.toDataURL("image/png") : "";
-}"""
-"""Gives the drawing as it is when the button is pressed."""
 NONE_YET = "There is no control adapter yet"
 IN_CREATE = "It followed no control image; the tab Create draws it as it was."
 GET_ONE = "Train one with the command train-control, and add it in the tab Library."
@@ -47,8 +42,7 @@ class ControlForm(PictureForm):
 
     def put_rest(self) -> None:
         with gr.Group():
-            self.put("adapter", "control_strength", "adapter_strength")
-        self.put("source")
+            self.put("adapter", "source")
         side = self.studio.engine.native_size
         self.sketch = gr.HTML(
             canvas_html("palette", width=side, height=side),
@@ -56,6 +50,8 @@ class ControlForm(PictureForm):
             elem_id="control-sketch",
         )
         self.put("drawing", "upload", "detector")
+        with gr.Group():
+            self.put("control_strength", "adapter_strength")
         super().put_rest()
 
     def asked(self, named: Mapping[str, Any]) -> GenerateRequest:
@@ -71,17 +67,15 @@ class ControlForm(PictureForm):
             raise ValueError("there is no control adapter chosen; choose the one that shall follow")
         follower = self._follower(adapter)
         strength = named["adapter_strength"] if follower.parts else 1.0
-        is_drawn, size = named["source"] == DRAW, self._size(named)
+        is_drawn, (height, width) = named["source"] == DRAW, request.size(self.studio.engine.base)
         if not is_drawn and not upload:
             raise ValueError("there is no control image; upload one, or draw it")
         with self.studio.reading:
             if is_drawn:
                 image = read_drawing(named["drawing"] or "", _control_type(follower))
             else:
-                kind = _control_type(follower)
-                image = read_control_upload(
-                    Path(upload["path"]), named["detector"] or "", **size, control_type=kind
-                )
+                how: Any = {"width": width, "height": height, "control_type": _control_type(follower)}
+                image = read_control_upload(Path(upload["path"]), named["detector"] or "", **how)
         return replace(request, adapters={adapter: strength, **request.adapters}, control_image=image)
 
     def _follower(self, adapter_id: str) -> Adapter:
@@ -92,15 +86,6 @@ class ControlForm(PictureForm):
             )
         return adapter
 
-    def _size(self, named: Mapping[str, Any]) -> dict[str, int]:
-        size = dict.fromkeys(("width", "height"), self.studio.engine.native_size)
-        for side, native in size.items():
-            try:
-                size[side] = read_whole(named[side] or native)
-            except ValueError as error:
-                raise ValueError(f"{side} {error}") from None
-        return size
-
     def all(self) -> set[Any]:
         return {*super().all(), self.sketch}
 
@@ -108,9 +93,8 @@ class ControlForm(PictureForm):
         """Suit the canvas to the classes that the chosen adapter follows, and to the size of the pictures."""
         named = self.named(values)
         follower = self._follower(named["adapter"]) if named["adapter"] else None
-        size = {side: max(8, min(4096, px)) for side, px in self._size(named).items()}
         shown = gr.update(visible=follower is None or bool(follower.parts))
-        page = canvas_html(_control_type(follower), **size)
+        page = canvas_html(_control_type(follower), **self.canvas_size(named))
         return {self.sketch: gr.update(value=page), self["adapter_strength"]: shown}
 
     def show_source(self, source: str, **upload: Any) -> Updates:
@@ -149,11 +133,7 @@ class ControlTab(PictureTab):
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
     form: ControlForm
-    beside = "With control"
-
-    def start(self, events: list[Any], **draw: Any) -> None:
-        taken = gr.on(events, None, js=TAKE_DRAWING, outputs=[self.form["drawing"]], api_visibility="private")
-        taken.then(**draw)
+    beside, drawing = "With control", "drawing"
 
     def tie(self) -> None:
         super().tie()

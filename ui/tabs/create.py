@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import gradio as gr
 from markupsafe import Markup
 from PIL import Image
 
-from ether_diffusion.ui.control_images import read_control_upload
+from ether_diffusion.ui.control_images import read_control_upload, take_drawing
 from ether_diffusion.ui.jobs import Finished, Job, SavedPicture
 from ether_diffusion.ui.requests import NUM_IMAGES, SEED, GenerateRequest
 from ether_diffusion.ui.restore import Restored, restore
@@ -54,6 +54,8 @@ class PictureForm(Form):
     """The settings of pictures of one prompt, with a strength for each chosen adapter."""
 
     label, info = "Adapters", "None draws with the base alone."
+    around: Sequence[Any] = ()
+    """What fields stand in that may be opened."""
 
     def put_rest(self) -> None:
         """Lay out what stands below the prompt; sliders appear as adapters are chosen."""
@@ -109,6 +111,11 @@ class PictureForm(Form):
             **found | {"adapters": dict(zip(found["adapters"] or [], strengths, strict=False))}
         )
 
+    def canvas_size(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return width and height (px) of what is drawn on, whatever stands in their fields."""
+        native = self.studio.engine.native_size
+        return {side: max(8, min(4096, int(named[side] or native))) for side in ("width", "height")}
+
     def shown(self, named: Mapping[str, Any]) -> Updates:
         chosen, names = named["adapters"] or [], self.names()  # what follows a control image is not offered
         by_place = zip(chosen, (named.get(name, 1.0) for name in STRENGTHS), strict=False)
@@ -135,6 +142,10 @@ class PictureTab(DrawingTab):
 
     form: PictureForm
     beside, nothing = "With adapter", "Write a prompt to see what the pictures cost."
+    drawing: str
+    """The field that takes what is drawn on the canvas."""
+    offers: ClassVar[Mapping[str, str]] = {}
+    """What can be done with a result: the labels of buttons by name."""
 
     def lay_out_head(self) -> None:
         self.restored = gr.HTML(visible=False, elem_id=f"{self.prefix}-restored")
@@ -155,7 +166,12 @@ class PictureTab(DrawingTab):
         self.pair = gr.HTML(js_on_load=ON_SLIDE, elem_id=f"{prefix}-pair", **hidden)
         self.single = gr.Image(elem_id=f"{prefix}-picture", **look)
         self.gallery = Page.thumbnails(f"{prefix}-gallery")
-        self.download = gr.DownloadButton("Download PNG", elem_id=f"{prefix}-download", **hidden)
+        with gr.Row(elem_classes="tool-row"):
+            self.download = gr.DownloadButton("Download PNG", elem_id=f"{prefix}-download", **hidden)
+            self.tools: dict[str, Any] = {
+                name: gr.Button(label, elem_id=f"{prefix}-{name}", **hidden)
+                for name, label in self.offers.items()
+            }
         self.notes = gr.HTML(elem_id=f"{prefix}-notes", **hidden)
         title = "Settings of this picture"
         with gr.Accordion(title, open=False, elem_id=f"{prefix}-facts", **hidden) as self.settings:
@@ -165,7 +181,7 @@ class PictureTab(DrawingTab):
         self.last = Page.browser_state(f"{prefix}-pictures")
         self.shows = [
             self.form.reuse, self.used, self.pair, self.single, self.gallery, self.download,
-            self.settings, self.facts, self.pictures, self.selected, self.last,
+            self.settings, self.facts, self.pictures, self.selected, self.last, *self.tools.values(),
         ]  # fmt: skip
 
     def tie(self) -> None:
@@ -178,11 +194,16 @@ class PictureTab(DrawingTab):
         self.draws_on([self.go.click, form["prompt"].submit], [form["seed"]])
         form.reuse.click(handler(self._last_seed), chosen, seeds, **QUIET)
         self.gallery.select(handler(self._select), [self.pictures], self.shows, **QUIET)
-        filled = [*form.all(), self.used, self.drop, self.restored]
+        filled = [*form.all(), *form.around, self.used, self.drop, self.restored]
         taken, there = [*filled, self.before, self.undo], [self.drop, form.kept]
         self.drop.upload(handler(self._take_picture), there, taken, **QUIET)
         self.undo.click(handler(self._put_back), [self.before], taken, **QUIET)
         self.page.takers[self.prefix] = self.take, filled
+
+    def start(self, events: list[Any], **draw: Any) -> None:
+        """Draw on events, after a look at the canvas."""
+        seen: dict[str, Any] = {"js": take_drawing(self.prefix), "api_visibility": "private"}
+        gr.on(events, None, outputs=[self.form[self.drawing]], **seen).then(**draw)
 
     def begun(self, request: GenerateRequest) -> Updates:
         return {self.form["seed"]: request.seed}
@@ -199,7 +220,8 @@ class PictureTab(DrawingTab):
 
     def _emptied(self) -> Updates:
         emptied: Updates = {w: gr.update(value=None, visible=False) for w in (self.single, self.gallery)}
-        return emptied | {w: gr.update(visible=False) for w in (self.pair, self.download, self.settings)}
+        shown = (self.pair, self.download, self.settings, *self.tools.values())
+        return emptied | {widget: gr.update(visible=False) for widget in shown}
 
     def ended(self, event: Finished) -> Updates:
         if not event.pictures:
@@ -229,6 +251,7 @@ class PictureTab(DrawingTab):
             self.pair: gr.update(value=pair_html(sides, self.beside), visible=base is not None),
             self.single: gr.update(value=None if base else picture.path, visible=base is None),
             self.download: gr.update(value=picture.path, visible=True),
+            **{tool: gr.update(visible=True) for tool in self.tools.values()},
             self.settings: gr.update(visible=bool(facts)),
             self.facts: facts_html(facts),
         }

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.ui.restore import restore
 from ether_diffusion.ui.studio import EXAMPLE
-from ether_diffusion.ui.tabs.create import PictureForm, PictureTab, add_endpoint
+from ether_diffusion.ui.tabs.create import add_endpoint
 from ether_diffusion.ui.tabs.page import QUIET, Page, Updates
+from ether_diffusion.ui.tabs.start import StartForm, StartTab
 from ether_diffusion.ui.uploads import data_address
 from ether_diffusion.ui.words import handler
 
@@ -51,7 +52,7 @@ def examples() -> dict[str, Path]:
     return {path.stem.replace("_", " "): path for path in sorted(folder.glob("*.png"))}
 
 
-class CreateForm(PictureForm):
+class CreateForm(StartForm):
     """The form of a stranger has the shipped fox in it, and a prompt that calls it."""
 
     def begin(self) -> None:
@@ -65,7 +66,7 @@ class CreateForm(PictureForm):
         self["strength_1"].label = f"Strength of {EXAMPLE}"
 
 
-class CreateTab(PictureTab):
+class CreateTab(StartTab):
     """The tab Create, with chips and examples above its form."""
 
     def lay_out_head(self) -> None:

@@ -197,6 +197,14 @@ FIELDS: dict[str, Field] = {
         gr.File, label="Control image or photo", visible=False, height=104,
         elem_classes="drop",
     ),
+    "start_picture": partial(
+        gr.File, label="Picture", file_types=["image"], height=104, elem_classes="drop"
+    ),
+    "start_strength": partial(
+        gr.Slider, minimum=0.05, maximum=1, value=0.6, step=0.05, label="How far from it",
+        info="0.3 keeps its shapes, 1 nothing of it.",
+    ),
+    "start_mask": partial(gr.Textbox, value="", visible="hidden", show_label=False, container=False),
     "detector": partial(
         gr.Dropdown, choices=[(words, name) for name, words in DETECTORS.items()],
         value="", label="The upload is", visible=False,
@@ -206,7 +214,8 @@ FIELDS: dict[str, Field] = {
 
 Sliders end where they do until a picture or a kept form brings more.
 """
-_NOT_KEPT, _OFFERED = ("drawing", "upload", "detector"), ("adapters", "adapter")
+_NOT_KEPT = ("drawing", "upload", "detector", "start_picture", "start_mask")
+_OFFERED = ("adapters", "adapter")
 _IDS = {
     "with_base": "base", "guidance_scale": "guidance", "compare_with_base": "compare",
     "negative_prompt": "negative", "keep_metadata": "metadata",
