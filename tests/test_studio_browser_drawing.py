@@ -4,7 +4,7 @@ import json
 import re
 import secrets
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -324,8 +324,15 @@ def test_history_is_lived_in_by_keys_alone(page: Page, studio: RunningStudio, tm
     board.press("Enter")
     page.locator("#history-chosen-none").press("Enter")
     expect(page.locator("#history-tools")).to_be_hidden()
-    write(page, "history-text", "")
-    choose(page, "history-board", f"Boats {word}")
+    listing = page.locator("#history-gallery .shots")
+    looks: list[Callable[[], None]] = [
+        lambda: write(page, "history-text", ""),
+        lambda: choose(page, "history-board", f"Boats {word}"),
+    ]
+    for look in looks:  # what is looked for chooses none, when it comes
+        before = str(listing.get_attribute("data-render"))
+        look()
+        expect(listing).not_to_have_attribute("data-render", before)
     expect(shots).to_have_count(3)
     boxes.first.press("Space")
     page.locator("#history-chosen-off").press("Enter")
@@ -342,6 +349,7 @@ def test_history_is_lived_in_by_keys_alone(page: Page, studio: RunningStudio, tm
     expect(page.locator("#history-gallery .star")).to_have_count(1)  # kept on the server
     boxes.first.press("Space")
     boxes.last.click(modifiers=["Shift"])
+    expect(chosen).to_have_text("3 pictures chosen")
     page.locator("#history-chosen-delete").press("Enter")
     expect(page.locator("#history-chosen-question")).to_contain_text("Delete 3 pictures?")
     page.locator("#history-chosen-delete-now").press("Enter")
