@@ -2,8 +2,10 @@
 
 import json
 import re
+import secrets
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,37 @@ def shape(tmp_path: Path) -> Path:
     image.paste((255, 255, 255), (16, 16, 48, 48))
     image.save(tmp_path / "shape.png")
     return tmp_path / "shape.png"
+
+
+def test_eight_clients_at_once_each_get_the_picture_that_is_drawn_alone(
+    studio: RunningStudio, ids: dict[str, str], tmp_path: Path
+) -> None:
+    """Of other prompts, seeds, sizes, and adapters at other strengths."""
+    wishes: list[dict[str, Any]] = [
+        {
+            "prompt": f"a fox number {n}",
+            "seed": n,
+            "width": 64 + 8 * (n % 3),
+            "adapters": {ids["Fox"]: n / 4},
+            **QUICK,
+        }
+        for n in range(8)
+    ]
+
+    def drawn(wish: dict[str, Any]) -> np.ndarray:
+        folder = tmp_path / secrets.token_hex(4)
+        client = gradio_client.Client(
+            studio.url, download_files=folder, verbose=False, analytics_enabled=False
+        )
+        (picture,), _, _ = client.predict(**wish)
+        with Image.open(picture["image"]) as image:
+            return np.asarray(image)
+
+    with ThreadPoolExecutor(8) as clients:
+        together = list(clients.map(drawn, wishes))
+    alone = [drawn(wish) for wish in wishes]
+    assert all(np.array_equal(*pair) for pair in zip(together, alone, strict=True))
+    assert len({picture.tobytes() for picture in alone}) == 8
 
 
 def test_only_two_endpoints_are_offered(script: Any) -> None:

@@ -584,3 +584,16 @@ def test_any_step_that_was_saved_is_used_and_trained_on_from(
     assert runs.status(stopped.name).saved_steps == [1, 3]  # the run that it goes on from is as it was
     for _ in range(3):
         runs.stop(new.id)
+
+
+def test_the_pictures_of_its_class_are_counted_before_its_steps(runs: StandInRuns) -> None:
+    run = runs.status(run_id := runs.start(request(runs)))
+    run.command.append("--class_data_dir=class_images")
+    (run.folder / "class_images").mkdir()
+    for number in range(50):
+        (run.folder / "class_images" / f"{number}.png").touch()
+    vars(run)["state"] = "starting"
+    assert run.done == 50 / 200
+    assert "50 of 200" in run.sentence
+    for _ in range(3):
+        runs.stop(run_id)

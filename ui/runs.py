@@ -403,11 +403,24 @@ class Run:
             reason = reason.replace(str(path), word)
         return f"Training ended at step {step}{reason}. {onward}"
 
+    @cached_property
+    def class_images(self) -> tuple[int, int]:
+        """How many pictures of its class are drawn, and how many it wants first."""
+        wants = any(word.startswith("--class_data_dir=") for word in self.command)
+        wanted = cast(int, PRESET_VALUES["faithful"]["num_class_images"]) if wants else 0
+        return len(list(self.folder.glob("class_images/*.png"))) if wants else 0, wanted
+
+    @property
+    def done(self) -> float:
+        """How far it is, of 1: in the pictures of its class while those are drawn, then in its steps."""
+        drawn, wanted = self.class_images
+        is_first = self.state == "starting" and drawn < wanted
+        return drawn / wanted if is_first else self.step / max(1, self.num_steps)
+
     @property
     def _starting(self) -> str:
-        drawn = len(list(self.folder.glob("class_images/*.png")))
-        wanted = cast(int, PRESET_VALUES["faithful"]["num_class_images"])
-        if any(word.startswith("--class_data_dir=") for word in self.command) and drawn < wanted:
+        drawn, wanted = self.class_images
+        if drawn < wanted:
             return f"Drawing pictures of its class, which keep the base's idea of it: {drawn} of {wanted}."
         return "Loading the base and looking at the photos."
 

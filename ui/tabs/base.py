@@ -30,6 +30,8 @@ class BasePanel:
             small: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
             change = gr.Button("Change base", elem_id="base-change", **small)
             dark = gr.Button("Dark or light", elem_id="scheme", **small)
+            if studio.is_shared:
+                gr.Button("Log out", link="logout", elem_id="logout", **small)
         with gr.Column(visible=False, elem_classes="confirm", elem_id="base-panel") as self.panel:
             anything: dict[str, Any] = {"allow_custom_value": not studio.is_shared}
             info = _LISTED if studio.is_shared else _ANYTHING

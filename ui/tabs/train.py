@@ -326,8 +326,8 @@ class TrainRuns:
             with gr.Column(visible=False, elem_classes="confirm", elem_id="train-sample") as self.sample:
                 self.large = gr.HTML(js_on_load=ON_SLIDE)
                 with gr.Row(elem_classes="tool-row"):
-                    self.use_step = gr.Button("Use this step in Create", elem_id="train-use-step")
-                    self.train_on = gr.Button("Train on from this step", elem_id="train-on")
+                    self.use_step = gr.Button("Use this step", elem_id="train-use-step")
+                    self.train_on = gr.Button("Train on", elem_id="train-on")
                     close = gr.Button("Close", elem_id="train-sample-close")
                 self.step = gr.State(0)
             self.curve = gr.LinePlot(
@@ -459,8 +459,8 @@ class TrainRuns:
         return {
             self.sample: gr.update(visible=bool(addresses)),
             self.large: pair_html(addresses, f"Step {step}"),
-            self.use_step: gr.update(visible=is_saved, value=f"Use step {step} in Create"),
-            self.train_on: gr.update(visible=is_saved, value=f"Train on from step {step}"),
+            self.use_step: gr.update(visible=is_saved, value=f"Use step {step}"),
+            self.train_on: gr.update(visible=is_saved, value=f"Train on from {step}"),
             self.step: step or 0,
         }
 
@@ -484,7 +484,7 @@ def status_html(run: Run) -> str:
         words = f"{words} About {duration(run.seconds_left)} left."
     word, measured = run.verdict if run.state == "finished" else ("", "")
     said = notes_html(word, [measured], kind="note" if word == "Learned" else "warning") if word else ""
-    return heading + progress_html(run.step / max(1, run.num_steps), words) + said
+    return heading + progress_html(run.done, words) + said
 
 
 def loss_points(losses: Sequence[tuple[int, float]]) -> dict[str, object]:
