@@ -150,6 +150,7 @@ def test_what_is_wrong_is_said_at_its_field_and_what_takes_long_is_asked_first(
         ):
             before = page.locator(f"#{name} input").input_value()
             set_number(page, name, value)
+            expect(page.locator("#create-cost")).to_contain_text(words)
             start(page, "create")
             expect(page.locator(f"#{name}")).to_contain_text(words)
             set_number(page, name, float(before))
