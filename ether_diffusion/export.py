@@ -26,7 +26,6 @@ from ether_diffusion.bases import single_file
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.reflections import Vectors
 from ether_diffusion.tuner import EtherConfig
-from ether_diffusion.tuner.linear import make_rows
 from ether_diffusion.tuner.quantized import is_quantized, plain_linears
 from ether_diffusion.wording import listed
 
@@ -98,8 +97,8 @@ def export_lora(
     weights = {c: adapted_weights(part, models[c], rebake=rebake) for c, part in adapter.parts.items()}
     factors: dict[Place, LoraFactors] = {}
     for component, part in adapter.parts.items():
-        for name, sides in part.projections().items():
-            exact = lora_factors(weights[component][name], *sides)
+        for name, transform in part.projections().items():
+            exact = lora_factors(weights[component][name], *transform)
             factors[component, name] = stored_factors(exact, dtype)
         sign = None if component == "unet" else _sign_of_text_encoder(part.modules())
         if sign is not None:
@@ -162,10 +161,10 @@ def export_merged(
             stack.enter_context(_unquantized(model))
         try:
             for component, model in models.items():
-                for name, sides in adapter.parts[component].projections().items():
+                for name, transform in adapter.parts[component].projections().items():
                     parameter, weight = model.get_parameter(f"{name}.weight"), own[component][name]
                     before[parameter] = parameter.data
-                    update = (*lora_factors(weight, *sides), scale)
+                    update = (*lora_factors(weight, *transform), scale)
                     parameter.data = reflections.merged_weight(weight, [update])
             base.save_pretrained(temporary)
             if folder.exists():
@@ -252,18 +251,18 @@ def adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> 
     return {name: in_models.pristine_weight(modules[name]).detach() for name in adapter.modules()}
 
 
-def lora_factors(weight: Tensor, input_side: Vectors | None, output_side: Vectors | None) -> LoraFactors:
-    """Return the exact update H_out W H_in - W of a weight W (out, in) as LoRA factors in float64.
+def lora_factors(
+    weight: Tensor, input_side: Vectors | None, output_side: Vectors | None, strength: Tensor | None = None
+) -> LoraFactors:
+    """Return the exact update W' - W of a weight W (out, in) as LoRA factors in float64.
 
     The rows of `down` are orthonormal: adapters far from the base would otherwise be sums of large terms
     that cancel, which 16 bits cannot hold (1.4e-3 of ΔW instead of 0.7e-3). The rank is num_blocks for a
     side of ETHER and 2 num_blocks for a side of ETHER+, summed over the sides, and at most `in`.
     """
 
-    def wide(side: Vectors | None) -> Vectors | None:
-        return None if side is None else Vectors(side.u.double(), None if side.v is None else side.v.double())
-
-    rows = make_rows([(wide(input_side), wide(output_side))], torch.float64)[0]
+    transform = reflections.Transform(input_side, output_side, strength).to(torch.float64)
+    (rows,) = reflections.with_rows([transform], torch.float64)
     down, up = reflections.factors(weight.double(), *rows)
     basis, coordinates = torch.linalg.qr(down.t())  # down = coordinatesᵀ basisᵀ
     return LoraFactors(basis.t(), up @ coordinates.t())

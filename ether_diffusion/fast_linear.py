@@ -139,7 +139,7 @@ def _factored_forward(
     else:  # W Lᵀ beside x Wᵀ, in one product: reading W a second time costs more than copying x
         both = F.linear(torch.cat((x, input_side.left)), weight)
         y, weight_along_left = both[: len(x)], both[len(x) :].t()
-    down, up = reflections.factors(weight, input_side, output_side, weight_along_left)
+    down, up = reflections.factors(weight, input_side, output_side, weight_along_left=weight_along_left)
     along = along_rows(x, down)
     y.addmm_(along, up.t())
     return y if bias is None else y.add_(bias), [along, up]

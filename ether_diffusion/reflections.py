@@ -33,6 +33,25 @@ class Vectors(NamedTuple):
     v: Tensor | None
 
 
+class Transform(NamedTuple):
+    """What an adapter does to one W: the raw vectors of its sides, None where it has none, and its strength.
+
+    The strength λ (1,) is there if it is learned: W' = W + λ (H_out W H_in - W).
+    """
+
+    input: Vectors | None
+    output: Vectors | None
+    strength: Tensor | None = None
+
+    def to(self, where: torch.device | torch.dtype) -> "Transform":
+        """Return it on a device or in a dtype."""
+        first, second = (
+            None if side is None else Vectors(side.u.to(where), None if side.v is None else side.v.to(where))
+            for side in (self.input, self.output)
+        )
+        return Transform(first, second, None if self.strength is None else self.strength.to(where))
+
+
 class Units(NamedTuple):
     """Unit vectors û and v̂ (..., num_blocks, d / num_blocks); v̂ points towards û."""
 
@@ -60,6 +79,14 @@ class Rows(NamedTuple):
     @property
     def scale(self) -> float:
         return 1.0 if self.is_plus else -2.0
+
+
+class SideRows(NamedTuple):
+    """The rows of an adapter's two sides, None where it has none, and its strength, as `factors` asks."""
+
+    input: Rows | None
+    output: Rows | None
+    strength: Tensor | None = None
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -131,27 +158,46 @@ def factors(
     weight: Tensor,
     input_side: Rows | None,
     output_side: Rows | None,
+    strength: Tensor | None = None,
+    *,
     weight_along_left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return A (r, in) and B (out, r) with H_out W H_in = W + B A, exactly and differentiably.
+    """Return A (r, in) and B (out, r) with W' = W + B A, exactly and differentiably.
 
-    The rank r is num_blocks for a side of ETHER and 2 num_blocks for a side of ETHER+, summed over the
-    sides. Two skinny passes over W (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k) already
-    gives it as `weight_along_left`. Factors of several adapters lie along an axis before, as their rows do.
+    W' is H_out W H_in, or W + λ (H_out W H_in - W) with a strength λ (..., 1). The rank r is num_blocks for
+    a side of ETHER and 2 num_blocks for a side of ETHER+, summed over the sides. Two skinny passes over W
+    (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k) already gives it as `weight_along_left`.
+    Factors of several adapters lie along an axis before, as their rows do.
     """
     if input_side is None:
         assert output_side is not None
-        return (output_side.right @ weight) * output_side.scale, output_side.left.mT
+        reached = (output_side.right @ weight) * output_side.scale
+        return reached, _at_strength(output_side.left.mT, strength)
     if weight_along_left is None:
         left = input_side.left
         weight_along_left = along_rows(weight, left.flatten(0, -2))
         weight_along_left = weight_along_left.reshape(-1, *left.shape[:-1]).movedim(0, -2)
     up = weight_along_left * input_side.scale
     if output_side is None:
-        return input_side.right, up
+        return input_side.right, _at_strength(up, strength)
     reached = (output_side.right @ weight) * output_side.scale
     reached = reached + (output_side.right @ up) @ input_side.right * output_side.scale
-    return torch.cat((input_side.right, reached), dim=-2), torch.cat((up, output_side.left.mT), dim=-1)
+    up = torch.cat((up, output_side.left.mT), dim=-1)
+    return torch.cat((input_side.right, reached), dim=-2), _at_strength(up, strength)
+
+
+def _at_strength(up: Tensor, strength: Tensor | None) -> Tensor:
+    return up if strength is None else up * strength.to(up.dtype)[..., None]
+
+
+def with_rows(transforms: Sequence[Transform], dtype: torch.dtype) -> list[SideRows]:
+    """Return the rows of many adapters' sides in a dtype, all made in one go."""
+    flat = [side for each in transforms for side in (each.input, each.output) if side is not None]
+    made = iter(rows(flat, dtype))
+    return [
+        SideRows(None if first is None else next(made), None if second is None else next(made), strength)
+        for first, second, strength in transforms
+    ]
 
 
 def merged_weight(weight: Tensor, updates: list[tuple[Tensor, Tensor, float]]) -> Tensor:

@@ -72,6 +72,8 @@ TRAINS_OTHERWISE: list[tuple[str, Json, Flags]] = [
     ("prior_loss_weight", 0.1, FROZEN),
     ("num_blocks", 4, {}),
     ("sides", "input", {}),
+    ("strength", "learned", {}),
+    ("strength_lr", 0.5, {"strength": "learned"}),
     ("rank", 2, LORA),
     ("lora_alpha", 1, LORA),
     ("dropout", 0.5, {}),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ether_diffusion.adapters.methods import modules_of, title_of
 from ether_diffusion.adapters.tensor_file import Shape
-from ether_diffusion.reflections import Vectors
+from ether_diffusion.reflections import Transform, Vectors
 from ether_diffusion.strict_json import Json, parse_json, validate
 from ether_diffusion.tuner.quantized import norm_of
 from ether_diffusion.wording import listed, printable
@@ -37,8 +37,6 @@ FLOAT32_TOLERANCE = 1e-6
 Fact = str | int | float | bool
 Component = str
 """A component's name in its pipeline; the denoiser is "unet" whatever it is called there."""
-Sides = tuple[Vectors | None, Vectors | None]
-"""Raw vectors of a projection's input and output side."""
 BaseMatch = Literal["same", "other weights", "other architecture"]
 _CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -109,14 +107,19 @@ class AdapterPart:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         return dict(sorted(modules_of(self.config, shapes)[0].items()))
 
-    def projections(self) -> dict[str, Sides]:
-        """Return ETHER's raw vectors of each adapted module's two sides, by sorted name."""
+    def projections(self) -> dict[str, Transform]:
+        """Return what ETHER does to each adapted module, by sorted name."""
 
         def side(name: str, label: str) -> Vectors | None:
             u = self.tensors.get(f"{name}.ether_{label}_u")
             return None if u is None else Vectors(u, self.tensors.get(f"{name}.ether_{label}_v"))
 
-        return {name: (side(name, "input"), side(name, "output")) for name in self.modules()}
+        return {
+            name: Transform(
+                side(name, "input"), side(name, "output"), self.tensors.get(f"{name}.ether_strength")
+            )
+            for name in self.modules()
+        }
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class Adapter:
     def metadata(self) -> AdapterMetadata:
         return self.first.metadata if self.parts else AdapterMetadata()
 
-    def projections(self) -> dict[str, Sides]:
+    def projections(self) -> dict[str, Transform]:
         return self.first.projections()
 
     @property

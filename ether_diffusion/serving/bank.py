@@ -136,12 +136,11 @@ class AdapterBank:
     def _factors(self, part: AdapterPart) -> Factors:
         found = {}
         if isinstance(part.config, EtherConfig):
-            for name, sides in part.projections().items():
+            for name, transform in part.projections().items():
                 weight = weight_of(self._linears[name])
                 wide = reflections.wide(weight)
-                vectors = [None if side is None else _moved(side, wide) for side in sides]
-                first, second = (None if v is None else reflections.rows([v], wide.dtype)[0] for v in vectors)
-                down, up = reflections.factors(wide, first, second)
+                (rows,) = reflections.with_rows([transform.to(wide.device)], wide.dtype)
+                down, up = reflections.factors(wide, *rows)
                 found[name] = down.to(weight.dtype), up.to(weight.dtype)
             return found
         for name in part.modules():
@@ -235,10 +234,6 @@ def _grouped(module: str, rows: Sequence[Choice], factors: Mapping[str, Factors]
         indices, downs, ups = zip(*found, strict=True)
         where = torch.tensor(indices, device=downs[0].device)
         yield Group(where, torch.stack(downs), torch.stack(ups))
-
-
-def _moved(side: reflections.Vectors, weight: Tensor) -> reflections.Vectors:
-    return reflections.Vectors(*(None if each is None else each.to(weight.device) for each in side))  # type: ignore[arg-type]
 
 
 def _lora_scale(config: Any, module: str, rank: int) -> float:

@@ -362,8 +362,9 @@ def _costs(run: Run) -> Iterator[str]:
     method = config.adapter.adapter
     called = {"unet": run.base.denoiser.replace("_", " ")}
     trained = [
-        (f"{method} on the {called.get(p.part, p.part)}", [*p.parameters], p.learning_rate)
-        for p in trainer.parts
+        (f"{method} on the {called.get(part.part, part.part)}" + ", its strengths" * number, *group)
+        for part in trainer.parts
+        for number, group in enumerate(part.groups)
     ]
     if control is not None and trainer.control is not None:
         own, rate = list(trainer.control.parameters()), control.control_learning_rate

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.reflections import wide
+from ether_diffusion.reflections import wide, with_rows
 from ether_diffusion.tuner.hooked import is_hooked, lies_on_disk, weight_of
-from ether_diffusion.tuner.linear import EtherLinear, Mixture, make_rows
+from ether_diffusion.tuner.linear import EtherLinear, Mixture
 from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, chosen_others, other_layers
 from ether_diffusion.tuner.quantized import is_plain
 
@@ -37,7 +37,7 @@ def prepared_adapters(model: nn.Module) -> Iterator[None]:
         for layer in layers:
             layer.prepared_rows = {}
         for dtype, pairs in keyed.items():
-            made = make_rows([layer.vectors(name) for layer, name in pairs], dtype)
+            made = with_rows([layer.vectors(name) for layer, name in pairs], dtype)
             for (layer, name), sides in zip(pairs, made, strict=True):
                 layer.prepared_rows[name] = sides
         yield

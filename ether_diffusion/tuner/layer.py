@@ -7,7 +7,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.reflections import Vectors
+from ether_diffusion.reflections import Transform, Vectors
 from ether_diffusion.tuner.config import EtherConfig
 from ether_diffusion.tuner.hooked import device_of, is_hooked
 
@@ -43,7 +43,13 @@ class VectorDict(nn.ParameterDict):
 class EtherLayer(BaseTunerLayer):
     """Adapters by name: their vectors, their scales, and which of them are in force."""
 
-    adapter_layer_names = ("ether_input_u", "ether_input_v", "ether_output_u", "ether_output_v")
+    adapter_layer_names = (
+        "ether_input_u",
+        "ether_input_v",
+        "ether_output_u",
+        "ether_output_v",
+        "ether_strength",
+    )
     other_param_names = ("r", "scales", "dropout")
     cast_input_dtype_enabled = True
     """PEFT and diffusers switch this; nothing is cast here, as rows are made in the dtype of W."""
@@ -52,6 +58,7 @@ class EtherLayer(BaseTunerLayer):
     ether_input_v: VectorDict
     ether_output_u: VectorDict
     ether_output_v: VectorDict
+    ether_strength: VectorDict
     in_features: int
     out_features: int
     r: dict[str, int]
@@ -80,6 +87,8 @@ class EtherLayer(BaseTunerLayer):
         if config.has_output_side:
             u, v = _initial_vectors(config, num_blocks, self.out_features)
             self._add(adapter_name, self.ether_output_u, u, self.ether_output_v, v)
+        if config.strength == "learned":
+            self.ether_strength[adapter_name] = nn.Parameter(torch.full((1,), config.first_strength))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -105,15 +114,23 @@ class EtherLayer(BaseTunerLayer):
         base: nn.Linear = self.base_layer  # EtherModel wraps nothing else
         return base
 
-    def vectors(self, adapter_name: str) -> tuple[Vectors | None, Vectors | None]:
-        """Return an adapter's raw vectors on the input and the output side, None where it has none."""
+    def vectors(self, adapter_name: str) -> Transform:
+        """Return an adapter's raw vectors, and its strength where that is learned."""
 
         def side(us: VectorDict, vs: VectorDict) -> Vectors | None:
             if adapter_name not in us:
                 return None
             return Vectors(us.take(adapter_name), vs.take(adapter_name) if adapter_name in vs else None)
 
-        return side(self.ether_input_u, self.ether_input_v), side(self.ether_output_u, self.ether_output_v)
+        return Transform(
+            side(self.ether_input_u, self.ether_input_v),
+            side(self.ether_output_u, self.ether_output_v),
+            self.strength(adapter_name),
+        )
+
+    def strength(self, adapter_name: str) -> Tensor | None:
+        """Return an adapter's learned strength λ (1,), None where it has none."""
+        return self.ether_strength.take(adapter_name) if adapter_name in self.ether_strength else None
 
     def active_scales(self) -> dict[str, float]:
         """Return the scale of every adapter in force here, without those at 0."""

@@ -2,7 +2,7 @@
 
 import warnings
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from ether_diffusion import reflections
 from ether_diffusion.fast_linear import reflected_linear
-from ether_diffusion.reflections import Rows
+from ether_diffusion.reflections import SideRows
 from ether_diffusion.tuner.config import EtherConfig
 from ether_diffusion.tuner.hooked import called, is_hooked, weight_of, write_weight
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.quantized import is_plain, plain_linear
-
-SideRows = tuple[Rows | None, Rows | None]
-"""The rows of an adapter's input and output side; None where it has none."""
 
 
 class Mixture(NamedTuple):
@@ -116,15 +113,24 @@ class EtherLinear(nn.Module, EtherLayer):
 
     def _around(self, x: Tensor, active: dict[str, float]) -> Tensor:
         """Reflect what goes into the base's own product and what comes out: so with quantized weights."""
-        if list(active.values()) == [1.0] and self.mixture is None:
+        if self.mixture is None and self._is_whole(active):
             return self._reflected(x, next(iter(active)))
         y: Tensor = self.base_layer(x)
         if self.mixture is not None:
             return self.mixture.beside(x, y)
-        return y + sum(scale * (self._reflected(x, name) - y) for name, scale in active.items())
+        updates = (
+            (self._reflected(x, name) - y, scale, self.strength(name)) for name, scale in active.items()
+        )
+        return y + sum(
+            scale * (update if λ is None else update * λ.to(update)) for update, scale, λ in updates
+        )
+
+    def _is_whole(self, active: dict[str, float]) -> bool:
+        """Say whether one adapter is in force, and whole: W' = H_out W H_in."""
+        return list(active.values()) == [1.0] and not self.ether_strength.keys() & active
 
     def _reflected(self, x: Tensor, name: str) -> Tensor:
-        input_side, output_side = self.vectors(name)
+        input_side, output_side, _ = self.vectors(name)
         if input_side is not None:
             x = reflections.reflect(x, reflections.units(input_side))
         y: Tensor = self.base_layer(x)
@@ -148,22 +154,22 @@ class EtherLinear(nn.Module, EtherLayer):
             return self._summed(x.to(dtype), weight.to(dtype), bias, active)
 
     def _summed(self, x: Tensor, weight: Tensor, bias: Tensor | None, active: dict[str, float]) -> Tensor:
-        if list(active.values()) != [1.0]:
+        if not self._is_whole(active):
             down, up = self._summed_factors(weight, active)
             return F.linear(x, weight, bias) + F.linear(F.linear(x, down), up)
         (name,) = active
         if torch.compiler.is_compiling() or weight.requires_grad:
             # a compiler fuses the plain form just as well; autograd differentiates it for W too
-            return reflections.plain_linear(x, weight, bias, *self.vectors(name))
-        input_side, output_side = self.rows(name, weight.dtype)
+            return reflections.plain_linear(x, weight, bias, *self.vectors(name)[:2])
+        input_side, output_side, _ = self.rows(name, weight.dtype)
         return reflected_linear(x, weight, bias, input_side=input_side, output_side=output_side)
 
     def rows(self, adapter_name: str, dtype: torch.dtype) -> SideRows:
         """Return the rows of an adapter's two sides in `dtype`: the prepared ones, or made here."""
         prepared = self.prepared_rows.get(adapter_name)
-        if prepared is not None and all(side is None or side.stack.dtype == dtype for side in prepared):
+        if prepared is not None and all(side is None or side.stack.dtype == dtype for side in prepared[:2]):
             return prepared
-        return make_rows([self.vectors(adapter_name)], dtype)[0]
+        return reflections.with_rows([self.vectors(adapter_name)], dtype)[0]
 
     def factors(self, adapter_name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return A (r, in) and B (out, r) with W'_a = W + B A for the given W (out, in), in its dtype."""
@@ -261,13 +267,3 @@ def _content(weight: Tensor) -> tuple[int, int] | None:
     if weight.is_meta or weight.dtype.itemsize == 1:
         return None
     return weight.data_ptr(), int(torch.hash_tensor(weight.detach()).item())
-
-
-def make_rows(vectors: list[Any], dtype: torch.dtype) -> list[SideRows]:
-    """Return the rows of many adapters' (input, output) vectors, all made in one go."""
-    flat = [side for pair in vectors for side in pair if side is not None]
-    made = iter(reflections.rows(flat, dtype))
-    return [
-        (None if first is None else next(made), None if second is None else next(made))
-        for first, second in vectors
-    ]

@@ -172,6 +172,8 @@ class AdapterConfig(Options, group="adapter"):
     """Diagonal blocks of ether, ether_plus, oft and boft; divides the widths."""
     sides: Literal["input", "output", "both"] | None = option(None, needs="adapter=ether|ether_plus")
     """Side of the weights that ether and ether_plus transform: input for ether, both for ether_plus."""
+    strength: Literal["learned"] | None = option(None, needs="adapter=ether|ether_plus")
+    """learned: W + λ (W' - W) with a trained λ for each weight, from 0 for ether and 1 for ether_plus."""
     target_modules: Text = option("attention", needs="adapter=ether|ether_plus|lora|oft|hra|delora|boft")
     """Modules to adapt: attention, attention_and_feedforward, a regex, or names with commas between."""
     rank: Count = option(4, "Rank of lora, hra and delora.", needs="adapter=lora|hra|delora")
@@ -200,6 +202,7 @@ class OptimizationConfig(Options, group="optimization"):
     hra and boft, 1e-3 delora, 5e-6 full; 1 with prodigy. Several are a run each, in folders of output_dir."""
     text_encoder_lr: Positive | None = option(None, needs="train_text_encoder")
     """Learning rate of the text encoder's adapter; learning_rate if not given."""
+    strength_lr: Positive = option(1e-2, "Learning rate of the λ of a learned strength.", needs="strength")
     scale_lr: bool = option(False, "Multiply the rates by accumulation steps, batch size and processes.")
     train_batch_size: Count = option(1, "Photos of a forward pass and process.", theirs=4)
     gradient_accumulation_steps: Count = option(1, "Forward passes of one update.")
