@@ -73,6 +73,7 @@ TRAINS_OTHERWISE: list[tuple[str, Json, Flags]] = [
     ("num_blocks", 4, {}),
     ("sides", "input", {}),
     ("strength", "learned", {}),
+    ("gradient_init", True, {"strength": "learned"}),
     ("strength_lr", 0.5, {"strength": "learned"}),
     ("rank", 2, LORA),
     ("lora_alpha", 1, LORA),

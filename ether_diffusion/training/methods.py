@@ -75,6 +75,7 @@ def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -
     match config.adapter:
         case "ether" | "ether_plus" as variant:
             own |= {"sides": config.sides, "strength": config.strength}
+            own |= {"initial_strength": 0.0} if config.gradient_init else {}
             return EtherConfig(variant=variant, num_blocks=blocks, dropout=dropout, **own)
         case "lora":
             own["init_lora_weights"] = "gaussian"  # as diffusers' scripts

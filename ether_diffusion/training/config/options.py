@@ -174,6 +174,8 @@ class AdapterConfig(Options, group="adapter"):
     """Side of the weights that ether and ether_plus transform: input for ether, both for ether_plus."""
     strength: Literal["learned"] | None = option(None, needs="adapter=ether|ether_plus")
     """learned: W + λ (W' - W) with a trained λ for each weight, from 0 for ether and 1 for ether_plus."""
+    gradient_init: bool = option(False, needs="strength")
+    """Start with the base, λ = 0, along directions in which the loss of the first photos falls most."""
     target_modules: Text = option("attention", needs="adapter=ether|ether_plus|lora|oft|hra|delora|boft")
     """Modules to adapt: attention, attention_and_feedforward, a regex, or names with commas between."""
     rank: Count = option(4, "Rank of lora, hra and delora.", needs="adapter=lora|hra|delora")
