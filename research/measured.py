@@ -10,7 +10,10 @@ from typing import Any
 from ether_diffusion.metrics.scores import PROMPT
 from ether_diffusion.tiny_world.pictures import OBJECT
 
-FILES = ("benchmark", "learning_rates", "photos", "blocks", "energy", "transforms", "cost", "control")
+FILES = (
+    *("benchmark", "learning_rates", "photos", "strength", "blocks", "energy", "transforms", "cost"),
+    "control",
+)
 """Names of the studies' files in docs/results, without .json."""
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "benchmark": "ether benchmark --output_dir runs/benchmark --num_processes 2 --keep_adapters",
     "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
     "photos": "python -m research.study_photos --output_dir runs/photos",
+    "strength": "python -m research.study_strength --output_dir runs/strength",
     "blocks": "python -m research.study_blocks --output_dir runs/blocks",
     "energy": "python -m research.study_energy --adapters runs/benchmark --output_dir runs/energy",
     "transforms": "python -m research.study_transforms --output_dir runs/transforms",
@@ -76,7 +77,7 @@ def _write(parsed: argparse.Namespace) -> None:
 def results_page(measured: Measured, folder: Path) -> str:
     """Return the page; pictures that lie in the folder are shown."""
     parts = [HEAD, _claims(measured), _benchmark(measured), _ranges(measured)]
-    parts += [_photos(measured), _pictures(folder)]
+    parts += [_photos(measured), _strengths(measured), _pictures(folder)]
     return "\n".join([*(part for part in parts if part), _sources(measured)])
 
 
@@ -165,6 +166,30 @@ def _photos(measured: Measured) -> str:
         f"{', '.join(file['subjects'])}; {len(file['seeds'])} seed{'s' if len(file['seeds']) > 1 else ''}."
     )
     return f"## Photos and steps\n\n{told}\n\n{_markdown(rows)}"
+
+
+def _strengths(measured: Measured) -> str:
+    try:
+        cells = measured.value("strength", "variants")
+    except NotMeasuredError:
+        return ""
+    file = measured.files["strength"]
+    steps = list(dict.fromkeys(number for row in cells.values() for number in row))
+    rows = [["", "parameters", *(f"{number} steps" for number in steps)]]
+    for variant, row in cells.items():
+        shown = [
+            f"{row[number]['scene_loss']['mean']:.3f}, {row[number]['prediction_drift']['mean']:.3f}"
+            for number in steps
+        ]
+        rows.append([variant, f"{row[steps[0]]['parameters']['mean']:,.0f}", *shown])
+    told = (
+        "λ is a learned strength, W + λ (W' - W), from 0 for ETHER and 1 for ETHER+; with the gradient it "
+        "starts at 0, along the directions in which the loss of the first photos falls most. In each cell: the "
+        "loss on true pictures of the subject in new scenes, and the mean square change of what the base "
+        f"predicts of other things. Subjects: {', '.join(file['subjects'])}; {len(file['seeds'])} "
+        f"seed{'s' if len(file['seeds']) > 1 else ''}; the rates are in the file."
+    )
+    return f"## Learned strength\n\n{told}\n\n{_markdown(rows)}"
 
 
 def _cell(scores: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from ether_diffusion.training.methods import (
     peft_config,
 )
 from ether_diffusion.tuner import EtherLayer
-from research import study_blocks, study_cost, study_learning_rate, study_photos
+from research import study_blocks, study_cost, study_learning_rate, study_photos, study_strength
 from research import study_energy as energy
 from research.distances import effective_weight, transform_distance, weight_distance
 from research.study import Scores, summarise
@@ -239,6 +239,24 @@ def test_a_study_of_blocks_trains_every_variant_with_its_blocks_and_sides(tmp_pa
     assert {name: set(row) for name, row in found.items()} == {name: {"8"} for name in study_blocks.VARIANTS}
     assert found["ETHER"]["8"]["object"]["num_values"] == 1
     assert is_png(tmp_path / "blocks.png")
+
+
+def test_a_study_of_strengths_tells_what_is_learned_from_what_is_lost(tmp_path: Path) -> None:
+    words = ["--subjects", "fox", "--steps", "1", "20", "--output_dir", str(tmp_path)]
+    variants = ["ETHER", "ETHER, λ, gradient"]
+    assert study_strength.main([*words, "--variants", *variants]) == 0
+    found = json.loads((tmp_path / "strength.json").read_text())["variants"]
+    assert list(found) == variants
+    for row in found.values():
+        assert row["20"]["scene_loss"]["mean"] < row["1"]["scene_loss"]["mean"]
+    adapters = {
+        v: tmp_path / study_strength.plan([v], [1], ["fox"], [0])[0].folder / "adapter" for v in variants
+    }
+    assert "strength" not in json.loads((adapters["ETHER"] / "adapter_config.json").read_text())
+    assert read_adapter(adapters["ETHER, λ, gradient"]).config.initial_strength == 0.0
+    drifts = [found[v]["1"]["prediction_drift"]["mean"] for v in variants]
+    assert drifts[1] < drifts[0] / 10  # a step from the base, and one from a reflection of it
+    assert is_png(tmp_path / "strength.png")
 
 
 def test_a_study_of_photos_shows_a_run_as_many_as_it_says(tmp_path: Path) -> None:

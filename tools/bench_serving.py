@@ -125,7 +125,7 @@ def note(found: list[float], began: float, _: object) -> None:
 
 
 def mixed(given: argparse.Namespace) -> None:
-    """Print pictures a second by every way, and latencies at half load."""
+    """Print pictures a second by every way, and on Tiny World latencies at half load."""
     count, names = given.requests, [f"a{index}" for index in range(given.requests)]
     how = {"steps": given.steps, "guidance_scale": given.guidance}
     with tempfile.TemporaryDirectory() as folder:
@@ -158,15 +158,21 @@ def mixed(given: argparse.Namespace) -> None:
     }
     print(benchmark.machine())
     print(benchmark.table(rows, f"{count} requests, {given.steps} steps, {given.rows} rows"))
-    bank, rate = engine.bank, count / medians["engine, one adapter for all"] / 2
+    bank = engine.bank
     print(f"\nfilling a slot: {bank.fill_seconds / max(1, bank.counts['fills']) * 1000:.1f} ms\n")
+    if not given.sd15:
+        arriving(engine, names, how, given.rows, count / medians["engine, one adapter for all"] / 2)
+    engine.close()
+
+
+def arriving(engine: Engine, names: list[str], how: dict[str, Any], max_rows: int, rate: float) -> None:
+    """Print latencies where so many requests a second arrive, in batches and one at a time."""
     rows = {}
-    for most in (given.rows, 1):
+    for most in (max_rows, 1):
         engine.max_rows = most
         p50, p95 = np.percentile(latencies(engine, names, how, rate), [50, 95])
         rows[f"{most} at a time"] = {"p50": f"{p50:.2f} s", "p95": f"{p95:.2f} s"}
     print(benchmark.table(rows, f"Poisson arrivals, {rate:.2f} a second"))
-    engine.close()
 
 
 def write_many(folder: Path, count: int) -> None:
