@@ -3,8 +3,10 @@
 import json
 import re
 import secrets
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from ether_diffusion.pipelines import ImageMetadata, read_image_metadata
 from ether_diffusion.tiny_world.world import PALETTE
 
 pytestmark = [needs_browser, PATIENT]
+RESULTS = "[...document.querySelectorAll('.results img')].map(shown => shown.src).join()"
 PROMPT = "a photo of a red fox on grass, <b>naïve</b> 狐"
 
 
@@ -100,11 +103,20 @@ def begin(page: Page, tab: str) -> Locator:
     return status
 
 
+@contextmanager
+def drawing(page: Page, tab: str = "create") -> Iterator[None]:
+    """Wait for the end of what is begun inside, which may come before Stop was seen: for other pictures."""
+    before, limit = page.evaluate(RESULTS), time.monotonic() + LONG_MS / 1000
+    yield
+    while page.evaluate(RESULTS) in ("", before) or page.locator(f"#{tab}-stop").is_visible():
+        assert time.monotonic() < limit, "nothing was drawn"
+        page.wait_for_timeout(100)
+
+
 def generate(page: Page, target: Path, tab: str = "create") -> ImageMetadata:
     """Draw, download the picture, and return what it says of itself."""
-    start(page, tab)
-    expect(page.locator(f"#{tab}-stop")).to_be_visible()
-    expect(page.locator(f"#{tab}-stop")).to_be_hidden(timeout=LONG_MS)
+    with drawing(page, tab):
+        start(page, tab)
     said = read_image_metadata(download(page, f"{tab}-download", target))
     assert said is not None
     return said
@@ -351,7 +363,7 @@ def test_history_is_lived_in_by_keys_alone(page: Page, studio: RunningStudio, tm
     boxes.last.click(modifiers=["Shift"])
     expect(chosen).to_have_text("3 pictures chosen")
     page.locator("#history-chosen-delete").press("Enter")
-    expect(page.locator("#history-chosen-question")).to_contain_text("Delete 3 pictures?")
+    expect(page.locator("#history-chosen-delete-question")).to_contain_text("Delete 3 pictures?")
     page.locator("#history-chosen-delete-now").press("Enter")
     expect(page.locator("#history-empty")).to_contain_text("No picture is like that")
     assert not any(word in str(read_image_metadata(each)) for each in studio.folder.glob("outputs/2*/*.png"))
@@ -479,9 +491,8 @@ def test_a_picture_is_begun_with_painted_over_varied_and_enlarged(
         assert again["start_mask_sha256"] == said.options["start_mask_sha256"]
         assert_same_pixels(tmp_path / "painted.png", tmp_path / "again.png")
 
-    page.locator("#create-vary").click()
-    expect(page.locator("#create-stop")).to_be_visible()
-    expect(page.locator("#create-stop")).to_be_hidden(timeout=LONG_MS)
+    with drawing(page):
+        page.locator("#create-vary").click()
     varied = read_image_metadata(download(page, "create-download", tmp_path / "varied.png"))
     assert varied is not None
     assert (varied.prompt, varied.options["start_strength"]) == (said.prompt, 0.5)
@@ -573,14 +584,13 @@ def test_a_stranger_draws_the_fox_takes_examples_fills_a_shape_and_opens_another
         expect(page.locator("#create-knows")).to_be_hidden()
         fill(page, steps=4)
         assert generate(page, tmp_path / "other.png").base == "another"
-        page.locator("#create-enlarge").click()
-        expect(page.locator(".toast-body").last).to_contain_text("and drawn over at")
-        expect(page.locator("#create-stop")).to_be_visible()
-        expect(page.locator("#create-stop")).to_be_hidden(timeout=LONG_MS)
+        with drawing(page):
+            page.locator("#create-enlarge").click()
+            expect(page.locator(".toast-body").last).to_contain_text("and drawn over at")
         large = read_image_metadata(download(page, "create-download", tmp_path / "large.png"))
         assert large is not None
-        small = Image.open(tmp_path / "other.png")
-        assert (large.width, large.height) == (2 * small.width, 2 * small.height)
+        with Image.open(tmp_path / "other.png") as small:
+            assert (large.width, large.height) == (2 * small.width, 2 * small.height)
         assert large.options["start_strength"] == 0.3
         new.stop()
         expect(page.locator("#gone")).to_contain_text("does not answer")

@@ -89,7 +89,7 @@ def test_an_adapter_is_added_named_fetched_and_deleted(
     lora = load_file(fetch(page, "library-lora", tmp_path))
     pipeline = open_pipeline(open_base("tiny_world"), device=torch.device("cpu"), dtype=torch.float32)
     pipeline.load_lora_weights(lora)  # of stock diffusers
-    delete, question = page.locator("#library-delete"), page.locator("#library-question")
+    delete, question = page.locator("#library-delete"), page.locator("#library-delete-question")
     delete.click()
     expect(question).to_contain_text(f"Delete {name}?")
     choose(page, "fox")  # of which nothing was asked
