@@ -4,7 +4,7 @@ BIN := .venv/bin
 # setuptools warns of the folders that are linked into the package, as they are meant to be
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo demo-control ui test test-quick lint bench clean
+.PHONY: demo demo-control ui test test-quick test-ray lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m recipes.tiny_world.demo
@@ -25,6 +25,11 @@ test: lint
 
 test-quick: lint
 	$(PYTEST) -m "not slow"
+
+# on a Ray of this machine, one file after the other: two at once are too much for two cores
+test-ray: .venv/installed-dev
+	$(INSTALL) '.[dev,ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_serving_ray.py tests/test_jobs_command.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -184,8 +184,8 @@ def _strengths(measured: Measured) -> str:
         rows.append([variant, f"{row[steps[0]]['parameters']['mean']:,.0f}", *shown])
     told = (
         "λ is a learned strength, W + λ (W' - W), from 0 for ETHER and 1 for ETHER+; with the gradient it "
-        "starts at 0, along the directions in which the loss of the first photos falls most. In each cell: the "
-        "loss on true pictures of the subject in new scenes, and the mean square change of what the base "
+        "starts at 0, along the directions in which the loss of the first photos falls most. In each cell: "
+        "the loss on true pictures of the subject in new scenes, and the mean square change of what the base "
         f"predicts of other things. Subjects: {', '.join(file['subjects'])}; {len(file['seeds'])} "
         f"seed{'s' if len(file['seeds']) > 1 else ''}; the rates are in the file."
     )

@@ -317,7 +317,7 @@ def test_cuts_are_said_of_the_tokenizer_that_reads_most(flow_base: Bases) -> Non
 UNFITTING: dict[str, tuple[str, dict[str, Any], str]] = {
     "min-SNR": ("flux", {"snr_gamma": 5.0}, "snr_gamma .* flow matching"),
     "text encoder": ("sd3", {"train_text_encoder": True}, "train_text_encoder is for Stable Diffusion"),
-    "negative": ("flux", {"validation_negative_prompt": "x"}, "negative_prompt has no effect .* Flux1"),
+    "negative": ("flux", {"validation_negative_prompt": "x"}, "negative_prompt has no effect .* Flux 1"),
     "compiled": ("sd3", {"torch_compile": True}, "torch_compile is not for a base of Stable Diffusion 3"),
     "eager": ("flux2", {"attention": "eager"}, "attention=eager .* use one of auto, sdpa"),
     "tokenizer": ("sana", {"tokenizer_name": "@photos"}, "leave tokenizer_name out"),

@@ -179,5 +179,5 @@ def test_control_images_are_refused_by_name(flow_base: Bases, tmp_path: Path) ->
     flags: dict[str, Json] = {"pretrained_model_name_or_path": str(flow_base("flux")), "detector": "canny"}
     flags |= {"instance_data_dir": str(write_photos(tmp_path / "photos")), "resolution": SIDE}
     run = ControlRunConfig.from_flat({**flags, "output_dir": str(tmp_path / "run")}).resolved()
-    with pytest.raises(ValueError, match=r"control images are for Stable Diffusion .* the base is of Flux1"):
+    with pytest.raises(ValueError, match=r"control images are for Stable Diffusion .* the base is of Flux 1"):
         check_run(run, make_accelerator(run.compute))

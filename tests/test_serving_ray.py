@@ -33,8 +33,7 @@ from ether_diffusion.serving.engine import Engine, Request
 from ether_diffusion.serving.keys import new_key
 from ether_diffusion.serving.options import Serve
 
-if "CI" not in os.environ:  # where it is never left out
-    pytest.importorskip("ray", reason='Ray is not installed: pip install "ether-diffusion[ray]"')
+pytest.importorskip("ray", reason='Ray is not installed: pip install "ether-diffusion[ray]"')
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
     import ray

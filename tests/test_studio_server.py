@@ -384,7 +384,7 @@ print(process.memory_info().rss - before)
 
 
 @pytest.mark.parametrize(
-    ("number", "most"), [(12, 100), pytest.param(200, 200, marks=pytest.mark.slow, id="two hundred")]
+    ("number", "most"), [(12, 100), pytest.param(50, 200, marks=pytest.mark.slow, id="fifty")]
 )
 def test_pictures_of_many_sizes_leave_little_behind(tmp_path: Path, number: int, most: int) -> None:
     command = [sys.executable, "-c", MANY_SIZES, str(tmp_path / "studio"), str(number)]
