@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
     parser = study_parser(__doc__, SUBJECTS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
-    parser.add_argument("--steps", nargs="+", type=int, default=[40, 100], help="of the trainings (40 100)")
+    parser.add_argument("--steps", nargs="+", type=int, default=[80], help="of the trainings (80)")
     return run_study("study_strength", parser, _run, arguments)
 
 

@@ -133,10 +133,10 @@ def mixed(given: argparse.Namespace) -> None:
         adapters = make_adapters(base, Path(folder), count)
         engine = Engine(base, device=CPU, max_rows=given.rows, num_slots=count, max_waiting=4 * count)
         pipeline = open_pipeline(base, device=CPU, dtype=torch.float32)
-    pipeline.unet = engine.base.load_denoiser()
+        pipeline.unet, own = engine.base.load_denoiser(), engine.base.load_denoiser()
     pipeline.set_progress_bar_config(disable=True)
     config = LoraConfig(r=4, target_modules=benchmark.ATTENTION, init_lora_weights=False)
-    lora: Any = get_peft_model(engine.base.load_denoiser(), config, adapter_name="a0")
+    lora: Any = get_peft_model(own, config, adapter_name="a0")
     for name, adapter in zip(names, adapters, strict=True):
         engine.add_adapter(name, adapter)
         pipeline.load_adapter_weights(adapter, adapter_name=name, activate=False)
