@@ -26,10 +26,11 @@ test: lint
 test-quick: lint
 	$(PYTEST) -m "not slow"
 
-# on a Ray of this machine, one file after the other: two at once are too much for two cores
+# on a Ray of this machine: two at once are too much for two cores, and Ray reads its token once in a process
 test-ray: .venv/installed-dev
 	$(INSTALL) '.[dev,ray]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_serving_ray.py tests/test_jobs_command.py
+	for file in serving_ray jobs_command; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_$$file.py || exit 1; done
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
