@@ -8,12 +8,15 @@ from pathlib import Path
 import photo_files
 import pytest
 import torch
+import training_runs
 from photo_batches import assert_equal, base_like, fill_with_photos, plan, rows, source, uncached
 from PIL import Image
 
+from ether_diffusion.strict_json import Json
 from ether_diffusion.training.config import DataConfig, PriorConfig
 from ether_diffusion.training.photos import PhotoFolder
 from ether_diffusion.training.prior import generate_class_images, read_class_images
+from ether_diffusion.training.run import train_dreambooth
 
 
 @pytest.fixture
@@ -212,3 +215,15 @@ def test_a_black_class_image_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"class image 0 .* is black"):
         generate_class_images(black, wanted(tmp_path / "class", 1), PhotoFolder(), seed=0)
+
+
+def test_class_images_that_cannot_be_used_once_drawn_are_one_sentence(tmp_path: Path) -> None:
+    training_runs.write_photos(tmp_path / "photos", seed=0)
+    flags: dict[str, Json] = {
+        "prior_preservation": "class_images",
+        "class_data_dir": str(tmp_path / "class"),
+        "class_prompt": "a cat",
+        "num_class_images": 2,
+    }
+    with pytest.raises(ValueError, match=r"(?s)drew as class images cannot be used: .* has 8 × 8 px"):
+        train_dreambooth(training_runs.config(tmp_path, instance_data_dir=str(tmp_path / "photos"), **flags))

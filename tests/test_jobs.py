@@ -23,9 +23,11 @@ from ether_diffusion.training.run import train_dreambooth
 Flags = dict[str, Json]
 
 FROZEN: Flags = {"prior_preservation": "frozen", "class_prompt": "a cat"}
+CLASS_IMAGES: Flags = {"prior_preservation": "class_images", "class_prompt": "a cat", "num_class_images": 2}
 MANY: list[Flags] = [
     {"adapter": "ether_plus"},
     {"adapter": "ether_plus", "learning_rate": 2e-3, "seed": 3, **FROZEN},
+    {"adapter": "ether_plus", "seed": 4, **CLASS_IMAGES},
     {"adapter": "ether", "num_blocks": 4, "learning_rate": 4e-3, "seed": 5, "use_ema": True, **FROZEN},
     {"adapter": "ether", "sides": "output", "gradient_accumulation_steps": 2, "max_train_steps": 25},
     {"adapter": "lora", "rank": 2, "learning_rate": 1e-3, "lr_scheduler": "cosine"},
@@ -45,6 +47,10 @@ def jobs(tmp_path: Path, place: str, of: list[Flags], **flags: Json) -> list[Dre
         if not photos.exists():
             write_photos(photos, seed=number)
         folders = {"instance_data_dir": str(photos), "output_dir": str(tmp_path / place / str(number))}
+        if own.get("prior_preservation") == "class_images":
+            folders["class_data_dir"] = str(tmp_path / "classes")
+            if not (tmp_path / "classes").exists():
+                write_photos(tmp_path / "classes", seed=100)
         found.append(config(tmp_path, **folders, **(flags | own)))
     return found
 

@@ -53,10 +53,10 @@ def read_class_images(
     one_size = None if scaling is None or len(scaling.sizes) > 1 else scaling  # else they take the photos'
     try:
         found = find_photos(folder, strict=strict, follow_symlinks=links, without=without, scaling=one_size)
-    except ValueError:
+    except ValueError as error:
         if strict and any(map(may_be_photo, files.values())):
             raise
-        return PhotoFolder()
+        return PhotoFolder(warnings=(str(error),) * bool(files))
     warnings = [*(f"not used: {refusal.sentence}" for refusal in found.refused), *found.warnings]
     named = {photo.named_repeats[2]: None for photo in found.photos if photo.named_repeats}
     if named:

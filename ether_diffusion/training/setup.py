@@ -121,6 +121,12 @@ class Run:
         if self.num_missing:  # they are drawn since
             scaling, without = Scaling.of(config.data, self.base), config.folders
             self.class_images = read_class_images(config.prior, config.data, without=without, scaling=scaling)
+            if not self.class_images.photos:
+                found = f"what {self.base.name} drew as class images cannot be used"
+                why = "; ".join(self.class_images.warnings)
+                raise ValueError(
+                    f"{found}: {why}; fill the folder with {config.prior.num_class_images} others"
+                )
         return SamplePlan(
             config.data,
             config.prior.replace(class_prompt=config.class_prompt),
