@@ -206,7 +206,7 @@ def test_stop_and_other_visitors_at_a_large_size(browser: Browser, studio: Runni
     for side in (4096, 512):
         for name in ("create-width", "create-height"):
             set_number(page, name, side)
-        status = start(page, "create")
+        status = begin(page, "create")
         if side == 4096:
             toast = page.get_by_test_id("toast-body").filter(has_text="px would take about").first
             expect(toast).to_be_visible()
