@@ -77,7 +77,7 @@ def drawing_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     opened = open_drawing_studio(tmp_path_factory.mktemp("drawing"))
     yield opened
     opened.studio.close()
-    assert opened.studio.engine.is_free
+    assert opened.studio.engine.line.is_free
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Studios on Tiny World with adapters as training leaves them, and what their jobs tell."""
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +17,12 @@ from ether_diffusion.adapters import AdapterMetadata, detach_adapter, save_ether
 from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
 from ether_diffusion.pipelines import EtherControlPipeline, ImageMetadata
-from ether_diffusion.ui.jobs import Event, Finished, SavedPicture, StopToken
-from ether_diffusion.ui.requests import GenerateRequest
+from ether_diffusion.ui.engine import Engine
+from ether_diffusion.ui.jobs import Finished, SavedPicture, Working
+from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
+Told = Working | SavedPicture | Finished
 QUICK = GenerateRequest("a red fox on a beach", steps=2, compare_with_base=False)
 
 
@@ -52,10 +56,33 @@ def add(studio: Studio, made: Path, *names: str) -> dict[str, str]:
 
 def draw(studio: Studio, request: GenerateRequest) -> Finished:
     """Run a job to its end."""
-    return last(studio.engine.draw(request, StopToken()))
+    return last(begin(studio.engine, request))
 
 
-def last(events: Iterator[Event]) -> Finished:
+def begin(
+    engine: Engine, request: GenerateRequest | GridRequest, stop: threading.Event | None = None
+) -> Iterator[Told]:
+    """Start a job and return what it is seen to tell, its end last; closing the iterator stops it."""
+    job = engine.start(request, stop=stop)
+
+    def seen() -> Iterator[Told]:
+        told, state, is_done = 0, None, False
+        try:
+            while not is_done:
+                is_done, new, now = job.is_done, job.pictures[told:], job.state
+                yield from new
+                told += len(new)
+                if now is not None and now is not state:
+                    yield (state := now)
+                time.sleep(0.001)
+        finally:
+            job.stop.set()
+        yield job.ended.result()
+
+    return seen()
+
+
+def last(events: Iterator[Told]) -> Finished:
     *_, end = events
     assert isinstance(end, Finished)
     return end

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from photo_files import photo
 
-from ether_diffusion.ui.runs import REQUEST_NAME, Run, Runs, TrainRequest, write_facts
+from ether_diffusion.ui.run import Run
+from ether_diffusion.ui.runs import Runs
+from ether_diffusion.ui.train_request import TrainRequest
 from ether_diffusion.ui.uploads import take_photos
 
 TRAINER = """
@@ -60,7 +62,7 @@ def set_fate(folder: Path, fate: str) -> None:
     """Say what becomes of a run the next time that it is started."""
     record = Run(folder).record
     command = [record.command[0], "-c", TRAINER, str(folder / "run"), str(record.num_steps), fate]
-    write_facts(folder, REQUEST_NAME, record.model_copy(update={"command": command}))
+    record.model_copy(update={"command": command}).write(folder)
 
 
 def make_runs(tmp_path: Path, fate: str = "wait") -> StandInRuns:

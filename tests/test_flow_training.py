@@ -12,6 +12,7 @@ import torch
 from flow_pipelines import FLOW_PIPELINES, SIDE, draw, flow_pipeline
 from forked_runs import exit_code, fork, training, training_until_change
 from PIL import Image
+from studio_folders import begin
 from torch.testing import assert_close
 from training_runs import config, log_of, trained_files, write_photos
 
@@ -24,7 +25,7 @@ from ether_diffusion.training.processes import make_accelerator
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import check_run
 from ether_diffusion.tuner.contexts import chosen_adapters
-from ether_diffusion.ui.jobs import Finished, StopToken, Working
+from ether_diffusion.ui.jobs import Finished, Working
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -120,7 +121,7 @@ def test_the_studio_draws_and_looks_at_its_steps(trained: Trained, flow_base: Ba
     studio = Studio(trained.folder / "studio", base=str(flow_base(trained.family)))
     adapter = studio.library.add_run_result(trained.folder / "run", "cat").id
     asked = GenerateRequest("a cat", adapters={adapter: 1.0}, steps=2, width=SIDE, height=SIDE)
-    *events, end = studio.engine.draw(asked, StopToken())
+    *events, end = begin(studio.engine, asked)
     studio.close()
     assert isinstance(end, Finished)
     seen = [event.image for event in events if isinstance(event, Working) and event.image]

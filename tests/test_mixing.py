@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from method_adapters import METHODS, save_for_tiny_world
 from peft import PeftModel
 from studio_files import save_tiny_world_adapter
-from studio_folders import QUICK, last, pixels
+from studio_folders import QUICK, begin, last, pixels
 
 from ether_diffusion import EtherConfig, save_ether
 from ether_diffusion.adapters import read_adapter, write_adapter
@@ -22,7 +22,6 @@ from ether_diffusion.mixing import Ingredient, mix_adapters
 from ether_diffusion.scripts import ether
 from ether_diffusion.serving.engine import Engine, Request
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.studio import Studio
 
 
@@ -124,7 +123,7 @@ def test_adapters_of_every_method_and_of_text_encoders_draw_in_the_studio_as_by_
         card = studio.library.add_run_result(saved / name, name)
         assert card.fits_base
         assert card.match == "same"
-        end = last(studio.engine.draw(replace(QUICK, adapters={card.id: 1.0}), StopToken()))
+        end = last(begin(studio.engine, replace(QUICK, adapters={card.id: 1.0})))
         pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path())
         with quiet():  # what BOFT says of kernels that are not there
             pipe.unet = PeftModel.from_pretrained(pipe.unet, saved / name)

@@ -276,7 +276,7 @@ def test_an_uploaded_adapter_draws_and_is_deleted(client: TestClient, folder: Pa
         ("x", b"PK", "no zip"),
         ("x", "empty", "has no adapter_config.json"),
         (".hidden", "fox", "is no name"),
-        ("x", "slip", "has no adapter_config.json"),
+        ("x", "slip", "holds ../../../notes.txt"),
         ("x", "damaged", "adapter_model.safetensors"),
     ],
 )

@@ -10,7 +10,6 @@ from studio_folders import QUICK, add, draw, make_adapters
 from tiny_pipelines import tiny_sd
 
 from ether_diffusion.bases import found
-from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.studio import Studio
 
 
@@ -47,7 +46,7 @@ def test_another_base_draws_and_the_one_before_is_freed(tmp_path: Path, other: P
 def test_a_base_is_kept_while_a_job_runs_and_where_the_other_is_none(tmp_path: Path, other: Path) -> None:
     studio = Studio(tmp_path / "studio")
     engine = studio.engine
-    with engine.line.turn(StopToken()), pytest.raises(ValueError, match="pictures are being drawn; wait"):
+    with engine.line.turn(), pytest.raises(ValueError, match="pictures are being drawn; wait"):
         studio.open_base(str(other))
     for none, words in (
         (tmp_path / "no", "cannot be opened"), (tmp_path, "model_index"), ("owner/name", "cannot be opened")

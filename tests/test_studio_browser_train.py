@@ -26,7 +26,7 @@ from studio_trainers import make_runs, request, wait_until
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.run_lock import read_holder
-from ether_diffusion.ui.runs import PROCESS_NAME
+from ether_diffusion.ui.run import PROCESS_NAME
 
 pytestmark = [needs_browser, PATIENT]
 STEPS = 40

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from method_adapters import METHODS, save_for_tiny_world
 from PIL import Image
-from studio_folders import QUICK, DrawingStudio, add, control_image, draw, last, pixels, said
+from studio_folders import QUICK, DrawingStudio, Told, add, begin, control_image, draw, last, pixels, said
 from torch import nn
 
 from ether_diffusion.control import control_batch, controlled
@@ -25,13 +25,11 @@ from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.jobs import (
     Emit,
-    Event,
     Finished,
     Job,
     Line,
     SavedPicture,
     Stopped,
-    StopToken,
     Working,
 )
 from ether_diffusion.ui.outputs import Outputs
@@ -94,7 +92,7 @@ def by_pipeline(plain: EtherControlPipeline, request: GenerateRequest, **options
     return np.asarray(plain(request.prompt, guidance_scale=request.guidance_scale, **options).images[0])
 
 
-def until_a_step(events: Iterator[Event]) -> None:
+def until_a_step(events: Iterator[Told]) -> None:
     while not isinstance(event := next(events), Working) or event.step < 1:
         pass
 
@@ -184,13 +182,13 @@ def test_an_encoder_by_itself_adds_its_features_to_the_base_and_to_a_subject(
         draw(studio, replace(follow, control_image=Image.new("RGB", (128, 64))))
     for adapters in ({}, {ids["fox"]: 1.0}, {ids["follow"]: 1.0, ids["trace"]: 1.0}):
         with pytest.raises(ValueError, match="needs one adapter that follows it"):
-            studio.engine.draw(replace(follow, adapters=adapters), StopToken())
+            begin(studio.engine, replace(follow, adapters=adapters))
 
 
 def test_a_job_tells_how_far_it_is(studio: Studio, ids: dict[str, str], tmp_path: Path) -> None:
     request = replace(QUICK, adapters={ids["fox"]: 1.0}, steps=4, compare_with_base=True)
     assert Engine("tiny_world", outputs=tmp_path, folder_of=Path).cost.seconds(request.sampling()) is None
-    *states, end = studio.engine.draw(request, StopToken())
+    *states, end = begin(studio.engine, request)
     assert isinstance(end, Finished)
     told = [state for state in states if isinstance(state, Working) and "Step" in state.words]
     done = [state.done for state in told]
@@ -206,25 +204,25 @@ def test_a_job_tells_how_far_it_is(studio: Studio, ids: dict[str, str], tmp_path
 
 def test_stop_stops_within_one_step_and_keeps_what_was_drawn(studio: Studio, calls: Calls) -> None:
     for asked, pictures in ((replace(QUICK, steps=500), 0), (replace(QUICK, steps=9, num_images=20), 1)):
-        stop, at_stop = StopToken(), 0
-        for event in studio.engine.draw(asked, stop):
+        stop, at_stop = threading.Event(), 0
+        for event in begin(studio.engine, asked, stop):
             if isinstance(event, Working) and event.step >= 3 and event.done > pictures / 20:
                 at_stop = at_stop or len(calls.threads)
-                stop.stop()
+                stop.set()
         assert isinstance(event, Finished)
         assert event.stopped
         assert len(calls.threads) - at_stop <= 1
         assert pictures <= len(event.pictures) < 20
         assert all(picture.path.is_file() for picture in event.pictures)
-        assert studio.engine.is_free
+        assert studio.engine.line.is_free
 
 
 def test_a_closed_page_stops_its_job_and_the_next_never_overlaps_it(studio: Studio, calls: Calls) -> None:
     for _ in range(3):
-        events = studio.engine.draw(replace(QUICK, steps=1000), stop := StopToken())
+        events = begin(studio.engine, replace(QUICK, steps=1000), stop := threading.Event())
         until_a_step(events)
         events.close()  # type: ignore[attr-defined]  # as Gradio closes generators
-        assert stop.stopped
+        assert stop.is_set()
     draw(studio, QUICK)
     assert len(calls.threads) < 500
     assert calls.most_at_once == 1
@@ -244,28 +242,28 @@ def test_a_new_studio_has_what_is_shipped_and_closing_it_stops_what_it_draws(tmp
     again = draw(studio, restored.request).pictures[0].path
     with Image.open(again) as one, Image.open(picture) as other:
         assert one.tobytes() == other.tobytes()
-    events = studio.engine.draw(replace(QUICK, steps=1000), StopToken())
+    events = begin(studio.engine, replace(QUICK, steps=1000))
     until_a_step(events)
     studio.close()
-    assert studio.engine.is_free
+    assert studio.engine.line.is_free
     assert last(events).stopped
     assert (studio.temp.stat().st_mode & 0o777) == 0o700
 
 
 def test_who_waits_knows_their_place_and_can_leave(studio: Studio, calls: Calls) -> None:
-    stops = [StopToken(), StopToken(), StopToken()]
-    first, second, third = (studio.engine.draw(replace(QUICK, steps=1000), stop) for stop in stops)
+    stops = [threading.Event() for _ in range(3)]
+    first, second, third = (begin(studio.engine, replace(QUICK, steps=1000), stop) for stop in stops)
     until_a_step(first)
     next_one, later = Working("Waiting: yours is next"), Working("Waiting: number 2 in line")
     assert [next(second), next(third)] == [next_one, later]
-    stops[1].stop()
+    stops[1].set()
     end = last(second)
     assert (end.stopped, end.pictures) == (True, ())
     assert next(event for event in third if event != later) == next_one
-    stops[0].stop()
+    stops[0].set()
     assert last(first).stopped
     until_a_step(third)
-    stops[2].stop()
+    stops[2].set()
     assert last(third).stopped
     assert calls.most_at_once == 1
 
@@ -292,7 +290,7 @@ def test_an_error_releases_the_lock_and_a_lack_of_memory_is_a_sentence(
         with pytest.raises(kind, match=words):
             draw(studio, QUICK)
         hook.remove()
-        assert studio.engine.is_free
+        assert studio.engine.line.is_free
     assert len(draw(studio, QUICK).pictures) == 1
 
 
@@ -315,9 +313,9 @@ def test_an_adapter_for_another_base_is_refused_before_the_first_step_unless_all
         with pytest.raises(ValueError, match=words):
             draw(studio, replace(QUICK, adapters={ids["fox"]: 1.0, ids[name]: 1.0}))
     with pytest.raises(FileNotFoundError, match="no longer in the library"):
-        studio.engine.draw(replace(QUICK, adapters={"a000": 1.0}), StopToken())
+        begin(studio.engine, replace(QUICK, adapters={"a000": 1.0}))
     assert calls.threads == []
-    assert studio.engine.is_free
+    assert studio.engine.line.is_free
     end = draw(studio, replace(QUICK, adapters={ids["odd"]: 1.0}, allow_other_base=True))
     assert end.notes == ("odd was made for another base of this architecture; results may differ.",)
 
@@ -328,7 +326,7 @@ def test_few_adapters_stay_loaded_and_files_that_changed_are_loaded_anew(tmp_pat
 
     def drawn(*names: str) -> SavedPicture:
         asked = replace(QUICK, steps=1, adapters=dict.fromkeys(names, 1.0))
-        return last(engine.draw(asked, StopToken())).pictures[0]
+        return last(begin(engine, asked)).pictures[0]
 
     first = drawn("fox")
     for name in ("cat", "follow", "trace"):
@@ -360,7 +358,7 @@ def test_a_prompt_that_is_cut_and_a_picture_that_shows_nothing_are_told(studio: 
     try:
         weight.data.fill_(torch.nan)
         notes = draw(studio, replace(QUICK, seed=5)).notes
-        told = last(studio.engine.draw(grid, StopToken())).notes
+        told = last(begin(studio.engine, grid)).notes
     finally:
         weight.data.copy_(before)
     assert any("seed 5" in note and "not finite" in note for note in notes)
@@ -381,7 +379,7 @@ def test_metadata_can_be_left_out(studio: Studio, ids: dict[str, str]) -> None:
             assert not image.info
         assert b"fox" not in path.read_bytes()
     assert np.array_equal(pixels(end.pictures[0].path), pixels(draw(studio, told).pictures[0].path))
-    grid = last(studio.engine.draw(GridRequest(("a cat",), steps=1, keep_metadata=False), StopToken()))
+    grid = last(begin(studio.engine, GridRequest(("a cat",), steps=1, keep_metadata=False)))
     assert (grid.manifest, grid.sheet is None) == (None, False)
     with Image.open(str(grid.sheet)) as sheet:
         assert not sheet.info
@@ -391,7 +389,7 @@ def test_every_cell_of_a_grid_is_drawn_again_from_its_own_file(studio: Studio, i
     request = GridRequest(
         ("a cat", "a dog"), (3, 1), (ids["fox"],), (0.5, 1.0), steps=2, negative_prompt="rain"
     )
-    *events, end = studio.engine.draw(request, StopToken())
+    *events, end = begin(studio.engine, request)
     cells = [event for event in events if isinstance(event, SavedPicture)]
     assert isinstance(end, Finished)
     assert end.sheet is not None
@@ -415,11 +413,11 @@ def test_every_cell_of_a_grid_is_drawn_again_from_its_own_file(studio: Studio, i
 
 
 def test_a_grid_that_is_stopped_keeps_its_cells(studio: Studio) -> None:
-    stop, cells = StopToken(), 0
-    for event in studio.engine.draw(GridRequest(("a cat",), tuple(range(50)), steps=2), stop):
+    stop, cells = threading.Event(), 0
+    for event in begin(studio.engine, GridRequest(("a cat",), tuple(range(50)), steps=2), stop):
         if isinstance(event, SavedPicture):
             cells += 1
-            stop.stop()
+            stop.set()
     assert isinstance(event, Finished)
     assert (event.stopped, event.sheet) == (True, None)
     assert cells <= len(event.pictures) < 50
@@ -464,24 +462,24 @@ def test_a_job_goes_on_whoever_looks_and_states_are_overtaken_while_pictures_are
         go_on.wait(30)
         return end
 
-    job = Job(work, "request", StopToken())
+    job = Job(work, "request", threading.Event())
     while job.state != Working("3"):
         go_on.wait(0.01)
-    events, others = job.events(), job.events()
-    assert [next(events) for _ in range(3)] == [*pictures, Working("3")]
+    assert job.pictures == pictures
     assert [picture.is_base for picture in job.pictures] == [False, True]
-    assert not job.is_done
+    assert (job.is_done, job.end) == (False, None)
     go_on.set()
-    assert [*events] == [end]
-    assert [*others] == [*pictures, Working("3"), end]  # who comes late sees it all
-    assert (job.is_done, job.result()) == (True, end)
+    assert job.ended.result() == end
+    assert (job.is_done, job.end) == (True, end)
+    assert (job.state, job.pictures) == (Working("3"), pictures)  # who comes late sees it all
 
     def fail(tell: Emit) -> Finished:
         raise RuntimeError("secret")
 
-    broken = Job(fail, "request", StopToken())
+    broken = Job(fail, "request", threading.Event())
     with pytest.raises(RuntimeError, match="secret"):
-        broken.result()
+        broken.ended.result()
+    assert (broken.is_done, broken.end) == (True, None)
     assert broken.said.startswith("Something went wrong (id ")
 
 
@@ -490,7 +488,7 @@ def test_the_line_lets_one_in_at_a_time_in_the_order_they_came() -> None:
     started = [threading.Event() for _ in range(8)]
 
     def work(number: int) -> None:
-        with line.turn(StopToken(), lambda place: started[number].set()):
+        with line.turn(on_wait=lambda place: started[number].set()):
             started[number].set()
             inside.append(number)
             assert len(inside) == 1
@@ -506,9 +504,9 @@ def test_the_line_lets_one_in_at_a_time_in_the_order_they_came() -> None:
     for thread in threads:
         thread.join(10)
     assert order == list(range(8))
-    stop = StopToken()
-    stop.stop()
-    with line.turn(StopToken()):
+    stop = threading.Event()
+    stop.set()
+    with line.turn():
         with pytest.raises(Stopped), line.turn(stop):
             raise AssertionError("it must not come in")
         assert not line.is_free

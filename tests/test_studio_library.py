@@ -27,7 +27,7 @@ from ether_diffusion.bases import load_base, open_base
 from ether_diffusion.control import load_control, save_control
 from ether_diffusion.export import export_lora
 from ether_diffusion.mixing import Ingredient, mix_adapters
-from ether_diffusion.ui.library import LABEL_NAME, Card, Library, read_label, thumbnail
+from ether_diffusion.ui.library import Card, Label, Library, read_label, thumbnail
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ENCODER_FILES = (CONTROL_CONFIG_NAME, ENCODER_NAME)
@@ -337,7 +337,7 @@ def test_a_full_disk_is_said_and_leaves_the_library_as_it_was(
 
 
 def test_spoiled_labels_and_strange_dates_hide_no_adapter(library: Library, card: Card, saved: Path) -> None:
-    label = library.folder(card.id) / LABEL_NAME
+    label = library.folder(card.id) / Label.name_of_file
     for spoiled in (b"{", b"[]", b'{"name": "", "created": "x"}', b"x" * 10_000):
         label.write_bytes(spoiled)
         assert library.card(card.id).name == card.id

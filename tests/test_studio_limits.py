@@ -1,8 +1,10 @@
 """What the studio refuses to draw as this machine cannot, and Stop, which works inside a step at any size."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from studio_folders import QUICK, DrawingStudio, draw, last, pixels
+from studio_folders import QUICK, DrawingStudio, begin, draw, last, pixels
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,7 +23,7 @@ from ether_diffusion.serving.stopping import StopInside
 from ether_diffusion.ui import drawing
 from ether_diffusion.ui.drawing import MAX_SECONDS, Cost, Pace, machine_memory
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.jobs import Finished, StopToken, Working
+from ether_diffusion.ui.jobs import Finished, Working, check
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -37,8 +39,8 @@ def studio(drawing_studio: DrawingStudio) -> Studio:
 @pytest.mark.flaky(reruns=2)  # a second is short beside other work on the same cores
 @pytest.mark.parametrize("wish", [{"width": 512, "height": 512}, {"width": 1536, "height": 1024, "steps": 1}])
 def test_a_large_picture_stops_within_a_second(studio: Studio, wish: dict[str, Any]) -> None:
-    stop = StopToken()
-    events = studio.engine.draw(replace(QUICK, **wish), stop)
+    stop = threading.Event()
+    events = begin(studio.engine, replace(QUICK, **wish), stop)
     for event in events:
         if isinstance(event, Working) and event.words.startswith(
             f"Step 0 of {wish.get('steps', QUICK.steps)}"
@@ -46,23 +48,22 @@ def test_a_large_picture_stops_within_a_second(studio: Studio, wish: dict[str, A
             break
     time.sleep(1)
     asked = time.monotonic()
-    stop.stop()
+    stop.set()
     end = list(events)[-1]
     assert time.monotonic() - asked < 1.0
     assert isinstance(end, Finished)
     assert (end.stopped, end.pictures) == (True, ())
-    assert studio.engine.is_free
+    assert studio.engine.line.is_free
 
 
-class LateToken(StopToken):
-    """Is stopped when it was asked so many times."""
+class LateToken(threading.Event):
+    """Is set when it was asked so many times."""
 
     def __init__(self, patience: int) -> None:
         super().__init__()
         self._patience = patience
 
-    @property
-    def stopped(self) -> bool:
+    def is_set(self) -> bool:
         self._patience -= 1
         return self._patience < 0
 
@@ -72,7 +73,7 @@ def test_a_stop_at_any_operation_leaves_the_models_as_they_were(drawing_studio: 
     request = replace(QUICK, adapters={fox: 1.0}, compare_with_base=True)
     before = draw(studio, request)
     for patience in (3, 60, 400, 900):
-        assert last(studio.engine.draw(request, LateToken(patience))).stopped
+        assert last(begin(studio.engine, request, LateToken(patience))).stopped
     after = draw(studio, request)
     for one, other in zip(
         before.pictures + before.base_pictures, after.pictures + after.base_pictures, strict=True
@@ -92,7 +93,7 @@ def test_a_large_picture_is_what_the_pipeline_draws(drawing_studio: DrawingStudi
 def in_parts(compute: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Compute with operations in parts, and see that there were some."""
     token = LateToken(10**9)
-    with StopInside(token.check, 1e6):
+    with StopInside(partial(check, token), 1e6):
         found = compute()
     assert 10**9 - token._patience > 4, "it was not done in parts"
     return found
@@ -126,14 +127,14 @@ def test_who_stops_while_the_models_are_loaded_need_not_wait_for_them(tmp_path: 
             time.sleep(3)
             return super()._open()
 
-    engine, stop = SlowEngine("tiny_world", outputs=tmp_path, folder_of=Path), StopToken()
-    events = engine.draw(QUICK, stop)
+    engine, stop = SlowEngine("tiny_world", outputs=tmp_path, folder_of=Path), threading.Event()
+    events = begin(engine, QUICK, stop)
     state, start = next(events), time.monotonic()
     assert state == Working("Loading the models …")
-    stop.stop()
+    stop.set()
     assert last(events).stopped
     assert time.monotonic() - start < 1
-    assert len(last(engine.draw(QUICK, StopToken())).pictures) == 1
+    assert len(last(begin(engine, QUICK)).pictures) == 1
     assert engine.opened == 1
 
 
@@ -145,7 +146,7 @@ def test_what_this_machine_cannot_draw_is_refused_in_a_sentence_and_nothing_else
         GridRequest(tuple("abcdefghij"), tuple(range(20)), width=256, height=256, steps=200),
     ):
         with pytest.raises(ValueError, match=r"\d × \d+ px .*choose smaller or fewer"):
-            studio.engine.draw(request, StopToken())
+            begin(studio.engine, request)
     for most in (replace(QUICK, num_images=32, steps=150), replace(QUICK, width=512, height=512)):
         studio.engine.cost.check(most.sampling())
 

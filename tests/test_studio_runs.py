@@ -23,19 +23,10 @@ from studio_trainers import StandInRuns, make_runs, request, set_fate, wait_unti
 from ether_diffusion.benchmark.plan import advise, read_curves
 from ether_diffusion.scripts.train_dreambooth import parse_flags, read_call
 from ether_diffusion.training.run_lock import Holder, holder_of, read_holder, write_holder
-from ether_diffusion.ui.jobs import StopToken
-from ether_diffusion.ui.runs import (
-    PROCESS_NAME,
-    WISH_NAME,
-    Runs,
-    TrainRequest,
-    Wish,
-    _command,
-    last_error,
-    train_command,
-    write_facts,
-)
+from ether_diffusion.ui.run import PROCESS_NAME, Wish, last_error
+from ether_diffusion.ui.runs import Runs, _command
 from ether_diffusion.ui.studio import Studio
+from ether_diffusion.ui.train_request import TrainRequest
 
 DOG = TrainRequest((Path("photo-001.png"),), "dog")
 
@@ -59,7 +50,7 @@ def runs(tmp_path: Path) -> StandInRuns:
 
 def config_of(asked: TrainRequest, base: str = "tiny_world") -> dict[str, object]:
     """Return what train-dreambooth makes of the command, as its own parser reads it."""
-    command = train_command(asked, Path("/studio/runs/ID"), base)
+    command = asked.command(Path("/studio/runs/ID"), base)
     assert command[:3] == [sys.executable, "-m", "ether_diffusion.scripts.train_dreambooth"]
     return dict(read_call(parse_flags(command[3:])).config.flat())
 
@@ -90,7 +81,7 @@ def test_every_preset_makes_a_command_that_the_trainer_accepts(
 )
 def test_what_a_visitor_types_reaches_the_trainer_as_it_is(text: str, tmp_path: Path) -> None:
     asked = told(instance_prompt=f"{text} {{token}}", validation_prompt=(text, "two"))
-    found, command = config_of(asked), train_command(asked, tmp_path, "tiny_world")
+    found, command = config_of(asked), asked.command(tmp_path, "tiny_world")
     printing = shlex.join(["printf", "%s\\n", *command])
     said = subprocess.run(["sh", "-c", printing], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert said.stdout.splitlines() == command  # as one who copies the command into a shell runs it
@@ -284,7 +275,7 @@ def stopped(runs: StandInRuns) -> Path:
     folder = runs.root / "20260101-000000-abcdef"
     (folder / "run").mkdir(parents=True)
     runs._prepare(folder, request(runs), datetime(2026, 1, 1, tzinfo=UTC))
-    write_facts(folder, WISH_NAME, Wish())
+    Wish().write(folder)
     write_log(folder, [1.0, 1.0, 1.0])
     (folder / "output.log").write_text("stopped by SIGINT; the same command goes on from here\n")
     assert runs.status(folder.name).state == "stopped"
@@ -418,7 +409,7 @@ def test_a_long_curve_is_thinned_and_the_last_words_of_a_crash_are_found(
 def test_pictures_come_by_step_beside_those_of_the_base_and_tell_the_time_left(
     runs: StandInRuns, stopped: Path
 ) -> None:
-    write_facts(stopped, WISH_NAME, Wish(began=1000.0))
+    Wish(began=1000.0).write(stopped)
     write_holder(stopped / PROCESS_NAME, holder_of(os.getpid()))  # as if this test were the trainer
     assert runs.status(stopped.name).seconds_left == pytest.approx(2 * 6 / 2.0)  # two steps of six images
     times = {"base": 0, "step-000000": 2000, "step-000100": 5000, "step-000020": 2600, "final": 0}
@@ -441,21 +432,21 @@ def test_on_an_accelerator_no_training_starts_while_pictures_are_drawn(tmp_path:
     studio.runs = runs = make_runs(tmp_path)
     asked, engine = request(runs), studio.engine
     engine.device = torch.device("meta")  # any that is not the CPU
-    with engine.line.turn(StopToken()):
+    with engine.line.turn():
         with pytest.raises(ValueError, match="pictures are being drawn on the accelerator; wait"):
             studio.train(asked)
         assert runs.all() == []
     run_id = studio.train(asked)
-    assert engine.is_free
+    assert engine.line.is_free
     wait_until(runs, run_id, lambda each: each.step == 3)
     runs.pause(run_id)
     paused = wait_until(runs, run_id, lambda each: each.state == "paused")
-    drawing = engine.line.turn(StopToken())
+    drawing = engine.line.turn()
     with drawing, pytest.raises(ValueError, match="pictures are being drawn"):
         studio.resume(run_id)
     engine.device = torch.device("cpu")
     set_fate(paused.folder, "fine")
-    with engine.line.turn(StopToken()):
+    with engine.line.turn():
         studio.resume(run_id)  # on the CPU it yields to what is drawn
     wait_until(runs, run_id, lambda each: each.state == "finished")
 

@@ -372,7 +372,7 @@ from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
 def draw(width, height):
-    studio.engine.start(GenerateRequest("a fox", width=width, height=height, steps=1)).result()
+    studio.engine.start(GenerateRequest("a fox", width=width, height=height, steps=1)).ended.result()
 
 studio, process = Studio(Path(sys.argv[1])), psutil.Process()
 draw(64, 64)

@@ -22,14 +22,15 @@ from photo_files import encode, noise, photo
 from PIL import Image
 from studio_files import Entry, plain_zip, raw_zip
 
+from ether_diffusion.training import zip_files
 from ether_diffusion.training.plain_files import UnusableFileError
+from ether_diffusion.training.zip_files import read_zip
 from ether_diffusion.ui import uploads
 from ether_diffusion.ui.uploads import (
     Accepted,
     Refused,
     crop_photo,
     data_address,
-    read_zip,
     recall_photos,
     take_photos,
     whole_address,
@@ -95,7 +96,7 @@ def test_a_zip_that_nobody_would_pack_is_refused_in_one_sentence(data: bytes, wo
 def test_many_entries_are_refused_before_zipfile_makes_an_object_of_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr(uploads, "zipfile")
+    monkeypatch.delattr(zip_files, "zipfile")
     with pytest.raises(ValueError, match="1000 entries"):
         read_zip(b"PK\x01\x02" * 1001)
 

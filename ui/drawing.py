@@ -4,8 +4,9 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from threading import Event
 
 import psutil
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ether_diffusion.bases import Base, Denoiser
 from ether_diffusion.pipelines.sampling import SIDE, Request, Sampling
 from ether_diffusion.serving.engine import Engine, Job
-from ether_diffusion.ui.jobs import Emit, StopToken, Working
+from ether_diffusion.ui.jobs import Emit, Working, check
 from ether_diffusion.ui.words import counted, duration, kilobytes
 
 MAX_SECONDS = 3600.0  # of one job: others wait for it
@@ -170,7 +171,7 @@ class Drawing:
         sampling: Sampling,
         *,
         cost: Cost,
-        stop: StopToken,
+        stop: Event,
         emit: Emit,
         what: str = "picture",
     ) -> None:
@@ -181,7 +182,8 @@ class Drawing:
 
     def draw(self, request: Request) -> Image.Image:
         """Draw a picture of the sampling, or raise Stopped."""
-        self._stop.check()
+        stopping = partial(check, self._stop)
+        stopping()
         self._tell(0, None)
         begun = last = time.monotonic()
         steps, looked = list[float](), 0.0
@@ -192,7 +194,7 @@ class Drawing:
 
         def on_step(job: Job) -> None:
             nonlocal last, looked
-            self._stop.check()
+            stopping()
             now = time.monotonic()
             steps.append(now - last)
             if now >= self._next_look:
@@ -203,8 +205,8 @@ class Drawing:
             last = time.monotonic()
             looked += last - now
 
-        (image,) = self._engine.draw([request], on_step=on_step, check=self._stop.check)
-        self._stop.check()
+        (image,) = self._engine.draw([request], on_step=on_step, check=stopping)
+        stopping()
         self._num_done += 1
         beside = time.monotonic() - begun - looked - per_step() * len(steps)
         self._cost.measured(self._sampling, Pace(per_step(), max(0.0, beside)))

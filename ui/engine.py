@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import re
 import threading
 import time
 import traceback
@@ -10,10 +9,10 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -32,13 +31,14 @@ from ether_diffusion.serving import engine as engines
 from ether_diffusion.training import find_cut
 from ether_diffusion.ui import jobs
 from ether_diffusion.ui.drawing import Cost, Drawing
-from ether_diffusion.ui.jobs import BASE_SUFFIX, Emit, Finished, Job, Stopped, StopToken, Working
+from ether_diffusion.ui.facts import Stamp, stamp_of
+from ether_diffusion.ui.jobs import BASE_SUFFIX, Emit, Finished, Job, Stopped, Working, in_background
 from ether_diffusion.ui.outputs import Outputs, plain_png
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.wording import printable
 
 Request = GenerateRequest | GridRequest
-MAX_LOADED, MAX_NAME = 16, 80  # adapters in the pipeline, and characters of the name of one there
+MAX_LOADED = 16  # adapters in the pipeline
 MAX_KEPT = 48  # jobs that ended, for pages that look at them again
 _DOUBTS = {
     "other weights": "{} was made for another base of this architecture; results may differ.",
@@ -79,11 +79,6 @@ class Engine:
         self.jobs = list[Job]()  # the oldest first; of those that ended, the last ones
 
     @property
-    def is_free(self) -> bool:
-        """Whether no job works and none waits."""
-        return self.line.is_free
-
-    @property
     def pipeline(self) -> Any:
         """The base's models, loaded when they are first asked for."""
         return self._load().pipeline
@@ -98,12 +93,8 @@ class Engine:
         """The adapters in memory."""
         return LoadedAdapters(self._load(), self._max_loaded)
 
-    def draw(self, request: Request, stop: StopToken) -> Iterator[jobs.Event]:
-        """Draw as `start`, and yield what the job tells, Finished last; closing the iterator stops it."""
-        return self.start(request, stop=stop).events()
-
     def start(
-        self, request: Request, *, stop: StopToken | None = None, owner: str = "", place: str = ""
+        self, request: Request, *, stop: threading.Event | None = None, owner: str = "", place: str = ""
     ) -> Job:
         """Begin to draw pictures, or a grid row by row, or refuse it before the first step."""
         self.cost.check(self._sampling(request))
@@ -121,7 +112,7 @@ class Engine:
                 raise ValueError(f"a control image needs one adapter that follows it; found {found}")
         if sum(not job.is_done for job in self.jobs) > jobs.MAX_WAITING:
             raise ValueError(f"{jobs.MAX_WAITING} jobs wait already; try again when some are done")
-        stop = stop or StopToken()
+        stop = stop or threading.Event()
         work = partial(self._work, request, control, notes, stop)
         ended = [job for job in self.jobs if job.is_done]
         self.jobs = [job for job in self.jobs if job not in ended[:-MAX_KEPT]]
@@ -142,12 +133,16 @@ class Engine:
         """Stop all jobs and wait until they have stopped, `timeout` seconds at most."""
         running = [job for job in self.jobs if not job.is_done]
         for job in running:
-            job.stop.stop()
-        for job in running:
-            job.thread.join(timeout)
+            job.stop.set()
+        wait([job.ended for job in running], timeout)
 
     def _work(
-        self, request: Request, control: ControlUse | None, notes: list[str], stop: StopToken, emit: Emit
+        self,
+        request: Request,
+        control: ControlUse | None,
+        notes: list[str],
+        stop: threading.Event,
+        emit: Emit,
     ) -> Finished:
         """Draw each place in a job's turn: a seed's picture and the base's right after it, or grid cells."""
         begun, touched, stopped, keep = time.monotonic(), 0, False, request.keep_metadata
@@ -195,7 +190,7 @@ class Engine:
         return Finished(tuple(pictures), tuple(of_base), seconds, stopped, touched, tuple(notes), *files)
 
     @contextmanager
-    def _turn(self, sampling: Sampling, stop: StopToken, emit: Emit) -> Iterator[None]:
+    def _turn(self, sampling: Sampling, stop: threading.Event, emit: Emit) -> Iterator[None]:
         """Wait for the lock, load what is missing, and hold the lock inside."""
         words = {1: "yours is next"}
         waiting = lambda n: emit(Working(f"Waiting: {words.get(n, f'number {n} in line')}"))  # noqa: E731
@@ -231,22 +226,14 @@ class Engine:
             control = replace(control, control=names[control.control])
         return replace(sampling, choices=choices), control
 
-    def _load(self, stop: StopToken | None = None) -> engines.Engine:
+    def _load(self, stop: threading.Event | None = None) -> engines.Engine:
         """Return what is loaded once; who stops waiting for it leaves the loading to go on for the next."""
-
-        def fill(future: Future[engines.Engine]) -> None:
-            try:
-                future.set_result(self._open())
-            except BaseException as error:  # is raised where somebody waits
-                future.set_exception(error)
-
         with self._loading:
             if self._loaded is None or (self._loaded.done() and self._loaded.exception() is not None):
-                self._loaded = Future()
-                threading.Thread(target=fill, args=(self._loaded,), daemon=True).start()
+                self._loaded = in_background(self._open)
             loaded = self._loaded
         while stop is not None and not wait([loaded], timeout=jobs.POLL_SECONDS).done:
-            stop.check()
+            jobs.check(stop)
         return loaded.result()
 
     def _open(self) -> engines.Engine:
@@ -276,12 +263,11 @@ def _memory_minded() -> Iterator[None]:
         give_memory_back()  # 500 MB after 100 sizes
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(NamedTuple):
     """An adapter in memory by its name in pictures, the files it came from, and how its base compares."""
 
     name: str
-    stamp: tuple[tuple[Path, int, int], ...]
+    stamp: Stamp
     match: str
 
 
@@ -299,22 +285,20 @@ class LoadedAdapters:
 
     def attach(self, adapter_id: str, folder: Path, name: str, *, keep: Collection[str]) -> Loaded:
         """Load an adapter that is not, under a name for people; where it does not fit, the others stay."""
-        files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-        stamp = tuple((path, status.st_mtime_ns, status.st_size) for path, status in files)
-        if adapter_id in self._loaded and self._loaded[adapter_id].stamp != stamp:
-            self._unload(adapter_id)  # it was renamed, or is another by now
-        if adapter_id not in self._loaded:
+        stamp, used = stamp_of(folder), self._loaded.pop(adapter_id, None)
+        if used is not None and used.stamp != stamp:  # it was renamed, or is another by now
+            self._engine.remove_adapter(used.name)
+            used = None
+        if used is None:
             adapter = read_adapter(folder)
             self._make_room(adapter, keep)
-            plain = re.sub(r"[\x00-\x1f\x7f]+", "_", name)[:MAX_NAME].strip() or "adapter"
-            candidates = itertools.chain([plain], (f"{plain} ({n})" for n in itertools.count(2)))
-            name = next(each for each in candidates if each not in self._engine.adapters)
+            called = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+            name = next(each for each in called if each not in self._engine.adapters)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the one on other weights, which the studio says itself
-                match = self._engine.add_adapter(name, adapter)
-            self._loaded[adapter_id] = Loaded(name, stamp, match)
-        self._loaded[adapter_id] = self._loaded.pop(adapter_id)
-        return self._loaded[adapter_id]
+                used = Loaded(name, stamp, self._engine.add_adapter(name, adapter))
+        self._loaded[adapter_id] = used
+        return used
 
     def num_touched(self, sampling: Sampling) -> int:
         """Return how many modules of the models carry at least one adapter that is in force."""
@@ -324,16 +308,10 @@ class LoadedAdapters:
 
     def _make_room(self, adapter: Adapter, keep: Collection[str]) -> None:
         """Unload adapters of other methods, and those used longest ago where there are too many."""
-        methods = {each: _method(self._engine.adapters[one.name]) for each, one in self._loaded.items()}
-        spare = [each for each in self._loaded if each not in keep]
-        others = [each for each in spare if methods[each] != _method(adapter)]
-        room = len(self._loaded) - len(others) + 1 - self._max_loaded
-        rest = [each for each in spare if each not in others]
-        for each in [*others, *rest[: max(0, room)]]:
-            self._unload(each)
-
-    def _unload(self, adapter_id: str) -> None:
-        self._engine.remove_adapter(self._loaded.pop(adapter_id).name)
+        for each in [each for each in self._loaded if each not in keep]:
+            is_other = _method(self._engine.adapters[self._loaded[each].name]) != _method(adapter)
+            if is_other or len(self._loaded) >= self._max_loaded:
+                self._engine.remove_adapter(self._loaded.pop(each).name)
 
 
 def _method(adapter: Adapter) -> str | None:

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -15,28 +16,31 @@ from ether_diffusion.pipelines.metadata import ImageMetadata
 from ether_diffusion.ui.words import told
 
 MAX_WAITING, POLL_SECONDS, BASE_SUFFIX = 32, 0.05, "-base"
+T = TypeVar("T")
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """Raised inside a job whose token was stopped."""
+    """Raised inside a job that was asked to stop."""
 
 
-class StopToken:
-    """Stops one job, from any thread: inside a denoising step, or while it waits."""
+def check(stop: threading.Event) -> None:
+    """Raise Stopped where that was asked for."""
+    if stop.is_set():
+        raise Stopped
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.stop = self._event.set
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the job was asked to stop."""
-        return self._event.is_set()
+def in_background(work: Callable[[], T]) -> "Future[T]":
+    """Work in a thread that ends with the process, and return what becomes of it."""
+    future: Future[T] = Future()
 
-    def check(self) -> None:
-        """Raise Stopped if it was asked to."""
-        if self.stopped:
-            raise Stopped
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # is raised, or told, where somebody looks
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=f"studio: {work}", daemon=True).start()
+    return future
 
 
 @dataclass(frozen=True)
@@ -89,96 +93,55 @@ class Finished:
     manifest: Path | None = None
 
 
-Event = Working | SavedPicture | Finished
 Emit = Callable[[Working | SavedPicture], None]
 
 
 class Job:
-    """Work in a thread of its own that goes on whoever looks: its last state, its pictures, and its end.
+    """Work in a thread of its own that goes on whoever looks, until `stop` is set.
 
     Attributes:
         owner, place: whose it is, and the tab that it is shown in.
+        state: the last one that it told.
         pictures: those that are there by now, in the order in which they were drawn.
-        error: what ended it, where no `end` did.
+        ended: gets how it ended, or what ended it.
     """
 
     def __init__(
-        self,
-        work: Callable[[Emit], Finished],
-        request: Any,
-        stop: StopToken,
-        *,
-        owner: str = "",
+        self, work: Callable[[Emit], Finished], request: Any, stop: threading.Event, *, owner: str = "",
         place: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.id, self.request, self.stop, self.owner, self.place = token_hex(4), request, stop, owner, place
         self.state: Working | None = None
         self.pictures = list[SavedPicture]()
-        self.end: Finished | None = None
-        self.error: BaseException | None = None
-        self._news = threading.Condition()
-        self.thread = threading.Thread(target=self._run, args=(work,), name="studio job", daemon=True)
-        self.thread.start()
+        self.ended = in_background(partial(work, self._tell))
 
     @property
     def is_done(self) -> bool:
         """Whether it ended, in whatever way."""
-        return self.end is not None or self.error is not None
+        return self.ended.done()
+
+    @property
+    def end(self) -> Finished | None:
+        """How it ended; None while it goes on, and where an error ended it."""
+        return self.ended.result() if self.is_done and self.ended.exception() is None else None
 
     @cached_property
     def said(self) -> str:
         """What a visitor is told of the error."""
-        return told(self.error) if isinstance(self.error, Exception) else "The studio was ended."
-
-    def result(self) -> Finished:
-        """Wait for the end, and return it or raise what ended it."""
-        self.thread.join()
-        if self.error is not None:
-            raise self.error
-        assert self.end is not None
-        return self.end
-
-    def events(self) -> Iterator[Event]:
-        """Yield what it tells, but for states that newer ones have overtaken; who looks away stops it."""
-        told, state, is_done = 0, None, False
-        try:
-            while not is_done:
-                with self._news:
-                    while not self.is_done and self.state is state and len(self.pictures) == told:
-                        self._news.wait()
-                    is_done, new, now = self.is_done, self.pictures[told:], self.state
-                yield from new
-                told += len(new)
-                if now is not None and now is not state:
-                    yield (state := now)
-        finally:
-            self.stop.stop()
-        yield self.result()
-
-    def _run(self, work: Callable[[Emit], Finished]) -> None:
-        end, error = None, None
-        try:
-            end = work(self._tell)
-        except BaseException as raised:  # is raised, or told, where somebody looks
-            error = raised
-        with self._news:
-            self.end, self.error = end, error
-            self._news.notify_all()
+        error = self.ended.exception()
+        return told(error) if isinstance(error, Exception) else "The studio was ended."
 
     def _tell(self, event: Working | SavedPicture) -> None:
-        with self._news:
-            if isinstance(event, Working):
-                self.state = event
-            else:
-                self.pictures.append(event)
-            self._news.notify_all()
+        if isinstance(event, Working):
+            self.state = event
+        else:
+            self.pictures.append(event)
 
 
 class Line:
     """A lock with a queue: first come, first served, and everybody knows their place."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
         self._tickets: list[object] = []
 
     @property
@@ -187,20 +150,18 @@ class Line:
         return not self._tickets
 
     @contextmanager
-    def turn(self, stop: StopToken, on_wait: Callable[[int], None] = lambda place: None) -> Iterator[None]:
+    def turn(
+        self, stop: threading.Event | None = None, on_wait: Callable[[int], None] = lambda place: None
+    ) -> Iterator[None]:
         """Wait until all who came before are done and hold the lock inside; `on_wait` hears one's place."""
-        ticket, told = object(), 0
-        with self._changed:
-            self._tickets.append(ticket)
+        ticket, stop, told = object(), stop or threading.Event(), 0
+        self._tickets.append(ticket)
         try:
-            with self._changed:
-                while (place := self._tickets.index(ticket)) > 0:
-                    stop.check()
-                    if place != told:
-                        on_wait(told := place)
-                    self._changed.wait(POLL_SECONDS)
+            while (place := self._tickets.index(ticket)) > 0:
+                check(stop)
+                if place != told:
+                    on_wait(told := place)
+                stop.wait(POLL_SECONDS)
             yield
         finally:
-            with self._changed:
-                self._tickets.remove(ticket)
-                self._changed.notify_all()
+            self._tickets.remove(ticket)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import safe_open
 from torch import nn
@@ -31,16 +31,17 @@ from ether_diffusion.control.conditioning import check_encoder
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.export import export_lora
 from ether_diffusion.mixing import Ingredient, mix_adapters
-from ether_diffusion.strict_json import StrictModel, read_json
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.training.result import FINAL, SAMPLES_FOLDER
+from ether_diffusion.ui.facts import Facts, Stamp, stamp_of
 from ether_diffusion.ui.uploads import MAX_PHOTO_BYTES, read_sent, thumbnail_png
 from ether_diffusion.ui.words import check_name, disk_explained
 from ether_diffusion.wording import listed, printable
 
-LABEL_NAME, THUMBNAIL_NAME = "studio.json", "thumbnail.png"
+THUMBNAIL_NAME = "thumbnail.png"
 MAX_SECONDS = 253e9  # since 1970, until the end of 9986
 GONE = "this adapter is no longer in the library: it was deleted meanwhile; choose another"
+_FILES = (named.CONFIG_NAME, named.TENSORS_NAME, named.CONTROL_CONFIG_NAME, named.ENCODER_NAME)
 _NEEDED = (
     f"give a zip of its folder, or its {named.TENSORS_NAME} together with its {named.CONFIG_NAME} "
     f"(and {named.CONTROL_CONFIG_NAME} with {named.ENCODER_NAME} for control)"
@@ -79,9 +80,10 @@ class Card:
         return self.match in ("same", "unknown")
 
 
-class Label(StrictModel):
-    """The file with an adapter's name, whose invisible characters are escaped, and when it came."""
+class Label(Facts):
+    """An adapter's name, whose invisible characters are escaped, and when it came."""
 
+    name_of_file = "studio.json"
     name: str
     created: datetime
 
@@ -95,7 +97,7 @@ class Library:
 
     def __init__(self, root: Path, temp: Path, base: Base) -> None:
         self.root, self.temp, self.base = root, temp, base
-        self._known: dict[str, tuple[object, Card]] = {}
+        self._known: dict[str, tuple[Stamp | None, Card]] = {}
         self._writing, self._fitting = threading.RLock(), threading.RLock()
 
     def use(self, base: Base) -> None:
@@ -127,7 +129,7 @@ class Library:
         """Give an adapter another name, which may not be empty or too long; its folder and id stay."""
         folder, checked = self.folder(adapter_id), check_name(name)
         with self._writing, disk_explained(folder, "renaming the adapter"):
-            write_files(folder, _label_file(checked, self._card(folder).created))
+            Label(name=checked, created=self._card(folder).created).write(folder)
         return self._card(folder)
 
     def delete(self, adapter_id: str) -> None:
@@ -148,7 +150,7 @@ class Library:
         with explained, TemporaryDirectory(prefix="upload-", dir=self.temp) as staged:
             adapter, folder = _read_upload(paths, Path(staged))
             name = paths[0].stem
-            if (folder / LABEL_NAME).is_file():
+            if Label.find(folder):
                 name = read_label(folder).name
             elif name.startswith((Path(named.TENSORS_NAME).stem, Path(named.CONFIG_NAME).stem)):
                 name = adapter.metadata.trigger or "uploaded adapter"
@@ -166,7 +168,7 @@ class Library:
         stem = _file_stem(label.name, adapter_id)
         read_adapter(folder)
         with zipfile.ZipFile(data, "w") as archive:  # the same files give the same bytes
-            for name, content in (_files_in(folder) | _label_file(label.name, label.created)).items():
+            for name, content in (_files_in(folder) | {label.name_of_file: label.data()}).items():
                 archive.writestr(zipfile.ZipInfo(f"{stem}/{name}"), content, zipfile.ZIP_DEFLATED)
         return self._offer(adapter_id, f"{stem}.zip", data.getvalue())
 
@@ -177,11 +179,9 @@ class Library:
         if adapter.encoder is not None:
             raise ValueError("it follows a control image, and is more than a LoRA; download it as a zip")
         with self._writing, disk_explained(folder, "writing the LoRA file"):
-            if not exported.is_file() and adapter.parts.keys() == {"unet"}:
-                with self._adapted_unet([adapter.first]) as unet:
-                    export_lora(adapter, unet, folder)
-            elif not exported.is_file():
-                export_lora(adapter, load_base(self.base.folder), folder)
+            if not exported.is_file():
+                with self._changed_by([adapter]) as models:
+                    export_lora(adapter, models, folder)
         name = f"{_file_stem(read_label(folder).name, adapter_id)}.safetensors"
         return self._offer(adapter_id, name, exported.read_bytes())
 
@@ -189,18 +189,16 @@ class Library:
         """Keep adapters, each at its strength, as one that draws what they draw together."""
         name = check_name(name)
         found = [Ingredient(self.card(i).name, read_adapter(self.folder(i)), s) for i, s in strengths.items()]
-        if all(each.adapter.parts.keys() == {"unet"} for each in found):
-            with self._adapted_unet(each.adapter.first for each in found) as unet:
-                mixed = mix_adapters(found, unet)
-        else:
-            mixed = mix_adapters(found, load_base(self.base.folder))
+        with self._changed_by([each.adapter for each in found]) as models:
+            mixed = mix_adapters(found, models)
         with disk_explained(self.root, "keeping the mix"):
             return self._add(folder_files(mixed), name)
 
     def _add(self, files: Mapping[str, bytes], name: str) -> Card:
         self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / f"a{secrets.token_hex(6)}"
-        write_folder(folder, {**files, **_label_file(check_name(name), datetime.now(UTC))})
+        label = Label(name=check_name(name), created=datetime.now(UTC))
+        write_folder(folder, {**files, label.name_of_file: label.data()})
         try:
             read_adapter(folder)
         except (ValueError, OSError):
@@ -217,10 +215,10 @@ class Library:
 
     def _folders(self) -> dict[str, Path]:
         """Return the folders with adapters by id: its name, or what stands for one that a hand put there."""
-        found, ours = dict[str, Path](), (named.CONFIG_NAME, named.TENSORS_NAME, named.CONTROL_CONFIG_NAME)
+        found = dict[str, Path]()
         for path in self.root.glob("*"):
             is_own = path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
-            if is_own and any((path / name).exists() for name in ours):
+            if is_own and any((path / name).exists() for name in _FILES[:3]):
                 found[_id_of(path.name)] = path
         return found
 
@@ -230,8 +228,7 @@ class Library:
             raise FileNotFoundError(GONE)
         stamp = None
         with suppress(OSError):
-            status = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
-            stamp = [(path, each.st_mtime_ns, each.st_size) for path, each in status]
+            stamp = stamp_of(folder)
         if folder.name not in self._known or self._known[folder.name][0] != stamp:
             self._known[folder.name] = (stamp, self._read_card(folder))
         return self._known[folder.name][1]
@@ -277,6 +274,15 @@ class Library:
             return check_fit(unet, part, "asked")
 
     @contextmanager
+    def _changed_by(self, adapters: Sequence[Adapter]) -> Iterator[Any]:
+        """Give what adapters change: the UNet, with the weights in question alone, or all of the base."""
+        if all(each.parts.keys() == {"unet"} for each in adapters):
+            with self._adapted_unet(each.first for each in adapters) as unet:
+                yield unet
+        else:
+            yield load_base(self.base.folder)
+
+    @contextmanager
     def _adapted_unet(self, adapters: Iterable[AdapterPart]) -> Iterator[Denoiser]:
         """Give the UNet with the weights that adapters change, as stored; to one visitor at a time."""
         changed, variant = {name for each in adapters for name in each.modules()}, self.base.variant
@@ -301,10 +307,9 @@ class Library:
 def read_label(folder: Path) -> Label:
     """Return the label of an adapter; one without is called as its folder, and as old as its files."""
     try:
-        data = read_plain_file(folder / LABEL_NAME, inside=folder, max_bytes=4096)
-        found = read_json(data, Label, LABEL_NAME)
+        found = Label.read(folder)
         name, seconds = check_name(found.name), found.created.timestamp()
-    except (OSError, ValueError, OverflowError):  # not there, or nobody's label
+    except (ValueError, OverflowError):  # not there, or nobody's label
         dated = next((path for path in (folder / named.CONFIG_NAME, folder) if path.exists()), None)
         name, seconds = printable(folder.name), 0 if dated is None else dated.stat().st_mtime
     return Label(name=name, created=datetime.fromtimestamp(min(max(seconds, 0), MAX_SECONDS), UTC))
@@ -322,10 +327,6 @@ def thumbnail(folder: Path) -> dict[str, bytes]:
     return {}
 
 
-def _label_file(name: str, created: datetime) -> dict[str, bytes]:
-    return {LABEL_NAME: Label(name=name, created=created).model_dump_json().encode()}
-
-
 def _id_of(name: str) -> str:
     is_plain = name.isascii() and name.isidentifier() and len(name) <= 64
     return name if is_plain else f"x{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
@@ -340,8 +341,8 @@ def _file_stem(name: str, otherwise: str) -> str:
 def _files_in(folder: Path) -> dict[str, bytes]:
     """Return the files in a folder that make an adapter, with its card, LoRA file and thumbnail."""
     parts = ("", *(f"{name}/" for name in COMPONENTS))
-    names = [f"{part}{name}" for part in parts for name in (named.CONFIG_NAME, named.TENSORS_NAME)]
-    names += [named.CONTROL_CONFIG_NAME, named.ENCODER_NAME, named.CARD_NAME, named.EXPORT_NAME]
+    names = [f"{part}{name}" for part in parts for name in _FILES[:2]]
+    names += [*_FILES[2:], named.CARD_NAME, named.EXPORT_NAME]
     found = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
     return found | thumbnail(folder)
 
@@ -360,21 +361,13 @@ def _read_upload(paths: Sequence[Path], staged: Path) -> tuple[Adapter, Path]:
         except UnusableFileError as reason:
             raise ValueError(f"{printable(path.name)} {reason}") from None
     by_suffix = {Path(name).suffix: data for name, data in files.items()}
-    is_canonical = files.keys() <= {
-        named.CONFIG_NAME,
-        named.TENSORS_NAME,
-        named.CONTROL_CONFIG_NAME,
-        named.ENCODER_NAME,
-    }
-    is_pair = files.keys() == {path.name for path in paths} and len(files) == 2
-    if is_pair and by_suffix.keys() == {".json", ".safetensors"} and not is_canonical:  # named by a browser
+    is_pair = by_suffix.keys() == {".json", ".safetensors"} and files.keys() == {path.name for path in paths}
+    if is_pair and len(files) == 2 and not files.keys() <= {*_FILES}:  # named by a browser
         files = {named.CONFIG_NAME: by_suffix[".json"], named.TENSORS_NAME: by_suffix[".safetensors"]}
     for name, data in files.items():
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         (staged / name).write_bytes(data)
-    configs = [
-        staged / name for name in files if Path(name).name in (named.CONFIG_NAME, named.CONTROL_CONFIG_NAME)
-    ]
+    configs = [staged / name for name in files if Path(name).name in (_FILES[0], _FILES[2])]
     held = {path.parent for path in configs or staged.rglob("*.safetensors")} or {staged}
     tops = sorted(folder for folder in held if not held & set(folder.parents))
     if len(tops) > 1 and configs:

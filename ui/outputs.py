@@ -19,22 +19,23 @@ from ether_diffusion.control.images import as_picture
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.pipelines.metadata import read_image_metadata
 from ether_diffusion.pipelines.sampling import Picture
-from ether_diffusion.strict_json import StrictModel, read_json
 from ether_diffusion.training.plain_files import read_plain_file
 from ether_diffusion.training.run_lock import guarded
+from ether_diffusion.ui.facts import Facts
 from ether_diffusion.ui.jobs import BASE_SUFFIX, SavedPicture
 from ether_diffusion.ui.words import check_name, disk_explained
 
 ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{6}(-i\d{2}|-i\d{2}-base|-c\d{3})")
 """Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""
 CONTROL_FOLDER, MAX_CONTROL_BYTES = "control-images", 64 * 2**20
-BOARDS_NAME, STARRED, MAX_BOARDS = "boards.json", "Starred", 200
+STARRED, MAX_BOARDS = "Starred", 200
 _DEPTH = 3  # folders below outputs: day, grid, pictures
 
 
-class Boards(StrictModel):
-    """The file beside the pictures that says which are on which board, by their ids."""
+class Boards(Facts):
+    """Which pictures are on which board, by their ids."""
 
+    name_of_file = "boards.json"
     boards: dict[str, list[str]] = Field(default_factory=dict)
 
 
@@ -135,16 +136,8 @@ class Outputs:
 
     def boards(self) -> dict[str, set[str]]:
         """Return the ids on each board, by its name; a file that cannot be read is as if none was there."""
-        with suppress(OSError, ValueError):
-            return self._read_boards()
-        return {}
-
-    def _read_boards(self) -> dict[str, set[str]]:
-        if not (self.folder / BOARDS_NAME).exists():
-            return {}
-        data = read_plain_file(self.folder / BOARDS_NAME, inside=self.folder, max_bytes=MAX_CONTROL_BYTES)
-        found = read_json(data, Boards, BOARDS_NAME).boards
-        return {name: set(ids) for name, ids in sorted(found.items())}
+        found = Boards.find(self.folder) or Boards()
+        return {name: set(ids) for name, ids in sorted(found.boards.items())}
 
     def is_starred(self, picture_id: str) -> bool:
         """Whether a picture is on the board of stars."""
@@ -154,13 +147,14 @@ class Outputs:
         """Put pictures on a board, which is made where there is none, or take them off; an empty one goes."""
         board = check_name(board)
         with disk_explained(self.folder, "keeping the board"), guarded(self.folder):
-            boards = self._read_boards()
+            if (self.folder / Boards.name_of_file).exists():
+                Boards.read(self.folder)  # or say what is wrong with it
+            boards = self.boards()
             there = boards.setdefault(board, set())
             boards[board] = there | set(ids) if is_on else there - set(ids)
             if len(boards) > MAX_BOARDS:
                 raise ValueError(f"there are {MAX_BOARDS} boards already; empty one first")
-            kept = Boards(boards={name: sorted(on) for name, on in boards.items() if on})
-            write_files(self.folder, {BOARDS_NAME: kept.model_dump_json(indent=1).encode()})
+            Boards(boards={name: sorted(on) for name, on in boards.items() if on}).write(self.folder)
 
     def adapters(self) -> list[str]:
         """Return the names of all adapters that pictures were drawn with, sorted."""

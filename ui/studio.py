@@ -3,8 +3,8 @@
 import gc
 import logging
 import threading
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,9 +14,9 @@ from ether_diffusion.console import give_memory_back
 from ether_diffusion.tiny_world import ALIAS, control_adapter_path, embedded_name, fox_adapter_path
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.jobs import StopToken
 from ether_diffusion.ui.library import Library
-from ether_diffusion.ui.runs import Runs, TrainRequest
+from ether_diffusion.ui.runs import Runs
+from ether_diffusion.ui.train_request import TrainRequest
 from ether_diffusion.ui.words import disk_explained
 from ether_diffusion.wording import printable
 
@@ -115,7 +115,7 @@ class Studio:
         give_memory_back()
 
     def _check_idle(self) -> None:
-        busy = ["pictures are being drawn"] * (not self.engine.is_free)
+        busy = ["pictures are being drawn"] * (not self.engine.line.is_free)
         busy += [f"“{run.name}” is training" for run in self.runs.all() if run.process is not None]
         if busy:
             raise ValueError(f"{busy[0]}; wait until that is done, or stop it, and open the base then")
@@ -132,12 +132,14 @@ class Studio:
 
     def train(self, request: TrainRequest) -> str:
         """Start a training run and return its id, where no pictures are being drawn on the accelerator."""
-        with self._accelerator_free():
+        self._check_accelerator()
+        with self._drawing_done():
             return self.runs.start(request)
 
     def resume(self, run_id: str) -> None:
         """Go on with a training run, as `train`."""
-        with self._accelerator_free():
+        self._check_accelerator()
+        with self._drawing_done():
             self.runs.resume(run_id)
 
     def keep_finished(self) -> list[str]:
@@ -147,7 +149,7 @@ class Studio:
         room, is left for later.
         """
         new = []
-        if self.engine.is_free:
+        if self.engine.line.is_free:
             self.runs.advance()
         for run in self.runs.all():
             if run.adapter is not None and run.library_id is None:
@@ -157,25 +159,14 @@ class Studio:
                     logger.warning("%s is not in the library yet: %s", run.name, error)
         return new
 
-    @contextmanager
-    def _accelerator_free(self) -> Iterator[None]:
-        if self.engine.device.type == "cpu":
-            yield
-        elif not self.engine.is_free:
+    def _check_accelerator(self) -> None:
+        if self.engine.device.type != "cpu" and not self.engine.line.is_free:
             drawing = "pictures are being drawn on the accelerator"
             raise ValueError(f"{drawing}; wait until they are done, or stop them, and start again")
-        else:
-            with self.engine.line.turn(StopToken()):
-                yield
 
-    @contextmanager
-    def _drawing_done(self) -> Iterator[None]:
+    def _drawing_done(self) -> AbstractContextManager[None]:
         """Wait for pictures that are being drawn on the accelerator, and keep others from it."""
-        if self.engine.device.type == "cpu":
-            yield
-        else:
-            with self.engine.line.turn(StopToken()):
-                yield
+        return nullcontext() if self.engine.device.type == "cpu" else self.engine.line.turn()
 
     def _check_free(self, device: torch.device) -> None:
         """Let pictures be drawn beside training on the CPU, where it yields; an accelerator has no room."""

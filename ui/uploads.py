@@ -1,16 +1,11 @@
-"""What visitors send: zips, read under bounds or refused whole, and photos, decoded and copied by us."""
+"""What visitors send: files and zips of them, and photos, decoded and copied by us."""
 
 import io
 import re
 import secrets
 import shutil
-import stat
-import struct
 import time
-import unicodedata
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,19 +19,13 @@ from ether_diffusion.training.captions import read_caption_files
 from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.photos import check_photo, find_likes, look_at
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
+from ether_diffusion.training.zip_files import MAX_BYTES, Wanted, is_archive, read_zip
 from ether_diffusion.ui.words import disk_explained, picture_address
 from ether_diffusion.wording import printable
 
-MAX_ENTRIES, MAX_BYTES = 1000, 256 * 2**20  # of a file, and of all that is read of an archive together
 MAX_PHOTOS, MAX_PHOTO_BYTES, MAX_TOTAL_BYTES = 200, 64 * 2**20, 2**30  # of one subject
 MAX_PIXELS = 50_000_000  # of a picture that is decoded whole; a JPEG of a phone's 108 million is not
 SIDE = 256  # longer side of a thumbnail's file, in px
-Wanted = Callable[[PurePosixPath], bool]
-_OTHERS = (b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")  # as other archives begin
-_LEFTOVERS = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}  # of systems; passed over
-_ENCRYPTED, _PACKED = 0x1, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, OSError, RuntimeError)
-"""What zipfile raises, beside a ValueError."""
 _CAPTIONS = (".txt", ".caption", "metadata.jsonl", "metadata.csv")
 _KEPT_SECONDS, _THUMBNAILS = 24 * 3600, "thumbnails"
 _FOLDER, _CROP = re.compile(r"[0-9a-f]{16}"), "-crop"
@@ -46,48 +35,7 @@ _FILE = re.compile(rf"photo-\d{{3}}({_CROP})?(\.[a-z0-9]{{1,6}})?", re.ASCII)
 def read_sent(path: Path, wanted: Wanted = lambda name: True) -> dict[str, bytes]:
     """Return what a visitor sent as one file: itself by its name, or the files in an archive by theirs."""
     data = read_plain_file(path, inside=path.parent, max_bytes=MAX_BYTES)
-    is_archive = data.startswith((b"PK", *_OTHERS)) or data[257:262] == b"ustar"
-    return read_zip(data, wanted) if is_archive else {path.name: data}
-
-
-def read_zip(data: bytes, wanted: Wanted = lambda name: True) -> dict[str, bytes]:
-    """Return the files in a zip by name, those that are wanted, after every name and size was checked."""
-    if data.count(b"PK\x01\x02") > MAX_ENTRIES:  # before zipfile makes an object of each
-        raise UnusableFileError(f"holds more than {MAX_ENTRIES} entries; pack fewer files")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = [e for e in archive.infolist() if not _LEFTOVERS & set(e.orig_filename.split("/"))]
-            _check(entries)
-            files = [e for e in entries if not e.is_dir() and wanted(PurePosixPath(e.filename))]
-            if sum(entry.file_size for entry in files) > MAX_BYTES:
-                raise UnusableFileError(f"unpacks to more than {MAX_BYTES // 2**20} MiB; give fewer files")
-            return {entry.filename: archive.read(entry) for entry in files}  # no more than it claims to be
-    except UnusableFileError:
-        raise
-    except (*_DAMAGED, ValueError) as error:
-        raise UnusableFileError(f"is not a whole zip archive ({printable(error)}); pack a zip anew") from None
-
-
-def _check(entries: Sequence[zipfile.ZipInfo]) -> None:
-    seen, folders = set[str](), set[str]()
-    for entry in entries:
-        shown, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
-        parts = set(shown.removesuffix("/").split("/"))
-        is_path = (
-            shown.isprintable() and "\\" not in shown and shown[1:2] != ":" and not {"", ".", ".."} & parts
-        )
-        is_file = kind in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG)
-        is_open = not entry.flag_bits & _ENCRYPTED and entry.compress_type in _PACKED
-        name = unicodedata.normalize("NFC", unicodedata.normalize("NFC", shown).casefold())
-        is_twice = not entry.is_dir() and name in seen
-        if is_path and not entry.is_dir():
-            folders |= {str(parent) for parent in PurePosixPath(name).parents}
-            seen.add(name)
-        if not (is_path and is_file and is_open) or is_twice or seen & folders:
-            needed = "no plain, open file with a path and name of its own inside the archive"
-            raise UnusableFileError(f"holds {printable(shown)}, which is {needed}; pack it anew")
-    if not seen:
-        raise UnusableFileError("holds no files; pack it again")
+    return read_zip(data, wanted) if is_archive(data) else {path.name: data}
 
 
 def thumbnail_png(data: bytes, suffix: str) -> bytes:
@@ -148,12 +96,8 @@ def take_photos(
 ) -> tuple[list[Accepted], list[Refused]]:
     """Copy what can be used of photos and zips of photos, but for `earlier` ones, into a new folder."""
     own, accepted, refused = folder / secrets.token_hex(8), list[Accepted](), list[Refused]()
-    looks, texts = list[bytes](), dict[str, bytes]()
-    total = sum(photo.path.stat().st_size for photo in earlier)
+    texts, total = dict[str, bytes](), sum(photo.path.stat().st_size for photo in earlier)
     known = {photo.thumbnail.read_bytes(): photo.name for photo in earlier}
-    for photo in earlier:
-        with Image.open(photo.thumbnail) as image:
-            looks.append(look_at(image.convert("RGB"))[0])
     with disk_explained(folder, "taking the photos"):
         for old in folder.glob("*"):  # that nobody has trained on for a day
             with suppress(OSError):  # another visitor may have
@@ -170,7 +114,7 @@ def take_photos(
                         raise data
                     _check_room(len(data), len(earlier) + len(accepted) + 1, total + len(data))
                     suffix, number = Path(name).suffix.lower(), len(accepted) + 1
-                    kept, small, look = _checked(name, own / f"photo-{number:03d}{suffix}", data)
+                    kept, small = _checked(name, own / f"photo-{number:03d}{suffix}", data)
                     if small in known:
                         same = f"is the same picture as {known[small]}, which was added before"
                         raise UnusableFileError(same)
@@ -179,22 +123,20 @@ def take_photos(
                     continue
                 _write_photo(kept, small, data)
                 accepted.append(kept)
-                looks.append(look)
                 total += len(data)
             photos = [*earlier, *accepted]
-            for number, first in find_likes(looks).items():
+            for number, first in find_likes([_look(photo) for photo in photos]).items():
                 like = f"looks like {photos[first].name}, perhaps turned or saved again, and counts twice"
                 if (place := number - len(earlier)) >= 0:
                     notes = filter(None, (accepted[place].note, like))
                     accepted[place] = replace(accepted[place], note="; ".join(notes))
             accepted, orphans = _captioned(accepted, texts, own / "captions")
-            refused += orphans
         except BaseException:
             shutil.rmtree(own, ignore_errors=True)
             raise
         finally:
             give_memory_back()
-    return accepted, refused
+    return accepted, refused + orphans
 
 
 def crop_photo(photo: Accepted, side: float, across: float, down: float) -> Accepted:
@@ -217,7 +159,7 @@ def crop_photo(photo: Accepted, side: float, across: float, down: float) -> Acce
                 image.putalpha(decoded.mask)
             image.crop((left, top, left + px, top + px)).save(buffer, "PNG")
             data = buffer.getvalue()
-        kept, small, _ = _checked(photo.name, path, data)
+        kept, small = _checked(photo.name, path, data)
     except UnusableFileError as reason:
         raise ValueError(f"{photo.name} {reason}") from None
     finally:
@@ -244,12 +186,16 @@ def _whole(photo: Accepted) -> Path:
     return next(path for path in sorted(photo.path.parent.glob(f"{stem}*")) if path.stem == stem)
 
 
-def _checked(name: str, path: Path, data: bytes) -> tuple[Accepted, bytes, bytes]:
-    """Return a photo that can be used, to be written to a path, with its thumbnail's bytes and its look."""
-    photo = check_photo(Path(name), data, max_pixels=MAX_PIXELS)
+def _checked(name: str, path: Path, data: bytes) -> tuple[Accepted, bytes]:
+    """Return a photo that can be used, to be written to a path, with its thumbnail's bytes."""
+    notes = check_photo(Path(name), data, max_pixels=MAX_PIXELS).notes
     path = path if _FILE.fullmatch(path.name) else path.with_suffix("")
-    kept = Accepted(printable(name), path, "; ".join(photo.notes))
-    return kept, thumbnail_png(data, path.suffix), photo.look
+    return Accepted(printable(name), path, "; ".join(notes)), thumbnail_png(data, path.suffix)
+
+
+def _look(photo: Accepted) -> bytes:
+    with Image.open(photo.thumbnail) as image:
+        return look_at(image.convert("RGB"))[0]
 
 
 def _write_photo(photo: Accepted, small: bytes, data: bytes) -> None:
@@ -289,17 +235,13 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | UnusableFileErr
 
 
 def _check_room(num_bytes: int, num_photos: int, total: int) -> None:
-    for found, most, what in (
-        (num_bytes, MAX_PHOTO_BYTES, f"more than {MAX_PHOTO_BYTES / 2**20:g} MiB; give a smaller file"),
-        (num_photos, MAX_PHOTOS, f"more than {MAX_PHOTOS} photos before it; leave some out"),
-        (
-            total,
-            MAX_TOTAL_BYTES,
-            f"more than {MAX_TOTAL_BYTES / 2**20:g} MiB with the others; leave some out",
-        ),
-    ):
-        if found > most:
-            raise UnusableFileError(f"has {what}")
+    problems = {
+        f"more than {MAX_PHOTO_BYTES / 2**20:g} MiB; give a smaller file": num_bytes > MAX_PHOTO_BYTES,
+        f"more than {MAX_PHOTOS} photos before it; leave some out": num_photos > MAX_PHOTOS,
+        f"more than {MAX_TOTAL_BYTES / 2**20:g} MiB with the others; leave some out": total > MAX_TOTAL_BYTES,
+    }
+    for problem in (words for words, is_one in problems.items() if is_one):
+        raise UnusableFileError(f"has {problem}")
 
 
 def recall_photos(kept: object, folder: Path) -> list[Accepted]:

@@ -1,16 +1,12 @@
 """The adapters of a server: folders by name, read when they are first asked for; uploads and deletions."""
 
 import hashlib
-import io
 import json
-import lzma
 import math
 import re
 import tempfile
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +25,9 @@ from ether_diffusion.adapters.format import (
 )
 from ether_diffusion.adapters.models import TEXT_ENCODERS, shareable_name
 from ether_diffusion.serving.engine import Engine
-from ether_diffusion.wording import listed, printable
+from ether_diffusion.training.plain_files import UnusableFileError
+from ether_diffusion.training.zip_files import read_zip
+from ether_diffusion.wording import printable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_UPLOAD_BYTES = 2**28
@@ -40,11 +38,8 @@ _LAST = (CONTROL_CONFIG_NAME, CONFIG_NAME)
 _HEAD_BYTES, _BATCH, _METADATA = 2**18, 256, b'{"__metadata__":'
 _STAMP = ("size", "mtime", "ino", "created", "ETag", "etag", "LastModified", "updated", "last_modified")
 """What file systems call what changes with a file."""
-_FILES = {CONTROL_CONFIG_NAME, ENCODER_NAME} | {
-    f"{folder}{file}"
-    for folder in ("", *(f"{part}/" for part in TEXT_ENCODERS))
-    for file in (CONFIG_NAME, TENSORS_NAME)
-}
+_NAMES = {CONTROL_CONFIG_NAME, ENCODER_NAME, CONFIG_NAME, TENSORS_NAME}
+_FILES = _NAMES | {f"{part}/{file}" for part in TEXT_ENCODERS for file in (CONFIG_NAME, TENSORS_NAME)}
 
 
 _Stamp = dict[str, list[Any]]
@@ -260,28 +255,15 @@ def _form(config: bytes, head: object) -> bytes:
     return hashlib.sha256(config + b"\0" + found).digest()
 
 
-_BAD_ZIP: tuple[type[Exception], ...] = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error)
-_BAD_ZIP += (lzma.LZMAError, NotImplementedError, RuntimeError, EOFError, OSError)
-
-
 def _unpacked(data: bytes) -> dict[str, bytes]:
     """Return the files of an adapter in a zip, with or without a folder around them."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            members = [info for info in packed.infolist() if not info.is_dir()]
-            around = {info.filename.partition("/")[0] + "/" for info in members}
-            prefix = next(iter(around)) if len(around) == 1 and members[0].filename not in _FILES else ""
-            found = {info.filename.removeprefix(prefix): info for info in members}
-            wanted = {name: info for name, info in found.items() if name in _FILES}
-            if sum(info.file_size for info in wanted.values()) > MAX_UPLOAD_BYTES:
-                raise ValueError(f"the zip holds more than {MAX_UPLOAD_BYTES >> 20} MiB; an adapter is small")
-            files = {}
-            for name, info in wanted.items():
-                with packed.open(info) as file:
-                    files[name] = file.read(info.file_size + 1)
-    except _BAD_ZIP as error:
-        raise ValueError(f"the upload is no zip of an adapter's folder ({printable(error)})") from None
+        found = read_zip(data, lambda path: path.name in _NAMES)
+    except UnusableFileError as reason:
+        raise ValueError(f"the upload is no zip of an adapter's folder: it {reason}") from None
+    around = {name.partition("/")[0] + "/" for name in found}
+    prefix = next(iter(around)) if len(around) == 1 and not found.keys() & _FILES else ""
+    files = {name.removeprefix(prefix): content for name, content in found.items()}
     if not files.keys() & {*_LAST}:
-        what = listed(sorted(found)) or "nothing"
-        raise ValueError(f"the zip has no {CONFIG_NAME} but {what}; zip an adapter's folder")
-    return files
+        raise ValueError(f"the zip has no {CONFIG_NAME}; zip an adapter's folder")
+    return {name: content for name, content in files.items() if name in _FILES}

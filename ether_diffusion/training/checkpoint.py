@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, STATE = "manifest.json", "state.json"
 MAX_MANIFEST = 16 * 2**20
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-(?:0|[1-9]\d*)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run; a file of such a name is none."""
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints of a run, sorted; a file of such a name is none."""
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(map(_step_of, found))
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return [folder / f"checkpoint-{step}" for step in reversed(saved_steps(folder))]
 
 
 def _step_of(path: Path) -> int:

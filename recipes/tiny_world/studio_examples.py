@@ -13,12 +13,11 @@ from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.run import train_dreambooth
-from ether_diffusion.ui.jobs import Finished, StopToken
 from ether_diffusion.ui.library import THUMBNAIL_NAME, thumbnail
 from ether_diffusion.ui.requests import GenerateRequest
-from ether_diffusion.ui.runs import TrainRequest
 from ether_diffusion.ui.studio import EXAMPLE, Studio
 from ether_diffusion.ui.tabs import first_page
+from ether_diffusion.ui.train_request import TrainRequest
 
 WITH_FOX = ("a sks animal in the snow", "a sks animal in a city", "two sks animals in a meadow")
 PICTURES = dict.fromkeys(WITH_FOX, True) | dict.fromkeys(
@@ -48,8 +47,7 @@ def draw_examples(folder: Path) -> None:
     for seed, (prompt, has_fox) in enumerate(PICTURES.items()):
         adapters = {fox: 1.0} if has_fox else {}
         request = GenerateRequest(prompt, adapters=adapters, seed=seed, compare_with_base=False)
-        *_, end = studio.engine.draw(request, StopToken())
-        assert isinstance(end, Finished)
+        end = studio.engine.start(request).ended.result()
         shutil.copyfile(end.pictures[0].path, target / f"{prompt.replace(' ', '_')}.png")
     studio.close()
 

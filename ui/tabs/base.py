@@ -1,14 +1,15 @@
 """What stands above the tabs: the base, what it is, and a panel that opens another one."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
-from threading import Thread
+from concurrent.futures import wait
+from functools import partial
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
 from ether_diffusion.bases.found import cached_bytes
+from ether_diffusion.ui.jobs import in_background
 from ether_diffusion.ui.tabs.page import QUIET, Page, Updates
 from ether_diffusion.ui.words import handler, kilobytes, notes_html, progress_html
 from ether_diffusion.wording import printable
@@ -66,16 +67,7 @@ class BasePanel:
         """Open a base and tell meanwhile what came from the hub; pages load themselves anew then."""
         if not name or not name.strip():
             raise ValueError("there is no base chosen; choose one, or type where it is")
-        opened: Future[None] = Future()
-
-        def work() -> None:
-            try:
-                self._studio.open_base(name.strip())
-                opened.set_result(None)
-            except BaseException as error:  # is raised where somebody waits
-                opened.set_exception(error)
-
-        Thread(target=work, name="opening a base", daemon=True).start()
+        opened = in_background(partial(self._studio.open_base, name.strip()))
         busy, ready = {self.go: gr.update(interactive=False)}, {self.go: gr.update(interactive=True)}
         try:
             before = cached_bytes(name.strip())

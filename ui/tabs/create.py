@@ -362,7 +362,7 @@ def add_endpoint(tab: PictureTab) -> None:
             request = replace(request, control_image=image)
         elif control_detector:
             raise ValueError("a detector was named, and there is no control_image for it; send one")
-        end = studio.engine.start(request, owner=owner_of(visitor)).result()
+        end = studio.engine.start(request, owner=owner_of(visitor)).ended.result()
         pictures, of_base = (
             [(str(p.path), p.id) for p in each] for each in (end.pictures, end.base_pictures)
         )

@@ -90,8 +90,8 @@ class DrawingTab:
 
     def standing(self, job: Job) -> Updates:
         """Return what shows how a job stands."""
-        stop = {"visible": not job.is_done, "interactive": not job.stop.stopped}
-        updates: Updates = {self.stop: gr.update(value="Stopping …" if job.stop.stopped else "Stop", **stop)}
+        stop = {"visible": not job.is_done, "interactive": not job.stop.is_set()}
+        updates: Updates = {self.stop: gr.update(value="Stopping …" if job.stop.is_set() else "Stop", **stop)}
         if not job.is_done:
             state = job.state or Working("Starting …")
             status = progress_html(state.done, state.words)
@@ -142,7 +142,7 @@ class DrawingTab:
     def _stop(self, seen: Any, visitor: gr.Request) -> Updates:
         job = self.page.job_of(self, seen, visitor)
         if job is not None:
-            job.stop.stop()
+            job.stop.set()
         return {self.stop: gr.update(value="Stopping …", interactive=False)}
 
     def _say_cost(self, values: Values) -> Updates:

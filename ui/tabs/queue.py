@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ether_diffusion.ui.jobs import Job
 from ether_diffusion.ui.requests import GridRequest
-from ether_diffusion.ui.runs import Run
+from ether_diffusion.ui.run import Run
 from ether_diffusion.ui.tabs.page import QUIET, Page, Updates, owner_of
 from ether_diffusion.ui.words import counted, duration, handler
 from ether_diffusion.wording import printable
@@ -61,7 +61,7 @@ class QueuePanel:
         wanted = str(asked.get("cancel") or asked.get("show"))
         job = next((job for job in self._jobs(visitor) if job.id == wanted), None)
         if job is not None and "cancel" in asked:
-            job.stop.stop()
+            job.stop.set()
         elif job is not None:
             return {self._page.seen: {job.place: job.id}, self._tabs: gr.Tabs(selected=job.place)}
         elif "cancel" in asked:
@@ -80,12 +80,12 @@ class QueuePanel:
         for number, job in enumerate(waiting):
             left = engine.seconds_left(job)
             if job in mine:
-                words = "stopping" if job.stop.stopped else job.state.words if job.state else "starting"
+                words = "stopping" if job.stop.is_set() else job.state.words if job.state else "starting"
                 if number:
                     words = f"number {number} in line" + f", begins in about {duration(before)}" * bool(
                         before
                     )
-                rows += _row(job.id, _name(job), words, can_cancel=not job.stop.stopped)
+                rows += _row(job.id, _name(job), words, can_cancel=not job.stop.is_set())
             before += left or 0.0
         runs = self._training()
         ends = max((run.seconds_left or 0.0 for run in runs), default=0.0)

@@ -22,18 +22,7 @@ from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.captions import doubt_token
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.runs import (
-    DECLARED,
-    MAX_NAME,
-    MAX_PROMPT,
-    SETTINGS,
-    Preset,
-    Run,
-    State,
-    TrainRequest,
-    in_labels,
-    train_command,
-)
+from ether_diffusion.ui.run import Run, State
 from ether_diffusion.ui.studio import Studio
 from ether_diffusion.ui.tabs.option_fields import option_field, read_options, used_words
 from ether_diffusion.ui.tabs.page import (
@@ -47,6 +36,15 @@ from ether_diffusion.ui.tabs.page import (
     Updates,
     Values,
     pair_html,
+)  # fmt: skip
+from ether_diffusion.ui.train_request import (
+    DECLARED,
+    MAX_NAME,
+    MAX_PROMPT,
+    SETTINGS,
+    Preset,
+    TrainRequest,
+    in_labels,
 )  # fmt: skip
 from ether_diffusion.ui.uploads import (
     Accepted,
@@ -605,7 +603,7 @@ class TrainTab:
         doubt = doubt_token(word, self._tokenizer())
         lacking = [p.name for p in photos if p.caption and word not in p.caption.replace("{token}", word)]
         uncalled = f"the captions of {listed(lacking)} have no {{token}} in them, which calls the subject"
-        command = train_command(request, runs.root / "ID", runs.base)
+        command = request.command(runs.root / "ID", runs.base)
         told, used = [*map(in_labels, config.ignored(request.settings))], config.flat()
         told += [*map(sentence, filter(None, [doubt, uncalled * bool(lacking)]))]
         texts = {self.form[n]: used_words(used[n]) for n in SETTINGS if isinstance(self.form[n], gr.Textbox)}
