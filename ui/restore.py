@@ -89,12 +89,15 @@ class _Reading:
         said, request = self._said, self._begun
         self._compare_base()
         found = self._adapters()
-        strength = said.options.get("control_strength", 1.0)
         fields = {name: getattr(said, name) for name in ("seed", "steps", "guidance_scale")}
-        for name, value in {**fields, "control_strength": strength}.items():
+        fields |= {
+            name: said.options.get(name, 1.0) for name in ("control_strength", "unconditional_strength")
+        }
+        for name, value in fields.items():
             usual = getattr(request, name)
             says = "is not said" if value is None else f"of {printable(value, 40)} cannot be taken here"
             called = name.removesuffix("_scale").replace("control_strength", "strength of control")
+            called = called.replace("_", " ")
             note = f"Its {called} {says}; {usual:g} is set, and the picture will be another."
             request = self._with(request, note, **{name: value})
         size = f"{said.width} × {said.height} px does not suit this base"
@@ -213,7 +216,10 @@ class _Reading:
 
     def _compare_rest(self) -> None:
         said, here = self._said, metadata.library_versions()
-        unknown = [*(name for name in said.options if name not in (*_CONTROL, *_START)), *said.unrecorded]
+        unknown = [
+            *(name for name in said.options if name not in (*_CONTROL, *_START, "unconditional_strength")),
+            *said.unrecorded,
+        ]
         if unknown:
             self.notes.append(f"It was drawn with settings that have no place here: {listed(unknown)}.")
         other = [

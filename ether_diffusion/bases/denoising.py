@@ -175,19 +175,20 @@ def predict_together(
     denoiser: Denoiser,
     several: Sequence[Denoising],
     before: Callable[[Sequence[int]], None] = lambda rows: None,
+    kinds: Sequence[object] | None = None,
 ) -> list[Tensor]:
     """Return what a denoiser predicts of the rows of several pictures of one size, for each at its timestep.
 
     Rows whose prompts have as many tokens go together: padding would change how others' are rounded. `before`
-    hears which of all the rows are next.
+    hears which of all the rows are next; rows of different `kinds` go one after the other.
     """
     pictures = [picture for picture in several for _ in picture.rows]
     texts = [row for picture in several for row in picture.rows]
-    by_length: dict[int, list[int]] = {}
-    for index, text in enumerate(texts):
-        by_length.setdefault(text.sequence.shape[1], []).append(index)
+    alike: dict[tuple[int, object], list[int]] = {}
+    for index, (text, kind) in enumerate(zip(texts, kinds or [None] * len(texts), strict=True)):
+        alike.setdefault((text.sequence.shape[1], kind), []).append(index)
     found: list[Tensor] = [torch.empty(0)] * len(texts)
-    for rows in by_length.values():
+    for rows in alike.values():
         before(rows)
         here = [pictures[row] for row in rows]
         around = [each.inpainting for each in here if each.inpainting is not None]

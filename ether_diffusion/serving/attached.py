@@ -10,7 +10,7 @@ from ether_diffusion.serving.bank import Choice
 
 
 class AttachedAdapters:
-    """What rows take together: they are drawn to the bit as by the pipelines."""
+    """What pictures take together: they are drawn to the bit as by the pipelines."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline, self._count, self._in_force = pipeline, 0, ExitStack()
@@ -37,17 +37,16 @@ class AttachedAdapters:
         self._pipeline.unload(self._held.pop(name))
 
     def check(self, rows: Sequence[Choice]) -> None:
-        """Refuse rows of one picture that take different adapters.
+        """Take rows of one picture, whatever adapters they take."""
 
-        Raises:
-            ValueError: as said.
-        """
-        if not self.takes(rows):
-            raise ValueError("negative_adapters need an engine that mixes adapters; leave them out")
+    def takes(self, pictures: Sequence[Sequence[Choice]]) -> bool:
+        """Say whether the rows of pictures can be drawn together: of those that take the same adapters."""
+        taken = [(rows[0], rows[-1]) for rows in pictures]
+        return all(each == taken[0] for each in taken)
 
-    def takes(self, rows: Sequence[Choice]) -> bool:
-        """Say whether rows can be drawn together: those that take the same adapters."""
-        return all(row == rows[0] for row in rows)
+    def kind(self, choice: Choice) -> object:
+        """Return by what rows are told apart that cannot go through the denoiser at once: their adapters."""
+        return frozenset(choice.items())
 
     def use_for_texts(self, choice: Choice) -> None:
         """Let the text encoders take these adapters."""
@@ -55,7 +54,6 @@ class AttachedAdapters:
 
     def use(self, rows: Sequence[Choice]) -> None:
         """Let the rows of the next batches take these adapters, until told otherwise."""
-        assert self.takes(rows)
         self._choose(rows[0])
 
     def _choose(self, choice: Choice) -> None:

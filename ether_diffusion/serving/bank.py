@@ -188,9 +188,12 @@ class MixedAdapters:
         if len(named) > most:
             raise ValueError(f"found {len(named)} adapters for one picture; at most {most} are taken")
 
-    def takes(self, rows: Sequence[Choice]) -> bool:
-        """Say whether rows can be drawn together: whether there are slots for their adapters."""
-        return len({name for row in rows for name in row}) <= self._num_slots
+    def takes(self, pictures: Sequence[Sequence[Choice]]) -> bool:
+        """Say whether pictures can be drawn together: whether there are slots for their rows' adapters."""
+        return len({name for rows in pictures for row in rows for name in row}) <= self._num_slots
+
+    def kind(self, choice: Choice) -> object:
+        """Return by what rows are told apart that cannot go through the denoiser at once: all can."""
 
     def use_for_texts(self, choice: Choice) -> None:
         """Let the text encoders take these adapters."""

@@ -293,7 +293,7 @@ class Engine:
 
     def _job(self, request: Request, **how: Any) -> Job:
         """Return a request that fits the base and its adapters, with its control image at its size."""
-        base, given, other, start = self.base, request.adapters, request.negative_adapters, request.start
+        base, given, other, start = self.base, request.adapters, request.unconditional_adapters, request.start
         size = request.size(base)
         if any(side % base.size_multiple for side in size):
             raise ValueError(f"sides must be multiples of {base.size_multiple} px; found {size[1]}x{size[0]}")
@@ -306,13 +306,18 @@ class Engine:
                 weighted_fragments(prompt)
             else:
                 check_unweighted(prompt, base.name)
-        unknown = listed(sorted({*given, *(other or {})} - self.adapters.keys()))
+        unknown = listed(sorted({*given, *other} - self.adapters.keys()))
         if unknown:
             raise ValueError(f"no adapter named {printable(unknown)}; GET /v1/models lists those there are")
-        check_strengths(self.adapters, [given, other or {}])
+        check_strengths(self.adapters, [given, other])
         rows = [given]
         if base.is_guided(self.denoiser, request.guidance_scale):
-            rows.insert(0, given if other is None else other)
+            rows.insert(0, other)
+        elif request.unconditional_strength != 1:
+            raise ValueError(
+                f"unconditional_strength is of a row that only guidance has, and {base.name} draws "
+                f"without at guidance_scale={request.guidance_scale:g}; raise that above 1, or leave it 1"
+            )
         self._models.check(rows)
         if base.is_inpainting and (start is None or start.mask is None):
             raise ValueError(f"{base.name} is a base for inpainting; give a start picture and a mask")
@@ -370,8 +375,7 @@ class Engine:
         """Take waiting requests, in order, while there are rows and their adapters go with the others'."""
         joining: list[Job] = []
         while self._waiting and len(self._running) + len(joining) < self.max_rows:
-            rows = [row for each in (*self._running, *joining, self._waiting[0]) for row in each.rows]
-            if not self._models.takes(rows):
+            if not self._models.takes([job.rows for job in (*self._running, *joining, self._waiting[0])]):
                 break
             joining.append(self._waiting.popleft())
         return joining
@@ -475,7 +479,8 @@ class Engine:
             self._followed = None if zeros is None else torch.cat([zeros if f is None else f for f in found])
 
         try:
-            return predict_together(self.base, self.denoiser, [_begun(job) for job in jobs], before)
+            kinds = [self._models.kind(choice) for choice in choices]
+            return predict_together(self.base, self.denoiser, [_begun(job) for job in jobs], before, kinds)
         finally:
             self._followed = None
 
@@ -514,6 +519,8 @@ class Engine:
         options: dict[str, Fact] = {}
         if request.negative_adapters is not None:
             options["negative_adapters"] = json.dumps(dict(request.negative_adapters))
+        if request.unconditional_strength != 1:
+            options["unconditional_strength"] = request.unconditional_strength
         if request.control is not None:
             options |= {
                 "control": str(request.control.control),

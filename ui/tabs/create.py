@@ -129,6 +129,7 @@ class PictureForm(Form):
         taken = ["prompt", "adapters"]
         if is_picture:
             taken += ["seed", "steps", "guidance_scale", "width", "height", "num_images", "negative_prompt"]
+            taken.append("unconditional_strength")
         named = {name: getattr(request, name) for name in taken}
         return PictureForm.shown(self, {**named, **({"new_seed": False} if is_picture else {})})
 
