@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeVar
 
@@ -18,6 +19,7 @@ INTERRUPTED = 128 + signal.SIGINT
 NOBODY_READS = 128 + 13  # as the shell says of a command that SIGPIPE ended
 _SHORT = ("allocate memory", "out of memory", "alloc_failed", "bad_alloc", "map segment",
           "without exception set", "start new thread", "resource temporarily unavailable")  # fmt: skip
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 T = TypeVar("T")
 
@@ -138,6 +140,15 @@ def give_memory_back() -> None:
     """Return to the system what glibc keeps between blocks that are in use."""
     with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or of the container that this process is in."""
+    import psutil  # which not every command needs
+
+    limits = [Path(name).read_text(encoding="ascii").strip() for name in _LIMITS if Path(name).is_file()]
+    # "max" is no limit
+    return min([int(psutil.virtual_memory().total), *(int(text) for text in limits if text.isdecimal())])
 
 
 def ran_short(error: BaseException) -> bool:

@@ -20,13 +20,13 @@ from PIL import Image
 
 from ether_diffusion.bases import Base, open_base
 from ether_diffusion.bases.found import FoundBase, find_bases
+from ether_diffusion.console import machine_memory
 from ether_diffusion.pipelines.opening import default_device, default_dtype
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts.drawing import hush_libraries
 from ether_diffusion.strict_json import Json
 from ether_diffusion.training import run as training_run
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.ui.drawing import machine_memory
 from ether_diffusion.wording import printable
 
 MIB, GIB = 2**20, 2**30

@@ -18,11 +18,11 @@ from ether_diffusion.bases import open_base
 from ether_diffusion.control import save_control
 from ether_diffusion.pipelines import EtherControlPipeline, ImageMetadata
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.jobs import Finished, SavedPicture, Working
+from ether_diffusion.ui.jobs import Job, SavedPicture, Working
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
-Told = Working | SavedPicture | Finished
+Told = Working | SavedPicture | Job
 QUICK = GenerateRequest("a red fox on a beach", steps=2, compare_with_base=False)
 
 
@@ -54,7 +54,7 @@ def add(studio: Studio, made: Path, *names: str) -> dict[str, str]:
     return {name: studio.library.add_run_result(made / name, name).id for name in names}
 
 
-def draw(studio: Studio, request: GenerateRequest) -> Finished:
+def draw(studio: Studio, request: GenerateRequest) -> Job:
     """Run a job to its end."""
     return last(begin(studio.engine, request))
 
@@ -62,14 +62,14 @@ def draw(studio: Studio, request: GenerateRequest) -> Finished:
 def begin(
     engine: Engine, request: GenerateRequest | GridRequest, stop: threading.Event | None = None
 ) -> Iterator[Told]:
-    """Start a job and return what it is seen to tell, its end last; closing the iterator stops it."""
+    """Start a job and return what it is seen to tell, itself at the end; closing the iterator stops it."""
     job = engine.start(request, stop=stop)
 
     def seen() -> Iterator[Told]:
         told, state, is_done = 0, None, False
         try:
             while not is_done:
-                is_done, new, now = job.is_done, job.pictures[told:], job.state
+                is_done, new, now = job.is_done, job.drawn[told:], job.state
                 yield from new
                 told += len(new)
                 if now is not None and now is not state:
@@ -77,14 +77,15 @@ def begin(
                 time.sleep(0.001)
         finally:
             job.stop.set()
-        yield job.ended.result()
+        job.ended.result()
+        yield job
 
     return seen()
 
 
-def last(events: Iterator[Told]) -> Finished:
+def last(events: Iterator[Told]) -> Job:
     *_, end = events
-    assert isinstance(end, Finished)
+    assert isinstance(end, Job)
     return end
 
 

@@ -25,7 +25,7 @@ from ether_diffusion.training.processes import make_accelerator
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.setup import check_run
 from ether_diffusion.tuner.contexts import chosen_adapters
-from ether_diffusion.ui.jobs import Finished, Working
+from ether_diffusion.ui.jobs import Job, Working
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -123,7 +123,7 @@ def test_the_studio_draws_and_looks_at_its_steps(trained: Trained, flow_base: Ba
     asked = GenerateRequest("a cat", adapters={adapter: 1.0}, steps=2, width=SIDE, height=SIDE)
     *events, end = begin(studio.engine, asked)
     studio.close()
-    assert isinstance(end, Finished)
+    assert isinstance(end, Job)
     seen = [event.image for event in events if isinstance(event, Working) and event.image]
     assert {image.size for image in seen} == {(SIDE, SIDE)}
 

@@ -16,14 +16,15 @@ from studio_folders import QUICK, DrawingStudio, begin, draw, last, pixels
 from torch import nn
 from torch.nn import functional as F
 
+from ether_diffusion import console
 from ether_diffusion.bases import open_base
+from ether_diffusion.console import machine_memory
 from ether_diffusion.pipelines.sampling import Sampling
 from ether_diffusion.serving.engine import Engine as BatchEngine
 from ether_diffusion.serving.stopping import StopInside
-from ether_diffusion.ui import drawing
-from ether_diffusion.ui.drawing import MAX_SECONDS, Cost, Pace, machine_memory
+from ether_diffusion.ui.drawing import MAX_SECONDS, Cost, Pace
 from ether_diffusion.ui.engine import Engine
-from ether_diffusion.ui.jobs import Finished, Working, check
+from ether_diffusion.ui.jobs import Job, Working, check
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.ui.studio import Studio
 
@@ -51,7 +52,7 @@ def test_a_large_picture_stops_within_a_second(studio: Studio, wish: dict[str, A
     stop.set()
     end = list(events)[-1]
     assert time.monotonic() - asked < 1.0
-    assert isinstance(end, Finished)
+    assert isinstance(end, Job)
     assert (end.stopped, end.pictures) == (True, ())
     assert studio.engine.line.is_free
 
@@ -199,5 +200,5 @@ def test_memory_is_that_of_the_machine_or_of_its_container(
     paths = [str(tmp_path / str(number)) for number in range(len(limits))]
     for path, text in zip(paths, limits, strict=True):
         Path(path).write_text(text + "\n")
-    monkeypatch.setattr(drawing, "_LIMITS", (*paths, "/is/not/there"))
+    monkeypatch.setattr(console, "_LIMITS", (*paths, "/is/not/there"))
     assert machine_memory() == (most or psutil.virtual_memory().total)

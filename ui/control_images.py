@@ -1,7 +1,5 @@
 """Where images that say where come from: a drawing in exact colours, an upload, or a detector."""
 
-import base64
-import binascii
 from pathlib import Path
 
 from markupsafe import Markup
@@ -12,7 +10,7 @@ from ether_diffusion.control.palette import Colour, Palette
 from ether_diffusion.pipelines.sampling import Start
 from ether_diffusion.tiny_world.world import BACKGROUND_CLASSES, OBJECT_CLASSES, PALETTE
 from ether_diffusion.training import decode_photo
-from ether_diffusion.training.decoding import decode_bytes
+from ether_diffusion.training.decoding import decode_base64
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.ui.uploads import MAX_PIXELS
 from ether_diffusion.ui.words import picture_address
@@ -84,19 +82,16 @@ def canvas_html(
             swatches += _CLASS.format(shade=_hex(colour), chosen=chosen, name=name)
             chosen = Markup("")
         groups += Markup("<fieldset><legend>{}</legend>{}</fieldset>").format(title, swatches)
-    is_palette, side = (
-        control_type == "palette",
-        {"width": round(width * shrink), "height": round(height * shrink)},
-    )
-    paper = Markup("")
+    size, paper = (round(width * shrink), round(height * shrink)), Markup("")
     if under is not None:
-        address = picture_address(under.resize((side["width"], side["height"])), "WEBP", quality=90)
+        address = picture_address(under.resize(size), "WEBP", quality=90)
         paper = Markup(' style="background-image: url({})"').format(address)
     return _CANVAS.format(
         what=_HINTS.get(control_type or "", "Draw here the shape that shall be followed."),
-        kind="palette" if is_palette else "mask", ground=_hex(PALETTE["beach"] if is_palette else _BLACK),
+        kind="palette" if control_type == "palette" else "mask",
+        ground=_hex(PALETTE["beach"] if control_type == "palette" else _BLACK),
         drawn=Markup("") if under is None else Markup(' data-drawn="{}"').format(drawn),
-        under=paper, groups=groups, **side,
+        under=paper, groups=groups, width=size[0], height=size[1],
     )  # fmt: skip
 
 
@@ -120,12 +115,11 @@ def _read_canvas(text: str, control_type: str | None) -> Image.Image:
     if len(text) > MAX_DRAWING:
         raise ValueError(f"the drawing is larger than {MAX_DRAWING >> 20} MiB; draw it smaller")
     try:
-        data = base64.b64decode(text[len(_PREFIX) :], validate=True)
-        decoded = decode_bytes(data, ".png", background=_BLACK, max_pixels=MAX_SIDE_PX**2, min_side=1)
-    except (UnusableFileError, binascii.Error):
+        drawn = decode_base64(text, _BLACK, max_pixels=MAX_SIDE_PX**2)
+    except UnusableFileError:
         raise ValueError("the drawing came damaged from the page; draw again") from None
     classes = {name: colour for group in _classes_of(control_type).values() for name, colour in group.items()}
-    return _snapped(decoded.rgb, classes, "what can be drawn with here", "drawing")
+    return _snapped(drawn, classes, "what can be drawn with here", "drawing")
 
 
 def read_start(path: Path, strength: float = 1.0) -> Start:

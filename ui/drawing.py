@@ -5,18 +5,17 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
-from threading import Event
 
-import psutil
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from ether_diffusion.bases import Base, Denoiser
+from ether_diffusion.console import machine_memory
 from ether_diffusion.pipelines.sampling import SIDE, Request, Sampling
-from ether_diffusion.serving.engine import Engine, Job
-from ether_diffusion.ui.jobs import Emit, Working, check
+from ether_diffusion.serving.engine import Engine
+from ether_diffusion.serving.engine import Job as Step
+from ether_diffusion.ui.jobs import Job, Working, check
 from ether_diffusion.ui.words import counted, duration, kilobytes
 
 MAX_SECONDS = 3600.0  # of one job: others wait for it
@@ -24,7 +23,6 @@ REST, MIN_REST_SECONDS = 4.0, 0.2
 # the next look comes after REST · t of the last: a fifth of the time at most
 _TENSORS = 8  # that a VAE has in memory at a time, as large as the largest; 7 on the embedded base
 _HELD_BYTES = 6  # of each pixel of each picture until a job ends: the picture, and its place on a sheet
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _PROBE_SIDE = 768
 _Kind = tuple[int, int, bool]  # width and height (px), and whether it is guided, which is twice the work
 
@@ -70,20 +68,15 @@ class Cost:
     @cached_property
     def largest_side(self) -> int:
         """The side (px) of the largest square picture that this machine has the memory for."""
-        room = machine_memory() // 2
-        fits = (
-            int(math.sqrt(room / (self._vae_bytes + _HELD_BYTES)))
-            if self._device.type == "cpu"
-            else SIDE.most
-        )
-        return int(min(SIDE.most, fits) // 8 * 8)
+        if self._device.type != "cpu":
+            return int(SIDE.most)
+        fits = math.isqrt(machine_memory() // 2 // (self._vae_bytes + _HELD_BYTES))
+        return int(min(SIDE.most, fits // 8 * 8))
 
     def seconds(self, sampling: Sampling) -> float | None:
         """Return how long pictures take; None before anything was measured."""
-        pace = self.pace(sampling)
-        return (
-            None if pace is None else sampling.num_pictures * (sampling.num_steps * pace.step + pace.picture)
-        )
+        pace, number = self.pace(sampling), sampling.num_pictures
+        return None if pace is None else number * (sampling.num_steps * pace.step + pace.picture)
 
     def least_seconds(self, sampling: Sampling) -> float:
         """Return how long pictures take a CPU that is always at its best; 0 elsewhere."""
@@ -94,16 +87,15 @@ class Cost:
 
     def words(self, sampling: Sampling) -> str:
         """Say what pictures cost: how many, how long on this machine, and how much of its memory."""
-        number, seconds, needed = sampling.num_pictures, self.seconds(sampling), self.num_bytes(sampling)
-        took = (
-            f"about {duration(seconds)}"
-            if seconds is not None
-            else "how long is known after the first picture"
-        )
-        if seconds is None and (least := self.least_seconds(sampling)) > 1:
+        number, seconds, took = sampling.num_pictures, self.seconds(sampling), ""
+        if seconds is not None:
+            took = f"about {duration(seconds)}"
+        elif (least := self.least_seconds(sampling)) > 1:
             took = f"{duration(least)} or more"
+        took = took or "how long is known after the first picture"
         said = [counted(number, "picture"), counted(number * sampling.num_steps, "step"), took]
-        return " · ".join([*said, f"{kilobytes(needed)} of memory"] if self._device.type == "cpu" else said)
+        memory = [f"{kilobytes(self.num_bytes(sampling))} of memory"] * (self._device.type == "cpu")
+        return " · ".join(said + memory)
 
     def measured(self, sampling: Sampling, pace: Pace) -> None:
         """Remember what was measured."""
@@ -155,34 +147,17 @@ class Cost:
         return 2 * _PROBE_SIDE**3 / best
 
 
-def machine_memory() -> int:
-    """Return the bytes of memory of this machine, or of the container that this process is in."""
-    limits = [Path(name).read_text().strip() for name in _LIMITS if Path(name).is_file()]
-    # "max" is no limit
-    return min([int(psutil.virtual_memory().total), *(int(text) for text in limits if text.isdecimal())])
-
-
 class Drawing:
     """Draws the pictures of a job one by one: none depends on another, so each can be made again alone."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        sampling: Sampling,
-        *,
-        cost: Cost,
-        stop: Event,
-        emit: Emit,
-        what: str = "picture",
-    ) -> None:
-        self._what, self._engine, self._sampling = what, engine, sampling
-        self._cost, self._stop, self._emit = cost, stop, emit
+    def __init__(self, engine: Engine, sampling: Sampling, cost: Cost, job: Job, what: str) -> None:
+        self._engine, self._sampling, self._cost, self._job, self._what = engine, sampling, cost, job, what
         self._num_done, self._next_look = 0, 0.0
         self._image: Image.Image | None = None
 
     def draw(self, request: Request) -> Image.Image:
         """Draw a picture of the sampling, or raise Stopped."""
-        stopping = partial(check, self._stop)
+        stopping = partial(check, self._job.stop)
         stopping()
         self._tell(0, None)
         begun = last = time.monotonic()
@@ -192,16 +167,16 @@ class Drawing:
             timed = steps[1:] or steps  # the prompt is encoded before the first
             return sum(timed) / len(timed)
 
-        def on_step(job: Job) -> None:
+        def on_step(step: Step) -> None:
             nonlocal last, looked
             stopping()
             now = time.monotonic()
             steps.append(now - last)
             if now >= self._next_look:
-                self._image = self._engine.preview(job)
+                self._image = self._engine.preview(step)
                 end = time.monotonic()
                 self._next_look = end + max(MIN_REST_SECONDS, REST * (end - now))
-            self._tell(job.step, per_step())
+            self._tell(step.step, per_step())
             last = time.monotonic()
             looked += last - now
 
@@ -213,14 +188,13 @@ class Drawing:
         return image
 
     def _tell(self, step: int, per_step: float | None) -> None:
-        known, every, done = self._cost.pace(self._sampling), self._sampling, self._num_done
+        every, done, left = self._sampling, self._num_done, None
         words, number = [f"Step {step} of {every.num_steps}"], every.num_pictures
         if number > 1:
             words.append(f"{self._what} {min(done + 1, number)} of {number}")
-        per_step, left = known.step if per_step is None and known is not None else per_step, None
-        if per_step is not None:
-            left = ((number - done) * every.num_steps - step) * per_step
-            left += 0.0 if known is None else (number - done) * known.picture
+        pace = self._cost.pace(every) or Pace(per_step or 0.0, 0.0)
+        if per_step := per_step or pace.step:
+            left = ((number - done) * every.num_steps - step) * per_step + (number - done) * pace.picture
             words.append(f"about {duration(left)} left")
         share = (done + step / every.num_steps) / number
-        self._emit(Working(" · ".join(words), share, self._image, step, left))
+        self._job.state = Working(" · ".join(words), share, self._image, step, left)

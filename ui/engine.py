@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import threading
 import time
 import traceback
 import warnings
@@ -10,8 +9,9 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import psutil
@@ -32,7 +32,7 @@ from ether_diffusion.training import find_cut
 from ether_diffusion.ui import jobs
 from ether_diffusion.ui.drawing import Cost, Drawing
 from ether_diffusion.ui.facts import Stamp, stamp_of
-from ether_diffusion.ui.jobs import BASE_SUFFIX, Emit, Finished, Job, Stopped, Working, in_background
+from ether_diffusion.ui.jobs import BASE_SUFFIX, Job, Stopped, Working, in_background
 from ether_diffusion.ui.outputs import Outputs, plain_png
 from ether_diffusion.ui.requests import GenerateRequest, GridRequest
 from ether_diffusion.wording import printable
@@ -40,10 +40,14 @@ from ether_diffusion.wording import printable
 Request = GenerateRequest | GridRequest
 MAX_LOADED = 16  # adapters in the pipeline
 MAX_KEPT = 48  # jobs that ended, for pages that look at them again
-_DOUBTS = {
-    "other weights": "{} was made for another base of this architecture; results may differ.",
-    "unknown": "{} does not say which base it was made for; its shapes fit.",
-}
+
+
+class Loaded(NamedTuple):
+    """An adapter in memory by its name in pictures, the files it came from, and how its base compares."""
+
+    name: str
+    stamp: Stamp
+    match: str
 
 
 class Engine:
@@ -74,9 +78,10 @@ class Engine:
         self.device, self.line, self.outputs = default_device(), jobs.Line(), Outputs(outputs)
         self.cost = Cost(self.base, self.device)
         self._folder_of, self._name_of, self._check_free = folder_of, name_of, check_free
-        self._max_loaded, self._loading = max_loaded, threading.Lock()
+        self._max_loaded, self._loading = max_loaded, Lock()
         self._loaded: Future[engines.Engine] | None = None
         self.jobs = list[Job]()  # the oldest first; of those that ended, the last ones
+        self.attached: dict[str, Loaded] = {}  # adapters in memory by id, the least recently used first
 
     @property
     def pipeline(self) -> Any:
@@ -88,14 +93,7 @@ class Engine:
         """The short name of the base's weights, which are loaded to know it."""
         return self._load().fingerprint
 
-    @cached_property
-    def attached(self) -> "LoadedAdapters":
-        """The adapters in memory."""
-        return LoadedAdapters(self._load(), self._max_loaded)
-
-    def start(
-        self, request: Request, *, stop: threading.Event | None = None, owner: str = "", place: str = ""
-    ) -> Job:
+    def start(self, request: Request, *, stop: Event | None = None, owner: str = "", place: str = "") -> Job:
         """Begin to draw pictures, or a grid row by row, or refuse it before the first step."""
         self.cost.check(self._sampling(request))
         folders = {each: self._folder_of(each) for each in request.adapters}
@@ -112,11 +110,11 @@ class Engine:
                 raise ValueError(f"a control image needs one adapter that follows it; found {found}")
         if sum(not job.is_done for job in self.jobs) > jobs.MAX_WAITING:
             raise ValueError(f"{jobs.MAX_WAITING} jobs wait already; try again when some are done")
-        stop = stop or threading.Event()
-        work = partial(self._work, request, control, notes, stop)
+        job = Job(request, stop=stop, owner=owner, place=place)
+        job.notes += notes
+        job.begin(partial(self._work, control=control))
         ended = [job for job in self.jobs if job.is_done]
-        self.jobs = [job for job in self.jobs if job not in ended[:-MAX_KEPT]]
-        self.jobs.append(job := Job(work, request, stop, owner=owner, place=place))
+        self.jobs = [*(job for job in self.jobs if job not in ended[:-MAX_KEPT]), job]
         return job
 
     def seconds_left(self, job: Job) -> float | None:
@@ -136,97 +134,104 @@ class Engine:
             job.stop.set()
         wait([job.ended for job in running], timeout)
 
-    def _work(
-        self,
-        request: Request,
-        control: ControlUse | None,
-        notes: list[str],
-        stop: threading.Event,
-        emit: Emit,
-    ) -> Finished:
+    def _work(self, job: Job, control: ControlUse | None) -> None:
         """Draw each place in a job's turn: a seed's picture and the base's right after it, or grid cells."""
-        begun, touched, stopped, keep = time.monotonic(), 0, False, request.keep_metadata
-        is_grid, (job, day) = isinstance(request, GridRequest), self.outputs.new_job()
-        folder = day / job / grids.PICTURES_FOLDER if is_grid else day
-        pictures, of_base = list[jobs.SavedPicture](), list[jobs.SavedPicture]()
-        drawn, files = dict[str, Picture](), list[Path | None]()
+        request, begun = job.request, time.monotonic()
+        keep, start = request.keep_metadata, request.start
+        is_grid, (name, day) = isinstance(request, GridRequest), self.outputs.new_job()
+        folder, cells = day / name / grids.PICTURES_FOLDER if is_grid else day, dict[str, Picture]()
         try:
-            with self._turn(request.sampling(), stop, emit):
+            with self._turn(job):
                 begun = time.monotonic()
-                sampling, control = self._attach(request, control, notes)
-                touched = self.attached.num_touched(sampling)
-                if control is not None and keep:
-                    self.outputs.keep_control(control.image)
-                for given in (request.start.image, request.start.mask) if request.start and keep else ():
-                    if given is not None:
-                        self.outputs.keep_control(given)
-                what = "cell" if is_grid else "picture"
-                drawing = Drawing(self._load(), sampling, cost=self.cost, stop=stop, emit=emit, what=what)
+                sampling, control = self._attach(job, control)
+                used = {n for choice in sampling.choices for n, strength in choice.items() if strength}
+                parts = [pair for n in used for pair in self._load().adapters[n].parts.items()]
+                layers = {(component, layer) for component, part in parts for layer in part.modules()}
+                job.touched_layers = len(layers)
+                given = [control and control.image, start and start.image, start and start.mask]
+                for image in filter(None, given if keep else ()):
+                    self.outputs.keep_control(image)
+                drawing = Drawing(self._load(), sampling, self.cost, job, "cell" if is_grid else "picture")
                 sides = (sampling.prompts, sampling.seeds, sampling.choices)
                 for prompt, seed, choice in itertools.product(*(range(len(side)) for side in sides)):
                     image = drawing.draw(sampling.request(prompt, seed, choice, control))
                     picture = Picture(prompt, seed, choice, image)
                     if picture.fault:
-                        notes.append(f"The picture of seed {sampling.seeds[seed]} {picture.fault}.")
+                        job.notes.append(f"The picture of seed {sampling.seeds[seed]} {picture.fault}.")
                     of_pair = f"i{seed:02d}{BASE_SUFFIX if choice else ''}"
-                    name = f"{job}-{f'c{len(pictures) + 1:03d}' if is_grid else of_pair}"
-                    saved = self.outputs.save(picture, folder, name, keep_metadata=keep)
-                    (of_base if saved.is_base else pictures).append(saved)
+                    picture_id = f"{name}-{f'c{len(cells) + 1:03d}' if is_grid else of_pair}"
                     if is_grid:
-                        drawn[f"{grids.PICTURES_FOLDER}/{name}.png"] = picture
-                    emit(saved)
-            if is_grid and not keep:
-                sheet = plain_png(grids.draw_grid(sampling, list(drawn.values())))
-                files = [self.outputs.write(day / job, grids.SHEET_NAME, sheet)]
+                        cells[f"{grids.PICTURES_FOLDER}/{picture_id}.png"] = picture
+                    job.drawn.append(self.outputs.save(picture, folder, picture_id, keep_metadata=keep))
+            if is_grid and keep:
+                files = grids.sheet_files(sampling, cells)
+                job.manifest = self.outputs.write(day / name, grids.MANIFEST_NAME, files[grids.MANIFEST_NAME])
+                job.sheet = self.outputs.write(day / name, grids.SHEET_NAME, files[grids.SHEET_NAME])
             elif is_grid:
-                made = grids.sheet_files(sampling, drawn)
-                files = [
-                    self.outputs.write(day / job, name, made[name])
-                    for name in (grids.SHEET_NAME, grids.MANIFEST_NAME)
-                ]
+                sheet = plain_png(grids.draw_grid(sampling, list(cells.values())))
+                job.sheet = self.outputs.write(day / name, grids.SHEET_NAME, sheet)
         except Stopped:
-            stopped = True
-        seconds = time.monotonic() - begun
-        return Finished(tuple(pictures), tuple(of_base), seconds, stopped, touched, tuple(notes), *files)
+            job.stopped = True
+        job.seconds = time.monotonic() - begun
 
     @contextmanager
-    def _turn(self, sampling: Sampling, stop: threading.Event, emit: Emit) -> Iterator[None]:
+    def _turn(self, job: Job) -> Iterator[None]:
         """Wait for the lock, load what is missing, and hold the lock inside."""
-        words = {1: "yours is next"}
-        waiting = lambda n: emit(Working(f"Waiting: {words.get(n, f'number {n} in line')}"))  # noqa: E731
-        with self.line.turn(stop, waiting), _memory_minded():
+
+        def wait_at(place: int) -> None:
+            job.state = Working(f"Waiting: {'yours is next' if place == 1 else f'number {place} in line'}")
+
+        with self.line.turn(job.stop, wait_at), _memory_minded():
             self._check_free(self.device)
             if self._loaded is None or not self._loaded.done():
-                emit(Working("Loading the models …"))
-            self._load(stop)
-            self.cost.check_memory(sampling, psutil.virtual_memory().available)
+                job.state = Working("Loading the models …")
+            self._load(job.stop)
+            self.cost.check_memory(job.request.sampling(), psutil.virtual_memory().available)
             yield
 
-    def _attach(
-        self, request: Request, control: ControlUse | None, notes: list[str]
-    ) -> tuple[Sampling, ControlUse | None]:
-        """Return what to draw, with adapters by their names in pictures; notes get what is doubtful."""
-        sampling, ids, names = self._sampling(request), list(request.adapters), dict[str, str]()
+    def _attach(self, job: Job, control: ControlUse | None) -> tuple[Sampling, ControlUse | None]:
+        """Return what to draw, with adapters by their names in pictures; the job notes what is doubtful."""
+        sampling, ids, names = self._sampling(job.request), list(job.request.adapters), dict[str, str]()
         for each in ids:
-            one = self.attached.attach(each, self._folder_of(each), self._name_of(each), keep=ids)
+            one = self._attached(each, keep=ids)
             names[each] = one.name
-            if one.match == "other weights" and not request.allow_other_base:
-                raise ValueError(
-                    f"“{printable(one.name)}” was made for a base of this architecture with other weights "
-                    "than this one; results may differ: it is used only where that is allowed expressly"
-                )
-            if one.match in _DOUBTS:
-                notes.append(_DOUBTS[one.match].format(printable(one.name)))
+            if one.match == "other weights":
+                made = "was made for a base of this architecture with other weights than this one"
+                raise ValueError(f"“{printable(one.name)}” {made}; use one that was made for this base")
+            if one.match == "unknown":
+                unsaid = "does not say which base it was made for; its shapes fit."
+                job.notes.append(f"{printable(one.name)} {unsaid}")
         prompts = [*sampling.drawn_prompts(), *filter(None, [sampling.negative_prompt])]
         prompts = [plain_text(prompt) if self.base.takes_weights else prompt for prompt in prompts]
         cuts = [find_cut(prompt, self.pipeline.tokenizer) for prompt in dict.fromkeys(prompts)]
-        notes += [str(cut) for cut in cuts if cut is not None]
+        job.notes += [str(cut) for cut in cuts if cut is not None]
         choices = tuple({names[each]: s for each, s in choice.items()} for choice in sampling.choices)
         if control is not None:
             control = replace(control, control=names[control.control])
         return replace(sampling, choices=choices), control
 
-    def _load(self, stop: threading.Event | None = None) -> engines.Engine:
+    def _attached(self, adapter_id: str, *, keep: Collection[str]) -> Loaded:
+        """Load an adapter that is not, or not as it is now; where it does not fit, the others stay."""
+        engine, folder = self._load(), self._folder_of(adapter_id)
+        stamp, used = stamp_of(folder), self.attached.pop(adapter_id, None)
+        if used is not None and used.stamp != stamp:  # it was renamed, or is another by now
+            engine.remove_adapter(used.name)
+            used = None
+        if used is None:
+            adapter, name = read_adapter(folder), self._name_of(adapter_id)
+            for each in [each for each in self.attached if each not in keep]:  # one method works at a time
+                is_other = _method(engine.adapters[self.attached[each].name]) != _method(adapter)
+                if is_other or len(self.attached) >= self._max_loaded:
+                    engine.remove_adapter(self.attached.pop(each).name)
+            called = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+            name = next(each for each in called if each not in engine.adapters)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the one on other weights, which the studio says itself
+                used = Loaded(name, stamp, engine.add_adapter(name, adapter))
+        self.attached[adapter_id] = used
+        return used
+
+    def _load(self, stop: Event | None = None) -> engines.Engine:
         """Return what is loaded once; who stops waiting for it leaves the loading to go on for the next."""
         with self._loading:
             if self._loaded is None or (self._loaded.done() and self._loaded.exception() is not None):
@@ -261,57 +266,6 @@ def _memory_minded() -> Iterator[None]:
         raise ValueError(said) from None
     finally:
         give_memory_back()  # 500 MB after 100 sizes
-
-
-class Loaded(NamedTuple):
-    """An adapter in memory by its name in pictures, the files it came from, and how its base compares."""
-
-    name: str
-    stamp: Stamp
-    match: str
-
-
-class LoadedAdapters:
-    """Holds the adapters that were used last."""
-
-    def __init__(self, engine: engines.Engine, max_loaded: int) -> None:
-        self._engine, self._max_loaded = engine, max_loaded
-        self._loaded: dict[str, Loaded] = {}  # the least recently used first
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """What is loaded, the least recently used first."""
-        return tuple(self._loaded)
-
-    def attach(self, adapter_id: str, folder: Path, name: str, *, keep: Collection[str]) -> Loaded:
-        """Load an adapter that is not, under a name for people; where it does not fit, the others stay."""
-        stamp, used = stamp_of(folder), self._loaded.pop(adapter_id, None)
-        if used is not None and used.stamp != stamp:  # it was renamed, or is another by now
-            self._engine.remove_adapter(used.name)
-            used = None
-        if used is None:
-            adapter = read_adapter(folder)
-            self._make_room(adapter, keep)
-            called = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
-            name = next(each for each in called if each not in self._engine.adapters)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the one on other weights, which the studio says itself
-                used = Loaded(name, stamp, self._engine.add_adapter(name, adapter))
-        self._loaded[adapter_id] = used
-        return used
-
-    def num_touched(self, sampling: Sampling) -> int:
-        """Return how many modules of the models carry at least one adapter that is in force."""
-        used = {name for choice in sampling.choices for name, strength in choice.items() if strength}
-        parts = [pair for name in used for pair in self._engine.adapters[name].parts.items()]
-        return len({(component, module) for component, part in parts for module in part.modules()})
-
-    def _make_room(self, adapter: Adapter, keep: Collection[str]) -> None:
-        """Unload adapters of other methods, and those used longest ago where there are too many."""
-        for each in [each for each in self._loaded if each not in keep]:
-            is_other = _method(self._engine.adapters[self._loaded[each].name]) != _method(adapter)
-            if is_other or len(self._loaded) >= self._max_loaded:
-                self._engine.remove_adapter(self._loaded.pop(each).name)
 
 
 def _method(adapter: Adapter) -> str | None:

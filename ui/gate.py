@@ -17,6 +17,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ether_diffusion.serving.keys import is_from_page_of_another
 from ether_diffusion.wording import printable
 
 MAX_QUESTION, MAX_LOGIN = 16 << 20, 64 << 10
@@ -31,10 +32,7 @@ _HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _CALLED = re.compile(r"/(?:call|api|run)/(\w+)$")
 _ELSEWHERE = re.compile(r"(file[=/]|proxy=)\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _FETCHES_NOTHING = "The studio fetches nothing from other places"
-_OTHER_NAME = (
-    "The studio answers here as localhost and 127.0.0.1 only; start it with --auth NAME:PASSWORD to reach it "
-    "by another name."
-)
+_OTHER_NAME = "The studio answers as localhost and 127.0.0.1 only; start it with --auth for another name."
 _TOLD = ("application/json", "text/event-stream", "text/html")
 _HEADERS: Final = {
     "X-Frame-Options": "SAMEORIGIN",
@@ -92,9 +90,7 @@ class Gate:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")  # scripts send neither
-        is_own = origin is None or urlsplit(origin).netloc == headers.get("host")
-        if not (is_own if site is None else site in ("same-origin", "none")):
+        if is_from_page_of_another(headers):
             raise HTTPException(403, "This comes from a page of another site; open the studio itself.")
         if path == "/login":
             _, again = await _read(_counted(headers, receive, MAX_LOGIN))
@@ -106,10 +102,12 @@ class Gate:
             await self._app(scope, _counted(headers, receive, room), send)
         else:
             body, again = await _read(_counted(headers, receive, MAX_QUESTION), self._outside, self._inside)
-            _check_files(body, self._uploads.resolve())
-            called = _CALLED.search(path)
-            if called is not None:
-                _check_values(body, called[1], scope["app"].get_blocks().fns.values())
+            asked: Any = None
+            with suppress(ValueError, RecursionError):  # no JSON, which Gradio says itself
+                asked = json.loads(body)
+            _check_files(asked, self._uploads.resolve())
+            if called := _CALLED.search(path):
+                _check_values(asked, called[1], scope["app"].get_blocks().fns.values())
             await self._app(scope, again, send)
 
     async def _log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,39 +151,32 @@ def _is_known(scope: Scope, headers: Headers) -> bool:
     return any(cookies.get(name) in app.tokens for name in names)
 
 
-def _check_files(body: bytes, uploads: Path) -> None:
+def _check_files(asked: Any, uploads: Path) -> None:
     """Refuse files that were not uploaded: Gradio would fetch them before any handler is asked."""
-    try:
-        left: list[Any] = [json.loads(body)] if body else []
-    except (ValueError, RecursionError):  # no JSON, which Gradio says itself
-        return
+    left = [asked]
     while left:
         value = left.pop()
         if isinstance(value, list):
             left += value
         elif isinstance(value, dict):
             left += value.values()
-            path, is_uploaded = value.get("path"), False
-            with suppress(OSError, ValueError):  # no path at all
-                is_uploaded = not isinstance(path, str) or (
-                    os.path.isabs(path) and Path(path).resolve().is_relative_to(uploads)  # noqa: PTH117
-                )
+            path = value.get("path")
+            is_uploaded = not isinstance(path, str)
+            with suppress(OSError, ValueError, TypeError):  # no path at all
+                is_uploaded |= os.path.isabs(path) and Path(path).resolve().is_relative_to(uploads)  # noqa: PTH117
             if not is_uploaded:
                 message = f"{_FETCHES_NOTHING}; upload the file first."
                 said = {"is_valid": False, "parameter_name": "file", "message": message}
                 raise HTTPException(422, [{"__type__": "validate", **said}])  # type: ignore[arg-type]  # as Gradio's
 
 
-def _check_values(body: bytes, name: str, functions: Iterable[Any]) -> None:
+def _check_values(asked: Any, name: str, functions: Iterable[Any]) -> None:
     """Refuse a call with too few or too many values, or no text for a text: Gradio is silent."""
-    asked = next((each for each in functions if each.api_name == name), None)
-    try:
-        values = json.loads(body)["data"]
-    except (ValueError, RecursionError, KeyError, TypeError):  # which Gradio says itself
+    function = next((each for each in functions if each.api_name == name), None)
+    values = asked.get("data") if isinstance(asked, dict) else None
+    if function is None or not isinstance(values, list):  # which Gradio says itself
         return
-    if asked is None or not isinstance(values, list):
-        return
-    inputs = [each for each in asked.inputs if not each.skip_api]
+    inputs = [each for each in function.inputs if not each.skip_api]
     if len(values) != len(inputs):
         found = f"{len(inputs)} values and found {len(values)}"
         raise HTTPException(422, f"/{name} takes {found}; see /gradio_api/info.")
@@ -198,17 +189,17 @@ def _counted(headers: Headers, receive: Receive, room: int) -> Receive:
     """Give what is received, and refuse it when it is, or says it is, more than there is room for."""
     declared, received = headers.get("content-length", ""), 0
 
-    async def counting() -> Message:
-        nonlocal received
-        message = await receive()
-        check(received := received + len(message.get("body", b"")))
-        return message
-
     def check(num_bytes: int) -> None:
         if num_bytes > room:
             most = f"This is more than the {max(0, room) >> 20} MiB that the studio takes now"
             rest = "send less, or wait until older uploads are deleted after a day."
             raise HTTPException(413, f"{most}; {rest}")
+
+    async def counting() -> Message:
+        nonlocal received
+        message = await receive()
+        check(received := received + len(message.get("body", b"")))
+        return message
 
     check(int(declared) if declared.isdecimal() else 0)
     return counting
@@ -219,15 +210,14 @@ async def _read(receive: Receive, old: bytes = b"", new: bytes = b"") -> tuple[b
     messages = [await receive()]
     while messages[-1].get("more_body"):
         messages.append(await receive())
-    if old:
-        whole = b"".join(message.get("body", b"") for message in messages)
-        messages = [{"type": "http.request", "body": whole.replace(old, new), "more_body": False}]
-    left = iter(messages)
+    whole = b"".join(message.get("body", b"") for message in messages)
+    whole = whole.replace(old, new) if old else whole
+    left = [{**messages[-1], "body": whole}]
 
     async def again() -> Message:
-        return next(left, None) or await receive()
+        return left.pop() if left else await receive()
 
-    return b"".join(message.get("body", b"") for message in messages), again
+    return whole, again
 
 
 def _size(folder: Path) -> int:

@@ -1,6 +1,5 @@
 """Jobs: what they tell while they run, what stops them, and the line in which they wait for the machine."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from secrets import token_hex
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -23,7 +23,7 @@ class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """Raised inside a job that was asked to stop."""
 
 
-def check(stop: threading.Event) -> None:
+def check(stop: Event) -> None:
     """Raise Stopped where that was asked for."""
     if stop.is_set():
         raise Stopped
@@ -39,7 +39,7 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
         except BaseException as error:  # is raised, or told, where somebody looks
             future.set_exception(error)
 
-    threading.Thread(target=run, name=f"studio: {work}", daemon=True).start()
+    Thread(target=run, name=f"studio: {work}", daemon=True).start()
     return future
 
 
@@ -71,71 +71,56 @@ class Working:
     seconds_left: float | None = None
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The end of a job, stopped or not. A grid that was stopped keeps its cells, and has no sheet.
-
-    Attributes:
-        pictures: all cells of a grid, by prompt, then seed, then choice; otherwise those with the adapters.
-        base_pictures: by the base alone, on the seeds of `pictures`, in the same order.
-        touched_layers: modules of the models that carry one of the adapters in force.
-        notes: sentences on what one should know, e.g. the part of a prompt that was not read.
-        sheet, manifest: of a grid; no manifest where the files shall not say how they were made.
-    """
-
-    pictures: tuple[SavedPicture, ...]
-    base_pictures: tuple[SavedPicture, ...]
-    seconds: float
-    stopped: bool
-    touched_layers: int
-    notes: tuple[str, ...] = ()
-    sheet: Path | None = None
-    manifest: Path | None = None
-
-
-Emit = Callable[[Working | SavedPicture], None]
-
-
 class Job:
-    """Work in a thread of its own that goes on whoever looks, until `stop` is set.
+    """Pictures that somebody asked for: drawn in the background, whoever looks, until `stop` is set.
 
     Attributes:
         owner, place: whose it is, and the tab that it is shown in.
-        state: the last one that it told.
-        pictures: those that are there by now, in the order in which they were drawn.
-        ended: gets how it ended, or what ended it.
+        state: how far it is.
+        drawn: what is there by now, in the order in which it was drawn; a grid that was stopped keeps it.
+        notes: sentences on what one should know, e.g. the part of a prompt that was not read.
+        seconds: since its turn came.
+        touched_layers: modules of the models that carry one of the adapters in force.
+        stopped: whether it ended before it was done, as it was asked to.
+        sheet, manifest: of a whole grid; no manifest where the files shall not say how they were made.
+        ended: is done when the job ended, and holds the error that ended it.
     """
 
-    def __init__(
-        self, work: Callable[[Emit], Finished], request: Any, stop: threading.Event, *, owner: str = "",
-        place: str = "",
-    ) -> None:  # fmt: skip
-        self.id, self.request, self.stop, self.owner, self.place = token_hex(4), request, stop, owner, place
+    def __init__(self, request: Any, *, stop: Event | None = None, owner: str = "", place: str = "") -> None:
+        self.id, self.request, self.owner, self.place = token_hex(4), request, owner, place
+        self.stop, self.stopped, self.seconds, self.touched_layers = stop or Event(), False, 0.0, 0
         self.state: Working | None = None
-        self.pictures = list[SavedPicture]()
-        self.ended = in_background(partial(work, self._tell))
+        self.drawn, self.notes = list[SavedPicture](), list[str]()
+        self.sheet: Path | None = None
+        self.manifest: Path | None = None
+        self.ended: Future[None] = Future()
+
+    def begin(self, work: Callable[["Job"], None]) -> None:
+        """Have it done in a thread of its own."""
+        self.ended = in_background(partial(work, self))
+
+    @property
+    def pictures(self) -> tuple[SavedPicture, ...]:
+        """The cells of a grid, by prompt, then seed, then choice; otherwise those with the adapters."""
+        return tuple(picture for picture in self.drawn if not picture.is_base)
+
+    @property
+    def base_pictures(self) -> tuple[SavedPicture, ...]:
+        """Those of the base alone, on the seeds of `pictures`, in the same order."""
+        return tuple(picture for picture in self.drawn if picture.is_base)
 
     @property
     def is_done(self) -> bool:
         """Whether it ended, in whatever way."""
         return self.ended.done()
 
-    @property
-    def end(self) -> Finished | None:
-        """How it ended; None while it goes on, and where an error ended it."""
-        return self.ended.result() if self.is_done and self.ended.exception() is None else None
-
     @cached_property
-    def said(self) -> str:
-        """What a visitor is told of the error."""
+    def error(self) -> str:
+        """What a visitor is told of what ended it; nothing where it did its work, or was stopped."""
         error = self.ended.exception()
+        if error is None:
+            return ""
         return told(error) if isinstance(error, Exception) else "The studio was ended."
-
-    def _tell(self, event: Working | SavedPicture) -> None:
-        if isinstance(event, Working):
-            self.state = event
-        else:
-            self.pictures.append(event)
 
 
 class Line:
@@ -151,10 +136,10 @@ class Line:
 
     @contextmanager
     def turn(
-        self, stop: threading.Event | None = None, on_wait: Callable[[int], None] = lambda place: None
+        self, stop: Event | None = None, on_wait: Callable[[int], None] = lambda place: None
     ) -> Iterator[None]:
         """Wait until all who came before are done and hold the lock inside; `on_wait` hears one's place."""
-        ticket, stop, told = object(), stop or threading.Event(), 0
+        ticket, stop, told = object(), stop or Event(), 0
         self._tickets.append(ticket)
         try:
             while (place := self._tickets.index(ticket)) > 0:

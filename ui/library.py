@@ -56,7 +56,8 @@ class Card:
 
     Its texts hold no invisible characters; a page escapes them for HTML. `why_not` says why it does not fit
     the base; with `match` "other weights" it could be applied, to doubtful effect. A damaged adapter has no
-    method and no hash. `num_bytes` are those of its files.
+    method and no hash; `hash` is the first of the `hashes` of its parts, or that of an encoder alone.
+    `num_bytes` are those of its files.
     """
 
     id: str
@@ -72,6 +73,8 @@ class Card:
     trigger: str = ""
     steps: int | None = None
     hash: str = ""
+    hashes: frozenset[str] = frozenset()
+    encoder_hash: str = ""
     num_parameters: int = 0
 
     @property
@@ -243,10 +246,11 @@ class Library:
         try:
             adapter = read_adapter(folder)
             steps, encoder = adapter.metadata.training.get("steps"), adapter.encoder
-            alone = "" if encoder is None else named.content_hash(encoder.state_dict())
-            said, hashed = adapter.metadata, next(iter(adapter.hashes.values()), alone)
+            encoder_hash = "" if encoder is None else named.content_hash(encoder.state_dict())
+            said, hashes = adapter.metadata, [*adapter.hashes.values()]
             card = replace(
-                card, method=adapter.method, hash=hashed, num_parameters=adapter.num_parameters,
+                card, method=adapter.method, hash=next(iter(hashes), encoder_hash), hashes=frozenset(hashes),
+                encoder_hash=encoder_hash, num_parameters=adapter.num_parameters,
                 base_name=printable(said.base_model or ""), trigger=printable(said.trigger or "", 300),
                 steps=steps if isinstance(steps, int) and not isinstance(steps, bool) else None,
             )  # fmt: skip

@@ -25,8 +25,8 @@ from ether_diffusion.ui.facts import Facts
 from ether_diffusion.ui.jobs import BASE_SUFFIX, SavedPicture
 from ether_diffusion.ui.words import check_name, disk_explained
 
-ID = re.compile(r"\d{8}-\d{9}-[0-9a-f]{6}(-i\d{2}|-i\d{2}-base|-c\d{3})")
-"""Of a picture: its job (date, time to the millisecond, six random digits), then the image or cell."""
+_FILE = re.compile(r"\d{8}-\d{9}-[0-9a-f]{6}(-i\d{2}|-i\d{2}-base|-c\d{3})\.png")
+"""A picture by its id: its job (date, time to the millisecond, six random digits), then the image or cell."""
 CONTROL_FOLDER, MAX_CONTROL_BYTES = "control-images", 64 * 2**20
 STARRED, MAX_BOARDS = "Starred", 200
 _DEPTH = 3  # folders below outputs: day, grid, pictures
@@ -98,9 +98,7 @@ class Outputs:
 
         def is_found(picture: SavedPicture) -> bool:
             said = picture.metadata
-            if board and picture.id not in on_board:
-                return False
-            if not with_base and not board and picture.is_base:
+            if picture.id not in on_board if board else picture.is_base and not with_base:
                 return False
             if said is None:
                 return not words and not adapter
@@ -119,9 +117,7 @@ class Outputs:
         """Return the picture of an id."""
         found = next((picture for picture in self.pictures() if picture.id == picture_id), None)
         if found is None:
-            raise FileNotFoundError(
-                "this picture is no longer there: it was deleted meanwhile; refresh the page"
-            )
+            raise FileNotFoundError("this picture is no longer there: it was deleted; refresh the page")
         return found
 
     def delete(self, ids: Collection[str]) -> None:
@@ -147,14 +143,12 @@ class Outputs:
         """Put pictures on a board, which is made where there is none, or take them off; an empty one goes."""
         board = check_name(board)
         with disk_explained(self.folder, "keeping the board"), guarded(self.folder):
-            if (self.folder / Boards.name_of_file).exists():
-                Boards.read(self.folder)  # or say what is wrong with it
-            boards = self.boards()
-            there = boards.setdefault(board, set())
-            boards[board] = there | set(ids) if is_on else there - set(ids)
+            known = Boards.read(self.folder) if (self.folder / Boards.name_of_file).exists() else Boards()
+            there = {*known.boards.get(board, ())}
+            boards = known.boards | {board: sorted(there | {*ids} if is_on else there - {*ids})}
             if len(boards) > MAX_BOARDS:
                 raise ValueError(f"there are {MAX_BOARDS} boards already; empty one first")
-            Boards(boards={name: sorted(on) for name, on in boards.items() if on}).write(self.folder)
+            Boards(boards={name: on for name, on in boards.items() if on}).write(self.folder)
 
     def adapters(self) -> list[str]:
         """Return the names of all adapters that pictures were drawn with, sorted."""
@@ -163,11 +157,10 @@ class Outputs:
 
     def write_zip(self, pictures: Sequence[SavedPicture], target: Path) -> Path:
         """Write pictures into one zip, by day; those deleted meanwhile are left out."""
-        aside = target.with_name(f".{target.name}.part")
         with disk_explained(target.parent, "writing the zip"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as file:  # PNGs are compressed already
+                with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as file:  # PNGs are compressed already
                     for picture in pictures:
                         with suppress(FileNotFoundError):
                             data = picture.path.read_bytes()
@@ -176,9 +169,9 @@ class Outputs:
                             file.writestr(info, data)
                     if not file.namelist():
                         raise ValueError("there is no picture to download; draw some, or widen the search")
-                aside.replace(target)
-            finally:
-                aside.unlink(missing_ok=True)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
         return target
 
 
@@ -195,11 +188,10 @@ def _files(folder: Path, depth: int) -> Iterator[tuple[Path, int, int]]:
         for entry in list(os.scandir(folder)):
             if entry.is_dir(follow_symlinks=False) and depth > 0:
                 yield from _files(Path(entry.path), depth - 1)
-            elif entry.name.endswith(".png") and ID.fullmatch(entry.name[:-4]):
+            elif _FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
-                    if entry.is_file(follow_symlinks=False):
-                        yield Path(entry.path), status.st_mtime_ns, status.st_size
+                    yield Path(entry.path), status.st_mtime_ns, status.st_size
 
 
 def _read(path: Path) -> SavedPicture:

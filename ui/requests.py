@@ -50,9 +50,10 @@ def _words(value: object) -> Any:
     """Return what stands between the commas and spaces of a text."""
     if not isinstance(value, str | None):
         return value
-    if len(value or "") > MAX_TEXT:
-        raise ValueError(f"have {len(value or '')} characters; up to {MAX_TEXT} are read")
-    return tuple(filter(None, re.split(r"[,;\s]+", value or "")))
+    text = value or ""
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"have {len(text)} characters; up to {MAX_TEXT} are read")
+    return tuple(filter(None, re.split(r"[,;\s]+", text)))
 
 
 def _seeds(value: object) -> Any:
@@ -107,7 +108,6 @@ class Asked(Settings):
     height: Side = None
     negative_prompt: Annotated[Prompt, BeforeValidator(lambda text: "" if text is None else text)] = ""
     keep_metadata: bool = True  # write into the files how they were made
-    allow_other_base: bool = False  # use adapters of other weights of the same architecture, too
 
     def _sampling(self, prompts: Sequence[str], seeds: Sequence[int], *choices: Strengths) -> Sampling:
         shared = {name: getattr(self, name) for name in Settings.__dataclass_fields__}

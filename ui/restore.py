@@ -6,11 +6,9 @@ from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.adapters import read_adapter
-from ether_diffusion.adapters.format import content_hash
 from ether_diffusion.pipelines import metadata
 from ether_diffusion.pipelines.foreign import A1111, COMFYUI, read_foreign_metadata
-from ether_diffusion.pipelines.metadata import AdapterUse, ImageMetadata
+from ether_diffusion.pipelines.metadata import ImageMetadata
 from ether_diffusion.pipelines.sampling import STRENGTH, Start
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.ui.library import Card
@@ -81,7 +79,7 @@ class _Reading:
     """Goes through what a picture says, and notes what cannot be taken over as it is."""
 
     def __init__(self, said: ImageMetadata, studio: Studio) -> None:
-        self._said, self._library, self._engine = said, studio.library, studio.engine
+        self._said, self._engine = said, studio.engine
         self._cards, self._begun = studio.library.cards(), _usual(studio)
         self.notes: list[str] = []
 
@@ -145,7 +143,8 @@ class _Reading:
         """
         found: dict[str, tuple[Card, float]] = {}
         for use in self._said.adapters:
-            name, same = printable(use.name), [card for card in self._cards if self._is(card, use)]
+            name, hashes = printable(use.name), frozenset(use.sha256.values())
+            same = [each for each in self._cards if hashes and each.hashes == hashes]
             card = min(same, key=lambda each: (not each.fits_base, each.name != use.name), default=None)
             if card is None or not card.fits_base or len(found) == MAX_ADAPTERS:
                 why = f"one more than the {MAX_ADAPTERS} that are taken"
@@ -168,15 +167,6 @@ class _Reading:
             found[control] = min(same, key=lambda card: card.name != control), 1.0
         return found
 
-    def _is(self, card: Card, use: AdapterUse) -> bool:
-        if not card.hash or card.hash not in use.sha256.values():
-            return False
-        try:
-            one_part = len(use.sha256) == 1
-            return one_part or dict(read_adapter(self._library.folder(card.id)).hashes) == use.sha256
-        except (FileNotFoundError, ValueError):  # deleted or damaged meanwhile
-            return False
-
     def _control_image(self, cards: dict[str, Card]) -> Image.Image | None:
         options = self._said.options
         if "control_image_sha256" not in options:
@@ -186,8 +176,7 @@ class _Reading:
             by = "by an adapter that is not here; neither comes back."
             self.notes.append(f"It followed a control image {by}")
             return None
-        encoder = read_adapter(self._library.folder(card.id)).encoder
-        if encoder is None or content_hash(encoder.state_dict()) != options.get("control_encoder_sha256"):
+        if card.encoder_hash != options.get("control_encoder_sha256"):
             self.notes.append(f"The control encoder of {card.name} is another than the picture's.")
         image = self._engine.outputs.find_control(str(options["control_image_sha256"]))
         if image is None:
@@ -199,17 +188,16 @@ class _Reading:
         options, outputs = self._said.options, self._engine.outputs
         if "start_image_sha256" not in options:
             return None
-        kept = [outputs.find_control(str(options.get(f"start_{what}_sha256"))) for what in ("image", "mask")]
-        image, mask = kept
+        hashes = (str(options.get(f"start_{what}_sha256")) for what in ("image", "mask"))
+        image, mask = map(outputs.find_control, hashes)
         if image is None or (mask is None and "start_mask_sha256" in options):
             name = printable(options.get("start_image") or "a picture", 80)
             self.notes.append(f"It began with {name}, which is not stored here; add it again.")
             return None
         strength: Any = options.get("start_strength")
         try:
-            return Start(
-                image, strength=strength, mask=mask and mask.convert("L"), name=str(options["start_image"])
-            )
+            name = str(options["start_image"])
+            return Start(image, strength=strength, mask=mask and mask.convert("L"), name=name)
         except (KeyError, ValueError):
             self.notes.append("What it says of the picture that it began with cannot be taken; add it again.")
             return None

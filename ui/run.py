@@ -88,6 +88,7 @@ class Run:
             lost = f"the run {folder.name} has lost its {Record.name_of_file}, so that it cannot go on"
             raise ValueError(f"{lost}; delete it and train again")
         self.folder, self.output, self.id, self.record = folder, folder / "run", folder.name, record
+        self.process_file, self.log = folder / PROCESS_NAME, folder / OUTPUT_NAME
         self.name, self.trigger, self.num_steps = record.name, record.trigger, record.num_steps
         self.created, self.command = datetime.fromtimestamp(record.created, UTC), record.command
         self.wish = Wish.find(folder) or Wish()
@@ -108,8 +109,7 @@ class Run:
     @property
     def library_id(self) -> str | None:
         """Names the adapter in the library, once it was put there."""
-        entry = LibraryEntry.find(self.folder)
-        return None if entry is None else entry.id
+        return getattr(LibraryEntry.find(self.folder), "id", None)
 
     @cached_property
     def state(self) -> State:
@@ -156,11 +156,10 @@ class Run:
     @cached_property
     def lines(self) -> list[LogLine]:
         """The whole lines of the trainer's log; one that a crash cut off is passed over."""
-        lines = []
-        with suppress(OSError):
-            for text in (self.output / LOG_NAME).read_bytes().splitlines():
-                with suppress(ValueError):
-                    lines.append(LogLine.model_validate_json(text))
+        lines, log = [], self.output / LOG_NAME
+        for text in log.read_bytes().splitlines() if log.is_file() else ():
+            with suppress(ValueError):
+                lines.append(LogLine.model_validate_json(text))
         return lines
 
     @property
@@ -191,11 +190,9 @@ class Run:
         """What was measured of a finished run, in a word and a sentence; nothing where nothing was."""
         try:
             found = json.loads((self.output / EVALUATION_NAME).read_bytes())
-            means = {
-                p["step"]: (float(p["fidelity"]["mean"]), float(p["drift"]["mean"])) for p in found["curve"]
-            }
-            (base, _), best = means[0], found["best_step"]
-            likeness, drift = means[best or 0]
+            curve, best = {each["step"]: each for each in found["curve"]}, found["best_step"]
+            base, likeness = (float(curve[step]["fidelity"]["mean"]) for step in (0, best or 0))
+            drift = float(curve[best or 0]["drift"]["mean"])
         except (OSError, ValueError, KeyError, TypeError):
             return "", ""
         measured = f"likeness to the photos {likeness:.2f} at step {best} (the base {base:.2f})"
@@ -278,7 +275,7 @@ class Run:
     @cached_property
     def tail(self) -> list[str]:
         """The last lines of what its process wrote; progress bars are lines, too."""
-        with suppress(OSError), (self.folder / OUTPUT_NAME).open("rb") as file:
+        with suppress(OSError), self.log.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(min(self.wish.output_from, size), size - _TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")

@@ -25,18 +25,7 @@ from ether_diffusion.training.config.presets import PRESET_VALUES, stack
 from ether_diffusion.training.result import EVALUATION_NAME
 from ether_diffusion.ui.jobs import in_background
 from ether_diffusion.ui.library import Card, Library
-from ether_diffusion.ui.run import (
-    GONE,
-    OUTPUT_NAME,
-    PROCESS_NAME,
-    RESULT,
-    LibraryEntry,
-    Record,
-    Run,
-    Wanted,
-    Wish,
-    living_process,
-)
+from ether_diffusion.ui.run import GONE, RESULT, LibraryEntry, Record, Run, Wanted, Wish, living_process
 from ether_diffusion.ui.train_request import TRAINER, TrainRequest
 from ether_diffusion.ui.words import disk_explained
 from ether_diffusion.wording import listed, printable
@@ -106,7 +95,7 @@ class Runs:
             process, wish = living_process(folder), Wish.find(folder) or Wish()
             if process is None and wish.wanted not in ("paused", "queued"):  # it ended by itself just now
                 return
-            if process is not None and not process.is_here:
+            if process is not None and not (process.is_here or process.is_gone()):  # just now
                 raise ValueError(f"this run is trained on {printable(process.host)}; stop it there")
             asked = wish.asked + (process is not None)
             wish.model_copy(update={"wanted": wanted, "asked": asked}).write(folder)
@@ -143,11 +132,9 @@ class Runs:
             logger.warning("what waits is not trained yet: %s", error)
 
     def _advance(self) -> None:
-        runs = self.all()[::-1]
         if any(living_process(self.root / run_id) is not None for run_id in self.ids()):
             return
-        queued = [run for run in runs if run.state == "queued"]
-        if queued:
+        if queued := [run for run in self.all()[::-1] if run.state == "queued"]:
             process = _launch([run for run in queued if run.base == queued[0].base][:MAX_TOGETHER])
 
             def follow() -> None:  # a child that nobody waits for stays in the table of processes
@@ -262,15 +249,12 @@ def _check_saved(run: Run, step: int) -> None:
 
 def _launch(runs: Sequence[Run]) -> "subprocess.Popen[bytes]":
     """Run their command in a session of its own, so that nothing that ends the server ends it."""
-    command, output = _command(runs), runs[0].folder / OUTPUT_NAME
-    if not Path(command[0]).exists():  # a Python that was replaced since
-        command = [sys.executable, *command[1:]]
+    output, command = runs[0].log, [sys.executable, *_command(runs)[1:]]  # its Python may be replaced since
     if output.exists() and output.stat().st_nlink > 1:  # others look at it
         output.unlink()
     written = output.stat().st_size if output.exists() else 0
-    wish = Wish(began=time.time(), output_from=written, together=len(runs) > 1)
     for run in runs:
-        wish.write(run.folder)
+        Wish(began=time.time(), output_from=written, together=len(runs) > 1).write(run.folder)
     variables, root = {**os.environ, "PYTHONUNBUFFERED": "1"}, Path(ether_diffusion.__file__).parent.parent
     if (root / "pyproject.toml").is_file():  # a checkout is found where it is
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
@@ -279,11 +263,11 @@ def _launch(runs: Sequence[Run]) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(command, env=variables, start_new_session=True, **streams)
     holder = run_lock.holder_of(process.pid)
     for run in runs:
-        run_lock.write_holder(run.folder / PROCESS_NAME, holder)
+        run_lock.write_holder(run.process_file, holder)
     for run in runs[1:]:
         with suppress(OSError):  # a file system without links: what it said is in the first one's
-            (run.folder / OUTPUT_NAME).unlink(missing_ok=True)
-            os.link(output, run.folder / OUTPUT_NAME)
+            run.log.unlink(missing_ok=True)
+            os.link(output, run.log)
     with suppress(OSError, AttributeError):  # Windows has no such priorities
         own = os.getpriority(os.PRIO_PROCESS, 0)
         os.setpriority(os.PRIO_PROCESS, process.pid, min(own + NICENESS, 19))

@@ -100,7 +100,6 @@ def serve(
         from ether_diffusion.ui.studio import ADAPTERS, Studio
 
         hush_libraries()
-
         is_new = not (folder / ADAPTERS).exists()
         studio = Studio(folder, base=base, temp=private, is_shared=login is not None)
         if is_new:
@@ -140,16 +139,15 @@ def _launch(app: "gr.Blocks", folder: Path, **options: Any) -> None:
     from ether_diffusion.ui.app import studio_theme
     from ether_diffusion.ui.gate import Gate
 
-    here = Path(__file__).parent
-    uploads = Path(get_upload_folder())
+    here, uploads = Path(__file__).parent, Path(get_upload_folder())
     gate = Middleware(Gate, has_login=options["auth"] is not None, uploads=uploads, folder=folder)
     app.queue(max_size=MAX_WAITING, api_open=False)
     with _variables(_UNPROXIED):  # it asks itself whether it is there
         app.launch(
             **options, strict_cors=True, share=False, inbrowser=False, quiet=True, show_error=False,
             run_history=False, enable_monitoring=False, mcp_server=False, ssr_mode=False,
-            prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD, state_session_capacity=MAX_SESSIONS, footer_links=["api"],
+            prevent_thread_lock=True, footer_links=["api"],
+            max_file_size=MAX_UPLOAD, state_session_capacity=MAX_SESSIONS,
             allowed_paths=[str(folder / "outputs")],
             blocked_paths=[str(folder / name) for name in ("adapters", "runs")],
             app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": [gate]},

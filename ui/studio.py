@@ -56,12 +56,10 @@ class Studio:
 
     def _engine_of(self, base: str) -> Engine:
         return Engine(
-            base,
-            outputs=self.folder / OUTPUTS,
-            folder_of=lambda adapter_id: self.library.folder(adapter_id),
-            name_of=lambda adapter_id: self.library.card(adapter_id).name,
-            check_free=self._check_free,
-        )
+            base, outputs=self.folder / OUTPUTS, check_free=self._check_free,
+            folder_of=lambda adapter: self.library.folder(adapter),
+            name_of=lambda adapter: self.library.card(adapter).name,
+        )  # fmt: skip
 
     @property
     def is_toy(self) -> bool:

@@ -50,26 +50,22 @@ class TrainRequest:
         assert self.settings.keys() <= {*SETTINGS}
         names, own, token = (self.subject, self.name), self.settings.get("instance_prompt", ""), self.token
         prompts = (own, *self.captions, *self.settings.get("validation_prompt", ()))
+        is_word = len(token) <= 32 and len(token.split()) == 1 and token.isprintable()
+        is_common = token.casefold() in self.subject.casefold().split()
+        is_mute = own and "{token}" not in own and token not in own
         steps = self.settings.get("max_train_steps", 1)
         strange = ", ".join(printable(text) for text in (*names, *prompts) if not text.isprintable())
+        is_long = [max(map(len, texts)) > n for texts, n in ((names, MAX_NAME), (prompts, MAX_PROMPT))]
         problems = {
             "there are no photos; add at least one, better four to ten": not self.photos,
             "the subject has no name; say what it is, as dog or teapot": not self.subject.strip(),
-            "the trigger word must be one word of at most 32 characters, as sks": (
-                len(token) > 32 or len(token.split()) != 1 or not token.isprintable()
-            ),
-            f"the trigger word is what it is, {printable(token)}; choose a rare one, as sks": (
-                token.casefold() in self.subject.casefold().split()
-            ),
-            "the prompt of the photos has no {token} in it, so that nothing would call the subject": (
-                own and "{token}" not in own and token not in own
-            ),
+            "the trigger word must be one word of at most 32 characters, as sks": not is_word,
+            f"the trigger word is what it is, {printable(token)}; choose a rare one, as sks": is_common,
+            "the prompt of the photos has no {token} in it, so that nothing would call the subject": is_mute,
             f"Steps {steps} is out of range; use up to {MAX_STEPS}": steps > MAX_STEPS,
             f"{strange} holds control or invisible characters; type it again": strange,
-            f"a name is longer than {MAX_NAME} characters; shorten it": max(map(len, names)) > MAX_NAME,
-            f"a prompt is longer than {MAX_PROMPT} characters; shorten it": (
-                max(map(len, prompts)) > MAX_PROMPT
-            ),
+            f"a name is longer than {MAX_NAME} characters; shorten it": is_long[0],
+            f"a prompt is longer than {MAX_PROMPT} characters; shorten it": is_long[1],
         }
         if any(problems.values()):
             raise ValueError("; ".join(sentence for sentence, is_one in problems.items() if is_one))

@@ -213,10 +213,8 @@ def _captioned(
     found, problems = read_caption_files(folder)
     shutil.rmtree(folder)
     words = {printable(caption.name): " ".join(caption.text.split()) for caption in found}
-    own = [
-        next((n for n in (p.name, str(PurePosixPath(p.name).with_suffix(""))) if n in words), "")
-        for p in photos
-    ]
+    names = ((photo.name, str(PurePosixPath(photo.name).with_suffix(""))) for photo in photos)
+    own = [next((name for name in either if name in words), "") for either in names]
     captioned = [replace(photo, caption=words.get(name, "")) for photo, name in zip(photos, own, strict=True)]
     refused = [Refused("captions", problem) for problem in problems]
     lone = "has a caption, and no photo of this name was sent with it"

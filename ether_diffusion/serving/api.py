@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi import Request as Call
@@ -20,7 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Receive, Scope, Send
 
 from ether_diffusion.pipelines.metadata import MAX_SEED
-from ether_diffusion.serving.keys import Caller, Keys, is_loopback
+from ether_diffusion.serving.keys import Caller, Keys, is_from_page_of_another, is_loopback
 from ether_diffusion.serving.library import MAX_UPLOAD_BYTES
 from ether_diffusion.serving.replica import Figures, Generation, RefusedError, Step, refusal
 from ether_diffusion.strict_json import read_json
@@ -107,9 +106,7 @@ class _Server:
             return
         if call.client is not None and not is_loopback(call.client.host):
             raise RefusedError(403, "without --api_keys this machine alone may ask")
-        site, origin = call.headers.get("sec-fetch-site"), call.headers.get("origin")
-        is_own = origin is None or urlsplit(origin).netloc == call.headers.get("host")
-        if not (is_own if site is None else site in ("same-origin", "none")):
+        if is_from_page_of_another(call.headers):
             raise RefusedError(403, "this comes from the page of another site; ask from a program")
 
     async def unknown(self, call: Call, error: Exception) -> Response:

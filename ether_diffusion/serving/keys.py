@@ -5,8 +5,10 @@ import hmac
 import ipaddress
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.wording import printable
@@ -89,3 +91,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_from_page_of_another(headers: Mapping[str, str]) -> bool:
+    """Say whether a request comes from the page of another site; programs say neither site nor origin."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")

@@ -1,8 +1,6 @@
 """What answers the requests of a server: an engine and its adapters, alone or as one of many of Ray's."""
 
 import asyncio
-import base64
-import binascii
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -23,7 +21,7 @@ from ether_diffusion.serving.engine import CancelledError, Engine, Job, QueueFul
 from ether_diffusion.serving.library import Library, open_place
 from ether_diffusion.serving.options import Serve
 from ether_diffusion.strict_json import StrictModel
-from ether_diffusion.training.decoding import BLACK, WHITE, decode_bytes
+from ether_diffusion.training.decoding import BLACK, WHITE, decode_base64
 from ether_diffusion.training.plain_files import UnusableFileError
 from ether_diffusion.wording import printable
 
@@ -271,9 +269,6 @@ def _start(asked: Generation) -> Start | None:
 def _decoded(name: str, text: str, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Return a picture that comes as data: nothing is fetched."""
     try:
-        data = base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", text), validate=True)
-        return decode_bytes(data, ".png", background, min_side=1, max_pixels=MAX_CONTROL_PIXELS).rgb
-    except binascii.Error:
-        raise ValueError(f"{name} is no base64; send a picture's bytes, not where it lies") from None
+        return decode_base64(text, background, max_pixels=MAX_CONTROL_PIXELS)
     except UnusableFileError as error:
         raise ValueError(f"{name} {error}") from None

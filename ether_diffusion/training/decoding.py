@@ -1,5 +1,7 @@
 """From a photo's bytes to upright 8-bit sRGB pixels and its alpha, or to one sentence on why not."""
 
+import base64
+import binascii
 import io
 import re
 import warnings
@@ -133,6 +135,15 @@ def decode_bytes(
         alpha = None if alpha is None else alpha.transpose(_TURNS[orientation])
         width, height = (height, width) if orientation >= 5 else (width, height)
     return Decoded(rgb, alpha, (width, height), notes + colour_notes + profile_notes)
+
+
+def decode_base64(text: str, background: tuple[int, int, int] = WHITE, *, max_pixels: int) -> Image.Image:
+    """Decode a picture in base64, which may be a data address, or raise an UnusableFileError."""
+    try:
+        data = base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", text), validate=True)
+    except binascii.Error:
+        raise UnusableFileError("is no base64; send a picture's bytes, not where it lies") from None
+    return decode_bytes(data, ".png", background, min_side=1, max_pixels=max_pixels).rgb
 
 
 def _open(data: bytes) -> Image.Image:

@@ -47,8 +47,9 @@ def draw_examples(folder: Path) -> None:
     for seed, (prompt, has_fox) in enumerate(PICTURES.items()):
         adapters = {fox: 1.0} if has_fox else {}
         request = GenerateRequest(prompt, adapters=adapters, seed=seed, compare_with_base=False)
-        end = studio.engine.start(request).ended.result()
-        shutil.copyfile(end.pictures[0].path, target / f"{prompt.replace(' ', '_')}.png")
+        job = studio.engine.start(request)
+        job.ended.result()
+        shutil.copyfile(job.pictures[0].path, target / f"{prompt.replace(' ', '_')}.png")
     studio.close()
 
 

@@ -9,7 +9,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from ether_diffusion.pipelines.sampling import MANIFEST_NAME, SHEET_NAME
-from ether_diffusion.ui.jobs import Finished, Job, SavedPicture
+from ether_diffusion.ui.jobs import Job, SavedPicture
 from ether_diffusion.ui.requests import GridRequest
 from ether_diffusion.ui.tabs.drawing import DrawingTab
 from ether_diffusion.ui.tabs.history import PictureDetail
@@ -92,7 +92,7 @@ class CompareTab(DrawingTab):
         return self.detail.hide()
 
     def drawn(self, job: Job) -> Updates:
-        labels, cells = labels_of(job.request, self.form.names()), tuple(job.pictures)
+        labels, cells = labels_of(job.request, self.form.names()), job.pictures
         if job.is_done and not cells:
             return {self.grid: _EMPTY, self.cells: (), self.files: gr.update(visible=False)}
         kept = [*labels, [cell.id for cell in cells]]
@@ -101,13 +101,13 @@ class CompareTab(DrawingTab):
             self.cells: cells, self.last: kept, self.files: gr.update(visible=False),
         }  # fmt: skip
 
-    def ended(self, event: Finished) -> Updates:
-        words = f"{counted(len(event.pictures), 'picture')} in {duration(event.seconds)}"
-        if event.stopped:
+    def ended(self, job: Job) -> Updates:
+        words = f"{counted(len(job.pictures), 'picture')} in {duration(job.seconds)}"
+        if job.stopped:
             words = f"Stopped: {words}, which History keeps; no sheet was made"
-        elif event.pictures:
+        elif job.pictures:
             words += ". Choose one to see it large and to use its settings."
-        return self._said(words, event.sheet, event.manifest)
+        return self._said(words, job.sheet, job.manifest)
 
     def _said(self, words: str, sheet: Path | None, manifest: Path | None) -> Updates:
         return {

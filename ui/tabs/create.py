@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ether_diffusion.ui.control_images import read_control_upload, take_drawing
-from ether_diffusion.ui.jobs import Finished, Job, SavedPicture
+from ether_diffusion.ui.jobs import Job, SavedPicture
 from ether_diffusion.ui.requests import NUM_IMAGES, SEED, GenerateRequest
 from ether_diffusion.ui.restore import Restored, restore
 from ether_diffusion.ui.tabs.drawing import DrawingTab
@@ -211,7 +211,7 @@ class PictureTab(DrawingTab):
 
     def drawn(self, job: Job) -> Updates:
         """Show the newest picture, beside the base's once that is there; until the first, what was there."""
-        own, of_base = ([p for p in job.pictures if p.is_base is side] for side in (False, True))
+        own, of_base = job.pictures, job.base_pictures
         if not job.is_done and len(job.request.sampling().choices) > 1:
             own = own[: len(of_base)]
         followed = {self.used: self.followed(job.request)}
@@ -224,13 +224,13 @@ class PictureTab(DrawingTab):
         shown = (self.pair, self.download, self.settings, *self.tools.values())
         return emptied | {widget: gr.update(visible=False) for widget in shown}
 
-    def ended(self, event: Finished) -> Updates:
-        if not event.pictures:
+    def ended(self, job: Job) -> Updates:
+        if not job.pictures:
             return {self.status: notes_html("Stopped before the first picture was done")}
-        words = ["Stopped"] * event.stopped
-        words.append(f"{counted(len(event.pictures), 'picture')} in {duration(event.seconds)}")
-        if event.touched_layers:
-            words.append(f"the adapter acts on {counted(event.touched_layers, 'layer')}")
+        words = ["Stopped"] * job.stopped
+        words.append(f"{counted(len(job.pictures), 'picture')} in {duration(job.seconds)}")
+        if job.touched_layers:
+            words.append(f"the adapter acts on {counted(job.touched_layers, 'layer')}")
         return {self.status: quiet_html(" · ".join(words))}
 
     def _shown(self, own: Sequence[SavedPicture], of_base: Sequence[SavedPicture]) -> Updates:
@@ -363,12 +363,13 @@ def add_endpoint(tab: PictureTab) -> None:
             request = replace(request, control_image=image)
         elif control_detector:
             raise ValueError("a detector was named, and there is no control_image for it; send one")
-        end = studio.engine.start(request, owner=owner_of(visitor)).ended.result()
+        job = studio.engine.start(request, owner=owner_of(visitor))
+        job.ended.result()
         pictures, of_base = (
-            [(str(p.path), p.id) for p in each] for each in (end.pictures, end.base_pictures)
+            [(str(p.path), p.id) for p in each] for each in (job.pictures, job.base_pictures)
         )
-        facts = {"touched_layers": end.touched_layers, "notes": list(end.notes)}
-        return pictures, of_base, {"seconds": round(end.seconds, 3), **facts}
+        facts = {"touched_layers": job.touched_layers, "notes": list(job.notes)}
+        return pictures, of_base, {"seconds": round(job.seconds, 3), **facts}
 
     numbers = [  # the page's own have limits, of which Gradio says no more than that they are passed
         gr.Number(form[name].value, visible=False, label=form[name].label)

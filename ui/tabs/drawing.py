@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.context import Context
 from markupsafe import Markup
 
-from ether_diffusion.ui.jobs import Finished, Job, Working
+from ether_diffusion.ui.jobs import Job, Working
 from ether_diffusion.ui.tabs.page import QUIET, Form, Page, Question, Updates, Values, owner_of
 from ether_diffusion.ui.words import (
     duration,
@@ -44,7 +44,7 @@ class DrawingTab:
     tie: Callable[[], None]
     begun: Callable[[Any], Updates]  # what the form shows of a request that was taken
     drawn: Callable[[Job], Updates]  # what shows the pictures of a job, done or not
-    ended: Callable[[Finished], Updates]  # what is said of the end of a job
+    ended: Callable[[Job], Updates]  # what is said of the end of a job
     recall: Callable[[Any], Updates]
     shows: list[Any]  # what `drawn` and `ended` give values to
 
@@ -98,14 +98,14 @@ class DrawingTab:
             if self.has_looks and state.image is not None:
                 status += _LOOK.format(picture_address(state.image, "WEBP", quality=80))
             said = {self.status: gr.update(value=status, visible=True), self.notes: gr.update(visible=False)}
-        elif job.end is None:
-            status = notes_html("The drawing broke off", [job.said], kind="warning")
+        elif job.error:
+            status = notes_html("The drawing broke off", [job.error], kind="warning")
             said = {self.status: gr.update(value=status, visible=True), self.notes: gr.update(visible=False)}
         else:
             prompts = job.request.sampling().prompts
-            told = [*self.studio.doubts(prompts, job.request.adapters), *job.end.notes]
+            told = [*self.studio.doubts(prompts, job.request.adapters), *job.notes]
             notes = gr.update(value=notes_html("Good to know", told), visible=bool(told))
-            said = {self.notes: notes, **self.ended(job.end)}
+            said = {self.notes: notes, **self.ended(job)}
         return updates | self.drawn(job) | said
 
     def _check(self, values: Values) -> Updates:

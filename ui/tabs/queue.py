@@ -97,8 +97,8 @@ class QueuePanel:
                 words = "waits to be trained" + f", begins in about {duration(ends)}" * bool(ends)
             rows += _row(run.id, run.name, words, can_cancel=True)
         for job in [job for job in reversed(mine) if job.is_done][:MAX_DONE]:
-            kept = counted(sum(not picture.is_base for picture in job.pictures), "picture")
-            words = "broke off" if job.end is None else f"stopped, {kept}" if job.end.stopped else kept
+            kept = counted(len(job.pictures), "picture")
+            words = "broke off" if job.error else f"stopped, {kept}" if job.stopped else kept
             rows += _row(job.id, _name(job), words, can_cancel=False)
         busy = [*(job for job in waiting if job in mine), *runs]
         said, is_open = (
