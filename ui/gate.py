@@ -160,7 +160,7 @@ def _check_files(asked: Any, uploads: Path) -> None:
             left += value
         elif isinstance(value, dict):
             left += value.values()
-            path = value.get("path")
+            path: Any = value.get("path")
             is_uploaded = not isinstance(path, str)
             with suppress(OSError, ValueError, TypeError):  # no path at all
                 is_uploaded |= os.path.isabs(path) and Path(path).resolve().is_relative_to(uploads)  # noqa: PTH117

@@ -202,12 +202,11 @@ class Library:
         folder = self.root / f"a{secrets.token_hex(6)}"
         label = Label(name=check_name(name), created=datetime.now(UTC))
         write_folder(folder, {**files, label.name_of_file: label.data()})
-        try:
-            read_adapter(folder)
-        except (ValueError, OSError):
+        card = self._card(folder)
+        if not card.hash:  # it cannot be read
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return self._card(folder)
+            raise ValueError(card.why_not)
+        return card
 
     def _offer(self, adapter_id: str, name: str, data: bytes) -> Path:
         target = self.temp / "adapters" / adapter_id

@@ -58,11 +58,7 @@ def restore(picture: Path, studio: Studio) -> Restored:
         return Restored(None, (sentence(error),))
     if said is None:
         return Restored(None, ("The picture does not say how it was made.",))
-    restored = restore_metadata(said, studio)
-    if said.pipeline not in (A1111, COMFYUI):
-        return restored
-    note = f"It was made with {said.pipeline}; what means the same here is taken over."
-    return replace(restored, differences=(note, *restored.differences))
+    return restore_metadata(said, studio)
 
 
 def restore_metadata(said: ImageMetadata, studio: Studio) -> Restored:
@@ -81,7 +77,8 @@ class _Reading:
     def __init__(self, said: ImageMetadata, studio: Studio) -> None:
         self._said, self._engine = said, studio.engine
         self._cards, self._begun = studio.library.cards(), _usual(studio)
-        self.notes: list[str] = []
+        foreign = f"It was made with {said.pipeline}; what means the same here is taken over."
+        self.notes = [foreign] * (said.pipeline in (A1111, COMFYUI))
 
     def request(self) -> GenerateRequest:
         said, request = self._said, self._begun
@@ -101,17 +98,16 @@ class _Reading:
         size = f"{said.width} × {said.height} px does not suit this base"
         note = f"Its size of {size}; its usual {self._engine.native_size} px are set."
         request = self._with(request, note, width=said.width, height=said.height)
-        for name in ("prompt", "negative_prompt"):
-            text = getattr(said, name) or ""
-            taken: dict[str, Any] = {name: text[:MAX_PROMPT]}
-            request = replace(request, **taken)
+        texts = {"prompt": said.prompt or "", "negative_prompt": said.negative_prompt or ""}
+        for name, text in texts.items():
             if len(text) > MAX_PROMPT:
                 what = f"Its {name.replace('_', ' ')} has {len(text)} characters"
                 self.notes.append(f"{what}; the first {MAX_PROMPT} are taken.")
         image = self._control_image({name: card for name, (card, _) in found.items()})
         self._compare_rest()
+        taken: dict[str, Any] = {name: text[:MAX_PROMPT] for name, text in texts.items()}
         adapters = {card.id: strength for card, strength in found.values()}
-        return replace(request, adapters=adapters, control_image=image, start=self._start())
+        return replace(request, adapters=adapters, control_image=image, start=self._start(), **taken)
 
     def _with(self, request: GenerateRequest, note: str, **fields: Any) -> GenerateRequest:
         """Return a request with fields, or without them and with a note where they cannot be taken."""
@@ -210,10 +206,7 @@ class _Reading:
         ]
         if unknown:
             self.notes.append(f"It was drawn with settings that have no place here: {listed(unknown)}.")
-        other = [
-            f"{printable(name, 40)} {printable(version, 40)} (here {here[name]})"
-            for name, version in said.versions.items()
-            if name in here and version != here[name]
-        ]
+        other = {n: printable(v, 40) for n, v in said.versions.items() if n in here and v != here[n]}
         if other:
-            self.notes.append(f"It was drawn with {', '.join(other)}; pixels may differ a little.")
+            by = ", ".join(f"{name} {version} (here {here[name]})" for name, version in other.items())
+            self.notes.append(f"It was drawn with {by}; pixels may differ a little.")

@@ -1,6 +1,5 @@
 """What visitors send: files and zips of them, and photos, decoded and copied by us."""
 
-import io
 import re
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from ether_diffusion.training.decoding import decode_bytes
 from ether_diffusion.training.photos import check_photo, find_likes, look_at
 from ether_diffusion.training.plain_files import UnusableFileError, read_plain_file
 from ether_diffusion.training.zip_files import MAX_BYTES, Wanted, is_archive, read_zip
+from ether_diffusion.ui.outputs import plain_png
 from ether_diffusion.ui.words import disk_explained, picture_address
 from ether_diffusion.wording import printable
 
@@ -40,11 +40,9 @@ def read_sent(path: Path, wanted: Wanted = lambda name: True) -> dict[str, bytes
 
 def thumbnail_png(data: bytes, suffix: str) -> bytes:
     """Return a small PNG of a picture that was uploaded or drawn, decoded under our limits."""
-    decoded = decode_bytes(data, suffix, min_side=1, max_pixels=MAX_PIXELS, target_side=SIDE)
-    small, buffer = decoded.rgb, io.BytesIO()
+    small = decode_bytes(data, suffix, min_side=1, max_pixels=MAX_PIXELS, target_side=SIDE).rgb
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    small.save(buffer, "PNG")
-    return buffer.getvalue()
+    return plain_png(small)
 
 
 def data_address(path: Path, side: int) -> str | None:
@@ -150,15 +148,13 @@ def crop_photo(photo: Accepted, side: float, across: float, down: float) -> Acce
         data = read_plain_file(whole, inside=whole.parent, max_bytes=MAX_PHOTO_BYTES)
         if side < 1:
             decoded = decode_bytes(data, whole.suffix, max_pixels=MAX_PIXELS, target_side=2048)
-            buffer = io.BytesIO()
             width, height = decoded.rgb.size
             px = round(min(width, height) * side)
             left, top = (round((of - px) * at) for of, at in ((width, across), (height, down)))
             image = decoded.rgb if decoded.mask is None else decoded.rgb.copy()
             if decoded.mask is not None:
                 image.putalpha(decoded.mask)
-            image.crop((left, top, left + px, top + px)).save(buffer, "PNG")
-            data = buffer.getvalue()
+            data = plain_png(image.crop((left, top, left + px, top + px)))
         kept, small = _checked(photo.name, path, data)
     except UnusableFileError as reason:
         raise ValueError(f"{photo.name} {reason}") from None
