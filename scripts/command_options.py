@@ -4,7 +4,9 @@ The docstring of a command's options is its help.
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from ether_diffusion.options import Numbers, Options, Wholes, Words, needed, option
 
@@ -251,7 +253,9 @@ class Ui(Options):
         Path("~/ether-studio"), "where adapters, pictures and runs are kept (~/ether-studio)"
     )
     base: str = option("tiny_world", "folder or hub id of the base (tiny_world)")
-    port: int | None = option(None, "of the page (the first free one from 7860)")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = option(
+        None, "of the page (the first free one from 7860)"
+    )
     listen: bool = option(False, "let other machines in, too; needs --auth (this machine only)")
     auth: str | None = option(
         None, "NAME:PASSWORD to ask for a login; @FILE reads it from the first line of a file"

@@ -429,25 +429,28 @@ def test_pictures_come_by_step_beside_those_of_the_base_and_tell_the_time_left(
 
 def test_on_an_accelerator_no_training_starts_while_pictures_are_drawn(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "studio")
+    turn = studio.runs.turn
     studio.runs = runs = make_runs(tmp_path)
+    runs.turn = turn
     asked, engine = request(runs), studio.engine
     engine.device = torch.device("meta")  # any that is not the CPU
     with engine.line.turn():
         with pytest.raises(ValueError, match="pictures are being drawn on the accelerator; wait"):
-            studio.train(asked)
+            studio.runs.start(asked)
         assert runs.all() == []
-    run_id = studio.train(asked)
+    run_id = studio.runs.start(asked)
     assert engine.line.is_free
     wait_until(runs, run_id, lambda each: each.step == 3)
     runs.pause(run_id)
     paused = wait_until(runs, run_id, lambda each: each.state == "paused")
-    drawing = engine.line.turn()
-    with drawing, pytest.raises(ValueError, match="pictures are being drawn"):
-        studio.resume(run_id)
+    with engine.line.turn():
+        for act in (runs.resume, lambda run_id: runs.train_on(run_id, paused.saved_step)):
+            with pytest.raises(ValueError, match="pictures are being drawn"):
+                act(run_id)
     engine.device = torch.device("cpu")
     set_fate(paused.folder, "fine")
     with engine.line.turn():
-        studio.resume(run_id)  # on the CPU it yields to what is drawn
+        studio.runs.resume(run_id)  # on the CPU it yields to what is drawn
     wait_until(runs, run_id, lambda each: each.state == "finished")
 
 
@@ -459,7 +462,7 @@ def test_what_the_page_shows_of_a_run_is_escaped_and_an_adapter_that_cannot_be_r
 
     studio = Studio(tmp_path / "studio")
     studio.runs = runs = make_runs(tmp_path, "fine")  # which leaves an adapter of nothing
-    run_id = studio.train(request(runs))
+    run_id = studio.runs.start(request(runs))
     done = wait_until(runs, run_id, lambda each: each.state == "finished")
     assert studio.keep_finished() == []
     assert "Fox is not in the library yet" in caplog.text
@@ -485,7 +488,7 @@ def test_what_the_page_shows_of_a_run_is_escaped_and_an_adapter_that_cannot_be_r
 def test_what_a_finished_run_made_comes_into_the_library_once_unless_it_was_deleted(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "studio")
     studio.runs = runs = make_runs(tmp_path, "fine")
-    run_id = studio.train(request(runs))
+    run_id = studio.runs.start(request(runs))
     output = wait_until(runs, run_id, lambda each: each.state == "finished").output
     save_tiny_world_adapter(output)
     (output / "samples" / "final").mkdir(parents=True)

@@ -25,7 +25,7 @@ from photo_files import photo
 
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.ui.server import read_login, serve
+from ether_diffusion.ui.server import read_login
 from ether_diffusion.ui.words import handler, without_paths
 
 NO_UI = "the extra ui is not installed; with it, and in CI, this runs"
@@ -224,8 +224,8 @@ def test_a_login_or_port_that_is_none_is_refused_in_one_sentence(tmp_path: Path,
     for text in ("nobody", "name:", ":long-enough", "name:short", "@/no/such/file"):
         with pytest.raises((ValueError, FileNotFoundError), match="NAME:PASSWORD"):
             read_login(text)
-    with pytest.raises(ValueError, match="port=70000"):
-        serve(tmp_path / "studio", port=70000)
+    assert ether.main(["ui", "--folder", str(tmp_path / "studio"), "--port", "70000"]) == 2
+    assert "70000" in capsys.readouterr().err
     (tmp_path / "login").write_text(f"{USER}:{PASSWORD}\nnot this\n")
     login = read_login(f"@{tmp_path / 'login'}")
     answers = [login(USER, PASSWORD), login(USER, "correct horsf"), login("Anna", PASSWORD)]
@@ -272,9 +272,10 @@ def end(url):
             continue
         os.kill(os.getpid(), signal.SIGTERM)
         return
-from ether_diffusion.ui.server import serve
+from ether_diffusion.scripts.command_options import Ui
+from ether_diffusion.ui.server import ui
 threading.Thread(target=end, args=(f"http://127.0.0.1:{sys.argv[2]}/",), daemon=True).start()
-serve(Path(sys.argv[1]), port=int(sys.argv[2]))
+ui(Ui(folder=Path(sys.argv[1]), port=int(sys.argv[2])))
 print(json.dumps(asked))
 """
 

@@ -42,7 +42,7 @@ class Runs:
     """The runs in a folder, which any number of servers may look after; `temp` takes photos before.
 
     One process trains at a time; runs that wait for its end are trained together, by one process, where they
-    share a base. They begin within `turn`.
+    share a base. They begin within `turn`, which is told whether to wait for pictures or to refuse.
 
     FileNotFoundError where there is no run of an id; ValueError where the disk is full, or a run stands
     otherwise than what is asked of it.
@@ -50,7 +50,7 @@ class Runs:
 
     def __init__(
         self, root: Path, temp: Path, *, base: str,
-        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+        turn: Callable[[bool], AbstractContextManager[None]] = lambda waits: nullcontext(),
     ) -> None:  # fmt: skip
         self.root, self.temp, self.photos, self.turn = root, temp, temp / "photos", turn
         # a run that goes on later may be started from another working directory
@@ -113,7 +113,7 @@ class Runs:
     def resume(self, run_id: str) -> None:
         """Go on with a run that ended before its last step, as soon as none is trained."""
         folder = self._folder(run_id)
-        with self._alone("going on with the training"):
+        with self.turn(False), self._alone("going on with the training"):
             run = Run(folder)
             if not run.can_resume:
                 ended = "training already" if run.process else "finished; there is nothing to go on with"
@@ -126,7 +126,7 @@ class Runs:
         if not any(run.state == "queued" for run in self.all()):
             return
         try:
-            with self.turn(), run_lock.guarded(self.root):
+            with self.turn(True), run_lock.guarded(self.root):
                 self._advance()
         except OSError as error:
             logger.warning("what waits is not trained yet: %s", error)
@@ -209,7 +209,7 @@ class Runs:
         """Give the folder of a run that begins now, and have it trained; where that fails, it is gone."""
         now = datetime.now(UTC)
         folder = self.root / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        with self._alone("starting the training"):
+        with self.turn(False), self._alone("starting the training"):
             try:
                 yield folder, now
                 Wish(wanted="queued").write(folder)

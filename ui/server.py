@@ -37,22 +37,6 @@ _FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"
 """Variables that name folders, perhaps from the working directory."""
 
 
-def ui(options: "told.Ui") -> None:
-    """Carry out the command `ether ui`: serve the studio until it is interrupted."""
-    if find_spec("gradio") is None:
-        raise ValueError('the studio needs Gradio; install it with pip install "ether-diffusion[ui]"')
-    try:
-        folder = options.folder.expanduser()
-    except RuntimeError:
-        none = f"there is no home folder here for {options.folder}"
-        raise ValueError(f"{none}; say with --folder where to keep all") from None
-    login = None if options.auth is None else read_login(options.auth)
-    serve(
-        folder, base=options.base, port=options.port, listen=options.listen, login=login,
-        open_browser=options.open,
-    )  # fmt: skip
-
-
 def read_login(text: str) -> Login:
     """Return what answers whether a name and password are those of NAME:PASSWORD; `ui.gate` slows guessing.
 
@@ -75,21 +59,26 @@ def read_login(text: str) -> Login:
     return is_right
 
 
-def serve(
-    folder: Path, *, base: str = ALIAS, port: int | None = None, listen: bool = False,
-    login: Login | None = None, open_browser: bool = False,
-) -> None:  # fmt: skip
-    """Serve a studio until Ctrl-C or a TERM signal; what was uploaded and cached is deleted at the end.
+def ui(options: "told.Ui") -> None:
+    """Carry out the command `ether ui`: serve a studio until Ctrl-C or a TERM signal.
 
-    What would let the network in without a login, a port that is taken and what cannot be used are refused.
+    What was uploaded and cached is deleted at the end. What would let the network in without a login, a port
+    that is taken and what cannot be used are refused.
     """
-    host = EVERYWHERE if listen else LOOPBACK
-    if listen and login is None:
+    if find_spec("gradio") is None:
+        raise ValueError('the studio needs Gradio; install it with pip install "ether-diffusion[ui]"')
+    try:
+        folder = options.folder.expanduser().resolve()
+    except RuntimeError:
+        none = f"there is no home folder here for {options.folder}"
+        raise ValueError(f"{none}; say with --folder where to keep all") from None
+    login = None if options.auth is None else read_login(options.auth)
+    if options.listen and login is None:
         remedy = "add --auth NAME:PASSWORD, or leave --listen out"
         raise ValueError(f"--listen lets the whole network in; {remedy}")
-    if port is not None:
-        _check_port(host, port)
-    folder = folder.expanduser().resolve()
+    host, base = EVERYWHERE if options.listen else LOOPBACK, options.base
+    if options.port is not None:
+        _check_port(host, options.port)
     if base != ALIAS and Path(base).exists():  # the working directory will be another
         base = str(Path(base).resolve())
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,8 +97,8 @@ def serve(
             app, end = build_app(studio), threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: end.set())
-            _launch(app, folder, server_name=host, server_port=port, auth=login)
-            if open_browser:
+            _launch(app, folder, server_name=host, server_port=options.port, auth=login)
+            if options.open:
                 webbrowser.open(f"http://{LOOPBACK}:{app.server_port}")
             print(f"Ether studio: http://{LOOPBACK}:{app.server_port} (Ctrl-C stops it)", flush=True)
             while not end.wait(0.5):
@@ -121,8 +110,6 @@ def serve(
 
 
 def _check_port(host: str, port: int) -> None:
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port={port} is none; choose one from 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

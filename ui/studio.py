@@ -16,7 +16,6 @@ from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs
-from ether_diffusion.ui.train_request import TrainRequest
 from ether_diffusion.ui.words import disk_explained
 from ether_diffusion.wording import printable
 
@@ -52,7 +51,7 @@ class Studio:
             self.temp.chmod(0o700)
         self.library = Library(self.folder / ADAPTERS, self.temp, self.engine.base)
         self.history = self.engine.outputs
-        self.runs = Runs(self.folder / RUNS, self.temp, base=base, turn=self._drawing_done)
+        self.runs = Runs(self.folder / RUNS, self.temp, base=base, turn=self._beside_drawing)
 
     def _engine_of(self, base: str) -> Engine:
         return Engine(
@@ -128,18 +127,6 @@ class Studio:
         """Stop what is being drawn; training goes on."""
         self.engine.close()
 
-    def train(self, request: TrainRequest) -> str:
-        """Start a training run and return its id, where no pictures are being drawn on the accelerator."""
-        self._check_accelerator()
-        with self._drawing_done():
-            return self.runs.start(request)
-
-    def resume(self, run_id: str) -> None:
-        """Go on with a training run, as `train`."""
-        self._check_accelerator()
-        with self._drawing_done():
-            self.runs.resume(run_id)
-
     def keep_finished(self) -> list[str]:
         """Put what finished runs made into the library, once each; return the ids of what is new there.
 
@@ -157,14 +144,14 @@ class Studio:
                     logger.warning("%s is not in the library yet: %s", run.name, error)
         return new
 
-    def _check_accelerator(self) -> None:
-        if self.engine.device.type != "cpu" and not self.engine.line.is_free:
+    def _beside_drawing(self, waits: bool) -> AbstractContextManager[None]:
+        """Keep pictures off the accelerator, once those in work are done; refuse, where it shall not wait."""
+        if self.engine.device.type == "cpu":
+            return nullcontext()
+        if not waits and not self.engine.line.is_free:
             drawing = "pictures are being drawn on the accelerator"
             raise ValueError(f"{drawing}; wait until they are done, or stop them, and start again")
-
-    def _drawing_done(self) -> AbstractContextManager[None]:
-        """Wait for pictures that are being drawn on the accelerator, and keep others from it."""
-        return nullcontext() if self.engine.device.type == "cpu" else self.engine.line.turn()
+        return self.engine.line.turn()
 
     def _check_free(self, device: torch.device) -> None:
         """Let pictures be drawn beside training on the CPU, where it yields; an accelerator has no room."""

@@ -347,7 +347,7 @@ class TrainRuns:
         watched, seen = [self.chosen, self.seen], [self.seen]
         gr.Timer(SECONDS).tick(handler(self._look), watched, self.shown, queue=False, **QUIET)
         self.list.input(handler(self.show), [self.list], self.shown, queue=False, **QUIET)
-        acts = {self.stop: runs.stop, self.pause: runs.pause, self.resume: page.studio.resume}
+        acts = {self.stop: runs.stop, self.pause: runs.pause, self.resume: runs.resume}
         for button, act in acts.items():
             button.click(handler(self._then_show(act)), seen, self.shown, **QUIET)
         self.delete.tie(self._ask, self._delete, self.seen, self.shown)
@@ -646,4 +646,4 @@ class TrainTab:
         accepted = self.photos.accepted(values[self.photos.kept])
         request = self.form.asked(self.form.named(values), tuple(photo.path for photo in accepted))
         captions = tuple(photo.caption for photo in accepted)
-        return self.runs.show(self._studio.train(replace(request, captions=captions)))
+        return self.runs.show(self._studio.runs.start(replace(request, captions=captions)))
