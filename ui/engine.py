@@ -78,7 +78,7 @@ class Engine:
         self.device, self.line, self.outputs = default_device(), jobs.Line(), Outputs(outputs)
         self.cost = Cost(self.base, self.device)
         self._folder_of, self._name_of, self._check_free = folder_of, name_of, check_free
-        self._max_loaded, self._loading = max_loaded, Lock()
+        self._max_loaded, self._changing = max_loaded, Lock()
         self._loaded: Future[engines.Engine] | None = None
         self.jobs = list[Job]()  # the oldest first; of those that ended, the last ones
         self.attached: dict[str, Loaded] = {}  # adapters in memory by id, the least recently used first
@@ -113,8 +113,9 @@ class Engine:
         job = Job(request, stop=stop, owner=owner, place=place)
         job.notes += notes
         job.begin(partial(self._work, control=control))
-        ended = [job for job in self.jobs if job.is_done]
-        self.jobs = [*(job for job in self.jobs if job not in ended[:-MAX_KEPT]), job]
+        with self._changing:  # others begin at the same time
+            old = [each for each in self.jobs if each.is_done][:-MAX_KEPT]
+            self.jobs = [*(each for each in self.jobs if each not in old), job]
         return job
 
     def seconds_left(self, job: Job) -> float | None:
@@ -233,7 +234,7 @@ class Engine:
 
     def _load(self, stop: Event | None = None) -> engines.Engine:
         """Return what is loaded once; who stops waiting for it leaves the loading to go on for the next."""
-        with self._loading:
+        with self._changing:
             if self._loaded is None or (self._loaded.done() and self._loaded.exception() is not None):
                 self._loaded = in_background(self._open)
             loaded = self._loaded
