@@ -291,6 +291,8 @@ def soak(given: argparse.Namespace) -> None:
         folder = Path(made)
         write_many(folder, given.adapters)
         with served(folder / "adapters") as (client, process, _):
+            for index in range(given.adapters):  # what memory holds of each is there before it is looked at
+                asked(client, f"a{index}", steps=1)
             began, seed = time.monotonic(), 0
             print("minute requests RSS/MiB threads files")
             for part in range(21):
