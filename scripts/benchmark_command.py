@@ -9,11 +9,19 @@ from pathlib import Path
 
 from ether_diffusion.benchmark import plan as planned
 from ether_diffusion.benchmark.plan import BASE, LABELS, BenchmarkRun, BenchmarkSettings, advise, read_curves
-from ether_diffusion.benchmark.results import benchmark_sheet, draw_front, shown, summarise
+from ether_diffusion.benchmark.results import (
+    BENCHMARK_FILE,
+    benchmark_sheet,
+    draw_front,
+    merge,
+    shown,
+    summarise,
+)
 from ether_diffusion.benchmark.runs import do_all, find_result, training_config
-from ether_diffusion.durable_files import write_files
+from ether_diffusion.durable_files import write_files, write_folder
+from ether_diffusion.options import declared
 from ether_diffusion.scripts import command_options as told
-from ether_diffusion.scripts.drawing import hush_libraries
+from ether_diffusion.scripts.drawing import check_new, hush_libraries
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
@@ -21,11 +29,14 @@ from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training import PhotoFolder, find_photos
 from ether_diffusion.wording import listed
 
-BENCHMARK_FILE, SHEET_FILE, FRONT_FILE = "benchmark.json", "sheet.png", "front.png"
+SHEET_FILE, FRONT_FILE = "sheet.png", "front.png"
 
 
 def benchmark(options: told.Benchmark) -> None:
     """Do what is left of a benchmark, or say what that is; then write and print the results."""
+    if options.merge:
+        _merge(options)
+        return
     methods, settings = options.methods or planned.METHODS, _settings(options)
     for row in (*methods, *settings.learning_rates):
         planned.method_of(row)
@@ -76,6 +87,24 @@ def benchmark(options: told.Benchmark) -> None:
     write_files(root, drawn)
     print(shown(summary))
     print("written: " + ", ".join(str(root / name) for name in (BENCHMARK_FILE, *drawn)))
+
+
+def _merge(options: told.Benchmark) -> None:
+    """Put results of several machines together in a new folder, and print them."""
+    known = declared(told.Benchmark)
+    given = [name for name in known if getattr(options, name) not in (known[name].default, ())]
+    unused = listed(f"--{name}" for name in given if name not in ("merge", "output_dir"))
+    if unused:
+        raise ValueError(f"{unused} would change nothing with --merge, which runs nothing; leave out")
+    check_new(options.output_dir)
+    summary = merge([Path(each) for each in options.merge])
+    files = {BENCHMARK_FILE: f"{json.dumps(summary, indent=1, allow_nan=False)}\n".encode()}
+    front = draw_front(summary)
+    files |= {} if front is None else {FRONT_FILE: front}
+    options.output_dir.absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_folder(options.output_dir, files)
+    print(shown(summary))
+    print("written: " + ", ".join(str(options.output_dir / name) for name in files))
 
 
 def _settings(options: told.Benchmark) -> BenchmarkSettings:

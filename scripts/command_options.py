@@ -227,6 +227,7 @@ class _Comparison(Options):
     num_processes: int = option(1, "runs at once; one CPU thread each (1)")
     keep_adapters: bool = option(False, "keep what was trained, too")
     plan: bool = option(False, "say what would be done, and do nothing")
+    merge: Words = option((), "folders of results of several machines: put them together, and run nothing")
 
 
 class Benchmark(_Compared, _Comparison):

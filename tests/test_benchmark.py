@@ -5,21 +5,26 @@ import io
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import statistics
 import threading
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from encoder_models import save_clip, save_dino
 from flag_runs import write_drawing_base
 from forked_runs import exit_code, fork
 from PIL import Image
 from training_runs import write_photos
 
+from ether_diffusion.bases import open_base
 from ether_diffusion.benchmark.plan import (
     BASE,
     PAPER_TRAINING,
@@ -33,8 +38,10 @@ from ether_diffusion.benchmark.plan import (
 )
 from ether_diffusion.benchmark.results import draw_front, shown, summarise, table
 from ether_diffusion.benchmark.runs import training_config
+from ether_diffusion.pipelines.metadata import fingerprint_of
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
+from ether_diffusion.tiny_world.networks import OUTSIDE_PACKAGES
 from ether_diffusion.tiny_world.subjects import photos_of, unseen_prompts, validation_prompts
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.run_lock import LOCK_NAME, Holder
@@ -210,7 +217,8 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(
     full, plus = found["methods"]["full"], found["methods"]["ether_plus"]
     assert full["parameters"] > 10 * plus["parameters"] > 0
     assert full["seconds"] > 0
-    assert set(plus["scores"]) == {"object", "tiny_i", "tiny_t", "recognised"}
+    outside = {"outside"} if all(map(find_spec, OUTSIDE_PACKAGES)) else set[str]()
+    assert set(plus["scores"]) == {"object", "tiny_i", "tiny_t", "recognised"} | outside
     with Image.open(root / "sheet.png") as sheet:
         assert sheet.format == "PNG"
 
@@ -275,6 +283,145 @@ def test_means_and_errors_are_over_subjects(tmp_path: Path) -> None:
     assert (lora["num_runs"], lora["num_diverged"], lora["scores"]["dino"]["num_values"]) == (3, 1, 2)
     assert "LoRA r=4 (1 diverged)" in shown(summary)
     assert len({len(line) for line in table(summary)}) == 1
+
+
+@pytest.fixture(scope="module")
+def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same benchmark of another subject, as another machine would do it."""
+    folder = tmp_path_factory.mktemp("owl")
+    assert benchmark(folder, *TWO_METHODS[:4], "owl", *QUICK) == 0
+    return folder
+
+
+def merged(output: Path, *folders: Path) -> int:
+    return benchmark(output, "--merge", *map(str, folders))
+
+
+def test_results_of_several_machines_are_those_of_one_that_did_it_all(
+    done: Path, owl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done, tmp_path / "one")
+    shutil.copytree(owl / "runs", tmp_path / "one" / "runs", dirs_exist_ok=True)
+    assert benchmark(tmp_path / "one", *TWO_METHODS[:5], "owl", *QUICK) == 0
+    expected, said = (tmp_path / "one" / "benchmark.json").read_text(), capsys.readouterr().out
+    assert merged(tmp_path / "all", done, owl / "benchmark.json") == 0
+    found = json.loads((tmp_path / "all" / "benchmark.json").read_text())
+    assert found == json.loads(expected)
+    assert capsys.readouterr().out.splitlines()[:-1] == said.splitlines()[:-1]
+    assert next(iter(found["differences"]["to_best"].values()))["num_subjects"] == 2
+    assert (tmp_path / "all/front.png").read_bytes() == (tmp_path / "one/front.png").read_bytes()
+
+
+def test_the_base_that_each_machine_drew_counts_once(done: Path, tmp_path: Path) -> None:
+    assert benchmark(tmp_path / "lora", "--methods", "lora", "--subjects", "fox", *QUICK) == 0
+    assert merged(tmp_path / "all", tmp_path / "lora", done) == 0
+    found = json.loads((tmp_path / "all" / "benchmark.json").read_text())
+    assert found["num_done"] == found["num_runs"] == len(found["runs"]) == 4
+    assert list(found["methods"]) == ["real", BASE, "lora", "full", "ether_plus"]
+    base = [run for run in found["runs"] if run["method"] == BASE]
+    assert [run["base_fingerprint"] for run in base] == [fingerprint_of(tiny_world_unet())]
+
+
+def tiny_world_unet() -> Any:
+    return open_base("tiny_world").load_unchecked_pipeline(torch.float32).unet
+
+
+def changed(found: dict[str, Any], change: str) -> None:
+    """Let results be of a run, settings or a score that do not go with those of `done`."""
+    base = next(run for run in found["runs"] if run["method"] == BASE)
+    match change:
+        case "base":
+            found["settings"]["base"] = "sd"
+        case "training":
+            found["settings"]["training"]["max_train_steps"] = 3
+        case "encoders":
+            found["settings"]["encoders"] = ["dino"]
+        case "scores":
+            for run in found["runs"]:
+                run["scores"]["dino"] = 0.5
+        case "weights":
+            base["base_fingerprint"] = "else"
+        case "prompts":
+            found["num_prompts"] = 3
+        case "form":
+            found["form"] = "paper"
+        case "rate":
+            for run in found["runs"]:
+                run["learning_rate"] = 7.0
+        case "base's score":
+            base["scores"]["object"] += 0.1
+            base["subject"] = "fox"
+        case "key":
+            del found["runs"]
+        case "number":
+            base["scores"]["object"] = "high"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("base", "found base tiny_world in .* and sd in "),
+        ("training", "not of one benchmark: found training "),
+        ("encoders", "found encoders "),
+        ("scores", "found scores "),
+        ("weights", "found weights of the base "),
+        ("prompts", "found num_prompts "),
+        ("form", "found form short, on Tiny World in .* and paper in "),
+        ("rate", "full was trained at .* and at 7; merge results of one rate"),
+        ("base's score", "base of fox with seed 0 is in .* with object .*; these were not measured alike"),
+        ("key", "runs is missing"),
+        ("number", "object"),
+    ],
+)
+def test_results_that_do_not_go_together_are_refused_and_nothing_is_written(
+    done: Path, owl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, words: str
+) -> None:
+    found = json.loads((owl / "benchmark.json").read_text())
+    changed(found, change)
+    (tmp_path / "benchmark.json").write_text(json.dumps(found))
+    assert merged(tmp_path / "all", done, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert re.search(words, error), error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_run_is_merged_once(
+    done: Path, owl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done, tmp_path / "again")
+    for folders, words in (
+        ([done, tmp_path / "again"], "full of fox with seed 0 is in"),
+        ([done], "found 1 file of results; give two or more"),
+        ([done, done], "found 1 file of results; give two or more"),
+        ([done, tmp_path / "nothing"], "there are no results"),
+    ):
+        assert merged(tmp_path / "all", *folders) == 2
+        assert words in capsys.readouterr().err
+    assert benchmark(tmp_path / "all", "--merge", str(done), str(owl), "--methods", "lora") == 2
+    assert "--methods would change nothing with --merge" in capsys.readouterr().err
+    assert not (tmp_path / "all").exists()
+    assert merged(tmp_path, done, owl) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_an_outside_judge_is_shown_and_chooses_nothing(tmp_path: Path) -> None:
+    subjects = read_dreambooth(dreambooth(tmp_path / "data", "bear", "cat2"))
+    runs = plan_benchmark(["lora", "ether"], subjects, [0])
+    for number, run in enumerate(runs):
+        score = 0.5 + 0.01 * number * (run.method == "ether")
+        result = {"method": run.method, "subject": run.subject.name, "seed": run.seed, "parameters": 9}
+        run.folder(tmp_path).mkdir(parents=True, exist_ok=True)
+        scores = {"object": score, "outside": 1 - score}
+        (run.folder(tmp_path) / "result.json").write_text(json.dumps(result | {"scores": scores}))
+    summary = summarise(runs, tmp_path, BenchmarkSettings("tiny_world", TINY_TRAINING), form="short")
+    found = summary["differences"]
+    assert (found["column"], found["best"], found["outside"]["column"]) == ("object", "ether", "outside")
+    assert found["to_best"]["lora"]["mean"] == pytest.approx(-0.035)
+    assert found["outside"]["to_best"]["lora"]["mean"] == pytest.approx(0.035)
+    said = shown(summary)
+    assert "object, outside ↑ less that of ETHER" in said
+    assert table(summary)[0][2:4] == ["object ↑", "object, outside ↑"]
 
 
 def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def snippet(page: str, containing: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages take for granted: photos, pairs, two adapters of a subject and one of control."""
+    """What the pages take for granted: photos, pairs, adapters, and a benchmark of two machines."""
     monkeypatch.chdir(tmp_path)
     photos = write_photos(find_concept("fox"), Path("photos"), count=2)
     shutil.copy(photos[0], "photo.png")
@@ -96,6 +96,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scenes = [photo.scene for photo in photos_of(find_concept("cat"))[:2]]
     write_pairs([Pair(scene, "silhouette") for scene in scenes], Path("pairs"))
     write_pairs([Pair(scene, "palette") for scene in scenes], Path("maps"))
+    measured = json.loads((ROOT / "docs/results/benchmark.json").read_text(encoding="utf-8"))
+    for name, subjects in (("here", measured["subjects"][:4]), ("there", measured["subjects"][4:])):
+        runs = [each for each in measured["runs"] if each["subject"] in subjects]
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "benchmark.json").write_text(json.dumps(measured | {"runs": runs}))
     return tmp_path
 
 

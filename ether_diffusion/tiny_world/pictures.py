@@ -1,7 +1,7 @@
 """Pictures as tensors: from PIL, from scenes and from a pipeline; and which concept they show."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, shipped_concepts
-from ether_diffusion.tiny_world.networks import load_tiny_clip
+from ether_diffusion.tiny_world.networks import Features, load_tiny_clip
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene, draw
 
 MARGIN = 6
@@ -80,10 +80,7 @@ def generate(
     return torch.cat(pieces), (time.perf_counter() - started) / len(prompts)
 
 
-Features = Callable[[torch.Tensor], torch.Tensor]
-"""From images (b, 3, 64, 64) in [-1, 1] to unit features (b, d)."""
-
-OBJECT, RECOGNISED = "object", "recognised"
+OBJECT, OUTSIDE, RECOGNISED = "object", "outside", "recognised"
 """The scores against the true picture of a scene, which only a world that can be drawn has."""
 
 
@@ -115,7 +112,11 @@ def recognise(
 
 
 def score_against_truth(
-    pictures: torch.Tensor, scenes: Sequence[Scene], usable: Sequence[int] | None = None
+    pictures: torch.Tensor,
+    scenes: Sequence[Scene],
+    usable: Sequence[int] | None = None,
+    *,
+    outside: Features | None = None,
 ) -> dict[str, float]:
     """Score pictures (b, 3, 64, 64) in [-1, 1] of scenes with their objects in the middle.
 
@@ -123,13 +124,16 @@ def score_against_truth(
     of Tiny World's image tower, over the pictures at `usable` (all). `recognised` is the share of all
     pictures whose object is likest to the scene's own among all shipped concepts'. Unlike likeness to the
     photos it is not higher where a photo is shown whatever is asked, and the best that can be reached is 1.
+    `outside` is as `object`, in features that no training and no choice has seen, where they are given.
     """
     clip = load_tiny_clip(tiny_world_path())
     chosen = list(range(len(scenes)) if usable is None else usable)
-    drawn, true = (
-        F.normalize(clip.embed_images(object_crops(each)).double(), dim=-1)
-        for each in (pictures[chosen], draw_scenes([scenes[number] for number in chosen]))
-    )
+    shown = [object_crops(e) for e in (pictures[chosen], draw_scenes([scenes[number] for number in chosen]))]
+    found = {}
+    for name, features in ((OBJECT, clip.embed_images), (OUTSIDE, outside)):
+        if features is not None:
+            drawn, true = (F.normalize(features(each).double(), dim=-1) for each in shown)
+            found[name] = float((drawn * true).sum(dim=1).mean())
     named = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
     hits = [name == scene.concept for name, scene in zip(named, scenes, strict=True)]
-    return {OBJECT: float((drawn * true).sum(dim=1).mean()), RECOGNISED: sum(hits) / len(hits)}
+    return {**found, RECOGNISED: sum(hits) / len(hits)}

