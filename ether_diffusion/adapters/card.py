@@ -56,7 +56,8 @@ def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
     intro = (
         f"An {title} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of "
         f"{len(adapter.projections())} projections for {_shown_base(base_model)}: sides `{config.sides}`, "
-        f"{config.num_blocks} blocks."
+        f"{config.num_blocks} blocks"
+        + (f", {config.num_reflections} reflections in a chain." if config.num_reflections > 1 else ".")
     )
     library, loader, name = "diffusers", "DiffusionPipeline", "pipe"
     if config.task_type is not None:  # PEFT sets it on language models
