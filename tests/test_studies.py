@@ -259,6 +259,25 @@ def test_a_study_of_strengths_tells_what_is_learned_from_what_is_lost(tmp_path: 
     assert is_png(tmp_path / "strength.png")
 
 
+def test_rows_of_a_benchmark_take_the_place_of_variants(tmp_path: Path, capsys: Capture) -> None:
+    chain = "ether:num_reflections=2,learning_rate=0.02"
+    rows = [chain, chain.replace(":", ":unconditional_strength=0.0,")]
+    words = ["--subjects", "fox", "--steps", "1", "--inference_steps", "1", "--output_dir", str(tmp_path)]
+    assert study_strength.main([*words, "--methods", *rows]) == 2
+    assert "unconditional_strength is told by drawn pictures" in capsys.readouterr().err
+    assert study_strength.main([*words, "--methods", "ether:num_reflection=2"]) == 2
+    assert "'num_reflection' is not an option" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert study_strength.main([*words, "--num_images", "1", "--methods", *rows]) == 0
+    found = json.loads((tmp_path / "strength.json").read_text())
+    one, other = (found["variants"][row]["1"] for row in rows)
+    assert one["scene_loss"] == other["scene_loss"]
+    assert one["object"] != other["object"]
+    (adapter,) = tmp_path.rglob("adapter")  # one was trained for both
+    assert read_adapter(adapter).config.num_reflections == 2
+    assert found["settings"][chain]["learning_rate"] == 0.02
+
+
 def test_a_study_of_photos_shows_a_run_as_many_as_it_says(tmp_path: Path) -> None:
     words = ["--subjects", "panda", "--num_photos", "1", "3", *QUICK, "--output_dir", str(tmp_path)]
     assert study_photos.main(words) == 0
