@@ -173,6 +173,7 @@ class Sampling(Settings):
         if count > MAX_PICTURES:
             raise ValueError(f"this would be {count} pictures; at most {MAX_PICTURES} are drawn at once")
         self.drawn_prompts()
+        self.request(0, 0, 0)
 
     @property
     def num_pictures(self) -> int:

@@ -236,9 +236,8 @@ def test_what_cannot_be_is_said(engine: Engine, wrong: dict[str, Any], words: st
 
 
 def test_base_pictures_alone_are_refused_before_anything_is_drawn() -> None:
-    sampling = Sampling(("a",), (0,), ({},), unconditional_strength=0.5)
     with pytest.raises(ValueError, match="of adapters, and there are none"):
-        sampling.request(0, 0, 0)
+        Sampling(("a",), (0,), ({},), unconditional_strength=0.5)
     beside = Sampling(("a",), (0,), ({}, FOX), unconditional_strength=0.5)
     assert [beside.request(0, 0, i).unconditional_strength for i in (0, 1)] == [1.0, 0.5]
 
