@@ -477,8 +477,8 @@ def test_a_picture_is_begun_with_painted_over_varied_and_enlarged(
     fill(page, steps=4)
     page.locator("#create-start button").first.click()
     page.locator("#create-start-picture input[type=file]").set_input_files(tmp_path / "photo.png")
-    expect(page.locator("#create-sketch canvas")).to_be_visible()
-    drag(page, (0.2, 0.3), (0.4, 0.3), "create")
+    expect(page.locator("#create-start-sketch canvas")).to_be_visible()
+    drag(page, (0.2, 0.3), (0.4, 0.3), "create-start")
     said = generate(page, tmp_path / "painted.png")
     assert (said.options["start_image"], said.options["start_strength"]) == ("photo.png", 0.6)
     changed = (np.asarray(Image.open(tmp_path / "painted.png")) != np.asarray(photo)).any(axis=-1)
@@ -486,7 +486,7 @@ def test_a_picture_is_begun_with_painted_over_varied_and_enlarged(
     assert not changed[40:].any()
     with open_page(browser, studio.url) as other:  # another visitor: picture and brush come back
         expect(drop(other, "create", tmp_path / "painted.png")).to_have_text("All settings restored")
-        expect(other.locator("#create-sketch canvas")).to_be_visible()
+        expect(other.locator("#create-start-sketch canvas")).to_be_visible()
         again = generate(other, tmp_path / "again.png").options
         assert again["start_mask_sha256"] == said.options["start_mask_sha256"]
         assert_same_pixels(tmp_path / "painted.png", tmp_path / "again.png")
@@ -505,7 +505,7 @@ def test_a_picture_is_begun_with_painted_over_varied_and_enlarged(
     assert np.array_equal(np.asarray(large), np.asarray(small.resize((128, 128), Image.Resampling.LANCZOS)))
     page.locator("#create-begin").click()
     expect(page.locator("#create-width input")).to_have_value("128")
-    expect(page.locator("#create-sketch canvas")).to_have_attribute("width", "128")
+    expect(page.locator("#create-start-sketch canvas")).to_have_attribute("width", "128")
 
 
 def test_a_drawing_survives_a_reload_and_one_that_is_gone_is_said(

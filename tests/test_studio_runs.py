@@ -458,7 +458,7 @@ def test_what_the_page_shows_of_a_run_is_escaped_and_an_adapter_that_cannot_be_r
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("gradio", reason="the extra ui is not installed; with it, and in CI, this runs")
-    from ether_diffusion.ui.tabs.train import loss_points, samples_html
+    from ether_diffusion.ui.tabs.trainings import loss_points, samples_html
 
     studio = Studio(tmp_path / "studio")
     studio.runs = runs = make_runs(tmp_path, "fine")  # which leaves an adapter of nothing
@@ -529,7 +529,7 @@ def test_what_was_measured_of_a_finished_run_is_its_verdict(
     run.command[:] = ["x", "--pretrained_model_name_or_path=tiny_world"]
     found, sentence = run.verdict
     assert (found, words in sentence) == (verdict, True)
-    from ether_diffusion.ui.tabs.train import status_html
+    from ether_diffusion.ui.tabs.trainings import status_html
 
     assert found in status_html(runs.status(run_id))
 

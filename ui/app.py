@@ -5,11 +5,20 @@ from gradio.themes.utils import sizes
 from gradio.themes.utils.colors import Color
 
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs import compare, control, first_page, history, library, train
 from ether_diffusion.ui.tabs.base import BasePanel
+from ether_diffusion.ui.tabs.compare import CompareTab
+from ether_diffusion.ui.tabs.control import ControlTab
+from ether_diffusion.ui.tabs.first_page import CreateTab
+from ether_diffusion.ui.tabs.history import HistoryTab
+from ether_diffusion.ui.tabs.library import LibraryTab
 from ether_diffusion.ui.tabs.page import Page
 from ether_diffusion.ui.tabs.queue import QueuePanel
+from ether_diffusion.ui.tabs.train import TrainTab
 
+TABS = {
+    "Create": CreateTab, "Compare": CompareTab, "Train": TrainTab, "Control": ControlTab,
+    "Library": LibraryTab, "History": HistoryTab,
+}  # fmt: skip
 TITLE = "Ether studio"
 CACHE_SECONDS = (3600, 86400)
 """How often Gradio's cache is looked through, and the age at which copies in it are deleted."""
@@ -58,8 +67,9 @@ def build_app(studio: Studio) -> gr.Blocks:
         page = Page(studio)
         BasePanel(page, app)
         with gr.Tabs(elem_id="tabs") as tabs:
-            for tab in (first_page, compare, train, control, library, history):
-                tab.build(page)
+            for name, tab in TABS.items():
+                with gr.Tab(name, id=name.lower()):
+                    tab(page, name.lower())
         QueuePanel(page, tabs)
         page.tie(app, tabs)
     return app

@@ -59,14 +59,6 @@ def _classes_of(control_type: str | None) -> dict[str, dict[str, Colour]]:
     return {"Draw with": {thing: _WHITE, "nothing": _BLACK}}
 
 
-def take_drawing(prefix: str) -> str:
-    """Return the JavaScript that gives the drawing as it is when a button is pressed."""
-    return f"""() => {{
-  const canvas = document.querySelector("#{prefix}-sketch canvas");
-  return canvas ? canvas.toDataURL("image/png") : "";
-}}"""
-
-
 def canvas_html(
     control_type: str | None, *, width: int, height: int, under: Image.Image | None = None, drawn: str = ""
 ) -> str:

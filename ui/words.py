@@ -183,17 +183,17 @@ def progress_html(done: float, words: str) -> Markup:
 
 def notes_html(heading: str, notes: Iterable[str] = (), *, kind: str = "note") -> Markup:
     """Return a box with a heading and a list of sentences, if there are any."""
-    listing = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
-    listing = Markup("<ul>{}</ul>").format(listing) if listing else listing
-    return Markup('<div class="notes {}" role="status"><p>{}</p>{}</div>').format(kind, heading, listing)
+    return Markup('<div class="notes {}" role="status"><p>{}</p>{}</div>').format(kind, heading, _list(notes))
 
 
 def folded_html(heading: str, notes: Iterable[str]) -> Markup:
     """Return a line that shows a list of sentences when it is opened."""
-    listing = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
-    return Markup('<details class="notes"><summary>{}</summary><ul>{}</ul></details>').format(
-        heading, listing
-    )
+    return Markup('<details class="notes"><summary>{}</summary>{}</details>').format(heading, _list(notes))
+
+
+def _list(notes: Iterable[str]) -> Markup:
+    items = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
+    return Markup("<ul>{}</ul>").format(items) if items else items
 
 
 def picture_address(image: Image.Image, kind: str, **options: int) -> str:

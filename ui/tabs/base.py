@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from ether_diffusion.bases.found import cached_bytes
 from ether_diffusion.ui.jobs import in_background
-from ether_diffusion.ui.tabs.page import QUIET, Page, Updates
-from ether_diffusion.ui.words import handler, kilobytes, notes_html, progress_html
+from ether_diffusion.ui.tabs.page import Page, Panel, Updates
+from ether_diffusion.ui.words import kilobytes, notes_html, progress_html
 from ether_diffusion.wording import printable
 
 POLL_SECONDS, LOOK_SECONDS = 0.5, 3.0
@@ -21,41 +21,40 @@ _ANYTHING = "Or type a folder in diffusers' layout, a .safetensors file, or a hu
 _LISTED = "Those that lie on the studio's machine; who works there can open others."
 
 
-class BasePanel:
+class BasePanel(Panel):
     """The heading and the panel; made where the page begins."""
 
     def __init__(self, page: Page, app: gr.Blocks) -> None:
-        self._studio, self._page, self._app = (studio := page.studio), page, app
+        super().__init__(page, "base")
+        self._app, is_shared = app, page.studio.is_shared
         with gr.Row(elem_classes="heading", equal_height=True):
             self.heading = gr.HTML(self._heading(), elem_id="heading")
             small: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
-            change = gr.Button("Change base", elem_id="base-change", **small)
+            change = self.button("change", "Change base", **small)
             dark = gr.Button("Dark or light", elem_id="scheme", **small)
-            if studio.is_shared:
+            if is_shared:
                 gr.Button("Log out", link="logout", elem_id="logout", **small)
         with gr.Column(visible=False, elem_classes="confirm", elem_id="base-panel") as self.panel:
-            anything: dict[str, Any] = {"allow_custom_value": not studio.is_shared}
-            info = _LISTED if studio.is_shared else _ANYTHING
-            self.name = gr.Dropdown([], label="Base to open", info=info, elem_id="base-name", **anything)
-            self.status = gr.HTML(visible=False, elem_id="base-status")
+            which: dict[str, Any] = {"info": _LISTED if is_shared else _ANYTHING, "elem_id": "base-name"}
+            self.name = gr.Dropdown([], label="Base to open", allow_custom_value=not is_shared, **which)
+            self.status = self.html("status", visible=False)
             with gr.Row(elem_classes="tool-row"):
-                self.go = gr.Button("Open", variant="primary", elem_id="base-go")
-                close = gr.Button("Close", elem_id="base-close")
+                self.go, close = self.button("go", "Open", variant="primary"), self.button("close", "Close")
         dark.click(None, js="() => { window.etherStudio.switchScheme(); }", api_visibility="private")
-        shown = [self.panel, self.name, self.status]
-        change.click(handler(self._show), None, shown, **QUIET)
-        close.click(lambda: gr.update(visible=False), None, [self.panel], **QUIET)
-        self.go.click(handler(self._open), [self.name], [*shown, self.go, self.heading], **QUIET)
-        gr.Timer(LOOK_SECONDS).tick(self._heading, None, [self.heading], queue=False, **QUIET)
+        self.on(change.click, self._show)
+        self.closes(close, self.panel)
+        self.on(self.go.click, self._open, [self.name])
+        look = gr.Timer(LOOK_SECONDS).tick
+        self.on(look, lambda: {self.heading: self._heading()}, None, [self.heading], queue=False)
 
     def _heading(self) -> Markup:
-        what = f", {TOY}" if self._studio.is_toy else ""
-        return _HEADING.format(base=self._studio.engine.base_name, what=what)
+        what = f", {TOY}" if self.studio.is_toy else ""
+        return _HEADING.format(base=self.studio.engine.base_name, what=what)
 
     def _show(self) -> Updates:
         found = [
             (f"{name} ({each.problem or f'{each.kind}, {kilobytes(each.num_bytes)}'})"[:160], name)
-            for name, each in self._studio.bases().items()
+            for name, each in self.studio.bases().items()
         ]
         return {
             self.panel: gr.update(visible=True),
@@ -67,7 +66,7 @@ class BasePanel:
         """Open a base and tell meanwhile what came from the hub; pages load themselves anew then."""
         if not name or not name.strip():
             raise ValueError("there is no base chosen; choose one, or type where it is")
-        opened = in_background(partial(self._studio.open_base, name.strip()))
+        opened = in_background(partial(self.studio.open_base, name.strip()))
         busy, ready = {self.go: gr.update(interactive=False)}, {self.go: gr.update(interactive=True)}
         try:
             before = cached_bytes(name.strip())
@@ -77,9 +76,9 @@ class BasePanel:
                 yield busy | {self.status: gr.update(value=progress_html(0, words), visible=True)}
             opened.result()
             self.heading.value = self._heading()
-            self._page.begin_anew(self._app)
+            self.page.begin_anew(self._app)
         except Exception:
             yield ready | {self.status: gr.update(visible=False)}
             raise
-        said = notes_html(f"{printable(self._studio.engine.base_name)} is open")
+        said = notes_html(f"{printable(self.studio.engine.base_name)} is open")
         yield ready | {self.status: gr.update(value=said, visible=True), self.heading: self._heading()}

@@ -12,15 +12,12 @@ from ether_diffusion.pipelines.sampling import MANIFEST_NAME, SHEET_NAME
 from ether_diffusion.ui.jobs import Job, SavedPicture
 from ether_diffusion.ui.requests import GridRequest
 from ether_diffusion.ui.tabs.drawing import DrawingTab
+from ether_diffusion.ui.tabs.form import Form
 from ether_diffusion.ui.tabs.history import PictureDetail
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, Form, Page, Updates
-from ether_diffusion.ui.words import counted, duration, handler, quiet_html
+from ether_diffusion.ui.tabs.page import EMPTY, ON_PRESS, Updates, told_by
+from ether_diffusion.ui.words import counted, duration, quiet_html
 from ether_diffusion.wording import printable
 
-ON_CLICK = """element.addEventListener("click", (event) => {
-  const cell = event.target.closest("[data-cell]");
-  if (cell) trigger("click", { cell: Number(cell.dataset.cell) });
-});"""
 _SHOWN = 80  # characters of a prompt that label a row
 _EMPTY = EMPTY.format("The grid appears here, cell by cell.")
 _TABLE = Markup(
@@ -36,29 +33,18 @@ _DONE = Markup(
 _LATER = Markup('<td><div class="cell {}"><span>{}</span>{}</div></td>')
 
 
-def build(page: Page) -> None:
-    """Lay out the tab and tie its events."""
-    with gr.Tab("Compare", id="compare") as tab:
-        form = CompareTab(page, GridForm(page.studio, "compare")).form
-    page.refreshes(tab, lambda: {form["adapters"]: form.offer()}, [form["adapters"]], form)
-
-
 class GridForm(Form):
     """What a grid is made of."""
 
     def asked(self, named: Mapping[str, Any]) -> GridRequest:
         return GridRequest(**named)
 
-    def shown(self, named: Mapping[str, Any]) -> Updates:
-        chosen, names = named["adapters"] or [], self.names()
-        offered = self.offer(value=[each for each in chosen if each in names])
-        return {**super().shown(named), self["adapters"]: offered}
-
 
 class CompareTab(DrawingTab):
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
-    first, go_label, has_looks = "prompts", "Draw grid", False
+    form: GridForm
+    make_form, first, go_label, has_looks = GridForm, "prompts", "Draw grid", False
     nothing = "Write a prompt to see what the grid costs."
 
     def lay_out_head(self) -> None:
@@ -74,19 +60,25 @@ class CompareTab(DrawingTab):
         form.put_advanced()
 
     def lay_out_results(self) -> None:
-        self.status = gr.HTML(visible=False, elem_id="compare-status")
-        self.grid = gr.HTML(_EMPTY, js_on_load=ON_CLICK, elem_id="compare-grid")
+        self.status = self.html("status", visible=False)
+        self.grid = self.html("grid", _EMPTY, js_on_load=ON_PRESS)
         with gr.Row(visible=False, elem_classes="tool-row") as self.files:
             self.sheet = gr.DownloadButton("Sheet (PNG)", elem_id="compare-sheet")
             self.manifest = gr.DownloadButton("Manifest (JSON)", elem_id="compare-manifest")
-        self.notes = gr.HTML(visible=False, elem_id="compare-notes")
-        self.detail = PictureDetail("compare", self.page)
-        self.cells, self.last = gr.State(()), Page.browser_state("compare-grid")
-        self.shows = [self.grid, self.files, self.sheet, self.manifest, self.cells, self.last]
+        self.notes = self.html("notes", visible=False)
+        self.last = self.kept("compare-grid")
+        self.detail = PictureDetail(self.page, "compare")
+
+    @property
+    def shown(self) -> list[Any]:
+        return [widget for widget in super().shown if widget not in self.detail.widgets]
 
     def tie(self) -> None:
-        self.draws_on([self.go.click], self.detail.shown)
-        self.grid.click(handler(self._select), [self.cells], self.detail.shown, **QUIET)
+        self.draws_on([self.go.click], self.detail.widgets)
+        self.on(self.grid.click, self._select, [self.last])
+
+    def refresh(self) -> Updates:
+        return self.form.offer()
 
     def begun(self, request: GridRequest) -> Updates:
         return self.detail.hide()
@@ -94,12 +86,12 @@ class CompareTab(DrawingTab):
     def drawn(self, job: Job) -> Updates:
         labels, cells = labels_of(job.request, self.form.names()), job.pictures
         if job.is_done and not cells:
-            return {self.grid: _EMPTY, self.cells: (), self.files: gr.update(visible=False)}
-        kept = [*labels, [cell.id for cell in cells]]
+            return {self.grid: _EMPTY, self.last: None, self.files: gr.update(visible=False)}
         return {
             self.grid: grid_html(labels, cells, is_running=not job.is_done),
-            self.cells: cells, self.last: kept, self.files: gr.update(visible=False),
-        }  # fmt: skip
+            self.last: [*labels, [cell.id for cell in cells]],
+            self.files: gr.update(visible=False),
+        }
 
     def ended(self, job: Job) -> Updates:
         words = f"{counted(len(job.pictures), 'picture')} in {duration(job.seconds)}"
@@ -123,12 +115,12 @@ class CompareTab(DrawingTab):
         folder = cells[0].path.parent.parent
         files = [path if path.is_file() else None for path in (folder / SHEET_NAME, folder / MANIFEST_NAME)]
         table = grid_html(labels, cells, is_running=False)
-        return {self.grid: table, self.cells: cells, **self._said("What was drawn last", *files)}
+        return {self.grid: table, **self._said("What was drawn last", *files)}
 
-    def _select(self, cells: tuple[SavedPicture, ...], chosen: gr.EventData) -> Updates:
-        number: Any = (chosen._data or {}).get("cell")
-        ids = [cell.id for cell in cells]
-        return self.detail.show(cells[number], ids) if number in range(len(cells)) else {}
+    def _select(self, last: Any, pressed: gr.EventData) -> Updates:
+        number, ids = str(told_by(pressed).get("cell")), last[2] if last else []
+        known = number.isdecimal() and int(number) < len(ids)
+        return self.detail.show(self.studio.history.picture(ids[int(number)]), ids) if known else {}
 
 
 class Labels(NamedTuple):

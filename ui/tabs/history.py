@@ -1,7 +1,7 @@
 """The tab History: everything drawn in this folder, to look through, star, compare, fetch and delete."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +15,11 @@ from ether_diffusion.ui.jobs import SavedPicture
 from ether_diffusion.ui.outputs import STARRED
 from ether_diffusion.ui.requests import MAX_PROMPT
 from ether_diffusion.ui.restore import Restored, restore
-from ether_diffusion.ui.tabs.page import EMPTY, LOOK, QUIET, SAVE_AS, DeleteButton, Page, Updates
+from ether_diffusion.ui.tabs.page import EMPTY, LOOK, DeleteButton, Page, Panel, Updates, told_by
 from ether_diffusion.ui.words import (
     MAX_CHARACTERS,
     counted,
     facts_html,
-    handler,
     notes_html,
     picture_facts,
     quiet_html,
@@ -30,6 +29,11 @@ from ether_diffusion.wording import printable
 PAGE, MAX_BESIDE = 48, 8
 """Pictures that are shown at first, and that each press of the button adds; and that are compared at most."""
 ANY, ALL = "Any adapter", "All pictures"
+CHOSEN = {
+    "star": "★ Star", "compare": "Compare", "fetch": "Download", "off": "Take off this board",
+    "none": "Choose none",
+}  # fmt: skip
+"""What can be done with the chosen pictures: the labels of buttons by name."""
 NOTHING = EMPTY.format("Nothing here yet. What you draw is kept, and shown here.")
 NOT_FOUND = EMPTY.format("No picture is like that. Change what you look for.")
 KEYS = quiet_html("← → look through, S stars, Del deletes, Esc closes. Shift chooses a range.")
@@ -44,46 +48,39 @@ _BESIDE = Markup('<figure><img alt="{}" src="gradio_api/file={}"><figcaption>{}<
 ON_GRID = files("ether_diffusion.ui").joinpath("gallery.js").read_text(encoding="utf-8")
 
 
-class PictureDetail:
+class PictureDetail(Panel):
     """One picture shown large, with what it says of itself, to fetch and to draw again; hidden at first.
 
     One looks through others by `step`; `changed` are the events after which stars or pictures are others.
     """
 
-    def __init__(self, prefix: str, page: Page) -> None:
-        """Lay out a column inside a row and tie its events; ids begin with `prefix`."""
-        self._history, self._studio = page.studio.history, page.studio
-        small: dict[str, Any] = {"size": "sm", "min_width": 60}
-        with gr.Column(scale=2, min_width=300, visible=False, elem_classes="results") as self.column:
+    def __init__(self, page: Page, prefix: str) -> None:
+        super().__init__(page, prefix)
+        self._history, small = page.studio.history, {"size": "sm", "min_width": 60}
+        with gr.Column(scale=2, min_width=300, visible=False, elem_classes="results") as self.block:
             with gr.Row(elem_classes="tool-row looks"):
-                self.previous = gr.Button("‹ Previous", elem_id=f"{prefix}-previous", **small)
-                self.next = gr.Button("Next ›", elem_id=f"{prefix}-next", **small)
-                self.star = gr.Button("☆ Star", elem_id=f"{prefix}-star", **small)
-                close = gr.Button("Close", elem_id=f"{prefix}-close", **small)
+                self.previous = self.button("previous", "‹ Previous", **small)
+                self.next = self.button("next", "Next ›", **small)
+                self.star = self.button("star", "☆ Star", **small)
+                close = self.button("close", "Close", **small)
             self.picture = gr.Image(elem_id=f"{prefix}-picture", **LOOK)
-            self.facts = gr.HTML(elem_id=f"{prefix}-facts")
+            self.facts = self.html("facts")
             with gr.Row(elem_classes="tool-row"):
-                self.use = gr.Button("Use these settings", variant="primary", elem_id=f"{prefix}-use")
+                self.use = self.button("use", "Use these settings", variant="primary")
                 self.fetch = gr.DownloadButton("Download PNG", elem_id=f"{prefix}-download")
-                control = gr.Button("Use as control", elem_id=f"{prefix}-control")
+                control = self.button("control", "Use as control")
             self.delete = DeleteButton(prefix, "Delete this picture …")
-        self.selected, self.ids = gr.State(""), gr.State(())
-        self.shown: list[Any] = [
-            self.column, self.picture, self.facts, self.fetch, self.use, self.selected, self.ids, self.star,
-            self.previous, self.next, self.delete.box,
-        ]  # fmt: skip
-        page.sendings += [
-            self.use.click(handler(self._take), [self.selected], [page.restored], **QUIET),
-            control.click(handler(self._follow), [self.selected], [page.restored], **QUIET),
-        ]
-        walked = [self.selected, self.ids]
+            self.selected, self.ids = gr.State(""), gr.State(())
+        self.elsewhere.append(self.block)
+        self.sends(self.use.click, self._take, [self.selected])
+        self.sends(control.click, self._follow, [self.selected])
         for button, by in ((self.previous, -1), (self.next, 1)):
-            button.click(handler(partial(self._step, by)), walked, self.shown, **QUIET)
-        close.click(handler(self.hide), None, self.shown, **QUIET)
+            self.on(button.click, partial(self._step, by), [self.selected, self.ids])
+        self.on(close.click, self.hide)
         ask = "Delete this picture? Its file is gone then."
         self.changed = [
-            self.star.click(handler(self._star), [self.selected], [self.star], **QUIET),
-            self.delete.tie(lambda _: ask, self._delete, self.selected, self.shown),
+            self.on(self.star.click, self._star, [self.selected]),
+            self.delete.tie(self, lambda _: ask, self._delete, self.selected),
         ]
 
     def show(self, picture: SavedPicture, ids: Sequence[str]) -> Updates:
@@ -92,31 +89,32 @@ class PictureDetail:
         nothing = notes_html("This picture does not say how it was made")
         facts = nothing if said is None else facts_html(picture_facts(said))
         return {
-            self.column: gr.update(visible=True),
+            self.block: gr.update(visible=True),
             self.picture: picture.path,
             self.facts: Markup('<div data-shown="{}">{}</div>').format(picture.id, facts),
             self.fetch: gr.update(value=picture.path),
             self.use: gr.update(interactive=said is not None),
             self.selected: picture.id,
             self.ids: tuple(ids),
-            self.star: self._starred(picture.id),
             self.previous: gr.update(interactive=place > 0),
             self.next: gr.update(interactive=place + 1 < len(ids)),
-            self.delete.box: gr.update(visible=False),
+            **self._starred(picture.id),
+            **self.delete.hide(),
         }
 
     def hide(self) -> Updates:
         """Show nothing."""
-        return {self.column: gr.update(visible=False), self.picture: None, self.facts: "", self.selected: ""}
+        return {self.block: gr.update(visible=False), self.picture: None, self.facts: "", self.selected: ""}
 
     def _step(self, by: int, picture_id: str, ids: Sequence[str]) -> Updates:
         place = ids.index(picture_id) + by if picture_id in ids else -1
         return self.show(self._history.picture(ids[place]), ids) if place in range(len(ids)) else {}
 
-    def _starred(self, picture_id: str) -> Any:
-        return gr.update(value="★ Starred" if self._history.is_starred(picture_id) else "☆ Star")
+    def _starred(self, picture_id: str) -> Updates:
+        words = "★ Starred" if self._history.is_starred(picture_id) else "☆ Star"
+        return {self.star: gr.update(value=words)}
 
-    def _star(self, picture_id: str) -> Any:
+    def _star(self, picture_id: str) -> Updates:
         self._history.put(STARRED, [picture_id], is_on=not self._history.is_starred(picture_id))
         return self._starred(picture_id)
 
@@ -125,96 +123,68 @@ class PictureDetail:
         return self.hide()
 
     def _take(self, picture_id: str) -> Restored:
-        return restore(self._history.picture(picture_id).path, self._studio)
+        return restore(self._history.picture(picture_id).path, self.studio)
 
     def _follow(self, picture_id: str) -> Restored:
         path = self._history.picture(picture_id).path
         return Restored(None, (), followed_control=True, control_picture=path)
 
 
-def build(page: Page) -> None:
-    """Lay out the tab and tie its events."""
-    with gr.Tab("History", id="history") as tab:
-        HistoryTab(page, tab)
-
-
-class HistoryTab:
+class HistoryTab(Panel):
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
-    def __init__(self, page: Page, tab: gr.Tab) -> None:
-        self._history = page.studio.history
-        narrow: dict[str, Any] = {"min_width": 150}
+    def __init__(self, page: Page, prefix: str) -> None:
+        super().__init__(page, prefix)
+        self._history, narrow, wide = page.studio.history, {"min_width": 150}, {"min_width": 200, "scale": 3}
         with gr.Row(elem_classes="search-row"):
-            words: dict[str, Any] = {"scale": 3, "min_width": 200, "elem_id": "history-text"}
-            text = gr.Textbox(label="Words in the prompt", max_length=MAX_PROMPT, **words)
+            said = {"max_length": MAX_PROMPT, "elem_id": "history-text"}
+            text = gr.Textbox(label="Words in the prompt", **said, **wide)
             self.adapter = gr.Dropdown([ANY], value=ANY, label="Adapter", elem_id="history-adapter", **narrow)
             self.board = gr.Dropdown([ALL], value=ALL, label="Board", elem_id="history-board", **narrow)
-            of_base = {"label": "Pictures of the base, too", "elem_id": "history-base"}
-            base = gr.Checkbox(False, **of_base, **narrow)
-        self.empty = gr.HTML(NOTHING, elem_id="history-empty")
+            base = gr.Checkbox(False, label="Pictures of the base, too", elem_id="history-base", **narrow)
+        self.empty = self.html("empty", NOTHING)
         with gr.Column(visible=False, elem_id="history-tools", elem_classes="tools") as self.tools:
-            self.said = gr.HTML(elem_id="history-chosen")
+            self.said = self.html("chosen")
             with gr.Row(elem_classes="tool-row"):
-                star = gr.Button("★ Star", elem_id="history-chosen-star", size="sm")
-                beside = gr.Button("Compare", elem_id="history-chosen-compare", size="sm")
-                fetch = gr.Button("Download", elem_id="history-chosen-fetch", size="sm")
-                self.off = gr.Button("Take off this board", elem_id="history-chosen-off", size="sm")
-                none = gr.Button("Choose none", elem_id="history-chosen-none", size="sm")
+                star, beside, fetch, self.off, none = (
+                    self.button(f"chosen-{name}", label, size="sm") for name, label in CHOSEN.items()
+                )
             with gr.Row(elem_classes="tool-row"):
-                kept: dict[str, Any] = {"max_length": MAX_CHARACTERS, "max_lines": 1, "min_width": 160}
-                name = gr.Textbox(
-                    show_label=False, label="Name of a board", placeholder="Name of a board", container=False,
-                    elem_id="history-chosen-board", **kept,
-                )  # fmt: skip
-                put = gr.Button("Put on board", elem_id="history-chosen-put", size="sm")
+                kept = {"max_length": MAX_CHARACTERS, "max_lines": 1, "min_width": 160, "container": False}
+                words = dict.fromkeys(("label", "placeholder"), "Name of a board")
+                name = gr.Textbox(show_label=False, elem_id="history-chosen-board", **words, **kept)
+                put = self.button("chosen-put", "Put on board", size="sm")
             self.delete = DeleteButton("history-chosen", "Delete them …")
-        self.beside = gr.HTML(visible=False, elem_id="history-beside")
+        self.beside = self.html("beside", visible=False)
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=3, min_width=300):
-                self.gallery = gr.HTML(js_on_load=ON_GRID, elem_id="history-gallery")
-                self.more = gr.Button("Show more", visible=False, elem_id="history-more")
+                self.gallery = self.html("gallery", js_on_load=ON_GRID)
+                self.more = self.button("more", "Show more", visible=False)
                 self.keys = gr.HTML(KEYS, visible=False)
-            self.detail = PictureDetail("history", page)
-        self.all = gr.Button("Download all", visible=False, elem_id="history-all")
-        self.archive = gr.DownloadButton(visible="hidden")
+            self.detail = PictureDetail(page, "history")
+        self.all = self.button("all", "Download all", visible=False)
         self.ids, self.count, self.chosen = gr.State(()), gr.State(PAGE), gr.State(())
-        wanted: list[Any] = [text, self.adapter, base, self.board]
-        listed: list[Any] = [*wanted, self.count, self.chosen]
-        found: list[Any] = [
-            self.adapter, self.board, self.empty, self.gallery, self.more, self.keys, self.all, self.ids,
-            self.count, self.chosen, self.tools, self.said, self.off, self.beside, self.delete.box,
-            *self.detail.shown,
-        ]  # fmt: skip
+        wanted = [text, self.adapter, base, self.board]
+        listed = [*wanted, self.count, self.chosen]
         # opening the tab and typing are one event, of which the last is answered last: a tab that was opened
         # a moment ago does not show everything again when a word was typed since
-        asked: list[Any] = [tab.select, text.change, self.adapter.input, base.input, self.board.input]
-        search: dict[str, Any] = {"inputs": wanted, "outputs": found, **QUIET}
-        gr.on(asked, handler(lambda *w: self._list(*w, PAGE, ())), trigger_mode="always_last", **search)
-        gone = [self.chosen, *self.detail.shown]
-        deleted = self.delete.tie(self._ask, self._remove, self.chosen, gone)
-        for event in (*self.detail.changed, deleted):
-            event.success(handler(self._list), listed, found, **QUIET)
-        relisted: list[tuple[Any, Callable[..., Updates]]] = [
-            (self.more.click, lambda *w: self._list(*w[:-2], w[-2] + PAGE, w[-1])),
-            (none.click, lambda *w: self._list(*w[:-1], ())),
-        ]
-        for press, show in relisted:
-            press(handler(show), listed, found, **QUIET)
-        self.gallery.click(handler(self._open), [self.ids], self.detail.shown, **QUIET)
-        self.gallery.select(handler(self._choose), [self.board], found, **QUIET)
-        for asked, where in (
+        asked = [self.block.select, text.change, self.adapter.input, base.input, self.board.input]
+        self.on(asked, lambda *w: self._list(*w, PAGE, ()), wanted, trigger_mode="always_last")
+        for event in (*self.detail.changed, self.delete.tie(self, self._ask, self._remove, self.chosen)):
+            self.on(event.success, self._list, listed)
+        self.on(self.more.click, lambda *w: self._list(*w[:-2], w[-2] + PAGE, w[-1]), listed)
+        self.on(none.click, lambda *w: self._list(*w[:-1], ()), listed)
+        self.on(self.gallery.click, self._open, [self.ids])
+        self.on(self.gallery.select, self._choose, [self.board])
+        for pressed, where in (
             ([star.click], "star"),
             ([self.off.click], "off"),
             ([put.click, name.submit], "put"),
         ):
-            gr.on(asked, handler(partial(self._put, where)), [*listed, name], found, **QUIET)
-        beside.click(handler(self._compare), [self.chosen], [self.beside], **QUIET)
+            self.on(pressed, partial(self._put, where), [*listed, name])
+        self.on(beside.click, self._compare, [self.chosen])
         for button, is_all in ((self.all, True), (fetch, False)):
-            zipped = button.click(
-                handler(partial(self._zip, is_all)), [*wanted, self.chosen], [self.archive],
-                api_visibility="private",
-            )  # fmt: skip
-            zipped.success(None, [self.archive], None, js=SAVE_AS, api_visibility="private")
+            self.downloads(button, partial(self._zip, is_all), [*wanted, self.chosen])
 
     def _list(self, *listed: Any) -> Updates:
         """Show the pictures that are looked for; offer the adapters any was drawn with, and the boards."""
@@ -230,7 +200,6 @@ class HistoryTab:
         )  # fmt: skip
         nothing = NOT_FOUND if text or adapter != ANY or board != ALL else NOTHING
         words = f"Download {counted(len(found), 'picture')} as a zip"
-        there = [each for each in chosen if each in ids]
         return {
             self.adapter: gr.update(choices=[ANY, *self._history.adapters()]),
             self.board: gr.update(choices=[ALL, *dict.fromkeys([STARRED, *boards, *({board} - {ALL})])]),
@@ -241,7 +210,7 @@ class HistoryTab:
             self.all: gr.update(visible=bool(found), value=words),
             self.ids: ids,
             self.count: count,
-            **self._chosen(there, board),
+            **self._chosen([each for each in chosen if each in ids], board),
             **({} if found else self.detail.hide()),
         }
 
@@ -257,17 +226,16 @@ class HistoryTab:
             self.said: quiet_html(f"{counted(len(chosen), 'picture')} chosen"),
             self.off: gr.update(visible=board != ALL),
             self.beside: gr.update(visible=False),
-            self.delete.box: gr.update(visible=False),
+            **self.delete.hide(),
         }
 
     def _choose(self, event: gr.EventData, board: str) -> Updates:
-        said = event._data if isinstance(event._data, dict) else {}
-        chosen = said.get("chosen")
+        chosen = told_by(event).get("chosen")
         ids = [each for each in chosen if isinstance(each, str)] if isinstance(chosen, list) else []
         return self._chosen(ids, board)
 
     def _open(self, event: gr.EventData, ids: Sequence[str]) -> Updates:
-        picture_id = str(event._data.get("picture")) if isinstance(event._data, dict) else ""
+        picture_id = str(told_by(event).get("picture"))
         return self.detail.show(self._history.picture(picture_id), ids) if picture_id in ids else {}
 
     def _put(self, where: str, *values: Any) -> Updates:
@@ -293,7 +261,7 @@ class HistoryTab:
     def _zip(self, is_all: bool, *values: Any) -> Path:
         *wanted, chosen = values
         pictures = self._find(*wanted) if is_all else self._history.pictures()
-        target = Path(self.archive.GRADIO_CACHE) / secrets.token_hex(16) / "pictures.zip"
+        target = Path(self.all.GRADIO_CACHE) / secrets.token_hex(16) / "pictures.zip"
         return self._history.write_zip([p for p in pictures if is_all or p.id in chosen], target)
 
 

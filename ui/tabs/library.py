@@ -1,16 +1,15 @@
 """The tab Library: the adapters there are, to look at, name, fetch, add and delete; also /adapters."""
 
-import html
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 from markupsafe import Markup
 
-from ether_diffusion.ui.library import GONE, Card
+from ether_diffusion.ui.library import Card
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.tabs.page import EMPTY, QUIET, SAVE_AS, STRENGTHS, DeleteButton, Form, Page, Updates
+from ether_diffusion.ui.tabs.page import EMPTY, ON_PRESS, QUIET, DeleteButton, Page, Panel, Updates, told_by
 from ether_diffusion.ui.uploads import data_address
 from ether_diffusion.ui.words import (
     MAX_CHARACTERS,
@@ -23,12 +22,10 @@ from ether_diffusion.ui.words import (
 )
 
 THUMBNAIL_SIDE = 144
+FILES = (("zip", "Zip"), ("lora", "LoRA"))
+NONE_YET = "No adapters yet. Train one, or add one that you have."
 SHOW_DETAIL = """() => { if (window.innerWidth <= 760) document.getElementById("library-detail")
   .scrollIntoView({ behavior: "smooth" }); }"""
-CHOOSE = """element.addEventListener("click", (event) => {
-  const card = event.target.closest("[data-adapter]");
-  if (card) trigger("click", { adapter: card.dataset.adapter });
-});"""
 _CARD = Markup(
     '<button type="button" class="card" data-adapter="{id}" aria-pressed="{pressed}">'
     '<span class="look-of" aria-hidden="true">{picture}</span><span class="words">'
@@ -36,25 +33,16 @@ _CARD = Markup(
 )
 
 
-def build(page: Page) -> None:
-    """Lay out the tab and tie its events."""
-    with gr.Tab("Library", id="library") as tab:
-        library = LibraryTab(page)
-        gr.api(library.adapters, api_name="adapters")
-    for event in (gr.context.Context.root_block.load, tab.select):
-        event(handler(library.refresh), [library.chosen], [library.empty, library.cards], **QUIET)
-
-
-class LibraryTab:
+class LibraryTab(Panel):
     """The widgets of the tab and what they do; made inside a gr.Tab."""
 
-    def __init__(self, page: Page) -> None:
-        self._page, self._studio, library = page, page.studio, page.studio.library
+    def __init__(self, page: Page, prefix: str) -> None:
+        super().__init__(page, prefix)
+        library = page.studio.library
         with gr.Row(elem_classes="create-columns"):
             with gr.Column(scale=3, min_width=300, elem_classes="settings"):
-                none_yet = EMPTY.format("No adapters yet. Train one, or add one that you have.")
-                self.empty = gr.HTML(none_yet, elem_id="library-empty")
-                self.cards = gr.HTML(js_on_load=CHOOSE, visible=False, elem_id="library-cards")
+                self.empty = self.html("empty", EMPTY.format(NONE_YET))
+                self.cards = self.html("cards", js_on_load=ON_PRESS, visible=False)
                 self.dropped = gr.File(
                     label="Add an adapter: its zip, or its .safetensors with its .json",
                     file_count="multiple", file_types=[".zip", ".safetensors", ".json"], height=104,
@@ -62,35 +50,34 @@ class LibraryTab:
                 )  # fmt: skip
             beside: dict[str, Any] = {"elem_classes": "results", "elem_id": "library-detail"}
             with gr.Column(scale=2, min_width=300, visible=False, **beside) as self.detail:
-                self.head = gr.HTML(elem_id="library-head")
-                self.use = gr.Button("Use in Create", variant="primary", elem_id="library-use")
+                self.head = self.html("head")
+                self.use = self.button("use", "Use in Create", variant="primary")
                 with gr.Row(elem_classes="tool-row"):
-                    native = gr.Button("Zip file", size="md", elem_id="library-zip")
-                    self.lora = gr.Button("LoRA file", size="md", elem_id="library-lora")
+                    native, self.lora = (
+                        self.button(name, f"{label} file", size="md") for name, label in FILES
+                    )
                 with gr.Row(elem_classes="seed-row"):
                     one: dict[str, Any] = {"max_lines": 1, "max_length": MAX_CHARACTERS, "min_width": 140}
                     self.name = gr.Textbox(label="Name", scale=3, elem_id="library-name", **one)
-                    rename = gr.Button("Rename", size="sm", min_width=84, scale=1, elem_id="library-rename")
+                    rename = self.button("rename", "Rename", size="sm", min_width=84, scale=1)
                 self.delete = DeleteButton("library", "Delete …")
         self.chosen = gr.State("")
-        file, chosen = gr.DownloadButton(visible="hidden"), [self.chosen]
-        shown: list[Any] = [
-            self.empty, self.cards, self.chosen, self.detail, self.head, self.use, self.lora, self.name,
-            self.delete.box,
-        ]  # fmt: skip
-        opened = self.cards.click(handler(self._choose), None, shown, **QUIET)
+        chosen, listed = [self.chosen], [self.empty, self.cards]
+        for event in (Context.root_block.load, self.block.select):
+            self.on(event, self._refresh, chosen, listed)
+        added = self.on(self.dropped.upload, self._add, [self.dropped])
+        added.then(lambda: None, None, [self.dropped], **QUIET)  # also after one that is refused
+        opened = self.on(self.cards.click, self._choose)
         opened.success(None, js=SHOW_DETAIL, api_visibility="private")
-        page.sendings.append(self.use.click(handler(self._take), chosen, [page.restored], **QUIET))
-        named, renaming = [self.chosen, self.name], [rename.click, self.name.submit]
+        self.sends(self.use.click, self._take, chosen)
         page.changes += [
-            gr.on(renaming, handler(self._rename), named, shown, **QUIET),
-            self.delete.tie(self._ask, self._remove, self.chosen, shown),
-            self.dropped.upload(handler(self._add), [self.dropped], [*shown, self.dropped], **QUIET),
+            self.on([rename.click, self.name.submit], self._rename, [self.chosen, self.name]),
+            self.delete.tie(self, self._ask, self._remove, self.chosen),
+            added,
         ]
-        for button, write in ((native, library.native_zip), (self.lora, library.lora_file)):
-            told: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [button]}
-            written = button.click(handler(write), chosen, [file], api_visibility="private", **told)
-            written.success(None, [file], None, js=SAVE_AS, api_visibility="private")
+        self.downloads(native, library.native_zip, chosen)
+        self.downloads(self.lora, library.lora_file, chosen)
+        gr.api(self.adapters, api_name="adapters")
 
     @handler
     def adapters(self) -> list[dict[str, Any]]:
@@ -98,18 +85,18 @@ class LibraryTab:
 
         kind is "subject" or "control"; why_not says why one cannot be used with this base.
         """
-        self._studio.keep_finished()
+        self.studio.keep_finished()
         names = ("id", "name", "kind", "method", "fits_base", "why_not", "trigger", "num_bytes")
-        listed = [{name: getattr(card, name) for name in names} for card in self._studio.library.cards()]
+        listed = [{name: getattr(card, name) for name in names} for card in self.studio.library.cards()]
         return [{**facts, "why_not": without_paths(facts["why_not"])} for facts in listed]
 
-    def refresh(self, chosen: str) -> Updates:
+    def _refresh(self, chosen: str) -> Updates:
         """Show the adapters there are, those of runs that have finished meanwhile, too."""
-        self._studio.keep_finished()
+        self.studio.keep_finished()
         return self._list(chosen)
 
     def _list(self, chosen: str) -> Updates:
-        cards = self._studio.library.cards()
+        cards = self.studio.library.cards()
         listing = Markup("").join(_card_html(card, is_chosen=card.id == chosen) for card in cards)
         page = Markup('<div class="cards">{}</div>').format(listing)
         return {
@@ -134,85 +121,32 @@ class LibraryTab:
             self.use: gr.update(visible=can_draw),
             self.lora: gr.update(visible=can_draw),
             self.name: card.name,
-            self.delete.box: gr.update(visible=False),
+            **self.delete.hide(),
         }
 
     def _choose(self, event: gr.EventData) -> Updates:
-        adapter_id = event._data.get("adapter") if isinstance(event._data, dict) else None
-        if not isinstance(adapter_id, str):
-            raise FileNotFoundError(GONE)
-        return self._show(self._studio.library.card(adapter_id))
+        return self._show(self.studio.library.card(str(told_by(event).get("adapter"))))
 
     def _rename(self, adapter_id: str, name: str) -> Updates:
-        return self._show(self._studio.library.rename(adapter_id, name))
+        return self._show(self.studio.library.rename(adapter_id, name))
 
     def _ask(self, adapter_id: str) -> str:
-        name = self._studio.library.card(adapter_id).name
+        name = self.studio.library.card(adapter_id).name
         return f"Delete {name}? Its files are gone then; pictures drawn with it stay."
 
     def _remove(self, adapter_id: str) -> Updates:
-        self._studio.library.delete(adapter_id)
+        self.studio.library.delete(adapter_id)
         return {**self._list(""), self.detail: gr.update(visible=False), self.chosen: ""}
 
-    def _add(self, files: list[str] | None) -> Iterator[Updates]:
-        try:
-            card = self._studio.library.import_upload([Path(file) for file in files or []])
-        except Exception:
-            yield {self.dropped: None}
-            raise
-        yield {**self._show(card), self.dropped: None}
+    def _add(self, files: list[str] | None) -> Updates:
+        return self._show(self.studio.library.import_upload([Path(file) for file in files or []]))
 
     def _take(self, adapter_id: str) -> Restored:
         """Return what draws with the adapter on show, for the tab Create."""
-        card = self._studio.library.card(adapter_id)
+        card = self.studio.library.card(adapter_id)
         if not card.fits_base:
             raise ValueError(f"{card.name} cannot be used here: {card.why_not}")
-        return request_with(self._studio, card.id, card.trigger)
-
-
-class MixBox:
-    """What keeps the adapters that a form has, at their strengths, as one; made inside the form."""
-
-    def __init__(self, form: Form) -> None:
-        self._form, mix = form, f"{form.prefix}-mix"
-        self._open = gr.Button("Save this mix …", size="sm", visible=False, elem_id=mix)
-        with gr.Column(visible=False, elem_classes="confirm", elem_id=f"{mix}-box") as self._box:
-            one: dict[str, Any] = {"max_lines": 1, "max_length": MAX_CHARACTERS}
-            self._name = gr.Textbox(label="Name of the mix", elem_id=f"{mix}-name", **one)
-            with gr.Row(elem_classes="tool-row"):
-                self._save = gr.Button("Save", variant="primary", elem_id=f"{mix}-save")
-                self._leave = gr.Button("Cancel", elem_id=f"{mix}-not")
-
-    def tie(self, page: Page) -> None:
-        """Tie the events; a mix that was saved is chosen instead of what it was made of."""
-        form, shown = self._form, [self._box, self._name]
-        chosen, sliders = form["adapters"], [form[name] for name in STRENGTHS]
-        offered = [self._open, self._box]
-        chosen.change(handler(self._offer), [chosen], offered, **QUIET)
-        self._open.click(handler(self._ask), [chosen], shown, **QUIET)
-        self._leave.click(lambda: gr.update(visible=False), None, [self._box], **QUIET)
-        given, told = (
-            [chosen, self._name, *sliders],
-            {"show_progress": "minimal", "show_progress_on": [self._save]},
-        )
-        saved = gr.on(
-            [self._save.click, self._name.submit], handler(self._keep), given, [chosen, *sliders, *offered],
-            api_visibility="private", **told,
-        )  # fmt: skip
-        page.changes.append(saved)
-
-    def _offer(self, chosen: Sequence[str] | None) -> Updates:
-        return {self._open: gr.update(visible=len(chosen or []) > 1), self._box: gr.update(visible=False)}
-
-    def _ask(self, chosen: Sequence[str]) -> Updates:
-        names = self._form.names()
-        usual = " + ".join(names[each] for each in chosen if each in names)[:MAX_CHARACTERS]
-        return {self._box: gr.update(visible=True), self._name: usual}
-
-    def _keep(self, chosen: Sequence[str], name: str, *strengths: float) -> Updates:
-        card = self._form.studio.library.mix(dict(zip(chosen, strengths, strict=False)), name)
-        gr.Info(f"{html.escape(card.name)} is in the library, and chosen here.")
-        return {**self._form.shown({"adapters": {card.id: 1.0}}), **self._offer([card.id])}
+        return request_with(self.studio, card.id, card.trigger)
 
 
 def _card_html(card: Card, *, is_chosen: bool) -> Markup:
