@@ -548,7 +548,10 @@ def test_a_stranger_draws_the_fox_takes_examples_fills_a_shape_and_opens_another
         expect(page.locator("#heading")).to_contain_text("photographs of real things cannot be learned on it")
         expect(page.locator("#create-prompt textarea")).to_have_value("a sks animal on a beach")
         set_number(page, "create-steps", 2)
-        assert [use.name for use in generate(page, tmp_path / "fox.png").adapters] == ["Example fox"]
+        page.get_by_label("Strength of Example fox").first.fill("0.7")
+        page.get_by_label("Strength of Example fox").first.blur()
+        used = generate(page, tmp_path / "fox.png").adapters
+        assert [(use.name, use.strength) for use in used] == [("Example fox", 0.7)]
         expect(page.locator("#create-pair")).to_be_visible()
         page.get_by_role("button", name="a cat in the snow", exact=True).click()
         expect(page.locator("#create-prompt textarea")).to_have_value("a cat in the snow")

@@ -14,7 +14,7 @@ from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.restore import restore
 from ether_diffusion.ui.studio import EXAMPLE
 from ether_diffusion.ui.tabs.create import PictureTab
-from ether_diffusion.ui.tabs.form import Form
+from ether_diffusion.ui.tabs.form import STRENGTHS, Form
 from ether_diffusion.ui.tabs.page import ON_PRESS, Page, Updates, owner_of, told_by
 from ether_diffusion.ui.tabs.picture_form import PictureForm
 from ether_diffusion.ui.uploads import data_address
@@ -55,8 +55,8 @@ class CreateForm(PictureForm):
         self["adapters"].choices = [(name, each) for each, name in self.names().items()]
         self["adapters"].value = [shipped.id] if shipped else []
         self["prompt"].value = f"{shipped.trigger} on a beach" if shipped else ""
-        self["strength_1"].visible = shipped is not None
-        self["strength_1"].label = f"Strength of {EXAMPLE}"
+        first = self[STRENGTHS[0]]
+        first.visible, first.label = shipped is not None, f"Strength of {EXAMPLE}"
 
 
 class CreateTab(PictureTab):
