@@ -508,6 +508,34 @@ def test_a_picture_is_begun_with_painted_over_varied_and_enlarged(
     expect(page.locator("#create-start-sketch canvas")).to_have_attribute("width", "128")
 
 
+def test_control_begins_with_a_picture_too_and_each_canvas_has_its_own_brush(
+    page: Page, studio: RunningStudio, tmp_path: Path
+) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    fill_control(page, "Shapes", steps=4)
+    expect(page.locator("#control-sketch .swatch")).to_have_count(2)
+    page.locator("#control-start button").first.click()
+    page.locator("#control-start-picture input[type=file]").set_input_files(tmp_path / "photo.png")
+    expect(page.locator("#control-start-sketch canvas")).to_be_visible()
+    for canvas in ("control-sketch", "control-start-sketch"):
+        expect(page.locator(f"#{canvas} input:checked")).to_have_count(1)
+    drag(page, (0.2, 0.3), (0.4, 0.3), "control-start")
+    drag(page, (0.3, 0.5), (0.7, 0.5))
+    said = generate(page, tmp_path / "painted.png", "control")
+    assert (said.options["start_image"], said.options["control"]) == ("photo.png", "Shapes")
+    assert colours(control_of(studio, said)) == {(0, 0, 0), (255, 255, 255)}
+    changed = (np.asarray(Image.open(tmp_path / "painted.png")) != np.asarray(photo)).any(axis=-1)
+    assert changed[16:24, 14:25].all()
+    assert not changed[40:].any()
+    with drawing(page, "control"):
+        page.locator("#control-vary").click()
+    varied = read_image_metadata(download(page, "control-download", tmp_path / "varied.png"))
+    assert varied is not None
+    assert varied.options["control_image_sha256"] == said.options["control_image_sha256"]
+    assert varied.options["start_strength"] == 0.5
+
+
 def test_a_drawing_survives_a_reload_and_one_that_is_gone_is_said(
     page: Page, studio: RunningStudio, tmp_path: Path
 ) -> None:

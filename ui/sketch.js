@@ -13,6 +13,7 @@ const start = () => {
   const past = [];
   let last = null;
   pen.imageSmoothingEnabled = false;
+  for (const radio of box.querySelectorAll("input[type=radio]")) radio.name = `class-of-${element.closest("[id]").id}`; // of one canvas alone
 
   const colour = () => box.querySelector("input[type=radio]:checked").value;
   const radius = () => Math.max(0.6, (box.querySelector("input[type=range]").value / 200) * Math.min(width, height));
