@@ -710,4 +710,9 @@ def test_axe_finds_nothing_serious_in_any_tab(
         expect(page.locator("#history-facts")).to_contain_text("Prompt")
         if phone:
             assert width(page, "#history-gallery") == width(page, ".search-row")
+        page.locator("#history-gallery input[data-choose]").first.check()
+        page.locator("#history-chosen-delete").click()
+        expect(page.locator("#history-chosen-delete-now")).to_be_visible()
+        page.locator("#queue summary").click()
+        expect(page.locator("#queue li").first).to_be_visible()
         check()

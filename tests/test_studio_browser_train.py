@@ -229,12 +229,18 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
 
 
 @pytest.mark.parametrize(("phone", "scheme"), [(False, "light"), (True, "dark")])
-def test_axe_finds_nothing_serious(browser: Browser, broken: RunningStudio, phone: bool, scheme: Any) -> None:
+def test_axe_finds_nothing_serious(
+    browser: Browser, broken: RunningStudio, tmp_path: Path, phone: bool, scheme: Any
+) -> None:
+    (tmp_path / "good.png").write_bytes(photo())
     with open_page(browser, broken.url, phone=phone, scheme=scheme) as page:
         open_train(page)
         expect(page.locator("#train-status")).to_contain_text("memory ran out in the run's folder")
         expect(page.locator("#train-curve")).to_be_visible()
         page.get_by_role("button", name="Advanced").locator("visible=true").click()
+        page.locator("#train-photos input").set_input_files(tmp_path / "good.png")
+        page.get_by_role("button", name="Crop good.png").press("Enter")
+        expect(page.locator("#train-crop-now")).to_be_visible()
         page.locator("#train-delete").click()
         expect(page.locator("#train-delete-now")).to_be_visible()
         page.mouse.move(0, 0)
