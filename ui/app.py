@@ -65,12 +65,12 @@ def build_app(studio: Studio) -> gr.Blocks:
     """Build the page for a studio; nothing is served yet."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True) as app:
         page = Page(studio)
-        BasePanel(page, app)
+        base = BasePanel(page, app)
         with gr.Tabs(elem_id="tabs") as tabs:
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name.lower()):
                     tab(page, name.lower())
-        QueuePanel(page, tabs)
+        QueuePanel(page, tabs, base)
         page.tie(app, tabs)
     return app
 

@@ -14,7 +14,7 @@ from ether_diffusion.ui.tabs.page import Page, Panel, Updates
 from ether_diffusion.ui.words import kilobytes, notes_html, progress_html
 from ether_diffusion.wording import printable
 
-POLL_SECONDS, LOOK_SECONDS = 0.5, 3.0
+POLL_SECONDS = 0.5
 TOY = "a toy that draws 48 drawn concepts: photographs of real things cannot be learned on it"
 _HEADING = Markup('<h1>Ether studio</h1><p class="quiet" data-base="{base}">Base: {base}{what}</p>')
 _ANYTHING = "Or type a folder in diffusers' layout, a .safetensors file, or a hub id like owner/name."
@@ -28,7 +28,7 @@ class BasePanel(Panel):
         super().__init__(page, "base")
         self._app, is_shared = app, page.studio.is_shared
         with gr.Row(elem_classes="heading", equal_height=True):
-            self.heading = gr.HTML(self._heading(), elem_id="heading")
+            self.heading = gr.HTML(self.said(), elem_id="heading")
             small: dict[str, Any] = {"size": "sm", "min_width": 110, "scale": 0}
             change = self.button("change", "Change base", **small)
             dark = gr.Button("Dark or light", elem_id="scheme", **small)
@@ -44,10 +44,9 @@ class BasePanel(Panel):
         self.on(change.click, self._show)
         self.closes(close, self.panel)
         self.on(self.go.click, self._open, [self.name])
-        look = gr.Timer(LOOK_SECONDS).tick
-        self.on(look, lambda: {self.heading: self._heading()}, None, [self.heading], queue=False)
 
-    def _heading(self) -> Markup:
+    def said(self) -> Markup:
+        """Return the heading of now."""
         what = f", {TOY}" if self.studio.is_toy else ""
         return _HEADING.format(base=self.studio.engine.base_name, what=what)
 
@@ -75,10 +74,10 @@ class BasePanel(Panel):
                 words = f"Downloading it: {kilobytes(came)} so far" if came else "Looking at its files …"
                 yield busy | {self.status: gr.update(value=progress_html(0, words), visible=True)}
             opened.result()
-            self.heading.value = self._heading()
+            self.heading.value = self.said()
             self.page.begin_anew(self._app)
         except Exception:
             yield ready | {self.status: gr.update(visible=False)}
             raise
         said = notes_html(f"{printable(self.studio.engine.base_name)} is open")
-        yield ready | {self.status: gr.update(value=said, visible=True), self.heading: self._heading()}
+        yield ready | {self.status: gr.update(value=said, visible=True), self.heading: self.said()}

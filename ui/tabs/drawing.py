@@ -19,6 +19,7 @@ from ether_diffusion.ui.tabs.page import (
     Updates,
     Values,
     all_in,
+    looks,
     owner_of,
 )
 from ether_diffusion.ui.words import (
@@ -101,7 +102,7 @@ class DrawingTab(Panel):
 
     def told_of(self, told: Sequence[Any]) -> list[Any]:
         """Return what `begin` gives values to; a look that sees the job comes after all of it."""
-        return [self.stop, self.asked, *self.sure.shown, *told, self.page.seen]
+        return [self.stop, self.asked, *self.sure.shown, *told, self.page.timer, self.page.seen]
 
     def draws_on(self, events: Sequence[Any], begun: Sequence[Any]) -> None:
         """Draw on events what the form says; `begun` gives values to these."""
@@ -154,7 +155,8 @@ class DrawingTab(Panel):
         """Begin a job of a visitor."""
         self.studio.engine.start(request, owner=owner_of(visitor), place=self.prefix)
         stop = gr.update(visible=True, value="Stop", interactive=True)
-        return {self.page.seen: {}, self.stop: stop, **self.sure.hide(), **self.begun(request)}
+        look = {self.page.timer: looks(often=True), self.page.seen: {}}
+        return {**look, self.stop: stop, **self.sure.hide(), **self.begun(request)}
 
     def _stop(self, seen: Any, visitor: gr.Request) -> Updates:
         job = self.page.job_of(self, seen, visitor)

@@ -45,6 +45,8 @@ _PAIR = Markup(
     '<div class="sides"><span>Base</span><span>{beside}</span></div>'
 )
 _ALONE = Markup('<div class="pair alone"><img src="{}" alt="{beside}"></div>')
+SECONDS, IDLE_SECONDS = 0.5, 3.0
+"""Between two looks at what is in work, and at whether anything is."""
 _SECRET = "kept in this browser only"
 """Gradio encrypts what it keeps under a key that it sends to the page; it must not change between servers."""
 LOOK: Mapping[str, Any] = {
@@ -52,6 +54,11 @@ LOOK: Mapping[str, Any] = {
     "interactive": False, "elem_classes": "picture",
 }  # fmt: skip
 """Of the widgets that show a picture."""
+
+
+def looks(*, often: bool) -> Any:
+    """Return the update of a timer whose looks show what is in work, or whether anything is."""
+    return gr.update(value=SECONDS if often else IDLE_SECONDS)
 
 
 class Page:
@@ -62,6 +69,7 @@ class Page:
         changes: events after which the list of adapters is another.
         drawing: the tabs that draw, whose forms begin anew when another base is opened.
         seen: what the last look at a visitor's jobs has shown; {} has the next one show everything.
+        timer: of these looks, which are seldom where nothing is in work: each costs the page and the server.
         run: the id of the training that is on show.
     """
 
@@ -69,6 +77,7 @@ class Page:
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.restored, self.seen = studio, gr.State(), gr.State({})
+        self.timer = gr.Timer(SECONDS)
         self.sendings, self.changes, self.drawing = list[Dependency](), list[Dependency](), list[Any]()
 
     def job_of(self, tab: Any, seen: Any, visitor: gr.Request) -> Job | None:

@@ -9,12 +9,13 @@ from markupsafe import Markup
 from ether_diffusion.ui.jobs import Job
 from ether_diffusion.ui.requests import GridRequest
 from ether_diffusion.ui.run import Run
-from ether_diffusion.ui.tabs.page import ON_PRESS, Page, Panel, Updates, news, owner_of, told_by
+from ether_diffusion.ui.tabs.base import BasePanel
+from ether_diffusion.ui.tabs.page import ON_PRESS, Page, Panel, Updates, looks, news, owner_of, told_by
 from ether_diffusion.ui.words import counted, duration
 from ether_diffusion.wording import printable
 
-SECONDS, RUN_SECONDS, MAX_DONE = 0.5, 1.0, 4
-"""Between two looks at jobs and at trainings; and jobs that ended which are listed still."""
+RUN_SECONDS, MAX_DONE = 1.0, 4
+"""Between two looks at trainings; and jobs that ended which are listed still."""
 _PANEL = Markup("<details{}><summary>{}</summary><ul>{}</ul></details>")
 _ROW = Markup(
     '<li><button type="button" class="show" data-show="{id}"><b>{name}</b><span>{how}</span></button>'
@@ -26,12 +27,13 @@ _CANCEL = Markup('<button type="button" class="cancel" data-cancel="{0}" aria-la
 class QueuePanel(Panel):
     """The panel, and the looks that keep all tabs that draw up to date; made after them."""
 
-    def __init__(self, page: Page, tabs: gr.Tabs) -> None:
+    def __init__(self, page: Page, tabs: gr.Tabs, base: BasePanel) -> None:
         super().__init__(page, "queue")
-        self._tabs, self._runs = tabs, (0.0, list[Run]())
+        self._tabs, self._base, self._runs = tabs, base, (0.0, list[Run]())
         self.panel = gr.HTML(visible=False, js_on_load=ON_PRESS, elem_id="queue", elem_classes="queue")
-        shown = [self.panel, page.seen, *(widget for tab in page.drawing for widget in tab.shown)]
-        self.on(gr.Timer(SECONDS).tick, self._look, [page.seen], shown, queue=False)
+        drawn = [widget for tab in page.drawing for widget in tab.shown]
+        looked = [page.timer, base.heading, self.panel, page.seen, *drawn]
+        self.on(page.timer.tick, self._look, [page.seen], looked, queue=False)
         pressed = [self.panel, page.seen, page.run, tabs]
         self.on(self.panel.click, self._press, [page.seen], pressed, queue=False)
 
@@ -43,6 +45,8 @@ class QueuePanel(Panel):
             if job is not None:
                 page |= tab.standing(job)
                 stand.append((job.id, job.is_done))
+        is_busy = bool(self._training()) or not all(is_done for _, is_done in stand)
+        page |= {self.page.timer: looks(often=is_busy), self._base.heading: self._base.said()}
         if seen.get("stand") != stand:  # what came between two looks is shown again
             seen = {tab.prefix: seen[tab.prefix] for tab in self.page.drawing if tab.prefix in seen}
         updates, now = news(page, seen)

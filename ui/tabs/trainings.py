@@ -18,10 +18,12 @@ from ether_diffusion.ui.tabs.page import (
     EMPTY,
     ON_PRESS,
     ON_SLIDE,
+    SECONDS,
     DeleteButton,
     Page,
     Panel,
     Updates,
+    looks,
     news,
     pair_html,
     told_by,
@@ -30,7 +32,6 @@ from ether_diffusion.ui.uploads import data_address
 from ether_diffusion.ui.words import duration, notes_html, progress_html
 
 NONE_YET = EMPTY.format("No training yet. Add photos, say what they show, and start.")
-SECONDS = 1.0  # between two looks at the files of a run
 THUMBNAIL_SIDE, LARGE_SIDE, MAX_ROWS = 192, 768, 8
 """Of the pictures of a run, in px, and rows that are shown: a prompt with a seed each."""
 STATE_WORDS: dict[State, str] = {
@@ -82,7 +83,9 @@ class Trainings(Panel):
         lines: dict[str, Any] = {"elem_id": "train-runs", "elem_classes": "lines", "visible": False}
         self.list, self.adopted = gr.Radio([], label="All runs", **lines), gr.State([])
         self.seen, self.run_id = gr.State({}), gr.State("")
-        self.on(gr.Timer(SECONDS).tick, self._look, [self.chosen, self.seen], queue=False)
+        self.timer = gr.Timer(SECONDS)
+        self.elsewhere.append(self.timer)
+        self.on(self.timer.tick, self._look, [self.chosen, self.seen], queue=False)
         self.on(self.list.input, self.show, [self.list], queue=False)
         acts = {self.stop: runs.stop, self.pause: runs.pause, self.resume: runs.resume}
         for button, act in acts.items():
@@ -129,6 +132,7 @@ class Trainings(Panel):
 
     def _shown(self, run: Run | None) -> Updates:
         there = {self.empty: gr.update(visible=run is None), self.box: gr.update(visible=run is not None)}
+        there[self.timer] = looks(often=run is not None and run.can_stop)
         if run is None:
             return there
         points = loss_points(run.losses) if len(run.losses) > 1 else None
