@@ -176,6 +176,7 @@ def test_an_upload_that_is_no_adapter_is_refused_in_words(page: Page, studio: Ru
         page.locator("#library-drop input[type=file]").set_input_files(file)
         expect(page.locator(".toast-body").last).to_contain_text(f"not a {'whole ' * (name == 'zip')}{name}")
         expect(page.locator(".toast-body").last).not_to_contain_text(str(studio.folder))
+        expect(page.locator("#library-drop")).not_to_contain_text(f"x.{name}")  # it is ready for the next
     assert sorted((studio.folder / "adapters").iterdir()) == before
 
 
