@@ -1,5 +1,6 @@
 """The tab Library: the adapters there are, to look at, name, fetch, add and delete; also /adapters."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from markupsafe import Markup
 
 from ether_diffusion.ui.library import Card
 from ether_diffusion.ui.restore import Restored, request_with
-from ether_diffusion.ui.tabs.page import EMPTY, ON_PRESS, QUIET, DeleteButton, Page, Panel, Updates, told_by
+from ether_diffusion.ui.tabs.page import EMPTY, ON_PRESS, DeleteButton, Page, Panel, Updates, told_by
 from ether_diffusion.ui.uploads import data_address
 from ether_diffusion.ui.words import (
     MAX_CHARACTERS,
@@ -66,7 +67,6 @@ class LibraryTab(Panel):
         for event in (Context.root_block.load, self.block.select):
             self.on(event, self._refresh, chosen, listed)
         added = self.on(self.dropped.upload, self._add, [self.dropped])
-        added.then(lambda: None, None, [self.dropped], **QUIET)  # also after one that is refused
         opened = self.on(self.cards.click, self._choose)
         opened.success(None, js=SHOW_DETAIL, api_visibility="private")
         self.sends(self.use.click, self._take, chosen)
@@ -138,8 +138,10 @@ class LibraryTab(Panel):
         self.studio.library.delete(adapter_id)
         return {**self._list(""), self.detail: gr.update(visible=False), self.chosen: ""}
 
-    def _add(self, files: list[str] | None) -> Updates:
-        return self._show(self.studio.library.import_upload([Path(file) for file in files or []]))
+    def _add(self, files: list[str] | None) -> Iterator[Updates]:
+        """Take an adapter, and its files out of the field, also where they are refused."""
+        yield {self.dropped: None}
+        yield self._show(self.studio.library.import_upload([Path(file) for file in files or []]))
 
     def _take(self, adapter_id: str) -> Restored:
         """Return what draws with the adapter on show, for the tab Create."""
