@@ -1,5 +1,6 @@
 """Journeys through Library in a real browser: look, name, fetch, add and delete."""
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def test_the_keyboard_alone_chooses_an_adapter_which_goes_to_create_with_its_wor
 
 
 def test_a_mix_is_saved_from_create_by_keys_and_chosen_there(page: Page, studio: RunningStudio) -> None:
+    both = f"Both {secrets.token_hex(2)}"  # another one each time that this is tried
     page.get_by_role("tab", name="Create").click()
     chosen = page.locator("#create-adapters")
     expect(page.locator("#create-mix")).to_be_hidden()
@@ -157,14 +159,14 @@ def test_a_mix_is_saved_from_create_by_keys_and_chosen_there(page: Page, studio:
     page.locator("#create-mix").press("Enter")
     field = page.get_by_label("Name of the mix")
     expect(field).to_have_value("fox + cat")
-    field.fill("Both")
+    field.fill(both)
     field.press("Enter")
-    expect(page.locator(".toast-body").last).to_contain_text("Both is in the library")
+    expect(page.locator(".toast-body").last).to_contain_text(f"{both} is in the library")
     expect(page.locator("#create-mix-save")).to_be_hidden()
-    expect(page.get_by_label("Strength of Both").first).to_be_visible()
+    expect(page.get_by_label(f"Strength of {both}").first).to_be_visible()
     expect(page.get_by_label("Strength of cat").first).to_be_hidden()
     added = Studio(studio.folder).library.cards()[0]
-    assert (added.name, added.method) == ("Both", "LoRA")
+    assert (added.name, added.method) == (both, "LoRA")
     facts = read_adapter(studio.folder / "adapters" / added.id).metadata.training
     assert [str(fact).partition(":")[0] for fact in facts.values()] == ["fox at 0.6", "cat at 1"]
 
