@@ -106,7 +106,7 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
         found[printable(given)] = read_json(file.read_bytes(), _Results, printable(file))
     if len(found) < 2:
         raise ValueError(f"found {len(found)} file of results; give two or more, each once")
-    (name, first), *others = found.items()
+    name, first = next(iter(found.items()))
     runs: dict[tuple[str, str, int], tuple[str, dict[str, Any]]] = {}
     num_twice = 0
     for where, each in found.items():
@@ -119,7 +119,7 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
             runs.setdefault(place, (where, run))
     results = [run for _, run in runs.values()]
     settings = {**first.settings, "learning_rates": _rates(found, results)}
-    every = [first, *(each for _, each in others)]
+    every = found.values()
     about = {
         "format_version": FORMAT_VERSION,
         "form": first.form,
