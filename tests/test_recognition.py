@@ -31,8 +31,9 @@ def encoder() -> TinyEncoder:
     return found
 
 
-def test_the_true_pictures_have_all_that_can_be_had() -> None:
-    found = score_against_truth(draw_scenes(UNSEEN), UNSEEN)
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_true_pictures_have_all_that_can_be_had(size: int) -> None:
+    found = score_against_truth(draw_scenes(UNSEEN, size=size), UNSEEN)
     assert found["object"] == pytest.approx(1, abs=1e-6)
     assert found["recognised"] == 1
 

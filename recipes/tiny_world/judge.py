@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
-from ether_diffusion.tiny_world.networks import TinyClip
+from ether_diffusion.tiny_world.networks import TinyClip, at_side
 from ether_diffusion.tiny_world.world import Scene
 
 JUDGE_FILE = "judge.safetensors"
@@ -58,11 +58,11 @@ def load_judge(folder: Path) -> Judge:
 
 @torch.no_grad()
 def rank_concepts(judge: Judge, images: torch.Tensor, *, num_concepts: int | None = None) -> torch.Tensor:
-    """Return class indices (b, num_concepts), likeliest first, for images (b, 3, 64, 64) in [-1, 1].
+    """Return class indices (b, num_concepts), likeliest first, for images (b, 3, h, h) in [-1, 1].
 
     num_concepts keeps only the judge's first classes: the trained ones come before the held-out ones.
     """
-    logits = torch.cat([judge(images[start : start + 64].float()) for start in range(0, len(images), 64)])
+    logits = torch.cat([judge(at_side(part.float())) for part in images.split(64)])
     ranked: torch.Tensor = logits[:, :num_concepts].argsort(dim=1, descending=True)
     return ranked
 
