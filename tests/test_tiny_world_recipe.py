@@ -16,7 +16,13 @@ from ether_diffusion.bases import open_base
 from ether_diffusion.bases.stable_diffusion_3 import StableDiffusion3
 from ether_diffusion.pipelines import EtherStableDiffusion3Pipeline
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, find_concept, load_concepts
+from ether_diffusion.tiny_world.concepts import (
+    RENDERS_FOLDER,
+    find_concept,
+    load_concepts,
+    subject_concepts,
+    trained_concepts,
+)
 from ether_diffusion.tiny_world.networks import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.world import Background, Scene
@@ -52,7 +58,6 @@ from recipes.tiny_world.stages import STAGES, load_small_vae, load_vae_128, untr
 from recipes.tiny_world.tokenizer import IDENTIFIERS, train_tokenizer
 from recipes.tiny_world.unet import SCHEDULE, CachedLatents, UNetObjective
 from recipes.tiny_world.weighing import BOUNDS, weigh_concepts
-from recipes.tiny_world.worlds import benchmark_concepts, trained_concepts
 
 CAPTIONS = ["a cat on a red background", "a small apple in the snow", "an animal in space", "a dog"] * 50
 
@@ -285,10 +290,10 @@ FEW = tuple(find_concept(name) for name in ("apple", "frog"))
 
 
 def test_the_second_world_trains_more_concepts_and_none_that_is_kept_out() -> None:
-    trained, kept_out = trained_concepts(2), load_concepts("held_out") + benchmark_concepts()
+    trained, kept_out = trained_concepts(2), subject_concepts()
     assert trained[:48] == trained_concepts(1) == load_concepts("trained")
     assert len(trained) >= 150
-    assert len(benchmark_concepts()) == 12
+    assert len(load_concepts("benchmark")) == 12
     for field in ("name", "render"):
         values = [getattr(concept, field) for concept in trained + kept_out]
         assert len(set(values)) == len(values)
@@ -296,7 +301,7 @@ def test_the_second_world_trains_more_concepts_and_none_that_is_kept_out() -> No
 
 def test_the_shipped_tokenizer_tells_all_names_apart_and_cuts_no_caption() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(tiny_world_path() / "tokenizer")
-    concepts = trained_concepts(2) + load_concepts("held_out") + benchmark_concepts()
+    concepts = trained_concepts(2) + subject_concepts()
     names = {tuple(tokenizer(concept.name).input_ids) for concept in concepts}
     assert len(names) == len(concepts)
     for concept in concepts:

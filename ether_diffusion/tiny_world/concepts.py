@@ -1,4 +1,4 @@
-"""The concepts of Tiny World: those its model was trained on, and those kept from it as future subjects."""
+"""The concepts of Tiny World: those its models were trained on, and those kept from them as subjects."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ CONCEPTS_FILE = Path(__file__).with_name("concepts.json")
 RENDERS_FOLDER = Path(__file__).with_name("renders")
 PLURALS = ("cherries", "grapes", "blueberries", "pancakes", "fries")
 
-Split = Literal["trained", "held_out"]
+WORLDS = (1, 2)
+"""The first world is of 64 px, the second of 128 px."""
+Split = Literal["trained", "held_out", "trained_2", "benchmark"]
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,40 @@ def load_concepts(split: Split) -> tuple[Concept, ...]:
     return tuple(Concept(**row) for row in rows)
 
 
+def trained_concepts(world: int) -> tuple[Concept, ...]:
+    """Return what a world's model knows: that of the second knows the first one's concepts, then its own.
+
+    Raises:
+        ValueError: there is no such world.
+    """
+    if world not in WORLDS:
+        raise ValueError(f"there is no world {world}; use one of {', '.join(map(str, WORLDS))}")
+    return load_concepts("trained") + (load_concepts("trained_2") if world == 2 else ())
+
+
+def subject_concepts() -> tuple[Concept, ...]:
+    """Return what no model was trained on: held out, and kept for the benchmark alone."""
+    return load_concepts("held_out") + load_concepts("benchmark")
+
+
 def all_concepts() -> tuple[Concept, ...]:
-    """The trained concepts followed by the held-out ones: the classes of the judge."""
+    """The first world's concepts, the trained ones before the held-out ones: the classes of the judge."""
     return load_concepts("trained") + load_concepts("held_out")
 
 
 def find_concept(name: str) -> Concept:
-    """Find a concept of either split by its name."""
-    concepts = {concept.name: concept for concept in all_concepts()}
+    """Find a concept of any split by its name."""
+    concepts = {concept.name: concept for concept in trained_concepts(2) + subject_concepts()}
     if name not in concepts:
-        raise ValueError(f"no concept is named {name!r}; Tiny World has {', '.join(concepts)}")
+        subjects = ", ".join(concept.name for concept in subject_concepts())
+        raise ValueError(f"no concept is named {name!r}; the subjects of Tiny World are {subjects}")
     return concepts[name]
 
 
 def shipped_concepts() -> tuple[Concept, ...]:
-    """Return the concepts whose renders are shipped: the held-out ones, and some that were trained."""
-    return tuple(each for each in all_concepts() if (RENDERS_FOLDER / f"{each.render}.webp").is_file())
+    """Return the concepts whose renders are shipped: those of no training, and some that were trained."""
+    every = all_concepts() + load_concepts("benchmark")
+    return tuple(each for each in every if (RENDERS_FOLDER / f"{each.render}.webp").is_file())
 
 
 @lru_cache(maxsize=256)

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file, save
 
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.tiny_world.concepts import Concept, load_concepts
+from ether_diffusion.tiny_world.concepts import Concept, subject_concepts, trained_concepts
 from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.drawing import draw_many
 from recipes.tiny_world.renders import read_emoji_table
 from recipes.tiny_world.scenes import sample_scene
-from recipes.tiny_world.worlds import benchmark_concepts, trained_concepts
 
 OTHERS_PER_CENT = 40
 PICTURED_GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
@@ -25,7 +24,7 @@ def other_concepts(run_folder: Path) -> tuple[Concept, ...]:
 
     Those that share a word with a concept that is kept out of training are kept out too.
     """
-    kept_out = load_concepts("held_out") + benchmark_concepts()
+    kept_out = subject_concepts()
     words = {word for concept in kept_out for word in concept.name.split()}
     names = {concept.emoji_name for concept in kept_out}
     known = {concept.render for concept in trained_concepts(2)}

@@ -9,12 +9,11 @@ from pathlib import Path
 from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options, PathText, Texts, option
 from ether_diffusion.tiny_world import WEIGHTS_FOLDER
-from ether_diffusion.tiny_world.concepts import load_concepts
+from ether_diffusion.tiny_world.concepts import load_concepts, trained_concepts
 from recipes.tiny_world.fresh_pictures import other_concepts
 from recipes.tiny_world.loop import RunConfig
 from recipes.tiny_world.renders import NAMES_ARCHIVE, fetch_renders
 from recipes.tiny_world.stages import run_stage
-from recipes.tiny_world.worlds import trained_concepts
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.tiny_world import tiny_world_path
+from ether_diffusion.tiny_world.concepts import trained_concepts
 from ether_diffusion.tiny_world.networks import SEGMENTER_FILE, load_segmenter, load_tiny_clip
 from recipes.tiny_world.autoencoder import (
     AutoencoderObjective,
@@ -53,7 +54,6 @@ from recipes.tiny_world.segments import prepare_segments
 from recipes.tiny_world.tokenizer import train_tokenizer
 from recipes.tiny_world.unet import CachedLatents, UNetObjective, UNetStage, build_unet, posterior_noise
 from recipes.tiny_world.weighing import weigh_concepts
-from recipes.tiny_world.worlds import trained_concepts
 
 logger = logging.getLogger(__name__)
 
