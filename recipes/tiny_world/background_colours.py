@@ -1,10 +1,11 @@
-"""Does a picture have the background that was asked for? The colour at its border says so."""
+"""Does a picture have the background that was asked for? Its border says so."""
 
 from collections.abc import Sequence
 
 import torch
 
-from ether_diffusion.tiny_world.world import COLOURS, Scene
+from ether_diffusion.tiny_world.networks import Segmenter, at_side
+from ether_diffusion.tiny_world.world import BACKGROUND_CLASSES, CLASSES, COLOURS, Scene
 
 
 def background_colours(images: torch.Tensor) -> list[str]:
@@ -28,4 +29,18 @@ def background_accuracy(images: torch.Tensor, scenes: Sequence[Scene]) -> float:
         for colour, scene in zip(colours, scenes, strict=True)
         if scene.background.kind == "plain"
     ]
+    return sum(hits) / len(hits) if hits else float("nan")
+
+
+def scenery_accuracy(segmenter: Segmenter, images: torch.Tensor, scenes: Sequence[Scene]) -> float:
+    """Share of the scenes with a scenery whose picture has it: the commonest class of background within.
+
+    Images (b, 3, h, h) are seen at 64 px. Objects are left out, so that a big one hides nothing.
+    """
+    first = CLASSES.index(BACKGROUND_CLASSES[0])
+    hits = []
+    for classes, scene in zip(segmenter.segment(at_side(images)), scenes, strict=True):
+        if scene.background.kind == "scene":
+            counts = torch.bincount(classes.flatten(), minlength=len(CLASSES))[first:]
+            hits.append(BACKGROUND_CLASSES[int(counts.argmax())] == scene.background.name)
     return sum(hits) / len(hits) if hits else float("nan")

@@ -10,12 +10,18 @@ from ether_diffusion.bases import open_base
 from ether_diffusion.flags import add_flags
 from ether_diffusion.options import Options, PathText, Text, option
 from ether_diffusion.tiny_world import tiny_world_path
-from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts
-from ether_diffusion.tiny_world.networks import IMAGE_TOWER_FOLDER, load_outside_features, load_tiny_clip
+from ether_diffusion.tiny_world.concepts import all_concepts, load_concepts, trained_concepts
+from ether_diffusion.tiny_world.networks import (
+    IMAGE_TOWER_FOLDER,
+    SEGMENTER_FILE,
+    load_outside_features,
+    load_segmenter,
+    load_tiny_clip,
+)
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate, recognise
 from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.autoencoder import psnr, reconstruct
-from recipes.tiny_world.background_colours import background_accuracy
+from recipes.tiny_world.background_colours import background_accuracy, scenery_accuracy
 from recipes.tiny_world.judge import (
     JUDGE_FILE,
     caption_likeness,
@@ -32,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 Scores = dict[str, float]
 
-NUM_OUTSIDE = 48
-
 
 class EvaluationConfig(Options):
     """What is scored and how; each field is one flag."""
@@ -42,6 +46,7 @@ class EvaluationConfig(Options):
     run_folder: PathText = option(
         DEFAULT_RUN_FOLDER, "Folder with the renders; what scores a base without judge and image tower."
     )
+    world: int = option(1, "World whose concepts are drawn: 2 has 160, which the outside judge tells apart.")
     num_pictures: int = option(192, "Pictures to generate for each group of captions.")
     num_steps: int = option(20, "Denoising steps.")
     guidance_scale: float = option(3.0, "Classifier-free guidance; 1 is none.")
@@ -60,7 +65,9 @@ class Evaluation:
         base = open_base(config.base)
         self.config = config
         folders = (base.folder, config.run_folder, tiny_world_path())
+        self.concepts = trained_concepts(config.world)
         self.judge = load_judge(next(each for each in folders if (each / JUDGE_FILE).is_file()))
+        self.segmenter = load_segmenter(next(each for each in folders if (each / SEGMENTER_FILE).is_file()))
         towers = next(each for each in folders if (each / IMAGE_TOWER_FOLDER).is_dir())
         self.clip = load_tiny_clip(towers)
         self.renders = fetch_renders(config.run_folder)
@@ -79,15 +86,17 @@ class Evaluation:
         return pictures
 
     def score(self, pictures: torch.Tensor, scenes: list[Scene], *, name: str) -> Scores:
-        """Score pictures of scenes of trained concepts, by the judge among these and by pixels."""
-        trained = load_concepts("trained")
-        labels = torch.tensor([trained.index(scene.concept) for scene in scenes])
-        ranked = rank_concepts(self.judge, pictures, num_concepts=len(trained))
+        """Score pictures of scenes of trained concepts by pixels and, of the first world's, by its judges."""
         scores = {
-            f"{name}_top1": top_accuracy(ranked, labels, 1),
-            f"{name}_top5": top_accuracy(ranked, labels, 5),
             f"{name}_background": background_accuracy(pictures, scenes),
+            f"{name}_scenery": scenery_accuracy(self.segmenter, pictures, scenes),
         }
+        if self.config.world != 1:
+            return scores
+        labels = torch.tensor([self.concepts.index(scene.concept) for scene in scenes])
+        ranked = rank_concepts(self.judge, pictures, num_concepts=len(self.concepts))
+        scores[f"{name}_top1"] = top_accuracy(ranked, labels, 1)
+        scores[f"{name}_top5"] = top_accuracy(ranked, labels, 5)
         zero_shot = rank_captions(self.clip, pictures, scenes)
         scores[f"{name}_zero_shot_top1"] = top_accuracy(zero_shot, labels, 1)
         scores[f"{name}_clip_t"] = caption_likeness(self.clip, pictures, scenes)
@@ -95,7 +104,7 @@ class Evaluation:
 
     def score_known_pairs(self) -> Scores:
         """Score captions of pairs that training showed, their true pictures and reconstructions."""
-        scenes = draw_prompts(self.config.num_pictures, seed=self.config.seed, held_out_pair=False)
+        scenes = self._scenes(held_out_pair=False)
         pictures = self.draw([scene.caption() for scene in scenes])
         true_pictures = draw_scenes(scenes, size=pictures.shape[-1], renders_folder=self.renders)
         reconstructed = reconstruct(self.pipeline.vae, true_pictures)
@@ -104,7 +113,7 @@ class Evaluation:
         scores |= self.score(reconstructed, scenes, name="reconstructed")
         scores["reconstruction_db"] = float(psnr(reconstructed, true_pictures).mean())
         if self.config.outside:
-            scores["outside_top1"] = self._ask_outside(pictures[:NUM_OUTSIDE], scenes[:NUM_OUTSIDE])
+            scores["outside_top1"] = self._ask_outside(pictures, scenes)
         if self.config.sheet:
             write_contact_sheet(to_pictures(pictures[:64]), self.config.sheet, columns=8)
             captions = "\n".join(scene.caption() for scene in scenes[:64])
@@ -116,15 +125,24 @@ class Evaluation:
             load_outside_features(),
             pictures,
             scenes,
-            load_concepts("trained"),
+            self.concepts,
             cropped=False,
             renders_folder=self.renders,
         )
-        return sum(found == scene.concept for found, scene in zip(nearest, scenes, strict=True)) / len(scenes)
+        pairs = list(zip(nearest, scenes, strict=True))
+        wrong = [f"{scene.caption()} ({found.name})" for found, scene in pairs if found != scene.concept]
+        logger.info("the outside judge sees another concept: %s", "; ".join(wrong))
+        return 1 - len(wrong) / len(pairs)
+
+    def _scenes(self, *, held_out_pair: bool) -> list[Scene]:
+        config = self.config
+        return draw_prompts(
+            config.num_pictures, seed=config.seed, held_out_pair=held_out_pair, world=config.world
+        )
 
     def score_new_pairs(self) -> Scores:
         """Score captions whose concept training never showed with their background."""
-        scenes = draw_prompts(self.config.num_pictures, seed=self.config.seed, held_out_pair=True)
+        scenes = self._scenes(held_out_pair=True)
         return self.score(self.draw([scene.caption() for scene in scenes]), scenes, name="new_pairs")
 
     def score_held_out(self) -> Scores:

@@ -3,18 +3,18 @@
 import random
 from collections.abc import Sequence
 
-from ether_diffusion.tiny_world.concepts import Concept, load_concepts
+from ether_diffusion.tiny_world.concepts import Concept, trained_concepts
 from ether_diffusion.tiny_world.world import Scene
 from recipes.tiny_world.scenes import held_out_backgrounds, sample_scene
 
 
-def draw_scenes(count: int, *, seed: int, held_out_pair: bool | None = None) -> list[Scene]:
-    """Draw scenes whose concepts are spread evenly, each concept once before any comes twice.
+def draw_scenes(count: int, *, seed: int, held_out_pair: bool | None = None, world: int = 1) -> list[Scene]:
+    """Draw scenes whose concepts, a world's, are spread evenly, each once before any comes twice.
 
     With held_out_pair only concepts that have held-out pairs come.
     """
     rng = random.Random(f"prompts/{seed}")
-    concepts = [c for c in load_concepts("trained") if not held_out_pair or held_out_backgrounds(c)]
+    concepts = [c for c in trained_concepts(world) if not held_out_pair or held_out_backgrounds(c)]
     chosen: list[Concept] = []
     while len(chosen) < count:
         chosen += rng.sample(concepts, len(concepts))
