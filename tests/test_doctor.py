@@ -13,6 +13,7 @@ from tiny_pipelines import tiny_sd, tiny_sdxl
 
 from ether_diffusion.bases.distilled import distilled_from
 from ether_diffusion.scripts import doctor_command, ether
+from ether_diffusion.tiny_world import EMBEDDED
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -32,7 +33,7 @@ def test_bases_are_listed_wherever_they_lie(tmp_path: Path, monkeypatch: Patch, 
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert ether.main(["bases", "--folder", str(here), "--json"]) == 0
     found = {Path(each["name"]).name: each for each in json.loads(capsys.readouterr().out)}
-    assert set(found) == {"tiny_world", "tiny_world_flow", "base", "xl", "broken", "single.safetensors"}
+    assert set(found) == {*EMBEDDED, "base", "xl", "broken", "single.safetensors"}
     assert found["base"]["name"] == "somebody/base"
     assert found["base"]["kind"].startswith("StableDiffusionPipeline")
     assert found["xl"]["kind"].startswith("StableDiffusionXLPipeline")

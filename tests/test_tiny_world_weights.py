@@ -1,4 +1,4 @@
-"""The shipped pipeline: stock diffusers loads it, it is small, and it draws what captions say."""
+"""The shipped pipelines: stock diffusers loads them, they are small, and draw what captions say."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 
-from ether_diffusion.tiny_world import ALIAS, FLOW_ALIAS, resolve_base, tiny_world_path
-from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
+from ether_diffusion.tiny_world import ALIAS, EMBEDDED, SECOND_ALIAS, resolve_base, tiny_world_path
+from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, find_concept, load_concepts
 from ether_diffusion.tiny_world.pictures import draw_scenes, generate
 from ether_diffusion.tiny_world.world import Background, Scene
 from recipes.tiny_world.autoencoder import psnr, reconstruct
@@ -28,27 +28,29 @@ SCENES = [Scene(find_concept(name), Background("plain", colour)) for name, colou
 LABELS = torch.tensor([load_concepts("trained").index(scene.concept) for scene in SCENES])
 
 
-@pytest.mark.parametrize("alias", [ALIAS, FLOW_ALIAS])
+@pytest.mark.parametrize("alias", EMBEDDED)
 def test_no_config_names_a_place_on_the_machine_that_made_it(alias: str) -> None:
     configs = [json.loads(path.read_bytes()) for path in tiny_world_path(alias).rglob("config.json")]
     assert len(configs) > 2
     assert not [config for config in configs if Path(config.get("_name_or_path", "")).is_absolute()]
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_world_path())
+@pytest.fixture(scope="module", params=[ALIAS, SECOND_ALIAS])
+def pipeline(request: pytest.FixtureRequest) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(tiny_world_path(request.param))
 
 
 def test_the_names_of_the_shipped_pipelines_alone_are_mapped() -> None:
     assert resolve_base("tiny_world") == str(tiny_world_path())
-    assert resolve_base("tiny_world_flow") == str(tiny_world_path("tiny_world_flow"))
+    for alias in EMBEDDED:
+        assert resolve_base(alias) == str(tiny_world_path(alias))
     assert resolve_base("some/folder") == "some/folder"
 
 
-def test_the_folder_is_at_most_25_megabytes_of_float16() -> None:
-    files = [path for path in tiny_world_path().rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 25e6
+@pytest.mark.parametrize("alias", EMBEDDED)
+def test_the_folder_is_at_most_27_megabytes_of_float16(alias: str) -> None:
+    files = [path for path in tiny_world_path(alias).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 27e6
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as tensors:
@@ -57,7 +59,7 @@ def test_the_folder_is_at_most_25_megabytes_of_float16() -> None:
 
 
 def test_both_copyright_lines_travel_with_the_weights_and_the_renders() -> None:
-    for folder in (tiny_world_path(), Path(tiny_world_path()).with_name("renders")):
+    for folder in (*map(tiny_world_path, EMBEDDED), RENDERS_FOLDER):
         notice = (folder / "NOTICE").read_text(encoding="utf-8")
         assert "Copyright (c) Microsoft Corporation" in notice
         assert "Copyright (c) LobeHub" in notice
@@ -81,8 +83,9 @@ def test_attention_works_at_two_resolutions_or_more(pipeline: StableDiffusionPip
 
 
 def test_true_pictures_survive_the_autoencoder(pipeline: StableDiffusionPipeline) -> None:
-    pictures = draw_scenes([scene for scene in SCENES if scene.concept.name in ("cat", "frog", "rocket")])
-    assert float(psnr(reconstruct(pipeline.vae, pictures), pictures).mean()) > 28
+    scenes = [scene for scene in SCENES if scene.concept.name in ("cat", "frog", "rocket")]
+    pictures = draw_scenes(scenes, size=pipeline.vae.config.sample_size)
+    assert float(psnr(reconstruct(pipeline.vae, pictures), pictures).mean()) > 27
 
 
 # diffusers 0.42 still calls numpy.array on tensors in a way that numpy 2 deprecates.

@@ -64,8 +64,9 @@ def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
         library, loader, name = "transformers", "AutoModelForCausalLM", "model"
     base, further = json.dumps(base_model or _BASE), ""
     if base_model in EMBEDDED:  # which diffusers does not know
-        without_t5 = f'tiny_world_path("{FLOW_ALIAS}"), text_encoder_3=None, tokenizer_3=None'
-        base = "tiny_world_path()" if base_model == ALIAS else without_t5
+        named = "" if base_model == ALIAS else f'"{base_model}"'
+        without_t5 = ", text_encoder_3=None, tokenizer_3=None" if base_model == FLOW_ALIAS else ""
+        base = f"tiny_world_path({named}){without_t5}"
         further = "from ether_diffusion.tiny_world import tiny_world_path\n"
     example = (
         f"from {library} import {loader}\nfrom ether_diffusion import load_ether\n{further}\n"

@@ -1,23 +1,31 @@
-"""Tiny World: small, real pipelines that are shipped with this package: Stable Diffusion, and its third."""
+"""Tiny World: small, real pipelines that are shipped with this package, two of Stable Diffusion, one of 3."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-ALIAS, FLOW_ALIAS = "tiny_world", "tiny_world_flow"
+ALIAS, SECOND_ALIAS, FLOW_ALIAS = "tiny_world", "tiny_world_2", "tiny_world_flow"
 WEIGHTS_FOLDER = Path(__file__).with_name("weights")
+SECOND_FOLDER = Path(__file__).with_name("second_weights")
 FLOW_FOLDER = Path(__file__).with_name("flow_weights")
 CONTROL_ADAPTER_FOLDER = Path(__file__).with_name("control_adapter")
 FOX_ADAPTER_FOLDER = Path(__file__).with_name("fox_adapter")
-EMBEDDED: Mapping[str, Path] = {ALIAS: WEIGHTS_FOLDER, FLOW_ALIAS: FLOW_FOLDER}
+EMBEDDED: Mapping[str, Path] = {
+    ALIAS: WEIGHTS_FOLDER, SECOND_ALIAS: SECOND_FOLDER, FLOW_ALIAS: FLOW_FOLDER
+}  # fmt: skip
 """The folders of the shipped pipelines by the names that stand for them as bases."""
 GUIDANCE_SCALE = 3.0
-"""What both are drawn with."""
+"""What all are drawn with."""
 
 
 def tiny_world_path(name: str = ALIAS) -> Path:
     """Return the folder of a shipped pipeline, in diffusers' layout."""
     needed = "install a wheel that carries the weights, or train them with python -m recipes.tiny_world"
     return _found(EMBEDDED[name], "model_index.json", needed)
+
+
+def world_of(name: str | None) -> int:
+    """Return whose concepts a shipped pipeline draws: 2, which has more, of "tiny_world_2"; 1 of others."""
+    return 2 if name == SECOND_ALIAS else 1
 
 
 def control_adapter_path() -> Path:
