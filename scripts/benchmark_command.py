@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from ether_diffusion.bases import open_base
 from ether_diffusion.benchmark import plan as planned
 from ether_diffusion.benchmark.plan import BASE, LABELS, BenchmarkRun, BenchmarkSettings, advise, read_curves
 from ether_diffusion.benchmark.results import (
@@ -23,7 +24,7 @@ from ether_diffusion.options import declared
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts.drawing import check_new, hush_libraries
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world import ALIAS, EMBEDDED
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training import PhotoFolder, find_photos
@@ -61,8 +62,9 @@ def benchmark(options: told.Benchmark) -> None:
     hush_libraries()
     planned.keep_plan(root, settings)
     if options.data is None:
+        size = open_base(options.base).native_size
         for subject in subjects:
-            write_photos(find_concept(subject.name), subject.photos)
+            write_photos(find_concept(subject.name), subject.photos, size=size)
     form = "short, on Tiny World" if options.data is None else "paper"
 
     def write_results() -> None:
@@ -108,9 +110,10 @@ def _merge(options: told.Benchmark) -> None:
 
 
 def _settings(options: told.Benchmark) -> BenchmarkSettings:
-    is_short, is_tiny = options.data is None, options.base == ALIAS
+    is_short, is_tiny = options.data is None, options.base in EMBEDDED
     if is_short and not is_tiny:
-        raise ValueError(f"the short form is of tiny_world; give --data with photographs for {options.base}")
+        short = f"the short form is of {listed(EMBEDDED)}"
+        raise ValueError(f"{short}; give --data with photographs for {options.base}")
     training: dict[str, Json] = dict(planned.TINY_TRAINING if is_short else planned.PAPER_TRAINING)
     training |= planned.options_of(options.train, "--train")
     rates: dict[str, float] = {}

@@ -40,7 +40,7 @@ from ether_diffusion.benchmark.results import draw_front, shown, summarise, tabl
 from ether_diffusion.benchmark.runs import training_config
 from ether_diffusion.pipelines.metadata import fingerprint_of
 from ether_diffusion.scripts import ether
-from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
+from ether_diffusion.tiny_world.concepts import find_concept, subject_concepts, trained_concepts
 from ether_diffusion.tiny_world.networks import OUTSIDE_PACKAGES
 from ether_diffusion.tiny_world.subjects import photos_of, unseen_prompts, validation_prompts
 from ether_diffusion.training.config import AdapterConfig
@@ -132,9 +132,9 @@ def test_a_folder_that_is_no_data_set_gets_a_sentence(tmp_path: Path) -> None:
 
 
 def test_the_forms_are_the_papers_setting_and_subjects_that_the_base_never_saw() -> None:
-    held_out = {concept.name for concept in load_concepts("held_out")}
-    assert len(set(TINY_SUBJECTS)) == 8
-    assert set(TINY_SUBJECTS) <= held_out
+    assert len(set(TINY_SUBJECTS)) == 24
+    assert set(TINY_SUBJECTS) <= {concept.name for concept in subject_concepts()}
+    assert not set(TINY_SUBJECTS) & {concept.name for concept in trained_concepts(2)}
     settings = BenchmarkSettings("sd", PAPER_TRAINING)
     assert (settings.num_images, PAPER_TRAINING["num_class_images"]) == (4, 200)
     assert (settings.learning_rate("ether_plus"), settings.learning_rate("full")) == (6e-3, 5e-6)
@@ -156,7 +156,10 @@ def test_the_forms_are_the_papers_setting_and_subjects_that_the_base_never_saw()
         ("--num_images 0", "num_images must be from 1"),
         ("--num_processes 0", "--num_processes is from 1; found 0"),
         ("--subjects nothing", "no concept is named 'nothing'"),
-        ("--base elsewhere", "the short form is of tiny_world; give --data"),
+        (
+            "--base elsewhere",
+            "the short form is of tiny_world, tiny_world_2 and tiny_world_flow;",
+        ),
         ("--data nowhere", "prompts_and_classes.txt"),
     ],
 )
@@ -431,6 +434,7 @@ def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:
     assert {row: label_of(row) for row in labels} == labels
     settings = BenchmarkSettings("sd", PAPER_TRAINING, {"lora:rank=1": 0.5})
     assert [settings.learning_rate(row) for row in ("lora:rank=1", "lora:rank=2")] == [0.5, 6e-4]
+    assert settings.learning_rate("lora:rank=2,learning_rate=0.25") == 0.25
     runs = plan_benchmark(list(labels), read_dreambooth(dreambooth(tmp_path / "data", "cat2")), [0])
     configs = [training_config(run, tmp_path, settings).adapter for run in runs[1:]]
     assert [(each.adapter, each.rank, each.num_blocks, each.sides) for each in configs] == [

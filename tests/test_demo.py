@@ -47,7 +47,7 @@ def test_the_demo_draws_its_subject_where_no_photo_showed_it(
 
 @pytest.mark.parametrize(
     ("subject", "sentence"),
-    [("dragon", "no concept is named 'dragon'"), ("cat", "the base knows 'cat' already")],
+    [("wombat", "no concept is named 'wombat'"), ("cat", "the base knows 'cat' already")],
 )
 def test_a_subject_that_is_none_is_refused(
     tmp_path: Path, subject: str, sentence: str, capsys: Capture
@@ -109,10 +109,10 @@ def test_an_unknown_subject_and_a_missing_adapter_are_said_before_training(
     tmp_path: Path, capsys: Capture
 ) -> None:
     folder = tmp_path / "demo"
-    assert demo_control.main(["--output_dir", str(folder), "--subject", "dragon"]) == 2
+    assert demo_control.main(["--output_dir", str(folder), "--subject", "wombat"]) == 2
     assert demo_control.main(["--output_dir", str(folder), "--subject_adapter", str(tmp_path)]) == 2
     found = capsys.readouterr().err
-    assert "no concept is named 'dragon'" in found
+    assert "no concept is named 'wombat'" in found
     assert "has no adapter_config.json" in found
     assert not folder.exists()
 

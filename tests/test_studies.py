@@ -299,7 +299,7 @@ Main = Callable[[list[str]], int]
     ("main", "arguments", "sentence"),
     [
         (study_learning_rate.main, ["--subjects", "nothing"], "no concept is named 'nothing'"),
-        (study_blocks.main, ["--subjects", "gorilla"], "no concept is named 'gorilla'"),
+        (study_blocks.main, ["--subjects", "wombat"], "no concept is named 'wombat'"),
         (study_photos.main, ["--method", "nothing"], "--method is one of"),
         (study_photos.main, ["--num_photos", "7"], "1 to 6 photos; asked for 7"),
     ],

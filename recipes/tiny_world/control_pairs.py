@@ -11,7 +11,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, find_concept, shipped_concepts
+from ether_diffusion.tiny_world.concepts import (
+    RENDERS_FOLDER,
+    Concept,
+    find_concept,
+    load_concepts,
+    shipped_concepts,
+)
 from ether_diffusion.tiny_world.world import (
     BACKGROUND_CLASSES,
     CLASSES,
@@ -55,8 +61,9 @@ class Pair:
 
 
 def training_concepts() -> tuple[Concept, ...]:
-    """Return the shipped concepts that control learns from."""
-    return tuple(concept for concept in shipped_concepts() if concept.name not in VALIDATION_CONCEPTS)
+    """Return the shipped concepts that control learns from, none of the benchmark's among them."""
+    left_out = {*map(find_concept, VALIDATION_CONCEPTS), *load_concepts("benchmark")}
+    return tuple(concept for concept in shipped_concepts() if concept not in left_out)
 
 
 def validation_concepts() -> tuple[Concept, ...]:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from ether_diffusion.console import run_command, use_one_thread
-from ether_diffusion.tiny_world import ALIAS
-from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
+from ether_diffusion.tiny_world import SECOND_ALIAS
+from ether_diffusion.tiny_world.concepts import find_concept, subject_concepts
 
 logger = logging.getLogger(__name__)
 
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 def main(arguments: list[str] | None = None) -> int:
     """Train, draw, score; print the path of the contact sheet. Return 0, or 2 for what the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ", ".join(concept.name for concept in load_concepts("held_out"))
+    names = ", ".join(concept.name for concept in subject_concepts())
     parser.add_argument("--subject", default="fox", help=f"what to learn (fox): {names}")
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="folder of the results (demo)")
     parser.add_argument("--steps", type=int, default=200, help="updates of the adapter (200)")
-    parser.add_argument("--base", default=ALIAS, help=f"a base that draws this world ({ALIAS})")
+    parser.add_argument("--base", default=SECOND_ALIAS, help=f"a base that draws this world ({SECOND_ALIAS})")
     return run_command(
         "demo",
         lambda: parser.parse_args(arguments),
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def run(subject: str, folder: Path, num_steps: int, base: str = ALIAS) -> None:
+def run(subject: str, folder: Path, num_steps: int, base: str = SECOND_ALIAS) -> None:
     """Learn a subject into a folder of its own and show it.
 
     Raises:
@@ -38,7 +38,7 @@ def run(subject: str, folder: Path, num_steps: int, base: str = ALIAS) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     concept = find_concept(subject)
-    if concept not in load_concepts("held_out"):
+    if concept not in subject_concepts():
         raise ValueError(f"the base knows {subject!r} already; choose one of its subjects, see --help")
     from PIL import Image
 
@@ -46,9 +46,7 @@ def run(subject: str, folder: Path, num_steps: int, base: str = ALIAS) -> None:
 
     folder = folder / subject.replace(" ", "_")
     began = time.monotonic()
-    adapter = learn_subject(
-        concept, folder, {"max_train_steps": num_steps, "pretrained_model_name_or_path": base}
-    )
+    adapter = learn_subject(concept, folder, {"max_train_steps": num_steps}, base=base)
     seconds = {"training": time.monotonic() - began}
     began = time.monotonic()
     pictures = draw_subject(concept, adapter, base=base)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ether_diffusion.console import run_command, use_one_thread
+from ether_diffusion.tiny_world import SECOND_ALIAS
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--subject_adapter", type=Path, help="adapter of a subject, which is then placed by silhouettes, too"
     )
+    parser.add_argument("--base", default=SECOND_ALIAS, help=f"a base that draws this world ({SECOND_ALIAS})")
     return run_command(
         "demo_control",
         lambda: parser.parse_args(arguments),
-        lambda parsed: run(parsed.output_dir, parsed.steps, parsed.subject, parsed.subject_adapter),
+        lambda parsed: run(
+            parsed.output_dir, parsed.steps, parsed.subject, parsed.subject_adapter, parsed.base
+        ),
     )
 
 
-def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None) -> None:
+def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None, base: str) -> None:
     """Learn to follow shapes, and show it.
 
     Raises:
@@ -59,16 +63,16 @@ def run(folder: Path, num_steps: int, subject: str, subject_adapter: Path | None
     if subject_adapter is not None:
         read_adapter(subject_adapter)
     began = time.monotonic()
-    adapter = learn_control(folder, {"max_train_steps": num_steps})
+    adapter = learn_control(folder, {"max_train_steps": num_steps}, base=base)
     logger.info("training: %.0f s", time.monotonic() - began)
-    (pictures,) = draw_cases(adapter)
+    (pictures,) = draw_cases(adapter, base=base)
     for name, ious in pictures.ious().items():
         logger.info("IoU of object and drawn shape, %s: %.2f", name, sum(ious) / len(ious))
     sheet = folder / "contact_sheet.png"
     control_sheet(pictures).save(sheet)
     if subject_adapter is not None:
         placed = folder / "placed.png"
-        placed_sheet(concept, *draw_placed(concept, subject_adapter, adapter)).save(placed)
+        placed_sheet(concept, *draw_placed(concept, subject_adapter, adapter, base=base)).save(placed)
         print(placed)
     print(sheet)
 

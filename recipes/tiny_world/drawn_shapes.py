@@ -18,7 +18,7 @@ from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import Concept, find_concept, with_article
 from ether_diffusion.tiny_world.pictures import generate, to_images, to_tensor
 from ether_diffusion.tiny_world.subjects import subject_noun
-from ether_diffusion.tiny_world.world import COLOURS, NATIVE_SIZE, Background, Scene
+from ether_diffusion.tiny_world.world import COLOURS, Background, Scene
 from ether_diffusion.training.config import ControlRunConfig
 from ether_diffusion.training.run import train_dreambooth
 from recipes.tiny_world.control_pairs import (
@@ -77,7 +77,7 @@ CASES = tuple(DrawnCase(find_concept(name), shape, colour) for name, shape, colo
 
 @dataclass(frozen=True)
 class ControlPictures:
-    """What the base and an adapter that follows shapes drew of `CASES`, on equal seeds: (b, 3, 64, 64)."""
+    """What the base and an adapter that follows shapes drew of `CASES`, on equal seeds: (b, 3, h, h)."""
 
     base: Tensor
     result: Tensor
@@ -90,7 +90,7 @@ class ControlPictures:
         }
 
 
-def learn_control(folder: Path, settings: Mapping[str, Json] | None = None) -> Path:
+def learn_control(folder: Path, settings: Mapping[str, Json] | None = None, *, base: str = ALIAS) -> Path:
     """Write pairs, train ETHER+ and an encoder on their silhouettes, and return the adapter's folder.
 
     Raises:
@@ -100,10 +100,11 @@ def learn_control(folder: Path, settings: Mapping[str, Json] | None = None) -> P
     pairs, adapter = folder / "pairs", folder / "adapter"
     if not (pairs / "metadata.jsonl").is_file():  # written last
         drawn = sample_pairs(training_concepts(), NUM_PAIRS, control_type="silhouette", scattered=True)
-        write_pairs(drawn, pairs)
+        write_pairs(drawn, pairs, size=open_base(base).native_size)
     given: dict[str, Json] = {
         **SETTINGS,
         **(settings or {}),
+        "pretrained_model_name_or_path": base,
         "instance_data_dir": str(pairs),
         "conditioning_data_dir": str(pairs / CONTROL_FOLDER),
         "output_dir": str(adapter),
@@ -113,11 +114,12 @@ def learn_control(folder: Path, settings: Mapping[str, Json] | None = None) -> P
     return adapter
 
 
-def draw_cases(*adapters: Path, seed: int = 0) -> tuple[ControlPictures, ...]:
+def draw_cases(*adapters: Path, base: str = ALIAS, seed: int = 0) -> tuple[ControlPictures, ...]:
     """Draw `CASES` by the base, and by each adapter, which sees their shapes."""
-    prompts, shapes = [case.prompt for case in CASES], [draw_shape(case.shape) for case in CASES]
-    base = _draw(prompts, (), None, shapes, seed)
-    return tuple(ControlPictures(base, _draw(prompts, (), each, shapes, seed)) for each in adapters)
+    size = open_base(base).native_size
+    prompts, shapes = [case.prompt for case in CASES], [draw_shape(case.shape, size=size) for case in CASES]
+    alone = _draw(base, prompts, (), None, shapes, seed)
+    return tuple(ControlPictures(alone, _draw(base, prompts, (), each, shapes, seed)) for each in adapters)
 
 
 def places(subject: Concept) -> tuple[Scene, ...]:
@@ -130,31 +132,32 @@ def places(subject: Concept) -> tuple[Scene, ...]:
 
 
 def draw_placed(
-    subject: Concept, subject_adapter: Path, control_adapter: Path, *, seed: int = 0
+    subject: Concept, subject_adapter: Path, control_adapter: Path, *, base: str = ALIAS, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Draw a learned subject with and without the shapes of `places`: each (b, 3, 64, 64) in [-1, 1]."""
+    """Draw a learned subject with and without the shapes of `places`: each (b, 3, h, h) in [-1, 1]."""
     prompts = [scene.caption(subject_noun(subject)) for scene in places(subject)]
-    shapes = [draw_silhouette(scene) for scene in places(subject)]
-    free = _draw(prompts, (subject_adapter,), None, shapes, seed)
-    return free, _draw(prompts, (subject_adapter,), control_adapter, shapes, seed)
+    shapes = [draw_silhouette(scene, size=open_base(base).native_size) for scene in places(subject)]
+    free = _draw(base, prompts, (subject_adapter,), None, shapes, seed)
+    return free, _draw(base, prompts, (subject_adapter,), control_adapter, shapes, seed)
 
 
 @torch.no_grad()
 def _draw(
+    base: str,
     prompts: Sequence[str],
     adapters: Sequence[Path],
     control: Path | None,
     shapes: Sequence[Image.Image],
     seed: int,
 ) -> Tensor:
-    pipeline = open_base(ALIAS).load_pipeline(dtype=torch.float32)
+    pipeline = open_base(base).load_pipeline(dtype=torch.float32)
     names = [f"subject_{number}" for number in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
         load_ether(pipeline, adapter, adapter_name=name)
     following: AbstractContextManager[None] = nullcontext()
     if control is not None:
-        encoder = load_control(pipeline, control).encoder
-        images = control_batch(shapes, height=NATIVE_SIZE, width=NATIVE_SIZE, control_type=SILHOUETTE)
+        encoder, side = load_control(pipeline, control).encoder, shapes[0].width
+        images = control_batch(shapes, height=side, width=side, control_type=SILHOUETTE)
         following = controlled(pipeline.unet, encoder, images)
         pipeline.set_adapters([*names, "control"])
     with following:
@@ -165,13 +168,14 @@ def shape_iou(picture: Tensor, case: DrawnCase) -> float:
     """Return the intersection over union of what stands out of the background and the drawn shape."""
     colour = torch.tensor(COLOURS[case.colour]).view(3, 1, 1) / 127.5 - 1
     found = (picture - colour).abs().amax(0) > STANDS_OUT
-    wanted = to_tensor([draw_shape(case.shape)])[0, 0] > 0
+    wanted = to_tensor([draw_shape(case.shape, size=picture.shape[-1])])[0, 0] > 0
     return float((found & wanted).sum() / (found | wanted).sum())
 
 
 def control_sheet(pictures: ControlPictures) -> Image.Image:
     """Return one picture: control, base and result of each case."""
-    shapes = [draw_shape(case.shape).convert("RGB") for case in CASES]
+    size = pictures.base.shape[-1]
+    shapes = [draw_shape(case.shape, size=size).convert("RGB") for case in CASES]
     return draw_contact_sheet(
         [shapes, to_images(pictures.base), to_images(pictures.result)],
         row_labels=["control", "base", "result"],
@@ -181,7 +185,7 @@ def control_sheet(pictures: ControlPictures) -> Image.Image:
 
 def placed_sheet(subject: Concept, free: Tensor, placed: Tensor) -> Image.Image:
     """Return one picture: shape, the subject's adapter alone, and both adapters together."""
-    shapes = [draw_silhouette(scene).convert("RGB") for scene in places(subject)]
+    shapes = [draw_silhouette(scene, size=free.shape[-1]).convert("RGB") for scene in places(subject)]
     return draw_contact_sheet(
         [shapes, to_images(free), to_images(placed)],
         row_labels=["control", "subject alone", "subject and control"],

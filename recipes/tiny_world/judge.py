@@ -62,7 +62,7 @@ def rank_concepts(judge: Judge, images: torch.Tensor, *, num_concepts: int | Non
 
     num_concepts keeps only the judge's first classes: the trained ones come before the held-out ones.
     """
-    logits = torch.cat([judge(at_side(part.float())) for part in images.split(64)])
+    logits = torch.cat([judge(at_side(part.float())) for part in torch.split(images, 64)])
     ranked: torch.Tensor = logits[:, :num_concepts].argsort(dim=1, descending=True)
     return ranked
 

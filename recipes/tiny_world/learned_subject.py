@@ -35,7 +35,7 @@ COLUMNS = 6
 class SubjectPictures:
     """A subject drawn on backgrounds its photos never had, by the base and with the adapter, on equal seeds.
 
-    Pictures are (b, 3, 64, 64) in [-1, 1], a row for each of `unseen_prompts`.
+    Pictures are (b, 3, h, h) in [-1, 1], a row for each of `unseen_prompts`.
     """
 
     concept: Concept
@@ -59,19 +59,21 @@ def learn_subject(
     folder: Path,
     settings: Mapping[str, Json] | None = None,
     *,
+    base: str = ALIAS,
     num_photos: int = NUM_PHOTOS,
 ) -> Path:
-    """Write a subject's first photos, train an adapter on them, and return the adapter's folder.
+    """Write a subject's first photos at the base's size, train an adapter on them, and return its folder.
 
     Raises:
         ValueError: the settings cannot be used, or the folder holds another run.
         InterruptedError: a signal stopped the training; called again, it goes on.
     """
     photos, adapter = folder / "photos", folder / "adapter"
-    write_photos(concept, photos, count=num_photos)
+    write_photos(concept, photos, count=num_photos, size=open_base(base).native_size)
     given: dict[str, Json] = {
         **SETTINGS,
         **(settings or {}),
+        "pretrained_model_name_or_path": base,
         "instance_data_dir": str(photos),
         "token": IDENTIFIER,
         "output_dir": str(adapter),
