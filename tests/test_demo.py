@@ -22,6 +22,10 @@ from recipes.tiny_world.drawn_shapes import CASES, draw_cases, learn_control, sh
 from research import learn_subjects
 
 
+SMALL = ("--base", "tiny_world")
+"""The base of 64 px, which learns in fewer steps."""
+
+
 @pytest.fixture(autouse=True)
 def as_many_threads_as_before(monkeypatch: Patch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the demonstrations would set
@@ -31,7 +35,7 @@ def test_the_demo_draws_its_subject_where_no_photo_showed_it(
     tmp_path: Path, capsys: Capture, caplog: Log
 ) -> None:
     caplog.set_level("INFO")
-    assert demo.main(["--output_dir", str(tmp_path), "--subject", "fox", "--steps", "50"]) == 0
+    assert demo.main(["--output_dir", str(tmp_path), "--subject", "fox", "--steps", "50", *SMALL]) == 0
     sheet = tmp_path / "fox" / "contact_sheet.png"
     assert capsys.readouterr().out.splitlines()[-1] == str(sheet)
     with Image.open(sheet) as picture:

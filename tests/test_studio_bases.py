@@ -39,8 +39,11 @@ def test_another_base_draws_and_the_one_before_is_freed(tmp_path: Path, other: P
     assert picture.metadata is not None
     assert (picture.metadata.base, picture.metadata.width) == (other.name, studio.engine.native_size)
     assert (studio.runs.base, studio.is_toy) == (str(other), False)
+    studio.open_base("tiny_world_2")
+    assert (studio.is_toy, studio.engine.native_size) == (True, 128)
+    assert studio.doubts([horse], []) == []  # which the second world knows
     studio.open_base("tiny_world")
-    assert studio.is_toy
+    assert studio.doubts([horse], [])
 
 
 def test_a_base_is_kept_while_a_job_runs_and_where_the_other_is_none(tmp_path: Path, other: Path) -> None:

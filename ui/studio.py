@@ -11,8 +11,14 @@ import torch
 
 from ether_diffusion.bases.found import FoundBase, find_bases
 from ether_diffusion.console import give_memory_back
-from ether_diffusion.tiny_world import ALIAS, control_adapter_path, embedded_name, fox_adapter_path
-from ether_diffusion.tiny_world.concepts import load_concepts
+from ether_diffusion.tiny_world import (
+    ALIAS,
+    control_adapter_path,
+    embedded_name,
+    fox_adapter_path,
+    world_of,
+)
+from ether_diffusion.tiny_world.concepts import Concept, trained_concepts
 from ether_diffusion.ui.engine import Engine
 from ether_diffusion.ui.library import Library
 from ether_diffusion.ui.runs import Runs
@@ -65,9 +71,14 @@ class Studio:
         """Whether the base is an embedded one."""
         return embedded_name(self.engine.base.folder) is not None
 
+    @property
+    def known(self) -> tuple[Concept, ...]:
+        """What an embedded base draws."""
+        return trained_concepts(world_of(embedded_name(self.engine.base.folder)))
+
     def doubts(self, prompts: Sequence[str], adapters: Collection[str]) -> list[str]:
         """Say which prompts the embedded base alone knows nothing of."""
-        known = [concept.name.removesuffix("y") for concept in load_concepts("trained")]  # strawberries, too
+        known = [concept.name.removesuffix("y") for concept in self.known]  # strawberries, too
         asked = prompts if self.is_toy and not adapters else ()
         strange = [p for p in asked if p.strip() and not any(name in p.casefold() for name in known)]
         draws = f"draws {len(known)} things, as a cat, an apple or a rocket, and nothing else"

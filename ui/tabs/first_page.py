@@ -8,11 +8,10 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.ui.control_images import read_control_upload
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.restore import restore
-from ether_diffusion.ui.studio import EXAMPLE
+from ether_diffusion.ui.studio import EXAMPLE, Studio
 from ether_diffusion.ui.tabs.create import PictureTab
 from ether_diffusion.ui.tabs.form import STRENGTHS, Form
 from ether_diffusion.ui.tabs.page import ON_PRESS, Page, Updates, owner_of, told_by
@@ -78,7 +77,7 @@ class CreateTab(PictureTab):
         self.on_load(self._tell, None, [self.knows])
 
     def _tell(self) -> Updates:
-        return {self.knows: gr.update(value=first_html(), visible=self.studio.is_toy)}
+        return {self.knows: gr.update(value=first_html(self.studio), visible=self.studio.is_toy)}
 
     def _take(self, event: gr.EventData) -> Updates:
         chosen, found = told_by(event), examples()
@@ -88,9 +87,9 @@ class CreateTab(PictureTab):
         return {} if picture is None else self.take(restore(picture, self.studio))
 
 
-def first_html() -> Markup:
+def first_html(studio: Studio) -> Markup:
     """Return what is shown above the form."""
-    known = [concept.phrase for concept in load_concepts("trained")]
+    known = [concept.phrase for concept in studio.known]
     chips = Markup("").join(map(_CHIP.format, PROMPTS))
     shown = ((name, data_address(path, 96)) for name, path in examples().items())
     pictures = Markup("").join(_EXAMPLE.format(name, address) for name, address in shown if address)
