@@ -21,7 +21,6 @@ from recipes.tiny_world.control_pairs import SHAPES, draw_shape, object_coverage
 from recipes.tiny_world.drawn_shapes import CASES, draw_cases, learn_control, shape_iou
 from research import learn_subjects
 
-
 SMALL = ("--base", "tiny_world")
 """The base of 64 px, which learns in fewer steps."""
 
