@@ -16,7 +16,7 @@ from ether_diffusion.export import Base, adapted_weights, changed_models
 from ether_diffusion.tuner import EtherConfig, chosen_adapters
 from ether_diffusion.wording import printable
 
-_WHOLE = ("OFT", "BOFT")  # whose update has the rank of its Linear
+_WHOLE = ("OFT", "BOFT", "IA3")  # whose update has the rank of its Linear
 _SPARE = 8  # columns that a random projection has beyond the rank
 
 
@@ -32,9 +32,10 @@ def mix_adapters(ingredients: Sequence[Ingredient], base: Base, *, rebake: bool 
     """Return one adapter that draws on a base as all of these do together, each at its strength.
 
     It is a LoRA: the update W' - W of every Linear is computed by the layers that draw the mix, and is
-    written as factors of as many ranks as theirs together, which is exact up to rounding. Adapters of OFT and
-    BOFT make it as large as the weights, as their updates are of full rank. `base` is a pipeline, or a
-    denoiser by itself; with `rebake` it may have other weights than those that an adapter was trained on.
+    written as factors of as many ranks as theirs together, which is exact up to rounding. Adapters of
+    OFT, BOFT and IA³ make it as large as the weights, as their updates are of full rank. `base` is a
+    pipeline, or a denoiser by itself; with `rebake` it may have other weights than those that an adapter was
+    trained on.
 
     Raises:
         ValueError: there are fewer than two, one follows control images, has no such strength or does not fit

@@ -18,7 +18,7 @@ from ether_diffusion.control import ControlEncoder
 from ether_diffusion.training.config import AdapterConfig
 from ether_diffusion.training.methods import adapter_files, adapter_tensors, attach_new, peft_config
 
-METHODS = ("lora", "oft", "hra", "delora", "boft")
+METHODS = ("lora", "oft", "hra", "delora", "boft", "ia3")
 
 
 def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings: Any) -> Any:

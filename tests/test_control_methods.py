@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
     "guidance_scale": 3.0,
     "output_type": "pt",
 }
-STRENGTHLESS = ("oft", "hra", "boft")
+STRENGTHLESS = ("oft", "hra", "boft", "ia3")
 
 
 def image() -> Tensor:
@@ -152,7 +152,7 @@ def test_a_strength_of_a_lora_is_diffusers_own(saved: Saved) -> None:
 def test_a_strength_that_a_method_has_not_is_refused(saved: Saved, method: str) -> None:
     pipe = loaded(saved(method)[0])
     before = draw(pipe)
-    with pytest.raises(ValueError, match=r"control is an adapter of (OFT|HRA|BOFT), which has no strengths"):
+    with pytest.raises(ValueError, match=r"control is an adapter of (OFT|HRA|BOFT|IA3), which has no"):
         draw(pipe, adapters={"control": 0.5})
     with pytest.raises(ValueError, match="control has no strength that could be set for all calls"):
         pipe.set_adapters(["control"], [0.5])

@@ -26,7 +26,7 @@ from ether_diffusion.training.methods import adapters_off, attach_new, peft_conf
 from ether_diffusion.training.result import load_saved, result_files, write_adapters, write_card, write_export
 from ether_diffusion.training.setup import Run
 
-PEFT_METHODS = ["lora", "oft", "hra", "delora", "boft", "full"]
+PEFT_METHODS = ["lora", "oft", "hra", "delora", "boft", "ia3", "full"]
 Runs = Callable[[str], tuple[Run, Path]]
 METHODS = ["ether", "ether_plus", *PEFT_METHODS]
 
@@ -182,6 +182,7 @@ def test_options_mean_what_they_mean_in_peft(method: str) -> None:
         "hra": {"r": 3},
         "delora": {"r": 3, "module_dropout": 0.5},
         "boft": {"boft_block_num": 2, "boft_block_size": 0, "boft_dropout": 0.5},
+        "ia3": {"feedforward_modules": set(StableDiffusion.targets["attention"])},
         "full": {"target_modules": ".*"},
     }
     expected = in_peft[method]
@@ -200,7 +201,7 @@ def test_a_first_adapter_is_a_function_of_the_seed_and_float32_on_half_a_base(me
         assert {parameter.dtype for parameter in added} == {torch.float32}
         assert {p.dtype for p in unet.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert torch.equal(found[0], found[1])
-    if method not in ("oft", "boft", "full"):  # which start from zeros
+    if method not in ("oft", "boft", "ia3", "full"):  # which start from zeros or ones
         assert not torch.equal(found[0], found[2])
 
 

@@ -57,7 +57,7 @@ def draw(adapters: dict[str, Any], strengths: dict[str, float]) -> np.ndarray:
 MIXES = [
     {"fox": 0.8, "cat": 0.5}, {"fox": 0.7, "text": 1.2}, {"fox": 0.8, "lora": 0.5},
     {"cat": 0.5, "delora": 0.7}, {"oft": 1.0, "fox": 0.6},
-    {"boft": 1.0, "lora": 0.5}, {"hra": 1.0, "hra2": 1.0},
+    {"boft": 1.0, "lora": 0.5}, {"hra": 1.0, "hra2": 1.0}, {"ia3": 1.0, "fox": 0.6},
 ]  # fmt: skip
 
 

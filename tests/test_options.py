@@ -210,7 +210,7 @@ def test_an_option_switches_what_it_implies() -> None:
     assert data.bucket_sizes == ((64, 96), (96, 64))
 
 
-RATES = {"ether": 6e-3, "ether_plus": 6e-3, "lora": 6e-4, "oft": 6e-5, "hra": 1e-4, "boft": 1e-4}
+RATES = {"ether": 6e-3, "ether_plus": 6e-3, "lora": 6e-4, "oft": 6e-5, "hra": 1e-4, "boft": 1e-4, "ia3": 3e-3}
 
 
 def test_each_method_has_its_learning_rate() -> None:

@@ -54,7 +54,7 @@ def trained(tmp_path: Path, **flags: Json) -> Path:
     return run.output.output_dir
 
 
-METHODS = ["ether_plus", "lora", "oft", "hra", "delora", "boft", "none"]
+METHODS = ["ether_plus", "lora", "oft", "hra", "delora", "boft", "ia3", "none"]
 PICTURE = "prompt-00_seed-0.png"
 
 # what BOFT says of kernels that are not there

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
-from peft import PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
+from peft import IA3Config, PeftConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -102,9 +102,9 @@ def load_any(
 ) -> LoadReport:
     """Load an adapter of any method that training saves, as `load_ether` loads those of ETHER.
 
-    These are ETHER, ETHER+, LoRA, OFT, BOFT, HRA and DeLoRA on Linears. Adapters of several methods work in
-    one model in any order, but for HRA, past whose product no other would be heard. It may have been read
-    before.
+    These are ETHER, ETHER+, LoRA, OFT, BOFT, HRA, DeLoRA and IA³ of inputs, on Linears. Adapters of
+    several methods work in one model in any order, but for HRA, past whose product no other would be heard.
+    It may have been read before.
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
@@ -267,6 +267,8 @@ def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
     if models.plain_targets(root, config) != modules.keys():
         config.target_modules = "|".join(re.escape(here[name]) for name in modules)
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    if isinstance(config, IA3Config):  # of whose tensors those of inputs alone are read
+        config.feedforward_modules = config.target_modules
     return config
 
 

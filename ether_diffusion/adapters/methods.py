@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
-from peft import BOFTConfig, DeloraConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig
+from peft import BOFTConfig, DeloraConfig, HRAConfig, IA3Config, LoraConfig, OFTConfig, PeftConfig
 from pydantic import Field, create_model
 from torch import Tensor
 
@@ -100,6 +100,7 @@ METHODS: Mapping[str, Method] = {
     "HRA": Method("HRA", HRAConfig, {"r": _Rank}, "hra_u=in,r"),
     "DELORA": Method("DeLoRA", DeloraConfig, _DELORA, _OF_DELORA, True),
     "BOFT": Method("BOFT", BOFTConfig, _BOFT, _OF_BOFT),
+    "IA3": Method("IA3", IA3Config, {"feedforward_modules": list[_Name]}, "ia3_l=1,in"),  # of inputs alone
 }
 """By PEFT's name for the method."""
 

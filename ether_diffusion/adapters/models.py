@@ -278,7 +278,8 @@ def plain_targets(root: nn.Module, config: PeftConfig) -> set[str]:
     A stranger's regex is never evaluated; then the number of norms in the fingerprint says what is whole.
     """
     targets, excluded = config.target_modules, config.exclude_modules or set()
-    if isinstance(targets, str) or isinstance(excluded, str) or config.layers_to_transform is not None:
+    layers = getattr(config, "layers_to_transform", None)  # which IA³ has not
+    if isinstance(targets, str) or isinstance(excluded, str) or layers is not None:
         return set()
     linears = [n for n, module in plain_modules(root).items() if isinstance(base_layer(module), nn.Linear)]
     wanted, left_out = set(ATTENTION if targets is None else targets), set(excluded)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from peft import IA3Config
 from torch import nn
 
 from ether_diffusion.adapters import format as names
@@ -103,6 +104,8 @@ def detach_adapter(
         config.base_model_name_or_path = metadata.base_model
         if isinstance(config.target_modules, str):  # a regex, which no reader should have to evaluate
             config.target_modules = list(layers)
+        if isinstance(config, IA3Config):
+            config.feedforward_modules = config.target_modules
     own = models.adapter_tensors(model, adapter_name)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()}
     return AdapterPart(config, tensors, metadata)

@@ -52,6 +52,7 @@ LABELS = {
     "hra": "HRA r=4",
     "delora": "DeLoRA r=4",
     "boft": "BOFT n=4",
+    "ia3": "IA3",
     "ether": "ETHER",
     "ether_plus": "ETHER+",
 }

@@ -87,6 +87,8 @@ def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -
             return peft.BOFTConfig(boft_block_num=blocks, boft_block_size=0, boft_dropout=dropout, **own)
         case "hra":
             return peft.HRAConfig(r=rank, **own)
+        case "ia3":  # W' = W diag(l), which leaves biases alone
+            return peft.IA3Config(feedforward_modules=targets, **own)
         case "delora":
             return peft.DeloraConfig(r=rank, module_dropout=dropout, **own)
         case "full":

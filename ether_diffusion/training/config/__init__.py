@@ -45,6 +45,7 @@ DEFAULT_LEARNING_RATES: dict[AdapterMethod, float] = {
     "hra": 1e-4,
     "delora": 1e-3,
     "boft": 1e-4,
+    "ia3": 3e-3,  # of few-shot learning, Liu et al. 2022, arXiv:2205.05638
     "none": 1e-4,  # of nothing: control's encoder has a rate of its own
 }
 """The learning rate of each method where none is given."""

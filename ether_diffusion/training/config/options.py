@@ -25,7 +25,7 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 EncoderRate = Annotated[float, Field(gt=0.0, le=MAX_ENCODER_RATE)]
-AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft", "full", "none"]
+AdapterMethod = Literal["ether", "ether_plus", "lora", "oft", "hra", "delora", "boft", "ia3", "full", "none"]
 ShiftText = Annotated[
     Text, BeforeValidator(lambda given: str(given) if type(given) in (int, float) else given)
 ]
@@ -180,7 +180,7 @@ class AdapterConfig(Options, group="adapter"):
     base itself: ether_plus, and an even number of reflections."""
     gradient_init: bool = option(False, needs="strength")
     """Start with the base, λ = 0, along directions in which the loss of the first photos falls most."""
-    target_modules: Text = option("attention", needs="adapter=ether|ether_plus|lora|oft|hra|delora|boft")
+    target_modules: Text = option("attention", needs="adapter=ether|ether_plus|lora|oft|hra|delora|boft|ia3")
     """Modules to adapt: attention, attention_and_feedforward, a regex, or names with commas between."""
     rank: Count = option(4, "Rank of lora, hra and delora.", needs="adapter=lora|hra|delora")
     lora_alpha: Count | None = option(None, needs="adapter=lora")
@@ -208,7 +208,8 @@ class OptimizationConfig(Options, group="optimization"):
 
     learning_rate: Positive | None = option(None, theirs=5e-4, is_spread=True)
     """Learning rate; the method's own if not given: 6e-3 for ether and ether_plus, 6e-4 lora, 6e-5 oft, 1e-4
-    hra and boft, 1e-3 delora, 5e-6 full; 1 with prodigy. Several are a run each, in folders of output_dir."""
+    hra and boft, 1e-3 delora, 3e-3 ia3, 5e-6 full; 1 with prodigy. Several are a run each, in folders of
+    output_dir."""
     text_encoder_lr: Positive | None = option(None, needs="train_text_encoder")
     """Learning rate of the text encoder's adapter; learning_rate if not given."""
     strength_lr: Positive = option(1e-2, "Learning rate of the λ of a learned strength.", needs="strength")
