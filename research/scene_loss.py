@@ -13,11 +13,11 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from ether_diffusion.metrics.scores import other_tiny_prompts
-from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.subjects import unseen_prompts, unseen_scenes
 from ether_diffusion.training.methods import adapters_off
+from research.base import load_base, side_of
 
 TIMESTEPS = 8
 """Of each picture, in the middles of so many equal parts of all timesteps."""
@@ -54,8 +54,8 @@ def _answers(pipeline: StableDiffusionPipeline, asked: Questions) -> Tensor:
 @torch.no_grad()
 def new_scenes(subject: str) -> Questions:
     """Return true pictures of a subject where no photo has it, with their prompts."""
-    concept, base = find_concept(subject), _base()
-    encoded = base.vae.encode(draw_scenes(unseen_scenes(concept))).latent_dist.mode()
+    concept, base = find_concept(subject), load_base()
+    encoded = base.vae.encode(draw_scenes(unseen_scenes(concept), size=side_of(base))).latent_dist.mode()
     return _noised(base, encoded * base.vae.config.scaling_factor, unseen_prompts(concept))
 
 
@@ -63,7 +63,7 @@ def new_scenes(subject: str) -> Questions:
 @torch.no_grad()
 def other_pictures() -> Questions:
     """Return pictures that the base draws of what it knows, with their prompts."""
-    base, prompts = _base(), other_tiny_prompts()
+    base, prompts = load_base(), other_tiny_prompts()
     generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
     how = {"num_inference_steps": 15, "guidance_scale": 3.0, "output_type": "latent"}
     return _noised(base, base(list(prompts), generator=generators, **how).images, prompts)
@@ -79,9 +79,3 @@ def _noised(base: StableDiffusionPipeline, latents: Tensor, prompts: tuple[str, 
     embeddings = base.text_encoder(tokens.input_ids)[0].repeat_interleave(TIMESTEPS, 0)
     targets = schedule.get_velocity(latents, noise, timesteps)
     return Questions(schedule.add_noise(latents, noise, timesteps), timesteps, embeddings, targets)
-
-
-def _base() -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

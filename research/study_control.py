@@ -26,12 +26,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ether_diffusion.adapters.format import CONFIG_NAME, ENCODER_NAME, TENSORS_NAME
+from ether_diffusion.bases import open_base
 from ether_diffusion.control import control_batch, controlled, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.pictures import generate
-from ether_diffusion.tiny_world.world import NATIVE_SIZE
 from ether_diffusion.training.config import ControlRunConfig
 from ether_diffusion.training.methods import attach_saved
 from ether_diffusion.training.run import train_dreambooth
@@ -45,6 +44,8 @@ from recipes.tiny_world.control_pairs import (
     validation_concepts,
     write_pairs,
 )
+from research import BASE
+from research.base import load_base, side_of
 from research.study import run_study, study_parser
 
 CONTROL_TYPE: ControlType = "palette"
@@ -128,7 +129,7 @@ def carry_out(run: StudyRun, root: Path, settings: StudySettings) -> DrawnRun:
     adapter = folder / RUN_FOLDER
     if not (folder / DRAWN_FILE).is_file():
         _train(run, adapter, write_training_pairs(root, settings), settings)
-        pipeline = _open_base()
+        pipeline = load_base()
         attach(pipeline, adapter)
         write_files(folder, {DRAWN_FILE: save({"pictures": _draw(pipeline, settings, run.seed, adapter)})})
     rows = [json.loads(line) for line in (adapter / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -147,7 +148,7 @@ def draw_base(root: Path, settings: StudySettings, seed: int) -> DrawnRun:
     folder = root / f"base_{seed}"
     check_settings(folder, {"seed": seed, "settings": asdict(settings)})
     if not (folder / DRAWN_FILE).is_file():
-        write_files(folder, {DRAWN_FILE: save({"pictures": _draw(_open_base(), settings, seed, None)})})
+        write_files(folder, {DRAWN_FILE: save({"pictures": _draw(load_base(), settings, seed, None)})})
     return DrawnRun(_read_pictures(folder), None, None, None, None)
 
 
@@ -177,7 +178,7 @@ def write_training_pairs(root: Path, settings: StudySettings) -> Path:
             seed=TRAINING_SEED,
             scattered=True,
         )
-        write_pairs(pairs, folder)
+        write_pairs(pairs, folder, size=open_base(BASE).native_size)
     return folder
 
 
@@ -189,6 +190,7 @@ def attach(pipeline: StableDiffusionPipeline, adapter: Path) -> None:
 
 def _train(run: StudyRun, adapter: Path, pairs: Path, settings: StudySettings) -> None:
     given: dict[str, Json] = {
+        "pretrained_model_name_or_path": BASE,
         "adapter": run.method,
         "seed": run.seed,
         "instance_data_dir": str(pairs),
@@ -208,18 +210,11 @@ def _train(run: StudyRun, adapter: Path, pairs: Path, settings: StudySettings) -
         raise InterruptedError(f"training was stopped; the same command goes on in {adapter}")
 
 
-def _open_base() -> StableDiffusionPipeline:
-    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        tiny_world_path(), dtype=torch.float32
-    )
-    return pipeline
-
-
 @torch.no_grad()
 def _draw(
     pipeline: StableDiffusionPipeline, settings: StudySettings, seed: int, encoder_folder: Path | None
 ) -> Tensor:
-    """Draw the validation pairs: uint8 (n, 3, 64, 64). Picture k has the same noise for every method."""
+    """Draw the validation pairs: uint8 (n, 3, h, h). Picture k has the same noise for every method."""
     pairs = validation_pairs(settings)
     encoder = None if encoder_folder is None else read_control(encoder_folder)
     pieces = []
@@ -227,8 +222,9 @@ def _draw(
         part = pairs[start : start + BATCH]
         with ExitStack() as stack:
             if encoder is not None:
-                maps = [draw_control(pair) for pair in part]
-                images = control_batch(maps, height=NATIVE_SIZE, width=NATIVE_SIZE, control_type=CONTROL_TYPE)
+                side = side_of(pipeline)
+                maps = [draw_control(pair, size=side) for pair in part]
+                images = control_batch(maps, height=side, width=side, control_type=CONTROL_TYPE)
                 stack.enter_context(controlled(pipeline.unet, encoder, images))
             found, _ = generate(
                 pipeline,

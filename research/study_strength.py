@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research import BASE
 from research.study import (
     Cells,
     Scores,
@@ -46,7 +47,7 @@ VARIANTS: "Mapping[str, Mapping[str, Json]]" = {
 SHARE = "unconditional_strength"
 """The option of a row that is of drawing."""
 _PLACES: "Mapping[str, Json]" = {
-    "pretrained_model_name_or_path": "tiny_world", "instance_data_dir": "photos", "output_dir": "adapter"
+    "pretrained_model_name_or_path": BASE, "instance_data_dir": "photos", "output_dir": "adapter"
 }  # fmt: skip
 SHARED: "Mapping[str, Json]" = {"train_batch_size": 4, "random_flip": True, "export_lora": False}
 
@@ -128,15 +129,13 @@ def _run(parsed: argparse.Namespace) -> None:
 
 def _learned(training: Training, root: Path) -> Scores:
     """Train and measure, or read what came of it before."""
-    import torch
-    from diffusers import StableDiffusionPipeline
     from safetensors.torch import load_file
 
     from ether_diffusion.adapters.format import TENSORS_NAME
-    from ether_diffusion.tiny_world import tiny_world_path
     from ether_diffusion.tiny_world.concepts import find_concept
     from ether_diffusion.training.methods import attach_saved
     from recipes.tiny_world.learned_subject import learn_subject
+    from research.base import load_base
     from research.scene_loss import scene_scores
 
     folder, subject = root / training.folder, str(training.asked["subject"])
@@ -147,8 +146,8 @@ def _learned(training: Training, root: Path) -> Scores:
 
     def measure() -> Scores:
         settings = {**training.settings, "seed": training.asked["seed"]}
-        adapter = learn_subject(find_concept(subject), root / place, settings)
-        pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
+        adapter = learn_subject(find_concept(subject), root / place, settings, base=BASE)
+        pipeline = load_base()
         attach_saved(pipeline, adapter)
         parameters = sum(tensor.numel() for tensor in load_file(adapter / TENSORS_NAME).values())
         drawn = _drawn_scores(adapter, training, share) if "num_images" in training.asked else {}
@@ -169,7 +168,7 @@ def _drawn_scores(adapter: Path, training: Training, share: Any) -> Scores:
     from ether_diffusion.tiny_world.pictures import score_against_truth, to_tensor
     from ether_diffusion.tiny_world.subjects import unseen_prompts, unseen_scenes
 
-    concept, base = find_concept(str(training.asked["subject"])), open_base("tiny_world")
+    concept, base = find_concept(str(training.asked["subject"])), open_base(BASE)
     asked: Mapping[str, Any] = training.asked
     engine = Engine(base, device=torch.device("cpu"), num_slots=None, max_rows=8)
     engine.add_adapter("it", read_adapter(adapter))

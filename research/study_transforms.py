@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
@@ -37,6 +36,7 @@ from ether_diffusion.tiny_world.concepts import load_concepts, shipped_concepts
 from ether_diffusion.tiny_world.networks import TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.pictures import generate, recognise, to_images
 from ether_diffusion.tiny_world.world import Background, Scene
+from research.base import load_base
 from research.distances import distance_to_identity
 from research.study import run_study, study_parser, write_study
 
@@ -196,7 +196,7 @@ def carry_out(
     on_progress: Callable[[str], None],
 ) -> TransformStudy:
     """Draw the study's scenes with Tiny World, untouched and under every transform, on equal seeds."""
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
+    pipeline = load_base()
     clip, scenes = load_tiny_clip(tiny_world_path()), study_scenes()
     prompts = [scene.caption() for scene in scenes]
 

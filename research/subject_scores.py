@@ -19,7 +19,7 @@ from ether_diffusion.metrics.scores import (
     sort_samples,
 )
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import ALIAS, tiny_world_path
+from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import Concept, find_concept
 from ether_diffusion.tiny_world.pictures import OBJECT, generate, score_against_truth, to_images
 from ether_diffusion.tiny_world.subjects import (
@@ -29,10 +29,12 @@ from ether_diffusion.tiny_world.subjects import (
     unseen_prompts,
     unseen_scenes,
 )
-from ether_diffusion.tiny_world.world import NATIVE_SIZE, draw
+from ether_diffusion.tiny_world.world import draw
 from ether_diffusion.training.loop import NonFiniteError
 from ether_diffusion.training.methods import attach_saved
 from recipes.tiny_world.learned_subject import learn_subject
+from research import BASE
+from research.base import load_base
 from research.distances import transform_distance, weight_distance
 from research.study import Scores, Training, kept_scores
 
@@ -55,9 +57,9 @@ def learn_and_score(training: Training, root: Path, num_inference_steps: int) ->
 
     def measure() -> Scores:
         try:
-            adapter = learn_subject(
-                find_concept(subject), folder, {**training.settings, "seed": seed}, num_photos=num_photos
-            )
+            settings = {**training.settings, "seed": seed}
+            concept = find_concept(subject)
+            adapter = learn_subject(concept, folder, settings, base=BASE, num_photos=num_photos)
         except NonFiniteError as error:
             logger.info("%s: %s", folder, error)
             return {}
@@ -80,7 +82,7 @@ def kept_base_scores(subject: str, seed: int, root: Path, num_inference_steps: i
 
 def score_base(subject: str, seed: int, num_inference_steps: int) -> dict[str, float]:
     """Score what the base draws from a subject's prompts, without any adapter."""
-    return _score_pictures(find_concept(subject), _base(), seed, num_inference_steps)
+    return _score_pictures(find_concept(subject), load_base(), seed, num_inference_steps)
 
 
 def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: int) -> dict[str, float]:
@@ -90,7 +92,7 @@ def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: i
     recognised, drift on prompts without the subject, and the distances of the weights and of the transform.
     Only the distances where no picture shows anything, and nothing where weights are not finite.
     """
-    pipeline = _base()
+    pipeline = load_base()
     attach_saved(pipeline, adapter)
     distance = weight_distance(pipeline.unet)
     if not math.isfinite(distance):
@@ -121,7 +123,9 @@ def _score_pictures(
         usable = sort_samples(drawn).usable
     except ValueError:
         return {}
-    photos = [Sample(photo.caption, draw(photo.scene, size=NATIVE_SIZE)) for photo in photos_of(concept)]
+    photos = [
+        Sample(photo.caption, draw(photo.scene, size=pictures.shape[-1])) for photo in photos_of(concept)
+    ]
     reference = PhotoReference.of(photos, [_encoder()])
     columns = score_samples(reference, usable, [_encoder()], None, identifier=IDENTIFIER).columns
     scenes = unseen_scenes(concept) * PICTURES_PER_PROMPT
@@ -138,15 +142,11 @@ def _view(pipeline: StableDiffusionPipeline, seed: int, num_inference_steps: int
 
 @cache
 def _view_of_base(seed: int, num_inference_steps: int) -> Tensor:
-    return _view(_base(), seed, num_inference_steps)
+    return _view(load_base(), seed, num_inference_steps)
 
 
 def _numbers_of_prompts(num_pictures: int) -> Tensor:
     return torch.arange(num_pictures) % (num_pictures // PICTURES_PER_PROMPT)
-
-
-def _base() -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_world_path(), dtype=torch.float32)
 
 
 @cache
