@@ -53,6 +53,8 @@ def export_pipeline(
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
+    for file in folder.glob("*/config.json"):
+        _change(file, _name_or_path=None)  # not where it lay on this machine
     _declare_float32(folder / "text_encoder" / "config.json")
     _write_slow_tokenizer(tokenizer, folder / "tokenizer")
     _copy_licenses(folder)
@@ -81,8 +83,14 @@ def _copy_licenses(folder: Path) -> None:
 
 def _declare_float32(config_file: Path) -> None:
     """Make transformers load the weights as float32 unless told otherwise, as diffusers does with its own."""
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config_file.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    _change(config_file, dtype="float32")
+
+
+def _change(config_file: Path, **values: str | None) -> None:
+    """Set values of a JSON file, or delete those that are None."""
+    changed = json.loads(config_file.read_text(encoding="utf-8")) | values
+    kept = {name: value for name, value in changed.items() if name not in values or value is not None}
+    config_file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_slow_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
