@@ -22,7 +22,8 @@ from research.measured import FILES, Measured, NotMeasuredError, paired_differen
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COMMANDS = {
-    "benchmark": "ether benchmark --output_dir runs/benchmark --num_processes 2 --keep_adapters",
+    "benchmark": "ether benchmark --subjects fox owl taxi helicopter cupcake teapot guitar robot "
+    "--output_dir runs/benchmark --num_processes 2 --keep_adapters",
     "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
     "photos": "python -m research.study_photos --output_dir runs/photos",
     "strength": "python -m research.study_strength --output_dir runs/strength",
