@@ -27,6 +27,7 @@ COMMANDS = {
     "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
     "photos": "python -m research.study_photos --output_dir runs/photos",
     "strength": "python -m research.study_strength --output_dir runs/strength",
+    "timesteps": "python -m research.study_timesteps --seeds 0 1 --output_dir runs/timesteps",
     "blocks": "python -m research.study_blocks --output_dir runs/blocks",
     "energy": "python -m research.study_energy --adapters runs/benchmark --output_dir runs/energy",
     "transforms": "python -m research.study_transforms --output_dir runs/transforms",
@@ -78,7 +79,7 @@ def _write(parsed: argparse.Namespace) -> None:
 def results_page(measured: Measured, folder: Path) -> str:
     """Return the page; pictures that lie in the folder are shown."""
     parts = [HEAD, _claims(measured), _benchmark(measured), _ranges(measured)]
-    parts += [_photos(measured), _strengths(measured), _pictures(folder)]
+    parts += [_photos(measured), _strengths(measured), _timesteps(measured), _pictures(folder)]
     return "\n".join([*(part for part in parts if part), _sources(measured)])
 
 
@@ -191,6 +192,27 @@ def _strengths(measured: Measured) -> str:
         f"seed{'s' if len(file['seeds']) > 1 else ''}; the rates are in the file."
     )
     return f"## Learned strength\n\n{told}\n\n{_markdown(rows)}"
+
+
+def _timesteps(measured: Measured) -> str:
+    try:
+        cells = measured.value("timesteps", "schedules")
+    except NotMeasuredError:
+        return ""
+    file = measured.files["timesteps"]
+    steps = next(iter(next(iter(cells.values()))))
+    scores = {"scene_loss": "loss on new scenes", "prediction_drift": "change of the base"}
+    rows = [["s(t)", *scores.values()]]
+    for schedule, row in cells.items():
+        rows.append([schedule, *(str(Estimate(**row[steps][name])) for name in scores)])
+    told = (
+        "ETHER+ as W + s(t) (W' - W), trained and asked alike, with t from 0 without noise to 1: what T-LoRA "
+        "does to LoRA. The scores are those of the learned strength. It is no option of training: no s(t) "
+        "learned a subject better than 1, and no LoRA file could hold it. Subjects: "
+        f"{', '.join(file['subjects'])}, {len(file['seeds'])} seeds, {steps} steps at "
+        f"{file['learning_rate']:g}, base {file['base']}."
+    )
+    return f"## Strength by timestep\n\n{told}\n\n{_markdown(rows)}"
 
 
 def _cell(scores: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Capture, Patch, tiny_unet
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from oracles import dense_weight
 from oracles import hyperspherical_energy as by_definition
 from peft import DeloraConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, inject_adapter_in_model
@@ -33,8 +33,15 @@ from ether_diffusion.training.methods import (
     attach_saved,
     peft_config,
 )
-from ether_diffusion.tuner import EtherLayer
-from research import study_blocks, study_cost, study_learning_rate, study_photos, study_strength
+from ether_diffusion.tuner import EtherLayer, chosen_adapters
+from research import (
+    study_blocks,
+    study_cost,
+    study_learning_rate,
+    study_photos,
+    study_strength,
+    study_timesteps,
+)
 from research import study_energy as energy
 from research.distances import effective_weight, transform_distance, weight_distance
 from research.study import Scores, summarise
@@ -257,6 +264,34 @@ def test_a_study_of_strengths_tells_what_is_learned_from_what_is_lost(tmp_path: 
     drifts = [found[v]["1"]["prediction_drift"]["mean"] for v in variants]
     assert drifts[1] < drifts[0] / 10  # a step from the base, and one from a reflection of it
     assert is_png(tmp_path / "strength.png")
+
+
+def test_an_adapter_works_on_each_row_as_its_timestep_says() -> None:
+    """Against the same adapter at that strength, row by row."""
+    unet = StableDiffusionPipeline.from_pretrained(tiny_world_path()).unet
+    torch.manual_seed(0)
+    unet.add_adapter(EtherConfig())
+    latents, states, timesteps = (
+        torch.randn(3, 4, 16, 16),
+        torch.randn(3, 24, 192),
+        torch.tensor([0, 400, 999]),
+    )
+    expected = []
+    for row, timestep in enumerate(timesteps.tolist()):
+        with chosen_adapters(unet, {"default": 1 - timestep / 2000}), torch.no_grad():
+            expected.append(unet(latents[row : row + 1], timesteps[row], states[row : row + 1]).sample)
+    study_timesteps.work_by_timestep(unet, study_timesteps.SCHEDULES["1 - t/2"])
+    with torch.no_grad():
+        found = unet(latents, timesteps, states).sample
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_a_study_of_timesteps_learns_with_every_schedule(tmp_path: Path) -> None:
+    assert study_timesteps.main(["--subjects", "fox", "--steps", "3", "--output_dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "timesteps.json").read_text())
+    losses = {name: row["3"]["scene_loss"]["mean"] for name, row in found["schedules"].items()}
+    assert losses.keys() == study_timesteps.SCHEDULES.keys()
+    assert len(set(losses.values())) == len(losses)
 
 
 def test_rows_of_a_benchmark_take_the_place_of_variants(tmp_path: Path, capsys: Capture) -> None:
