@@ -207,8 +207,9 @@ def _timesteps(measured: Measured) -> str:
         rows.append([schedule, *(str(Estimate(**row[steps][name])) for name in scores)])
     told = (
         "ETHER+ as W + s(t) (W' - W), trained and asked alike, with t from 0 without noise to 1: what T-LoRA "
-        "does to LoRA. The scores are those of the learned strength. It is no option of training: no s(t) "
-        "learned a subject better than 1, and no LoRA file could hold it. Subjects: "
+        "does to LoRA. The scores are those of the learned strength. Less at noisy steps, which is "
+        "T-LoRA's way, learned less; the other way a little better in each run. It is no option of training: "
+        "no LoRA file could hold it. Subjects: "
         f"{', '.join(file['subjects'])}, {len(file['seeds'])} seeds, {steps} steps at "
         f"{file['learning_rate']:g}, base {file['base']}."
     )
