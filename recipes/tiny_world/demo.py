@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = ", ".join(concept.name for concept in subject_concepts())
     parser.add_argument("--subject", default="fox", help=f"what to learn (fox): {names}")
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="folder of the results (demo)")
-    parser.add_argument("--steps", type=int, default=200, help="updates of the adapter (200)")
+    parser.add_argument("--steps", type=int, default=320, help="updates of the adapter (320)")
     parser.add_argument("--base", default=SECOND_ALIAS, help=f"a base that draws this world ({SECOND_ALIAS})")
     return run_command(
         "demo",
