@@ -158,7 +158,7 @@ def test_the_forms_are_the_papers_setting_and_subjects_that_the_base_never_saw()
         ("--subjects nothing", "no concept is named 'nothing'"),
         (
             "--base elsewhere",
-            "the short form is of tiny_world, tiny_world_2 and tiny_world_flow;",
+            "the short form is of tiny_world, tiny_world_2, tiny_world_flow; give",
         ),
         ("--data nowhere", "prompts_and_classes.txt"),
     ],

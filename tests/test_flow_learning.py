@@ -12,7 +12,6 @@ from ether_diffusion.adapters.models import shareable_name
 from ether_diffusion.bases import open_base
 from ether_diffusion.bases.stable_diffusion_3 import StableDiffusion3
 from ether_diffusion.pipelines import EtherStableDiffusion3Pipeline
-from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import FLOW_ALIAS, GUIDANCE_SCALE, WEIGHTS_FOLDER, tiny_world_path
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.tiny_world.pictures import generate
@@ -69,8 +68,8 @@ def test_it_draws_what_captions_say(pipeline: StableDiffusion3Pipeline) -> None:
 @pytest.mark.slow
 def test_it_learns_a_subject_that_it_never_saw_by_the_score_of_the_demonstration(tmp_path: Path) -> None:
     concept = find_concept("robot")
-    settings: dict[str, Json] = {"pretrained_model_name_or_path": FLOW_ALIAS, "max_train_steps": 100}
-    scores = draw_subject(concept, learn_subject(concept, tmp_path, settings), base=FLOW_ALIAS).scores()
+    adapter = learn_subject(concept, tmp_path, {"max_train_steps": 100}, base=FLOW_ALIAS)
+    scores = draw_subject(concept, adapter, base=FLOW_ALIAS).scores()
     assert scores["base_recognised"] <= 0.125
     assert scores["adapter_recognised"] >= 0.625
     assert scores["adapter_background"] >= 0.8

