@@ -266,6 +266,19 @@ def test_who_waits_knows_their_place_and_can_leave(studio: Studio, calls: Calls)
     assert calls.most_at_once == 1
 
 
+def test_a_job_for_which_there_is_no_thread_leaves_the_line(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_room)
+        with pytest.raises(RuntimeError, match="new thread"):
+            studio.engine.start(QUICK)
+    assert studio.engine.line.is_free
+
+
 def test_an_error_releases_the_lock_and_a_lack_of_memory_is_a_sentence(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,6 +514,18 @@ def test_the_line_lets_one_in_at_a_time_in_the_order_they_came() -> None:
     for thread in threads:
         thread.join(10)
     assert order == list(range(8))
+    places, entered = [line.join() for _ in range(3)], []
+
+    def enter(number: int) -> None:
+        with line.turn(ticket=places[number]):
+            entered.append(number)
+
+    late = [threading.Thread(target=enter, args=(number,)) for number in (2, 1, 0)]
+    for thread in late:  # the first to join begins last
+        thread.start()
+    for thread in late:
+        thread.join(10)
+    assert entered == [0, 1, 2]
     stop = threading.Event()
     stop.set()
     with line.turn():

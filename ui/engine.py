@@ -112,7 +112,12 @@ class Engine:
             raise ValueError(f"{jobs.MAX_WAITING} jobs wait already; try again when some are done")
         job = Job(request, stop=stop, owner=owner, place=place)
         job.notes += notes
-        job.begin(partial(self._work, control=control))
+        ticket = self.line.join()  # here, as threads start in any order
+        try:
+            job.begin(partial(self._work, control=control, ticket=ticket))
+        except RuntimeError:  # there is no room for another thread
+            self.line.leave(ticket)
+            raise
         with self._changing:  # others begin at the same time
             old = [each for each in self.jobs if each.is_done][:-MAX_KEPT]
             self.jobs = [*(each for each in self.jobs if each not in old), job]
@@ -135,15 +140,16 @@ class Engine:
             job.stop.set()
         wait([job.ended for job in running], timeout)
 
-    def _work(self, job: Job, control: ControlUse | None) -> None:
+    def _work(self, job: Job, control: ControlUse | None, ticket: object) -> None:
         """Draw each place in a job's turn: a seed's picture and the base's right after it, or grid cells."""
         request, begun = job.request, time.monotonic()
         keep, start = request.keep_metadata, request.start
-        is_grid, (name, day) = isinstance(request, GridRequest), self.outputs.new_job()
-        folder, cells = day / name / grids.PICTURES_FOLDER if is_grid else day, dict[str, Picture]()
+        is_grid, cells = isinstance(request, GridRequest), dict[str, Picture]()
         try:
-            with self._turn(job):
+            with self._turn(job, ticket):
                 begun = time.monotonic()
+                name, day = self.outputs.new_job()
+                folder = day / name / grids.PICTURES_FOLDER if is_grid else day
                 sampling, control = self._attach(job, control)
                 used = {n for choice in sampling.choices for n, strength in choice.items() if strength}
                 parts = [pair for n in used for pair in self._load().adapters[n].parts.items()]
@@ -176,13 +182,13 @@ class Engine:
         job.seconds = time.monotonic() - begun
 
     @contextmanager
-    def _turn(self, job: Job) -> Iterator[None]:
+    def _turn(self, job: Job, ticket: object) -> Iterator[None]:
         """Wait for the lock, load what is missing, and hold the lock inside."""
 
         def wait_at(place: int) -> None:
             job.state = Working(f"Waiting: {'yours is next' if place == 1 else f'number {place} in line'}")
 
-        with self.line.turn(job.stop, wait_at), _memory_minded():
+        with self.line.turn(job.stop, wait_at, ticket), _memory_minded():
             self._check_free(self.device)
             if self._loaded is None or not self._loaded.done():
                 job.state = Working("Loading the models …")

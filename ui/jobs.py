@@ -134,13 +134,25 @@ class Line:
         """Whether nobody works and nobody waits."""
         return not self._tickets
 
+    def join(self) -> object:
+        """Take the next place, which `turn` is given, and `leave` where it comes to nothing."""
+        ticket = object()
+        self._tickets.append(ticket)
+        return ticket
+
+    def leave(self, ticket: object) -> None:
+        """Give a place up."""
+        self._tickets.remove(ticket)
+
     @contextmanager
     def turn(
-        self, stop: Event | None = None, on_wait: Callable[[int], None] = lambda place: None
+        self,
+        stop: Event | None = None,
+        on_wait: Callable[[int], None] = lambda place: None,
+        ticket: object | None = None,
     ) -> Iterator[None]:
         """Wait until all who came before are done and hold the lock inside; `on_wait` hears one's place."""
-        ticket, stop, told = object(), stop or Event(), 0
-        self._tickets.append(ticket)
+        ticket, stop, told = ticket or self.join(), stop or Event(), 0
         try:
             while (place := self._tickets.index(ticket)) > 0:
                 check(stop)
@@ -149,4 +161,4 @@ class Line:
                 stop.wait(POLL_SECONDS)
             yield
         finally:
-            self._tickets.remove(ticket)
+            self.leave(ticket)
