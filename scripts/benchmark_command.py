@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ether_diffusion.bases import open_base
 from ether_diffusion.benchmark import plan as planned
-from ether_diffusion.benchmark.plan import BASE, LABELS, BenchmarkRun, BenchmarkSettings, advise, read_curves
+from ether_diffusion.benchmark.plan import BASE, BenchmarkRun, BenchmarkSettings, advise, read_curves
 from ether_diffusion.benchmark.results import (
     BENCHMARK_FILE,
     benchmark_sheet,
@@ -177,7 +177,7 @@ def plan(options: told.Plan) -> None:
     ]
     if advice.options.get("prior_preservation") == "class_images":
         own += ["--class_prompt 'a photo of THING'", "--class_data_dir CLASS_IMAGES"]
-    print(f"{LABELS[advice.method]} at learning rate {advice.learning_rate:g}:")
+    print(f"{advice.label} at learning rate {advice.learning_rate:g}:")
     print("  train-dreambooth " + " ".join([*own, "--output_dir RUN", *advice.flags()]))
     told_of = {"expect": advice.expected, "because": advice.basis, "not known": advice.doubts}
     told_of |= {"photos": tuple(remarks)}

@@ -37,6 +37,14 @@ def test_the_method_with_fewest_parameters_of_those_not_behind_is_advised(tmp_pa
     assert advise(6, "tiny_world", whole).method == "ether_plus"
 
 
+def test_a_row_with_options_is_advised_with_them(tmp_path: Path) -> None:
+    row = "ether:sides=both,gradient_init=true,learning_rate=0.01"
+    found = advise(6, "tiny_world", curves(tmp_path, **{**PLUS, row: (0.62, 0.45)}))
+    assert (found.method, found.label) == ("ether", "ETHER sides=both gradient_init=True learning_rate=0.01")
+    assert found.flags()[:2] == ["--adapter ether", "--learning_rate 0.006"]
+    assert {"--sides both", "--gradient_init", "--max_train_steps 200"} <= set(found.flags())
+
+
 def test_what_is_to_be_expected_is_what_was_measured(tmp_path: Path) -> None:
     found = advise(6, "tiny_world", curves(tmp_path))
     assert found.options["max_train_steps"] == 200
@@ -64,7 +72,7 @@ def test_a_study_of_another_method_says_nothing_of_this_one(tmp_path: Path) -> N
     assert advise(1, "tiny_world", made).options["max_train_steps"] == 200
 
 
-@pytest.mark.parametrize(("base", "steps"), [("tiny_world", 100), ("some/base", 1200)])
+@pytest.mark.parametrize(("base", "steps"), [("tiny_world", 100), ("tiny_world_2", 100), ("some/base", 1200)])
 def test_what_was_not_measured_has_no_promise(base: str, steps: int) -> None:
     found = advise(5, base, NO_CURVES)
     assert found.expected == ()

@@ -11,7 +11,7 @@ from ether_diffusion.bases.distilled import distilled_doubt
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.metrics.scores import Estimate
 from ether_diffusion.strict_json import Json, Within, checked, read_json
-from ether_diffusion.tiny_world import ALIAS, EMBEDDED
+from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
 from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
 from ether_diffusion.tiny_world.subjects import IDENTIFIER, NUM_PHOTOS, unseen_prompts, validation_prompts
@@ -306,9 +306,13 @@ Curves = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Advice:
-    """What to train with; `expected` and `basis` are sentences, `doubts` what was never measured."""
+    """What to train with; `expected` and `basis` are sentences, `doubts` what was never measured.
+
+    `label` names the method for people, with the options of its row.
+    """
 
     method: str
+    label: str
     learning_rate: float
     options: Mapping[str, Json]
     expected: tuple[str, ...]
@@ -342,31 +346,34 @@ def advise(num_photos: int, base: str, curves: Curves) -> Advice:
     distilled = distilled_doubt(base, Path(base) if Path(base).is_dir() else None)
     doubts += [] if distilled is None else [distilled]
     training, basis = TINY_TRAINING, "the short form's setting; its benchmark was not done for this package"
-    if base != ALIAS:
+    if base not in EMBEDDED:
         training = PAPER_TRAINING
         basis = "the setting of the ETHER paper (arXiv:2405.20271, 5.1.1, C.1), 1200 steps on SD 1.5"
         doubts.append("train-dreambooth --dry_run does one step here; multiply its time by the steps")
         doubts += _doubts_of_photos(num_photos, *PAPER_PHOTOS)
-    return Advice(FALLBACK, DEFAULT_LEARNING_RATES[FALLBACK], training, (), (basis,), tuple(doubts))
+    rate, label = DEFAULT_LEARNING_RATES[FALLBACK], LABELS[FALLBACK]
+    return Advice(FALLBACK, label, rate, training, (), (basis,), tuple(doubts))
 
 
 def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) -> Advice:
     rows, best = found["methods"], found["best"]
-    method = min((name for name in rows if not rows[name]["is_behind"]), key=lambda n: rows[n]["parameters"])
-    row, training = rows[method], dict(found["training"])
-    likeness = {name: Estimate(**rows[name]["likeness"]) for name in (method, best)}
+    name = min((each for each in rows if not rows[each]["is_behind"]), key=lambda n: rows[n]["parameters"])
+    row, (method, own) = rows[name], method_of(name)
+    own.pop("learning_rate", None)
+    training = {**found["training"], **own}
+    likeness = {each: Estimate(**rows[each]["likeness"]) for each in (name, best)}
     basis = [
         f"{found['num_done']} of {found['num_runs']} runs of the benchmark, {found['num_subjects']} subjects "
-        f"with {NUM_PHOTOS} photos each: likeness {likeness[method]}"
+        f"with {NUM_PHOTOS} photos each: likeness {likeness[name]}"
     ]
-    if method != best:
+    if name != best:
         cost = f"{rows[best]['parameters']:,} parameters, which is not clearly more"
-        basis.append(f"{LABELS[best]} had {likeness[best]} with {cost}")
+        basis.append(f"{label_of(best)} had {likeness[best]} with {cost}")
     seconds = row["seconds"] / training["max_train_steps"]
-    studied = curves["photos"] if curves["photos"] and curves["photos"]["method"] == method else {}
+    studied = curves["photos"] if curves["photos"] and curves["photos"]["method"] == name else {}
     enough = {int(number): steps for number, steps in studied.get("enough_steps", {}).items() if steps}
     if not enough:
-        expected = [f"likeness to the subject {likeness[method]} by {found['column']}"]
+        expected = [f"likeness to the subject {likeness[name]} by {found['column']}"]
         if row["recognised"] is not None:
             expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
         doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
@@ -386,10 +393,11 @@ def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) 
     time = seconds * training["max_train_steps"]
     expected.append(f"{time:.0f} s of training steps on the machine that was measured")
     expected.append(f"a file of {row['bytes'] / 1024:.0f} KiB, {row['parameters']:,} parameters")
-    usable = (curves["usable_range"] or {}).get(method)
+    usable = (curves["usable_range"] or {}).get(name)
     if usable is not None:
         basis.append(f"rates from {usable['lowest']:g} to {usable['highest']:g} came within 5 % of its best")
-    return Advice(method, row["learning_rate"], training, tuple(expected), tuple(basis), tuple(doubts))
+    texts = (tuple(expected), tuple(basis), tuple(doubts))
+    return Advice(method, label_of(name), row["learning_rate"], training, *texts)
 
 
 def _doubts_of_photos(num_photos: int, least: int, most: int) -> list[str]:
