@@ -69,7 +69,7 @@ def test_the_file_has_every_option_under_its_section(tmp_path: Path) -> None:
     write_config_file(tmp_path / "config.yaml", config)
     text = (tmp_path / "config.yaml").read_text()
     assert read_config_file(tmp_path / "config.yaml") == config.flat()
-    assert "\n# adapter\nadapter: ether_plus\nnum_blocks: 4\n" in text
+    assert "\n# adapter\nadapter: ether_plus\nnum_blocks: null\n" in text
 
 
 PLAIN_YAML = """

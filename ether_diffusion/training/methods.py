@@ -62,7 +62,7 @@ class TrainedPart:
 
 def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -> PeftConfig:
     """Return PEFT's configuration of the adapter of one part; rank and blocks mean what they mean there."""
-    blocks, rank, dropout = config.num_blocks, config.rank, config.dropout
+    blocks, rank, dropout = config.blocks, config.rank, config.dropout
     targets: str | list[str] = list(base.text_targets)
     if part == "unet" and config.target_modules in base.targets:
         preset = base.targets[config.target_modules]

@@ -157,6 +157,8 @@ class RunFolder:
         before, now, nothing = run.settings, self.now.settings, object()
         names = sorted(before.keys() | now.keys())
         differing = [name for name in names if before.get(name, nothing) != now.get(name, nothing)]
+        if "num_blocks" in differing and now.get("num_blocks") is None:  # a method without, once told as 4
+            differing.remove("num_blocks")
         width = max(map(len, differing), default=0)
         allowed, refused = list[str](), list[str]()
         for name in differing:

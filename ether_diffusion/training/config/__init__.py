@@ -161,7 +161,9 @@ class DreamBoothConfig(Options):
             rates["max_train_steps"] = DEFAULT_STEPS
         if prior.prior_preservation != "none":
             prior = prior.replace(class_prompt=self.class_prompt)
-        return self.replace(optimization=optimization.replace(**rates), prior=prior)
+        has_blocks = self.adapter.adapter in ("ether", "ether_plus", "oft", "boft")
+        adapter = self.adapter.replace(num_blocks=self.adapter.blocks) if has_blocks else self.adapter
+        return self.replace(adapter=adapter, optimization=optimization.replace(**rates), prior=prior)
 
     @classmethod
     def sections(cls) -> dict[str, type[Options]]:

@@ -169,8 +169,9 @@ class AdapterConfig(Options, group="adapter"):
     adapter: AdapterMethod = "ether_plus"
     """Method of the adapter; full trains every weight, and stores the differences; none, with control images,
     trains their encoder alone."""
-    num_blocks: Count = option(4, needs="adapter=ether|ether_plus|oft|boft")
-    """Diagonal blocks of ether, ether_plus, oft and boft; divides the widths."""
+    num_blocks: Count | None = option(None, needs="adapter=ether|ether_plus|oft|boft")
+    """Diagonal blocks of ether, ether_plus, oft and boft; divides the widths. 1 for ether_plus and 4 for the
+    others if not given."""
     sides: Literal["input", "output", "both"] | None = option(None, needs="adapter=ether|ether_plus")
     """Side of the weights that ether and ether_plus transform: input for ether, both for ether_plus."""
     num_reflections: Count = option(1, needs="adapter=ether")
@@ -189,6 +190,11 @@ class AdapterConfig(Options, group="adapter"):
     """Share of an adapted layer's inputs zeroed in training."""
     train_text_encoder: bool = option(False, implies={"pre_compute_text_embeddings": False})
     """Adapt the text encoder's attention, too."""
+
+    @property
+    def blocks(self) -> int:
+        """The diagonal blocks: those given, or the method's own."""
+        return self.num_blocks or (1 if self.adapter == "ether_plus" else 4)
 
     def _contradictions(self) -> Iterator[str]:
         if self.num_reflections > 1 and self.sides not in (None, "input"):

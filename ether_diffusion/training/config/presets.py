@@ -30,6 +30,7 @@ PRESET_VALUES: MappingProxyType[PresetName, dict[str, Json]] = MappingProxyType(
         "fast": _drawing(200, 50, 2, 12),
         "balanced": _drawing(800, 100, 4, 20),
         "faithful": {
+            "num_blocks": 4,
             "max_train_steps": 1400,
             "train_batch_size": 1,
             "gradient_accumulation_steps": 1,
