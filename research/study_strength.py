@@ -1,21 +1,21 @@
-"""Which options of a method help? What is learned of a subject, and what is lost of the base.
+"""Which methods, rates and options help? What is learned of a subject, and what is lost of the base.
 
-`python -m research.study_strength --output_dir runs/strength` trains variants × steps × subjects × seeds
-adapters of Tiny World, about a minute each on one CPU core; stopped, the same command goes on. It writes
-strength.json and strength.png. None of the subjects is the benchmark's. In the place of the variants of a
-learned strength --methods takes rows as `ether benchmark` does, with rates of their own, and with the
-strength of the unconditional row, which trains nothing and is told by drawn pictures:
+`python -m research.study_strength --output_dir runs/strength` trains rows × subjects × seeds adapters on
+Tiny World 2, a minute for 200 steps on one CPU core; stopped, the same command goes on. It writes
+strength.json and strength.png. None of the subjects is the benchmark's, which takes its rates from here.
+Rows are those of `ether benchmark`; one with the strength of the unconditional row trains nothing, and is
+told by drawn pictures:
 
     --methods lora ether:num_reflections=4,learning_rate=0.01 ether:unconditional_strength=0.5 --num_images 1
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import BASE
 from research.study import (
     Cells,
     Scores,
@@ -31,19 +31,33 @@ from research.study import (
 if TYPE_CHECKING:
     from ether_diffusion.strict_json import Json
 
-SUBJECTS = ("panda", "sailboat")
-LEARNED: "Mapping[str, Json]" = {"strength": "learned", "strength_lr": 0.03}
-VARIANTS: "Mapping[str, Mapping[str, Json]]" = {
-    "ETHER": {"adapter": "ether", "learning_rate": 0.03},
-    "ETHER, λ": {"adapter": "ether", "learning_rate": 0.03, **LEARNED},
-    "ETHER, λ, gradient": {"adapter": "ether", "learning_rate": 0.03, **LEARNED, "gradient_init": True},
-    "ETHER+": {"adapter": "ether_plus", "learning_rate": 0.003},
-    "ETHER+, λ": {"adapter": "ether_plus", "learning_rate": 0.003, **LEARNED},
-    "ETHER+, λ, gradient": {
-        "adapter": "ether_plus", "learning_rate": 0.003, **LEARNED, "strength_lr": 0.01, "gradient_init": True
-    },
-    "LoRA r=4": {"adapter": "lora", "learning_rate": 0.003},
-}  # fmt: skip
+BASE = "tiny_world_2"
+SUBJECTS = ("panda", "crown")
+VALUES = "target_modules=.*to_(v|out.0)"
+"""Half of the projections: what is read and written, and not how much of it."""
+METHODS = (
+    *(f"ether_plus:learning_rate={rate}" for rate in (0.003, 0.01)),
+    *(f"ether_plus:{VALUES},learning_rate={rate}" for rate in (0.003, 0.01)),
+    "ether_plus:num_blocks=4,learning_rate=0.003",
+    "ether_plus:strength=learned,strength_lr=0.03,learning_rate=0.003",
+    "ether_plus:strength=learned,gradient_init=true,strength_lr=0.03,learning_rate=0.003",
+    *(f"ether:learning_rate={rate}" for rate in (0.01, 0.1)),
+    "ether:num_blocks=1,learning_rate=0.01",
+    "ether:num_blocks=1,num_reflections=4,learning_rate=0.01",
+    "ether:num_blocks=1,sides=both,strength=learned,gradient_init=true,strength_lr=0.03,learning_rate=0.01",
+    *(f"lora:rank={rank},learning_rate={rate}" for rank in (1, 2) for rate in (0.001, 0.003)),
+    *(f"lora:learning_rate={rate}" for rate in (0.001, 0.003)),
+    "lora:rank=16,learning_rate=0.001",
+    *(f"delora:learning_rate={rate}" for rate in (0.001, 0.003)),
+    *(
+        "hra:learning_rate=0.03",
+        "oft:learning_rate=0.001",
+        "ia3:learning_rate=0.03",
+        "full:learning_rate=0.0001",
+    ),
+)
+"""Each method at the best of the rates that were tried before, and at the next ones where that was near."""
+TOLERANCE = 0.02
 SHARE = "unconditional_strength"
 """The option of a row that is of drawing."""
 _PLACES: "Mapping[str, Json]" = {
@@ -55,76 +69,100 @@ SHARED: "Mapping[str, Json]" = {"train_batch_size": 4, "random_flip": True, "exp
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
     parser = study_parser(__doc__, SUBJECTS)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
-    parser.add_argument("--methods", nargs="+", default=[], metavar="ROW", help="rows instead of variants")
+    parser.add_argument("--methods", nargs="+", default=METHODS, metavar="ROW")
     parser.add_argument("--num_images", type=int, default=0, help="drawn of each new scene, and scored (0)")
-    parser.add_argument("--steps", nargs="+", type=int, default=[80], help="of the trainings (80)")
+    parser.add_argument(
+        "--steps", nargs="+", type=int, default=[50, 100, 200], help="of trainings (50 100 200)"
+    )
     return run_study("study_strength", parser, _run, arguments)
 
 
-def settings_of(variant: str) -> "dict[str, Json]":
-    """Return the options of a variant, or of a row of the benchmark with the rate of its method."""
-    from ether_diffusion.benchmark.plan import TINY_LEARNING_RATES, method_of
-    from ether_diffusion.training.config import DEFAULT_LEARNING_RATES
+def settings_of(row: str) -> "dict[str, Json]":
+    """Return the options of a row, with the rate of its method where it has none."""
+    from ether_diffusion.benchmark.plan import BenchmarkSettings, method_of
 
-    if variant in VARIANTS:
-        return dict(VARIANTS[variant])
-    method, options = method_of(variant)
-    rates: dict[Any, float] = {**DEFAULT_LEARNING_RATES, **TINY_LEARNING_RATES}
-    return {"adapter": method, "learning_rate": rates[method], **options}
+    method, options = method_of(row)
+    return {"adapter": method, "learning_rate": BenchmarkSettings(BASE, {}).learning_rate(row), **options}
 
 
 def plan(
-    variants: Sequence[str],
+    rows: Sequence[str],
     steps: Sequence[int],
     subjects: Sequence[str],
     seeds: Sequence[int],
     drawing: "Mapping[str, Json] | None" = None,
 ) -> list[Training]:
-    """Return all trainings of a study; those of variants that only draw otherwise have the same settings."""
+    """Return all trainings of a study; a longer one goes on where the shorter one ended.
+
+    Those of rows that only draw otherwise have the same settings.
+    """
     return [
         Training(
-            {"variant": variant, "steps": number, "subject": subject, "seed": seed, **(drawing or {})},
-            ("variant", "steps"),
-            _folder(variant, number, subject, seed),
+            {"method": row, "steps": number, "subject": subject, "seed": seed, **(drawing or {})},
+            ("method", "steps"),
+            _folder(row, subject, seed) / f"{number} steps",
             {**SHARED, **settings, "max_train_steps": number, "checkpointing_steps": number},
         )
         for subject in dict.fromkeys(subjects)
         for seed in dict.fromkeys(seeds)
-        for variant in dict.fromkeys(variants)
-        for settings in [{n: each for n, each in settings_of(variant).items() if n != SHARE}]
-        for number in dict.fromkeys(steps)
+        for row in dict.fromkeys(rows)
+        for settings in [{n: each for n, each in settings_of(row).items() if n != SHARE}]
+        for number in sorted(set(steps))
     ]
 
 
-def _folder(variant: Any, steps: Any, subject: Any, seed: Any, *, is_drawn: bool = True) -> Path:
-    """Return where a training lies, and what was drawn with it."""
-    method, _, options = variant.partition(":")
+def _folder(row: Any, subject: Any, seed: Any, *, is_drawn: bool = True) -> Path:
+    """Return where a row is trained, and what was drawn with it."""
+    method, _, options = row.partition(":")
     parts = [part for part in options.split(",") if part and (is_drawn or not part.startswith(SHARE))]
-    name = "_".join([method.replace(", ", "_").lower(), *parts])
-    return Path(name, f"{steps} steps", f"{subject}_{seed}")
+    name = "_".join([method, *parts])
+    return Path(re.sub("[^\\w.=-]", "_", name), f"{subject}_{seed}")
+
+
+def without_rate(row: str) -> str:
+    """Return a row without its learning rate, the last of its options."""
+    return re.sub(r"[:,]learning_rate=[^,]*$", "", row)
+
+
+def best_rates(cells: Cells) -> dict[str, float]:
+    """Return the rate of each row that is there with several: the least loss after the longest training.
+
+    Of those within 2 % of it, the one that changes the base least; keys are the rows without their rates.
+    """
+    tried: dict[str, list[tuple[float, float, float]]] = {}
+    for row, columns in cells.items():
+        scores = columns[max(columns)]
+        told = scores["scene_loss"].mean, scores["prediction_drift"].mean
+        tried.setdefault(without_rate(row), []).append((*told, float(str(settings_of(row)["learning_rate"]))))
+    return {
+        name: min((drift, rate) for loss, drift, rate in found if loss <= (1 + TOLERANCE) * min(found)[0])[1]
+        for name, found in tried.items()
+    }
 
 
 def _run(parsed: argparse.Namespace) -> None:
     from ether_diffusion.training.config import DreamBoothConfig
 
-    variants, number = parsed.methods or parsed.variants, parsed.num_images
+    rows, number = parsed.methods, parsed.num_images
     drawing = {"num_images": number, "inference_steps": parsed.inference_steps} if number else {}
-    if not number and any(SHARE in settings_of(variant) for variant in variants):
+    if not number and any(SHARE in settings_of(row) for row in rows):
         raise ValueError(f"{SHARE} is told by drawn pictures alone; give --num_images 1 or more")
-    trainings = plan(variants, parsed.steps, parsed.subjects, parsed.seeds, drawing)
+    trainings = plan(rows, parsed.steps, parsed.subjects, parsed.seeds, drawing)
     for training in trainings:  # what cannot be used is said before anything is trained
         DreamBoothConfig.from_flat({**training.settings, **_PLACES})
     results = [(training, _learned(training, parsed.output_dir)) for training in trainings]
     cells = summarise(results)
+    rates = best_rates(cells)
     found: dict[str, Json] = {
         "subjects": list(parsed.subjects),
         "seeds": list(parsed.seeds),
-        "settings": {name: settings_of(name) for name in variants},
+        "base": BASE,
+        "settings": {row: settings_of(row) for row in rows},
         "runs": [{**training.asked, "scores": dict(scores)} for training, scores in results],
-        "variants": cells_json(cells),
+        "best_rates": dict(rates),
+        "methods": cells_json(cells),
     }
-    write_study(parsed.output_dir, "strength", found, strength=draw_front(cells))
+    write_study(parsed.output_dir, "strength", found, strength=draw_front(cells, rates))
 
 
 def _learned(training: Training, root: Path) -> Scores:
@@ -139,19 +177,17 @@ def _learned(training: Training, root: Path) -> Scores:
     from research.scene_loss import scene_scores
 
     folder, subject = root / training.folder, str(training.asked["subject"])
-    share = settings_of(str(training.asked["variant"])).get(SHARE, 1.0)
-    place = _folder(
-        *(training.asked[name] for name in ("variant", "steps", "subject", "seed")), is_drawn=False
-    )
+    share = settings_of(str(training.asked["method"])).get(SHARE, 1.0)
+    place = _folder(*(training.asked[name] for name in ("method", "subject", "seed")), is_drawn=False)
 
     def measure() -> Scores:
         settings = {**training.settings, "seed": training.asked["seed"]}
         adapter = learn_subject(find_concept(subject), root / place, settings, base=BASE)
-        pipeline = load_base()
+        pipeline = load_base(BASE)
         attach_saved(pipeline, adapter)
         parameters = sum(tensor.numel() for tensor in load_file(adapter / TENSORS_NAME).values())
         drawn = _drawn_scores(adapter, training, share) if "num_images" in training.asked else {}
-        return {**scene_scores(pipeline, subject), **drawn, "parameters": parameters}
+        return {**scene_scores(pipeline, subject, BASE), **drawn, "parameters": parameters}
 
     return kept_scores(folder, training.asked, measure)
 
@@ -186,20 +222,22 @@ def _drawn_scores(adapter: Path, training: Training, share: Any) -> Scores:
     return score_against_truth(to_tensor(list(pictures)), scenes, outside=outside)
 
 
-def draw_front(cells: Cells) -> bytes:
-    """Return a PNG: the loss on new scenes over the drift elsewhere, a curve of steps for each variant."""
+def draw_front(cells: Cells, rates: Mapping[str, float]) -> bytes:
+    """Return a PNG: the loss after the longest training over parameters, each row at its best rate."""
+    from ether_diffusion.benchmark.plan import label_of
     from ether_diffusion.metrics.report import new_figure, png_of
 
-    figure = new_figure(7, 5)
+    figure = new_figure(9, 5.5)
     axes = figure.subplots()
-    for variant, row in cells.items():
-        xs, ys = ([found[name].mean for found in row.values()] for name in ("prediction_drift", "scene_loss"))
-        axes.plot(xs, ys, marker="o", markersize=4, label=variant)
-    axes.set(
-        xlabel="change of what the base predicts of others", ylabel="loss on true pictures of new scenes"
-    )
+    for row, columns in cells.items():
+        name, found = without_rate(row), columns[max(columns)]
+        if rates[name] != settings_of(row)["learning_rate"]:
+            continue
+        place = found["parameters"].mean, found["scene_loss"].mean
+        axes.plot(*place, "o", color="tab:red" if name.startswith("ether") else "tab:blue")
+        axes.annotate(label_of(name), place, (6, 4), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="loss on true pictures of new scenes")
     axes.grid(alpha=0.3)
-    axes.legend()
     return png_of(figure)
 
 

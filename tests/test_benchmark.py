@@ -138,7 +138,8 @@ def test_the_forms_are_the_papers_setting_and_subjects_that_the_base_never_saw()
     settings = BenchmarkSettings("sd", PAPER_TRAINING)
     assert (settings.num_images, PAPER_TRAINING["num_class_images"]) == (4, 200)
     assert (settings.learning_rate("ether_plus"), settings.learning_rate("full")) == (6e-3, 5e-6)
-    assert AdapterConfig().num_blocks == AdapterConfig().rank == 4
+    blocks = {name: AdapterConfig(adapter=name).blocks for name in ("ether", "ether_plus", "oft")}
+    assert (blocks, AdapterConfig().rank) == ({"ether": 4, "ether_plus": 1, "oft": 4}, 4)
 
 
 @pytest.mark.parametrize(
@@ -437,11 +438,11 @@ def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:
     assert settings.learning_rate("lora:rank=2,learning_rate=0.25") == 0.25
     runs = plan_benchmark(list(labels), read_dreambooth(dreambooth(tmp_path / "data", "cat2")), [0])
     configs = [training_config(run, tmp_path, settings).adapter for run in runs[1:]]
-    assert [(each.adapter, each.rank, each.num_blocks, each.sides) for each in configs] == [
+    assert [(each.adapter, each.rank, each.blocks, each.sides) for each in configs] == [
         ("lora", 4, 4, None),
         ("lora", 16, 4, None),
         ("oft", 4, 2, None),
-        ("ether_plus", 4, 4, "input"),
+        ("ether_plus", 4, 1, "input"),
     ]
     assert len({run.folder(tmp_path) for run in runs}) == len(runs)
 

@@ -72,7 +72,7 @@ def test_a_study_of_another_method_says_nothing_of_this_one(tmp_path: Path) -> N
     assert advise(1, "tiny_world", made).options["max_train_steps"] == 200
 
 
-@pytest.mark.parametrize(("base", "steps"), [("tiny_world", 100), ("tiny_world_2", 100), ("some/base", 1200)])
+@pytest.mark.parametrize(("base", "steps"), [("tiny_world", 200), ("tiny_world_2", 200), ("some/base", 1200)])
 def test_what_was_not_measured_has_no_promise(base: str, steps: int) -> None:
     found = advise(5, base, NO_CURVES)
     assert found.expected == ()

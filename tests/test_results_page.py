@@ -109,8 +109,8 @@ def test_methods_that_the_paper_has_not_are_told_and_do_not_decide(tmp_path: Pat
 
 
 def test_the_short_benchmark_takes_the_best_rates_of_the_committed_study() -> None:
-    study = json.loads((ROOT / "docs" / "results" / "learning_rates.json").read_bytes())
-    assert {name: found["best"] for name, found in study["usable_range"].items()} == TINY_LEARNING_RATES
+    study = json.loads((ROOT / "docs" / "results" / "strength.json").read_bytes())
+    assert {name: study["best_rates"][name] for name in TINY_LEARNING_RATES} == TINY_LEARNING_RATES
     assert not set(study["subjects"]) & set(TINY_SUBJECTS)
 
 

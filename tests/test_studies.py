@@ -249,20 +249,20 @@ def test_a_study_of_blocks_trains_every_variant_with_its_blocks_and_sides(tmp_pa
 
 
 def test_a_study_of_strengths_tells_what_is_learned_from_what_is_lost(tmp_path: Path) -> None:
-    words = ["--subjects", "fox", "--steps", "1", "20", "--output_dir", str(tmp_path)]
-    variants = ["ETHER", "ETHER, λ, gradient"]
-    assert study_strength.main([*words, "--variants", *variants]) == 0
-    found = json.loads((tmp_path / "strength.json").read_text())["variants"]
-    assert list(found) == variants
-    for row in found.values():
+    words = ["--subjects", "fox", "--steps", "20", "1", "--output_dir", str(tmp_path)]
+    rows = ["ether", "ether:strength=learned,gradient_init=true"]
+    assert study_strength.main([*words, "--methods", *rows]) == 0
+    found = json.loads((tmp_path / "strength.json").read_text())
+    assert (found["base"], list(found["methods"])) == ("tiny_world_2", rows)
+    for row in found["methods"].values():
         assert row["20"]["scene_loss"]["mean"] < row["1"]["scene_loss"]["mean"]
-    adapters = {
-        v: tmp_path / study_strength.plan([v], [1], ["fox"], [0])[0].folder / "adapter" for v in variants
-    }
-    assert "strength" not in json.loads((adapters["ETHER"] / "adapter_config.json").read_text())
-    assert read_adapter(adapters["ETHER, λ, gradient"]).config.initial_strength == 0.0
-    drifts = [found[v]["1"]["prediction_drift"]["mean"] for v in variants]
+    drifts = [found["methods"][row]["1"]["prediction_drift"]["mean"] for row in rows]
     assert drifts[1] < drifts[0] / 10  # a step from the base, and one from a reflection of it
+    for row in rows:  # the longer training went on where the shorter one ended
+        folder = tmp_path / study_strength.plan([row], [1], ["fox"], [0])[0].folder.parent / "adapter"
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in log if "loss" in line] == list(range(1, 21))
+        assert read_adapter(folder).config.initial_strength == (0.0 if "learned" in row else None)
     assert is_png(tmp_path / "strength.png")
 
 
@@ -305,7 +305,7 @@ def test_rows_of_a_benchmark_take_the_place_of_variants(tmp_path: Path, capsys: 
     assert not list(tmp_path.iterdir())
     assert study_strength.main([*words, "--num_images", "1", "--methods", *rows]) == 0
     found = json.loads((tmp_path / "strength.json").read_text())
-    one, other = (found["variants"][row]["1"] for row in rows)
+    one, other = (found["methods"][row]["1"] for row in rows)
     assert one["scene_loss"] == other["scene_loss"]
     assert one["object"] != other["object"]
     (adapter,) = tmp_path.rglob("adapter")  # one was trained for both
