@@ -14,7 +14,7 @@ from ether_diffusion.benchmark.plan import CURVES_FILE, LABELS, label_of
 from ether_diffusion.benchmark.results import table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.metrics.scores import Estimate
+from ether_diffusion.metrics.scores import COLUMNS, Estimate
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
 from research.claims import CLAIMS
@@ -26,6 +26,9 @@ COMMANDS = {
     "benchmark": "ether benchmark --subjects fox owl taxi helicopter cupcake teapot guitar robot "
     "--train max_train_steps=100 checkpointing_steps=100 num_blocks=4 --learning_rates ether=0.03 lora=0.003 "
     "hra=0.1 --output_dir runs/benchmark --num_processes 2 --keep_adapters",
+    "benchmark_2": "ether benchmark --base tiny_world_2 --num_images 1 --subjects fox owl taxi helicopter "
+    "cupcake teapot guitar robot --methods ether_plus 'ether_plus:target_modules=.*to_(v|out.0)' lora "
+    "lora:rank=1,learning_rate=0.001 lora:rank=2,learning_rate=0.001 ether --output_dir runs/benchmark_2",
     "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
     "photos": "python -m research.study_photos --learning_rate 0.03 --output_dir runs/photos",
     "strength": "python -m research.study_strength --subjects panda --output_dir runs/strength",
@@ -81,7 +84,8 @@ def _write(parsed: argparse.Namespace) -> None:
 
 def results_page(measured: Measured, folder: Path) -> str:
     """Return the page; pictures that lie in the folder are shown."""
-    parts = [HEAD, _claims(measured), _benchmark(measured), _ranges(measured)]
+    parts = [HEAD, _claims(measured), _benchmark(measured), _benchmark(measured, "benchmark_2")]
+    parts += [_ranges(measured)]
     parts += [_photos(measured), _strengths(measured), _timesteps(measured), _pictures(folder)]
     return "\n".join([*(part for part in parts if part), _sources(measured)])
 
@@ -98,9 +102,9 @@ def _claims(measured: Measured) -> str:
     return f"## The claims\n\n{len(judged)} claims: {counts}.\n\n{_markdown(rows)}"
 
 
-def _benchmark(measured: Measured) -> str:
+def _benchmark(measured: Measured, name: str = "benchmark") -> str:
     try:
-        summary: Mapping[str, Any] = measured.value("benchmark", "settings") and measured.files["benchmark"]
+        summary: Mapping[str, Any] = measured.value(name, "settings") and measured.files[name]
     except NotMeasuredError:
         return ""
     settings = summary["settings"]
@@ -112,7 +116,27 @@ def _benchmark(measured: Measured) -> str:
         f"{settings['base']}; {training}; {settings['num_inference_steps']} denoising steps. "
         "± is the standard error over subjects; the last step is scored, none is chosen by its score."
     )
-    return f"## Subjects, in the paper's columns\n\n{told}\n\n{_markdown(table(summary))}"
+    title = f"Subjects of {settings['base']}, in the paper's columns"
+    return f"## {title}\n\n{told}\n\n{_markdown(table(summary))}{_differences(summary)}"
+
+
+def _differences(summary: Mapping[str, Any]) -> str:
+    """Return the paired differences of a benchmark, which earlier ones do not have, by each judge."""
+    found = summary.get("differences", {})
+    judges = [each for each in (found, found.get("outside")) if each and each["to_best"]]
+    if not judges:
+        return ""
+    rows = [["", *(COLUMNS[judge["column"]] for judge in judges)]]
+    for method in judges[0]["to_best"]:
+        told = [judge["to_best"].get(method) for judge in judges]
+        shown = [
+            "-" if e is None else f"{e['mean']:+.3f} ({e['low']:+.3f} to {e['high']:+.3f})" for e in told
+        ]
+        rows.append([label_of(method), *shown])
+    best = (
+        f"Less that of {label_of(found['best'])} on the same subjects, with the 95 % interval over subjects"
+    )
+    return f"\n{best}:\n\n{_markdown(rows)}"
 
 
 def _ranges(measured: Measured) -> str:
