@@ -442,7 +442,7 @@ def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:
         ("lora", 4, 4, None),
         ("lora", 16, 4, None),
         ("oft", 4, 2, None),
-        ("ether_plus", 4, 1, "input"),
+        ("ether_plus", 4, 4, "input"),
     ]
     assert len({run.folder(tmp_path) for run in runs}) == len(runs)
 
