@@ -125,7 +125,7 @@ def without_rate(row: str) -> str:
 
 
 def best_rates(cells: Cells) -> dict[str, float]:
-    """Return the rate of each row that is there with several: the least loss after the longest training.
+    """Return the best of the rates of each row: the least loss after the longest training.
 
     Of those within 2 % of it, the one that changes the base least; keys are the rows without their rates.
     """
