@@ -312,7 +312,6 @@ def lora_header(adapter: AdapterPart, *, rank: int, title: str, denoiser: nn.Mod
         "ether.variant": config.variant,
         "ether.num_blocks": str(config.num_blocks),
         "ether.sides": str(config.sides),
-        **({"ether.num_reflections": str(config.num_reflections)} if config.num_reflections > 1 else {}),
         NOTE: "exact on this base only: the factors hold its weights; export again for another base",
     }
     if trigger:

@@ -31,8 +31,8 @@ def reflected_linear(
         RuntimeError: x, W and the rows differ in dtype, as for any Linear.
     """
     stacks = [None if side is None else side.stack for side in (input_side, output_side)]
-    forms = [None if side is None else (side.rank, side.scale) for side in (input_side, output_side)]
-    result: Tensor = _ReflectedLinear.apply(x, weight, bias, *stacks, *forms)  # type: ignore[no-untyped-call]
+    is_plus = [side is not None and side.is_plus for side in (input_side, output_side)]
+    result: Tensor = _ReflectedLinear.apply(x, weight, bias, *stacks, *is_plus)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -45,11 +45,12 @@ class _ReflectedLinear(torch.autograd.Function):
         bias: Tensor | None,
         stack_in: Tensor | None,
         stack_out: Tensor | None,
-        form_in: tuple[int, float] | None,
-        form_out: tuple[int, float] | None,
+        is_plus_in: bool,
+        is_plus_out: bool,
     ) -> Tensor:
         tokens = x.reshape(-1, weight.shape[1])
-        input_side, output_side = _rows(stack_in, form_in), _rows(stack_out, form_out)
+        input_side = None if stack_in is None else Rows(stack_in, is_plus_in)
+        output_side = None if stack_out is None else Rows(stack_out, is_plus_out)
         x_alone_is_frozen = not ctx.needs_input_grad[0] and any(ctx.needs_input_grad[3:5])
         if x_alone_is_frozen:
             forward, ctx.way_back = _factored_forward, _factored_backward
@@ -58,7 +59,7 @@ class _ReflectedLinear(torch.autograd.Function):
         else:
             forward, ctx.way_back = _activation_forward, _activation_backward
         y, kept = forward(tokens, weight, bias, input_side, output_side)
-        ctx.x_shape, ctx.forms = x.shape, (form_in, form_out)
+        ctx.x_shape, ctx.is_plus = x.shape, (is_plus_in, is_plus_out)
         ctx.save_for_backward(tokens, weight, stack_in, stack_out, *kept)
         # no view, as which autograd would refuse to let a module that follows change it in place
         return y.view(*x.shape[:-1], weight.shape[0]).data
@@ -68,25 +69,19 @@ class _ReflectedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight, stack_in, stack_out, *kept = ctx.saved_tensors
         grad = grad.reshape(len(tokens), -1)
-        sides = [_rows(*each) for each in zip((stack_in, stack_out), ctx.forms, strict=True)]
+        stacks = zip((stack_in, stack_out), ctx.is_plus, strict=True)
+        sides = [None if stack is None else Rows(stack, is_plus) for stack, is_plus in stacks]
         grad_x, *grad_stacks = ctx.way_back(grad, tokens, weight, kept, *sides)
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         return None if grad_x is None else grad_x.view(ctx.x_shape), None, grad_bias, *grad_stacks, None, None
 
 
-def _rows(stack: Tensor | None, form: tuple[int, float] | None) -> Rows | None:
-    return None if stack is None or form is None else Rows(stack, *form)
-
-
 def _crossing(weight: Tensor, input_side: Rows | None, output_side: Rows | None) -> int:
     """Return the number of tokens from which reflecting the weight is faster than reflecting activations.
 
-    Reflecting x or y costs per token, reflecting W per row or column; where they cross was measured. A chain
-    always reflects W: x would have to be reflected by the transpose of H, which is not symmetric.
+    Reflecting x or y costs per token, reflecting W per row or column; where they cross was measured.
     """
     out_features, in_features = weight.shape
-    if input_side is not None and not input_side.is_symmetric:
-        return 0
     if input_side is None:
         return 2 * in_features
     if output_side is None:
@@ -204,7 +199,7 @@ def _factor_gradients(
     # reached = c_out R_out (W + B_in A_in)
     across = grad_reached @ input_side.right.t()  # (k_out, k_in)
     grad_out = _add_right(output_side, grad_up[rank:], grad_reached, weight)
-    output_side._replace(stack=grad_out).right.addmm_(across, up_in.t(), alpha=scale)
+    Rows(grad_out, output_side.is_plus).right.addmm_(across, up_in.t(), alpha=scale)
     grad_down_in = torch.addmm(grad_down[:rank], (output_side.right @ up_in).t(), grad_reached, alpha=scale)
     grad_up_in = torch.addmm(grad_up[:rank], across.t(), output_side.right, alpha=scale)
     return _add_left(input_side, grad_down_in, grad_up_in, weight), grad_out
@@ -212,26 +207,26 @@ def _factor_gradients(
 
 def _stack_gradient(side: Rows, left: Tensor, q: Tensor, b: Tensor) -> Tensor:
     """Return the gradient of the stacked rows, whose left part has gradient c left and whose right c q b."""
-    if side.is_plain:
+    if not side.is_plus:
         return torch.addmm(left, q, b).mul_(side.scale)
-    grad = F.pad(q @ b, (0, 0, 0, len(side.stack) - side.rank))
-    side._replace(stack=grad).left.add_(left)
+    grad = F.pad(q @ b, (0, 0, 0, len(side.stack) // 3))
+    Rows(grad, True).left.add_(left)
     return grad
 
 
 def _add_left(side: Rows, grad_right: Tensor, grad_up: Tensor, weight: Tensor) -> Tensor:
     """Stack the gradient of A = R with that of Bᵀ = c L Wᵀ."""
-    if side.is_plain:
+    if not side.is_plus:
         return torch.addmm(grad_right, grad_up, weight, alpha=side.scale)
-    grad = F.pad(grad_right, (0, 0, 0, len(side.stack) - side.rank))
-    side._replace(stack=grad).left.addmm_(grad_up, weight, alpha=side.scale)
+    grad = F.pad(grad_right, (0, 0, 0, len(side.stack) // 3))
+    Rows(grad, True).left.addmm_(grad_up, weight)
     return grad
 
 
 def _add_right(side: Rows, grad_left: Tensor, grad_reached: Tensor, weight: Tensor) -> Tensor:
     """Stack the gradient of Bᵀ = L with that of A = c R W."""
-    if side.is_plain:
+    if not side.is_plus:
         return torch.addmm(grad_left, grad_reached, weight.t(), alpha=side.scale)
-    grad = F.pad(grad_left, (0, 0, len(side.stack) - side.rank, 0))
-    side._replace(stack=grad).right.addmm_(grad_reached, weight.t(), alpha=side.scale)
+    grad = F.pad(grad_left, (0, 0, len(side.stack) // 3, 0))
+    Rows(grad, True).right.addmm_(grad_reached, weight.t())
     return grad

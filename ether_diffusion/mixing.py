@@ -1,7 +1,6 @@
 """Several adapters as one: a LoRA of the same W' as all of them at their strengths together."""
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -125,6 +124,6 @@ def _factors(own: Sequence[tuple[AdapterPart, float]], name: str, weight: Tensor
 
 def _rank(part: AdapterPart, ends: dict[str, tuple[int, ...]], width: int) -> int:
     """Return the rank of an adapter's update of a Linear at most."""
-    if isinstance(part.config, EtherConfig):  # one for each block of each u, and of v
-        return sum(math.prod(shape[:-1]) for shape in ends.values())
+    if isinstance(part.config, EtherConfig):  # one for each block of u, and of v
+        return sum(shape[0] for shape in ends.values())
     return width if name_of(part.config) in _WHOLE else int(part.config.r)

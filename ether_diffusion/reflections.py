@@ -4,18 +4,14 @@ ETHER, Bini et al. 2024, arXiv:2405.20271, sections 3.2 to 3.4, with torch's wei
 
     ETHER    H  = blockdiag(I - 2 û ûᵀ)          W' = W H
     ETHER+   H⁺ = blockdiag(I - û ûᵀ + v̂ v̂ᵀ)     W' = H⁺_out W H⁺_in
-    a chain  H₁ H₂ … Hᵣ of ETHER's                W' = W H₁ H₂ … Hᵣ
 
 Every block matrix is written H = I + c Lᵀ R with rows L, R (k, d) that hold one block each:
 
     ETHER    L = R = Û,                    c = -2    k = num_blocks
     ETHER+   L = [E; V̂],    R = [Û; E],    c = 1     k = 2 num_blocks,   E = V̂ - Û
-    a chain  L = T [Û₁; …; Ûᵣ],   R = [Û₁; …; Ûᵣ],   c = -2,   k = r num_blocks
 
 The second is exact (v̂v̂ᵀ - ûûᵀ = e ûᵀ + v̂ eᵀ, with v̂'s sign chosen towards û, which v̂v̂ᵀ cannot see), and
-it is exactly the identity at v = ±u, where [Û; V̂] would leave rounding noise. The third is the compact WY
-form (Schreiber and Van Loan 1989): row k of L is H₁ … Hₖ₋₁ ûₖ, and T the inverse of I + 2 tril(ÛÛᵀ, -1) in
-each block. H itself is never built.
+it is exactly the identity at v = ±u, where [Û; V̂] would leave rounding noise. H itself is never built.
 """
 
 from collections import defaultdict
@@ -31,10 +27,7 @@ MIN_NORM = 1e-12
 
 
 class Vectors(NamedTuple):
-    """The raw vectors of one side: u and, for ETHER+, v (num_blocks, d / num_blocks), of any norm.
-
-    Of a chain u is (num_reflections, num_blocks, d / num_blocks), the first meeting what goes in first.
-    """
+    """The raw vectors of one side: u and, for ETHER+, v (num_blocks, d / num_blocks), of any norm."""
 
     u: Tensor
     v: Tensor | None
@@ -60,40 +53,32 @@ class Transform(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Unit vectors û and v̂ (..., num_blocks, d / num_blocks), of a chain as `Vectors`; v̂ points towards û."""
+    """Unit vectors û and v̂ (..., num_blocks, d / num_blocks); v̂ points towards û."""
 
     u: Tensor
     v: Tensor | None
 
 
 class Rows(NamedTuple):
-    """H = I + scale · leftᵀ right for one side, from one stack of rows: right are the first k, left the last.
+    """H = I + scale · leftᵀ right for one side, from one stack of rows: [Û] (k, d) or [Û; E; V̂] (3k/2, d).
 
-    The stack is [Û] (k, d), [Û; E; V̂] (3k/2, d) or of a chain [R; L] (2k, d), and k is `rank`. Those of
-    several adapters lie along an axis before.
+    Those of several adapters lie along an axis before.
     """
 
     stack: Tensor
-    rank: int
-    scale: float
+    is_plus: bool
 
     @property
     def left(self) -> Tensor:
-        return self.stack[..., -self.rank :, :]
+        return self.stack[..., self.stack.shape[-2] // 3 :, :] if self.is_plus else self.stack
 
     @property
     def right(self) -> Tensor:
-        return self.stack[..., : self.rank, :]
+        return self.stack[..., : 2 * self.stack.shape[-2] // 3, :] if self.is_plus else self.stack
 
     @property
-    def is_plain(self) -> bool:
-        """Whether left and right are the same rows."""
-        return self.stack.shape[-2] == self.rank
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether H is its own transpose, as of all but chains."""
-        return self.stack.shape[-2] < 2 * self.rank
+    def scale(self) -> float:
+        return 1.0 if self.is_plus else -2.0
 
 
 class SideRows(NamedTuple):
@@ -129,15 +114,6 @@ def _spread(blocks: Tensor) -> Tensor:
     return torch.diag_embed(blocks.transpose(-1, -2), dim1=-3, dim2=-2).flatten(-2)
 
 
-def chained(u: Tensor) -> Tensor:
-    """Return, block by block, the L of H₁ … Hᵣ = I - 2 Lᵀ Û for unit vectors (..., r, n, m), as many rows."""
-    blocks = u.transpose(-2, -3)  # (..., n, r, m)
-    # elementwise, as autocast would round a product to 16 bits
-    cosines = (blocks[..., :, None, :] * blocks[..., None, :, :]).sum(-1)
-    left: Tensor = torch.linalg.solve_triangular(2 * cosines, blocks, upper=False, unitriangular=True)
-    return left.transpose(-2, -3)
-
-
 def rows(sides: Sequence[Vectors], dtype: torch.dtype, *, together: int = 1) -> list[Rows]:
     """Return the rows of H for many sides, differentiably; sides of one shape are computed in one go.
 
@@ -150,25 +126,17 @@ def rows(sides: Sequence[Vectors], dtype: torch.dtype, *, together: int = 1) -> 
     for (_, _, is_plus), indices in alike.items():
         v = torch.stack([v for index in indices if (v := sides[index].v) is not None]) if is_plus else None
         unit = units(Vectors(torch.stack([sides[index].u for index in indices]), v))
-        blocks, rank, scale = unit.u, unit.u[0, ..., 0].numel(), -2.0
-        if unit.v is not None:
-            blocks, rank, scale = torch.stack((unit.u, unit.v - unit.u, unit.v), 1), 2 * rank, 1.0
-        elif unit.u.ndim == 4:
-            blocks = torch.cat((unit.u, chained(unit.u)), 1)
+        blocks = unit.u if unit.v is None else torch.stack((unit.u, unit.v - unit.u, unit.v), 1)
         stacks = _spread(blocks.to(dtype)).flatten(1, -2)
         if together > 1:
             stacks = stacks.view(-1, together, *stacks.shape[1:])
         firsts = zip(indices[::together], stacks.unbind(), strict=True)
-        result.update((index, Rows(stack, rank, scale)) for index, stack in firsts)
+        result.update((index, Rows(stack, is_plus)) for index, stack in firsts)
     return [result[index] for index in range(0, len(sides), together)]
 
 
 def reflect(x: Tensor, side: Units) -> Tensor:
-    """Return x Hᵀ (..., d), block by block and elementwise: the definition, in a form a compiler fuses."""
-    if side.u.ndim == 3:
-        for u in side.u.flip(0):
-            x = reflect(x, Units(u, None))
-        return x
+    """Return x H (..., d), block by block and elementwise: the definition, in a form a compiler fuses."""
     blocks = x.reshape(*x.shape[:-1], *side.u.shape)  # (..., num_blocks, d / num_blocks)
     u = side.u.to(x.dtype)
     along_u = (blocks * u).sum(-1, keepdim=True)
@@ -197,10 +165,9 @@ def factors(
     """Return A (r, in) and B (out, r) with W' = W + B A, exactly and differentiably.
 
     W' is H_out W H_in, or W + λ (H_out W H_in - W) with a strength λ (..., 1). The rank r is num_blocks for
-    a side of ETHER, 2 num_blocks for a side of ETHER+ and num_reflections num_blocks for a chain, summed over
-    the sides. Two skinny passes over W (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k)
-    already gives it as `weight_along_left`. Factors of several adapters lie along an axis before, as their
-    rows do.
+    a side of ETHER and 2 num_blocks for a side of ETHER+, summed over the sides. Two skinny passes over W
+    (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k) already gives it as `weight_along_left`.
+    Factors of several adapters lie along an axis before, as their rows do.
     """
     if input_side is None:
         assert output_side is not None

@@ -6,7 +6,7 @@ strength.json and strength.png. None of the subjects is the benchmark's, which t
 Rows are those of `ether benchmark`; one with the strength of the unconditional row trains nothing, and is
 told by drawn pictures:
 
-    --methods lora ether:num_reflections=4,learning_rate=0.01 ether:unconditional_strength=0.5 --num_images 1
+    --methods lora:learning_rate=0.001 lora:unconditional_strength=0.5,learning_rate=0.001 --num_images 1
 """
 
 import argparse
@@ -43,7 +43,6 @@ METHODS = (
     "ether_plus:strength=learned,gradient_init=true,strength_lr=0.03,learning_rate=0.003",
     *(f"ether:learning_rate={rate}" for rate in (0.01, 0.1)),
     "ether:num_blocks=1,learning_rate=0.01",
-    "ether:num_blocks=1,num_reflections=4,learning_rate=0.01",
     "ether:num_blocks=1,sides=both,strength=learned,gradient_init=true,strength_lr=0.03,learning_rate=0.01",
     *(f"lora:rank={rank},learning_rate={rate}" for rank in (1, 2) for rate in (0.001, 0.003)),
     *(f"lora:learning_rate={rate}" for rate in (0.001, 0.003)),

@@ -51,7 +51,6 @@ def _described(part: AdapterPart, folder: Path) -> dict[str, object]:
     form: dict[str, object] = {"method": title_of(config), "settings": settings_of(config)}
     if isinstance(config, EtherConfig):
         form = {name: getattr(config, name) for name in ("variant", "sides", "num_blocks")}
-        form |= {"num_reflections": config.num_reflections} if config.num_reflections > 1 else {}
         form["num_blocks_pattern"] = dict(config.num_blocks_pattern)
     return {
         **form,

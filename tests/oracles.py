@@ -12,15 +12,7 @@ def in_float64(side: Vectors) -> Vectors:
 
 
 def dense_blocks(side: Vectors) -> Tensor:
-    """The paper's H (v is None) or H⁺ as a dense block-diagonal d×d matrix, in the vectors' dtype.
-
-    Of a chain it is the product H₁ H₂ … Hᵣ.
-    """
-    if side.u.ndim == 3:
-        first, *others = (dense_blocks(Vectors(u, None)) for u in side.u)
-        for each in others:
-            first = first @ each
-        return first
+    """The paper's H (v is None) or H⁺ as a dense block-diagonal d×d matrix, in the vectors' dtype."""
     blocks = []
     for index, row in enumerate(side.u):
         u = row / row.norm()

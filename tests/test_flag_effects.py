@@ -72,7 +72,6 @@ TRAINS_OTHERWISE: list[tuple[str, Json, Flags]] = [
     ("prior_loss_weight", 0.1, FROZEN),
     ("num_blocks", 4, {}),
     ("sides", "input", {}),
-    ("num_reflections", 3, {"adapter": "ether"}),
     ("strength", "learned", {}),
     ("gradient_init", True, {"strength": "learned"}),
     ("strength_lr", 0.5, {"strength": "learned"}),

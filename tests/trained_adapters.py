@@ -23,7 +23,6 @@ CONFIGS = {
     "learned_strength": EtherConfig(
         variant="ether_plus", init_weights=False, strength="learned", initial_strength=0.7
     ),
-    "chain": EtherConfig(num_reflections=3, init_weights=False),
     "mixed_blocks": EtherConfig(num_blocks_pattern={r"mid_block.*": 8}, init_weights=False),
 }
 

@@ -56,8 +56,7 @@ def model_card(adapter: AdapterPart, **shown: Unpack[Shown]) -> str:
     intro = (
         f"An {title} adapter ([Bini et al. 2024](https://arxiv.org/abs/2405.20271)) of "
         f"{len(adapter.projections())} projections for {_shown_base(base_model)}: sides `{config.sides}`, "
-        f"{config.num_blocks} blocks"
-        + (f", {config.num_reflections} reflections in a chain." if config.num_reflections > 1 else ".")
+        f"{config.num_blocks} blocks."
     )
     library, loader, name = "diffusers", "DiffusionPipeline", "pipe"
     if config.task_type is not None:  # PEFT sets it on language models

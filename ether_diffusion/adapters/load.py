@@ -258,7 +258,7 @@ def _exact_config(root: nn.Module, own: AdapterPart) -> PeftConfig:
     names = {module: name for name, module in root.named_modules()}
     here = {plain: names[module] for plain, module in models.plain_modules(root).items()}
     if isinstance(config, EtherConfig):
-        blocks = {here[name]: next(iter(shapes.values()))[-2] for name, shapes in modules.items()}
+        blocks = {here[name]: next(iter(shapes.values()))[0] for name, shapes in modules.items()}
         is_safe = all(map(is_plain, config.num_blocks_pattern))
         if not is_safe or any(n != config.blocks_of(name) for name, n in blocks.items()):
             # (^…) because PEFT puts an optional prefix before a pattern

@@ -43,7 +43,6 @@ class _EtherFile(StrictModel):
     inference_mode: bool = False
     variant: str = "ether"
     num_blocks: _Blocks = 4
-    num_reflections: _Blocks = 1
     sides: str | None = None
     target_modules: _Names = "attention"
     exclude_modules: _Names = None
@@ -262,12 +261,7 @@ def _tensors_of(config: PeftConfig) -> Mapping[str, Sequence[str]]:
     if isinstance(config, EtherConfig):
         sides, letters = {"input": "in", "output": "out"}, "u" if config.variant == "ether" else "uv"
         chosen = sides if config.sides == "both" else [str(config.sides)]
-        chain = ("num_reflections",) * (config.num_reflections > 1)
-        form = {
-            f"ether_{s}_{x}": (*chain, "num_blocks", f"{sides[s]}/num_blocks")
-            for s in chosen
-            for x in letters
-        }
+        form = {f"ether_{s}_{x}": ("num_blocks", f"{sides[s]}/num_blocks") for s in chosen for x in letters}
         return {**form, "ether_strength": ("1",)} if config.strength else form
     pairs = [tensor.split("=") for tensor in method_of(config).tensors.split()]
     return {end: sizes.split(",") for end, sizes in pairs}
@@ -286,7 +280,6 @@ def _forms_of(config: PeftConfig, module: str) -> list[dict[str, Any]]:
     if all(map(is_plain, patterns)):
         named = {blocks for name, blocks in patterns.items() if f".{module}".endswith(f".{name}")}
         allowed = named or {config.num_blocks}
-    settings |= {"num_reflections": config.num_reflections}
     return [settings | {"num_blocks": blocks} for blocks in sorted(allowed)]
 
 
@@ -312,7 +305,7 @@ def usable_values(config: PeftConfig, tensors: Mapping[str, Tensor], where: str)
 
 def _with_safe_norms(tensor: Tensor, name: str, where: str) -> Tensor:
     wide = tensor.double()
-    largest = wide.abs().amax(dim=-1, keepdim=True)
+    largest = wide.abs().amax(dim=1, keepdim=True)
     _check_directions((largest < torch.finfo(torch.float64).tiny).flatten(), name, where)
     exponent = torch.frexp(largest).exponent
     fits = (exponent > -SAFE_EXPONENT) & (exponent < SAFE_EXPONENT)

@@ -245,7 +245,7 @@ def label_of(row: str) -> str:
         return LABELS[row]
     method, options = method_of(row)
     shown = {
-        {"rank": "r", "num_blocks": "n", "num_reflections": "r"}.get(name, name): value
+        "r" if name == "rank" else "n" if name == "num_blocks" else name: value
         for name, value in options.items()
     }
     name = LABELS[method].partition(" ")[0] if shown.keys() & {"r", "n"} else LABELS[method]

@@ -3,8 +3,7 @@
 With G = dL/dW of the base, reflecting W's input along û changes the loss by -2λ ûᵀ sym(WᵀG) û at first
 order, and ETHER+'s relaxation by λ (v̂ᵀ sym(WᵀG) v̂ - ûᵀ sym(WᵀG) û); on the output side it is sym(G Wᵀ).
 So û is the eigenvector of each diagonal block with the largest eigenvalue, v̂ that with the smallest, and
-λ starts at 0, with the base itself. Of a chain û₂ is that with the second largest, and so on: reflections
-along orthogonal vectors add up.
+λ starts at 0, with the base itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,12 +70,11 @@ def set_vectors(layer: EtherLinear, weight: Tensor, gradient: Tensor) -> None:
         if ADAPTER_NAME not in us:
             continue
         u = us[ADAPTER_NAME]
-        num_reflections, (num_blocks, width) = 1 if u.ndim == 2 else len(u), u.shape[-2:]
+        num_blocks, width = u.shape
         symmetric = (product + product.mT) / 2
         blocks = symmetric.view(num_blocks, width, num_blocks, width).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         vectors = torch.linalg.eigh(blocks).eigenvectors.to(u.dtype)
-        norms = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
-        along = [vectors[..., -1 - k % width] for k in range(num_reflections)]
-        u.copy_(torch.stack(along).view_as(u) * norms)
+        norms = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+        u.copy_(vectors[..., -1] * norms)
         if ADAPTER_NAME in vs:
             vs[ADAPTER_NAME].copy_(vectors[..., 0] * norms)

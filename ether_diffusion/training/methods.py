@@ -76,7 +76,6 @@ def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -
         case "ether" | "ether_plus" as variant:
             own |= {"sides": config.sides, "strength": config.strength}
             own |= {"initial_strength": 0.0} if config.gradient_init else {}
-            own |= {"num_reflections": config.num_reflections}
             return EtherConfig(variant=variant, num_blocks=blocks, dropout=dropout, **own)
         case "lora":
             own["init_lora_weights"] = "gaussian"  # as diffusers' scripts

@@ -65,13 +65,6 @@ class EtherConfig(PeftConfig):
             "help": "Diagonal blocks per side; must divide the width. Does not change the parameter count."
         },
     )
-    num_reflections: int = field(
-        default=1,
-        metadata={
-            "help": "Reflections of 'ether' one after the other on the input side, W' = W H₁ H₂ … Hᵣ, each "
-            "with its own vectors. They start in equal pairs, which change nothing."
-        },
-    )
     sides: Sides | None = field(
         default=None,
         metadata={
@@ -115,7 +108,7 @@ class EtherConfig(PeftConfig):
         default=None,
         metadata={
             "help": "What a learned λ starts at; default: 0 for ether, which is then the base, and 1 for "
-            "ether_plus and an even number of reflections, which start there themselves."
+            "ether_plus, which starts there itself."
         },
     )
     layers_to_transform: list[int] | int | None = field(
@@ -148,16 +141,9 @@ class EtherConfig(PeftConfig):
                 f"initial_strength={self.initial_strength!r} is where a learned strength starts; give a "
                 "finite number, and strength='learned'"
             )
-        counts = {"num_blocks": self.num_blocks, **self.num_blocks_pattern}
-        for name, count in {**counts, "num_reflections": self.num_reflections}.items():
+        for name, count in {"num_blocks": self.num_blocks, **self.num_blocks_pattern}.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                what = "reflections" if name == "num_reflections" else "blocks"
-                raise ValueError(f"{name}={count!r} is not a number of {what}; use a whole number from 1")
-        if self.num_reflections > 1 and (self.variant, self.sides) != ("ether", "input"):
-            raise ValueError(
-                f"num_reflections={self.num_reflections} is a chain of ether on the input side; found "
-                f"variant={self.variant!r}, sides={self.sides!r}"
-            )
+                raise ValueError(f"{name}={count!r} is not a number of blocks; use a whole number from 1")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout!r} is not a probability; use a number from 0 to below 1")
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
@@ -168,10 +154,8 @@ class EtherConfig(PeftConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what adapter_config.json says; without a learned strength or a chain, nothing of them."""
+        """Return what adapter_config.json says; without a learned strength, nothing of one."""
         values: dict[str, Any] = super().to_dict()
-        if self.num_reflections == 1:
-            del values["num_reflections"]
         if self.strength is None:
             del values["strength"], values["initial_strength"]
         return values
@@ -181,7 +165,7 @@ class EtherConfig(PeftConfig):
         """What a learned strength starts at."""
         if self.initial_strength is not None:
             return float(self.initial_strength)
-        return 0.0 if self.variant == "ether" and self.num_reflections % 2 else 1.0
+        return 0.0 if self.variant == "ether" else 1.0
 
     @staticmethod
     def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -189,10 +189,6 @@ def _initial_vectors(config: EtherConfig, num_blocks: int, width: int) -> tuple[
         return nn.init.kaiming_uniform_(torch.empty(num_blocks, width // num_blocks), a=math.sqrt(5))
 
     u = kaiming()
-    if config.num_reflections > 1:
-        drawn = [u, *(kaiming() for _ in range(1, config.num_reflections))]
-        pairs = [drawn[k - k % 2] for k in range(len(drawn))] if config.init_weights else drawn
-        return torch.stack(pairs), None
     if config.variant == "ether":
         return u, None
     return u, -u.clone() if config.init_weights else kaiming()

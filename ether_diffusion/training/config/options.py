@@ -174,11 +174,8 @@ class AdapterConfig(Options, group="adapter"):
     others if not given."""
     sides: Literal["input", "output", "both"] | None = option(None, needs="adapter=ether|ether_plus")
     """Side of the weights that ether and ether_plus transform: input for ether, both for ether_plus."""
-    num_reflections: Count = option(1, needs="adapter=ether")
-    """Reflections of ether one after the other, W H₁ H₂ …, with vectors of their own each."""
     strength: Literal["learned"] | None = option(None, needs="adapter=ether|ether_plus")
-    """learned: W + λ (W' - W) with a trained λ for each weight, from 0 for ether and 1 for what starts at the
-    base itself: ether_plus, and an even number of reflections."""
+    """learned: W + λ (W' - W) with a trained λ for each weight, from 0 for ether and 1 for ether_plus."""
     gradient_init: bool = option(False, needs="strength")
     """Start with the base, λ = 0, along directions in which the loss of the first photos falls most."""
     target_modules: Text = option("attention", needs="adapter=ether|ether_plus|lora|oft|hra|delora|boft|ia3")
@@ -197,9 +194,6 @@ class AdapterConfig(Options, group="adapter"):
         return self.num_blocks or (1 if self.adapter == "ether_plus" else 4)
 
     def _contradictions(self) -> Iterator[str]:
-        if self.num_reflections > 1 and self.sides not in (None, "input"):
-            chain = f"num_reflections={self.num_reflections} is a chain on the input side"
-            yield f"{chain}; found sides={self.sides}"
         found = f"target_modules={shown(self.target_modules)}"
         if any(not name.strip() for name in self.target_modules.split(",")):
             yield f"{found} has an empty name; delete a comma"
