@@ -251,17 +251,15 @@ def adapted_weights(adapter: AdapterPart, model: nn.Module, *, rebake: bool) -> 
     return {name: in_models.pristine_weight(modules[name]).detach() for name in adapter.modules()}
 
 
-def lora_factors(
-    weight: Tensor, input_side: Vectors | None, output_side: Vectors | None, strength: Tensor | None = None
-) -> LoraFactors:
-    """Return the exact update W' - W of a weight W (out, in) as LoRA factors in float64.
+def lora_factors(weight: Tensor, input_side: Vectors | None, output_side: Vectors | None) -> LoraFactors:
+    """Return the exact update H_out W H_in - W of a weight W (out, in) as LoRA factors in float64.
 
     The rows of `down` are orthonormal: adapters far from the base would otherwise be sums of large terms
     that cancel, which 16 bits cannot hold (1.4e-3 of ΔW instead of 0.7e-3). The rank is num_blocks for a
     side of ETHER and 2 num_blocks for a side of ETHER+, summed over the sides, and at most `in`.
     """
 
-    transform = reflections.Transform(input_side, output_side, strength).to(torch.float64)
+    transform = reflections.Transform(input_side, output_side).to(torch.float64)
     (rows,) = reflections.with_rows([transform], torch.float64)
     down, up = reflections.factors(weight.double(), *rows)
     basis, coordinates = torch.linalg.qr(down.t())  # down = coordinatesᵀ basisᵀ

@@ -34,14 +34,10 @@ class Vectors(NamedTuple):
 
 
 class Transform(NamedTuple):
-    """What an adapter does to one W: the raw vectors of its sides, None where it has none, and its strength.
-
-    The strength λ (1,) is there if it is learned: W' = W + λ (H_out W H_in - W).
-    """
+    """What an adapter does to one W: the raw vectors of its sides, None where it has none."""
 
     input: Vectors | None
     output: Vectors | None
-    strength: Tensor | None = None
 
     def to(self, where: torch.device | torch.dtype) -> "Transform":
         """Return it on a device or in a dtype."""
@@ -49,7 +45,7 @@ class Transform(NamedTuple):
             None if side is None else Vectors(side.u.to(where), None if side.v is None else side.v.to(where))
             for side in (self.input, self.output)
         )
-        return Transform(first, second, None if self.strength is None else self.strength.to(where))
+        return Transform(first, second)
 
 
 class Units(NamedTuple):
@@ -82,11 +78,10 @@ class Rows(NamedTuple):
 
 
 class SideRows(NamedTuple):
-    """The rows of an adapter's two sides, None where it has none, and its strength, as `factors` asks."""
+    """The rows of an adapter's two sides, None where it has none."""
 
     input: Rows | None
     output: Rows | None
-    strength: Tensor | None = None
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -158,36 +153,29 @@ def factors(
     weight: Tensor,
     input_side: Rows | None,
     output_side: Rows | None,
-    strength: Tensor | None = None,
     *,
     weight_along_left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return A (r, in) and B (out, r) with W' = W + B A, exactly and differentiably.
+    """Return A (r, in) and B (out, r) with H_out W H_in = W + B A, exactly and differentiably.
 
-    W' is H_out W H_in, or W + λ (H_out W H_in - W) with a strength λ (..., 1). The rank r is num_blocks for
-    a side of ETHER and 2 num_blocks for a side of ETHER+, summed over the sides. Two skinny passes over W
-    (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k) already gives it as `weight_along_left`.
-    Factors of several adapters lie along an axis before, as their rows do.
+    The rank r is num_blocks for a side of ETHER and 2 num_blocks for a side of ETHER+, summed over the
+    sides. Two skinny passes over W (W Lᵀ and R W) are all the work; a caller that has W Lᵀ (out, k) already
+    gives it as `weight_along_left`. Factors of several adapters lie along an axis before, as their rows do.
     """
     if input_side is None:
         assert output_side is not None
-        reached = (output_side.right @ weight) * output_side.scale
-        return reached, _at_strength(output_side.left.mT, strength)
+        return (output_side.right @ weight) * output_side.scale, output_side.left.mT
     if weight_along_left is None:
         left = input_side.left
         weight_along_left = along_rows(weight, left.flatten(0, -2))
         weight_along_left = weight_along_left.reshape(-1, *left.shape[:-1]).movedim(0, -2)
     up = weight_along_left * input_side.scale
     if output_side is None:
-        return input_side.right, _at_strength(up, strength)
+        return input_side.right, up
     reached = (output_side.right @ weight) * output_side.scale
     reached = reached + (output_side.right @ up) @ input_side.right * output_side.scale
     up = torch.cat((up, output_side.left.mT), dim=-1)
-    return torch.cat((input_side.right, reached), dim=-2), _at_strength(up, strength)
-
-
-def _at_strength(up: Tensor, strength: Tensor | None) -> Tensor:
-    return up if strength is None else up * strength.to(up.dtype)[..., None]
+    return torch.cat((input_side.right, reached), dim=-2), up
 
 
 def with_rows(transforms: Sequence[Transform], dtype: torch.dtype) -> list[SideRows]:
@@ -195,8 +183,8 @@ def with_rows(transforms: Sequence[Transform], dtype: torch.dtype) -> list[SideR
     flat = [side for each in transforms for side in (each.input, each.output) if side is not None]
     made = iter(rows(flat, dtype))
     return [
-        SideRows(None if first is None else next(made), None if second is None else next(made), strength)
-        for first, second, strength in transforms
+        SideRows(None if first is None else next(made), None if second is None else next(made))
+        for first, second in transforms
     ]
 
 

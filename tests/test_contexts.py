@@ -33,7 +33,6 @@ Context = Callable[[UNet], AbstractContextManager[None]]
 CONFIGS: dict[str, PeftConfig] = {
     "ether": EtherConfig(init_weights=False),
     "plus": EtherConfig(variant="ether_plus", init_weights=False, num_blocks=2),
-    "learned": EtherConfig(init_weights=False, strength="learned", initial_strength=0.4),
     "output": EtherConfig(sides="output", num_blocks=1),
     "self": EtherConfig(variant="ether_plus", init_weights=False, exclude_modules=r".*attn2.*"),
     "lora": LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False),
@@ -51,7 +50,7 @@ def with_adapters(*names: str) -> UNet:
 
 @pytest.fixture
 def unet() -> UNet:
-    return with_adapters("ether", "plus", "learned", "output", "self")
+    return with_adapters("ether", "plus", "output", "self")
 
 
 def inputs(batch: int, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,8 +72,7 @@ def merged_row(unet: UNet, name: str | None, scale: float, row: tuple[Tensor, ..
 @pytest.mark.parametrize("size", [8, 32])  # below and above where per-sample weights become the faster way
 @torch.no_grad()
 def test_each_row_is_its_adapter_merged(unet: UNet, size: int) -> None:
-    names = ["ether", None, "plus", "output", "self", "learned", "plus"]
-    scales = [1.0, 1.0, 0.5, 1.5, 1.0, 2.0, 0.0]
+    names, scales = ["ether", None, "plus", "output", "self", "plus"], [1.0, 1.0, 0.5, 1.5, 1.0, 0.0]
     unet.set_adapters(["plus"])  # which plays no part, also where "self" has no projection
     given = inputs(len(names), size)
     with mixed_adapters(unet, names, scales=scales):
@@ -150,7 +148,7 @@ def test_everything_is_put_back_also_after_an_error(
 
 
 REFUSED: dict[str, Context] = {
-    "no adapter named nobody; loaded are ether, learned, output, plus, self": lambda unet: mixed_adapters(
+    "no adapter named nobody; loaded are ether, output, plus, self": lambda unet: mixed_adapters(
         unet, ["ether", "nobody"]
     ),
     "needs one adapter name .or None. per sample; found none": lambda unet: mixed_adapters(unet, []),
@@ -158,7 +156,7 @@ REFUSED: dict[str, Context] = {
     "needs 1 finite scales, one per name": lambda unet: mixed_adapters(
         unet, ["ether"], scales=[float("nan")]
     ),
-    "no adapter named fox; loaded are ether, learned, output, plus, self": lambda unet: chosen_adapters(
+    "no adapter named fox; loaded are ether, output, plus, self": lambda unet: chosen_adapters(
         unet, {"fox": 1.0}
     ),
     "needs finite scales": lambda unet: chosen_adapters(unet, {"ether": float("nan")}),

@@ -32,8 +32,6 @@ MANY: list[Flags] = [
     {"adapter": "ether", "sides": "output", "gradient_accumulation_steps": 2, "max_train_steps": 25},
     {"adapter": "lora", "rank": 2, "learning_rate": 1e-3, "lr_scheduler": "cosine"},
     {"adapter": "lora", "rank": 2, "train_batch_size": 2, "snr_gamma": 5.0, "seed": 7, **FROZEN},
-    {"adapter": "ether", "strength": "learned", "strength_lr": 5e-3},
-    {"adapter": "ether", "strength": "learned", "gradient_init": True, "seed": 5},
     {"adapter": "oft", "learning_rate": 1e-4, "target_modules": "to_q,to_v"},
     {"adapter": "ether", "target_modules": "attention_and_feedforward", "resolution": 16},
 ]

@@ -81,14 +81,6 @@ def test_the_text_encoder_has_a_rate_of_its_own(tmp_path: Path) -> None:
     assert [len(group["params"]) for group in groups] == [len(part.parameters) for part in run.trainer.parts]
 
 
-def test_strengths_have_a_rate_of_their_own_and_start_at_the_base(tmp_path: Path) -> None:
-    run = load(config(tmp_path, adapter="ether", strength="learned", learning_rate=0.01, strength_lr=0.5))
-    vectors, strengths = run.trainer.optimizer.param_groups
-    assert (vectors["lr"], strengths["lr"]) == (0.01, 0.5)
-    assert all(not strength.any() for strength in strengths["params"])
-    assert len(strengths["params"]) == len(vectors["params"])  # ETHER has one vector for each weight
-
-
 @pytest.mark.parametrize(("batch", "turns", "processes"), [(1, 1, 1), (2, 3, 1), (1, 2, 3), (2, 2, 2)])
 def test_every_visit_falls_to_one_process_once(batch: int, turns: int, processes: int) -> None:
     progress = Progress(4, batch, turns, processes)

@@ -277,7 +277,6 @@ IDLE = """
     num_class_images=5 num_class_images=5,prior_preservation=frozen,class_prompt=x rank=8 lora_alpha=8
     lora_alpha=8,adapter=hra
     num_blocks=2,adapter=lora sides=input,adapter=oft dropout=0.1,adapter=hra text_encoder_lr=0.1
-    strength=learned,adapter=lora strength_lr=0.1 gradient_init=true
     num_train_epochs=2,max_train_steps=3 lr_warmup_steps=500 lr_num_cycles=2,lr_scheduler=cosine
     lr_power=2.0,lr_scheduler=linear ema_decay=0.9 target_modules=to_q,adapter=full validation_steps=5
     validation_steps=5,validation_epochs=5,validation_prompt=x validation_negative_prompt=x eval_patience=5

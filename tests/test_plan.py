@@ -38,11 +38,14 @@ def test_the_method_with_fewest_parameters_of_those_not_behind_is_advised(tmp_pa
 
 
 def test_a_row_with_options_is_advised_with_them(tmp_path: Path) -> None:
-    row = "ether:sides=both,gradient_init=true,learning_rate=0.01"
+    row = "ether:sides=both,train_text_encoder=true,learning_rate=0.01"
     found = advise(6, "tiny_world", curves(tmp_path, **{**PLUS, row: (0.62, 0.45)}))
-    assert (found.method, found.label) == ("ether", "ETHER sides=both gradient_init=True learning_rate=0.01")
+    assert (found.method, found.label) == (
+        "ether",
+        "ETHER sides=both train_text_encoder=True learning_rate=0.01",
+    )
     assert found.flags()[:2] == ["--adapter ether", "--learning_rate 0.006"]
-    assert {"--sides both", "--gradient_init", "--max_train_steps 200"} <= set(found.flags())
+    assert {"--sides both", "--train_text_encoder", "--max_train_steps 200"} <= set(found.flags())
 
 
 def test_what_is_to_be_expected_is_what_was_measured(tmp_path: Path) -> None:

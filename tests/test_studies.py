@@ -250,7 +250,7 @@ def test_a_study_of_blocks_trains_every_variant_with_its_blocks_and_sides(tmp_pa
 
 def test_a_study_of_strengths_tells_what_is_learned_from_what_is_lost(tmp_path: Path) -> None:
     words = ["--subjects", "fox", "--steps", "20", "1", "--output_dir", str(tmp_path)]
-    rows = ["ether", "ether:strength=learned,gradient_init=true"]
+    rows = ["ether", "ether_plus"]
     assert study_strength.main([*words, "--methods", *rows]) == 0
     found = json.loads((tmp_path / "strength.json").read_text())
     assert (found["base"], list(found["methods"])) == ("tiny_world_2", rows)
@@ -262,7 +262,7 @@ def test_a_study_of_strengths_tells_what_is_learned_from_what_is_lost(tmp_path: 
         folder = tmp_path / study_strength.plan([row], [1], ["fox"], [0])[0].folder.parent / "adapter"
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [line["step"] for line in log if "loss" in line] == list(range(1, 21))
-        assert read_adapter(folder).config.initial_strength == (0.0 if "learned" in row else None)
+        assert read_adapter(folder).config.variant == row
     assert is_png(tmp_path / "strength.png")
 
 

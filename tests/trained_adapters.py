@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import save_ether
-from ether_diffusion.reflections import Transform, Vectors
+from ether_diffusion.reflections import Vectors
 
 CONFIGS = {
     "ether": EtherConfig(init_weights=False),
@@ -20,9 +20,6 @@ CONFIGS = {
     "ether_plus_input": EtherConfig(variant="ether_plus", sides="input", num_blocks=2, init_weights=False),
     "ether_output": EtherConfig(sides="output", num_blocks=8, init_weights=False),
     "ether_both": EtherConfig(sides="both", init_weights=False),
-    "learned_strength": EtherConfig(
-        variant="ether_plus", init_weights=False, strength="learned", initial_strength=0.7
-    ),
     "mixed_blocks": EtherConfig(num_blocks_pattern={r"mid_block.*": 8}, init_weights=False),
 }
 
@@ -75,10 +72,11 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-def dense_update(weight: Tensor, transform: Transform | tuple[Vectors | None, Vectors | None]) -> Tensor:
-    first, second, strength = Transform(*transform).to(torch.float64)
-    update = dense_weight(weight.double(), first, second) - weight.double()
-    return update if strength is None else strength * update
+def dense_update(weight: Tensor, sides: tuple[Vectors | None, Vectors | None]) -> Tensor:
+    wide = [
+        None if s is None else Vectors(s.u.double(), None if s.v is None else s.v.double()) for s in sides
+    ]
+    return dense_weight(weight.double(), *wide) - weight.double()
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -114,12 +114,7 @@ class AdapterPart:
             u = self.tensors.get(f"{name}.ether_{label}_u")
             return None if u is None else Vectors(u, self.tensors.get(f"{name}.ether_{label}_v"))
 
-        return {
-            name: Transform(
-                side(name, "input"), side(name, "output"), self.tensors.get(f"{name}.ether_strength")
-            )
-            for name in self.modules()
-        }
+        return {name: Transform(side(name, "input"), side(name, "output")) for name in self.modules()}
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,6 @@ class _EtherFile(StrictModel):
     num_blocks_pattern: dict[str, _Blocks] = Field(default_factory=dict)
     dropout: float = 0.0
     init_weights: bool = True
-    strength: str | None = None
-    initial_strength: float | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: _Names = None
     modules_to_save: list[str] | None = None
@@ -261,8 +259,7 @@ def _tensors_of(config: PeftConfig) -> Mapping[str, Sequence[str]]:
     if isinstance(config, EtherConfig):
         sides, letters = {"input": "in", "output": "out"}, "u" if config.variant == "ether" else "uv"
         chosen = sides if config.sides == "both" else [str(config.sides)]
-        form = {f"ether_{s}_{x}": ("num_blocks", f"{sides[s]}/num_blocks") for s in chosen for x in letters}
-        return {**form, "ether_strength": ("1",)} if config.strength else form
+        return {f"ether_{s}_{x}": ("num_blocks", f"{sides[s]}/num_blocks") for s in chosen for x in letters}
     pairs = [tensor.split("=") for tensor in method_of(config).tensors.split()]
     return {end: sizes.split(",") for end, sizes in pairs}
 
@@ -292,10 +289,7 @@ def usable_values(config: PeftConfig, tensors: Mapping[str, Tensor], where: str)
     ordered = {name: tensors[name] for name in sorted(tensors)}
     if isinstance(config, EtherConfig):
         finite(ordered, where)  # before float64 is narrowed, whose blocks may be of any norm
-        return {
-            name: tensor.float() if name.endswith("_strength") else _with_safe_norms(tensor, name, where)
-            for name, tensor in ordered.items()
-        }
+        return {name: _with_safe_norms(tensor, name, where) for name, tensor in ordered.items()}
     usable = finite({name: tensor.float() for name, tensor in ordered.items()}, where)
     for name, tensor in usable.items():
         if name.endswith(".hra_u"):

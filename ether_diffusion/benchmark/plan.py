@@ -240,7 +240,7 @@ def options_of(texts: Sequence[str], where: str) -> dict[str, Json]:
 
 
 def label_of(row: str) -> str:
-    """Return a row's name for people: "ETHER+", "LoRA r=1", "ETHER strength=learned"."""
+    """Return a row's name for people: "ETHER+", "LoRA r=1", "ETHER+ sides=output"."""
     if row in LABELS:
         return LABELS[row]
     method, options = method_of(row)

@@ -159,7 +159,7 @@ class Trainer:
         self.config, self.seed, self.control = denoising.config, denoising.seed, denoising.control
         self.progress, self.step, config = progress, 0, denoising.config
         scale = progress.effective_batch if config.scale_lr else 1
-        groups = [(group, rate * scale) for part in parts for group, rate in part.groups]
+        groups = [(list(part.parameters), part.learning_rate * scale) for part in parts]
         if self.control is not None:
             groups.append((list(self.control.parameters()), control_learning_rate * scale))
         self.parameters = [parameter for group, _ in groups for parameter in group]

@@ -41,18 +41,6 @@ class TrainedPart:
     config: PeftConfig
     parameters: Sequence[nn.Parameter]
     learning_rate: float
-    strength_lr: float = 0.0
-
-    @property
-    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """What is trained, by its learning rate: learned strengths have one of their own."""
-        named = self.model.named_parameters()
-        strengths = {parameter for name, parameter in named if ".ether_strength." in name}
-        vectors = [parameter for parameter in self.parameters if parameter not in strengths]
-        groups = [(vectors, self.learning_rate)]
-        if strengths:
-            groups.append(([each for each in self.parameters if each in strengths], self.strength_lr))
-        return groups
 
     @property
     def prefix(self) -> str:
@@ -74,9 +62,7 @@ def peft_config(config: AdapterConfig, part: str, base: Base | type[UNetBase]) -
     own: dict[str, Any] = {"target_modules": targets}
     match config.adapter:
         case "ether" | "ether_plus" as variant:
-            own |= {"sides": config.sides, "strength": config.strength}
-            own |= {"initial_strength": 0.0} if config.gradient_init else {}
-            return EtherConfig(variant=variant, num_blocks=blocks, dropout=dropout, **own)
+            return EtherConfig(variant=variant, num_blocks=blocks, sides=config.sides, dropout=dropout, **own)
         case "lora":
             own["init_lora_weights"] = "gaussian"  # as diffusers' scripts
             return peft.LoraConfig(r=rank, lora_alpha=config.lora_alpha or rank, lora_dropout=dropout, **own)

@@ -28,7 +28,6 @@ from ether_diffusion.training.checkpoint import Checkpoint
 from ether_diffusion.training.config import DreamBoothConfig, control_of
 from ether_diffusion.training.config.files import write_config_file
 from ether_diffusion.training.evaluation import Evaluations
-from ether_diffusion.training.gradient_start import start_from_gradient
 from ether_diffusion.training.loop import STATE_FILES, NonFiniteError, StepReport, Work, alone, averaged
 from ether_diffusion.training.methods import adapter_tensors, restore_adapter
 from ether_diffusion.training.prior import draw_class_images
@@ -164,11 +163,8 @@ class Session:
         if checkpoint is not None:
             self._load(checkpoint, allow_changes=allow_changes)
             logger.info("going on from step %d of %s", checkpoint.step, checkpoint.folder)
-        else:
-            if wanted is not None:
-                logger.warning("%s holds no checkpoint yet; the run begins with the first step", path)
-            if self.config.adapter.gradient_init:
-                start_from_gradient(self.run)
+        elif wanted is not None:
+            logger.warning("%s holds no checkpoint yet; the run begins with the first step", path)
         if self.accelerator.is_main_process:
             step = self.trainer.step
             checkpoints.forget_checkpoints_after(path, step)
@@ -366,9 +362,8 @@ def _costs(run: Run) -> Iterator[str]:
     method = config.adapter.adapter
     called = {"unet": run.base.denoiser.replace("_", " ")}
     trained = [
-        (f"{method} on the {called.get(part.part, part.part)}" + ", its strengths" * number, *group)
+        (f"{method} on the {called.get(part.part, part.part)}", [*part.parameters], part.learning_rate)
         for part in trainer.parts
-        for number, group in enumerate(part.groups)
     ]
     if control is not None and trainer.control is not None:
         own, rate = list(trainer.control.parameters()), control.control_learning_rate

@@ -22,9 +22,7 @@ from ether_diffusion.wording import listed, printable
 RUN_NAME, LOG_NAME = "run.json", "log.jsonl"
 SPLIT = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
 """Settings that may change as long as their product, the photos of an update, stays."""
-FORM = frozenset(
-    {"adapter", "num_blocks", "rank", "sides", "strength", "target_modules", "train_text_encoder"}
-)
+FORM = frozenset({"adapter", "num_blocks", "rank", "sides", "target_modules", "train_text_encoder"})
 """Settings that decide which tensors are trained: one run cannot have two values of them."""
 
 logger = logging.getLogger(__name__)

@@ -391,8 +391,7 @@ def _encode_prompts(run: Run, encoders: TextEncoders, texts: dict[Run, list[Trai
 
 def _attached(run: Run, part: str, model: nn.Module, learning_rate: float) -> TrainedPart:
     adapter, seed = peft_config(run.config.adapter, part, run.base), run.config.compute.seed
-    parameters = attach_new(model, adapter, seed=seed, part=part)
-    return TrainedPart(part, model, adapter, parameters, learning_rate, run.config.optimization.strength_lr)
+    return TrainedPart(part, model, adapter, attach_new(model, adapter, seed=seed, part=part), learning_rate)
 
 
 def _attach(run: Run, unet: Denoiser, parts: list[TrainedPart], num_steps: int | None) -> None:

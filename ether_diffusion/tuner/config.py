@@ -1,9 +1,8 @@
 """EtherConfig: what an ETHER adapter is, as PEFT stores it in adapter_config.json."""
 
-import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from peft import PeftConfig
 from peft.utils import PeftType
@@ -98,19 +97,6 @@ class EtherConfig(PeftConfig):
         default=True,
         metadata={"help": "True: the paper's start (ETHER+ at the identity). False: u and v independent."},
     )
-    strength: Literal["learned"] | None = field(
-        default=None,
-        metadata={
-            "help": "'learned': W + λ (W' - W), with one trained λ for each W. Default: no λ, which is λ = 1."
-        },
-    )
-    initial_strength: float | None = field(
-        default=None,
-        metadata={
-            "help": "What a learned λ starts at; default: 0 for ether, which is then the base, and 1 for "
-            "ether_plus, which starts there itself."
-        },
-    )
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Indices of the layers to adapt; target_modules must then be a list."}
     )
@@ -134,13 +120,6 @@ class EtherConfig(PeftConfig):
         self._check_choice("variant", self.variant, get_args(Variant))
         self.sides = self.sides or _DEFAULT_SIDES[self.variant]
         self._check_choice("sides", self.sides, get_args(Sides))
-        if self.strength is not None:
-            self._check_choice("strength", self.strength, ("learned",))
-        if self.initial_strength is not None and not (self.strength and math.isfinite(self.initial_strength)):
-            raise ValueError(
-                f"initial_strength={self.initial_strength!r} is where a learned strength starts; give a "
-                "finite number, and strength='learned'"
-            )
         for name, count in {"num_blocks": self.num_blocks, **self.num_blocks_pattern}.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ValueError(f"{name}={count!r} is not a number of blocks; use a whole number from 1")
@@ -152,20 +131,6 @@ class EtherConfig(PeftConfig):
             raise ValueError(
                 "layers_pattern says where layers_to_transform counts; give layers_to_transform too"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what adapter_config.json says; without a learned strength, nothing of one."""
-        values: dict[str, Any] = super().to_dict()
-        if self.strength is None:
-            del values["strength"], values["initial_strength"]
-        return values
-
-    @property
-    def first_strength(self) -> float:
-        """What a learned strength starts at."""
-        if self.initial_strength is not None:
-            return float(self.initial_strength)
-        return 0.0 if self.variant == "ether" else 1.0
 
     @staticmethod
     def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -48,7 +48,6 @@ class EtherLayer(BaseTunerLayer):
         "ether_input_v",
         "ether_output_u",
         "ether_output_v",
-        "ether_strength",
     )
     other_param_names = ("r", "scales", "dropout")
     cast_input_dtype_enabled = True
@@ -58,7 +57,6 @@ class EtherLayer(BaseTunerLayer):
     ether_input_v: VectorDict
     ether_output_u: VectorDict
     ether_output_v: VectorDict
-    ether_strength: VectorDict
     in_features: int
     out_features: int
     r: dict[str, int]
@@ -87,8 +85,6 @@ class EtherLayer(BaseTunerLayer):
         if config.has_output_side:
             u, v = _initial_vectors(config, num_blocks, self.out_features)
             self._add(adapter_name, self.ether_output_u, u, self.ether_output_v, v)
-        if config.strength == "learned":
-            self.ether_strength[adapter_name] = nn.Parameter(torch.full((1,), config.first_strength))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -115,7 +111,7 @@ class EtherLayer(BaseTunerLayer):
         return base
 
     def vectors(self, adapter_name: str) -> Transform:
-        """Return an adapter's raw vectors, and its strength where that is learned."""
+        """Return an adapter's raw vectors."""
 
         def side(us: VectorDict, vs: VectorDict) -> Vectors | None:
             if adapter_name not in us:
@@ -125,12 +121,7 @@ class EtherLayer(BaseTunerLayer):
         return Transform(
             side(self.ether_input_u, self.ether_input_v),
             side(self.ether_output_u, self.ether_output_v),
-            self.strength(adapter_name),
         )
-
-    def strength(self, adapter_name: str) -> Tensor | None:
-        """Return an adapter's learned strength λ (1,), None where it has none."""
-        return self.ether_strength.take(adapter_name) if adapter_name in self.ether_strength else None
 
     def active_scales(self) -> dict[str, float]:
         """Return the scale of every adapter in force here, without those at 0."""

@@ -113,24 +113,15 @@ class EtherLinear(nn.Module, EtherLayer):
 
     def _around(self, x: Tensor, active: dict[str, float]) -> Tensor:
         """Reflect what goes into the base's own product and what comes out: so with quantized weights."""
-        if self.mixture is None and self._is_whole(active):
+        if self.mixture is None and list(active.values()) == [1.0]:
             return self._reflected(x, next(iter(active)))
         y: Tensor = self.base_layer(x)
         if self.mixture is not None:
             return self.mixture.beside(x, y)
-        updates = (
-            (self._reflected(x, name) - y, scale, self.strength(name)) for name, scale in active.items()
-        )
-        return y + sum(
-            scale * (update if λ is None else update * λ.to(update)) for update, scale, λ in updates
-        )
-
-    def _is_whole(self, active: dict[str, float]) -> bool:
-        """Say whether one adapter is in force, and whole: W' = H_out W H_in."""
-        return list(active.values()) == [1.0] and not self.ether_strength.keys() & active
+        return y + sum(scale * (self._reflected(x, name) - y) for name, scale in active.items())
 
     def _reflected(self, x: Tensor, name: str) -> Tensor:
-        input_side, output_side, _ = self.vectors(name)
+        input_side, output_side = self.vectors(name)
         if input_side is not None:
             x = reflections.reflect(x, reflections.units(input_side))
         y: Tensor = self.base_layer(x)
@@ -154,20 +145,20 @@ class EtherLinear(nn.Module, EtherLayer):
             return self._summed(x.to(dtype), weight.to(dtype), bias, active)
 
     def _summed(self, x: Tensor, weight: Tensor, bias: Tensor | None, active: dict[str, float]) -> Tensor:
-        if not self._is_whole(active):
+        if list(active.values()) != [1.0]:
             down, up = self._summed_factors(weight, active)
             return F.linear(x, weight, bias) + F.linear(F.linear(x, down), up)
         (name,) = active
         if torch.compiler.is_compiling() or weight.requires_grad:
             # a compiler fuses the plain form just as well; autograd differentiates it for W too
-            return reflections.plain_linear(x, weight, bias, *self.vectors(name)[:2])
-        input_side, output_side, _ = self.rows(name, weight.dtype)
+            return reflections.plain_linear(x, weight, bias, *self.vectors(name))
+        input_side, output_side = self.rows(name, weight.dtype)
         return reflected_linear(x, weight, bias, input_side=input_side, output_side=output_side)
 
     def rows(self, adapter_name: str, dtype: torch.dtype) -> SideRows:
         """Return the rows of an adapter's two sides in `dtype`: the prepared ones, or made here."""
         prepared = self.prepared_rows.get(adapter_name)
-        if prepared is not None and all(side is None or side.stack.dtype == dtype for side in prepared[:2]):
+        if prepared is not None and all(side is None or side.stack.dtype == dtype for side in prepared):
             return prepared
         return reflections.with_rows([self.vectors(adapter_name)], dtype)[0]
 

@@ -131,8 +131,8 @@ def _kind(layer: nn.Module) -> object:
         return None
     if isinstance(layer, EtherLinear) and list(layer.active_scales().values()) == [1.0]:
         sides = layer.vectors(names[0])
-        shapes = [None if side is None else (side.u.shape, side.v is not None) for side in sides[:2]]
-        return None if layer.dropout[names[0]] else (EtherLinear, *shapes, sides.strength is None)
+        shapes = [None if side is None else (side.u.shape, side.v is not None) for side in sides]
+        return None if layer.dropout[names[0]] else (EtherLinear, *shapes)
     if type(layer) is lora.Linear and not (layer.lora_variant or layer.lora_bias[names[0]]):
         is_dropped = not isinstance(layer.lora_dropout[names[0]], nn.Identity)
         return None if is_dropped else (lora.Linear, layer.r[names[0]])
@@ -160,11 +160,7 @@ def _prepare(divided: Sequence[Sequence[_Part]]) -> None:
         for (part, ours), (first, second) in zip(group, sides, strict=True):
             input_side = None if first[0] is None else next(made)
             output_side = None if second[0] is None else next(made)
-            strengths = [
-                strength for layer in ours if (strength := layer.strength(_active(layer))) is not None
-            ]
-            strength = torch.stack(strengths) if together > 1 and strengths else next(iter(strengths), None)
-            down, up = reflections.factors(ours[0].base_linear.weight, input_side, output_side, strength)
+            down, up = reflections.factors(ours[0].base_linear.weight, input_side, output_side)
             part.mixture = Mixture(down, up) if together > 1 else Mixture(down[None], up[None])
 
 

@@ -92,8 +92,6 @@ class DreamBoothConfig(Options):
             yield f"adapter=none trains the encoder of control images alone, and {rest}; choose a method"
         if is_text_trained and self.data.pre_compute_text_embeddings:
             yield "train_text_encoder changes what pre_compute_text_embeddings keeps; switch one of them off"
-        if self.adapter.gradient_init and self.quantize is not None:
-            yield "gradient_init needs gradients, which quantized weights have not; leave out one of them"
         if self.prior.prior_preservation == "frozen" and self.class_prompt is None:
             yield (
                 "prior_preservation=frozen needs class_prompt, as 'a photo of a dog'; give it, or token and "

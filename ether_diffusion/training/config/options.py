@@ -174,10 +174,6 @@ class AdapterConfig(Options, group="adapter"):
     others if not given."""
     sides: Literal["input", "output", "both"] | None = option(None, needs="adapter=ether|ether_plus")
     """Side of the weights that ether and ether_plus transform: input for ether, both for ether_plus."""
-    strength: Literal["learned"] | None = option(None, needs="adapter=ether|ether_plus")
-    """learned: W + λ (W' - W) with a trained λ for each weight, from 0 for ether and 1 for ether_plus."""
-    gradient_init: bool = option(False, needs="strength")
-    """Start with the base, λ = 0, along directions in which the loss of the first photos falls most."""
     target_modules: Text = option("attention", needs="adapter=ether|ether_plus|lora|oft|hra|delora|boft|ia3")
     """Modules to adapt: attention, attention_and_feedforward, a regex, or names with commas between."""
     rank: Count = option(4, "Rank of lora, hra and delora.", needs="adapter=lora|hra|delora")
@@ -212,7 +208,6 @@ class OptimizationConfig(Options, group="optimization"):
     output_dir."""
     text_encoder_lr: Positive | None = option(None, needs="train_text_encoder")
     """Learning rate of the text encoder's adapter; learning_rate if not given."""
-    strength_lr: Positive = option(1e-2, "Learning rate of the λ of a learned strength.", needs="strength")
     scale_lr: bool = option(False, "Multiply the rates by accumulation steps, batch size and processes.")
     train_batch_size: Count = option(1, "Photos of a forward pass and process.", theirs=4)
     gradient_accumulation_steps: Count = option(1, "Forward passes of one update.")
