@@ -24,7 +24,7 @@ def benchmark(likeness: Mapping[str, tuple[float, ...]] = LIKENESS) -> dict[str,
     methods: dict[str, Any] = {"real": {"scores": {"object": estimate(0.9)}, "num_diverged": 0}}
     for number, (method, values) in enumerate(likeness.items()):
         scores = {"object": estimate(sum(values) / len(values)), "tiny_t": estimate(0.5)}
-        cost = {"parameters": 1000 - 100 * number, "bytes": 4096, "seconds": 40.0, "learning_rate": 0.006}
+        cost = {"parameters": 1000 - 100 * number, "bytes": 4096, "learning_rate": 0.006}
         methods[method] = {"scores": scores, "num_runs": len(values), "num_diverged": 0, **cost}
         for place, value in enumerate(values):
             run = {"method": method, "subject": f"subject{place}", "seed": 0}

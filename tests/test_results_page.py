@@ -164,10 +164,21 @@ def test_the_page_shows_the_tables_and_the_pictures_of_the_folder(tmp_path: Path
     results = write_all(tmp_path)
     (results / "sheet.png").touch()
     page = results_page(Measured.read(results), results)
-    assert "| ETHER+ | 600 | 0.555 ± 0.100 | 0.500 ± 0.100 | 0.006 | 40.0 | 4 |" in page
+    assert "| ETHER+ | 600 | 0.555 ± 0.100 | 0.500 ± 0.100 | 0.006 | 4 |" in page
     assert "| LoRA r=4 | - | - | - | - |" in page  # no usable rate
     assert "![sheet](results/sheet.png)" in page
     assert "2 subjects (subject0, subject1) × 8 prompts × 2 pictures" in page
+
+
+def test_rows_are_compared_in_pairs_by_both_judges(tmp_path: Path) -> None:
+    made = benchmark()
+    for run in made["runs"]:
+        run["scores"]["outside"] = 1 - run["scores"]["object"]
+    results = write_all(tmp_path, benchmark=made)
+    page = results_page(Measured.read(results), results)
+    # of four draws of two subjects each has one that takes a subject twice, so the interval is the two
+    told = "+0.035 (+0.030 to +0.040) | -0.035 (-0.040 to -0.030)"
+    assert f"| ETHER+ less LoRA r=4 | 600 and 900 | {told} |" in page
 
 
 def test_a_damaged_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

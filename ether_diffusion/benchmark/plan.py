@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -64,7 +65,7 @@ TINY_TRAINING: Mapping[str, Json] = {
     "random_flip": True,
     "checkpointing_steps": 200,
 }
-"""The short form, for Tiny World: about forty seconds on one core of a CPU."""
+"""The short form, for Tiny World: about a minute on one core of a CPU."""
 TINY_LEARNING_RATES: Mapping[str, float] = {
     "full": 1e-4, "lora": 1e-3, "oft": 1e-3, "hra": 3e-2, "delora": 1e-3,
     "ia3": 3e-2, "ether": 1e-2, "ether_plus": 3e-3,
@@ -244,12 +245,17 @@ def label_of(row: str) -> str:
     if row in LABELS:
         return LABELS[row]
     method, options = method_of(row)
-    shown = {
-        "r" if name == "rank" else "n" if name == "num_blocks" else name: value
-        for name, value in options.items()
-    }
-    name = LABELS[method].partition(" ")[0] if shown.keys() & {"r", "n"} else LABELS[method]
-    return " ".join([name, *(f"{option}={value}" for option, value in shown.items())])
+    names = {"rank": "r=", "num_blocks": "n=", "target_modules": ""}
+    shown = [f"{names.get(name, f'{name}=')}{value}" for name, value in options.items()]
+    name = LABELS[method].partition(" ")[0] if options.keys() & {"rank", "num_blocks"} else LABELS[method]
+    return " ".join([name, *shown])
+
+
+def labels_of(rows: Iterable[str]) -> dict[str, str]:
+    """Return the names of rows; the learning rate is in those alone that no other option tells apart."""
+    whole = {row: label_of(row) for row in rows}
+    short = {row: re.sub(r" learning_rate=\S+", "", label) for row, label in whole.items()}
+    return {row: whole[row] if [*short.values()].count(label) > 1 else label for row, label in short.items()}
 
 
 @dataclass(frozen=True)
@@ -325,7 +331,7 @@ class Advice:
     def flags(self) -> list[str]:
         """Return the flags of train-dreambooth that it comes to."""
         values = {"adapter": self.method, "learning_rate": f"{self.learning_rate:g}", **self.options}
-        shown = {name: "" if value is True else f" {value}" for name, value in values.items()}
+        shown = {n: "" if value is True else f" {shlex.quote(str(value))}" for n, value in values.items()}
         return [f"--{name}{text}" for name, text in shown.items() if values[name] is not False]
 
 
@@ -361,7 +367,7 @@ def advise(num_photos: int, base: str, curves: Curves) -> Advice:
 def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) -> Advice:
     rows, best = found["methods"], found["best"]
     name = min((each for each in rows if not rows[each]["is_behind"]), key=lambda n: rows[n]["parameters"])
-    row, (method, own) = rows[name], method_of(name)
+    row, (method, own), labels = rows[name], method_of(name), labels_of(rows)
     own.pop("learning_rate", None)
     training = {**found["training"], **own}
     likeness = {each: Estimate(**rows[each]["likeness"]) for each in (name, best)}
@@ -371,8 +377,7 @@ def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) 
     ]
     if name != best:
         cost = f"{rows[best]['parameters']:,} parameters, which is not clearly more"
-        basis.append(f"{label_of(best)} had {likeness[best]} with {cost}")
-    seconds = row["seconds"] / training["max_train_steps"]
+        basis.append(f"{labels[best]} had {likeness[best]} with {cost}")
     studied = curves["photos"] if curves["photos"] and curves["photos"]["method"] == name else {}
     enough = {int(number): steps for number, steps in studied.get("enough_steps", {}).items() if steps}
     if not enough:
@@ -393,14 +398,12 @@ def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) 
         photos = "one photo" if number == 1 else f"{number} photos"
         basis.append(f"the fewest steps within 5 % of the best, of trainings with {photos}")
         doubts = _doubts_of_photos(num_photos, min(enough), max(enough))
-    time = seconds * training["max_train_steps"]
-    expected.append(f"{time:.0f} s of training steps on the machine that was measured")
     expected.append(f"a file of {row['bytes'] / 1024:.0f} KiB, {row['parameters']:,} parameters")
     usable = (curves["usable_range"] or {}).get(name)
     if usable is not None:
         basis.append(f"rates from {usable['lowest']:g} to {usable['highest']:g} came within 5 % of its best")
     texts = (tuple(expected), tuple(basis), tuple(doubts))
-    return Advice(method, label_of(name), row["learning_rate"], training, *texts)
+    return Advice(method, labels[name], row["learning_rate"], training, *texts)
 
 
 def _doubts_of_photos(num_photos: int, least: int, most: int) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings, label_of
+from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings, labels_of
 from ether_diffusion.benchmark.runs import FINGERPRINT, PICTURES, find_result
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.report import aligned, new_figure, png_of
@@ -216,14 +216,15 @@ def _to_best(
             each[column] - trained[best][name][column] for name, each in of.items() if name in trained[best]
         ]
         if method != best and len(values) > 1:
-            low, high = _interval(torch.tensor(values, dtype=torch.float64))
+            low, high = interval(values)
             mean = math.fsum(values) / len(values)
             to_best[method] = {"mean": mean, "low": low, "high": high, "num_subjects": len(values)}
     return to_best
 
 
-def _interval(values: torch.Tensor) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of values (n,)."""
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of differences, by 10,000 bootstraps (Efron 1979)."""
+    values = torch.tensor(differences, dtype=torch.float64)
     places = torch.randint(len(values), (10_000, len(values)), generator=torch.Generator().manual_seed(0))
     low, high = values[places].mean(1).quantile(values.new_tensor([0.025, 0.975])).tolist()
     return low, high
@@ -249,10 +250,10 @@ def _row(results: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
         "num_runs": len(results),
         "num_diverged": sum("diverged" in result for result in results),
     }
-    for name in ("parameters", "bytes", "seconds", "learning_rate"):
+    for name in ("parameters", "bytes", "learning_rate"):
         values = [result[name] for result in results if name in result]
         if values:
-            row[name] = values[0] if name != "seconds" else round(math.fsum(values) / len(values), 1)
+            row[name] = values[0]
     return row
 
 
@@ -260,18 +261,19 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the paper's table, the first their head."""
     rows = summary["methods"]
     names = [name for name in COLUMNS if any(name in row["scores"] for row in rows.values())]
-    lines = [["", "parameters", *(COLUMNS[name] for name in names), "rate", "seconds", "KiB"]]
+    labels = labels_of(rows)
+    lines = [["", "parameters", *(COLUMNS[name] for name in names), "rate", "KiB"]]
     for method, row in rows.items():
         scores = {name: str(Estimate(**found)) for name, found in row["scores"].items()}
         diverged = f" ({row['num_diverged']} diverged)" if row["num_diverged"] else ""
-        cost = {"parameters": ",", "learning_rate": "g", "seconds": ".1f", "bytes": ".0f"}
+        cost = {"parameters": ",", "learning_rate": "g", "bytes": ".0f"}
         shown = {n: format(row[n] / 1024 if n == "bytes" else row[n], f) for n, f in cost.items() if n in row}
         lines.append(
             [
-                f"{label_of(method)}{diverged}",
+                f"{labels[method]}{diverged}",
                 shown.get("parameters", "-"),
                 *(scores.get(name, "-") for name in names),
-                *(shown.get(name, "-") for name in ("learning_rate", "seconds", "bytes")),
+                *(shown.get(name, "-") for name in ("learning_rate", "bytes")),
             ]
         )
     return lines
@@ -284,14 +286,14 @@ def shown(summary: Mapping[str, Any]) -> str:
     what = f"{len(summary['subjects'])} subjects × {summary['num_prompts']} prompts × {num_images} pictures"
     errors = "± is the standard error over subjects" if len(summary["subjects"]) > 1 else "± is over seeds"
     lines = [f"{done}{what}; {errors}", *aligned(table(summary))]
-    best = summary["differences"].get("best")
+    best, labels = summary["differences"].get("best"), labels_of(summary["methods"])
     for found in (summary["differences"], summary["differences"].get("outside", {})):
         if not found.get("to_best"):
             continue
-        lines.append(f"{COLUMNS[found['column']]} less that of {label_of(best)}, and its 95 % interval:")
+        lines.append(f"{COLUMNS[found['column']]} less that of {labels[best]}, and its 95 % interval:")
         lines += aligned(
             [
-                [label_of(method), f"{each['mean']:+.3f}", f"{each['low']:+.3f} to {each['high']:+.3f}"]
+                [labels[method], f"{each['mean']:+.3f}", f"{each['low']:+.3f} to {each['high']:+.3f}"]
                 for method, each in found["to_best"].items()
             ]
         )
@@ -299,21 +301,42 @@ def shown(summary: Mapping[str, Any]) -> str:
 
 
 def draw_front(summary: Mapping[str, Any]) -> bytes | None:
-    """Return a PNG: likeness over the number of parameters; None without two methods or matplotlib."""
-    column, rows = summary["differences"].get("column"), summary["methods"]
-    shown = {name: row for name, row in rows.items() if "parameters" in row and column in row["scores"]}
-    if len(shown) < 2 or find_spec("matplotlib") is None:
+    """Return a PNG: differences to the best row over parameters, a panel for each judge, ETHER's rows in red.
+
+    None without two methods or matplotlib.
+    """
+    found, rows = summary["differences"], summary["methods"]
+    judges = [each for each in (found, found.get("outside")) if each and each["to_best"]]
+    if not judges or find_spec("matplotlib") is None:
         return None
-    figure = new_figure(7, 4.5)
-    axes = figure.subplots()
-    for method, row in shown.items():
-        score = row["scores"][column]
-        axes.errorbar(row["parameters"], score["mean"], yerr=score["standard_error"], fmt="o", capsize=3)
-        axes.annotate(
-            label_of(method), (row["parameters"], score["mean"]), (6, 6), textcoords="offset points"
-        )
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{COLUMNS[column]} ± standard error")
+    best, labels = found["best"], labels_of(rows)
+    figure = new_figure(7 * len(judges), 4.8)
+    for axes, judge in zip(figure.subplots(1, len(judges), squeeze=False).flat, judges, strict=True):
+        points = {best: {"mean": 0.0, "low": 0.0, "high": 0.0}, **judge["to_best"]}
+        places = {row: (rows[row]["parameters"], each["mean"]) for row, each in points.items()}
+        numbers = [number for number, _ in places.values()]
+        what = f"{COLUMNS[judge['column']]} less the best's, 95 % interval"
+        axes.set(xscale="log", xlabel="trained parameters", ylabel=what)
+        axes.set_xlim(min(numbers) / 2, max(numbers) * 12)  # which leaves room for a label
+        axes.grid(alpha=0.3)
+        for row, each in points.items():
+            bars = [[each["mean"] - each["low"]], [each["high"] - each["mean"]]]
+            color = "tab:red" if row.startswith("ether") else "tab:blue"
+            axes.errorbar(*places[row], yerr=bars, fmt="o", capsize=3, color=color)
+        _write_labels(axes, {labels[row]: place for row, place in places.items()})
     return png_of(figure)
+
+
+def _write_labels(axes: Any, places: Mapping[str, tuple[float, float]]) -> None:
+    """Write a label beside each point, above those that it would lie on."""
+    axes.figure.draw_without_rendering()  # else points are not yet where they will be
+    written: list[tuple[float, float, float]] = []
+    for label, place in sorted(places.items(), key=lambda each: each[1][1]):
+        x, y = axes.transData.transform(place)
+        right = x + 8 + 6 * len(label)
+        height = max([y + 2, *(top + 12 for start, end, top in written if x < end and start < right)])
+        axes.annotate(label, place, (7, height - y), textcoords="offset pixels", fontsize=8)
+        written.append((x, right, height))
 
 
 def benchmark_sheet(runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings) -> bytes:
@@ -330,7 +353,7 @@ def benchmark_sheet(runs: Sequence[BenchmarkRun], root: Path, settings: Benchmar
         numbers = [f"{place * settings.num_images:04d}.png" for place in places]
         rows.append([_opened(f / number) for f, number in zip(folders, numbers, strict=True)])
     above = [f"{each.name}: {each.prompts[place]}" for each, place in zip(subjects, places, strict=True)]
-    beside = [label_of(method) for method in methods]
+    beside = [*labels_of(methods).values()]
     return png_bytes(draw_contact_sheet(rows, row_labels=beside, column_labels=above))
 
 

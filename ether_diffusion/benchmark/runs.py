@@ -150,7 +150,7 @@ def _carry_out(
                 result |= {"scores": {}, "diverged": diverged[run]}
             else:
                 if run.method != BASE:
-                    result |= _cost(run.folder(root) / ADAPTER, settings)
+                    result |= _cost(run.folder(root) / ADAPTER)
                 result |= _measure(run, root, settings, judges)
             text = json.dumps(result, indent=1, allow_nan=False)
             write_files(run.folder(root), {RESULT_FILE: f"{text}\n".encode()})
@@ -191,22 +191,15 @@ def _trained(
     return diverged
 
 
-def _cost(adapter: Path, settings: BenchmarkSettings) -> dict[str, Json]:
-    """Return what an adapter took: numbers trained, bytes of its files, steps, seconds of its steps.
-
-    The log knows how fast each step was, so an interruption counts nothing; of adapters that were trained
-    together, each step's seconds are those of all.
-    """
-    batch_size = int(settings.training.get("train_batch_size", 1))
+def _cost(adapter: Path) -> dict[str, Json]:
+    """Return what an adapter took: numbers trained, bytes of its files, and steps."""
     found = adapter.glob(f"**/{TENSORS_NAME}")
     files = [file for file in found if "checkpoint-" not in str(file.relative_to(adapter))]
     told = [json.loads(line) for line in (adapter / LOG_NAME).read_text(encoding="utf-8").splitlines()]
-    steps = [line["images_per_second"] for line in told if "images_per_second" in line]
     return {
         "parameters": sum(tensor.numel() for file in files for tensor in load_file(file).values()),
         "bytes": sum(file.stat().st_size for file in files),
-        "steps": len(steps),
-        "seconds": round(sum(batch_size / rate for rate in steps), 3),
+        "steps": sum("images_per_second" in line for line in told),
     }
 
 
