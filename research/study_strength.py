@@ -10,9 +10,12 @@ told by drawn pictures:
 """
 
 import argparse
+import logging
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +30,12 @@ from research.study import (
     summarise,
     write_study,
 )
+from research.study_learning_rate import UsableRange, usable_range
 
 if TYPE_CHECKING:
     from ether_diffusion.strict_json import Json
+
+logger = logging.getLogger(__name__)
 
 BASE = "tiny_world_2"
 SUBJECTS = ("panda", "crown")
@@ -129,13 +135,30 @@ def best_rates(cells: Cells) -> dict[str, float]:
     """
     tried: dict[str, list[tuple[float, float, float]]] = {}
     for row, columns in cells.items():
-        scores = columns[max(columns)]
-        told = scores["scene_loss"].mean, scores["prediction_drift"].mean
-        tried.setdefault(without_rate(row), []).append((*told, float(str(settings_of(row)["learning_rate"]))))
+        if scores := columns[max(columns)]:
+            told = scores["scene_loss"].mean, scores["prediction_drift"].mean
+            tried.setdefault(without_rate(row), []).append((*told, _rate_of(row)))
     return {
         name: min((drift, rate) for loss, drift, rate in found if loss <= (1 + TOLERANCE) * min(found)[0])[1]
         for name, found in tried.items()
     }
+
+
+def usable_ranges(cells: Cells) -> dict[str, UsableRange | None]:
+    """Return, of rows with three rates and more, those whose loss is within 5 % of the least.
+
+    A rate at which any run diverged is not usable; keys are the rows without their rates.
+    """
+    losses: dict[str, dict[float, float]] = {}
+    for row, columns in cells.items():
+        scores = columns[max(columns)]
+        loss = scores["scene_loss"].mean if scores else math.inf
+        losses.setdefault(without_rate(row), {})[_rate_of(row)] = -loss
+    return {name: usable_range(of) for name, of in losses.items() if len(of) > 2}
+
+
+def _rate_of(row: str) -> float:
+    return float(str(settings_of(row)["learning_rate"]))
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -158,17 +181,21 @@ def _run(parsed: argparse.Namespace) -> None:
         "settings": {row: settings_of(row) for row in rows},
         "runs": [{**training.asked, "scores": dict(scores)} for training, scores in results],
         "best_rates": dict(rates),
+        "usable_range": {
+            name: None if each is None else asdict(each) for name, each in usable_ranges(cells).items()
+        },
         "methods": cells_json(cells),
     }
     write_study(parsed.output_dir, "strength", found, strength=draw_front(cells, rates))
 
 
 def _learned(training: Training, root: Path) -> Scores:
-    """Train and measure, or read what came of it before."""
+    """Train and measure, or read what came of it before; nothing where training diverged."""
     from safetensors.torch import load_file
 
     from ether_diffusion.adapters.format import TENSORS_NAME
     from ether_diffusion.tiny_world.concepts import find_concept
+    from ether_diffusion.training.loop import NonFiniteError
     from ether_diffusion.training.methods import attach_saved
     from recipes.tiny_world.learned_subject import learn_subject
     from research.base import load_base
@@ -180,12 +207,19 @@ def _learned(training: Training, root: Path) -> Scores:
 
     def measure() -> Scores:
         settings = {**training.settings, "seed": training.asked["seed"]}
-        adapter = learn_subject(find_concept(subject), root / place, settings, base=BASE)
+        try:
+            adapter = learn_subject(find_concept(subject), root / place, settings, base=BASE)
+        except NonFiniteError as error:
+            logger.info("%s: %s", root / place, error)
+            return {}
         pipeline = load_base(BASE)
         attach_saved(pipeline, adapter)
+        found = scene_scores(pipeline, subject, BASE)
+        if not all(map(math.isfinite, found.values())):
+            return {}
         parameters = sum(tensor.numel() for tensor in load_file(adapter / TENSORS_NAME).values())
         drawn = _drawn_scores(adapter, training, share) if "num_images" in training.asked else {}
-        return {**scene_scores(pipeline, subject, BASE), **drawn, "parameters": parameters}
+        return {**found, **drawn, "parameters": parameters}
 
     return kept_scores(folder, training.asked, measure)
 
@@ -229,7 +263,7 @@ def draw_front(cells: Cells, rates: Mapping[str, float]) -> bytes:
     axes = figure.subplots()
     for row, columns in cells.items():
         name, found = without_rate(row), columns[max(columns)]
-        if rates[name] != settings_of(row)["learning_rate"]:
+        if rates.get(name) != _rate_of(row):
             continue
         place = found["parameters"].mean, found["scene_loss"].mean
         axes.plot(*place, "o", color="tab:red" if name.startswith("ether") else "tab:blue")

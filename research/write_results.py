@@ -274,6 +274,8 @@ def _by_loss(measured: Measured, file_name: str, title: str) -> str:
     steps = list(dict.fromkeys(number for row in cells.values() for number in row))
     rows = [["", "rate", "parameters", *(f"loss, {number} steps" for number in steps), "change"]]
     for name, row in cells.items():
+        if not all(row.values()):
+            continue  # it diverged
         losses = [f"{row[number]['scene_loss']['mean']:.3f}" for number in steps]
         told = [label_of(without_rate(name)), f"{file['settings'][name]['learning_rate']:g}"]
         told += [f"{row[steps[0]]['parameters']['mean']:,.0f}", *losses]
