@@ -35,7 +35,15 @@ COMMANDS = {
     "ether:learning_rate=0.01 lora:learning_rate=0.001 lora:rank=16,learning_rate=0.001 "
     "full:learning_rate=0.0001 --output_dir runs/steps",
     "taken_out": "at c843015, which had the options: python -m research.study_strength --steps 200 --methods "
-    "METHODS OF THE TABLE --output_dir runs/taken_out",
+    "ether_plus:sides=input,learning_rate=0.003 "
+    "ether_plus:sides=input,strength=learned,strength_lr=0.03,learning_rate=0.003 "
+    "ether_plus:sides=output,learning_rate=0.003 ether_plus:learning_rate=0.003 "
+    "ether_plus:strength=learned,strength_lr=0.03,learning_rate=0.003 "
+    "ether_plus:strength=learned,gradient_init=true,strength_lr=0.03,learning_rate=0.003 "
+    "ether:num_blocks=1,learning_rate=0.01 ether:num_blocks=1,num_reflections=4,learning_rate=0.01 "
+    "ether:num_blocks=1,sides=both,learning_rate=0.01 ether:num_blocks=1,sides=both,strength=learned,"
+    "gradient_init=true,strength_lr=0.03,learning_rate=0.01 "
+    "'ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.003' --output_dir runs/taken_out",
     "timesteps": "python -m research.study_timesteps --seeds 0 1 --output_dir runs/timesteps",
     "blocks": "python -m research.study_blocks --output_dir runs/blocks",
     "energy": "ether benchmark --subjects fox owl taxi helicopter cupcake teapot guitar robot --train "
@@ -78,10 +86,11 @@ LOSS_WORDS = {
     "are the best here: the least loss, and of those within 2 % the least change.",
     "steps": "The same, for longer: after 200 steps no loss falls by more than 1 %, most rise, and most "
     "change more of the base.",
-    "taken_out": "Options that were built, held to their laws, and taken out again as they did not help: "
-    "strength=learned, W + λ (W' - W) with a trained λ for each weight; gradient_init, which starts it at 0 "
-    "along the directions in which the loss of the first photos falls most; and num_reflections=4, "
-    "W H₁ H₂ H₃ H₄. Beside each is what it would have to beat.",
+    "taken_out": "Options that were built, held to their laws, and taken out again: strength=learned, "
+    "W + λ (W' - W) with a trained λ for each weight; gradient_init, which starts it at 0 along the "
+    "directions in which the loss of the first photos falls most; and num_reflections=4, W H₁ H₂ H₃ H₄. "
+    "λ helped ETHER on both sides alone, where ETHER+ on the output side has fewer numbers, less loss and "
+    "less change.",
 }
 VALUES = "ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.01"
 PAIRS = (
