@@ -75,13 +75,16 @@ def test_a_study_of_another_method_says_nothing_of_this_one(tmp_path: Path) -> N
     assert advise(1, "tiny_world", made).options["max_train_steps"] == 200
 
 
-@pytest.mark.parametrize(("base", "steps"), [("tiny_world", 200), ("tiny_world_2", 200), ("some/base", 1200)])
-def test_what_was_not_measured_has_no_promise(base: str, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("base", "steps", "rate"),
+    [("tiny_world", 200, 3e-3), ("tiny_world_2", 200, 3e-3), ("some/base", 1200, 6e-3)],
+)
+def test_what_was_not_measured_has_no_promise(base: str, steps: int, rate: float) -> None:
     found = advise(5, base, NO_CURVES)
     assert found.expected == ()
     assert (found.method, found.learning_rate, found.options["max_train_steps"]) == (
         "ether_plus",
-        6e-3,
+        rate,
         steps,
     )
     assert found.doubts[0].startswith(f"nothing was measured here on {base}")
@@ -93,7 +96,7 @@ def test_other_numbers_of_photos_than_were_measured_are_doubted(num_photos: int,
     assert any(sentence.startswith(f"{num_photos} photos: ") for sentence in doubts) == doubted
 
 
-@pytest.mark.parametrize("base", ["tiny_world", "some/base"])
+@pytest.mark.parametrize("base", ["tiny_world", "tiny_world_2", "some/base"])
 def test_the_advice_is_a_configuration_of_training(base: str) -> None:
     found = advise(5, base, read_curves())
     options = {

@@ -354,14 +354,14 @@ def advise(num_photos: int, base: str, curves: Curves) -> Advice:
     doubts = [f"nothing was measured here on {base}: no fidelity and no time can be promised"]
     distilled = distilled_doubt(base, Path(base) if Path(base).is_dir() else None)
     doubts += [] if distilled is None else [distilled]
-    training, basis = TINY_TRAINING, "the short form's setting; its benchmark was not done for this package"
+    rate, training = TINY_LEARNING_RATES[FALLBACK], TINY_TRAINING
+    basis = "the short form's setting and rate; its benchmark was not done for this package"
     if base not in EMBEDDED:
-        training = PAPER_TRAINING
+        rate, training = DEFAULT_LEARNING_RATES[FALLBACK], PAPER_TRAINING
         basis = "the setting of the ETHER paper (arXiv:2405.20271, 5.1.1, C.1), 1200 steps on SD 1.5"
         doubts.append("train-dreambooth --dry_run does one step here; multiply its time by the steps")
         doubts += _doubts_of_photos(num_photos, *PAPER_PHOTOS)
-    rate, label = DEFAULT_LEARNING_RATES[FALLBACK], LABELS[FALLBACK]
-    return Advice(FALLBACK, label, rate, training, (), (basis,), tuple(doubts))
+    return Advice(FALLBACK, LABELS[FALLBACK], rate, training, (), (basis,), tuple(doubts))
 
 
 def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) -> Advice:
