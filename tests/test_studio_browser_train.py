@@ -167,6 +167,7 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         toast = page.locator(".toast-body").last
         page.locator("#train-example").click()
         expect(photos).to_have_count(6)
+        expect(page.get_by_label("Caption of fox_0.png")).to_have_value("a sks animal on a teal background")
         expect(page.get_by_label("What is it?")).to_have_value("animal")
         expect(page.locator("#train-described")).to_contain_text("100 steps: about")
         expect(page.locator("#train-described")).to_contain_text(

@@ -99,7 +99,7 @@ class TrainRequest:
         options |= dict.fromkeys(("checkpointing_steps", "validation_steps"), often)
         options["checkpoints_total_limit"] = MAX_CHECKPOINTS
         if base in EMBEDDED:  # which have an encoder of their own to measure by
-            options |= {"eval_steps": often, "stop_when_good": True}
+            options |= {"eval_steps": often, "num_validation_images": 1}
         return options
 
     def config(self, folder: Path, base: str) -> DreamBoothConfig:

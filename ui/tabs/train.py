@@ -153,8 +153,8 @@ class TrainTab(Panel):
     def _take_fox(self) -> Updates:
         """Fill in what Start needs to learn the fox of Tiny World."""
         with TemporaryDirectory(dir=self.studio.temp) as folder:
-            paths = write_photos(find_concept("fox"), Path(folder))
-            photos, _ = take_photos(paths, self.studio.runs.photos)
+            write_photos(find_concept("fox"), Path(folder))
+            photos, _ = take_photos(sorted(Path(folder).iterdir()), self.studio.runs.photos)
         return self.photos.show(photos) | {self.form["subject"]: "animal", self.form["name"]: "Fox"}
 
     def _describe(self, values: Values) -> Updates:
@@ -197,9 +197,9 @@ class TrainTab(Panel):
         class_images = " and 200 pictures of its class first" * (config.prior.prior_preservation != "none")
         took = "how long is known after the first training"
         if rate:
-            took = f"about {duration(images / rate)} here"
+            took = f"about {duration(images / rate)} of steps here"
         elif runs.base == ALIAS:
-            took = f"about {duration(images * MEASURED_SECONDS)} on the machine that was measured"
+            took = f"about {duration(images * MEASURED_SECONDS)} of steps on the machine that was measured"
         found = list[str]()
         if request.preset == "advised" and not request.settings:
             found = list(advise(len(request.photos), runs.base, read_curves()).expected[:2])
