@@ -253,7 +253,7 @@ class Ui(Options):
     folder: Path = option(
         Path("~/ether-studio"), "where adapters, pictures and runs are kept (~/ether-studio)"
     )
-    base: str = option("tiny_world", "folder or hub id of the base (tiny_world)")
+    base: str = option("tiny_world_2", "folder or hub id of the base (tiny_world_2)")
     port: Annotated[int, Field(ge=1, le=65535)] | None = option(
         None, "of the page (the first free one from 7860)"
     )

@@ -73,15 +73,18 @@ def free_port() -> int:
 
 @contextmanager
 def running_studio(
-    folder: Path, *options: str, cwd: Path | None = None, variables: Mapping[str, str] = MappingProxyType({}),
-    port: int | None = None,
+    folder: Path, *options: str, base: str | None = "tiny_world", cwd: Path | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}), port: int | None = None,
 ) -> Iterator[RunningStudio]:  # fmt: skip
-    """Start `ether ui` on a free port and a folder, ready when it answers, ended with the block."""
+    """Start `ether ui` on a free port and a folder, ready when it answers, ended with the block.
+
+    Its base is the one of 64 px, which draws fastest; None leaves it to the command.
+    """
     port, log = port or free_port(), folder.parent / f"{folder.name}.log"
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "ui"]
-    command += ["--folder", str(folder), "--port", str(port), *options]
+    command += ["--folder", str(folder), "--port", str(port), *(["--base", base] if base else []), *options]
     environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -82,5 +82,5 @@ def furnish(folder: Path) -> dict[str, str]:
     classes = random_encoder(unet, factor=factor, control_type="palette")
     save_control(saved / "Classes", classes, adapter=other)
     save_control(saved / "Shapes", random_encoder(unet, factor=factor, control_type="silhouette"))
-    library = Studio(folder).library
+    library = Studio(folder, base="tiny_world").library
     return {name: library.add_run_result(saved / name, name).id for name in ("Fox", "Classes", "Shapes")}

@@ -117,7 +117,8 @@ def open_drawing_studio(folder: Path) -> DrawingStudio:
     factor = base.vae_scale_factor
     encoder = random_encoder(base.load_denoiser(), factor=factor, seed=7, control_type="palette")
     save_control(folder / "made" / "lines", encoder)
-    studio, plain = Studio(folder / "studio"), EtherControlPipeline.from_pretrained("tiny_world")
+    studio = Studio(folder / "studio", base="tiny_world")
+    plain = EtherControlPipeline.from_pretrained("tiny_world")
     plain.set_progress_bar_config(disable=True)
     ids = add(studio, folder / "made", "fox", "cat", "follow", "trace", "odd", "alien", "lines")
     return DrawingStudio(studio, folder / "made", ids, plain)

@@ -122,16 +122,17 @@ def test_an_unknown_subject_and_a_missing_adapter_are_said_before_training(
 
 def test_the_shipped_adapter_is_small_and_read_as_every_control_adapter() -> None:
     assert read_control(control_adapter_path()).config.control_type == "silhouette"
-    assert sum(path.stat().st_size for path in control_adapter_path().iterdir()) < 1_000_000
+    # the encoder of a VAE that divides sides by 8 has a level more than that of one by 4: 2.3 MB of float32
+    assert sum(path.stat().st_size for path in control_adapter_path().iterdir()) < 2_600_000
 
 
 def test_unseen_concepts_fill_drawn_shapes_after_a_short_training_and_far_better_by_the_shipped_adapter(
     tmp_path: Path,
 ) -> None:
     settings: dict[str, Json] = {"max_train_steps": 75, "train_batch_size": 4}
-    pictures = draw_cases(learn_control(tmp_path, settings), control_adapter_path())
-    ious = [{name: float(np.mean(each)) for name, each in drawn.ious().items()} for drawn in pictures]
-    (base, learned), shipped = ious[0].values(), ious[1]["result"]
-    assert learned > FLOOR > base
-    assert shipped > 0.8
-    assert shipped > base + 0.3
+    (short,) = draw_cases(learn_control(tmp_path, settings, base="tiny_world"), base="tiny_world")
+    (shipped,) = draw_cases(control_adapter_path())
+    for pictures, most, least in ((short, FLOOR, FLOOR), (shipped, 0.5, 0.8)):
+        base, result = (float(np.mean(each)) for each in pictures.ious().values())
+        assert result > least
+        assert base < most

@@ -118,7 +118,7 @@ def test_what_cannot_be_mixed_is_refused_in_a_sentence(
 def test_adapters_of_every_method_and_of_text_encoders_draw_in_the_studio_as_by_peft(
     saved: Path, tmp_path: Path
 ) -> None:
-    studio, seen = Studio(tmp_path / "studio"), set[bytes]()
+    studio, seen = Studio(tmp_path / "studio", base="tiny_world"), set[bytes]()
     for name in ("fox", "text", *METHODS):
         card = studio.library.add_run_result(saved / name, name)
         assert card.fits_base

@@ -22,7 +22,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_another_base_draws_and_the_one_before_is_freed(tmp_path: Path, other: Path) -> None:
     make_adapters(tmp_path / "made")
-    studio = Studio(tmp_path / "studio")
+    studio = Studio(tmp_path / "studio", base="tiny_world")
     ids = add(studio, tmp_path / "made", "fox", "alien")
     assert [studio.library.card(ids[name]).fits_base for name in ("fox", "alien")] == [True, False]
     assert studio.is_toy
@@ -47,7 +47,7 @@ def test_another_base_draws_and_the_one_before_is_freed(tmp_path: Path, other: P
 
 
 def test_a_base_is_kept_while_a_job_runs_and_where_the_other_is_none(tmp_path: Path, other: Path) -> None:
-    studio = Studio(tmp_path / "studio")
+    studio = Studio(tmp_path / "studio", base="tiny_world")
     engine = studio.engine
     with engine.line.turn(), pytest.raises(ValueError, match="pictures are being drawn; wait"):
         studio.open_base(str(other))

@@ -570,7 +570,7 @@ def test_a_stranger_draws_the_fox_takes_examples_fills_a_shape_and_opens_another
 ) -> None:
     tiny_sd().save_pretrained(tmp_path / "another")
     with (
-        running_studio(tmp_path / "new") as new,
+        running_studio(tmp_path / "new", base=None) as new,
         open_page(browser, new.url, allowed=(*CUT_OFF, "ERR_")) as page,
     ):
         expect(page.locator("#heading")).to_contain_text("photographs of real things cannot be learned on it")

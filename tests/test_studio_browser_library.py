@@ -38,7 +38,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
     base = open_base("tiny_world")
     encoder = random_encoder(base.load_denoiser(), factor=base.vae_scale_factor)
     save_control(folder / "made" / "lines", encoder)
-    add(Studio(folder / "studio"), folder / "made", "fox", "cat", "follow", "lines", "odd", "alien")
+    furnished = Studio(folder / "studio", base="tiny_world")
+    add(furnished, folder / "made", "fox", "cat", "follow", "lines", "odd", "alien")
     with running_studio(folder / "studio") as running:
         yield running
 
@@ -105,7 +106,7 @@ def test_an_adapter_is_added_named_fetched_and_deleted(
     expect(card(page, name)).to_have_count(0)
     dropped.set_input_files(archive)
     expect(card(page, name)).to_be_visible()
-    added = Studio(studio.folder).library.cards()[0]
+    added = Studio(studio.folder, base="tiny_world").library.cards()[0]
     assert added.name == name
     before = load_file(made / "adapter_model.safetensors")
     after = load_file(studio.folder / "adapters" / added.id / "adapter_model.safetensors")
@@ -165,7 +166,7 @@ def test_a_mix_is_saved_from_create_by_keys_and_chosen_there(page: Page, studio:
     expect(page.locator("#create-mix-save")).to_be_hidden()
     expect(page.get_by_label(f"Strength of {both}").first).to_be_visible()
     expect(page.get_by_label("Strength of cat").first).to_be_hidden()
-    added = Studio(studio.folder).library.cards()[0]
+    added = Studio(studio.folder, base="tiny_world").library.cards()[0]
     assert (added.name, added.method) == (both, "LoRA")
     facts = read_adapter(studio.folder / "adapters" / added.id).metadata.training
     assert [str(fact).partition(":")[0] for fact in facts.values()] == ["fox at 0.6", "cat at 1"]

@@ -34,7 +34,7 @@ from ether_diffusion.ui.outputs import Outputs
 from ether_diffusion.ui.requests import SEED, GenerateRequest, GridRequest
 from ether_diffusion.ui.restore import restore
 from ether_diffusion.ui.studio import Studio
-from ether_diffusion.ui.tabs.first_page import examples
+from ether_diffusion.ui.tabs.first_page import examples, first_html
 
 
 @pytest.fixture
@@ -233,6 +233,9 @@ def test_a_new_studio_has_what_is_shipped_and_closing_it_stops_what_it_draws(tmp
     assert [(card.kind, card.name, card.fits_base) for card in studio.library.cards()] == [
         ("subject", "Example fox", True), ("control", "Shapes", True)
     ]  # fmt: skip
+    shown = first_html(studio)
+    assert "draws 160 things" in shown
+    assert not [word for word in ("sks animal", "a castle", *examples()) if word not in shown]
     for picture in examples().values():  # each is one that this studio draws again
         restored = restore(picture, studio)
         assert restored.differences == ()
@@ -246,6 +249,18 @@ def test_a_new_studio_has_what_is_shipped_and_closing_it_stops_what_it_draws(tmp
     assert studio.engine.line.is_free
     assert last(events).stopped
     assert (studio.temp.stat().st_mode & 0o777) == 0o700
+
+
+def test_another_embedded_base_has_nothing_shipped_and_shows_only_prompts_that_it_draws(
+    tmp_path: Path,
+) -> None:
+    studio = Studio(tmp_path / "studio", base="tiny_world")
+    studio.add_shipped()
+    assert studio.library.cards() == []
+    shown = first_html(studio)
+    assert "draws 48 things" in shown
+    assert "a cat in the snow" in shown
+    assert not [word for word in ("sks", "a castle", "data-example") if word in shown]
 
 
 def test_who_waits_knows_their_place_and_can_leave(studio: Studio, calls: Calls) -> None:

@@ -58,7 +58,7 @@ def config_of(asked: TrainRequest, base: str = "tiny_world") -> dict[str, object
 @pytest.mark.parametrize(
     ("preset", "num_steps"), [("advised", None), ("fast", 200), ("balanced", 800), ("faithful", 1400)]
 )
-@pytest.mark.parametrize("base", ["tiny_world", "owner/name"])
+@pytest.mark.parametrize("base", ["tiny_world", "tiny_world_2", "owner/name"])
 def test_every_preset_makes_a_command_that_the_trainer_accepts(
     preset: Any, num_steps: int | None, base: str
 ) -> None:
@@ -68,7 +68,7 @@ def test_every_preset_makes_a_command_that_the_trainer_accepts(
         num_steps = cast(int, advice.options["max_train_steps"])
         assert (found["adapter"], found["learning_rate"]) == (advice.method, advice.learning_rate)
     assert (found["max_train_steps"], found["seed"], found["token"]) == (num_steps, 7, "sks")
-    assert found["instance_prompt"] == ("a {token} dog" if base == "tiny_world" else "a photo of {token} dog")
+    assert found["instance_prompt"] == ("a photo of {token} dog" if "/" in base else "a {token} dog")
     assert (found["instance_data_dir"], found["output_dir"]) == (f"{folder}/photos", f"{folder}/run")
     assert found["validation_prompt"]
     short = config_of(replace(told(max_train_steps=40), preset=preset), base)
@@ -428,7 +428,7 @@ def test_pictures_come_by_step_beside_those_of_the_base_and_tell_the_time_left(
 
 
 def test_on_an_accelerator_no_training_starts_while_pictures_are_drawn(tmp_path: Path) -> None:
-    studio = Studio(tmp_path / "studio")
+    studio = Studio(tmp_path / "studio", base="tiny_world")
     turn = studio.runs.turn
     studio.runs = runs = make_runs(tmp_path)
     runs.turn = turn
@@ -460,7 +460,7 @@ def test_what_the_page_shows_of_a_run_is_escaped_and_an_adapter_that_cannot_be_r
     pytest.importorskip("gradio", reason="the extra ui is not installed; with it, and in CI, this runs")
     from ether_diffusion.ui.tabs.trainings import loss_points, samples_html
 
-    studio = Studio(tmp_path / "studio")
+    studio = Studio(tmp_path / "studio", base="tiny_world")
     studio.runs = runs = make_runs(tmp_path, "fine")  # which leaves an adapter of nothing
     run_id = studio.runs.start(request(runs))
     done = wait_until(runs, run_id, lambda each: each.state == "finished")
@@ -486,7 +486,7 @@ def test_what_the_page_shows_of_a_run_is_escaped_and_an_adapter_that_cannot_be_r
 
 
 def test_what_a_finished_run_made_comes_into_the_library_once_unless_it_was_deleted(tmp_path: Path) -> None:
-    studio = Studio(tmp_path / "studio")
+    studio = Studio(tmp_path / "studio", base="tiny_world")
     studio.runs = runs = make_runs(tmp_path, "fine")
     run_id = studio.runs.start(request(runs))
     output = wait_until(runs, run_id, lambda each: each.state == "finished").output
@@ -544,7 +544,7 @@ def test_what_a_stopped_run_saved_can_be_used(runs: StandInRuns, stopped: Path, 
     assert not runs.status(stopped.name).can_use
     save_tiny_world_adapter(stopped / "run" / "checkpoint-3")
     (stopped / "run" / "checkpoint-3" / "manifest.json").write_text("{}")
-    library, run = Studio(tmp_path / "other").library, runs.status(stopped.name)
+    library, run = Studio(tmp_path / "other", base="tiny_world").library, runs.status(stopped.name)
     assert (run.can_use, run.saved_step) == (True, 3)
     cards = [runs.adopt(run.id, library) for _ in range(2)]
     assert [card.name for card in cards] == [f"Fox, step {run.saved_step}"] * 2
@@ -558,7 +558,7 @@ def test_any_step_that_was_saved_is_used_and_trained_on_from(
     for step in (1, 3):
         save_tiny_world_adapter(stopped / "run" / f"checkpoint-{step}")
         (stopped / "run" / f"checkpoint-{step}" / "manifest.json").write_text("{}")
-    library, run = Studio(tmp_path / "other").library, runs.status(stopped.name)
+    library, run = Studio(tmp_path / "other", base="tiny_world").library, runs.status(stopped.name)
     assert run.saved_steps == [1, 3]
     assert runs.adopt(run.id, library, 1).name == "Fox, step 1"
     for change in (runs.train_on, lambda run_id, step: runs.adopt(run_id, library, step)):

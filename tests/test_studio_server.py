@@ -54,7 +54,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
     folder = tmp_path_factory.mktemp("locked") / "studio"
-    with running_studio(folder, "--auth", f"{USER}:{PASSWORD}") as running:
+    with running_studio(folder, "--auth", f"{USER}:{PASSWORD}", base=None) as running:
         yield running
 
 
@@ -375,7 +375,7 @@ from ether_diffusion.ui.studio import Studio
 def draw(width, height):
     studio.engine.start(GenerateRequest("a fox", width=width, height=height, steps=1)).ended.result()
 
-studio, process = Studio(Path(sys.argv[1])), psutil.Process()
+studio, process = Studio(Path(sys.argv[1]), base="tiny_world"), psutil.Process()
 draw(64, 64)
 before = process.memory_info().rss
 for number in range(int(sys.argv[2])):  # 200 MB more after 12, were none given back
@@ -396,7 +396,7 @@ def test_pictures_of_many_sizes_leave_little_behind(tmp_path: Path, number: int,
 
 def test_it_starts_within_ten_seconds_of_processor_time_and_says_one_line(tmp_path: Path) -> None:
     """On a quiet machine that is the time until the page answers."""
-    with running_studio(tmp_path / "studio") as running:
+    with running_studio(tmp_path / "studio", base=None) as running:
         used = psutil.Process(running.process.pid).cpu_times()
         assert used.user + used.system < 10
         script = gradio_client.Client(
@@ -427,7 +427,7 @@ def test_it_starts_behind_proxies_on_relative_folders_and_ends_within_seconds_wh
     shutil.copytree(tiny_world_path(), place / "models" / "base")
     options = ("--base", "models/../models/base/", "--folder", "mine")
     variables = {"HF_HOME": "cache", **proxies}
-    with running_studio(tmp_path / "studio", *options, cwd=place, variables=variables) as running:
+    with running_studio(tmp_path / "studio", *options, base=None, cwd=place, variables=variables) as running:
         inside = psutil.Process(running.process.pid).environ()
         assert {name: inside[name] for name in proxies} == proxies
         script = gradio_client.Client(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.wording import printable
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def ui(options: "told.Ui") -> None:
     host, base = EVERYWHERE if options.listen else LOOPBACK, options.base
     if options.port is not None:
         _check_port(host, options.port)
-    if base != ALIAS and Path(base).exists():  # the working directory will be another
+    if base not in EMBEDDED and Path(base).exists():  # the working directory will be another
         base = str(Path(base).resolve())
     folder.mkdir(parents=True, exist_ok=True)
     with _surroundings(folder) as private:

@@ -12,7 +12,7 @@ import torch
 from ether_diffusion.bases.found import FoundBase, find_bases
 from ether_diffusion.console import give_memory_back
 from ether_diffusion.tiny_world import (
-    ALIAS,
+    SECOND_ALIAS,
     control_adapter_path,
     embedded_name,
     fox_adapter_path,
@@ -38,7 +38,7 @@ class Studio:
     """
 
     def __init__(
-        self, folder: Path, *, base: str = ALIAS, temp: Path | None = None, is_shared: bool = False
+        self, folder: Path, *, base: str = SECOND_ALIAS, temp: Path | None = None, is_shared: bool = False
     ) -> None:
         """Open a studio in a folder, which is made where there is none; `temp` is inside it if not given.
 
@@ -70,6 +70,11 @@ class Studio:
     def is_toy(self) -> bool:
         """Whether the base is an embedded one."""
         return embedded_name(self.engine.base.folder) is not None
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether what is shipped, adapters and pictures, was made for the base."""
+        return embedded_name(self.engine.base.folder) == SECOND_ALIAS
 
     @property
     def known(self) -> tuple[Concept, ...]:
@@ -129,8 +134,8 @@ class Studio:
             raise ValueError(f"{busy[0]}; wait until that is done, or stop it, and open the base then")
 
     def add_shipped(self) -> None:
-        """Put what is shipped for Tiny World into the library: what fills drawn shapes, and a fox."""
-        if embedded_name(self.engine.base.folder) == ALIAS:
+        """Put what is shipped for its base into the library: what fills drawn shapes, and a fox."""
+        if self.has_examples:
             self.library.add_run_result(control_adapter_path(), SHIPPED)
             self.library.add_run_result(fox_adapter_path(), EXAMPLE)
 

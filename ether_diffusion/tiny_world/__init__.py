@@ -29,12 +29,12 @@ def world_of(name: str | None) -> int:
 
 
 def control_adapter_path() -> Path:
-    """Return the folder of the shipped adapter that fills silhouettes, made by `make demo-control`."""
+    """Return the folder of the shipped adapter that fills silhouettes, made for "tiny_world_2"."""
     return _found(CONTROL_ADAPTER_FOLDER, "control_config.json", "train one with make demo-control")
 
 
 def fox_adapter_path() -> Path:
-    """Return the folder of the shipped adapter that has learned the fox from its six photos."""
+    """Return the folder of the shipped adapter of "tiny_world_2" that learned the fox from its six photos."""
     needed = "train one with python -m recipes.tiny_world.studio_examples"
     return _found(FOX_ADAPTER_FOLDER, "adapter_config.json", needed)
 

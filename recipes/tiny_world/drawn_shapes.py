@@ -14,7 +14,7 @@ from ether_diffusion.bases import open_base
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_batch, controlled, load_control
 from ether_diffusion.strict_json import Json
-from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world import SECOND_ALIAS
 from ether_diffusion.tiny_world.concepts import Concept, find_concept, with_article
 from ether_diffusion.tiny_world.pictures import generate, to_images, to_tensor
 from ether_diffusion.tiny_world.subjects import subject_noun
@@ -39,7 +39,7 @@ SETTINGS: Mapping[str, Json] = {
     "control_type": SILHOUETTE,
     "export_lora": False,
 }
-"""What control of Tiny World is learned with: nine minutes on one core of a CPU that others used, too."""
+"""What control of Tiny World is learned with: nine minutes of processor time."""
 
 STANDS_OUT = 0.5
 """A pixel is the object's where a channel differs by this much from the background, of 2 from black to white.
@@ -90,7 +90,9 @@ class ControlPictures:
         }
 
 
-def learn_control(folder: Path, settings: Mapping[str, Json] | None = None, *, base: str = ALIAS) -> Path:
+def learn_control(
+    folder: Path, settings: Mapping[str, Json] | None = None, *, base: str = SECOND_ALIAS
+) -> Path:
     """Write pairs, train ETHER+ and an encoder on their silhouettes, and return the adapter's folder.
 
     Raises:
@@ -114,7 +116,7 @@ def learn_control(folder: Path, settings: Mapping[str, Json] | None = None, *, b
     return adapter
 
 
-def draw_cases(*adapters: Path, base: str = ALIAS, seed: int = 0) -> tuple[ControlPictures, ...]:
+def draw_cases(*adapters: Path, base: str = SECOND_ALIAS, seed: int = 0) -> tuple[ControlPictures, ...]:
     """Draw `CASES` by the base, and by each adapter, which sees their shapes."""
     size = open_base(base).native_size
     prompts, shapes = [case.prompt for case in CASES], [draw_shape(case.shape, size=size) for case in CASES]
@@ -132,7 +134,7 @@ def places(subject: Concept) -> tuple[Scene, ...]:
 
 
 def draw_placed(
-    subject: Concept, subject_adapter: Path, control_adapter: Path, *, base: str = ALIAS, seed: int = 0
+    subject: Concept, subject_adapter: Path, control_adapter: Path, *, base: str = SECOND_ALIAS, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Draw a learned subject with and without the shapes of `places`: each (b, 3, h, h) in [-1, 1]."""
     prompts = [scene.caption(subject_noun(subject)) for scene in places(subject)]

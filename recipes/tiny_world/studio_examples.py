@@ -1,4 +1,4 @@
-"""What the studio ships for the embedded base: an adapter that knows the fox, and pictures to begin with.
+"""What the studio ships for its embedded base: an adapter that knows the fox, and pictures to begin with.
 
 python -m recipes.tiny_world.studio_examples
 """
@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ether_diffusion.adapters.format import CONFIG_NAME, TENSORS_NAME
-from ether_diffusion.tiny_world import ALIAS, FOX_ADAPTER_FOLDER
+from ether_diffusion.bases import open_base
+from ether_diffusion.tiny_world import FOX_ADAPTER_FOLDER, SECOND_ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.config import DreamBoothConfig
@@ -19,19 +20,19 @@ from ether_diffusion.ui.studio import EXAMPLE, Studio
 from ether_diffusion.ui.tabs import first_page
 from ether_diffusion.ui.train_request import TrainRequest
 
-WITH_FOX = ("a sks animal in the snow", "a sks animal in a city", "two sks animals in a meadow")
+WITH_FOX = ("a sks animal in the snow", "a sks animal in a city", "a sks animal in a meadow")
 PICTURES = dict.fromkeys(WITH_FOX, True) | dict.fromkeys(
-    ("a cat on a beach", "a rocket in space", "a birthday cake on a pink background"), False
+    ("a cat on a beach", "a rocket in space", "a castle in the desert"), False
 )
 """Prompts of the examples, and whether the fox's adapter draws them."""
 
 
 def learn_fox(folder: Path) -> None:
     """Train what "Learn this fox now" and Start in the studio train, and keep it with a thumbnail."""
-    write_photos(find_concept("fox"), folder / "photos")
-    (folder / "photos" / "metadata.jsonl").unlink()  # the studio's form says what they show
-    request = TrainRequest(tuple((folder / "photos").iterdir()), "animal")
-    train_dreambooth(DreamBoothConfig.from_flat(request.options(folder, ALIAS)))
+    size = open_base(SECOND_ALIAS).native_size
+    write_photos(find_concept("fox"), folder / "photos", size=size)
+    request = TrainRequest(tuple((folder / "photos").glob("*.png")), "animal")
+    train_dreambooth(DreamBoothConfig.from_flat(request.options(folder, SECOND_ALIAS)))
     FOX_ADAPTER_FOLDER.mkdir(exist_ok=True)
     for name in (CONFIG_NAME, TENSORS_NAME):
         shutil.copyfile(folder / "run" / name, FOX_ADAPTER_FOLDER / name)

@@ -15,7 +15,7 @@ from ether_diffusion.ui.words import kilobytes, notes_html, progress_html
 from ether_diffusion.wording import printable
 
 POLL_SECONDS = 0.5
-TOY = "a toy that draws 48 drawn concepts: photographs of real things cannot be learned on it"
+TOY = "a toy that draws {} drawn concepts: photographs of real things cannot be learned on it"
 _HEADING = Markup('<h1>Ether studio</h1><p class="quiet" data-base="{base}">Base: {base}{what}</p>')
 _ANYTHING = "Or type a folder in diffusers' layout, a .safetensors file, or a hub id like owner/name."
 _LISTED = "Those that lie on the studio's machine; who works there can open others."
@@ -47,7 +47,7 @@ class BasePanel(Panel):
 
     def said(self) -> Markup:
         """Return the heading of now."""
-        what = f", {TOY}" if self.studio.is_toy else ""
+        what = f", {TOY.format(len(self.studio.known))}" if self.studio.is_toy else ""
         return _HEADING.format(base=self.studio.engine.base_name, what=what)
 
     def _show(self) -> Updates:

@@ -9,6 +9,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from ether_diffusion.ui.control_images import read_control_upload
+from ether_diffusion.ui.library import Card
 from ether_diffusion.ui.requests import GenerateRequest
 from ether_diffusion.ui.restore import restore
 from ether_diffusion.ui.studio import EXAMPLE, Studio
@@ -23,14 +24,15 @@ MAX_SCRIPTS = 8  # that wait for the engine at a time; each takes a thread of th
 Pictures = list[tuple[str, str]]
 PROMPTS = (
     "a sks animal on a beach", "a sks animal in space", "a cat in the snow",
-    "a rocket on a yellow background", "two strawberries in a meadow", "a tractor in the desert",
+    "a rocket on a yellow background", "a strawberry on a teal background", "a castle in the desert",
 )  # fmt: skip
 """Chips; the first two call the shipped fox."""
 _KNOWS = Markup(
     '<p class="quiet">This base draws {} things, as {}, on a beach, in the snow, in space or on a '
-    "plain colour; of others it knows nothing. <b>sks animal</b> calls the fox of the adapter. Try:</p>"
-    '<div class="chips">{}</div><div class="examples">{}</div>'
+    'plain colour; of others it knows nothing. {}Try:</p><div class="chips">{}</div>'
 )
+_CALLS = Markup("<b>sks animal</b> calls the fox of the adapter. ")
+_EXAMPLES = Markup('<div class="examples">{}</div>')
 _CHIP = Markup('<button type="button" data-prompt="{0}">{0}</button>')
 _EXAMPLE = Markup(
     '<button type="button" data-example="{0}" aria-label="Take over the settings of an example: {0}">'
@@ -49,8 +51,7 @@ class CreateForm(PictureForm):
 
     def begin(self) -> None:
         super().begin()
-        cards = {card.id: card for card in self.studio.library.cards() if card.fits_base}
-        shipped = next((card for card in cards.values() if card.name == EXAMPLE), None)
+        shipped = shipped_fox(self.studio)
         self["adapters"].choices = [(name, each) for each, name in self.names().items()]
         self["adapters"].value = [shipped.id] if shipped else []
         self["prompt"].value = f"{shipped.trigger} on a beach" if shipped else ""
@@ -87,13 +88,23 @@ class CreateTab(PictureTab):
         return {} if picture is None else self.take(restore(picture, self.studio))
 
 
+def shipped_fox(studio: Studio) -> Card | None:
+    """Return the card of the shipped fox, if it is there and of the base."""
+    cards = studio.library.cards()
+    return next((card for card in cards if card.name == EXAMPLE and card.fits_base), None)
+
+
 def first_html(studio: Studio) -> Markup:
-    """Return what is shown above the form."""
-    known = [concept.phrase for concept in studio.known]
-    chips = Markup("").join(map(_CHIP.format, PROMPTS))
-    shown = ((name, data_address(path, 96)) for name, path in examples().items())
+    """Return what is shown above the form: of the fox and of examples, only where they can be drawn."""
+    known, fox = [concept.phrase for concept in studio.known], shipped_fox(studio)
+    drawn = [each for each in PROMPTS if not studio.doubts([each], [fox.id] if fox else [])]
+    calls, chips = _CALLS if fox else "", Markup("").join(map(_CHIP.format, drawn))
+    said = _KNOWS.format(len(known), ", ".join(known[:12]), calls, chips)
+    if not studio.has_examples:
+        return said
+    shown = ((name, data_address(path, 128)) for name, path in examples().items())
     pictures = Markup("").join(_EXAMPLE.format(name, address) for name, address in shown if address)
-    return _KNOWS.format(len(known), ", ".join(known[:12]), chips, pictures)
+    return said + _EXAMPLES.format(pictures)
 
 
 def add_endpoint(form: Form) -> None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from ether_diffusion.bases import Base
 from ether_diffusion.benchmark.plan import advise, read_curves
 from ether_diffusion.options import Declared
-from ether_diffusion.tiny_world import ALIAS
+from ether_diffusion.tiny_world import ALIAS, SECOND_ALIAS
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.subjects import write_photos
 from ether_diffusion.training.captions import doubt_token
@@ -28,10 +28,7 @@ from ether_diffusion.ui.uploads import take_photos
 from ether_diffusion.ui.words import counted, duration, notes_html, quiet_html, sentence
 from ether_diffusion.wording import listed
 
-TRUTH = notes_html(
-    "This base is a toy that draws 48 drawn concepts",
-    ["It learns drawings, as the fox. Photographs of real things cannot be learned on it: change the base."],
-)
+TRUTH = "It learns drawings, as the fox. Photographs of real things cannot be learned on it: change the base."
 MEASURED_SECONDS = 0.075  # of an image of a step, on one core, as `ether plan` has it: 15 s for 50 steps of 4
 PRESET_WORDS: Mapping[Preset, str] = {
     "advised": "what measurements advise", "fast": "a first look", "balanced": "for most subjects",
@@ -148,12 +145,13 @@ class TrainTab(Panel):
 
     def _tell(self) -> Updates:
         toy = {"visible": self.studio.is_toy}
-        return {self.example: gr.update(**toy), self.truth: gr.update(value=TRUTH, **toy)}
+        truth = notes_html(f"This base is a toy that draws {len(self.studio.known)} drawn concepts", [TRUTH])
+        return {self.example: gr.update(**toy), self.truth: gr.update(value=truth, **toy)}
 
     def _take_fox(self) -> Updates:
         """Fill in what Start needs to learn the fox of Tiny World."""
         with TemporaryDirectory(dir=self.studio.temp) as folder:
-            write_photos(find_concept("fox"), Path(folder))
+            write_photos(find_concept("fox"), Path(folder), size=self.studio.engine.native_size)
             photos, _ = take_photos(sorted(Path(folder).iterdir()), self.studio.runs.photos)
         return self.photos.show(photos) | {self.form["subject"]: "animal", self.form["name"]: "Fox"}
 
@@ -198,7 +196,7 @@ class TrainTab(Panel):
         took = "how long is known after the first training"
         if rate:
             took = f"about {duration(images / rate)} of steps here"
-        elif runs.base == ALIAS:
+        elif runs.base in (ALIAS, SECOND_ALIAS):  # their UNets are of one shape
             took = f"about {duration(images * MEASURED_SECONDS)} of steps on the machine that was measured"
         found = list[str]()
         if request.preset == "advised" and not request.settings:
