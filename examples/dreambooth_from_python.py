@@ -7,7 +7,7 @@ from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.run import train_dreambooth
 
 SETTINGS: dict[str, Json] = {
-    "pretrained_model_name_or_path": "tiny_world",  # or a folder, or a hub id
+    "pretrained_model_name_or_path": "tiny_world_2",  # or a folder, or a hub id
     "instance_prompt": "a photo of a sks animal",
     "adapter": "ether_plus",
     "max_train_steps": 200,

@@ -11,7 +11,7 @@ PROMPT = "a sks animal on a beach"
 
 def main(first: str, second: str, output: str, steps: int = 20) -> list[Path]:
     """Draw one prompt by each adapter, by one at half strength, by the base; return the paths."""
-    pipe = EtherStableDiffusionPipeline.from_pretrained(tiny_world_path())
+    pipe = EtherStableDiffusionPipeline.from_pretrained(tiny_world_path("tiny_world_2"))
     pipe.load_ether_weights(first, adapter_name="first")
     pipe.load_ether_weights(second, adapter_name="second")
     choices = ["first", "second", {"second": 0.5}, None]

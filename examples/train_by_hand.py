@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 from ether_diffusion import EtherConfig, prepared_adapters, save_ether
 from ether_diffusion.tiny_world import tiny_world_path
 
-SIZE = 64  # px; the embedded base's own, 512 for Stable Diffusion 1.5
+SIZE = 128  # px; the embedded base's own, 512 for Stable Diffusion 1.5
 PROMPT = "a sks animal"
 
 
@@ -28,7 +28,7 @@ def read_photos(folder: Path) -> torch.Tensor:
 def train(photos: Path, output: Path, steps: int = 100) -> None:
     """Train on a folder of photos, and save the adapter."""
     torch.manual_seed(0)
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path())
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path("tiny_world_2"))
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     pipe.unet.add_adapter(EtherConfig(variant="ether_plus"))
     trained = [p for p in pipe.unet.parameters() if p.requires_grad]

@@ -29,7 +29,7 @@ class _Written(Options):
     """Of the commands that write an adapter in another form."""
 
     adapter: str = needed("folder or hub id of an adapter", is_positional=True)
-    base: str = needed("folder or hub id of the base model, or tiny_world")
+    base: str = needed("folder or hub id of the base model, or tiny_world_2")
     rebake: bool = option(False, "apply the reflections to other weights than those trained on")
 
 
@@ -110,7 +110,7 @@ class How(Options):
     """Of the commands that draw."""
 
     title: ClassVar = "how to draw"
-    base: str | None = option(None, "folder, hub id or tiny_world (the base that the adapter names)")
+    base: str | None = option(None, "folder, hub id or tiny_world_2 (the base that the adapter names)")
     size: str | None = option(
         None, "width and height in px, as 512 or 512x768 (the base's own, in the shape of --image)"
     )
@@ -243,7 +243,7 @@ class Plan(Options):
     """Say what to train with and for how long, and what that rests on."""
 
     photos: str = needed("folder of the subject's photos, or their number")
-    base: str = option("tiny_world", "folder or hub id (tiny_world)")
+    base: str = option("tiny_world_2", "folder or hub id (tiny_world_2)")
     json_: bool = option(False, "print an object for programs")
 
 
@@ -276,4 +276,4 @@ class Bases(Options):
 class Doctor(Options):
     """Say what this machine has and can do: packages, memory, devices, the Hub, and a step of training."""
 
-    base: Words = several("base to do a step with (tiny_world); may be given several times")
+    base: Words = several("base to do a step with (tiny_world_2); may be given several times")

@@ -47,7 +47,7 @@ def bases(options: told.Bases) -> None:
 def doctor(options: told.Doctor) -> int:
     """Print what is here; return 1 where a package that is needed is missing or too old, else 0."""
     hush_libraries()
-    wanted = [open_base(name) for name in options.base or ("tiny_world",)]  # refused before anything is said
+    wanted = [open_base(name) for name in options.base or ("tiny_world_2",)]  # refused first of all
     bad = list(_bad_packages())
     sections = {
         "system": _system(),

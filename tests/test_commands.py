@@ -14,7 +14,19 @@ from tiny_pipelines import tiny_sd
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters import load_ether, read_adapter, save_ether
 from ether_diffusion.adapters.format import content_hash
-from ether_diffusion.scripts import ether
+from ether_diffusion.bases import open_base
+from ether_diffusion.options import Options, declared
+from ether_diffusion.scripts import command_options, ether
+from ether_diffusion.serving.options import Serve
+from ether_diffusion.tiny_world import SECOND_ALIAS
+from ether_diffusion.training.config import DreamBoothConfig
+
+
+@pytest.mark.parametrize("options", [Serve, command_options.Plan, command_options.Ui])
+def test_a_command_without_a_base_takes_that_of_training_the_world_of_128_px(options: type[Options]) -> None:
+    trained = DreamBoothConfig.options()["pretrained_model_name_or_path"].default
+    assert declared(options)["base"].default == trained == SECOND_ALIAS
+    assert open_base(SECOND_ALIAS).native_size == 128
 
 
 @pytest.fixture(scope="module")

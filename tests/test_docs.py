@@ -84,7 +84,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (jobs,) = re.findall(r"```yaml\n(.*?)```", TEXTS["train"], flags=re.DOTALL)
     Path("jobs.yaml").write_text(jobs, encoding="utf-8")
     for seed, name in enumerate(("my-adapter", "other-adapter")):
-        pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path())
+        pipe = StableDiffusionPipeline.from_pretrained(tiny_world_path("tiny_world_2"))
         torch.manual_seed(seed)
         pipe.unet.add_adapter(EtherConfig())
         save_ether(pipe, name, trigger="a sks animal")
@@ -107,7 +107,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(command: list[str]) -> int:
     if command[:3] == ["accelerate", "launch", "-m"]:
         command = ["train-dreambooth", *command[4:]]
-    name, arguments = command[0], [BASES.sub("tiny_world", each) for each in command[1:]]
+    name, arguments = command[0], [BASES.sub("tiny_world_2", each) for each in command[1:]]
     kind = arguments[0] if name == "ether" else name
     extra = QUICK.get(kind, [])
     if "--eval_steps" in extra and "--eval_steps" not in arguments:
@@ -202,12 +202,13 @@ def test_the_readmes_ten_lines_train_save_and_load(tmp_path: Path, monkeypatch: 
     here, there = snippet("README", "save_ether(pipe").split("load_ether(pipe")
     scope: dict[str, Any] = {}
     exec(here, scope)
-    fresh = type(scope["pipe"]).from_pretrained(tiny_world_path())  # "in another process, on the same base"
+    # "in another process, on the same base"
+    fresh = type(scope["pipe"]).from_pretrained(tiny_world_path("tiny_world_2"))
     fresh.set_progress_bar_config(disable=True)
     exec("load_ether(pipe" + there, scope | {"pipe": fresh})
     assert fresh.get_active_adapters() == ["fox"]
     with Image.open(tmp_path / "fox.png") as image:
-        assert image.size == (64, 64)
+        assert image.size == (128, 128)
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # PEFT, at a second adapter
@@ -286,4 +287,4 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if cell["cell_type"] == "code":
             code = "".join(cell["source"]).replace('_steps": 200', '_steps": 1')
             exec(code.replace('_steps": 20,', '_steps": 2,'), scope)
-    assert scope["pair"].size == (128, 64)
+    assert scope["pair"].size == (256, 128)

@@ -27,6 +27,7 @@ from tools import benchmark
 from tools.bench_process import PROMPT, Cost, cost_of
 
 COMMAND = [sys.executable, "-m", "ether_diffusion.scripts.train_dreambooth", "--num_validation_images", "1"]
+COMMAND += ["--pretrained_model_name_or_path", "tiny_world"]
 TURN, TOGETHER = "in turn", "together"
 
 

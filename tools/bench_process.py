@@ -85,7 +85,8 @@ def train(photos: Path, num_steps: int, environment: Mapping[str, str], *flags: 
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ether_diffusion.scripts.train_dreambooth"]
         command += ["--instance_data_dir", str(photos), "--output_dir", folder + "/run"]
-        command += ["--instance_prompt", PROMPT, "--max_train_steps", str(num_steps), *flags]
+        command += ["--instance_prompt", PROMPT, "--max_train_steps", str(num_steps)]
+        command += ["--pretrained_model_name_or_path", str(tiny_world_path()), *flags]
         return cost_of(command, os.environ | environment)
 
 
@@ -142,12 +143,13 @@ def bench_start(photos: Path, rounds: int) -> None:
 def bench_diffusers(photos: Path, script: Path, steps: Sequence[int], rounds: int) -> None:
     """Print whole runs of ours beside diffusers' own, LoRA of rank 4 in both, and ETHER+."""
     same = ["--train_batch_size", "1", "--resolution", "64", "--seed", "0", "--pre_compute_text_embeddings"]
-    same += ["--pretrained_model_name_or_path", str(tiny_world_path()), "--checkpointing_steps", "100000"]
+    same += ["--checkpointing_steps", "100000"]
 
     def theirs(num_steps: int) -> Cost:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(script), "--instance_data_dir", str(photos), "--rank", "4", *same]
             command += ["--instance_prompt", PROMPT, "--output_dir", folder]
+            command += ["--pretrained_model_name_or_path", str(tiny_world_path())]
             return cost_of([*command, "--max_train_steps", str(num_steps)])
 
     print("| whole run, batch 1 | diffusers' LoRA r=4, s | our LoRA r=4 | our ETHER+ |\n|---|---|---|---|")

@@ -200,7 +200,8 @@ def served(folder: Path) -> Iterator[tuple[httpx.Client, psutil.Process, float]]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     began = time.perf_counter()
-    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "serve", "--adapters", str(folder)]
+    command = [sys.executable, "-m", "ether_diffusion.scripts.ether", "serve", "--base", "tiny_world"]
+    command += ["--adapters", str(folder)]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
     limits = httpx.Limits(max_connections=None)
     try:

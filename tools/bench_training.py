@@ -197,6 +197,7 @@ def run_of(num_steps: int) -> Iterator[DreamBoothConfig]:
             pixels = rng.integers(0, 256, (96, 96, 3), np.uint8)
             Image.fromarray(pixels).save(photos / f"{index}.png")
         flags: dict[str, Json] = {
+            "pretrained_model_name_or_path": "tiny_world",
             "instance_data_dir": str(photos),
             "instance_prompt": "a photo of a sks cat",
             "output_dir": str(Path(folder) / "run"),

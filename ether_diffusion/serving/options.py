@@ -14,7 +14,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 class Serve(Options):
     """Draw for many over HTTP, by OpenAI's images API: one base, adapters by name, mixed in a batch."""
 
-    base: str = option("tiny_world", "folder, hub id or file of the base (tiny_world)")
+    base: str = option("tiny_world_2", "folder, hub id or file of the base (tiny_world_2)")
     adapters: str | None = option(
         None, "folder of adapter folders, by whose names requests take them; or s3://…, what fsspec opens"
     )

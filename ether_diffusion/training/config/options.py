@@ -39,9 +39,9 @@ LRScheduler = Literal[
 class BaseConfig(Options, group="base model"):
     """The frozen model that an adapter is trained for."""
 
-    pretrained_model_name_or_path: Text = "tiny_world"
-    """Folder or hub id of a pipeline in diffusers' layout, or one that is built in: tiny_world,
-    tiny_world_2 or tiny_world_flow."""
+    pretrained_model_name_or_path: Text = "tiny_world_2"
+    """Folder or hub id of a pipeline in diffusers' layout, or one that is built in: tiny_world_2,
+    tiny_world or tiny_world_flow."""
     revision: Text | None = option(None, "Branch, tag or commit of the base and its tokenizer on the hub.")
     variant: Text | None = option(None, "Variant of the base's files, e.g. fp16.")
     pretrained_vae_model_name_or_path: Text | None = None
