@@ -83,7 +83,7 @@ def test_a_training_outlives_reload_closing_and_kill_and_its_adapter_comes_to_cr
         wait_for_step(page, 2)
         expect(page.locator("#train-curve")).to_be_visible()
         expect(page.locator("#train-pictures figcaption").first).to_have_text("Base")
-        expect(page.locator("#train-pictures figcaption").nth(1)).to_have_text("Step 0")
+        expect(page.locator("#train-pictures figcaption").nth(1)).to_have_text("Step 10")
         seen = wait_for_step(page, 0)
     with open_page(browser, studio.url, phone=True) as page:  # the tab was closed; a second device
         open_train(page)
@@ -169,10 +169,8 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         expect(photos).to_have_count(6)
         expect(page.get_by_label("Caption of fox_0.png")).to_have_value("a sks animal on a teal background")
         expect(page.get_by_label("What is it?")).to_have_value("animal")
-        expect(page.locator("#train-described")).to_contain_text("100 steps: about")
-        expect(page.locator("#train-described")).to_contain_text(
-            "97% of the pictures recognised as the subject"
-        )
+        expect(page.locator("#train-described")).to_contain_text("200 steps: about")
+        expect(page.locator("#train-described")).to_contain_text("nothing was measured of how like it comes")
         page.locator("#train-clear").click()
         expect(page.locator("#train-truth")).to_contain_text("Photographs of real things cannot be learned")
         page.get_by_label("What is it?").fill("dog")
@@ -213,7 +211,7 @@ def test_the_form_shows_what_it_takes_and_says_why_it_takes_no_more(
         page.get_by_role("button", name="Advanced").locator("visible=true").click()
         steps = page.locator("#train-max-train-steps").locator("input, textarea")
         expect(steps).to_have_value("")
-        expect(steps).to_have_attribute("placeholder", "50")  # as measured, with one photo
+        expect(steps).to_have_attribute("placeholder", "200")  # as advised
         for wrong, words in (
             ("-5", "Steps -5 is out of range; use a whole number from 1"),
             ("many", "Steps 'many' does not fit; use a whole number"),
