@@ -106,17 +106,31 @@ class Difference:
         return f"{self.mean:+.3f} ± {self.standard_error:.3f} over {self.num_pairs} pairs"
 
 
+def paired_values(measured: Measured, one: str, other: str, column: str) -> list[float]:
+    """Return how much more one method of the benchmark scores than another, by subject.
+
+    The seeds that both have of a subject are averaged first: they are not independent.
+
+    Raises:
+        NotMeasuredError: fewer than two subjects have both.
+    """
+    first, second = measured.by_subject(one, column), measured.by_subject(other, column)
+    of: dict[str, list[float]] = {}
+    for subject, seed in first:
+        if (subject, seed) in second:
+            of.setdefault(subject, []).append(first[subject, seed] - second[subject, seed])
+    if len(of) < 2:
+        raise NotMeasuredError(f"benchmark.json has no two subjects of both {one} and {other}")
+    return [math.fsum(each) / len(each) for each in of.values()]
+
+
 def paired_difference(measured: Measured, one: str, other: str, column: str) -> Difference:
     """Compare two methods of the benchmark subject by subject: d_i = x_i − y_i, SE = s_d / √N.
 
     Raises:
         NotMeasuredError: fewer than two subjects have both.
     """
-    first, second = measured.by_subject(one, column), measured.by_subject(other, column)
-    values = [first[key] - second[key] for key in first if key in second]
-    if len(values) < 2:
-        raise NotMeasuredError(f"benchmark.json has no two subjects of both {one} and {other}")
-    return difference_of(values)
+    return difference_of(paired_values(measured, one, other, column))
 
 
 def difference_of(values: Sequence[float]) -> Difference:

@@ -19,7 +19,7 @@ from ether_diffusion.metrics.scores import COLUMNS, Estimate
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
 from research.claims import CLAIMS
-from research.measured import FILES, Measured, NotMeasuredError, paired_difference
+from research.measured import FILES, Measured, NotMeasuredError, paired_difference, paired_values
 from research.study_strength import without_rate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -186,30 +186,17 @@ def _differences(summary: Mapping[str, Any]) -> str:
 def _pairs(measured: Measured) -> str:
     """Return how far rows of ETHER are from others with as many parameters, or more, by each judge."""
     rows = [["", "parameters", *(COLUMNS[column] for column in JUDGES)]]
-    methods, labels = (
-        measured.value("benchmark", "methods"),
-        labels_of(measured.value("benchmark", "methods")),
-    )
+    methods = measured.value("benchmark", "methods")
+    labels = labels_of(methods)
     for one, other in PAIRS:
         try:
-            told = [_pair(measured, one, other, column) for column in JUDGES]
+            values = [paired_values(measured, one, other, column) for column in JUDGES]
         except NotMeasuredError:
             continue
         numbers = f"{methods[one]['parameters']:,} and {methods[other]['parameters']:,}"
+        told = [_within(fmean(each), *interval(each)) for each in values]
         rows.append([f"{labels[one]} less {labels[other]}", numbers, *told])
     return f"By pairs:\n\n{_markdown(rows)}" if len(rows) > 1 else ""
-
-
-def _pair(measured: Measured, one: str, other: str, column: str) -> str:
-    first, second = measured.by_subject(one, column), measured.by_subject(other, column)
-    of: dict[str, list[float]] = {}
-    for subject, seed in first.keys() & second.keys():
-        of.setdefault(subject, []).append(first[subject, seed] - second[subject, seed])
-    values = [fmean(each) for _, each in sorted(of.items())]
-    if len(values) < 2:
-        raise NotMeasuredError(f"benchmark.json has no two subjects of both {one} and {other}")
-    low, high = interval(values)
-    return _within(fmean(values), low, high)
 
 
 def _within(mean: float, low: float, high: float, **_: object) -> str:

@@ -151,6 +151,18 @@ def test_differences_are_paired_over_subjects(tmp_path: Path) -> None:
     assert difference_of([1.0, 1.0]).is_clear
 
 
+def test_seeds_of_a_subject_are_no_further_subjects(tmp_path: Path) -> None:
+    made = benchmark({"lora": (0.5, 0.6), "oft": (0.4, 0.2)})
+    again = [{**run, "seed": 1, "scores": {"object": 0.3}} for run in made["runs"] if run["method"] == "lora"]
+    again += [{**run, "scores": {"object": 0.2}} for run in again]
+    for run, method in zip(again, ("lora", "lora", "oft", "oft"), strict=True):
+        run["method"] = method
+    made["runs"] += again
+    found = paired_difference(Measured.read(write_all(tmp_path, benchmark=made)), "lora", "oft", "object")
+    assert found.num_pairs == 2
+    assert found.mean == pytest.approx(((0.1 + 0.1) / 2 + (0.4 + 0.1) / 2) / 2)
+
+
 def test_a_study_without_a_method_is_not_measured_and_says_what_lacks(tmp_path: Path) -> None:
     cost = others()["cost"]
     del cost["methods"]["PEFT OFT 4 blocks"]
