@@ -1,4 +1,4 @@
-"""The bases of the studies as pipelines."""
+"""The base of the studies as a pipeline."""
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -7,10 +7,10 @@ from ether_diffusion.tiny_world import tiny_world_path
 from research import BASE
 
 
-def load_base(name: str = BASE) -> StableDiffusionPipeline:
-    """Load an embedded one whole, in float32; it draws without a progress bar."""
+def load_base() -> StableDiffusionPipeline:
+    """Load it whole, in float32; it draws without a progress bar."""
     pipeline: StableDiffusionPipeline
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(name), dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_world_path(BASE), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -17,7 +17,6 @@ from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.pictures import draw_scenes
 from ether_diffusion.tiny_world.subjects import unseen_prompts, unseen_scenes
 from ether_diffusion.training.methods import adapters_off
-from research import BASE
 from research.base import load_base, side_of
 
 TIMESTEPS = 8
@@ -34,12 +33,9 @@ class Questions(NamedTuple):
     targets: Tensor
 
 
-def scene_scores(pipeline: StableDiffusionPipeline, subject: str, base: str = BASE) -> dict[str, float]:
-    """Return the loss on a subject's new scenes, and the mean square change of predictions of others.
-
-    `base` names the embedded one that the pipeline was.
-    """
-    mine, others = new_scenes(subject, base), other_pictures(base)
+def scene_scores(pipeline: StableDiffusionPipeline, subject: str) -> dict[str, float]:
+    """Return the loss on a subject's new scenes, and the mean square change of predictions of others."""
+    mine, others = new_scenes(subject), other_pictures()
     with adapters_off([pipeline.unet]):
         before = _answers(pipeline, others)
     return {
@@ -56,18 +52,18 @@ def _answers(pipeline: StableDiffusionPipeline, asked: Questions) -> Tensor:
 
 @cache
 @torch.no_grad()
-def new_scenes(subject: str, name: str = BASE) -> Questions:
+def new_scenes(subject: str) -> Questions:
     """Return true pictures of a subject where no photo has it, with their prompts."""
-    concept, base = find_concept(subject), load_base(name)
+    concept, base = find_concept(subject), load_base()
     encoded = base.vae.encode(draw_scenes(unseen_scenes(concept), size=side_of(base))).latent_dist.mode()
     return _noised(base, encoded * base.vae.config.scaling_factor, unseen_prompts(concept))
 
 
 @cache
 @torch.no_grad()
-def other_pictures(name: str = BASE) -> Questions:
-    """Return pictures that a base draws of what it knows, with their prompts."""
-    base, prompts = load_base(name), other_tiny_prompts()
+def other_pictures() -> Questions:
+    """Return pictures that the base draws of what it knows, with their prompts."""
+    base, prompts = load_base(), other_tiny_prompts()
     generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
     how = {"num_inference_steps": 15, "guidance_scale": 3.0, "output_type": "latent"}
     return _noised(base, base(list(prompts), generator=generators, **how).images, prompts)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
+from research import BASE
 
 if TYPE_CHECKING:
     from ether_diffusion.metrics.scores import Estimate
     from ether_diffusion.strict_json import Json
 
 SCORES_FILE = "scores.json"
+SHARED: "Mapping[str, Json]" = {"train_batch_size": 4, "random_flip": True, "export_lora": False}
+"""Options of train-dreambooth of all studies on subjects, as in the benchmark."""
 Scores = Mapping[str, float]
 Cells = Mapping[Any, Mapping[Any, "Mapping[str, Estimate]"]]
 """Estimates by the two values that the trainings of a study differ in, and by score."""
@@ -101,6 +104,25 @@ def kept_scores(folder: Path, asked: "Mapping[str, Json]", measure: Callable[[],
     data = json.dumps({"run": asked, "scores": scores}, indent=1, allow_nan=False)
     write_files(folder, {SCORES_FILE: f"{data}\n".encode()})
     return scores
+
+
+def settings_of(row: str) -> "dict[str, Json]":
+    """Return the options of a row of the benchmark, with the rate of its method where it has none."""
+    from ether_diffusion.benchmark.plan import BenchmarkSettings, method_of
+
+    method, options = method_of(row)
+    return {"adapter": method, "learning_rate": BenchmarkSettings(BASE, {}).learning_rate(row), **options}
+
+
+def check_settings(trainings: Sequence[Training]) -> None:
+    """Raise a ValueError for what cannot be trained, before anything is."""
+    from ether_diffusion.training.config import DreamBoothConfig
+
+    places: dict[str, Json] = {
+        "pretrained_model_name_or_path": BASE, "instance_data_dir": "photos", "output_dir": "adapter"
+    }  # fmt: skip
+    for training in trainings:
+        DreamBoothConfig.from_flat({**SHARED, **training.settings, **places})
 
 
 def learn_all(

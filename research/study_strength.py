@@ -15,29 +15,30 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research import BASE
 from research.study import (
+    SHARED,
     Cells,
     Scores,
     Training,
     cells_json,
+    check_settings,
     kept_scores,
     run_study,
+    settings_of,
     study_parser,
     summarise,
     write_study,
 )
-from research.study_learning_rate import UsableRange, usable_range
 
 if TYPE_CHECKING:
     from ether_diffusion.strict_json import Json
 
 logger = logging.getLogger(__name__)
 
-BASE = "tiny_world_2"
 SUBJECTS = ("panda", "crown")
 VALUES = "target_modules=.*to_(v|out.0)"
 """Half of the projections: what is read and written, and not how much of it."""
@@ -64,10 +65,6 @@ METHODS = (
 TOLERANCE = 0.02
 SHARE = "unconditional_strength"
 """The option of a row that is of drawing."""
-_PLACES: "Mapping[str, Json]" = {
-    "pretrained_model_name_or_path": BASE, "instance_data_dir": "photos", "output_dir": "adapter"
-}  # fmt: skip
-SHARED: "Mapping[str, Json]" = {"train_batch_size": 4, "random_flip": True, "export_lora": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,14 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--steps", nargs="+", type=int, default=[50, 100, 200], help="of trainings (50 100 200)"
     )
     return run_study("study_strength", parser, _run, arguments)
-
-
-def settings_of(row: str) -> "dict[str, Json]":
-    """Return the options of a row, with the rate of its method where it has none."""
-    from ether_diffusion.benchmark.plan import BenchmarkSettings, method_of
-
-    method, options = method_of(row)
-    return {"adapter": method, "learning_rate": BenchmarkSettings(BASE, {}).learning_rate(row), **options}
 
 
 def plan(
@@ -144,33 +133,17 @@ def best_rates(cells: Cells) -> dict[str, float]:
     }
 
 
-def usable_ranges(cells: Cells) -> dict[str, UsableRange | None]:
-    """Return, of rows with three rates and more, those whose loss is within 5 % of the least.
-
-    A rate at which any run diverged is not usable; keys are the rows without their rates.
-    """
-    losses: dict[str, dict[float, float]] = {}
-    for row, columns in cells.items():
-        scores = columns[max(columns)]
-        loss = scores["scene_loss"].mean if scores else math.inf
-        losses.setdefault(without_rate(row), {})[_rate_of(row)] = -loss
-    return {name: usable_range(of) for name, of in losses.items() if len(of) > 2}
-
-
 def _rate_of(row: str) -> float:
     return float(str(settings_of(row)["learning_rate"]))
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.training.config import DreamBoothConfig
-
     rows, number = parsed.methods, parsed.num_images
     drawing = {"num_images": number, "inference_steps": parsed.inference_steps} if number else {}
     if not number and any(SHARE in settings_of(row) for row in rows):
         raise ValueError(f"{SHARE} is told by drawn pictures alone; give --num_images 1 or more")
     trainings = plan(rows, parsed.steps, parsed.subjects, parsed.seeds, drawing)
-    for training in trainings:  # what cannot be used is said before anything is trained
-        DreamBoothConfig.from_flat({**training.settings, **_PLACES})
+    check_settings(trainings)
     results = [(training, _learned(training, parsed.output_dir)) for training in trainings]
     cells = summarise(results)
     rates = best_rates(cells)
@@ -181,9 +154,6 @@ def _run(parsed: argparse.Namespace) -> None:
         "settings": {row: settings_of(row) for row in rows},
         "runs": [{**training.asked, "scores": dict(scores)} for training, scores in results],
         "best_rates": dict(rates),
-        "usable_range": {
-            name: None if each is None else asdict(each) for name, each in usable_ranges(cells).items()
-        },
         "methods": cells_json(cells),
     }
     write_study(parsed.output_dir, "strength", found, strength=draw_front(cells, rates))
@@ -212,9 +182,9 @@ def _learned(training: Training, root: Path) -> Scores:
         except NonFiniteError as error:
             logger.info("%s: %s", root / place, error)
             return {}
-        pipeline = load_base(BASE)
+        pipeline = load_base()
         attach_saved(pipeline, adapter)
-        found = scene_scores(pipeline, subject, BASE)
+        found = scene_scores(pipeline, subject)
         if not all(map(math.isfinite, found.values())):
             return {}
         parameters = sum(tensor.numel() for tensor in load_file(adapter / TENSORS_NAME).values())
@@ -230,28 +200,37 @@ def _drawn_scores(adapter: Path, training: Training, share: Any) -> Scores:
 
     from ether_diffusion.adapters import read_adapter
     from ether_diffusion.bases import open_base
+    from ether_diffusion.metrics.encoders import load_encoder
+    from ether_diffusion.metrics.scores import PROMPT, likeness_of_pairs, without_identifier
     from ether_diffusion.serving.engine import Engine, Request
+    from ether_diffusion.tiny_world import ALIAS
     from ether_diffusion.tiny_world.concepts import find_concept
     from ether_diffusion.tiny_world.networks import load_outside_features
     from ether_diffusion.tiny_world.pictures import score_against_truth, to_tensor
-    from ether_diffusion.tiny_world.subjects import unseen_prompts, unseen_scenes
+    from ether_diffusion.tiny_world.subjects import IDENTIFIER, unseen_prompts, unseen_scenes
 
     concept, base = find_concept(str(training.asked["subject"])), open_base(BASE)
     asked: Mapping[str, Any] = training.asked
     engine = Engine(base, device=torch.device("cpu"), num_slots=None, max_rows=8)
     engine.add_adapter("it", read_adapter(adapter))
     how: Any = {"steps": asked["inference_steps"], "guidance_scale": base.guidance_scale}
-    pictures = engine.draw(
-        Request(prompt=prompt, seed=seed, adapters={"it": 1.0}, unconditional_strength=float(share), **how)
-        for prompt in unseen_prompts(concept)
-        for seed in range(asked["num_images"])
+    asks = [(prompt, seed) for prompt in unseen_prompts(concept) for seed in range(asked["num_images"])]
+    pictures = list(
+        engine.draw(
+            Request(prompt=text, seed=seed, adapters={"it": 1.0}, unconditional_strength=float(share), **how)
+            for text, seed in asks
+        )
     )
+    clip = load_encoder(ALIAS)
+    texts = clip.embed_texts([without_identifier(text, IDENTIFIER) for text, _ in asks])
+    followed = likeness_of_pairs(clip.embed_images(pictures), texts)
     scenes = [scene for scene in unseen_scenes(concept) for _ in range(asked["num_images"])]
     try:
         outside = load_outside_features()
     except ModuleNotFoundError:  # the extra evaluate
         outside = None
-    return score_against_truth(to_tensor(list(pictures)), scenes, outside=outside)
+    found = score_against_truth(to_tensor(pictures), scenes, outside=outside)
+    return {**found, PROMPT: float(followed.mean())}
 
 
 def draw_front(cells: Cells, rates: Mapping[str, float]) -> bytes:

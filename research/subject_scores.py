@@ -36,10 +36,9 @@ from recipes.tiny_world.learned_subject import learn_subject
 from research import BASE
 from research.base import load_base
 from research.distances import transform_distance, weight_distance
-from research.study import Scores, Training, kept_scores
+from research.study import SHARED, Scores, Training, kept_scores
 
 FIDELITY = OBJECT
-PICTURES_PER_PROMPT = 2
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def learn_and_score(training: Training, root: Path, num_inference_steps: int) ->
 
     def measure() -> Scores:
         try:
-            settings = {**training.settings, "seed": seed}
+            settings = {**SHARED, **training.settings, "seed": seed}
             concept = find_concept(subject)
             adapter = learn_subject(concept, folder, settings, base=BASE, num_photos=num_photos)
         except NonFiniteError as error:
@@ -65,8 +64,7 @@ def learn_and_score(training: Training, root: Path, num_inference_steps: int) ->
             return {}
         return score_subject(subject, seed, adapter, num_inference_steps)
 
-    how: dict[str, Json] = {"inference_steps": num_inference_steps, "num_images": PICTURES_PER_PROMPT}
-    return kept_scores(folder, {**training.asked, **how}, measure)
+    return kept_scores(folder, {**training.asked, "inference_steps": num_inference_steps}, measure)
 
 
 def kept_base_scores(subject: str, seed: int, root: Path, num_inference_steps: int) -> Scores:
@@ -112,7 +110,7 @@ def _score_pictures(
     concept: Concept, pipeline: StableDiffusionPipeline, seed: int, num_inference_steps: int
 ) -> dict[str, float]:
     """Return what pictures of a subject score; nothing where none shows anything."""
-    prompts = unseen_prompts(concept) * PICTURES_PER_PROMPT
+    prompts = unseen_prompts(concept)
     pictures, _ = generate(pipeline, prompts, num_steps=num_inference_steps, seed=seed)
     pictures = pictures.nan_to_num(-1)
     drawn = [
@@ -128,14 +126,14 @@ def _score_pictures(
     ]
     reference = PhotoReference.of(photos, [_encoder()])
     columns = score_samples(reference, usable, [_encoder()], None, identifier=IDENTIFIER).columns
-    scenes = unseen_scenes(concept) * PICTURES_PER_PROMPT
+    scenes = unseen_scenes(concept)
     truth = score_against_truth(pictures, scenes, [int(sample.name) for sample in usable])
     return {**{column: found.mean for column, found in columns.items()}, **truth}
 
 
 def _view(pipeline: StableDiffusionPipeline, seed: int, num_inference_steps: int) -> Tensor:
     """Return the vectors of pictures of other things than the subject."""
-    prompts = other_tiny_prompts() * PICTURES_PER_PROMPT
+    prompts = other_tiny_prompts()
     pictures, _ = generate(pipeline, prompts, num_steps=num_inference_steps, seed=seed)
     return _encoder().embed_images(to_images(pictures.nan_to_num(-1)))
 
@@ -146,7 +144,7 @@ def _view_of_base(seed: int, num_inference_steps: int) -> Tensor:
 
 
 def _numbers_of_prompts(num_pictures: int) -> Tensor:
-    return torch.arange(num_pictures) % (num_pictures // PICTURES_PER_PROMPT)
+    return torch.arange(num_pictures)
 
 
 @cache

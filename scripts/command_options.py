@@ -207,7 +207,7 @@ class _Compared(Options):
         "folder of the DreamBooth data set with its prompts_and_classes.txt: 25 prompts × 4 pictures, 1200 "
         "steps (without it the short form, on subjects of an embedded base)",
     )
-    base: str = option("tiny_world", "folder or hub id (tiny_world)")
+    base: str = option("tiny_world_2", "folder or hub id (tiny_world_2)")
     methods: Words = option((), "methods of train-dreambooth, also with options: lora:rank=1 (seven)")
     subjects: Words = option((), "(all of --data, or twenty-four)")
     seeds: Wholes = option((0,), "of training (0)")

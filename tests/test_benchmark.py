@@ -87,7 +87,8 @@ def dreambooth(folder: Path, *subjects: str) -> Path:
 
 
 def benchmark(folder: Path, *arguments: str) -> int:
-    return ether.main(["benchmark", "--output_dir", str(folder), *arguments])
+    small = [] if "--base" in arguments else ["--base", "tiny_world"]
+    return ether.main(["benchmark", "--output_dir", str(folder), *small, *arguments])
 
 
 def results(folder: Path) -> dict[str, Any]:
