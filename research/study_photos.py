@@ -1,7 +1,8 @@
 """How many photos, and how many steps? Subjects of Tiny World learned from few and more, for long or not.
 
 `python -m research.study_photos --output_dir runs/photos` trains photos × steps × subjects × seeds adapters,
-about a minute each on one CPU core; stopped, the same command goes on. It writes photos.json and photos.png.
+about a minute each on one CPU core; stopped, the same command goes on. The method is a row of `ether
+benchmark`. It writes photos.json and photos.png.
 """
 
 import argparse
@@ -11,12 +12,15 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from research import BASE
 from research.study import (
     Training,
     cells_json,
+    check_settings,
     draw_curves,
     learn_all,
     run_study,
+    settings_of,
     study_parser,
     summarise,
     write_study,
@@ -25,6 +29,7 @@ from research.study import (
 if TYPE_CHECKING:
     from ether_diffusion.metrics.scores import Estimate
 
+ADVISED = "ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.01"
 SUBJECTS = ("panda", "sailboat")
 PANELS = {
     "object": "likeness to the true pictures",
@@ -41,17 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[50, 100, 200, 400], help="of trainings (50 100 200 400)"
     )
-    parser.add_argument("--method", default="ether", help="(ether, which ether plan advises)")
-    parser.add_argument("--learning_rate", type=float, help="(the method's own for Tiny World)")
+    parser.add_argument("--method", default=ADVISED, metavar="ROW", help="(what ether plan advises)")
     return run_study("study_photos", parser, _run, arguments)
 
 
-def training(method: str, rate: float, num_photos: int, steps: int, subject: str, seed: int) -> Training:
+def training(row: str, num_photos: int, steps: int, subject: str, seed: int) -> Training:
     """Return one training of the study."""
     return Training(
         {
-            "method": method,
-            "learning_rate": rate,
+            "method": row,
             "num_photos": num_photos,
             "steps": steps,
             "subject": subject,
@@ -59,7 +62,7 @@ def training(method: str, rate: float, num_photos: int, steps: int, subject: str
         },
         ("num_photos", "steps"),
         Path(f"{num_photos}_photos", f"{steps}_steps", f"{subject.replace(' ', '_')}_{seed}"),
-        {"adapter": method, "learning_rate": rate, "max_train_steps": steps},
+        {**settings_of(row), "max_train_steps": steps},
         num_photos,
     )
 
@@ -77,19 +80,15 @@ def enough_steps(row: "Mapping[int, Mapping[str, Estimate]]", least_prompt: floa
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from ether_diffusion.benchmark.plan import LABELS, TINY_LEARNING_RATES
+    from ether_diffusion.benchmark.plan import label_of
     from ether_diffusion.tiny_world.subjects import NUM_PHOTOS
     from research.study_learning_rate import base_of
 
-    rate = parsed.learning_rate or TINY_LEARNING_RATES.get(parsed.method)
-    if rate is None:
-        raise ValueError(f"--method is one of {', '.join(TINY_LEARNING_RATES)}; found {parsed.method}")
     wrong = [count for count in parsed.num_photos if not 1 <= count <= NUM_PHOTOS]
     if wrong:
         raise ValueError(f"a subject of Tiny World has 1 to {NUM_PHOTOS} photos; asked for {wrong[0]}")
-    base, least = base_of(parsed)
     trainings = [
-        training(parsed.method, rate, num_photos, steps, subject, seed)
+        training(parsed.method, num_photos, steps, subject, seed)
         for subject, seed, num_photos, steps in product(
             *(
                 dict.fromkeys(each)
@@ -97,10 +96,13 @@ def _run(parsed: argparse.Namespace) -> None:
             )
         )
     ]
+    check_settings(trainings)
+    base, least = base_of(parsed)
     cells = summarise(learn_all(trainings, parsed.output_dir, parsed.inference_steps))
     found = {
         "method": parsed.method,
-        "learning_rate": rate,
+        "base_name": BASE,
+        "learning_rate": settings_of(parsed.method)["learning_rate"],
         "inference_steps": parsed.inference_steps,
         "subjects": list(parsed.subjects),
         "seeds": list(parsed.seeds),
@@ -117,7 +119,7 @@ def _run(parsed: argparse.Namespace) -> None:
         size=(11, 7.4),
         xlabel="steps",
         ticks=sorted({steps for row in cells.values() for steps in row}),
-        title=LABELS.get(parsed.method, parsed.method),
+        title=label_of(parsed.method),
     )
     write_study(parsed.output_dir, "photos", found, photos=plot)
 

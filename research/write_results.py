@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ether_diffusion.benchmark.plan import CURVES_FILE, LABELS, label_of, labels_of
+from ether_diffusion.benchmark.plan import CURVES_FILE, label_of, labels_of
 from ether_diffusion.benchmark.results import interval, table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
@@ -20,6 +20,7 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
 from research.claims import CLAIMS
 from research.measured import FILES, Measured, NotMeasuredError, paired_difference, paired_values
+from research.study_photos import ADVISED
 from research.study_strength import without_rate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -92,11 +93,10 @@ LOSS_WORDS = {
     "λ helped ETHER on both sides alone, where ETHER+ on the output side has fewer numbers, less loss and "
     "less change.",
 }
-VALUES = "ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.01"
 PAIRS = (
-    *(("ether", "ia3"), ("ether", "lora:rank=1"), (VALUES, "lora:rank=1"), (VALUES, "lora")),
+    *(("ether", "ia3"), ("ether", "lora:rank=1"), (ADVISED, "lora:rank=1"), (ADVISED, "lora")),
     *(("ether_plus", "lora:rank=2"), ("ether_plus", "hra"), ("ether_plus", "lora"), ("ether_plus", "oft")),
-    *(("ether_plus", "ether_plus:num_blocks=4"), ("ether_plus", VALUES), ("ether_plus", "lora:rank=16")),
+    *(("ether_plus", "ether_plus:num_blocks=4"), ("ether_plus", ADVISED), ("ether_plus", "lora:rank=16")),
 )
 """Rows of the benchmark that are compared."""
 JUDGES = (OBJECT, "outside")
@@ -208,7 +208,7 @@ def _ranges(measured: Measured) -> str:
         study: Mapping[str, Any] = measured.value("learning_rates", "usable_range")
     except NotMeasuredError:
         return ""
-    file = measured.files["learning_rates"]
+    file, labels = measured.files["learning_rates"], labels_of(study)
     rows = [["", "best rate", "usable", "ratio", "not between", "ratio by fidelity alone", "tried"]]
     for method, found in study.items():
         tried = ", ".join(file["methods"].get(method, {}))
@@ -222,7 +222,7 @@ def _ranges(measured: Measured) -> str:
                 _ratio(found),
                 missed,
             ]
-        rows.append([LABELS.get(method, method), *cells, _ratio(alone), tried])
+        rows.append([labels[method], *cells, _ratio(alone), tried])
     seeds = len(file["seeds"])
     told = (
         "Usable is a rate whose fidelity, the likeness of the object to the true picture, is within 5 % of "
@@ -250,9 +250,9 @@ def _photos(measured: Measured) -> str:
         enough = file["enough_steps"][number]
         shown = [_cell(row[length]) if length in row else "-" for length in steps]
         rows.append([number, *shown, "-" if enough is None else str(enough)])
-    base = file["base"]
+    base, label = file["base"], label_of(without_rate(file["method"]))
     told = (
-        f"{LABELS[file['method']]} at {file['learning_rate']:g}: likeness of the object to the true picture, "
+        f"{label} at {file['learning_rate']:g}: likeness of the object to the true picture, "
         f"and the share recognised; without an adapter {base[OBJECT]:.3f} and {base[RECOGNISED]:.0%}. Enough "
         "are the fewest steps within 5 % of the best that keep the prompt. A subject of Tiny World is the "
         "same drawing in all of its photos, so that one says more than a real one would. Subjects: "

@@ -327,7 +327,7 @@ def test_a_study_of_photos_shows_a_run_as_many_as_it_says(tmp_path: Path) -> Non
     assert study_photos.main(words) == 0
     found = json.loads((tmp_path / "photos.json").read_text())
     for number in (1, 3):
-        one = study_photos.training(found["method"], found["learning_rate"], number, 1, "panda", 0)
+        one = study_photos.training(found["method"], number, 1, "panda", 0)
         photos = tmp_path / one.folder / "photos"
         assert len(list(photos.glob("*.png"))) == number
         assert len((photos / "metadata.jsonl").read_text().splitlines()) == number
@@ -345,7 +345,7 @@ Main = Callable[[list[str]], int]
         (study_learning_rate.main, ["--subjects", "nothing"], "no concept is named 'nothing'"),
         (study_learning_rate.main, ["--methods", "lora:rang=1"], "'rang' is not an option"),
         (study_blocks.main, ["--subjects", "wombat"], "no concept is named 'wombat'"),
-        (study_photos.main, ["--method", "nothing"], "--method is one of"),
+        (study_photos.main, ["--method", "nothing"], "nothing is no method"),
         (study_photos.main, ["--num_photos", "7"], "1 to 6 photos; asked for 7"),
     ],
 )
