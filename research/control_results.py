@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from ether_diffusion.bases import open_base
+from ether_diffusion.benchmark.plan import LABELS
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.control_scores import (
     ACCURACY,
@@ -26,8 +28,9 @@ from ether_diffusion.tiny_world import ALIAS
 from ether_diffusion.tiny_world.concepts import load_concepts
 from ether_diffusion.tiny_world.pictures import draw_scenes, to_images
 from ether_diffusion.tiny_world.world import draw
-from recipes.tiny_world.control_pairs import Pair, draw_control
-from research.study_control import CONTROL_TYPE, DrawnRun, StudySettings, validation_pairs
+from recipes.tiny_world.control_pairs import Pair, draw_control, draw_palette
+from research import BASE
+from research.study_control import DrawnRun, StudySettings, validation_pairs
 
 PANELS = {OBJECT_IOU: "IoU of the object's shape", MIOU: "mIoU of all classes", ACCURACY: "pixel accuracy"}
 REFERENCES = ("true", "base")
@@ -35,21 +38,13 @@ SHEET_COLUMNS = 8
 
 
 FID = "fid_tiny"
-TITLES = {
-    "true": "true pictures",
-    "base": "base, no control",
-    "none": "encoder-only",
-    "ether": "ETHER n=4",
-    "ether_plus": "ETHER+ n=4",
-    "lora": "LoRA r=4",
-    "oft": "OFT n=4",
-}
+TITLES = {**LABELS, "true": "true pictures", "base": "base, no control", "none": "encoder-only"}
 
 
-def tiny_yardsticks(control_type: str | None = CONTROL_TYPE) -> ControlYardsticks:
+def tiny_yardsticks() -> ControlYardsticks:
     """Return what the embedded base is measured with: its own segmenter, palette and encoder."""
     return ControlYardsticks(
-        control_type=control_type,
+        control_type="palette",
         finder=load_finder(ALIAS),
         palette=tiny_palette(),
         encoders=[load_encoder(ALIAS)],
@@ -81,9 +76,10 @@ class StudyRow:
 
 
 def control_pair(pair: Pair, number: int) -> ControlPair:
-    """Return a pair of Tiny World as evaluation reads it; its concept is its group."""
-    name = f"{number:03d}_{pair.scene.concept.name}"
-    return ControlPair(name, draw(pair.scene), draw_control(pair), pair.caption, pair.scene.concept.name)
+    """Return a pair as evaluation reads it, with the map of all its classes; its concept is its group."""
+    concept, size = pair.scene.concept.name, open_base(BASE).native_size
+    true, classes = draw(pair.scene, size=size), draw_palette(pair.scene, size=size)
+    return ControlPair(f"{number:03d}_{concept}", true, classes, pair.caption, concept)
 
 
 def score_runs(runs: Sequence[DrawnRun], settings: StudySettings, yardsticks: ControlYardsticks) -> StudyRow:
@@ -129,7 +125,7 @@ def _score(samples: Sequence[Sample], pairs: Sequence[ControlPair], yardsticks: 
 def true_run(settings: StudySettings) -> DrawnRun:
     """Return the true pictures of the validation scenes: what the segmenter reads of a perfect drawing."""
     scenes = [pair.scene for pair in validation_pairs(settings)]
-    return DrawnRun(draw_scenes(scenes), None, None, None, None)
+    return DrawnRun(draw_scenes(scenes, size=open_base(BASE).native_size), None, None, None, None)
 
 
 def study_json(rows: Mapping[str, StudyRow], settings: StudySettings, seeds: Sequence[int]) -> bytes:
@@ -215,7 +211,7 @@ def _draw_bars(axes: Any, rows: Mapping[str, StudyRow], column: str) -> None:
 def study_sheet(runs: Mapping[str, DrawnRun], settings: StudySettings) -> Image.Image:
     """Return maps, true pictures and what each method draws of them: one scene of each concept."""
     pairs = validation_pairs(settings)[:SHEET_COLUMNS]
-    rows = [[draw_control(pair) for pair in pairs]]
+    rows = [[draw_control(pair, size=open_base(BASE).native_size) for pair in pairs]]
     rows += [to_images(run.pictures[: len(pairs)]) for run in runs.values()]
     labels = ["control image", *(title_of(name) for name in runs)]
     return draw_contact_sheet(rows, row_labels=labels, column_labels=[pair.caption for pair in pairs])

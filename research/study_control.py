@@ -1,11 +1,9 @@
-"""Train methods on Tiny World's palette maps for equal steps, and compare how well they follow unseen ones.
+"""Train methods on Tiny World's control images for equal steps, and compare how well they follow unseen ones.
 
-`python -m research.study_control --output_dir runs/control` trains encoder-only, ETHER, ETHER+, LoRA and OFT,
-about ten minutes each on one CPU core; stopped or killed, the same command goes on.
-
-Methods side by side at following a map: trained on Tiny World's pairs for equal steps, drawn, and scored.
-
-The task of ETHER, Bini et al. 2024, arXiv:2405.20271, table 3 (semantic map to image), in small.
+The task of ETHER, Bini et al. 2024, arXiv:2405.20271, table 3 (semantic map to image), in small, and of
+silhouettes and edges. `python -m research.study_control --output_dir runs/control` trains encoder-only,
+ETHER, ETHER+, LoRA and OFT, about ten minutes each on one CPU core; stopped or killed, the same command goes
+on.
 """
 
 import argparse
@@ -36,6 +34,7 @@ from ether_diffusion.training.methods import attach_saved
 from ether_diffusion.training.run import train_dreambooth
 from recipes.tiny_world.control_pairs import (
     CONTROL_FOLDER,
+    CONTROL_TYPES,
     ControlType,
     Pair,
     draw_control,
@@ -48,7 +47,6 @@ from research import BASE
 from research.base import load_base, side_of
 from research.study import run_study, study_parser
 
-CONTROL_TYPE: ControlType = "palette"
 METHODS = ("none", "ether", "ether_plus", "lora", "oft")
 """Encoder-only, and the adapters beside it."""
 TRAINING_SEED, VALIDATION_SEED = 0, 1
@@ -63,11 +61,13 @@ class StudySettings:
     """What is equal for all methods.
 
     Attributes:
+        control_type: what a control image shows of a scene.
         num_pairs: scenes that are learned from.
         steps: updates of each training, of `batch_size` pairs.
         scenes_per_concept: drawn of each validation concept, in `inference_steps` at `guidance_scale`.
     """
 
+    control_type: ControlType = "palette"
     num_pairs: int = 1040
     steps: int = 300
     batch_size: int = 16
@@ -97,7 +97,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class DrawnRun:
-    """What came of a training: pictures (n, 3, 64, 64) in [-1, 1] of the validation pairs, and its cost.
+    """What came of a training: pictures (n, 3, h, h) in [-1, 1] of the validation pairs, and its cost.
 
     `parameters` are the adapter's, without the encoder's `encoder_parameters`; None of the base alone.
     `seconds` are those of all updates at the median time of one, which other work on the machine moves least.
@@ -114,7 +114,8 @@ def validation_pairs(settings: StudySettings) -> tuple[Pair, ...]:
     """Return the pairs that are drawn: concepts that control never learned from, anywhere and turned."""
     concepts = validation_concepts()
     number = len(concepts) * settings.scenes_per_concept
-    return sample_pairs(concepts, number, control_type=CONTROL_TYPE, seed=VALIDATION_SEED, scattered=True)
+    shown = settings.control_type
+    return sample_pairs(concepts, number, control_type=shown, seed=VALIDATION_SEED, scattered=True)
 
 
 def carry_out(run: StudyRun, root: Path, settings: StudySettings) -> DrawnRun:
@@ -174,7 +175,7 @@ def write_training_pairs(root: Path, settings: StudySettings) -> Path:
         pairs = sample_pairs(
             training_concepts(),
             settings.num_pairs,
-            control_type=CONTROL_TYPE,
+            control_type=settings.control_type,
             seed=TRAINING_SEED,
             scattered=True,
         )
@@ -195,7 +196,7 @@ def _train(run: StudyRun, adapter: Path, pairs: Path, settings: StudySettings) -
         "seed": run.seed,
         "instance_data_dir": str(pairs),
         "conditioning_data_dir": str(pairs / CONTROL_FOLDER),
-        "control_type": CONTROL_TYPE,
+        "control_type": settings.control_type,
         "output_dir": str(adapter),
         "max_train_steps": settings.steps,
         "train_batch_size": settings.batch_size,
@@ -224,7 +225,7 @@ def _draw(
             if encoder is not None:
                 side = side_of(pipeline)
                 maps = [draw_control(pair, size=side) for pair in part]
-                images = control_batch(maps, height=side, width=side, control_type=CONTROL_TYPE)
+                images = control_batch(maps, height=side, width=side, control_type=settings.control_type)
                 stack.enter_context(controlled(pipeline.unet, encoder, images))
             found, _ = generate(
                 pipeline,
@@ -264,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="none is encoder-only; without a rate the paper's, where it has one (all five)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--control_type", choices=CONTROL_TYPES, help="(palette)")
     parser.add_argument("--steps", type=int, help="updates of each training (300)")
     parser.add_argument("--batch_size", type=int, help="pairs of an update (16)")
     parser.add_argument("--num_pairs", type=int, help="scenes to learn from (1040)")

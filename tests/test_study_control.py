@@ -121,8 +121,8 @@ def test_a_rate_is_read_behind_the_method_and_rows_have_names_for_people() -> No
     assert StudyRun("oft", 1e-4, 0).row == "oft_0.0001"
     names = {
         "none": "encoder-only",
-        "ether_plus": "ETHER+ n=4",
+        "ether_plus": "ETHER+",
         "oft_0.0001": "OFT n=4, 0.0001",
-        "boft": "boft",
+        "nothing": "nothing",
     }
     assert {row: title_of(row) for row in names} == names
