@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from research import BASE
 from research.study import (
     Cells,
     Training,
@@ -26,7 +27,7 @@ from research.study import (
 if TYPE_CHECKING:
     from ether_diffusion.strict_json import Json
 
-SUBJECTS = ("fox", "taxi", "owl")
+SUBJECTS = ("panda", "crown", "sailboat")
 VARIANTS: "Mapping[str, Mapping[str, Json]]" = {
     "ETHER": {"adapter": "ether", "sides": "input"},
     "ETHER+ one-sided": {"adapter": "ether_plus", "sides": "input"},
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
     parser = study_parser(__doc__, SUBJECTS)
     parser.add_argument("--blocks", nargs="+", type=int, default=[1, 4, 16], help="per side (1 4 16)")
-    parser.add_argument("--steps", type=int, default=100, help="of each training (100)")
+    parser.add_argument("--steps", type=int, default=200, help="of each training (200)")
     return run_study("study_blocks", parser, _run, arguments)
 
 
@@ -68,6 +69,7 @@ def _run(parsed: argparse.Namespace) -> None:
     results = learn_all(trainings, parsed.output_dir, parsed.inference_steps)
     cells = summarise(results)
     found = {
+        "base_name": BASE,
         "steps": parsed.steps,
         "inference_steps": parsed.inference_steps,
         "subjects": list(parsed.subjects),
