@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ether_diffusion.adapters.format import CONFIG_NAME, ENCODER_NAME, TENSORS_NAME
 from ether_diffusion.bases import open_base
+from ether_diffusion.benchmark.plan import TINY_LEARNING_RATES
 from ether_diffusion.control import control_batch, controlled, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json
@@ -49,6 +50,8 @@ from research.study import run_study, study_parser
 
 METHODS = ("none", "ether", "ether_plus", "lora", "oft")
 """Encoder-only, and the adapters beside it."""
+ROWS = ("none", *(f"{name}@{TINY_LEARNING_RATES[name]:g}" for name in METHODS[1:]))
+"""Each at its rate of the benchmark."""
 TRAINING_SEED, VALIDATION_SEED = 0, 1
 """Of the scenes: those of validation are others even of concepts that are in both."""
 PAIRS_FOLDER, RUN_FOLDER = "pairs", "adapter"
@@ -260,9 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=METHODS,
+        default=ROWS,
         metavar="NAME[@RATE]",
-        help="none is encoder-only; without a rate the paper's, where it has one (all five)",
+        help="none is encoder-only; without a rate the paper's, where it has one (all five, at the "
+        "benchmark's rates)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--control_type", choices=CONTROL_TYPES, help="(palette)")
