@@ -83,7 +83,6 @@ class EtherControlMixin(EtherLoaderMixin):
         control: str | None = None,
         adapters: Choice | None = None,
         seed: int | Sequence[int] | None = None,
-        unconditional_strength: float = 1.0,
         **kwargs: Any,
     ) -> Any:
         """Make pictures that follow a control image; all other arguments are as without.
@@ -103,12 +102,12 @@ class EtherControlMixin(EtherLoaderMixin):
         if control_image is None:
             if control is not None or control_strength != 1.0:
                 raise ValueError("control and control_strength need a control_image; give one")
-            return self._draw(call, adapters, unconditional_strength)
+            return self._draw(call, adapters)
         strength = float(control_strength)
         encoder, images, facts = self._plan(call, control_image, strength, control)
         guided = controlled(self.components["unet"], encoder, images, strength=strength)
         with torch.no_grad(), guided:
-            output = self._draw(call, adapters, unconditional_strength)
+            output = self._draw(call, adapters)
         pictures = output[0] if isinstance(output, tuple) else output.images
         for picture, further in zip(pictures, facts, strict=False):  # arrays and latents carry nothing
             known = metadata_of(picture) if isinstance(picture, Image.Image) else None

@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ether_diffusion.bases import decoded_again, fault_of, to_pictures
 from ether_diffusion.bases.files import absent_parts
 from ether_diffusion.pipelines.metadata import AdapterUse, Call, attach_metadata, bind_call, fingerprint_of
 from ether_diffusion.tiny_world import resolve_base
-from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters, unconditional_strength
+from ether_diffusion.tuner import EtherLayer, chosen_adapters, mixed_adapters
 from ether_diffusion.tuner.other_layers import (
     adapters_of,
     check_strengths,
@@ -229,7 +228,6 @@ class EtherLoaderMixin:
         *args: Any,
         adapters: Choice | None = None,
         seed: int | Sequence[int] | None = None,
-        unconditional_strength: float = 1.0,
         **kwargs: Any,
     ) -> Any:
         """Make pictures as diffusers does, whose arguments all apply; each carries its metadata.
@@ -239,15 +237,13 @@ class EtherLoaderMixin:
                 list with a name, such a dictionary or None for each prompt.
             seed: of the first picture, the next has seed + 1 and so on; or one per picture. Without `seed`
                 and `generator`, torch's global generator draws it.
-            unconditional_strength: what the strengths are multiplied by in the unconditional row of guidance:
-                1 is as in the prompt's, 0 the base.
         """
-        return self._draw(self._bind(args, kwargs, seed), adapters, unconditional_strength)
+        return self._draw(self._bind(args, kwargs, seed), adapters)
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int | Sequence[int] | None) -> Call:
         return bind_call(super().__call__, args, kwargs, seed=seed)  # type: ignore[misc]  # diffusers'
 
-    def _draw(self, call: Call, adapters: Choice | None, share: float) -> Any:
+    def _draw(self, call: Call, adapters: Choice | None) -> Any:
         choice = None if adapters is None else self._checked_choice(adapters, call.num_prompts)
         if call.scale != 1.0:
             others = _others(self)
@@ -260,30 +256,11 @@ class EtherLoaderMixin:
                 uses = [self._uses(one) for one in choice for _ in range(call.images_per_prompt)]
             else:
                 uses = [self._uses(scale=call.scale)] * len(call.seeds)
-            without = self._unconditional(uses, share, len(call.seeds))
             wants_pictures = call.arguments["output_type"] == "pil"
             arguments = {**call.arguments, **({"output_type": "np"} if wants_pictures else {})}
-            with without, decoded_again(self.components["vae"]):
+            with decoded_again(self.components["vae"]):
                 output = super().__call__(**arguments)  # type: ignore[misc]
-        if share != 1:
-            call = replace(call, arguments={**call.arguments, "unconditional_strength": float(share)})
         return self._pictures(output, call, uses) if wants_pictures else output
-
-    def _unconditional(self, uses: Sequence[Sequence[AdapterUse]], share: float, num_pictures: int) -> Any:
-        """Return what multiplies the strengths in use in the unconditional half of the batches."""
-        denoiser, *_ = find_parts(self)
-        names, loaded = {use.name for each in uses for use in each}, loaded_adapters(self)
-        if share != 1 and not names:
-            raise ValueError(
-                "unconditional_strength is of adapters, and none is in force; choose one, or leave it 1"
-            )
-        beyond = listed(sorted({part.name for name in names for part in loaded[name]} - {denoiser.name}))
-        if share != 1 and beyond:
-            raise ValueError(
-                f"unconditional_strength does not reach the {beyond} here; draw with `ether generate`, "
-                "where it does"
-            )
-        return unconditional_strength(denoiser.model, share, num_pictures=num_pictures)
 
     def _pictures(self, output: Any, call: Call, uses: Sequence[tuple[AdapterUse, ...]]) -> Any:
         """Return an output of arrays (b, height, width, 3) as pictures with metadata, and name faults."""

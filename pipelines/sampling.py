@@ -72,15 +72,10 @@ class Start:
 
 @checked(kw_only=True)
 class Settings:
-    """What pictures that are drawn together share; a side of None is the base's own, or suits `start`.
-
-    `unconditional_strength` multiplies the adapters' strengths in the unconditional row of guidance: 1 is as
-    in the prompt's, 0 the base, which guides away from what the base would draw (arXiv:2508.00319).
-    """
+    """What pictures that are drawn together share; a side of None is the base's own, or suits `start`."""
 
     steps: Annotated[int, STEPS] = 20
     guidance_scale: Annotated[float, GUIDANCE] = 3.0
-    unconditional_strength: Strength = 1.0
     width: Side | None = None
     height: Side | None = None
     negative_prompt: str | None = None
@@ -132,24 +127,6 @@ class Request(Settings):
     control: ControlUse | None = None
     template: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.unconditional_strength != 1 and self.negative_adapters is not None:
-            raise ValueError(
-                "unconditional_strength and negative_adapters are of the same row; give one of them"
-            )
-        if self.unconditional_strength != 1 and not self.adapters:
-            raise ValueError(
-                "unconditional_strength is of adapters, and there are none; choose one, or leave it 1"
-            )
-
-    @property
-    def unconditional_adapters(self) -> Mapping[str, float]:
-        """Those of the unconditional row."""
-        if self.negative_adapters is not None:
-            return self.negative_adapters
-        share = self.unconditional_strength
-        return self.adapters if share == 1 else {n: s * share for n, s in self.adapters.items() if share}
-
 
 @checked()
 class Sampling(Settings):
@@ -197,9 +174,6 @@ class Sampling(Settings):
         drawn = template if self.wildcards is None else self.wildcards.draw(template, of_seed)
         if control is not None and control.by_prompt:
             control = replace(control, image=control.by_prompt[prompt], by_prompt=())
-        shared = {name: getattr(self, name) for name in Settings.__dataclass_fields__}
-        if not adapters and any(self.choices):  # the base beside them
-            shared["unconditional_strength"] = 1.0
         return Request(
             prompt=drawn,
             template=template if drawn != template else None,
@@ -207,7 +181,7 @@ class Sampling(Settings):
             adapters=adapters,
             scheduler=self.scheduler,
             control=control if adapters else None,
-            **shared,
+            **{name: getattr(self, name) for name in Settings.__dataclass_fields__},
         )
 
 

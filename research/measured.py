@@ -11,8 +11,8 @@ from ether_diffusion.metrics.scores import PROMPT
 from ether_diffusion.tiny_world.pictures import OBJECT
 
 FILES = (
-    *("benchmark", "learning_rates", "photos", "strength", "steps", "taken_out", "timesteps", "blocks"),
-    *("energy", "transforms", "cost", "control"),
+    *("benchmark", "learning_rates", "photos", "strength", "steps", "taken_out", "unconditional"),
+    *("timesteps", "blocks", "energy", "transforms", "cost", "control"),
 )
 """Names of the studies' files in docs/results, without .json."""
 

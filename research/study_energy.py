@@ -28,6 +28,7 @@ from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import resolve_base
 from ether_diffusion.training.methods import attach_saved
 from ether_diffusion.tuner import EtherConfig
+from research import BASE
 from research.distances import effective_weight
 from research.study import run_study, study_parser, write_study
 
@@ -211,12 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="of adapters, or of runs that hold some",
     )
-    parser.add_argument("--base", default="tiny_world", help="what they were trained on (tiny_world)")
+    parser.add_argument("--base", default=BASE, help=f"what they were trained on ({BASE})")
     return run_study("study_energy", parser, _run, arguments)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-
     study = carry_out(find_adapters(parsed.adapters), parsed.base, on_progress=logger.info)
     found = {"base": parsed.base, **study.to_json()}
     write_study(parsed.output_dir, "energy", found, energy=draw_bars(study))

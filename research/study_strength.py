@@ -3,10 +3,7 @@
 `python -m research.study_strength --output_dir runs/strength` trains rows × subjects × seeds adapters on
 Tiny World 2, a minute for 200 steps on one CPU core; stopped, the same command goes on. It writes
 strength.json and strength.png. None of the subjects is the benchmark's, which takes its rates from here.
-Rows are those of `ether benchmark`; one with the strength of the unconditional row trains nothing, and is
-told by drawn pictures:
-
-    --methods lora:learning_rate=0.001 lora:unconditional_strength=0.5,learning_rate=0.001 --num_images 1
+Rows are those of `ether benchmark`.
 """
 
 import argparse
@@ -63,15 +60,12 @@ METHODS = (
 )
 """Each method at the best of the rates that were tried before, and at the next ones where that was near."""
 TOLERANCE = 0.02
-SHARE = "unconditional_strength"
-"""The option of a row that is of drawing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
     parser = study_parser(__doc__, SUBJECTS)
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="ROW")
-    parser.add_argument("--num_images", type=int, default=0, help="drawn of each new scene, and scored (0)")
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[50, 100, 200], help="of trainings (50 100 200)"
     )
@@ -79,37 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def plan(
-    rows: Sequence[str],
-    steps: Sequence[int],
-    subjects: Sequence[str],
-    seeds: Sequence[int],
-    drawing: "Mapping[str, Json] | None" = None,
+    rows: Sequence[str], steps: Sequence[int], subjects: Sequence[str], seeds: Sequence[int]
 ) -> list[Training]:
-    """Return all trainings of a study; a longer one goes on where the shorter one ended.
-
-    Those of rows that only draw otherwise have the same settings.
-    """
+    """Return all trainings of a study; a longer one goes on where the shorter one ended."""
     return [
         Training(
-            {"method": row, "steps": number, "subject": subject, "seed": seed, **(drawing or {})},
+            {"method": row, "steps": number, "subject": subject, "seed": seed},
             ("method", "steps"),
             _folder(row, subject, seed) / f"{number} steps",
-            {**SHARED, **settings, "max_train_steps": number, "checkpointing_steps": number},
+            {**SHARED, **settings_of(row), "max_train_steps": number, "checkpointing_steps": number},
         )
         for subject in dict.fromkeys(subjects)
         for seed in dict.fromkeys(seeds)
         for row in dict.fromkeys(rows)
-        for settings in [{n: each for n, each in settings_of(row).items() if n != SHARE}]
         for number in sorted(set(steps))
     ]
 
 
-def _folder(row: Any, subject: Any, seed: Any, *, is_drawn: bool = True) -> Path:
-    """Return where a row is trained, and what was drawn with it."""
-    method, _, options = row.partition(":")
-    parts = [part for part in options.split(",") if part and (is_drawn or not part.startswith(SHARE))]
-    name = "_".join([method, *parts])
-    return Path(re.sub("[^\\w.=-]", "_", name), f"{subject}_{seed}")
+def _folder(row: Any, subject: Any, seed: Any) -> Path:
+    """Return where a row is trained."""
+    return Path(re.sub("[^\\w.=-]", "_", row), f"{subject}_{seed}")
 
 
 def without_rate(row: str) -> str:
@@ -138,11 +121,7 @@ def _rate_of(row: str) -> float:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    rows, number = parsed.methods, parsed.num_images
-    drawing = {"num_images": number, "inference_steps": parsed.inference_steps} if number else {}
-    if not number and any(SHARE in settings_of(row) for row in rows):
-        raise ValueError(f"{SHARE} is told by drawn pictures alone; give --num_images 1 or more")
-    trainings = plan(rows, parsed.steps, parsed.subjects, parsed.seeds, drawing)
+    trainings = plan(parsed.methods, parsed.steps, parsed.subjects, parsed.seeds)
     check_settings(trainings)
     results = [(training, _learned(training, parsed.output_dir)) for training in trainings]
     cells = summarise(results)
@@ -151,7 +130,7 @@ def _run(parsed: argparse.Namespace) -> None:
         "subjects": list(parsed.subjects),
         "seeds": list(parsed.seeds),
         "base": BASE,
-        "settings": {row: settings_of(row) for row in rows},
+        "settings": {row: settings_of(row) for row in parsed.methods},
         "runs": [{**training.asked, "scores": dict(scores)} for training, scores in results],
         "best_rates": dict(rates),
         "methods": cells_json(cells),
@@ -172,8 +151,7 @@ def _learned(training: Training, root: Path) -> Scores:
     from research.scene_loss import scene_scores
 
     folder, subject = root / training.folder, str(training.asked["subject"])
-    share = settings_of(str(training.asked["method"])).get(SHARE, 1.0)
-    place = _folder(*(training.asked[name] for name in ("method", "subject", "seed")), is_drawn=False)
+    place = _folder(*(training.asked[name] for name in ("method", "subject", "seed")))
 
     def measure() -> Scores:
         settings = {**training.settings, "seed": training.asked["seed"]}
@@ -188,49 +166,9 @@ def _learned(training: Training, root: Path) -> Scores:
         if not all(map(math.isfinite, found.values())):
             return {}
         parameters = sum(tensor.numel() for tensor in load_file(adapter / TENSORS_NAME).values())
-        drawn = _drawn_scores(adapter, training, share) if "num_images" in training.asked else {}
-        return {**found, **drawn, "parameters": parameters}
+        return {**found, "parameters": parameters}
 
     return kept_scores(folder, training.asked, measure)
-
-
-def _drawn_scores(adapter: Path, training: Training, share: Any) -> Scores:
-    """Draw the subject in new scenes, and compare the pictures with the true ones."""
-    import torch
-
-    from ether_diffusion.adapters import read_adapter
-    from ether_diffusion.bases import open_base
-    from ether_diffusion.metrics.encoders import load_encoder
-    from ether_diffusion.metrics.scores import PROMPT, likeness_of_pairs, without_identifier
-    from ether_diffusion.serving.engine import Engine, Request
-    from ether_diffusion.tiny_world import ALIAS
-    from ether_diffusion.tiny_world.concepts import find_concept
-    from ether_diffusion.tiny_world.networks import load_outside_features
-    from ether_diffusion.tiny_world.pictures import score_against_truth, to_tensor
-    from ether_diffusion.tiny_world.subjects import IDENTIFIER, unseen_prompts, unseen_scenes
-
-    concept, base = find_concept(str(training.asked["subject"])), open_base(BASE)
-    asked: Mapping[str, Any] = training.asked
-    engine = Engine(base, device=torch.device("cpu"), num_slots=None, max_rows=8)
-    engine.add_adapter("it", read_adapter(adapter))
-    how: Any = {"steps": asked["inference_steps"], "guidance_scale": base.guidance_scale}
-    asks = [(prompt, seed) for prompt in unseen_prompts(concept) for seed in range(asked["num_images"])]
-    pictures = list(
-        engine.draw(
-            Request(prompt=text, seed=seed, adapters={"it": 1.0}, unconditional_strength=float(share), **how)
-            for text, seed in asks
-        )
-    )
-    clip = load_encoder(ALIAS)
-    texts = clip.embed_texts([without_identifier(text, IDENTIFIER) for text, _ in asks])
-    followed = likeness_of_pairs(clip.embed_images(pictures), texts)
-    scenes = [scene for scene in unseen_scenes(concept) for _ in range(asked["num_images"])]
-    try:
-        outside = load_outside_features()
-    except ModuleNotFoundError:  # the extra evaluate
-        outside = None
-    found = score_against_truth(to_tensor(pictures), scenes, outside=outside)
-    return {**found, PROMPT: float(followed.mean())}
 
 
 def draw_front(cells: Cells, rates: Mapping[str, float]) -> bytes:

@@ -11,15 +11,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ether_diffusion.benchmark.plan import CURVES_FILE, label_of, labels_of
+from ether_diffusion.benchmark.plan import CURVES_FILE, LABELS, label_of, labels_of, method_of
 from ether_diffusion.benchmark.results import interval, table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
-from ether_diffusion.metrics.scores import COLUMNS, Estimate
+from ether_diffusion.metrics.scores import COLUMNS, PROMPT, Estimate
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
 from research.claims import CLAIMS
-from research.measured import FILES, Measured, NotMeasuredError, paired_difference, paired_values
+from research.measured import (
+    FILES,
+    Measured,
+    NotMeasuredError,
+    difference_of,
+    paired_difference,
+    paired_values,
+)
 from research.study_photos import ADVISED
 from research.study_strength import without_rate
 
@@ -29,7 +36,7 @@ COMMANDS = {
     "'ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.01' ether_plus:num_blocks=4 ether lora:rank=1 "
     "lora:rank=2 lora lora:rank=16 oft hra delora ia3 full --output_dir runs/benchmark",
     "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
-    "photos": "python -m research.study_photos --learning_rate 0.03 --output_dir runs/photos",
+    "photos": "at fbefa1a: python -m research.study_photos --learning_rate 0.03 --output_dir runs/photos",
     "strength": "python -m research.study_strength --output_dir runs/strength",
     "steps": "python -m research.study_strength --subjects panda --steps 50 100 200 400 800 --methods "
     "ether_plus:learning_rate=0.003 'ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.003' "
@@ -45,15 +52,22 @@ COMMANDS = {
     "ether:num_blocks=1,sides=both,learning_rate=0.01 ether:num_blocks=1,sides=both,strength=learned,"
     "gradient_init=true,strength_lr=0.03,learning_rate=0.01 "
     "'ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.003' --output_dir runs/taken_out",
-    "timesteps": "python -m research.study_timesteps --seeds 0 1 --output_dir runs/timesteps",
-    "blocks": "python -m research.study_blocks --output_dir runs/blocks",
-    "energy": "ether benchmark --subjects fox owl taxi helicopter cupcake teapot guitar robot --train "
-    "max_train_steps=100 checkpointing_steps=100 num_blocks=4 --learning_rates ether=0.03 lora=0.003 hra=0.1 "
-    "--keep_adapters --output_dir runs/64; "
-    "python -m research.study_energy --adapters runs/64 --output_dir runs/energy",
-    "transforms": "python -m research.study_transforms --output_dir runs/transforms",
+    "unconditional": "at 5fcbc2a, which had the option: python -m research.study_strength --steps 200 "
+    "--num_images 2 --subjects panda crown tiger turtle unicorn sailboat hamburger snowman --methods "
+    "ether_plus:learning_rate=0.003 ether_plus:unconditional_strength=0,learning_rate=0.003 "
+    "ether_plus:unconditional_strength=0.5,learning_rate=0.003 lora:learning_rate=0.001 "
+    "lora:unconditional_strength=0,learning_rate=0.001 lora:unconditional_strength=0.5,learning_rate=0.001 "
+    "--output_dir runs/unconditional",
+    "timesteps": "at fbefa1a: python -m research.study_timesteps --seeds 0 1 --output_dir runs/timesteps",
+    "blocks": "at fbefa1a: python -m research.study_blocks --output_dir runs/blocks",
+    "energy": "cd runs/strength; python -m research.study_energy --output_dir ../energy --adapters "
+    "full_learning_rate=0.0001 lora_learning_rate=0.001 oft_learning_rate=0.001 hra_learning_rate=0.03 "
+    "delora_learning_rate=0.001 ia3_learning_rate=0.03 ether_learning_rate=0.01 "
+    "ether_plus_learning_rate=0.003",
+    "transforms": "at fbefa1a: python -m research.study_transforms --output_dir runs/transforms",
     "cost": "python -m research.study_cost --latent 32 --rounds 3 --output_dir runs/cost",
-    "control": "python -m research.study_control --output_dir runs/control",
+    "control": "at fbefa1a: python -m research.study_control --steps 500 --batch_size 8 --methods none ether "
+    "ether_plus lora oft oft@1e-4 --output_dir runs/control",
 }
 """What makes each file; its study.json or own JSON is copied into docs/results."""
 HEAD = """# What was measured, and what of the paper it bears out
@@ -100,6 +114,7 @@ PAIRS = (
 )
 """Rows of the benchmark that are compared."""
 JUDGES = (OBJECT, "outside")
+UNCONDITIONAL = "unconditional_strength"
 WHOLE_MODEL = "full"
 """What is never advised: a file as large as the base is not what one takes for a subject."""
 
@@ -127,7 +142,7 @@ def results_page(measured: Measured, folder: Path) -> str:
     """Return the page; pictures that lie in the folder are shown."""
     parts = [HEAD, _claims(measured), _benchmark(measured), _ranges(measured), _photos(measured)]
     parts += [_by_loss(measured, name, title) for name, title in BY_LOSS.items()]
-    parts += [_timesteps(measured), _pictures(folder)]
+    parts += [_unconditional(measured), _timesteps(measured), _pictures(folder)]
     return "\n".join([*(part for part in parts if part), _sources(measured)])
 
 
@@ -281,6 +296,39 @@ def _by_loss(measured: Measured, file_name: str, title: str) -> str:
         f"{len(file['seeds'])} seed{'s' if len(file['seeds']) > 1 else ''}."
     )
     return f"## {title}\n\n{told_of}\n\n{_markdown(rows)}"
+
+
+def _unconditional(measured: Measured) -> str:
+    """Return how pictures change with the strength in the unconditional row, by subject."""
+    try:
+        runs = measured.value("unconditional", "runs")
+    except NotMeasuredError:
+        return ""
+    scores = {(run["method"], run["subject"]): run["scores"] for run in runs}
+    columns = (*JUDGES, PROMPT, RECOGNISED)
+    rows = [["", "strength", *(COLUMNS[column] for column in columns)]]
+    for row in dict.fromkeys(method for method, _ in scores):
+        options = method_of(row)[1]
+        if UNCONDITIONAL not in options:
+            continue
+        plain = row.replace(f"{UNCONDITIONAL}={options[UNCONDITIONAL]},", "")
+        subjects = [subject for method, subject in scores if method == row]
+        differences = (
+            difference_of([scores[row, each][name] - scores[plain, each][name] for each in subjects])
+            for name in columns
+        )
+        told = (f"{each.mean:+.3f} ± {each.standard_error:.3f}" for each in differences)
+        rows.append([LABELS[method_of(row)[0]], f"{options[UNCONDITIONAL]:g}", *told])
+    subjects = measured.value("unconditional", "subjects")
+    told_of = (
+        "An option of drawing that was taken out, too: what adapters' strengths were multiplied by in the "
+        "half of guidance that is led away from (personalization guidance, arXiv:2508.00319). Less the score "
+        "with 1, and the standard error over subjects: no score of ETHER+ rises by two of them, likeness "
+        "falls at 0 and the prompt's at 0.5; with LoRA more is recognised, and neither judge sees it liker. "
+        "`negative_adapters` of `ether serve` are the same, `{}` for 0. Base "
+        f"{measured.value('unconditional', 'base')}, subjects: {', '.join(subjects)}; 16 pictures of each."
+    )
+    return f"## Strength in the unconditional row\n\n{told_of}\n\n{_markdown(rows)}"
 
 
 def _timesteps(measured: Measured) -> str:

@@ -116,9 +116,6 @@ class How(Options):
     )
     steps: int | None = option(None, "denoising steps (30)")
     guidance_scale: float | None = option(None, "how closely to follow the prompt (the base's usual)")
-    unconditional_strength: float | None = option(
-        None, "of the adapters where guidance leads away from: 1 as with the prompt (default), 0 the base"
-    )
     scheduler: str | None = option(None, "sampler, e.g. ddim, dpm++, euler (the base's own)")
     batch_size: int | None = option(None, "pictures drawn at once (1)")
     device: str | None = option(None, "cpu, cuda, … (the accelerator if there is one)")

@@ -43,7 +43,6 @@ def drawing(how: told.How, base: Base | None) -> dict[str, Any]:
     return {
         "steps": 30 if how.steps is None else how.steps,
         "guidance_scale": usual if how.guidance_scale is None else how.guidance_scale,
-        "unconditional_strength": 1.0 if how.unconditional_strength is None else how.unconditional_strength,
         "batch_size": 1 if how.batch_size is None else how.batch_size,
         "width": None if how.size is None else int(size[1]),
         "height": None if how.size is None else int(size[2] or size[1]),

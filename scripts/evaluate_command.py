@@ -53,7 +53,7 @@ from ether_diffusion.tiny_world import ALIAS, embedded_name
 from ether_diffusion.wording import printable
 
 DRAWING = ("prompts", "other_prompts", "base", "seed", "num_images", "size", "steps", "guidance_scale",
-           "unconditional_strength", "scheduler", "batch_size", "dtype", "pictures")  # fmt: skip
+           "scheduler", "batch_size", "dtype", "pictures")  # fmt: skip
 """The options that only drawing uses."""
 CONTROL = ("control_type", "segmenter", "palette", "landmarks")
 """Those that mean nothing without --control_pairs."""
@@ -218,7 +218,6 @@ class _Plan:
             "seeds": list(self.sampling.seeds),
             "steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance_scale,
-            "unconditional_strength": self.sampling.unconditional_strength,
             "scheduler": self.options.scheduler,
         }
 

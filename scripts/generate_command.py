@@ -118,8 +118,7 @@ def _sampling(options: told.Generate, adapters: Mapping[str, Adapter]) -> Sampli
         wanted = {choice.get(name, 1.0) for choice in sampling.choices}
         if not adapter.parts and wanted != {1.0}:
             raise ValueError(f"{name} is a control encoder by itself; use --control_strength, not --strength")
-    shares = {1.0, sampling.unconditional_strength}
-    check_strengths(adapters, [{n: s * u for n, s in c.items()} for c in sampling.choices for u in shares])
+    check_strengths(adapters, sampling.choices)
     return sampling
 
 
@@ -140,9 +139,8 @@ def _choices(options: told.Generate, names: list[str]) -> tuple[dict[str, float]
     """Return the columns of the grid, or the one choice without it; the base first where it is wanted."""
     strengths = options.strength or (1.0,)
     if not names:
-        for name in ("strength", "unconditional_strength"):
-            if getattr(options, name) not in (None, ()):
-                raise ValueError(f"--{name} is an adapter's, and there is none; give --adapter")
+        if options.strength:
+            raise ValueError("--strength is an adapter's, and there is none; give --adapter")
         return ({},)
     base_beside = options.grid if options.base_beside is None else options.base_beside
     base: tuple[dict[str, float], ...] = ({},) if base_beside else ()

@@ -112,7 +112,6 @@ def test_several_adapters_the_base_and_the_list_of_models(client: TestClient) ->
     bodies: list[dict[str, Any]] = [
         {"adapters": {"fox": 0.5, "cat": 1.0}},
         {"adapters": {"fox": 1.0}, "negative_adapters": {}},
-        {"adapters": {"fox": 1.0}, "unconditional_strength": 0.5},
         {"model": "base"},
         {"model": "fox"},
     ]
@@ -212,7 +211,6 @@ def test_two_hundred_malformed_requests_each_get_one_sentence(client: TestClient
     names += [
         "adapters",
         "negative_adapters",
-        "unconditional_strength",
         "negative_prompt",
         "seed",
         "steps",

@@ -35,7 +35,7 @@ def full(studio: Studio, ids: dict[str, str]) -> GenerateRequest:
     return GenerateRequest(
         "ein roter Fuchs 🦊, „am Strand“", {ids["fox"]: 0.1 + 0.2, ids["follow"]: -0.5}, seed=2**32 - 1,
         steps=3, guidance_scale=2.7182818284590451, width=72, height=64, negative_prompt="rain",
-        control_image=control_image().resize((72, 64)), control_strength=1 / 3, unconditional_strength=0.7,
+        control_image=control_image().resize((72, 64)), control_strength=1 / 3,
     )  # fmt: skip
 
 

@@ -103,7 +103,6 @@ class Asked(Settings):
 
     steps: Annotated[int, BeforeValidator(read_whole), STEPS] = 20
     guidance_scale: Annotated[float, BeforeValidator(read_number), GUIDANCE] = 3.0
-    unconditional_strength: PageStrength = 1.0
     width: Side = None
     height: Side = None
     negative_prompt: Annotated[Prompt, BeforeValidator(lambda text: "" if text is None else text)] = ""

@@ -85,9 +85,7 @@ class _Reading:
         self._compare_base()
         found = self._adapters()
         fields = {name: getattr(said, name) for name in ("seed", "steps", "guidance_scale")}
-        fields |= {
-            name: said.options.get(name, 1.0) for name in ("control_strength", "unconditional_strength")
-        }
+        fields["control_strength"] = said.options.get("control_strength", 1.0)
         for name, value in fields.items():
             usual = getattr(request, name)
             says = "is not said" if value is None else f"of {printable(value, 40)} cannot be taken here"
@@ -201,7 +199,7 @@ class _Reading:
     def _compare_rest(self) -> None:
         said, here = self._said, metadata.library_versions()
         unknown = [
-            *(name for name in said.options if name not in (*_CONTROL, *_START, "unconditional_strength")),
+            *(name for name in said.options if name not in (*_CONTROL, *_START)),
             *said.unrecorded,
         ]
         if unknown:

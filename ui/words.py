@@ -136,8 +136,6 @@ def picture_facts(said: ImageMetadata) -> list[tuple[str, str]]:
     control, at = (said.options.get(f"control{end}", "?") for end in ("", "_strength"))
     start, far = (said.options.get(f"start_{what}") for what in ("image", "strength"))
     guidance = None if said.guidance_scale is None else f"{said.guidance_scale:g}"
-    share = said.options.get("unconditional_strength")
-    guidance = guidance if share is None else f"{guidance}, away from the adapters at {share}"
     facts += [
         ("Control image", f"followed by {control} at {at}" if "control" in said.options else None),
         ("Begun with", f"{start or 'a picture'}, {far} from it" if far is not None else None),

@@ -293,7 +293,8 @@ class Engine:
 
     def _job(self, request: Request, **how: Any) -> Job:
         """Return a request that fits the base and its adapters, with its control image at its size."""
-        base, given, other, start = self.base, request.adapters, request.unconditional_adapters, request.start
+        base, given, other, start = self.base, request.adapters, request.negative_adapters, request.start
+        other = given if other is None else other
         size = request.size(base)
         if any(side % base.size_multiple for side in size):
             raise ValueError(f"sides must be multiples of {base.size_multiple} px; found {size[1]}x{size[0]}")
@@ -313,11 +314,6 @@ class Engine:
         rows = [given]
         if base.is_guided(self.denoiser, request.guidance_scale):
             rows.insert(0, other)
-        elif request.unconditional_strength != 1:
-            raise ValueError(
-                f"unconditional_strength is of a row that only guidance has, and {base.name} draws "
-                f"without at guidance_scale={request.guidance_scale:g}; raise that above 1, or leave it 1"
-            )
         self._models.check(rows)
         if base.is_inpainting and (start is None or start.mask is None):
             raise ValueError(f"{base.name} is a base for inpainting; give a start picture and a mask")
@@ -519,8 +515,6 @@ class Engine:
         options: dict[str, Fact] = {}
         if request.negative_adapters is not None:
             options["negative_adapters"] = json.dumps(dict(request.negative_adapters))
-        if request.unconditional_strength != 1:
-            options["unconditional_strength"] = request.unconditional_strength
         if request.control is not None:
             options |= {
                 "control": str(request.control.control),

@@ -60,7 +60,6 @@ class Generation(StrictModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     steps: int = 20
     guidance_scale: float | None = None
-    unconditional_strength: float = 1.0
     scheduler: str | None = None
     image: str | None = None
     strength: float | None = None
@@ -214,7 +213,6 @@ class Replica:
             seed=(asked.seed or 0) + index,
             steps=asked.steps,
             guidance_scale=base.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
-            unconditional_strength=asked.unconditional_strength,
             **sides,
             start=start,
             scheduler=asked.scheduler,

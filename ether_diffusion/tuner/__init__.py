@@ -3,12 +3,7 @@
 from peft.utils import register_peft_method
 
 from ether_diffusion.tuner.config import TARGET_PRESETS, EtherConfig
-from ether_diffusion.tuner.contexts import (
-    chosen_adapters,
-    mixed_adapters,
-    prepared_adapters,
-    unconditional_strength,
-)
+from ether_diffusion.tuner.contexts import chosen_adapters, mixed_adapters, prepared_adapters
 from ether_diffusion.tuner.full import FullConfig, FullLayer, FullModel
 from ether_diffusion.tuner.layer import EtherLayer
 from ether_diffusion.tuner.linear import EtherLinear
@@ -26,7 +21,6 @@ __all__ = [
     "chosen_adapters",
     "mixed_adapters",
     "prepared_adapters",
-    "unconditional_strength",
 ]
 
 register_peft_method(name="ether", config_cls=EtherConfig, model_cls=EtherModel)

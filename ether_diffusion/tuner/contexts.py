@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +12,7 @@ from torch import Tensor, nn
 from ether_diffusion.reflections import wide, with_rows
 from ether_diffusion.tuner.hooked import is_hooked, lies_on_disk, weight_of
 from ether_diffusion.tuner.linear import EtherLinear, Mixture
-from ether_diffusion.tuner.other_layers import (
-    adapters_of,
-    check_strengths,
-    chosen_others,
-    other_layers,
-    strength_of,
-)
+from ether_diffusion.tuner.other_layers import adapters_of, check_strengths, chosen_others, other_layers
 from ether_diffusion.tuner.quantized import is_plain
 
 
@@ -131,84 +124,6 @@ def mixed_adapters(
     finally:
         for layer, mixture in zip(layers, before, strict=True):
             layer.mixture = mixture
-
-
-@contextmanager
-def unconditional_strength(model: nn.Module, share: float, *, num_pictures: int = 1) -> Iterator[None]:
-    """Multiply the strengths in force by `share` in the unconditional half of guidance, of any method.
-
-    1 changes nothing, and 0 guides away from what the base would draw (arXiv:2508.00319). For a denoiser
-    whose pipeline gives it both halves in one batch of 2 · num_pictures rows, the unconditional first, as
-    those of SD, SDXL, SD 3 and Sana do; they go through it one after the other.
-
-    Raises:
-        ValueError: the share is not finite or not one of the method's, adapters are merged, or a batch is not
-            of both halves.
-    """
-    if share == 1:
-        yield
-        return
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    _check_unmerged(layers, "unconditional_strength")
-    if not math.isfinite(share):
-        raise ValueError(f"unconditional_strength={share} is not a finite number; 1 is as with the prompt")
-    check_strengths(model, {name: share for layer in layers for name in adapters_of(layer)})
-    forward, before = model.forward, model.__dict__.get("forward")
-
-    def in_halves(*values: Any, **named: Any) -> Any:
-        tensors = [each for each in (*values, *named.values()) if isinstance(each, Tensor) and each.ndim > 1]
-        rows = len(tensors[0]) if tensors else 0
-        if rows != 2 * num_pictures:
-            raise ValueError(
-                f"unconditional_strength needs guidance, with {2 * num_pictures} rows in one batch; found "
-                f"{rows}: raise guidance_scale above 1, or draw with `ether generate`, which does all bases"
-            )
-        without, given = (_rows_of((values, named), rows, half) for half in (0, 1))
-        with _multiplied(layers, share):
-            first = forward(*without[0], **without[1])
-        second = forward(*given[0], **given[1])
-        if isinstance(first, Mapping):
-            return type(first)(**{name: torch.cat((first[name], second[name])) for name in first})
-        return tuple(torch.cat(both) for both in zip(first, second, strict=True))
-
-    model.forward = in_halves
-    try:
-        yield
-    finally:
-        del model.forward
-        if before is not None:
-            model.forward = before
-
-
-def _rows_of(value: Any, rows: int, half: int) -> Any:
-    """Return one half of all tensors that have a row for each sample."""
-    if isinstance(value, Tensor):
-        return value.chunk(2)[half] if value.ndim and len(value) == rows else value
-    if isinstance(value, dict):
-        return {name: _rows_of(each, rows, half) for name, each in value.items()}
-    return (
-        type(value)(_rows_of(each, rows, half) for each in value) if type(value) in (list, tuple) else value
-    )
-
-
-@contextmanager
-def _multiplied(layers: Sequence[BaseTunerLayer], share: float) -> Iterator[None]:
-    ours = [layer for layer in layers if isinstance(layer, EtherLinear)]
-    before = [(layer.scales, layer.mixture) for layer in ours]
-    try:
-        with ExitStack() as stack:
-            for other in layers:
-                if not isinstance(other, EtherLinear):
-                    now = {name: strength_of(other, name) * share for name in adapters_of(other)}
-                    stack.enter_context(chosen_others([other], now))
-            for layer, (scales, mixture) in zip(ours, before, strict=True):
-                layer.scales = {name: [share * math.prod(each)] for name, each in scales.items()}
-                kept = mixture if share else None
-                layer.mixture = kept and kept._replace(up=kept.up * share)
-            yield
-    finally:
-        for layer, (scales, mixture) in zip(ours, before, strict=True):
-            layer.scales, layer.mixture = scales, mixture
 
 
 def _ether_layers(model: nn.Module) -> list[EtherLinear]:

@@ -39,8 +39,6 @@ FIELDS: dict[str, Field] = {
     "num_images": partial(gr.Slider, minimum=1, maximum=NUM_IMAGES.most, value=1, step=1, label="Pictures"),
     "steps": partial(gr.Slider, minimum=1, maximum=150, step=1, label="Steps"),
     "guidance_scale": partial(gr.Slider, minimum=0, maximum=20, step=0.1, label="Guidance"),
-    "unconditional_strength": partial(
-        _strength, label="Strength in the unconditional half of guidance", info="0 is the base's."),
     # what can be drawn is said in our words, which name the field
     "width": partial(gr.Number, label="Width in px", step=8, min_width=100),
     "height": partial(gr.Number, label="Height in px", step=8, min_width=100),
@@ -122,7 +120,7 @@ class Form:
     def put_advanced(self) -> None:
         """Lay out what few need."""
         with gr.Accordion("Advanced", open=False, elem_id=f"{self.prefix}-advanced"):
-            self.put("negative_prompt", "unconditional_strength", "keep_metadata")
+            self.put("negative_prompt", "keep_metadata")
 
     def all(self) -> set[Any]:
         """Return every widget."""

@@ -113,7 +113,6 @@ class PictureForm(Form):
             return {}
         if not restored.heading:
             taken += ["seed", "steps", "guidance_scale", "width", "height", "num_images", "negative_prompt"]
-            taken.append("unconditional_strength")
         named = {name: getattr(request, name) for name in taken}
         if restored.heading:
             return PictureForm.shown(self, named)
