@@ -284,11 +284,12 @@ def test_a_cancelled_request_frees_its_row_within_a_long_step() -> None:
     while opened.num_running < 2:
         time.sleep(0.01)
     time.sleep(0.5)
+    done = opened.counts["steps"]  # the first may have had one by itself
     for job in jobs:
         job.cancel()
     until_free(opened, 1)
     assert all(isinstance(job.picture.exception(0), CancelledError) for job in jobs)
-    assert not opened.counts["steps"]
+    assert opened.counts["steps"] == done
     opened.close()
 
 
