@@ -35,7 +35,7 @@ COMMANDS = {
     "benchmark": "ether benchmark --base tiny_world_2 --num_images 1 --seeds 0 1 2 --methods ether_plus "
     "'ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.01' ether_plus:num_blocks=4 ether lora:rank=1 "
     "lora:rank=2 lora lora:rank=16 oft hra delora ia3 full --output_dir runs/benchmark",
-    "learning_rates": "python -m research.study_learning_rate --output_dir runs/rates",
+    "learning_rates": "python -m research.study_learning_rate --seeds 0 1 2 --output_dir runs/rates",
     "photos": "at fbefa1a: python -m research.study_photos --learning_rate 0.03 --output_dir runs/photos",
     "strength": "python -m research.study_strength --output_dir runs/strength",
     "steps": "python -m research.study_strength --subjects panda --steps 50 100 200 400 800 --methods "
@@ -75,12 +75,12 @@ HEAD = """# What was measured, and what of the paper it bears out
 Written by `python -m research.write_results` from the files in `docs/results`; edit neither by hand. The
 paper is ETHER, Bini et al. 2024, [arXiv:2405.20271](https://arxiv.org/abs/2405.20271).
 
-Nothing here was trained on SD 1.5. The benchmark and methods by loss are of the embedded base
-`tiny_world_2` (128 × 128 px); all else is of `tiny_world` (64 × 64 px), with ETHER+ of four blocks, which
-was the default then. So "reproduced" means that the paper's **order** holds there, not its figures.
-Parameters are counted on SD 1.5's UNet. That one method scores more than another is called reproduced only
-if the difference on the same subjects is more than two standard errors above zero; the rules are functions
-in `research/`, one for each claim.
+Nothing here was trained on SD 1.5. The benchmark, learning rates, methods by loss, options that were taken
+out and energy are of the embedded base `tiny_world_2` (128 × 128 px); all else is of `tiny_world`
+(64 × 64 px), with ETHER+ of four blocks, which was the default then. So "reproduced" means that the paper's
+**order** holds there, not its figures. Parameters are counted on SD 1.5's UNet. That one method scores more
+than another is called reproduced only if the difference on the same subjects is more than two standard
+errors above zero; the rules are functions in `research/`, one for each claim.
 
 Where the paper has DINO, "object" stands here: the likeness of the middle of a picture to that of the true
 picture of its scene, which only a drawn world has, in the features of Tiny World's image tower; "outside"
