@@ -87,7 +87,7 @@ def dreambooth(folder: Path, *subjects: str) -> Path:
 
 
 def benchmark(folder: Path, *arguments: str) -> int:
-    small = [] if "--base" in arguments else ["--base", "tiny_world"]
+    small = [] if {"--base", "--merge"} & {*arguments} else ["--base", "tiny_world"]
     return ether.main(["benchmark", "--output_dir", str(folder), *small, *arguments])
 
 

@@ -444,9 +444,8 @@ def tiny_world_adapters(tmp_path: Path) -> Path:
 def test_the_study_of_energy_measures_every_adapter_it_is_given(
     tmp_path: Path, tiny_world_adapters: Path
 ) -> None:
-    assert (
-        energy.main(["--adapters", str(tiny_world_adapters), "--output_dir", str(tmp_path / "energy")]) == 0
-    )
+    words = ["--adapters", str(tiny_world_adapters), "--base", "tiny_world"]
+    assert energy.main([*words, "--output_dir", str(tmp_path / "energy")]) == 0
     found = json.loads((tmp_path / "energy/energy.json").read_text())
     assert set(found["methods"]) == {"ether", "ether_plus", "lora"}
     assert found["methods"]["ether"]["absolute_change"]["mean"] < 1e-4
