@@ -34,7 +34,9 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 COMMANDS = {
     "benchmark": "ether benchmark --base tiny_world_2 --num_images 1 --seeds 0 1 2 --methods ether_plus "
     "'ether_plus:target_modules=.*to_(v|out.0),learning_rate=0.01' ether_plus:num_blocks=4 ether lora:rank=1 "
-    "lora:rank=2 lora lora:rank=16 oft hra delora ia3 full --output_dir runs/benchmark",
+    "lora:rank=2 lora lora:rank=16 oft hra delora ia3 full ether_plus:sides=output "
+    "lora:rank=1,learning_rate=0.003 lora:rank=2,learning_rate=0.003 lora:learning_rate=0.003 "
+    "--output_dir runs/benchmark",
     "learning_rates": "python -m research.study_learning_rate --seeds 0 1 2 --output_dir runs/rates",
     "photos": "at fbefa1a: python -m research.study_photos --learning_rate 0.03 --output_dir runs/photos",
     "strength": "python -m research.study_strength --output_dir runs/strength",
@@ -108,9 +110,13 @@ LOSS_WORDS = {
     "less change.",
 }
 PAIRS = (
-    *(("ether", "ia3"), ("ether", "lora:rank=1"), (ADVISED, "lora:rank=1"), (ADVISED, "lora")),
-    *(("ether_plus", "lora:rank=2"), ("ether_plus", "hra"), ("ether_plus", "lora"), ("ether_plus", "oft")),
-    *(("ether_plus", "ether_plus:num_blocks=4"), ("ether_plus", ADVISED), ("ether_plus", "lora:rank=16")),
+    *(("ether", "ia3"), ("ether", "lora:rank=1"), ("ether", "lora:rank=1,learning_rate=0.003")),
+    *((ADVISED, "lora:rank=1"), (ADVISED, "lora:rank=1,learning_rate=0.003")),
+    *((ADVISED, "lora"), (ADVISED, "lora:learning_rate=0.003"), (ADVISED, "ether_plus:sides=output")),
+    *(("ether_plus", "lora:rank=2"), ("ether_plus", "lora:rank=2,learning_rate=0.003")),
+    *(("ether_plus", "lora"), ("ether_plus", "lora:learning_rate=0.003"), ("ether_plus", "lora:rank=16")),
+    *(("ether_plus", "hra"), ("ether_plus", "oft"), ("ether_plus", "ether_plus:num_blocks=4")),
+    *(("ether_plus", ADVISED), ("ether_plus", "ether_plus:sides=output"), ("ether_plus", "full")),
 )
 """Rows of the benchmark that are compared."""
 JUDGES = (OBJECT, "outside")

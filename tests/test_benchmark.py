@@ -433,7 +433,7 @@ def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:
     labels = {"lora": "LoRA r=4", "lora:rank=16": "LoRA r=16", "oft:num_blocks=2": "OFT n=2"}
     labels["ether_plus:sides=input"] = "ETHER+ sides=input"
     at_rates = {"ether:target_modules=.*to_v,learning_rate=0.1": "ETHER .*to_v"}  # where nothing else tells
-    at_rates |= {f"hra:learning_rate={rate}": f"HRA r=4 learning_rate={rate}" for rate in (0.1, 0.2)}
+    at_rates |= {f"hra:learning_rate={rate}": f"HRA r=4 at {rate}" for rate in (0.1, 0.2)}
     assert labels_of(labels | at_rates) == labels | at_rates
     settings = BenchmarkSettings("sd", PAPER_TRAINING, {"lora:rank=1": 0.5})
     assert [settings.learning_rate(row) for row in ("lora:rank=1", "lora:rank=2")] == [0.5, 6e-4]

@@ -241,11 +241,11 @@ def options_of(texts: Sequence[str], where: str) -> dict[str, Json]:
 
 
 def label_of(row: str) -> str:
-    """Return a row's name for people: "ETHER+", "LoRA r=1", "ETHER+ sides=output"."""
+    """Return a row's name for people: "ETHER+", "LoRA r=1 at 0.003", "ETHER+ sides=output"."""
     if row in LABELS:
         return LABELS[row]
     method, options = method_of(row)
-    names = {"rank": "r=", "num_blocks": "n=", "target_modules": ""}
+    names = {"rank": "r=", "num_blocks": "n=", "target_modules": "", "learning_rate": "at "}
     shown = [f"{names.get(name, f'{name}=')}{value}" for name, value in options.items()]
     name = LABELS[method].partition(" ")[0] if options.keys() & {"rank", "num_blocks"} else LABELS[method]
     return " ".join([name, *shown])
@@ -254,7 +254,7 @@ def label_of(row: str) -> str:
 def labels_of(rows: Iterable[str]) -> dict[str, str]:
     """Return the names of rows; the learning rate is in those alone that no other option tells apart."""
     whole = {row: label_of(row) for row in rows}
-    short = {row: re.sub(r" learning_rate=\S+", "", label) for row, label in whole.items()}
+    short = {row: re.sub(r" at \S+", "", label) for row, label in whole.items()}
     return {row: whole[row] if [*short.values()].count(label) > 1 else label for row, label in short.items()}
 
 
