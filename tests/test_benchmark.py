@@ -35,9 +35,10 @@ from ether_diffusion.benchmark.plan import (
     method_of,
     plan_benchmark,
     read_dreambooth,
+    tiny_subjects,
 )
 from ether_diffusion.benchmark.results import draw_front, shown, summarise, table
-from ether_diffusion.benchmark.runs import training_config
+from ether_diffusion.benchmark.runs import trained_together, training_config
 from ether_diffusion.pipelines.metadata import fingerprint_of
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import find_concept, subject_concepts, trained_concepts
@@ -426,6 +427,16 @@ def test_an_outside_judge_is_shown_and_chooses_nothing(tmp_path: Path) -> None:
     said = shown(summary)
     assert "object, outside ↑ less that of ETHER" in said
     assert table(summary)[0][2:4] == ["object ↑", "object, outside ↑"]
+
+
+def test_those_who_share_the_work_take_whole_groups(tmp_path: Path) -> None:
+    subjects = tiny_subjects(TINY_SUBJECTS[:10], tmp_path)
+    runs = plan_benchmark(["full", "lora"], subjects, [0, 1])
+    settings = BenchmarkSettings("tiny_world", TINY_TRAINING)
+    groups = {tuple(trained_together(runs, run, settings)) for run in runs if run.method == "lora"}
+    assert sorted(len(group) for group in groups) == [2, 2, 8, 8]
+    assert {run for group in groups for run in group} == {run for run in runs if run.method == "lora"}
+    assert all(trained_together(runs, run, settings) == [run] for run in runs if run.method == "full")
 
 
 def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:

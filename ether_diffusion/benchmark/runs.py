@@ -112,14 +112,18 @@ TOGETHER = 8
 """So many adapters of a method are trained in one batch."""
 
 
-def _next_runs(
-    left: Sequence[BenchmarkRun], first: BenchmarkRun, settings: BenchmarkSettings
+def trained_together(
+    runs: Sequence[BenchmarkRun], one: BenchmarkRun, settings: BenchmarkSettings
 ) -> list[BenchmarkRun]:
-    """Return the run with those that are trained together with it: of its method, on further subjects."""
+    """Return the runs that are trained together with one, and it: of its method and seed, on other subjects.
+
+    They are the same whichever of them it is, so that those who share the work take whole groups.
+    """
     draws_class_images = settings.training.get("prior_preservation") == "class_images"
-    number = 1 if first.method in (BASE, "full") or draws_class_images else TOGETHER
-    alike = [run for run in left if (run.method, run.seed) == (first.method, first.seed)]
-    return alike[alike.index(first) :][:number]
+    number = 1 if one.method in (BASE, "full") or draws_class_images else TOGETHER
+    alike = [run for run in runs if (run.method, run.seed) == (one.method, one.seed)]
+    start = alike.index(one) // number * number
+    return alike[start : start + number]
 
 
 def _carry_out(
@@ -298,7 +302,7 @@ def _work(
         for run in left:
             if parent not in (None, os.getppid()):
                 return
-            in_use = _carry_out(_next_runs(left, run, settings), root, settings, judges)
+            in_use = _carry_out(trained_together(runs, run, settings), root, settings, judges)
             if in_use is None:
                 if on_progress is not None:
                     on_progress(sum(find_result(each, root) is not None for each in runs), len(runs))
