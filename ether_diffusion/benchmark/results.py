@@ -310,7 +310,7 @@ def draw_front(summary: Mapping[str, Any]) -> bytes | None:
     if not judges or find_spec("matplotlib") is None:
         return None
     best, labels = found["best"], labels_of(rows)
-    figure = new_figure(7 * len(judges), 4.8)
+    figure = new_figure(7 * len(judges), 6)
     for axes, judge in zip(figure.subplots(1, len(judges), squeeze=False).flat, judges, strict=True):
         points = {best: {"mean": 0.0, "low": 0.0, "high": 0.0}, **judge["to_best"]}
         places = {row: (rows[row]["parameters"], each["mean"]) for row, each in points.items()}
@@ -322,7 +322,8 @@ def draw_front(summary: Mapping[str, Any]) -> bytes | None:
         for row, each in points.items():
             bars = [[each["mean"] - each["low"]], [each["high"] - each["mean"]]]
             color = "tab:red" if row.startswith("ether") else "tab:blue"
-            axes.errorbar(*places[row], yerr=bars, fmt="o", capsize=3, color=color)
+            axes.plot(*places[row], "o", color=color, zorder=5)
+            axes.errorbar(*places[row], yerr=bars, color=color, alpha=0.3)
         _write_labels(axes, {labels[row]: place for row, place in places.items()})
     return png_of(figure)
 
@@ -335,7 +336,9 @@ def _write_labels(axes: Any, places: Mapping[str, tuple[float, float]]) -> None:
         x, y = axes.transData.transform(place)
         right = x + 8 + 6 * len(label)
         height = max([y + 2, *(top + 12 for start, end, top in written if x < end and start < right)])
-        axes.annotate(label, place, (7, height - y), textcoords="offset pixels", fontsize=8)
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+        offset = (7, height - y)
+        axes.annotate(label, place, offset, textcoords="offset pixels", fontsize=8, bbox=behind)
         written.append((x, right, height))
 
 
