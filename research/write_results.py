@@ -389,7 +389,10 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def curves_of(measured: Measured) -> dict[str, Json]:
-    """Return the numbers that advice rests on: scores and costs by method, and usable rates."""
+    """Return the numbers that advice rests on: scores and costs by method, and usable rates.
+
+    Of a benchmark that is not complete, those of the rows with the most runs.
+    """
     curves: dict[str, Json] = {"benchmark": None, "usable_range": None, "photos": _photos_of(measured)}
     if "learning_rates" in measured.files:
         curves["usable_range"] = measured.value("learning_rates", "usable_range")
@@ -405,6 +408,8 @@ def curves_of(measured: Measured) -> dict[str, Json]:
     }
     if not rows:
         return curves
+    most = max(row["num_runs"] for row in rows.values())
+    rows = {name: row for name, row in rows.items() if row["num_runs"] == most}
     best = max(rows, key=lambda name: rows[name]["scores"][column]["mean"])
     kept = ("parameters", "bytes", "learning_rate")
     methods: dict[str, Json] = {
