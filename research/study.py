@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,6 +113,11 @@ def settings_of(row: str) -> "dict[str, Json]":
 
     method, options = method_of(row)
     return {"adapter": method, "learning_rate": BenchmarkSettings(BASE, {}).learning_rate(row), **options}
+
+
+def folder_of(row: str) -> str:
+    """Return the name of the folder of a row."""
+    return re.sub("[^\\w.=-]", "_", row)
 
 
 def check_settings(trainings: Sequence[Training]) -> None:

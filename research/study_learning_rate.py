@@ -9,7 +9,6 @@ goes on. Methods are rows of `ether benchmark`. It writes study.json and study.p
 import argparse
 import logging
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from research.study import (
     cells_json,
     check_settings,
     draw_curves,
+    folder_of,
     learn_all,
     run_study,
     settings_of,
@@ -88,7 +88,7 @@ def plan(
         Training(
             {"method": method, "learning_rate": rate, "subject": subject, "seed": seed, "steps": steps},
             ("method", "learning_rate"),
-            Path(re.sub("[^\\w.=-]", "_", method), f"{rate:g}", f"{subject.replace(' ', '_')}_{seed}"),
+            Path(folder_of(method), f"{rate:g}", f"{subject.replace(' ', '_')}_{seed}"),
             {**settings_of(method), "learning_rate": rate, "max_train_steps": steps},
         )
         for method in dict.fromkeys(methods)

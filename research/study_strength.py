@@ -23,6 +23,7 @@ from research.study import (
     Training,
     cells_json,
     check_settings,
+    folder_of,
     kept_scores,
     run_study,
     settings_of,
@@ -92,7 +93,7 @@ def plan(
 
 def _folder(row: Any, subject: Any, seed: Any) -> Path:
     """Return where a row is trained."""
-    return Path(re.sub("[^\\w.=-]", "_", row), f"{subject}_{seed}")
+    return Path(folder_of(row), f"{subject}_{seed}")
 
 
 def without_rate(row: str) -> str:

@@ -102,7 +102,7 @@ def score_subject(subject: str, seed: int, adapter: Path, num_inference_steps: i
         return distances
     drawn = _view(pipeline, seed, num_inference_steps)
     base = _view_of_base(seed, num_inference_steps)
-    drift = relative_drift(drawn, base, _numbers_of_prompts(len(drawn)))
+    drift = relative_drift(drawn, base, torch.arange(len(drawn)))
     return {**scores, "drift": float(drift.mean()), **distances}
 
 
@@ -141,10 +141,6 @@ def _view(pipeline: StableDiffusionPipeline, seed: int, num_inference_steps: int
 @cache
 def _view_of_base(seed: int, num_inference_steps: int) -> Tensor:
     return _view(load_base(), seed, num_inference_steps)
-
-
-def _numbers_of_prompts(num_pictures: int) -> Tensor:
-    return torch.arange(num_pictures)
 
 
 @cache
