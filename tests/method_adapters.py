@@ -35,11 +35,13 @@ def adapt(unet: UNet2DConditionModel, method: str, *, seed: int = 0, **settings:
     return config
 
 
-def save_for_tiny_world(folder: Path, method: str, encoder: ControlEncoder | None = None) -> None:
-    """Write an adapter for the embedded base's UNet, with a control encoder where one is given."""
-    unet = open_base("tiny_world").load_denoiser()
+def save_for_tiny_world(
+    folder: Path, method: str, encoder: ControlEncoder | None = None, base: str = "tiny_world"
+) -> None:
+    """Write an adapter for an embedded base's UNet, with a control encoder where one is given."""
+    unet = open_base(base).load_denoiser()
     adapt(unet, method)
-    files = adapter_files(unet, AdapterMetadata(base_model="tiny_world"))
+    files = adapter_files(unet, AdapterMetadata(base_model=base))
     if encoder is not None:
         files |= control_files(encoder, adapter_tensors(unet))
     folder.mkdir()

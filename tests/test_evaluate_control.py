@@ -27,6 +27,7 @@ from recipes.tiny_world.control_pairs import (
     validation_concepts,
     write_pairs,
 )
+from research import BASE
 from research.study_control import RUN_FOLDER, StudyRun, StudySettings, carry_out
 
 QUICK = ["--steps", "2", "--batch_size", "4", "--device", "cpu"]
@@ -110,7 +111,7 @@ def test_an_adapter_is_measured_beside_the_base_and_the_photos(
 
 
 def test_an_adapter_of_another_method_is_measured_too(work: Path) -> None:
-    save_for_tiny_world(work / "lora", "lora", read_control("follow"))
+    save_for_tiny_world(work / "lora", "lora", read_control("follow"), BASE)
     command = ["lora", "--control_pairs", "palette", *QUICK, "--pictures", "pictures"]
     assert evaluate(*command, "--json", "out.json") == 0
     assert set(read("out.json")["scores"]) == {"photos", "base", "adapter"}
@@ -124,7 +125,7 @@ def test_an_encoder_by_itself_is_measured_too(work: Path) -> None:
         shutil.copy(Path("follow") / name, "encoder")
     config = json.loads(Path("encoder/control_config.json").read_text())
     Path("encoder/control_config.json").write_text(json.dumps(config | {"adapter_sha256": None}))
-    given = ["encoder", "--control_pairs", "palette", "--base", "tiny_world", *QUICK]
+    given = ["encoder", "--control_pairs", "palette", "--base", BASE, *QUICK]
     assert evaluate(*given, "--json", "out.json") == 0
     assert read("out.json")["scores"]["adapter"]["miou"]["num_values"] == 4
 
