@@ -394,11 +394,8 @@ def test_pictures_of_many_sizes_leave_little_behind(tmp_path: Path, number: int,
     assert int(done.stdout.split()[-1]) < most << 20
 
 
-def test_it_starts_within_ten_seconds_of_processor_time_and_says_one_line(tmp_path: Path) -> None:
-    """On a quiet machine that is the time until the page answers."""
+def test_it_says_one_line_and_nothing_while_it_draws(tmp_path: Path) -> None:
     with running_studio(tmp_path / "studio", base=None) as running:
-        used = psutil.Process(running.process.pid).cpu_times()
-        assert used.user + used.system < 10
         script = gradio_client.Client(
             running.url, download_files=tmp_path, verbose=False, analytics_enabled=False
         )
