@@ -42,8 +42,9 @@ def train(photos: Path, output: Path, steps: int = 100) -> None:
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, noise_scheduler.config.num_train_timesteps, (len(latents),))
         noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+        target = noise_scheduler.get_velocity(latents, noise, timesteps)  # the noise for Stable Diffusion 1.5
         with prepared_adapters(pipe.unet):
-            loss = mse_loss(pipe.unet(noisy, timesteps, text).sample, noise)
+            loss = mse_loss(pipe.unet(noisy, timesteps, text).sample, target)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
