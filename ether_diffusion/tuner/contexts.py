@@ -21,7 +21,7 @@ def prepared_adapters(model: nn.Module) -> Iterator[None]:
     """Normalise the active adapters' vectors of all layers at once, instead of layer by layer.
 
     Put it around one forward and its backward: the vectors must not change inside, and the backward of what
-    ran inside belongs inside too. The result is the same; narrow layers become faster (see the README).
+    ran inside belongs inside too. The result is the same; narrow layers become faster (docs/speed.md).
     """
     layers = _ether_layers(model)
     # where hooks change the weights' dtype or device, or bring them, for a call, rows are made in that call
