@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,9 @@ def _check(options: told.Evaluate) -> None:
     outputs = [each for each in (options.json_, options.plot, options.pictures) if each is not None]
     for output in outputs:
         drawing.check_new(output)
-    if len({output.absolute() for output in outputs}) < len(outputs):
-        raise ValueError(f"{outputs[0].absolute()} is named for two results; name two files")
+    for one, other in permutations([output.absolute() for output in outputs], 2):
+        if one == other or one in other.parents:
+            raise ValueError(f"{one} is named for two results, or one lies in it; name places apart")
 
 
 def _measure_subject(options: told.Evaluate, device: torch.device) -> Measured:

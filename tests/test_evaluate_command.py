@@ -196,6 +196,7 @@ MEASURE = ["--photos", "photos", "--generated", "photos", "--encoder", "tiny_wor
         ([*DRAW, "--base", "nothing"], "nothing is not the folder of a base model"),
         ([*DRAW, "--encoder_batch_size", "0"], "--encoder_batch_size is from 1; found 0"),
         ([*DRAW, "--pictures", "new/out.json"], "is named for two results"),
+        ([*DRAW, "--pictures", "new"], "new is named for two results, or one lies in it; name places apart"),
         ([*MEASURE, "--captions", "nothing.jsonl"], "there is no file of captions nothing.jsonl"),
         ([*MEASURE, "--captions", "prompts.txt"], "prompts.txt line 1"),
         (["--photos", "photos", "--generated", "nothing"], "there is no folder nothing"),
