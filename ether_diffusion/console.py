@@ -59,7 +59,7 @@ def run_command(
     Call it before torch is imported: it says how torch's threads wait.
 
     What the user can mend is said, as `say` puts it, and is 2; with `parsed.debug`, the error goes on. Ctrl-C
-    is 130, and a reader of stdout who left is 141, as a shell has it.
+    is 130, SIGTERM in training 143, and a reader of stdout who left is 141, as a shell has it.
     """
     mend_streams()
     share_machine()
@@ -83,6 +83,14 @@ def run_command(
             return NOBODY_READS
         print(f"{name}: what it says cannot be written to stdout ({error})", file=sys.stderr)
         return USER_ERROR
+
+
+class StoppedError(InterruptedError):
+    """A signal stopped the work in a folder; `code` is the exit code that a shell has for it."""
+
+    def __init__(self, code: int, folder: Path) -> None:
+        super().__init__(f"training was stopped; the same command goes on in {folder}")
+        self.code = code
 
 
 class _UnsaidError(Exception):
@@ -118,6 +126,7 @@ def _worked(
     except BrokenPipeError:
         raise
     except BaseException as error:  # MemoryError, RuntimeError, ImportError, a library's own panic …
+        code = error.code if isinstance(error, StoppedError) else USER_ERROR
         is_users = isinstance(error, ValueError | OSError)
         if getattr(parsed, "debug", False) or not (is_users or ran_short(error)):
             raise
@@ -133,7 +142,7 @@ def _worked(
     for line in sentence.splitlines():
         if rank == "0" or not rank.isdigit():  # of several processes one speaks
             print(f"{name} {command}: {line}" if command else f"{name}: {line}", file=sys.stderr)
-    return USER_ERROR
+    return code
 
 
 def give_memory_back() -> None:

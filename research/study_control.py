@@ -26,6 +26,7 @@ from torch import Tensor
 from ether_diffusion.adapters.format import CONFIG_NAME, ENCODER_NAME, TENSORS_NAME
 from ether_diffusion.bases import open_base
 from ether_diffusion.benchmark.plan import TINY_LEARNING_RATES
+from ether_diffusion.console import StoppedError
 from ether_diffusion.control import control_batch, controlled, read_control
 from ether_diffusion.durable_files import write_files
 from ether_diffusion.strict_json import Json
@@ -126,7 +127,7 @@ def carry_out(run: StudyRun, root: Path, settings: StudySettings) -> DrawnRun:
 
     Raises:
         ValueError: the settings cannot be used, or an earlier run had others.
-        InterruptedError: a signal stopped the training; called again, it goes on.
+        StoppedError: a signal stopped the training; called again, it goes on.
     """
     folder = run.folder(root)
     check_settings(folder, {"run": asdict(run), "settings": asdict(settings)})
@@ -210,8 +211,8 @@ def _train(run: StudyRun, adapter: Path, pairs: Path, settings: StudySettings) -
     }
     if run.learning_rate is not None:
         given["learning_rate"] = run.learning_rate
-    if train_dreambooth(ControlRunConfig.from_flat(given)) != 0:
-        raise InterruptedError(f"training was stopped; the same command goes on in {adapter}")
+    if code := train_dreambooth(ControlRunConfig.from_flat(given)):
+        raise StoppedError(code, adapter)
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def learn_and_score(training: Training, root: Path, num_inference_steps: int) ->
 
     Raises:
         ValueError: the settings cannot be used, or an earlier run had others.
-        InterruptedError: a signal stopped the training; called again, it goes on.
+        StoppedError: a signal stopped the training; called again, it goes on.
     """
     folder, subject, seed = root / training.folder, str(training.asked["subject"]), training.asked["seed"]
     assert isinstance(seed, int)

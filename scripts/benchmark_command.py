@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -18,9 +19,10 @@ from ether_diffusion.benchmark.results import (
     shown,
     summarise,
 )
-from ether_diffusion.benchmark.runs import do_all, find_result, training_config
+from ether_diffusion.benchmark.runs import ADAPTER, MAX_SEED, Judges, do_all, find_result, training_config
 from ether_diffusion.durable_files import write_files, write_folder
 from ether_diffusion.options import declared
+from ether_diffusion.pipelines.opening import default_device
 from ether_diffusion.scripts import command_options as told
 from ether_diffusion.scripts.drawing import check_new, hush_libraries
 from ether_diffusion.strict_json import Json
@@ -39,13 +41,10 @@ def benchmark(options: told.Benchmark) -> None:
         _merge(options)
         return
     methods, settings = options.methods or planned.METHODS, _settings(options)
-    for row in (*methods, *settings.learning_rates):
-        planned.method_of(row)
-    unused = settings.learning_rates.keys() - methods
-    if unused:
-        raise ValueError(f"--learning_rates names {listed(sorted(unused))}, which is not compared")
     if options.num_processes < 1:
         raise ValueError(f"--num_processes is from 1; found {options.num_processes}")
+    if not all(0 <= seed <= MAX_SEED for seed in options.seeds):
+        raise ValueError(f"--seeds are from 0 to {MAX_SEED}; found {listed(options.seeds)}")
     root = options.output_dir.absolute()
     if options.data is not None:
         subjects = planned.read_dreambooth(options.data.absolute(), options.subjects or None)
@@ -55,17 +54,23 @@ def benchmark(options: told.Benchmark) -> None:
     for run in runs[: len(methods) + 1]:  # the settings of a method are those of all its runs
         if run.method != BASE:
             training_config(run, root, settings)
+    planned.keep_plan(root, settings, options.data, write=False)
     if options.plan:
         done = sum(find_result(run, root) is not None for run in runs)
         print(_described(runs, settings, done))
         return
     hush_libraries()
-    planned.keep_plan(root, settings)
-    if options.data is None:
-        size = open_base(options.base).native_size
+    size, is_tiny = open_base(options.base).native_size, options.data is None
+    judges = Judges.load(settings, is_tiny=is_tiny, device=default_device())
+    planned.keep_plan(root, settings, options.data)
+    gone = [run for run in runs if run.method != BASE and not (run.folder(root) / ADAPTER).exists()]
+    if options.keep_adapters and (number := sum(find_result(run, root) is not None for run in gone)):
+        told_of = f"the adapters of {number} runs that are done were not kept"
+        print(f"{told_of}; take another --output_dir to train them again", file=sys.stderr)
+    if is_tiny:
         for subject in subjects:
             write_photos(find_concept(subject.name), subject.photos, size=size)
-    form = "short, on Tiny World" if options.data is None else "paper"
+    form = "short, on Tiny World" if is_tiny else "paper"
 
     def write_results() -> None:
         text = json.dumps(summarise(runs, root, settings, form=form), indent=1, allow_nan=False)
@@ -79,7 +84,7 @@ def benchmark(options: told.Benchmark) -> None:
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)
-        do_all(runs, root, settings, num_processes=options.num_processes, on_progress=report)
+        do_all(runs, root, settings, judges, num_processes=options.num_processes, on_progress=report)
     finally:
         logger.setLevel(level)
     write_results()
@@ -103,9 +108,10 @@ def _merge(options: told.Benchmark) -> None:
     files = {BENCHMARK_FILE: f"{json.dumps(summary, indent=1, allow_nan=False)}\n".encode()}
     front = draw_front(summary)
     files |= {} if front is None else {FRONT_FILE: front}
+    told_of = shown(summary)
     options.output_dir.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_folder(options.output_dir, files)
-    print(shown(summary))
+    print(told_of)
     print("written: " + ", ".join(str(options.output_dir / name) for name in files))
 
 
@@ -116,21 +122,11 @@ def _settings(options: told.Benchmark) -> BenchmarkSettings:
         raise ValueError(f"{short}; give --data with photographs for {options.base}")
     training: dict[str, Json] = dict(planned.TINY_TRAINING if is_short else planned.PAPER_TRAINING)
     training |= planned.options_of(options.train, "--train")
-    rates: dict[str, float] = {}
-    for pair in options.learning_rates:
-        row, _, text = pair.rpartition("=")
-        if not row or not text:
-            raise ValueError(f"--learning_rates takes METHOD=RATE; found {pair}")
-        try:
-            rates[row] = float(text)
-        except ValueError:
-            raise ValueError(f"--learning_rates {pair} is no number") from None
     usual = {"num_images": 2, "inference_steps": 15, "batch_size": 16} if is_short else {}
     told_counts = {name: getattr(options, name) for name in ("num_images", "inference_steps", "batch_size")}
     return BenchmarkSettings(
         options.base,
         training,
-        rates,
         encoders=options.encoder or ((ALIAS,) if is_tiny else ("dino", "clip")),
         lpips_weights=options.lpips_weights,
         keep_adapters=options.keep_adapters,
@@ -161,7 +157,11 @@ def _described(runs: list[BenchmarkRun], settings: BenchmarkSettings, done: int)
 def plan(options: told.Plan) -> None:
     """Print what to train with, for how long, and what that rests on."""
     photos, base = options.photos, options.base
-    is_number = photos.lstrip("-").isdecimal()
+    is_number = re.fullmatch(r"-?\d{1,9}", photos) is not None
+    if not photos or not base:
+        raise ValueError("--photos is a folder or a number, and --base a folder or hub id; found nothing")
+    if Path(base).is_dir():
+        open_base(base)
     found = PhotoFolder() if is_number else find_photos(Path(photos), without=())
     advice = advise(int(photos) if is_number else len(found.photos), base, read_curves())
     remarks = [*(f"not used: {refusal.sentence}" for refusal in found.refused), *found.warnings]

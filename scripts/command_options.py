@@ -205,16 +205,15 @@ class _Compared(Options):
         "steps (without it the short form, on subjects of an embedded base)",
     )
     base: str = option("tiny_world_2", "folder or hub id (tiny_world_2)")
-    methods: Words = option((), "methods of train-dreambooth, also with options: lora:rank=1 (seven)")
+    methods: Words = option(
+        (), "methods of train-dreambooth, also with options: lora:rank=1,learning_rate=0.003 (seven)"
+    )
     subjects: Words = option((), "(all of --data, or twenty-four)")
     seeds: Wholes = option((0,), "of training (0)")
 
 
 class _Comparison(Options):
     title: ClassVar = "how"
-    learning_rates: Words = option(
-        (), "METHOD=RATE, where it is neither the published one nor, on Tiny World, the best there"
-    )
     train: Words = option((), "OPTION=VALUE of train-dreambooth for all methods, e.g. max_train_steps=600")
     num_images: int | None = option(None, "pictures of each prompt (4, short 2)")
     inference_steps: int | None = option(None, "of each picture (25, short 15)")

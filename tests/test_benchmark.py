@@ -148,12 +148,17 @@ def test_the_forms_are_the_papers_setting_and_subjects_that_the_base_never_saw()
     ("arguments", "words"),
     [
         ("--methods lokr", "lokr is no method"),
-        ("--methods lora:rank", "the method lora:rank takes NAME=VALUE; found rank"),
+        ("--methods lora:rank", "the method lora:rank takes NAME=VALUE; found 'rank'"),
         ("--methods lora:ranks=2", "ranks"),
-        ("--learning_rates lora", "--learning_rates takes METHOD=RATE; found lora"),
-        ("--learning_rates lora=much", "--learning_rates lora=much is no number"),
-        ("--learning_rates lora=-1", "learning_rate=-1"),
-        ("--methods ether --learning_rates lora=1", "names lora, which is not compared"),
+        ("--methods lora:", "the method lora: takes NAME=VALUE; found ''"),
+        ("--methods lora:rank=2,rank=8", "says rank twice"),
+        ("--methods lora:learning_rate=-1", "learning_rate=-1"),
+        ("--methods lora:output_dir=there", "cannot say output_dir, which the benchmark itself says"),
+        ("--methods lora lora:rank=4", "lora and lora:rank=4 would both be LoRA r=4; leave one of them out"),
+        ("--methods ether:target_modules=.*q ether:target_modules=.+q", "both be ether_target_modules_._q"),
+        ("--train seed=5", "--train cannot say seed"),
+        ("--seeds 9223372036854775807", "--seeds are from 0 to 9223372036853; found 9223372036854775807"),
+        ("--encoder nothing", "nothing"),
         ("--train steps=5", "steps"),
         ("--train max_train_steps=0", "max_train_steps=0"),
         ("--num_images 0", "num_images must be from 1"),
@@ -228,6 +233,25 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(
         assert sheet.format == "PNG"
 
 
+def test_a_training_that_was_stopped_has_the_exit_code_of_its_signal(tmp_path: Path) -> None:
+    flags = [
+        "--methods",
+        "ether",
+        "--subjects",
+        "fox",
+        *DRAWN,
+        *TRAINED[:1],
+        "max_train_steps=10000",
+        *TRAINED[2:],
+    ]
+    child, limit = fork(lambda: benchmark(tmp_path, *flags)), time.monotonic() + 100
+    while not list(tmp_path.glob("runs/ether/fox_0/adapter/checkpoint-*")):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert exit_code(child) == 143
+
+
 def test_a_benchmark_that_waits_for_others_says_once_for_whom_and_then_ends(
     done: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,6 +273,79 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.Ca
         (tmp_path / name).write_text(text)
         assert benchmark(tmp_path, *QUICK) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_folder_goes_on_with_its_own_base_and_data_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go_on(data: str, base: str) -> int:
+        given = [
+            "--data",
+            str(tmp_path / data),
+            "--base",
+            str(tmp_path / base / "model"),
+            "--encoder",
+            "tiny_world",
+        ]
+        flags = [
+            "--methods",
+            "ether",
+            "--subjects",
+            "bear",
+            "--train",
+            "prior_preservation=none",
+            *TRAINED[1:],
+        ]
+        return benchmark(tmp_path / "out", *given, *flags, *DRAWN)
+
+    for name in ("one", "two"):
+        dreambooth(tmp_path / f"data {name}", "bear")
+        write_drawing_base(tmp_path / f"base {name}" / "model")
+    assert go_on("data one", "base one") == 0
+    for data, base in (("data two", "base one"), ("data one", "base two")):
+        assert go_on(data, base) == 2
+        assert "holds a benchmark with other settings (places)" in capsys.readouterr().err
+
+
+def test_rows_that_were_done_before_stay_in_the_results(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "again")
+    before = json.loads((done / "benchmark.json").read_text())
+    assert benchmark(tmp_path / "again", "--methods", "ether_plus", *TWO_METHODS[3:]) == 0
+    after = json.loads((tmp_path / "again" / "benchmark.json").read_text())
+    assert after["methods"] == before["methods"]
+    assert after["num_done"] == after["num_runs"] == before["num_runs"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "hra"}, "is of method hra; move it away, and the run is done again"),
+        ({"seed": 3}, "is of seed 3; move it away"),
+        ({"scores": {"object": "x"}}, r"result\.json: scores"),
+        ({"parameters": -5}, r"result\.json: parameters"),
+    ],
+)
+def test_the_result_of_another_run_is_refused(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str
+) -> None:
+    shutil.copytree(done, tmp_path / "again")
+    file = tmp_path / "again" / "runs" / "full" / "fox_0" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert benchmark(tmp_path / "again", *TWO_METHODS) == 2
+    error = capsys.readouterr().err
+    assert re.search(words, error), error
+    assert error.count("\n") == 1
+
+
+def test_a_method_that_draws_nothing_is_counted_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["lora:learning_rate=1e6", "ether"]
+    assert benchmark(tmp_path, "--methods", *rows, "--subjects", "fox", *QUICK) == 0
+    assert "LoRA r=4 (1 diverged)" in capsys.readouterr().out
+    found = json.loads((tmp_path / "benchmark.json").read_text())["methods"]
+    assert (found[rows[0]]["scores"], found[rows[0]]["num_diverged"]) == ({}, 1)
+    assert found["ether"]["scores"]["object"]["num_values"] == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
@@ -278,7 +375,7 @@ def test_means_and_errors_are_over_subjects(tmp_path: Path) -> None:
         result = {"method": run.method, "subject": run.subject.name, "seed": run.seed}
         found = {"scores": {"dino": values[run.subject.name]}}
         if run is runs[-1]:
-            found = {"scores": {}, "diverged": {}}
+            found = {"scores": {}, "diverged": "the loss is nan"}
         run.folder(tmp_path).mkdir(parents=True, exist_ok=True)
         (run.folder(tmp_path) / "result.json").write_text(json.dumps(result | found))
     summary = summarise(runs, tmp_path, BenchmarkSettings("tiny_world", TINY_TRAINING), form="short")
@@ -356,10 +453,21 @@ def changed(found: dict[str, Any], change: str) -> None:
         case "base's score":
             base["scores"]["object"] += 0.1
             base["subject"] = "fox"
+            found["subjects"] = ["fox", "owl"]
         case "key":
             del found["runs"]
         case "number":
             base["scores"]["object"] = "high"
+        case "method":
+            base["method"] = "real"
+        case "bytes":
+            found["runs"][-1]["bytes"] = "12"
+        case "no count":
+            del found["settings"]["num_images"]
+        case "twice":
+            found["runs"].append(base)
+        case "stranger":
+            base["subject"] = "cat"
 
 
 @pytest.mark.parametrize(
@@ -376,6 +484,11 @@ def changed(found: dict[str, Any], change: str) -> None:
         ("base's score", "base of fox with seed 0 is in .* with object .*; these were not measured alike"),
         ("key", "runs is missing"),
         ("number", "object"),
+        ("method", "real is no method"),
+        ("bytes", "bytes is"),
+        ("no count", "num_images is missing"),
+        ("twice", "holds base of owl with seed 0 twice; take one of them out"),
+        ("stranger", "holds base of cat with seed 0, which is none of its own"),
     ],
 )
 def test_results_that_do_not_go_together_are_refused_and_nothing_is_written(
@@ -446,10 +559,17 @@ def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:
     at_rates = {"ether:target_modules=.*to_v,learning_rate=0.1": "ETHER .*to_v"}  # where nothing else tells
     at_rates |= {f"hra:learning_rate={rate}": f"HRA r=4 at {rate}" for rate in (0.1, 0.2)}
     assert labels_of(labels | at_rates) == labels | at_rates
-    settings = BenchmarkSettings("sd", PAPER_TRAINING, {"lora:rank=1": 0.5})
-    assert [settings.learning_rate(row) for row in ("lora:rank=1", "lora:rank=2")] == [0.5, 6e-4]
-    assert settings.learning_rate("lora:rank=2,learning_rate=0.25") == 0.25
+    assert method_of('lora:target_modules=["to_q","to_k"],rank=2')[1] == {
+        "target_modules": ["to_q", "to_k"],
+        "rank": 2,
+    }
+    settings = BenchmarkSettings("sd", PAPER_TRAINING)
+    assert settings.learning_rate("lora:rank=2") == 6e-4
+    for_all = BenchmarkSettings("sd", {**PAPER_TRAINING, "learning_rate": 0.5})
+    rows = ("lora:rank=2", "lora:rank=2,learning_rate=0.25")
+    assert [for_all.learning_rate(row) for row in rows] == [0.5, 0.25]
     runs = plan_benchmark(list(labels), read_dreambooth(dreambooth(tmp_path / "data", "cat2")), [0])
+    assert training_config(runs[1], tmp_path, for_all).optimization.learning_rate == 0.5
     configs = [training_config(run, tmp_path, settings).adapter for run in runs[1:]]
     assert [(each.adapter, each.rank, each.blocks, each.sides) for each in configs] == [
         ("lora", 4, 4, None),

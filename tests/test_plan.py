@@ -133,7 +133,10 @@ def test_the_command_counts_photos_and_prints_a_command_line(
     assert json.loads(capsys.readouterr().out)["learning_rate"] == 6e-3
 
 
-@pytest.mark.parametrize(("photos", "words"), [("0", "needs photos; found 0"), ("nowhere", "nowhere")])
+@pytest.mark.parametrize(
+    ("photos", "words"),
+    [("0", "needs photos; found 0"), ("nowhere", "nowhere"), ("", "found nothing"), ("9" * 5000, "999")],
+)
 def test_what_is_no_number_and_no_folder_gets_a_sentence(
     capsys: pytest.CaptureFixture[str], photos: str, words: str
 ) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -58,6 +58,12 @@ LABELS = {
     "ether_plus": "ETHER+",
 }
 PLAN_FILE = "plan.json"
+SAID_BY_RUNS = frozenset(
+    {"adapter", "seed", "output_dir", "pretrained_model_name_or_path", "instance_data_dir", "instance_prompt"}
+    | {"dataset_name", "token", "class_data_dir", "class_prompt", "export_lora", "push_to_hub"}
+    | {"resume_from_checkpoint"}
+)
+"""Options of train-dreambooth that neither a row nor all of them can have."""
 
 TINY_TRAINING: Mapping[str, Json] = {
     "max_train_steps": 200,
@@ -159,7 +165,7 @@ def read_dreambooth(folder: Path, names: Sequence[str] | None = None) -> list[Su
         except ValueError as reason:
             problems.append(str(reason))
         templates = live if classes[name] in LIVE_CLASSES else objects
-        prompts = [each.format(UNIQUE_TOKEN, classes[name]) for each in templates if not problems]
+        prompts = [each.replace("{0}", UNIQUE_TOKEN).replace("{1}", classes[name]) for each in templates]
         subjects.append(Subject(name, folder / name, tuple(prompts), UNIQUE_TOKEN, classes[name]))
     if problems or not subjects:
         raise ValueError("; ".join(problems) or f"{printable(folder)} holds no folders of subjects")
@@ -170,14 +176,12 @@ def read_dreambooth(folder: Path, names: Sequence[str] | None = None) -> list[Su
 class BenchmarkSettings:
     """How every run is trained, drawn and measured.
 
-    `training` are options of train-dreambooth that all methods share; `learning_rates` are by method, where
-    they are neither the published one nor, on Tiny World, the best there. `lpips_weights` are AlexNet's; None
+    `training` are options of train-dreambooth that all methods share. `lpips_weights` are AlexNet's; None
     takes those in torch's cache, and leaves LPIPS out without.
     """
 
     base: str
     training: Mapping[str, Any]
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
     num_images: Annotated[int, Within(1, 1024)] = 4
     inference_steps: Annotated[int, Within(1, 1000)] = 25
     batch_size: Annotated[int, Within(1, 1024)] = 4
@@ -186,13 +190,11 @@ class BenchmarkSettings:
     keep_adapters: bool = False
 
     def learning_rate(self, method: str) -> float:
-        """Return the rate that a row is trained at: its own option's, or its method's."""
-        own = TINY_LEARNING_RATES if self.base in EMBEDDED else {}
-        usual: dict[Any, float] = {**DEFAULT_LEARNING_RATES, **own, **self.learning_rates}
-        if method in usual:
-            return usual[method]
+        """Return the rate of a row: its own, that of all, the best on Tiny World, or the published one."""
         name, options = method_of(method)
-        rate = options.get("learning_rate")
+        rate = options.get("learning_rate", self.training.get("learning_rate"))
+        own = TINY_LEARNING_RATES if self.base in EMBEDDED else {}
+        usual: dict[Any, float] = {**DEFAULT_LEARNING_RATES, **own}
         return rate if isinstance(rate, float | int) else usual[name]
 
     def to_json(self) -> dict[str, Json]:
@@ -203,14 +205,24 @@ class BenchmarkSettings:
         return {
             "base": shown[0],
             "training": dict(self.training),
-            "learning_rates": {
-                row: self.learning_rate(row) for row in dict.fromkeys((*METHODS, *self.learning_rates))
-            },
+            "learning_rates": {method: self.learning_rate(method) for method in METHODS},
             "num_images": self.num_images,
             "num_inference_steps": self.inference_steps,
             "batch_size": self.batch_size,
             "encoders": list(shown[1:]),
         }
+
+    def places(self, data: Path | None) -> dict[str, Json]:
+        """Return where what results depend on lies on this machine: results themselves have no paths."""
+
+        def place(given: str | Path | None) -> str | None:
+            return None if given is None else str(Path(given).resolve() if Path(given).exists() else given)
+
+        encoders: list[Json] = [place(each) for each in self.encoders]
+        return {
+            "data": place(data), "base": place(self.base), "encoders": encoders,
+            "lpips_weights": place(self.lpips_weights),
+        }  # fmt: skip
 
 
 def method_of(row: str) -> tuple[str, dict[str, Json]]:
@@ -218,12 +230,13 @@ def method_of(row: str) -> tuple[str, dict[str, Json]]:
 
     A ValueError says that it is no method, or what is no option's value.
     """
-    method, _, text = row.partition(":")
+    method, colon, text = row.partition(":")
     if method not in get_args(AdapterMethod):
         raise ValueError(
-            f"{printable(method)} is no method; the methods are {listed(get_args(AdapterMethod), 9)}"
+            f"{printable(method)} is no method; the methods are {listed(get_args(AdapterMethod), 10)}"
         )
-    return method, options_of(text.split(",") if text else (), f"the method {printable(row)}")
+    texts = re.split(r",(?=\w+=)", text) if colon else ()
+    return method, options_of(texts, f"the method {printable(row)}")
 
 
 def options_of(texts: Sequence[str], where: str) -> dict[str, Json]:
@@ -232,7 +245,11 @@ def options_of(texts: Sequence[str], where: str) -> dict[str, Json]:
     for text in texts:
         name, _, value = text.partition("=")
         if not name or not value:
-            raise ValueError(f"{where} takes NAME=VALUE; found {printable(text)}")
+            raise ValueError(f"{where} takes NAME=VALUE; found {printable(text)!r}")
+        if name in SAID_BY_RUNS:
+            raise ValueError(f"{where} cannot say {name}, which the benchmark itself says of each run")
+        if name in options:
+            raise ValueError(f"{where} says {printable(name)} twice; leave one of them out")
         try:
             options[name] = json.loads(value)
         except ValueError:
@@ -268,18 +285,27 @@ class BenchmarkRun:
 
     def folder(self, root: Path) -> Path:
         """Return where it lies."""
-        return (
-            root
-            / "runs"
-            / re.sub("[^\\w.-]", "_", self.method)
-            / f"{self.subject.name.replace(' ', '_')}_{self.seed}"
-        )
+        return root / "runs" / folder_of(self.method) / f"{self.subject.name.replace(' ', '_')}_{self.seed}"
+
+
+def folder_of(row: str) -> str:
+    """Return the name of the folder of a row."""
+    return re.sub("[^\\w.-]", "_", row)
 
 
 def plan_benchmark(
     methods: Sequence[str], subjects: Sequence[Subject], seeds: Sequence[int]
 ) -> list[BenchmarkRun]:
-    """Return all runs, subject by subject, so that what is done at any time compares all methods."""
+    """Return all runs, subject by subject, so that what is done at any time compares all methods.
+
+    Rows with one name or one folder, as "lora" and "lora:rank=4", are a ValueError.
+    """
+    for name_of in (label_of, folder_of):
+        named = dict[str, str]()
+        for row in methods:
+            if (other := named.setdefault(name_of(row), row)) != row:
+                alike = f"{printable(other)} and {printable(row)} would both be {name_of(row)}"
+                raise ValueError(f"the methods {alike}; leave one of them out, or write it otherwise")
     return [
         BenchmarkRun(method, subject, seed)
         for seed in dict.fromkeys(seeds)
@@ -288,11 +314,15 @@ def plan_benchmark(
     ]
 
 
-def keep_plan(root: Path, settings: BenchmarkSettings) -> None:
+def keep_plan(root: Path, settings: BenchmarkSettings, data: Path | None, *, write: bool = True) -> None:
     """Write what a folder's runs have in common; one of other settings, or of other things, is refused."""
-    root.mkdir(parents=True, exist_ok=True)
-    file, asked = root / PLAN_FILE, settings.to_json()
-    if file.is_file():
+    there = next(each for each in (root, *root.parents) if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"{printable(there)} is a file; give a folder as --output_dir")
+    file, asked = root / PLAN_FILE, {**settings.to_json(), "places": settings.places(data)}
+    if not root.exists():
+        wrong, found = list[str](), ""
+    elif file.is_file():
         stored = read_json(file.read_bytes(), dict[str, Any], printable(file))
         wrong = [name for name in sorted(asked) if stored.get(name) != asked[name]]
         found = f"a benchmark with other settings ({listed(wrong)})"
@@ -301,7 +331,9 @@ def keep_plan(root: Path, settings: BenchmarkSettings) -> None:
         found = f"{listed(wrong)}, which belong to no benchmark"
     if wrong:
         raise ValueError(f"{printable(root)} holds {found}; give another --output_dir, or its own settings")
-    write_files(root, {PLAN_FILE: f"{json.dumps(asked, indent=1)}\n".encode()})
+    if write:
+        root.mkdir(parents=True, exist_ok=True)
+        write_files(root, {PLAN_FILE: f"{json.dumps(asked, indent=1)}\n".encode()})
 
 
 CURVES_FILE = Path(__file__).with_name("curves.json")

@@ -1,6 +1,7 @@
 """What a benchmark came to, here or on several machines: its results, the paper's table, and pictures."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -11,15 +12,22 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings, labels_of
-from ether_diffusion.benchmark.runs import FINGERPRINT, PICTURES, find_result
+from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings, label_of, labels_of
+from ether_diffusion.benchmark.runs import (
+    PICTURES,
+    RESULT_FILE,
+    Count,
+    Result,
+    find_result,
+    read_result,
+)
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.metrics.report import aligned, new_figure, png_of
 from ether_diffusion.metrics.scores import COLUMNS, OUTSIDE_JUDGES, Estimate, estimate
 from ether_diffusion.pipelines.metadata import png_bytes
 from ether_diffusion.strict_json import Json, StrictModel, read_json
 from ether_diffusion.tiny_world.pictures import RECOGNISED
-from ether_diffusion.wording import printable
+from ether_diffusion.wording import listed, printable
 
 FORMAT_VERSION = 1
 BENCHMARK_FILE = "benchmark.json"
@@ -34,21 +42,25 @@ MAX_SUBJECTS = 8
 def summarise(
     runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings, *, form: str
 ) -> dict[str, Any]:
-    """Return the results of all runs that are done, as an object for JSON.
+    """Return the results of all runs that are done, as an object for JSON, those of other rows there too.
 
     Errors are over subjects, or over seeds of one subject; a run that diverged has no scores, and is counted.
     """
+    files = {run.folder(root) / RESULT_FILE for run in runs}
+    others = [read_result(file) for file in sorted(root.glob(f"runs/*/*/{RESULT_FILE}")) if file not in files]
+    asked = [{"method": run.method, "subject": run.subject.name, "seed": run.seed} for run in runs]
+    names = {key: list(dict.fromkeys(each[key] for each in asked + others)) for key in asked[0]}
     about: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "form": form,
         "settings": settings.to_json(),
-        "subjects": list(dict.fromkeys(run.subject.name for run in runs)),
+        "subjects": names["subject"],
         "num_prompts": max(len(run.subject.prompts) for run in runs),
-        "seeds": list(dict.fromkeys(run.seed for run in runs)),
-        "num_runs": len(runs),
+        "seeds": names["seed"],
+        "num_runs": len(runs) + len(others),
     }
     results = [result for run in runs if (result := find_result(run, root)) is not None]
-    return _summary(about, results, dict.fromkeys(run.method for run in runs))
+    return _summary(about, results + others, names["method"])
 
 
 def _summary(
@@ -67,11 +79,10 @@ def _summary(
     }
 
 
-class _Run(StrictModel, extra="allow"):
-    method: str
-    subject: str
-    seed: int
-    scores: dict[str, int | float]
+class _Settings(StrictModel, extra="allow"):
+    training: dict[str, Any]
+    learning_rates: dict[str, int | float]
+    num_images: Count
 
 
 class _Results(StrictModel):
@@ -79,15 +90,25 @@ class _Results(StrictModel):
 
     format_version: Literal[1]
     form: str
-    settings: dict[str, Any]
+    settings: _Settings
     subjects: list[str]
-    num_prompts: int
-    seeds: list[int]
-    num_runs: int
-    num_done: int
+    num_prompts: Count
+    seeds: list[Count]
+    num_runs: Count
+    num_done: Count
     methods: dict[str, Any]
     differences: dict[str, Any] = Field(default_factory=dict)
-    runs: list[_Run]
+    runs: list[Result]
+
+    def check_runs(self, where: str) -> None:
+        """Raise a ValueError for runs of what the results do not name, and for one that is there twice."""
+        places = Counter((run.method, run.subject, run.seed) for run in self.runs)
+        for (method, subject, seed), number in places.items():
+            what = f"{where} holds {printable(method)} of {printable(subject)} with seed {seed}"
+            if number > 1:
+                raise ValueError(f"{what} twice; take one of them out")
+            if subject not in self.subjects or seed not in self.seeds:
+                raise ValueError(f"{what}, which is none of its own; merge results as they were written")
 
 
 def merge(files: Sequence[Path]) -> dict[str, Any]:
@@ -104,6 +125,7 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
         if not file.is_file():
             raise FileNotFoundError(f"there are no results {printable(file)}; give a {BENCHMARK_FILE}")
         found[printable(given)] = read_json(file.read_bytes(), _Results, printable(file))
+        found[printable(given)].check_runs(printable(file))
     if len(found) < 2:
         raise ValueError(f"found {len(found)} file of results; give two or more, each once")
     name, first = next(iter(found.items()))
@@ -111,14 +133,14 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
     num_twice = 0
     for where, each in found.items():
         _check_same(name, first, where, each)
-        for run in (run.model_dump() for run in each.runs):
+        for run in (run.model_dump(exclude_unset=True) for run in each.runs):
             place = run["method"], run["subject"], run["seed"]
             if place in runs:
                 _check_base_twice(place, *runs[place], where, run)
                 num_twice += 1
             runs.setdefault(place, (where, run))
     results = [run for _, run in runs.values()]
-    settings = {**first.settings, "learning_rates": _rates(found, results)}
+    settings = {**first.settings.model_dump(), "learning_rates": _rates(found, results)}
     every = found.values()
     about = {
         "format_version": FORMAT_VERSION,
@@ -137,10 +159,10 @@ def _check_same(name: str, first: _Results, where: str, other: _Results) -> None
 
     def facts(results: _Results) -> dict[str, object]:
         scored = [run for run in results.runs if run.scores]
-        prints = {getattr(run, FINGERPRINT) for run in results.runs if hasattr(run, FINGERPRINT)}
+        prints = {run.base_fingerprint for run in results.runs if run.base_fingerprint is not None}
         return {
             "form": results.form,
-            **{name: value for name, value in results.settings.items() if name != "learning_rates"},
+            **results.settings.model_dump(exclude={"learning_rates"}),
             "num_prompts": results.num_prompts,
             "scores": sorted({score for run in scored for score in run.scores}),
             "weights of the base": sorted(map(str, prints)),
@@ -180,8 +202,8 @@ def _rates(found: Mapping[str, _Results], results: Sequence[Mapping[str, Any]]) 
             raise ValueError(
                 f"{run['method']} was trained at {at}; merge results of one rate for each method"
             )
-    listed = [each.settings.get("learning_rates", {}) for each in found.values()]
-    return {method: rate for rates in listed for method, rate in rates.items()} | trained
+    told = [each.settings.learning_rates for each in found.values()]
+    return {method: rate for rates in told for method, rate in rates.items()} | trained
 
 
 def differences(by_method: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Json]:
@@ -236,13 +258,15 @@ def _by_subject(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
     found: dict[str, dict[str, float]] = {}
     for subject in dict.fromkeys(result["subject"] for result in scored):
         own = [result["scores"] for result in scored if result["subject"] == subject]
-        found[subject] = {name: math.fsum(each[name] for each in own) / len(own) for name in own[0]}
+        common = [name for name in own[0] if all(name in each for each in own)]
+        found[subject] = {name: math.fsum(each[name] for each in own) / len(own) for name in common}
     return found
 
 
 def _row(results: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
     scored = [result for result in results if result["scores"]]
-    names = [name for name in COLUMNS if scored and all(name in result["scores"] for result in scored)]
+    some = [name for name in COLUMNS if any(name in result["scores"] for result in scored)]
+    names = [name for name in some if all(name in result["scores"] for result in scored)]
     several = len({result["subject"] for result in scored}) > 1
     groups = [result["subject" if several else "seed"] for result in scored]
     row: dict[str, Json] = {
@@ -250,6 +274,8 @@ def _row(results: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
         "num_runs": len(results),
         "num_diverged": sum("diverged" in result for result in results),
     }
+    if names != some:
+        row["left_out"] = [name for name in some if name not in names]
     for name in ("parameters", "bytes", "learning_rate"):
         values = [result[name] for result in results if name in result]
         if values:
@@ -286,6 +312,10 @@ def shown(summary: Mapping[str, Any]) -> str:
     what = f"{len(summary['subjects'])} subjects × {summary['num_prompts']} prompts × {num_images} pictures"
     errors = "± is the standard error over subjects" if len(summary["subjects"]) > 1 else "± is over seeds"
     lines = [f"{done}{what}; {errors}", *aligned(table(summary))]
+    for method, row in summary["methods"].items():
+        if "left_out" in row:
+            columns = listed(COLUMNS[name] for name in row["left_out"])
+            lines.append(f"{label_of(method)}: not all of its runs have {columns}, which is left out")
     best, labels = summary["differences"].get("best"), labels_of(summary["methods"])
     for found in (summary["differences"], summary["differences"].get("outside", {})):
         if not found.get("to_best"):

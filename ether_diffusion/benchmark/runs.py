@@ -7,17 +7,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import AfterValidator, Field
 from safetensors.torch import load_file
 
 from ether_diffusion.adapters.format import TENSORS_NAME
 from ether_diffusion.bases import decoded_again, open_base
 from ether_diffusion.benchmark.evaluation import read_photos
 from ether_diffusion.benchmark.plan import BASE, REAL, BenchmarkRun, BenchmarkSettings, method_of
+from ether_diffusion.console import StoppedError
 from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.lpips import Lpips, find_lpips
@@ -30,7 +32,7 @@ from ether_diffusion.metrics.scores import (
 )
 from ether_diffusion.pipelines.metadata import fingerprint_of, png_bytes
 from ether_diffusion.pipelines.opening import default_device, default_dtype
-from ether_diffusion.strict_json import Json, read_json
+from ether_diffusion.strict_json import Json, StrictModel, read_json
 from ether_diffusion.tiny_world.concepts import find_concept
 from ether_diffusion.tiny_world.networks import Features, load_outside_features
 from ether_diffusion.tiny_world.pictures import generate, score_against_truth, to_images
@@ -40,6 +42,7 @@ from ether_diffusion.training.jobs import train_groups
 from ether_diffusion.training.loop import NonFiniteError
 from ether_diffusion.training.methods import attach_saved
 from ether_diffusion.training.prior import read_class_images
+from ether_diffusion.training.processes import InterruptedRunError, release_signals, signals_held
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.run_folder import LOG_NAME
 from ether_diffusion.training.run_lock import FolderInUseError, locked
@@ -47,11 +50,21 @@ from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
 
+Count = Annotated[int, Field(ge=0)]
 RESULT_FILE = "result.json"
 PICTURES, ADAPTER = "pictures", "adapter"
 FINGERPRINT = "base_fingerprint"
 """Of the base's weights, in the results of its own runs."""
+SEEDS_APART = 1_000_000
+"""Between the first pictures of two seeds of training."""
+MAX_SEED = 2**63 // SEEDS_APART - 1
 _WAIT_SECONDS = 1.0
+
+
+def _known(row: str) -> str:
+    if row != BASE:
+        method_of(row)
+    return row
 
 
 class Judges(NamedTuple):
@@ -75,29 +88,58 @@ class Judges(NamedTuple):
         return cls([load_encoder(name, device=device) for name in settings.encoders], lpips, outside)
 
 
+class Result(StrictModel):
+    """What a run came to; `scores` is empty where it `diverged`, which says how."""
+
+    method: Annotated[str, AfterValidator(_known)]
+    subject: str
+    seed: Count
+    scores: dict[str, int | float]
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    parameters: Count | None = None
+    bytes: Count | None = None
+    steps: Count | None = None
+    seconds: float | None = None
+    diverged: str | None = None
+    real: dict[str, int | float] | None = None
+    base_fingerprint: str | None = None
+
+
 def find_result(run: BenchmarkRun, root: Path) -> dict[str, Any] | None:
-    """Return what a run came to, if it is done."""
+    """Return what a run came to, if it is done; a ValueError where its folder holds another's result."""
     file = run.folder(root) / RESULT_FILE
-    return read_json(file.read_bytes(), dict[str, Any], printable(file)) if file.is_file() else None
+    if not file.is_file():
+        return None
+    result = read_result(file)
+    asked = {"method": run.method, "subject": run.subject.name, "seed": run.seed}
+    if wrong := {name: result[name] for name in asked if result[name] != asked[name]}:
+        found = ", ".join(f"{name} {printable(value)}" for name, value in wrong.items())
+        raise ValueError(f"{printable(file)} is of {found}; move it away, and the run is done again")
+    return result
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Return what a run of any row came to; a ValueError for a damaged file."""
+    return read_json(file.read_bytes(), Result, printable(file)).model_dump(exclude_unset=True)
 
 
 def training_config(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) -> DreamBoothConfig:
     """Return the configuration of a run's training; a ValueError where the settings cannot be used."""
-    subject, prior = run.subject, settings.training.get("prior_preservation", "none")
-    method, options = method_of(run.method)
+    subject, (method, options) = run.subject, method_of(run.method)
+    asked = {**settings.training, **options}
+    prior = asked.get("prior_preservation", "none")
     values: dict[str, Json] = {
-        **settings.training,
+        **asked,
         "pretrained_model_name_or_path": settings.base,
         "instance_data_dir": str(subject.photos),
         "output_dir": str(run.folder(root) / ADAPTER),
         "adapter": method,
-        "learning_rate": settings.learning_rate(run.method),
+        "learning_rate": asked.get("learning_rate", settings.learning_rate(run.method)),
         "seed": run.seed,
         "token": subject.identifier,
         "export_lora": False,
-        **options,
     }
-    if settings.training.get("eval_steps") and "eval_prompt" not in settings.training:
+    if asked.get("eval_steps") and "eval_prompt" not in asked:
         values["eval_prompt"] = list(subject.validation_prompts)
     if subject.class_name is not None:
         values["instance_prompt"] = subject.instance_prompt
@@ -119,7 +161,8 @@ def trained_together(
 
     They are the same whichever of them it is, so that those who share the work take whole groups.
     """
-    draws_class_images = settings.training.get("prior_preservation") == "class_images"
+    own = {} if one.method == BASE else method_of(one.method)[1]
+    draws_class_images = {**settings.training, **own}.get("prior_preservation") == "class_images"
     number = 1 if one.method in (BASE, "full") or draws_class_images else TOGETHER
     alike = [run for run in runs if (run.method, run.seed) == (one.method, one.seed)]
     start = alike.index(one) // number * number
@@ -150,12 +193,13 @@ def _carry_out(
             if run.method != BASE:
                 result["learning_rate"] = settings.learning_rate(run.method)
             if run in diverged:
-                logger.warning("%s of %s: %s", run.method, run.subject.name, diverged[run])
                 result |= {"scores": {}, "diverged": diverged[run]}
             else:
                 if run.method != BASE:
                     result |= _cost(run.folder(root) / ADAPTER)
                 result |= _measure(run, root, settings, judges)
+            if "diverged" in result:
+                logger.warning("%s of %s: %s", run.method, run.subject.name, result["diverged"])
             text = json.dumps(result, indent=1, allow_nan=False)
             write_files(run.folder(root), {RESULT_FILE: f"{text}\n".encode()})
         for run in ours if not settings.keep_adapters else ():
@@ -191,7 +235,7 @@ def _trained(
         if code:
             break
     if code:
-        raise InterruptedError(f"training was stopped; the same command goes on in {root}")
+        raise StoppedError(code, root)
     return diverged
 
 
@@ -208,7 +252,10 @@ def _cost(adapter: Path) -> dict[str, Json]:
 
 
 def _measure(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, judges: Judges) -> dict[str, Json]:
-    """Draw a run's pictures, keep them, and return the mean of each score over those that show something."""
+    """Draw a run's pictures, keep them, and return the mean of each score over those that show something.
+
+    Where none does, it counts as diverged.
+    """
     subject, number, (encoders, lpips, outside) = run.subject, settings.num_images, judges
     prompts = [prompt for prompt in subject.prompts for _ in range(number)]
     pictures, fingerprint = _draw(run, root, settings, prompts)
@@ -216,10 +263,13 @@ def _measure(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, judges:
     reference = PhotoReference.of(read_photos(subject.photos).usable, encoders)
     samples = [Sample(str(k), image, prompts[k], k) for k, image in enumerate(images)]
     usable = without_faults(samples).usable
+    files = {f"{place:04d}.png": png_bytes(image) for place, image in enumerate(images)}
+    replace_folder(run.folder(root) / PICTURES, files)
+    if not usable:
+        return {"scores": {}, "diverged": f"none of its {len(samples)} pictures shows anything"}
     scores: dict[str, Json] = {"num_pictures": len(usable), "num_empty": len(samples) - len(usable)}
-    if usable:
-        found = score_samples(reference, usable, encoders, lpips, identifier=subject.identifier)
-        scores |= {column: each.mean for column, each in found.columns.items()}
+    found = score_samples(reference, usable, encoders, lpips, identifier=subject.identifier)
+    scores |= {column: each.mean for column, each in found.columns.items()}
     if subject.class_name is None:
         scenes = [scene for scene in unseen_scenes(find_concept(subject.name)) for _ in range(number)]
         places = [int(sample.name) for sample in usable]
@@ -228,8 +278,6 @@ def _measure(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, judges:
     if run.method == BASE:
         real = score_photos(reference, encoders, lpips).columns
         result |= {REAL: {column: each.mean for column, each in real.items()}, FINGERPRINT: fingerprint}
-    files = {f"{place:04d}.png": png_bytes(image) for place, image in enumerate(images)}
-    replace_folder(run.folder(root) / PICTURES, files)
     return result
 
 
@@ -248,7 +296,7 @@ def _draw(
             prompts,
             num_steps=settings.inference_steps,
             guidance_scale=base.guidance_scale,
-            seed=run.seed * 1_000_000,
+            seed=run.seed * SEEDS_APART,
             batch_size=settings.batch_size,
         )
     return pictures.nan_to_num(-1), fingerprint
@@ -258,6 +306,7 @@ def do_all(
     runs: Sequence[BenchmarkRun],
     root: Path,
     settings: BenchmarkSettings,
+    judges: Judges,
     *,
     num_processes: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
@@ -265,16 +314,17 @@ def do_all(
     """Do all runs that are not done, in this process and in num_processes − 1 more.
 
     On a CPU, several processes have one thread each. Further ones, of the same command in another shell or
-    on another machine with the same folder, take their share. An InterruptedError says that a signal stopped
-    a training; called again, it goes on.
+    on another machine with the same folder, take their share. A StoppedError says that a signal stopped a
+    training; called again, it goes on.
     """
-    helping = (list(runs), root, settings, None, (), os.getpid())
+    helping = (list(runs), root, settings, os.getpid())
     spawn = multiprocessing.get_context("spawn").Process
-    processes = [spawn(target=_work, args=helping, daemon=True) for _ in range(num_processes - 1)]
-    for process in processes:
-        process.start()
+    processes = [spawn(target=_help, args=helping, daemon=True) for _ in range(num_processes - 1)]
+    with signals_held():  # which would interrupt the imports of helpers
+        for process in processes:
+            process.start()
     try:
-        _work(runs, root, settings, on_progress, [each.pid for each in processes], None)
+        _work(runs, root, settings, judges, on_progress, [each.pid for each in processes], None)
     finally:
         for process in processes:
             process.join(timeout=_WAIT_SECONDS)
@@ -282,10 +332,23 @@ def do_all(
             process.join()
 
 
+def _help(runs: Sequence[BenchmarkRun], root: Path, settings: BenchmarkSettings, parent: int) -> None:
+    """Take runs in a process of its own, which ends quietly where it is stopped or cannot go on.
+
+    What the user can mend stops the parent as well, which says it.
+    """
+    with suppress(KeyboardInterrupt, InterruptedRunError, ValueError, OSError):
+        release_signals()
+        is_tiny = runs[0].subject.class_name is None
+        judges = Judges.load(settings, is_tiny=is_tiny, device=default_device())
+        _work(runs, root, settings, judges, None, (), parent)
+
+
 def _work(
     runs: Sequence[BenchmarkRun],
     root: Path,
     settings: BenchmarkSettings,
+    judges: Judges,
     on_progress: Callable[[int, int], None] | None,
     helpers: Collection[int | None],
     parent: int | None,
@@ -297,7 +360,6 @@ def _work(
     device, told = default_device(), parent is not None
     if (told or helpers) and device.type == "cpu":
         torch.set_num_threads(1)
-    judges = Judges.load(settings, is_tiny=runs[0].subject.class_name is None, device=device)
     while left := [run for run in runs if find_result(run, root) is None]:
         for run in left:
             if parent not in (None, os.getppid()):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ether_diffusion.adapters import load_ether
 from ether_diffusion.bases import open_base
+from ether_diffusion.console import StoppedError
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.control import control_batch, controlled, load_control
 from ether_diffusion.strict_json import Json
@@ -97,7 +98,7 @@ def learn_control(
 
     Raises:
         ValueError: the settings cannot be used, or the folder holds another run.
-        InterruptedError: a signal stopped the training; called again, it goes on.
+        StoppedError: a signal stopped the training; called again, it goes on.
     """
     pairs, adapter = folder / "pairs", folder / "adapter"
     if not (pairs / "metadata.jsonl").is_file():  # written last
@@ -111,8 +112,8 @@ def learn_control(
         "conditioning_data_dir": str(pairs / CONTROL_FOLDER),
         "output_dir": str(adapter),
     }
-    if train_dreambooth(ControlRunConfig.from_flat(given)) != 0:
-        raise InterruptedError(f"training was stopped; the same command goes on in {adapter}")
+    if code := train_dreambooth(ControlRunConfig.from_flat(given)):
+        raise StoppedError(code, adapter)
     return adapter
 
 

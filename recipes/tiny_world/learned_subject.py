@@ -9,6 +9,7 @@ from PIL import Image
 
 from ether_diffusion.adapters import load_ether
 from ether_diffusion.bases import open_base
+from ether_diffusion.console import StoppedError
 from ether_diffusion.contact_sheet import draw_contact_sheet
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world import ALIAS
@@ -66,7 +67,7 @@ def learn_subject(
 
     Raises:
         ValueError: the settings cannot be used, or the folder holds another run.
-        InterruptedError: a signal stopped the training; called again, it goes on.
+        StoppedError: a signal stopped the training; called again, it goes on.
     """
     photos, adapter = folder / "photos", folder / "adapter"
     write_photos(concept, photos, count=num_photos, size=open_base(base).native_size)
@@ -78,8 +79,8 @@ def learn_subject(
         "token": IDENTIFIER,
         "output_dir": str(adapter),
     }
-    if train_dreambooth(DreamBoothConfig.from_flat(given)) != 0:
-        raise InterruptedError(f"training was stopped; the same command goes on in {adapter}")
+    if code := train_dreambooth(DreamBoothConfig.from_flat(given)):
+        raise StoppedError(code, adapter)
     return adapter
 
 
