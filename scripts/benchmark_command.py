@@ -160,8 +160,8 @@ def plan(options: told.Plan) -> None:
     is_number = re.fullmatch(r"-?\d{1,9}", photos) is not None
     if not photos or not base:
         raise ValueError("--photos is a folder or a number, and --base a folder or hub id; found nothing")
-    if Path(base).is_dir():
-        open_base(base)
+    if Path(base).is_dir() and not Path(base, "model_index.json").is_file():
+        raise ValueError(f"{base} is not the folder of a base model: it has no model_index.json")
     found = PhotoFolder() if is_number else find_photos(Path(photos), without=())
     advice = advise(int(photos) if is_number else len(found.photos), base, read_curves())
     remarks = [*(f"not used: {refusal.sentence}" for refusal in found.refused), *found.warnings]

@@ -144,3 +144,8 @@ def test_what_is_no_number_and_no_folder_gets_a_sentence(
     error = capsys.readouterr().err
     assert error.startswith("ether plan: ")
     assert words in error
+
+
+def test_a_folder_that_is_no_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ether.main(["plan", "--photos", "5", "--base", str(tmp_path)]) == 2
+    assert "is not the folder of a base model: it has no model_index.json" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ether_diffusion.control import control_image_sha256
 from ether_diffusion.pipelines import read_image_metadata
+from ether_diffusion.ui.studio import EXAMPLE
 
 gradio_client = pytest.importorskip(
     "gradio_client", reason="the extra ui is not installed; with it, and in CI, this runs"
@@ -245,6 +246,8 @@ def test_the_snippet_of_the_page_runs(
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     here = f'"{studio.url}", download_files={str(shape.parent)!r}'
     scope: dict[str, Any] = {}
+    assert f'"{EXAMPLE}"' in snippet  # which this studio has under another name
+    snippet = snippet.replace(EXAMPLE, "Fox")
     exec(snippet.replace('"http://127.0.0.1:7860"', here).replace("steps=20", "steps=2"), scope)
     assert Path(scope["pictures"][0]["image"]).is_file()
 
