@@ -46,12 +46,15 @@ class Training:
     num_photos: int | None = None
 
 
-def study_parser(doc: str | None, subjects: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the parser of a study; with subjects it is one that trains on them."""
+def study_parser(
+    doc: str | None, subjects: Sequence[str] = (), *, draws: bool = True
+) -> argparse.ArgumentParser:
+    """Return the parser of a study; with subjects it is one that trains on them, and draws them or not."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if subjects:
         parser.add_argument("--subjects", nargs="+", default=subjects, metavar="NAME")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    if subjects and draws:
         parser.add_argument("--inference_steps", type=int, default=15, help="of each picture (15)")
     parser.add_argument("--output_dir", type=Path, required=True)
     return parser
@@ -138,7 +141,7 @@ def learn_all(
 
     Raises:
         ValueError: settings cannot be used, or an earlier run had others.
-        InterruptedError: a signal stopped the training; called again, it goes on.
+        StoppedError: a signal stopped the training; called again, it goes on.
     """
     from research.subject_scores import learn_and_score
 

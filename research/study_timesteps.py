@@ -51,7 +51,7 @@ SCHEDULES: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
-    parser = study_parser(__doc__, SUBJECTS)
+    parser = study_parser(__doc__, SUBJECTS, draws=False)
     parser.add_argument("--steps", type=int, default=100, help="of the trainings (100)")
     parser.add_argument("--learning_rate", type=float, default=6e-3, help="of ETHER+ (0.006)")
     return run_study("study_timesteps", parser, _run, arguments)
