@@ -11,7 +11,7 @@ from ether_diffusion.metrics.scores import PROMPT
 from ether_diffusion.tiny_world.pictures import OBJECT
 
 FILES = (
-    *("benchmark", "learning_rates", "photos", "strength", "steps", "taken_out", "unconditional"),
+    *("benchmark", "rates", "learning_rates", "photos", "strength", "steps", "taken_out", "unconditional"),
     *("timesteps", "blocks", "energy", "transforms", "cost", "control"),
 )
 """Names of the studies' files in docs/results, without .json."""

@@ -2,8 +2,7 @@
 
 `python -m research.study_strength --output_dir runs/strength` trains rows × subjects × seeds adapters on
 Tiny World 2, a minute for 200 steps on one CPU core; stopped, the same command goes on. It writes
-strength.json and strength.png. None of the subjects is the benchmark's, which takes its rates from here.
-Rows are those of `ether benchmark`.
+strength.json and strength.png. None of the subjects is the benchmark's. Rows are those of `ether benchmark`.
 """
 
 import argparse
@@ -33,6 +32,7 @@ from research.study import (
 )
 
 if TYPE_CHECKING:
+    from ether_diffusion.metrics.scores import Estimate
     from ether_diffusion.strict_json import Json
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,11 @@ METHODS = (
     ),
 )
 """Each method at the best of the rates that were tried before, and at the next ones where that was near."""
-TOLERANCE = 0.02
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study. Return 0, or 2 for what the user can mend."""
-    parser = study_parser(__doc__, SUBJECTS)
+    parser = study_parser(__doc__, SUBJECTS, draws=False)
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="ROW")
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[50, 100, 200], help="of trainings (50 100 200)"
@@ -101,42 +100,20 @@ def without_rate(row: str) -> str:
     return re.sub(r"[:,]learning_rate=[^,]*$", "", row)
 
 
-def best_rates(cells: Cells) -> dict[str, float]:
-    """Return the best of the rates of each row: the least loss after the longest training.
-
-    Of those within 2 % of it, the one that changes the base least; keys are the rows without their rates.
-    """
-    tried: dict[str, list[tuple[float, float, float]]] = {}
-    for row, columns in cells.items():
-        if scores := columns[max(columns)]:
-            told = scores["scene_loss"].mean, scores["prediction_drift"].mean
-            tried.setdefault(without_rate(row), []).append((*told, _rate_of(row)))
-    return {
-        name: min((drift, rate) for loss, drift, rate in found if loss <= (1 + TOLERANCE) * min(found)[0])[1]
-        for name, found in tried.items()
-    }
-
-
-def _rate_of(row: str) -> float:
-    return float(str(settings_of(row)["learning_rate"]))
-
-
 def _run(parsed: argparse.Namespace) -> None:
     trainings = plan(parsed.methods, parsed.steps, parsed.subjects, parsed.seeds)
     check_settings(trainings)
     results = [(training, _learned(training, parsed.output_dir)) for training in trainings]
     cells = summarise(results)
-    rates = best_rates(cells)
     found: dict[str, Json] = {
         "subjects": list(parsed.subjects),
         "seeds": list(parsed.seeds),
         "base": BASE,
         "settings": {row: settings_of(row) for row in parsed.methods},
         "runs": [{**training.asked, "scores": dict(scores)} for training, scores in results],
-        "best_rates": dict(rates),
         "methods": cells_json(cells),
     }
-    write_study(parsed.output_dir, "strength", found, strength=draw_front(cells, rates))
+    write_study(parsed.output_dir, "strength", found, strength=draw_front(cells))
 
 
 def _learned(training: Training, root: Path) -> Scores:
@@ -172,17 +149,19 @@ def _learned(training: Training, root: Path) -> Scores:
     return kept_scores(folder, training.asked, measure)
 
 
-def draw_front(cells: Cells, rates: Mapping[str, float]) -> bytes:
+def draw_front(cells: Cells) -> bytes:
     """Return a PNG: the loss after the longest training over parameters, each row at its best rate."""
     from ether_diffusion.benchmark.plan import label_of
     from ether_diffusion.metrics.report import new_figure, png_of
 
     figure = new_figure(9, 5.5)
     axes = figure.subplots()
+    best: dict[str, Mapping[str, Estimate]] = {}
     for row, columns in cells.items():
         name, found = without_rate(row), columns[max(columns)]
-        if rates.get(name) != _rate_of(row):
-            continue
+        if found and (name not in best or found["scene_loss"].mean < best[name]["scene_loss"].mean):
+            best[name] = found
+    for name, found in best.items():
         place = found["parameters"].mean, found["scene_loss"].mean
         axes.plot(*place, "o", color="tab:red" if name.startswith("ether") else "tab:blue")
         axes.annotate(label_of(name), place, (6, 4), textcoords="offset points", fontsize=7)

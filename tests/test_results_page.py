@@ -15,6 +15,7 @@ from ether_diffusion.training.config import EvaluationConfig
 from research import write_results
 from research.claims import CLAIMS
 from research.measured import FILES, Measured, difference_of, paired_difference
+from research.study_strength import without_rate
 from research.write_results import results_page
 
 ROOT = Path(__file__).parent.parent
@@ -108,10 +109,25 @@ def test_methods_that_the_paper_has_not_are_told_and_do_not_decide(tmp_path: Pat
     assert numbers.endswith("delora ≥ 1000; these figures have no delora")
 
 
-def test_the_short_benchmark_takes_the_best_rates_of_the_committed_study() -> None:
-    study = json.loads((ROOT / "docs" / "results" / "strength.json").read_bytes())
-    assert {name: study["best_rates"][name] for name in TINY_LEARNING_RATES} == TINY_LEARNING_RATES
-    assert not set(study["subjects"]) & set(TINY_SUBJECTS)
+def test_the_short_benchmark_takes_the_rates_of_the_greatest_likeness_on_other_subjects() -> None:
+    names = ("strength", "learning_rates", "rates")
+    by_loss, by_rate, by_likeness = (
+        json.loads((ROOT / "docs" / "results" / f"{name}.json").read_bytes()) for name in names
+    )
+    tried: dict[str, list[tuple[float, float]]] = {}
+    for row, found in by_likeness["methods"].items():
+        score = found["scores"]["object"]["mean"], found["learning_rate"]
+        tried.setdefault(without_rate(row), []).append(score)
+    best = {name: max(found)[1] for name, found in tried.items()}
+    best = {name: found["best"] for name, found in by_rate["usable_range"].items()} | best
+    losses: dict[str, list[tuple[float, float]]] = {}
+    for row, columns in by_loss["methods"].items():
+        score = columns["200"]["scene_loss"]["mean"], by_loss["settings"][row]["learning_rate"]
+        losses.setdefault(without_rate(row), []).append(score)
+    best = {name: min(found)[1] for name, found in losses.items()} | best
+    assert {name: best[name] for name in TINY_LEARNING_RATES} == TINY_LEARNING_RATES
+    others = {*by_loss["subjects"], *by_rate["subjects"], *by_likeness["subjects"]}
+    assert not others & set(TINY_SUBJECTS)
 
 
 def test_the_bounds_of_the_best_step_part_usable_rates_from_collapsed_ones() -> None:

@@ -264,17 +264,6 @@ def test_a_study_of_strengths_tells_what_is_learned_from_what_is_lost(tmp_path: 
     assert is_png(tmp_path / "strength.png")
 
 
-def test_the_best_rate_has_the_least_change_of_those_with_near_the_least_loss() -> None:
-    def cell(*scores: float) -> dict[str, Estimate]:
-        names = ("scene_loss", "prediction_drift")
-        return dict(zip(names, (Estimate(score, None, 1, 1) for score in scores), strict=False))
-
-    losses = {0.001: (0.104, 0.05), 0.01: (0.1, 0.2), 0.1: (0.101, 0.1), 1.0: (0.2, 1.0), 10.0: ()}
-    cells = {f"lora:rank=1,learning_rate={rate}": {200: cell(*told)} for rate, told in losses.items()}
-    cells |= {f"oft:learning_rate={rate}": {200: cell(0.3, 0.0)} for rate in (0.1, 0.2)}
-    assert study_strength.best_rates(cells) == {"lora:rank=1": 0.1, "oft": 0.1}
-
-
 def test_an_adapter_works_on_each_row_as_its_timestep_says() -> None:
     """Against the same adapter at that strength, row by row."""
     unet = StableDiffusionPipeline.from_pretrained(tiny_world_path()).unet

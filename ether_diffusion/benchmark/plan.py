@@ -73,10 +73,11 @@ TINY_TRAINING: Mapping[str, Json] = {
 }
 """The short form, for Tiny World: about a minute on one core of a CPU."""
 TINY_LEARNING_RATES: Mapping[str, float] = {
-    "full": 1e-4, "lora": 1e-3, "oft": 1e-3, "hra": 3e-2, "delora": 1e-3,
+    "full": 1e-4, "lora": 3e-3, "oft": 1e-3, "hra": 3e-2, "delora": 3e-3,
     "ia3": 3e-2, "ether": 1e-2, "ether_plus": 3e-3,
 }  # fmt: skip
-"""The best of docs/results/strength.json for Tiny World 2, on subjects that the benchmark has not."""
+"""Of the greatest likeness in docs/results/rates.json, on subjects that the benchmark has not; others are
+of the greatest likeness in learning_rates.json, or of the least loss in strength.json."""
 PAPER_TRAINING: Mapping[str, Json] = {
     # ETHER, Bini et al. 2024, arXiv:2405.20271, 5.1.1 and C.1; 1200 is where its best runs were
     "num_blocks": 4,
