@@ -373,7 +373,7 @@ def test_means_and_errors_are_over_subjects(tmp_path: Path) -> None:
     runs = plan_benchmark(["lora"], read_dreambooth(dreambooth(tmp_path / "data", *values)), [0])
     for run in runs:
         result = {"method": run.method, "subject": run.subject.name, "seed": run.seed}
-        found = {"scores": {"dino": values[run.subject.name]}}
+        found: dict[str, Any] = {"scores": {"dino": values[run.subject.name]}}
         if run is runs[-1]:
             found = {"scores": {}, "diverged": "the loss is nan"}
         run.folder(tmp_path).mkdir(parents=True, exist_ok=True)
