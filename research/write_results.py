@@ -92,9 +92,10 @@ errors above zero; the rules are functions in `research/`, one for each claim.
 Where the paper has DINO, "object" stands here: the likeness of the middle of a picture to that of the true
 picture of its scene, which only a drawn world has, in the features of Tiny World's image tower; "outside"
 is the same by an ImageNet network that no training or choice ever saw. Likeness of whole pictures to whole
-photos, which was tried first, does not measure subjects there. Learning rates were chosen by likeness, and
-steps, blocks and target modules by the loss, on subjects that the benchmark has not. Runs of the benchmark
-were done on an H200, in float32, and on a CPU; both scored the base's pictures alike, within 0.001.
+photos, which was tried first, does not measure subjects there. Learning rates were chosen by likeness (some
+by the loss, as said below), steps, blocks and target modules by the loss, on subjects that the benchmark has
+not. Runs of the benchmark were done on an H200, in float32, and on a CPU; both scored the base's pictures
+alike, within 0.001.
 """
 BY_LOSS = {
     "strength": "Methods and rates by loss",

@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 Count = Annotated[int, Field(ge=0)]
 RESULT_FILE = "result.json"
 PICTURES, ADAPTER = "pictures", "adapter"
-FINGERPRINT = "base_fingerprint"
-"""Of the base's weights, in the results of its own runs."""
 SEEDS_APART = 1_000_000
 """Between the first pictures of two seeds of training."""
 MAX_SEED = 2**63 // SEEDS_APART - 1
@@ -89,7 +87,10 @@ class Judges(NamedTuple):
 
 
 class Result(StrictModel):
-    """What a run came to; `scores` is empty where it `diverged`, which says how."""
+    """What a run came to; `scores` is empty where it `diverged`, which says how.
+
+    Of the base's own runs there are the scores of the photos, `real`, and the fingerprint of its weights.
+    """
 
     method: Annotated[str, AfterValidator(_known)]
     subject: str
@@ -129,12 +130,12 @@ def training_config(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) 
     asked = {**settings.training, **options}
     prior = asked.get("prior_preservation", "none")
     values: dict[str, Json] = {
+        "learning_rate": settings.learning_rate(run.method),
         **asked,
         "pretrained_model_name_or_path": settings.base,
         "instance_data_dir": str(subject.photos),
         "output_dir": str(run.folder(root) / ADAPTER),
         "adapter": method,
-        "learning_rate": asked.get("learning_rate", settings.learning_rate(run.method)),
         "seed": run.seed,
         "token": subject.identifier,
         "export_lora": False,
@@ -277,7 +278,10 @@ def _measure(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, judges:
     result: dict[str, Json] = {"scores": scores}
     if run.method == BASE:
         real = score_photos(reference, encoders, lpips).columns
-        result |= {REAL: {column: each.mean for column, each in real.items()}, FINGERPRINT: fingerprint}
+        result |= {
+            REAL: {column: each.mean for column, each in real.items()},
+            "base_fingerprint": fingerprint,
+        }
     return result
 
 
