@@ -39,6 +39,7 @@ from ether_diffusion.benchmark.plan import (
 )
 from ether_diffusion.benchmark.results import draw_front, shown, summarise, table
 from ether_diffusion.benchmark.runs import trained_together, training_config
+from ether_diffusion.metrics.encoders import load_encoder
 from ether_diffusion.pipelines.metadata import fingerprint_of
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import find_concept, subject_concepts, trained_concepts
@@ -228,7 +229,7 @@ def test_killed_anywhere_and_shared_by_two_processes_the_scores_are_the_same(
     full, plus = found["methods"]["full"], found["methods"]["ether_plus"]
     assert full["parameters"] > 10 * plus["parameters"] > 0
     outside = {"outside"} if all(map(find_spec, OUTSIDE_PACKAGES)) else set[str]()
-    assert set(plus["scores"]) == {"object", "tiny_i", "tiny_t", "recognised"} | outside
+    assert set(plus["scores"]) == {"object", "tiny_i", "tiny_t", "recognised", "drift"} | outside
     with Image.open(root / "sheet.png") as sheet:
         assert sheet.format == "PNG"
 
@@ -348,6 +349,20 @@ def test_a_method_that_draws_nothing_is_counted_and_the_others_go_on(
     assert found["ether"]["scores"]["object"]["num_values"] == 1
 
 
+def test_drift_and_diversity_stand_beside_likeness(tmp_path: Path) -> None:
+    rows = ["lora:learning_rate=1e-12", "ether"]  # the first learns nothing: LoRA begins with the base
+    twice = [*TRAINED, "--num_images", "2", "--inference_steps", "1"]
+    assert benchmark(tmp_path, "--methods", *rows, "--subjects", "fox", *twice) == 0
+    found = json.loads((tmp_path / "benchmark.json").read_text())["methods"]
+    assert found[rows[0]]["scores"]["drift"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert found["ether"]["scores"]["drift"]["mean"] > 1e-3
+    assert "drift" not in found["base"]["scores"]
+    pictures = [Image.open(file) for file in sorted(tmp_path.glob("runs/ether/fox_0/pictures/*.png"))]
+    vectors = load_encoder("tiny_world").view(pictures).subjects.unflatten(0, (-1, 2))  # two of each prompt
+    apart = 1 - (vectors[:, 0] * vectors[:, 1]).sum(1)
+    assert found["ether"]["scores"]["diversity"]["mean"] == pytest.approx(float(apart.mean()), abs=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_photographs_and_a_base_of_ones_own_give_the_papers_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -361,7 +376,7 @@ def test_photographs_and_a_base_of_ones_own_give_the_papers_columns(
     assert benchmark(tmp_path / "out", *flags) == 0
     found = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     row = found["methods"]["ether_plus"]["scores"]
-    assert list(row) == ["dino", "clip_i", "clip_t"]
+    assert list(row) == ["dino", "clip_i", "clip_t", "drift"]
     assert all(each["num_groups"] == 2 and each["standard_error"] is not None for each in row.values())
     assert list(found["methods"]["real"]["scores"]) == ["dino", "clip_i"]
     assert "DINO ↑" in capsys.readouterr().out

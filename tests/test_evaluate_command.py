@@ -81,7 +81,7 @@ def test_an_adapter_is_measured_beside_the_base(work: Path, capsys: pytest.Captu
     assert (found["settings"]["seeds"], found["settings"]["guidance_scale"]) == ([0, 1], 3.0)
     assert found["encoders"] == {"tiny": "tiny_world"}
     for row in ("base", "adapter"):
-        assert set(found["scores"][row]) == {"tiny_i", "tiny_t"}
+        assert set(found["scores"][row]) == {"tiny_i", "tiny_t", "diversity"}
         assert found["scores"][row]["tiny_i"]["num_values"] == 4
     assert found["scores"]["photos"]["tiny_i"]["num_values"] == 6
     assert found["drift"]["tiny"]["mean"] > 0
@@ -117,7 +117,8 @@ def test_pictures_drawn_before_are_measured_by_named_encoders_and_lpips(work: Pa
     pictures = ["--generated", "photos", "--captions", "captions.jsonl"]
     assert measure(*pictures, *encoders, "--lpips_weights", "alexnet.pth", "--json", "scores.json") == 0
     found = read("scores.json")
-    assert set(found["scores"]["generated"]) == {"dino", "clip_i", "clip_t", "lpips_to_photos", "lpips_among"}
+    among_them = {"diversity", "lpips_among"}
+    assert set(found["scores"]["generated"]) == {"dino", "clip_i", "clip_t", "lpips_to_photos", *among_them}
     assert set(found["scores"]["photos"]) == {"dino", "clip_i", "lpips_to_photos"}
     # of six photos against themselves, a sixth of the pairs are equal
     among, to_all = (found["scores"][row]["lpips_to_photos"]["mean"] for row in ("photos", "generated"))
@@ -125,6 +126,7 @@ def test_pictures_drawn_before_are_measured_by_named_encoders_and_lpips(work: Pa
     assert found["scores"]["generated"]["lpips_among"]["mean"] == pytest.approx(among, rel=1e-5)
     likeness, to_all = (found["scores"][row]["dino"]["mean"] for row in ("photos", "generated"))
     assert to_all == pytest.approx((likeness * 5 + 1) / 6, abs=1e-6)
+    assert found["scores"]["generated"]["diversity"]["mean"] == pytest.approx(1 - likeness, abs=1e-6)
 
 
 def folder_of(name: str, *images: Image.Image) -> str:

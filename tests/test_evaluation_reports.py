@@ -81,7 +81,7 @@ def test_the_json_is_strict_and_says_what_is_left_out(report: Report) -> None:
 
 def test_the_table_has_the_numbers_of_the_json(report: Report) -> None:
     lines = report.table().splitlines()
-    assert lines[0].split() == ["tiny_i", "tiny_t"]
+    assert lines[0].split() == ["tiny_i", "tiny_t", "diversity"]
     found = report.rows["base"].columns["tiny_i"]
     assert lines[2].startswith(f"base     {found.mean:.3f} ± {found.standard_error:.3f}")
     assert lines[1].split()[-1] == "-"

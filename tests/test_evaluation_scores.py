@@ -1,6 +1,7 @@
 """Scores agree with their definitions in numpy's float64 and in torchmetrics, in any order."""
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,7 @@ def test_equal_pictures_score_one_and_differ_by_nothing(encoders: list[Encoder],
     assert columns["clip_i"].mean == pytest.approx(1, abs=1e-6)
     assert columns["lpips_to_photos"].mean == pytest.approx(0, abs=1e-6)
     assert columns["lpips_among"].mean == pytest.approx(0, abs=1e-6)
+    assert columns["diversity"].mean == pytest.approx(0, abs=1e-6)
     drift = score_drift(same, same, encoders)
     assert {name: found.mean for name, found in drift.items()} == pytest.approx(
         {"dino": 0, "clip": 0, "pixels": 0}, abs=1e-6
@@ -256,6 +258,9 @@ def test_scores_are_means_over_pictures_with_errors_over_seeds(encoders: list[En
     assert row["clip_t"] == pytest.approx(float(expected[first].mean()), abs=1e-6)
     among = np.mean(distances_among(lpips, [images[number] for number in first]))
     assert row["lpips_among"] == pytest.approx(among, rel=1e-5)
+    vectors = dino.embed_images([images[number] for number in first]).double().numpy()
+    apart = [1 - a @ b for a, b in combinations(vectors, 2)]
+    assert row["diversity"] == pytest.approx(np.mean(apart), abs=1e-6)
 
 
 def test_scores_do_not_depend_on_the_order_of_pictures_and_photos(

@@ -8,10 +8,13 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
 from pydantic import AfterValidator, Field
 from safetensors.torch import load_file
 
@@ -24,8 +27,12 @@ from ether_diffusion.durable_files import replace_folder, write_files
 from ether_diffusion.metrics.encoders import Encoder, load_encoder
 from ether_diffusion.metrics.lpips import Lpips, find_lpips
 from ether_diffusion.metrics.scores import (
+    DRIFT,
+    OTHER_PROMPTS,
     PhotoReference,
     Sample,
+    other_tiny_prompts,
+    relative_drift,
     score_photos,
     score_samples,
     without_faults,
@@ -52,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 Count = Annotated[int, Field(ge=0)]
 RESULT_FILE = "result.json"
-PICTURES, ADAPTER = "pictures", "adapter"
+PICTURES, ADAPTER, OTHERS = "pictures", "adapter", "other_pictures"
 SEEDS_APART = 1_000_000
 """Between the first pictures of two seeds of training."""
 MAX_SEED = 2**63 // SEEDS_APART - 1
@@ -257,9 +264,10 @@ def _measure(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, judges:
 
     Where none does, it counts as diverged.
     """
-    subject, number, (encoders, lpips, outside) = run.subject, settings.num_images, judges
-    prompts = [prompt for prompt in subject.prompts for _ in range(number)]
-    pictures, fingerprint = _draw(run, root, settings, prompts)
+    subject, (encoders, lpips, outside) = run.subject, judges
+    prompts = [prompt for prompt in subject.prompts for _ in range(settings.num_images)]
+    pipeline = _load_pipeline(run, root, settings)
+    pictures = _draw(pipeline, prompts, run, settings)
     images = to_images(pictures)
     reference = PhotoReference.of(read_photos(subject.photos).usable, encoders)
     samples = [Sample(str(k), image, prompts[k], k) for k, image in enumerate(images)]
@@ -272,38 +280,60 @@ def _measure(run: BenchmarkRun, root: Path, settings: BenchmarkSettings, judges:
     found = score_samples(reference, usable, encoders, lpips, identifier=subject.identifier)
     scores |= {column: each.mean for column, each in found.columns.items()}
     if subject.class_name is None:
-        scenes = [scene for scene in unseen_scenes(find_concept(subject.name)) for _ in range(number)]
+        true = unseen_scenes(find_concept(subject.name))
+        scenes = [scene for scene in true for _ in range(settings.num_images)]
         places = [int(sample.name) for sample in usable]
         scores |= score_against_truth(pictures.cpu(), scenes, places, outside=outside)
-    result: dict[str, Json] = {"scores": scores}
     if run.method == BASE:
         real = score_photos(reference, encoders, lpips).columns
-        result |= {
+        return {
+            "scores": scores,
             REAL: {column: each.mean for column, each in real.items()},
-            "base_fingerprint": fingerprint,
+            "base_fingerprint": fingerprint_of(pipeline.components[open_base(settings.base).denoiser]),
         }
-    return result
+    scores[DRIFT] = _drift(pipeline, run, root, settings, encoders[0])
+    return {"scores": scores}
+
+
+def _drift(
+    pipeline: DiffusionPipeline, run: BenchmarkRun, root: Path, settings: BenchmarkSettings, encoder: Encoder
+) -> float:
+    """Return how far pictures without the subject are from the base's, which are drawn once for a seed."""
+    prompts = list(other_tiny_prompts() if run.subject.class_name is None else OTHER_PROMPTS)
+    kept = root / OTHERS / str(run.seed)
+    if not kept.is_dir():
+        base = _load_pipeline(replace(run, method=BASE), root, settings)
+        drawn = to_images(_draw(base, prompts, run, settings))
+        replace_folder(kept, {f"{place:04d}.png": png_bytes(each) for place, each in enumerate(drawn)})
+    of_base = [Image.open(file) for file in sorted(kept.iterdir())]
+    drawn = to_images(_draw(pipeline, prompts, run, settings))
+    ours, theirs = (encoder.embed_images(each) for each in (drawn, of_base))
+    return float(relative_drift(ours, theirs, torch.arange(len(prompts))).mean())
+
+
+def _load_pipeline(run: BenchmarkRun, root: Path, settings: BenchmarkSettings) -> DiffusionPipeline:
+    """Load the base with a run's adapter."""
+    base, device = open_base(settings.base), default_device()
+    pipeline = base.load_unchecked_pipeline(default_dtype(device, base)).to(device)
+    if run.method != BASE:
+        attach_saved(pipeline, run.folder(root) / ADAPTER)
+    return pipeline
 
 
 def _draw(
-    run: BenchmarkRun, root: Path, settings: BenchmarkSettings, prompts: list[str]
-) -> tuple[torch.Tensor, str | None]:
-    """Draw prompts: picture k is of seed k, whatever the method; and return the base's fingerprint."""
-    base, device = open_base(settings.base), default_device()
-    pipeline = base.load_unchecked_pipeline(default_dtype(device, base)).to(device)
-    fingerprint = fingerprint_of(pipeline.components[base.denoiser])
-    if run.method != BASE:
-        attach_saved(pipeline, run.folder(root) / ADAPTER)
+    pipeline: DiffusionPipeline, prompts: list[str], run: BenchmarkRun, settings: BenchmarkSettings
+) -> torch.Tensor:
+    """Draw prompts: picture k is of seed k, whatever the method."""
     with decoded_again(pipeline.vae):
         pictures, _ = generate(
             pipeline,
             prompts,
             num_steps=settings.inference_steps,
-            guidance_scale=base.guidance_scale,
+            guidance_scale=open_base(settings.base).guidance_scale,
             seed=run.seed * SEEDS_APART,
             batch_size=settings.batch_size,
         )
-    return pictures.nan_to_num(-1), fingerprint
+    return pictures.nan_to_num(-1)
 
 
 def do_all(

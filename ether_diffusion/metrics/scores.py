@@ -4,7 +4,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -131,6 +133,7 @@ def frechet_distance(photos: Tensor, pictures: Tensor) -> float | str:
 
 PROMPT = "tiny_t"
 LPIPS_TO_PHOTOS, LPIPS_AMONG, PIXELS = "lpips_to_photos", "lpips_among", "pixels"
+DIVERSITY, DRIFT = "diversity", "drift"
 COLUMNS = {
     "dino": "DINO ↑",
     "clip_i": "CLIP-I ↑",
@@ -142,6 +145,9 @@ COLUMNS = {
     PROMPT: "tiny-T ↑",
     LPIPS_TO_PHOTOS: "LPIPS ↑",
     RECOGNISED: "recognised ↑",
+    DIVERSITY: "diversity ↑",
+    LPIPS_AMONG: "LPIPS among ↑",
+    DRIFT: "drift ↓",
 }
 """What tables call scores: those of the paper's, in its order; tiny are of Tiny World's own encoder."""
 OUTSIDE_JUDGES = ("dinov2", OUTSIDE)
@@ -245,7 +251,8 @@ class Scores:
     """What pictures came to: estimates by column, means by prompt and column, and distances of whole sets.
 
     Columns are an encoder's kind for its likeness to the photos ("dino", "dinov2", "clip_i", "tiny_i"), with
-    "_t" for likeness to the prompts, and LPIPS in both readings. `sets` has Fréchet distances ("fid_dino");
+    "_t" for likeness to the prompts, LPIPS in both readings, and diversity: the mean distance (1 − cosine)
+    between pictures of one prompt, by the first encoder. `sets` has Fréchet distances ("fid_dino");
     `left_out` says why a column is not there.
     """
 
@@ -289,6 +296,7 @@ def score_samples(
     prompts = [without_identifier(each.prompt, identifier) for each in samples if each.prompt is not None]
     values: dict[str, Sequence[float]] = {}
     left_out, distances = dict[str, str](), dict[str, float | str]()
+    among: dict[str, Callable[[list[int]], float]] = {}
     for encoder in encoders:
         photos, seen = reference.views[encoder.kind], encoder.view(images)
         values[_image_column(encoder)] = likeness_to(photos.subjects, seen.subjects).tolist()
@@ -298,24 +306,30 @@ def score_samples(
             texts = encoder.embed_texts(prompts)
             values[f"{encoder.kind}_t"] = likeness_of_pairs(seen.whole, texts).tolist()
         distances[encoder.kind] = frechet_distance(photos.whole, seen.whole)
+        among.setdefault(DIVERSITY, partial(_diversity, seen.subjects))
     if lpips is not None:
         values[LPIPS_TO_PHOTOS] = distances_to(lpips, reference.images, images)
+        among[LPIPS_AMONG] = lambda own: fmean(distances_among(lpips, [images[k] for k in own]))
     columns, by_prompt = _estimates(values, _groups(samples)), dict[str, dict[str, float]]()
     places: defaultdict[str, list[int]] = defaultdict(list)
     for place, sample in enumerate(samples):
         if sample.prompt is not None:
             places[sample.prompt].append(place)
     for prompt, own in places.items():
-        by_prompt[prompt] = {name: sum(row[k] for k in own) / len(own) for name, row in values.items()}
-        if lpips is not None and len(own) > 1:
-            among = distances_among(lpips, [images[k] for k in own])
-            by_prompt[prompt][LPIPS_AMONG] = sum(among) / len(among)
-    diverse = {prompt: row[LPIPS_AMONG] for prompt, row in by_prompt.items() if LPIPS_AMONG in row}
-    if diverse:
-        columns[LPIPS_AMONG] = estimate(list(diverse.values()), list(diverse))
-    elif lpips is not None:
-        left_out[LPIPS_AMONG] = "no prompt has two pictures"
+        by_prompt[prompt] = {name: fmean(row[k] for k in own) for name, row in values.items()}
+        if len(own) > 1:
+            by_prompt[prompt] |= {name: measure(own) for name, measure in among.items()}
+    for name in among:
+        found = {prompt: row[name] for prompt, row in by_prompt.items() if name in row}
+        if found:
+            columns[name] = estimate(list(found.values()), list(found))
+        else:
+            left_out[name] = "no prompt has two pictures"
     return Scores(columns, by_prompt, {}, left_out).with_distances(distances)
+
+
+def _diversity(vectors: Tensor, own: list[int]) -> float:
+    return float(1 - likeness_among(vectors[own]).mean())
 
 
 def score_drift(

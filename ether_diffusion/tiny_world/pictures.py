@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from ether_diffusion.tiny_world import tiny_world_path
 from ether_diffusion.tiny_world.concepts import RENDERS_FOLDER, Concept, shipped_concepts
-from ether_diffusion.tiny_world.networks import Features, load_tiny_clip
+from ether_diffusion.tiny_world.networks import Features, TinyClip, load_tiny_clip
 from ether_diffusion.tiny_world.world import NATIVE_SIZE, Scene, draw
 
 MARGIN = 6
@@ -101,17 +102,32 @@ def recognise(
     compares the middles, for scenes with their objects there.
     """
 
-    def view(shown: torch.Tensor) -> torch.Tensor:
-        return features(object_crops(shown) if cropped else shown)
-
-    found, true = [], {}
+    found = []
     for picture, scene in zip(pictures, scenes, strict=True):
-        if scene not in true:
-            drawn = [replace(scene, concept=each) for each in concepts]
-            size = picture.shape[-1]
-            true[scene] = view(draw_scenes(drawn, size=size, renders_folder=renders_folder))
-        found.append(concepts[int((true[scene] @ view(picture[None])[0]).argmax())])
+        true = _views_in(features, scene, tuple(concepts), picture.shape[-1], cropped, renders_folder)
+        own = picture[None]
+        found.append(concepts[int((true @ features(object_crops(own) if cropped else own)[0]).argmax())])
     return found
+
+
+@lru_cache(maxsize=256)
+def _views_in(
+    features: Features,
+    scene: Scene,
+    concepts: tuple[Concept, ...],
+    size: int,
+    cropped: bool,
+    renders_folder: Path,
+) -> torch.Tensor:
+    """Return the features (n, d) of concepts drawn into a scene: a benchmark asks often for the same."""
+    drawn = [replace(scene, concept=each) for each in concepts]
+    pictures = draw_scenes(drawn, size=size, renders_folder=renders_folder)
+    return features(object_crops(pictures) if cropped else pictures)
+
+
+@cache
+def _load_judge() -> TinyClip:
+    return load_tiny_clip(tiny_world_path())
 
 
 def score_against_truth(
@@ -129,7 +145,7 @@ def score_against_truth(
     photos it is not higher where a photo is shown whatever is asked, and the best that can be reached is 1.
     `outside` is as `object`, in features that no training and no choice has seen, where they are given.
     """
-    clip = load_tiny_clip(tiny_world_path())
+    clip = _load_judge()
     chosen = list(range(len(scenes)) if usable is None else usable)
     true = draw_scenes([scenes[number] for number in chosen], size=pictures.shape[-1])
     shown = [object_crops(each) for each in (pictures[chosen], true)]
