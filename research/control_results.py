@@ -104,13 +104,8 @@ def score_runs(runs: Sequence[DrawnRun], settings: StudySettings, yardsticks: Co
         "learning_rate": runs[0].learning_rate,
         "parameters": runs[0].parameters,
         "encoder_parameters": runs[0].encoder_parameters,
-        "seconds": _mean([run.seconds for run in runs if run.seconds is not None]),
     }
     return StudyRow(scores, unseen, found.set_aside, cost)
-
-
-def _mean(seconds: Sequence[float]) -> float | None:
-    return round(sum(seconds) / len(seconds), 1) if seconds else None
 
 
 def _number(sample: Sample) -> int:
@@ -125,7 +120,7 @@ def _score(samples: Sequence[Sample], pairs: Sequence[ControlPair], yardsticks: 
 def true_run(settings: StudySettings) -> DrawnRun:
     """Return the true pictures of the validation scenes: what the segmenter reads of a perfect drawing."""
     scenes = [pair.scene for pair in validation_pairs(settings)]
-    return DrawnRun(draw_scenes(scenes, size=open_base(BASE).native_size), None, None, None, None)
+    return DrawnRun(draw_scenes(scenes, size=open_base(BASE).native_size), None, None, None)
 
 
 def study_json(rows: Mapping[str, StudyRow], settings: StudySettings, seeds: Sequence[int]) -> bytes:
@@ -148,7 +143,7 @@ def title_of(row: str) -> str:
 
 def study_table(rows: Mapping[str, StudyRow]) -> str:
     """Return the rows as lines."""
-    head = ["", "mIoU", "accuracy", "object IoU", "of unseen", "FID-like", "parameters", "seconds"]
+    head = ["", "mIoU", "accuracy", "object IoU", "of unseen", "FID-like", "parameters"]
     lines = [head]
     for name_of_row, row in rows.items():
         columns = row.scores.columns
@@ -161,7 +156,6 @@ def study_table(rows: Mapping[str, StudyRow]) -> str:
                 ),
                 f"{max(row.scores.sets[FID], 0.0):.4f}" if FID in row.scores.sets else "-",
                 "-" if row.cost["parameters"] is None else f"{row.cost['parameters']:,}",
-                "-" if row.cost["seconds"] is None else f"{row.cost['seconds']}",
             ]
         )
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import math
-import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -101,17 +100,15 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class DrawnRun:
-    """What came of a training: pictures (n, 3, h, h) in [-1, 1] of the validation pairs, and its cost.
+    """What came of a training: pictures (n, 3, h, h) in [-1, 1] of the validation pairs, and its size.
 
     `parameters` are the adapter's, without the encoder's `encoder_parameters`; None of the base alone.
-    `seconds` are those of all updates at the median time of one, which other work on the machine moves least.
     """
 
     pictures: Tensor
     learning_rate: float | None
     parameters: int | None
     encoder_parameters: int | None
-    seconds: float | None
 
 
 def validation_pairs(settings: StudySettings) -> tuple[Pair, ...]:
@@ -138,13 +135,11 @@ def carry_out(run: StudyRun, root: Path, settings: StudySettings) -> DrawnRun:
         attach(pipeline, adapter)
         write_files(folder, {DRAWN_FILE: save({"pictures": _draw(pipeline, settings, run.seed, adapter)})})
     rows = [json.loads(line) for line in (adapter / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    step = statistics.median(settings.batch_size / row["images_per_second"] for row in rows if "loss" in row)
     return DrawnRun(
         pictures=_read_pictures(folder),
         learning_rate=max(row["learning_rate"] for row in rows if "loss" in row),
         parameters=_count(adapter / TENSORS_NAME),
         encoder_parameters=_count(adapter / ENCODER_NAME),
-        seconds=step * settings.steps,
     )
 
 
@@ -154,7 +149,7 @@ def draw_base(root: Path, settings: StudySettings, seed: int) -> DrawnRun:
     check_settings(folder, {"seed": seed, "settings": asdict(settings)})
     if not (folder / DRAWN_FILE).is_file():
         write_files(folder, {DRAWN_FILE: save({"pictures": _draw(load_base(), settings, seed, None)})})
-    return DrawnRun(_read_pictures(folder), None, None, None, None)
+    return DrawnRun(_read_pictures(folder), None, None, None)
 
 
 def check_settings(folder: Path, asked: dict[str, Json]) -> None:
