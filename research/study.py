@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,11 +115,6 @@ def settings_of(row: str) -> "dict[str, Json]":
 
     method, options = method_of(row)
     return {"adapter": method, "learning_rate": BenchmarkSettings(BASE, {}).learning_rate(row), **options}
-
-
-def folder_of(row: str) -> str:
-    """Return the name of the folder of a row."""
-    return re.sub("[^\\w.=-]", "_", row)
 
 
 def check_settings(trainings: Sequence[Training]) -> None:

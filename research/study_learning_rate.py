@@ -23,7 +23,6 @@ from research.study import (
     cells_json,
     check_settings,
     draw_curves,
-    folder_of,
     learn_all,
     run_study,
     settings_of,
@@ -84,6 +83,8 @@ def plan(
     methods: Sequence[str], rates: Sequence[float], subjects: Sequence[str], seeds: Sequence[int], steps: int
 ) -> list[Training]:
     """Return all trainings of a study: each method at each rate, in ascending order."""
+    from ether_diffusion.benchmark.plan import folder_of
+
     return [
         Training(
             {"method": method, "learning_rate": rate, "subject": subject, "seed": seed, "steps": steps},

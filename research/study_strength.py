@@ -22,7 +22,6 @@ from research.study import (
     Training,
     cells_json,
     check_settings,
-    folder_of,
     kept_scores,
     run_study,
     settings_of,
@@ -92,6 +91,8 @@ def plan(
 
 def _folder(row: Any, subject: Any, seed: Any) -> Path:
     """Return where a row is trained."""
+    from ether_diffusion.benchmark.plan import folder_of
+
     return Path(folder_of(row), f"{subject}_{seed}")
 
 

@@ -69,9 +69,9 @@ COMMANDS = {
     "timesteps": "python -m research.study_timesteps --seeds 0 1 --output_dir runs/timesteps",
     "blocks": "python -m research.study_blocks --output_dir runs/blocks",
     "energy": "cd runs/strength; python -m research.study_energy --output_dir ../energy --adapters "
-    "full_learning_rate=0.0001 lora_learning_rate=0.001 oft_learning_rate=0.001 hra_learning_rate=0.03 "
-    "delora_learning_rate=0.001 ia3_learning_rate=0.03 ether_learning_rate=0.01 "
-    "ether_plus_learning_rate=0.003",
+    "full_learning_rate_0.0001 lora_learning_rate_0.001 oft_learning_rate_0.001 hra_learning_rate_0.03 "
+    "delora_learning_rate_0.001 ia3_learning_rate_0.03 ether_learning_rate_0.01 "
+    "ether_plus_learning_rate_0.003",
     "transforms": "python -m research.study_transforms --output_dir runs/transforms",
     "cost": "python -m research.study_cost --latent 32 --rounds 3 --output_dir runs/cost",
     "control": "python -m research.study_control --methods none ether@0.01 ether_plus@0.003 lora@0.001 "
