@@ -12,7 +12,8 @@ from ether_diffusion.tiny_world.pictures import OBJECT
 
 FILES = (
     *("benchmark", "rates", "learning_rates", "photos", "strength", "steps", "taken_out", "unconditional"),
-    *("timesteps", "blocks", "energy", "transforms", "cost", "control"),
+    *("timesteps", "blocks", "energy", "transforms", "cost"),
+    *("control", "control_silhouette", "control_edges"),
 )
 """Names of the studies' files in docs/results, without .json."""
 

@@ -15,10 +15,12 @@ from ether_diffusion.benchmark.plan import CURVES_FILE, LABELS, label_of, labels
 from ether_diffusion.benchmark.results import interval, table
 from ether_diffusion.console import run_command
 from ether_diffusion.durable_files import write_files
+from ether_diffusion.metrics.control_scores import CANNY_F1, MIOU, OBJECT_IOU
 from ether_diffusion.metrics.scores import COLUMNS, PROMPT, Estimate
 from ether_diffusion.strict_json import Json
 from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
 from research.claims import CLAIMS
+from research.control_results import title_of
 from research.measured import (
     FILES,
     Measured,
@@ -74,8 +76,11 @@ COMMANDS = {
     "ether_plus_learning_rate_0.003",
     "transforms": "python -m research.study_transforms --output_dir runs/transforms",
     "cost": "python -m research.study_cost --latent 32 --rounds 3 --output_dir runs/cost",
-    "control": "python -m research.study_control --methods none ether@0.01 ether_plus@0.003 lora@0.001 "
-    "oft@0.001 --output_dir runs/control",
+    "control": "python -m research.study_control --seeds 0 1 2 --output_dir runs/control",
+    "control_silhouette": "python -m research.study_control --seeds 0 1 2 --control_type silhouette "
+    "--output_dir runs/control_silhouette",
+    "control_edges": "python -m research.study_control --seeds 0 1 2 --control_type edges "
+    "--output_dir runs/control_edges",
 }
 """What makes each file; its study.json or own JSON is copied into docs/results."""
 HEAD = """# What was measured, and what of the paper it bears out
@@ -114,6 +119,20 @@ LOSS_WORDS = {
     "λ helped ETHER on both sides alone, where ETHER+ on the output side has fewer numbers, less loss and "
     "less change.",
 }
+CONTROL = {"control": "Semantic maps", "control_silhouette": "Silhouettes", "control_edges": "Edges"}
+UNSEEN = "object_iou_of_unseen_concepts"
+CONTROL_SCORES = {
+    MIOU: "mIoU ↑",
+    OBJECT_IOU: "IoU of the object ↑",
+    UNSEEN: "of concepts unseen by the base ↑",
+    CANNY_F1: "Canny F1 ↑",
+}
+CONTROL_HEAD = """## Control
+
+Pictures of eight concepts that control never learned from, anywhere and turned, by what a segmenter and a
+detector of edges find in them; ± is the standard error over concepts. All train a control encoder, and an
+adapter beside it at its rate of the benchmark.
+"""
 PAIRS = (
     *(("ether", "ia3"), ("ether", "lora:rank=1"), (ADVISED, "lora:rank=1"), (ADVISED, "lora")),
     *((ADVISED, "ether_plus:sides=output"), ("ether_plus", "lora:rank=2"), ("ether_plus", "lora")),
@@ -151,7 +170,7 @@ def results_page(measured: Measured, folder: Path) -> str:
     """Return the page; pictures that lie in the folder are shown."""
     parts = [HEAD, _claims(measured), _benchmark(measured), _rates(measured), _ranges(measured)]
     parts += [_photos(measured), *(_by_loss(measured, name, title) for name, title in BY_LOSS.items())]
-    parts += [_unconditional(measured), _timesteps(measured), _pictures(folder)]
+    parts += [_control(measured), _unconditional(measured), _timesteps(measured), _pictures(folder)]
     return "\n".join([*(part for part in parts if part), _sources(measured)])
 
 
@@ -311,6 +330,23 @@ def _photos(measured: Measured) -> str:
         f"{_subjects(file)}."
     )
     return f"## Photos and steps\n\n{told}\n\n{_markdown(rows)}"
+
+
+def _control(measured: Measured) -> str:
+    """Return how well pictures follow each kind of control image, a table each."""
+    tables = list[str]()
+    for file, kind in CONTROL.items():
+        if file not in measured.files:
+            continue
+        rows = [["", *CONTROL_SCORES.values(), "parameters"]]
+        for name, row in measured.value(file, "rows").items():
+            scores = {**row["scores"], UNSEEN: row[UNSEEN]}
+            told = (str(Estimate(**scores[each])) for each in CONTROL_SCORES)
+            numbers = "-" if row["parameters"] is None else f"{row['parameters']:,}"
+            rows.append([title_of(name), *told, numbers])
+        seeds = len(measured.value(file, "seeds"))
+        tables.append(f"{kind}, {seeds} seed{'s' if seeds > 1 else ''}:\n\n{_markdown(rows)}")
+    return "\n".join([CONTROL_HEAD, *tables]) if tables else ""
 
 
 def _by_loss(measured: Measured, file_name: str, title: str) -> str:

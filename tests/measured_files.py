@@ -131,9 +131,14 @@ def others() -> dict[str, Any]:
         },
         "control": {
             "rows": {
-                name: {"scores": {"miou": estimate(value, 0.02)}}
+                name: {
+                    "scores": {each: estimate(value, 0.02) for each in ("miou", "object_iou", "canny_f1")},
+                    "object_iou_of_unseen_concepts": estimate(0.3),
+                    "parameters": 1234,
+                }
                 for name, value in {"none": 0.1, "ether": 0.5, "oft_0.0001": 0.4, "ether_plus": 0.6}.items()
-            }
+            },
+            "seeds": [0, 1],
         },
     }
 

@@ -198,6 +198,18 @@ def test_the_page_shows_the_tables_and_the_pictures_of_the_folder(tmp_path: Path
     assert "2 subjects (subject0, subject1) × 8 prompts × 2 pictures" in page
 
 
+def test_the_page_tells_control_by_each_kind_of_image(tmp_path: Path) -> None:
+    edges = others()["control"]
+    edges["rows"]["none"]["parameters"] = None
+    results = write_all(tmp_path, control_edges=edges)
+    page = results_page(Measured.read(results), results)
+    told = "0.400 ± 0.020 | 0.400 ± 0.020 | 0.300 ± 0.100 | 0.400 ± 0.020 | 1,234 |"
+    assert page.count(f"| OFT n=4, 0.0001 | {told}") == 2
+    assert "Semantic maps, 2 seeds:" in page
+    assert page.count("| encoder-only | 0.100 ± 0.020 |") == 2
+    assert "Silhouettes, " not in page
+
+
 def test_rows_are_compared_in_pairs_by_both_judges(tmp_path: Path) -> None:
     made = benchmark()
     for run in made["runs"]:
