@@ -559,12 +559,13 @@ def test_an_outside_judge_is_shown_and_chooses_nothing(tmp_path: Path) -> None:
 
 def test_those_who_share_the_work_take_whole_groups(tmp_path: Path) -> None:
     subjects = tiny_subjects(TINY_SUBJECTS[:10], tmp_path)
-    runs = plan_benchmark(["full", "lora"], subjects, [0, 1])
+    whole = ("full", "full:learning_rate=0.0003")
+    runs = plan_benchmark([*whole, "lora"], subjects, [0, 1])
     settings = BenchmarkSettings("tiny_world", TINY_TRAINING)
     groups = {tuple(trained_together(runs, run, settings)) for run in runs if run.method == "lora"}
     assert sorted(len(group) for group in groups) == [2, 2, 8, 8]
     assert {run for group in groups for run in group} == {run for run in runs if run.method == "lora"}
-    assert all(trained_together(runs, run, settings) == [run] for run in runs if run.method == "full")
+    assert all(trained_together(runs, run, settings) == [run] for run in runs if run.method in whole)
 
 
 def test_rows_are_methods_with_options_of_their_own(tmp_path: Path) -> None:

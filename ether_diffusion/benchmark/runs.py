@@ -169,9 +169,9 @@ def trained_together(
 
     They are the same whichever of them it is, so that those who share the work take whole groups.
     """
-    own = {} if one.method == BASE else method_of(one.method)[1]
+    method, own = (BASE, {}) if one.method == BASE else method_of(one.method)
     draws_class_images = {**settings.training, **own}.get("prior_preservation") == "class_images"
-    number = 1 if one.method in (BASE, "full") or draws_class_images else TOGETHER
+    number = 1 if method in (BASE, "full") or draws_class_images else TOGETHER
     alike = [run for run in runs if (run.method, run.seed) == (one.method, one.seed)]
     start = alike.index(one) // number * number
     return alike[start : start + number]
