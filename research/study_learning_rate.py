@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Number = TypeVar("Number", int, float)
-METHODS = ("ether_plus", "ether", "lora", "oft")
+METHODS = ("ether_plus", "ether_plus:target_modules=.*to_(v|out.0)", "ether", "lora", "oft")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SUBJECTS = ("panda",)
-"""None of the benchmark, which takes its learning rates from here."""
+"""None of the benchmark."""
 TOLERANCE = 0.05
 MAX_PROMPT_LOSS = 0.1
 """As for the best step of a run (`eval_max_prompt_loss`): what ignores the prompt is not usable."""

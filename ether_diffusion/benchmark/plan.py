@@ -14,7 +14,7 @@ from ether_diffusion.metrics.scores import Estimate
 from ether_diffusion.strict_json import Json, Within, checked, read_json
 from ether_diffusion.tiny_world import EMBEDDED
 from ether_diffusion.tiny_world.concepts import find_concept, load_concepts
-from ether_diffusion.tiny_world.pictures import OBJECT, RECOGNISED
+from ether_diffusion.tiny_world.pictures import OBJECT
 from ether_diffusion.tiny_world.subjects import IDENTIFIER, NUM_PHOTOS, unseen_prompts, validation_prompts
 from ether_diffusion.training import find_photos
 from ether_diffusion.training.captions import decode_text
@@ -73,11 +73,10 @@ TINY_TRAINING: Mapping[str, Json] = {
 }
 """The short form, for Tiny World: about a minute on one core of a CPU."""
 TINY_LEARNING_RATES: Mapping[str, float] = {
-    "full": 1e-4, "lora": 3e-3, "oft": 1e-3, "hra": 3e-2, "delora": 3e-3,
-    "ia3": 3e-2, "ether": 1e-2, "ether_plus": 3e-3,
+    "full": 1e-4, "lora": 3e-3, "oft": 1e-3, "hra": 1e-2, "delora": 3e-3,
+    "ia3": 3e-2, "ether": 3e-2, "ether_plus": 3e-3,
 }  # fmt: skip
-"""Of the greatest likeness in docs/results/rates.json, on subjects that the benchmark has not; others are
-of the greatest likeness in learning_rates.json, or of the least loss in strength.json."""
+"""Of the greatest likeness in docs/results/rates.json, on subjects that the benchmark has not."""
 PAPER_TRAINING: Mapping[str, Json] = {
     # ETHER, Bini et al. 2024, arXiv:2405.20271, 5.1.1 and C.1; 1200 is where its best runs were
     "num_blocks": 4,
@@ -377,8 +376,8 @@ def read_curves(file: Path = CURVES_FILE) -> Curves:
 def advise(num_photos: int, base: str, curves: Curves) -> Advice:
     """Return what to do with so many photos on a base.
 
-    On the base that was measured it is the adapter with the fewest parameters of those that are not clearly
-    behind the best adapter; elsewhere it is the paper's.
+    On the base that was measured it is the adapter with the fewest parameters of those within 2 % of the
+    best adapter's likeness; elsewhere it is the paper's.
     """
     if num_photos < 1:
         raise ValueError(f"a subject needs photos; found {num_photos}")
@@ -409,27 +408,25 @@ def _measured_advice(num_photos: int, found: Mapping[str, Any], curves: Curves) 
         f"with {NUM_PHOTOS} photos each: likeness {likeness[name]}"
     ]
     if name != best:
-        cost = f"{rows[best]['parameters']:,} parameters, which is not clearly more"
+        cost = f"{rows[best]['parameters']:,} parameters, which is less than 2 % more"
         basis.append(f"{labels[best]} had {likeness[best]} with {cost}")
+        if row.get("drift") and rows[best].get("drift"):
+            drifts = (f"{rows[each]['drift']['mean']:.3f}" for each in (name, best))
+            basis.append("drift of pictures without the subject {}, and {}".format(*drifts))
     studied = curves["photos"] if curves["photos"] and curves["photos"]["method"] == name else {}
     enough = {int(number): steps for number, steps in studied.get("enough_steps", {}).items() if steps}
+    expected = [f"likeness to the subject {likeness[name]} by {found['column']}"]
+    if row["recognised"] is not None:
+        expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
     if not enough:
-        expected = [f"likeness to the subject {likeness[name]} by {found['column']}"]
-        if row["recognised"] is not None:
-            expected.append(f"{row['recognised']['mean']:.0%} of the pictures recognised as the subject")
         doubts = _doubts_of_photos(num_photos, NUM_PHOTOS, NUM_PHOTOS)
     else:  # the trainings with as many photos, or the next fewer
         number = max((each for each in enough if each <= num_photos), default=min(enough))
         training["max_train_steps"] = enough[number]
-        scores, base = studied["cells"][str(number)][str(enough[number])], studied["base"]
-        expected = [
-            f"likeness of the object to the true picture {Estimate(**scores[OBJECT])}; the base alone "
-            f"{base[OBJECT]:.3f}",
-            f"{scores[RECOGNISED]['mean']:.0%} of the pictures recognised as the subject; the base alone "
-            f"{base[RECOGNISED]:.0%}",
-        ]
+        score = Estimate(**studied["cells"][str(number)][str(enough[number])][OBJECT])
         photos = "one photo" if number == 1 else f"{number} photos"
-        basis.append(f"the fewest steps within 5 % of the best, of trainings with {photos}")
+        told = f"likeness {score}; the base alone {studied['base'][OBJECT]:.3f}"
+        basis.append(f"the fewest steps within 2 % of the best, of trainings with {photos}: {told}")
         doubts = _doubts_of_photos(num_photos, min(enough), max(enough))
     expected.append(f"a file of {row['bytes'] / 1024:.0f} KiB, {row['parameters']:,} parameters")
     usable = (curves["usable_range"] or {}).get(name)
