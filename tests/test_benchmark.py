@@ -40,13 +40,14 @@ from ether_diffusion.benchmark.plan import (
 from ether_diffusion.benchmark.results import draw_front, shown, summarise, table
 from ether_diffusion.benchmark.runs import trained_together, training_config
 from ether_diffusion.metrics.encoders import load_encoder
+from ether_diffusion.metrics.scores import other_tiny_prompts
 from ether_diffusion.pipelines.metadata import fingerprint_of
 from ether_diffusion.scripts import ether
 from ether_diffusion.tiny_world.concepts import find_concept, subject_concepts, trained_concepts
 from ether_diffusion.tiny_world.networks import OUTSIDE_PACKAGES
 from ether_diffusion.tiny_world.subjects import photos_of, unseen_prompts, validation_prompts
 from ether_diffusion.training.config import AdapterConfig
-from ether_diffusion.training.run_lock import LOCK_NAME, Holder
+from ether_diffusion.training.run_lock import LOCK_NAME, Holder, locked
 
 PROMPTS_AND_CLASSES = """Classes
 
@@ -361,6 +362,24 @@ def test_drift_and_diversity_stand_beside_likeness(tmp_path: Path) -> None:
     vectors = load_encoder("tiny_world").view(pictures).subjects.unflatten(0, (-1, 2))  # two of each prompt
     apart = 1 - (vectors[:, 0] * vectors[:, 1]).sum(1)
     assert found["ether"]["scores"]["diversity"]["mean"] == pytest.approx(float(apart.mean()), abs=1e-5)
+
+
+def test_one_process_at_a_time_draws_what_the_base_makes_of_other_prompts(tmp_path: Path) -> None:
+    row, subject = ["--methods", "lora"], ["--subjects", "fox", *QUICK]
+    assert benchmark(tmp_path, *row, *subject) == 0
+    others, limit = tmp_path / "other_pictures", time.monotonic() + 100
+    drawn = {file.name: file.read_bytes() for file in (others / "0").iterdir()}
+    assert len(drawn) == len(other_tiny_prompts())
+    shutil.rmtree(others / "0")
+    with locked(others):
+        child = fork(lambda: benchmark(tmp_path, *row, "ether", *subject))
+        while not list(tmp_path.glob("runs/ether/fox_0/pictures/*.png")):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        time.sleep(1)
+        assert not (others / "0").exists()
+    assert exit_code(child) == 0
+    assert {file.name: file.read_bytes() for file in (others / "0").iterdir()} == drawn
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")

@@ -52,7 +52,7 @@ from ether_diffusion.training.prior import read_class_images
 from ether_diffusion.training.processes import InterruptedRunError, release_signals, signals_held
 from ether_diffusion.training.run import train_dreambooth
 from ether_diffusion.training.run_folder import LOG_NAME
-from ether_diffusion.training.run_lock import FolderInUseError, locked
+from ether_diffusion.training.run_lock import FOREVER, FolderInUseError, locked
 from ether_diffusion.wording import printable
 
 logger = logging.getLogger(__name__)
@@ -301,10 +301,12 @@ def _drift(
     """Return how far pictures without the subject are from the base's, which are drawn once for a seed."""
     prompts = list(other_tiny_prompts() if run.subject.class_name is None else OTHER_PROMPTS)
     kept = root / OTHERS / str(run.seed)
-    if not kept.is_dir():
-        base = _load_pipeline(replace(run, method=BASE), root, settings)
-        drawn = to_images(_draw(base, prompts, run, settings))
-        replace_folder(kept, {f"{place:04d}.png": png_bytes(each) for place, each in enumerate(drawn)})
+    kept.parent.mkdir(exist_ok=True)
+    with locked(kept.parent, patience=FOREVER):  # all processes come to it at about the same time
+        if not kept.is_dir():
+            base = _load_pipeline(replace(run, method=BASE), root, settings)
+            drawn = to_images(_draw(base, prompts, run, settings))
+            replace_folder(kept, {f"{place:04d}.png": png_bytes(each) for place, each in enumerate(drawn)})
     of_base = [Image.open(file) for file in sorted(kept.iterdir())]
     drawn = to_images(_draw(pipeline, prompts, run, settings))
     ours, theirs = (encoder.embed_images(each) for each in (drawn, of_base))

@@ -22,6 +22,8 @@ from ether_diffusion.wording import printable
 LOCK_NAME = ".lock"
 PATIENCE_SECONDS = 2.0
 """A process that was killed holds its lock until the system has taken its memory apart."""
+FOREVER = -1.0
+"""Patience for what whoever holds the lock soon has done for all."""
 
 logger = logging.getLogger(__name__)
 
